@@ -1,0 +1,47 @@
+# FOCAL: every command of the README. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# Where real data lies. A folder shared beside the checkout wins over ./data; FOCAL_DATA=/path overrides both.
+FOCAL_DATA ?= $(if $(wildcard ../shared/data/.),../shared/data,data)
+export FOCAL_DATA := $(abspath $(FOCAL_DATA))
+
+bin := .venv/bin
+trainings := retina severity pathology xray
+
+.PHONY: help setup demo $(trainings:%=train-%) bench test lint types check clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\n  data: FOCAL_DATA=%s\n' '$(FOCAL_DATA)'
+
+setup: ## make .venv with everything in it (PYTHON=/path chooses the interpreter)
+	@bash scripts/setup.sh
+
+demo: setup ## the main job on generated images: nothing is downloaded
+	$(bin)/focal demo
+
+train-retina: ## ODIR-5K, 8 eye diseases
+train-severity: ## RetinaMNIST, 5 severity grades
+train-pathology: ## H&E colon tiles, benign or adenocarcinoma
+train-xray: ## PneumoniaMNIST, chest X-ray
+$(trainings:%=train-%): train-%: setup
+	$(bin)/focal train --config configs/$*.yaml
+
+bench: setup ## speed, size and accuracy against their targets
+	$(bin)/focal bench all
+
+test: setup ## all tests, with the reason of every skip and the slowest few
+	OMP_NUM_THREADS=1 $(bin)/pytest -rs --durations=5
+
+lint: setup ## ruff
+	$(bin)/ruff check .
+
+types: setup ## mypy
+	$(bin)/mypy
+
+check: lint types test ## what CI runs
+
+clean: ## remove caches and build leftovers; runs/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis lightning_logs
+	find . -path ./.venv -prune -o -path ./runs -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

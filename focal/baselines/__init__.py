@@ -1,0 +1,1 @@
+"""What encrypted training is compared with: the same features, no encryption."""

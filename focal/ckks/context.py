@@ -1,0 +1,274 @@
+"""One CKKS context, generated locally from the agreed parameters, and the byte templates to talk through.
+
+OpenFHE objects enter and leave as limbs (:mod:`focal.ckks.wire`). To build an object from limbs, they are written over the limbs
+of an object of the same shape that this process made itself, and that byte string, whose structure is ours, is
+deserialised. Foreign bytes never reach the deserializer: it can crash the process (openfhe-facts, section 8).
+
+::
+
+    foreign bytes --check length, header, every value < q--> limbs --write into own template--> OpenFHE object
+
+``OMP_NUM_THREADS=1`` is set before OpenFHE is imported: the GIL is released during its calls, so Python threads give the
+parallelism, and OpenMP inside several processes on one host is up to 30 times slower.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import hashlib  # noqa: E402
+import math  # noqa: E402
+import struct  # noqa: E402
+import threading  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from functools import cached_property  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+import openfhe  # noqa: E402
+
+from focal.ckks.ring import Limb  # noqa: E402
+from focal.config import CkksConfig, canonical_json  # noqa: E402
+from focal.errors import FocalError  # noqa: E402
+
+DEPTH = 5
+"""Multiplicative depth: forward 1, sigmoid 2, and the three limbs a collective refresh needs (kernels.md)."""
+LIMBS = DEPTH + 1
+DIGITS = 3
+"""dnum of hybrid key switching."""
+REFRESH_LIMBS = 3
+"""Limbs of a ciphertext that is handed to the collective refresh (COMPACT)."""
+MAX_LOG_QP = {16384: 438, 32768: 881}
+"""Largest log2(QP) for 128-bit classical security with ternary secrets (homomorphicencryption.org standard, table 1)."""
+
+
+def parse(data: bytes, n: int) -> list[list[tuple[int, int]]]:
+    """Limb offsets and moduli in OpenFHE 1.6 BINARY bytes of a ciphertext, key or key map made by this process.
+
+    Returns one list per polynomial of (offset of N little-endian uint64, modulus). Not a parser for foreign bytes.
+    """
+    needle, found, position = struct.pack("<Q", n), [], 0
+    while (i := data.find(needle, position)) >= 0:
+        position = i + 1
+        first = not found and data[i - 9 : i] == b"\x00\x00\x00\x40\x01\x00\x00\x00\x00"
+        end = i + 8 + 8 * n
+        if (first or data[i - 5 : i] == b"\x00\x00\x00\x40\x01") and end + 8 <= len(data):
+            q = struct.unpack_from("<Q", data, end)[0]
+            if q % (2 * n) == 1:
+                found.append((i, q))
+                position = end + 8
+    elements: list[list[tuple[int, int]]] = []
+    k = 0
+    while k < len(found):
+        # the limb count stands before the first limb's header, which is longer for the very first limb (class versions)
+        count = struct.unpack_from("<Q", data, found[k][0] - (13 if k == 0 else 5) - 8)[0]
+        elements.append([(i + 8, q) for i, q in found[k : k + count]])
+        k += count
+    return elements
+
+
+class Template:
+    """Bytes of one kind of object, with the places of its limbs."""
+
+    def __init__(self, data: bytes, n: int, load: Any) -> None:
+        self.data, self.n, self.load = data, n, load
+        self.elements = parse(data, n)
+
+    def build(self, polynomials: Sequence[Sequence[Limb]]) -> Any:
+        """The object with ``polynomials[element][limb]`` written over the template's. Shapes must match exactly."""
+        buffer = bytearray(self.data)
+        for places, limbs in zip(self.elements, polynomials, strict=True):
+            for (offset, _), limb in zip(places, limbs, strict=True):
+                buffer[offset : offset + 8 * self.n] = limb.astype("<u8", copy=False).tobytes()
+        built = self.load(bytes(buffer), openfhe.BINARY)
+        if built is None:
+            raise RuntimeError("OpenFHE returned nothing for a locally made template")
+        return built
+
+
+class Scheme:
+    """A CKKS context under one key tag.
+
+    ``tag`` names the joint key; OpenFHE keeps evaluation keys in process-global maps under it, so every run has its own.
+    Raises :class:`FocalError` when the parameters fall short of 128-bit security.
+    """
+
+    def __init__(self, params: CkksConfig, tag: str) -> None:
+        self.params, self.tag = params, tag
+        self.n = params.ring
+        self.slots = params.ring // 2
+        self.scale = 2.0**params.scale_bits
+        self.cc = self._generate()
+        # From here on deserialising no longer rebuilds CRT tables that exist already: 3.2 -> 0.4 ms a ciphertext.
+        openfhe.DisablePrecomputeCRTTablesAfterDeserializaton()
+        self.key = self.cc.KeyGen()  # a throw-away key: templates are made with it, nothing is ever encrypted for it
+        key_map = self._rotation_map(self._spare_rotation)
+        elements = parse(key_map, self.n)
+        self.moduli = tuple(q for _, q in elements[0][:LIMBS])
+        """q_0 ... q_5"""
+        self.extended = tuple(q for _, q in elements[0])
+        """q_0 ... q_5 and the primes of P, modulo which evaluation keys live."""
+        self.log_qp = sum(math.log2(q) for q in self.extended)
+        if self.log_qp > MAX_LOG_QP[self.n]:
+            raise FocalError(
+                f"ckks: log2(QP) = {self.log_qp:.0f} bits exceeds the {MAX_LOG_QP[self.n]} that the HE standard allows for 128-bit security at ring {self.n}",
+                hint="use a larger ring or a smaller scale",
+            )
+        self.hash = hashlib.sha256(
+            b"focal/ckks/v1" + canonical_json({"ring": self.n, "moduli": self.extended, "scale_bits": params.scale_bits, "digits": DIGITS})
+        ).digest()
+        """Parameter hash: what must be equal for limbs to mean the same."""
+        self._templates: dict[Any, Template] = {}
+        self._lock = threading.Lock()
+        self._key_map = key_map
+
+    # ----------------------------------------------------------------- context
+
+    def _generate(self) -> Any:
+        p = openfhe.CCParamsCKKSRNS()
+        p.SetSecurityLevel(openfhe.HEStd_128_classic)
+        p.SetSecretKeyDist(openfhe.UNIFORM_TERNARY)
+        p.SetRingDim(self.n)
+        p.SetMultiplicativeDepth(DEPTH)
+        p.SetScalingModSize(self.params.scale_bits)
+        p.SetFirstModSize(self.params.first_bits)
+        p.SetKeySwitchTechnique(openfhe.HYBRID)
+        p.SetNumLargeDigits(DIGITS)
+        p.SetScalingTechnique(openfhe.FIXEDMANUAL)
+        p.SetBatchSize(self.slots)
+        p.SetInteractiveBootCompressionLevel(openfhe.COMPACT)
+        try:
+            cc = openfhe.GenCryptoContext(p)
+        except RuntimeError as e:
+            raise FocalError(f"ckks: OpenFHE rejects these parameters for 128-bit security ({str(e).splitlines()[0][:160]})") from None
+        for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE, openfhe.ADVANCEDSHE, openfhe.MULTIPARTY):
+            cc.Enable(feature)
+        return cc
+
+    @property
+    def security_bits(self) -> int:
+        """Classical security in bits; construction fails below it."""
+        return 128
+
+    @property
+    def roots(self) -> dict[int, int]:
+        """Modulus -> the primitive 2N-th root of unity that OpenFHE's transform uses, read from our own bytes."""
+        data = bytes(openfhe.Serialize(self.cc, openfhe.BINARY)) + self._key_map[: parse(self._key_map, self.n)[0][0][0]]
+        words = {struct.unpack_from("<Q", data, i)[0] for i in range(len(data) - 7)}
+        return {q: next(w for w in sorted(words) if 1 < w < q and pow(w, self.n, q) == q - 1) for q in self.moduli}
+
+    def close(self) -> None:
+        """Forget this tag's evaluation keys, which OpenFHE keeps for the life of the process."""
+        openfhe.ClearEvalMultKeys()
+        self.cc.ClearEvalAutomorphismKeys()
+
+    # ----------------------------------------------------------------- templates
+
+    @property
+    def _spare_rotation(self) -> int:
+        return self.slots // 2 - 1234  # any rotation with an automorphism index that is easy to find in bytes
+
+    def _rotation_map(self, rotation: int) -> bytes:
+        self.cc.EvalRotateKeyGen(self.key.secretKey, [rotation])
+        made = bytes(openfhe.Serialize(self.cc.GetEvalAutomorphismKeyMap(self.key.secretKey.GetKeyTag()), openfhe.BINARY))
+        self.cc.ClearEvalAutomorphismKeys()
+        return made
+
+    def _template(self, name: Any, make: Any, load: Any) -> Template:
+        with self._lock:
+            if name not in self._templates:
+                self._templates[name] = Template(bytes(openfhe.Serialize(make(), openfhe.BINARY)), self.n, load)
+            return self._templates[name]
+
+    def _fresh(self, limbs: int) -> Any:
+        """A ciphertext of zero with ``limbs`` limbs under the joint tag."""
+        plain = self.cc.MakeCKKSPackedPlaintext([0.0], 1, LIMBS - limbs)
+        ct = self.cc.Encrypt(self.key.publicKey, plain)
+        ct.SetKeyTag(self.tag)
+        return ct
+
+    def ciphertext(self, polynomials: Sequence[Sequence[Limb]]) -> Any:
+        """(c0, c1), each L limbs, as a ciphertext with L limbs, scale degree 1, under the joint tag."""
+        limbs = len(polynomials[0])
+        return self._template(("ciphertext", limbs), lambda: self._fresh(limbs), openfhe.DeserializeCiphertextString).build(polynomials)
+
+    def second_half(self, c1: Sequence[Limb]) -> Any:
+        """c1 alone, as ``IntMPBootDecrypt`` wants it."""
+
+        def make() -> Any:
+            ct = self._fresh(len(c1))
+            ct.RemoveElement(0)
+            return ct
+
+        return self._template(("c1", len(c1)), make, openfhe.DeserializeCiphertextString).build([c1])
+
+    def common(self, a: Sequence[Limb]) -> Any:
+        """The public random polynomial of a refresh, all limbs."""
+        return self._template("a", lambda: self.cc.IntMPBootRandomElementGen(self.key.publicKey), openfhe.DeserializeCiphertextString).build([a])
+
+    def refresh_shares(self, h0: Sequence[Limb], h1: Sequence[Limb]) -> list[Any]:
+        """The two share polynomials of a refresh as OpenFHE objects."""
+
+        def make(which: int) -> Any:
+            c1 = self._fresh(REFRESH_LIMBS)
+            c1.RemoveElement(0)
+            return self.cc.IntMPBootDecrypt(self.key.secretKey, c1, self.cc.IntMPBootRandomElementGen(self.key.publicKey))[which]
+
+        load = openfhe.DeserializeCiphertextString
+        return [self._template(("h", i), lambda i=i: make(i), load).build([h]) for i, h in enumerate((h0, h1))]
+
+    def public_key(self, b: Sequence[Limb], a: Sequence[Limb]) -> Any:
+        """(b, a) as a public key with the joint tag."""
+        key = self._template("public", lambda: self.key.publicKey, openfhe.DeserializePublicKeyString).build([b, a])
+        key.SetKeyTag(self.tag)
+        return key
+
+    @cached_property
+    def joint_tag_key(self) -> Any:
+        """A public key of which OpenFHE reads nothing but the joint tag (``IntMPBootEncrypt``)."""
+        return self.public_key(self.zero(LIMBS), self.zero(LIMBS))
+
+    def secret_key(self, data: bytes) -> Any:
+        """A secret share from this party's own key file (bytes that this party wrote itself)."""
+        return openfhe.DeserializePrivateKeyString(data, openfhe.BINARY)
+
+    def switching_key(self, a: Sequence[Sequence[Limb]], b: Sequence[Sequence[Limb]]) -> Any:
+        """An evaluation key from its ``DIGITS`` a and b polynomials modulo QP."""
+        make = lambda: self.cc.KeySwitchGen(self.key.secretKey, self.key.secretKey)  # noqa: E731
+        key = self._template("switching", make, openfhe.DeserializeEvalKeyString).build([*a, *b])
+        key.SetKeyTag(self.tag)
+        return key
+
+    def rotation_key(self, rotation: int, a: Sequence[Sequence[Limb]], b: Sequence[Sequence[Limb]]) -> Any:
+        """A map with the one automorphism key of ``rotation``.
+
+        One serialised map serves every rotation: the automorphism index is a 32-bit word in its header.
+        """
+        with self._lock:
+            name = ("rotation", rotation)
+            if name not in self._templates:
+                old = struct.pack("<I", self.cc.FindAutomorphismIndex(self._spare_rotation))
+                new = struct.pack("<I", self.cc.FindAutomorphismIndex(rotation))
+                head = self._key_map[: parse(self._key_map, self.n)[0][0][0]]
+                if head.count(old) != 1:
+                    raise RuntimeError("the automorphism index is not where it was in OpenFHE 1.6's key maps")
+                self._templates[name] = Template(head.replace(old, new) + self._key_map[len(head) :], self.n, openfhe.DeserializeEvalKeyMapString)
+            template = self._templates.pop(name)  # 6 MB each, needed once
+        return template.build([*a, *b])
+
+    # ----------------------------------------------------------------- objects -> limbs
+
+    def zero(self, limbs: int) -> list[Limb]:
+        """The zero polynomial."""
+        return [np.zeros(self.n, dtype=np.uint64)] * limbs
+
+    def limbs(self, thing: Any) -> list[list[Limb]]:
+        """Polynomials and limbs of any OpenFHE object of this process."""
+        data = bytes(openfhe.Serialize(thing, openfhe.BINARY))
+        return [[np.frombuffer(data, "<u8", self.n, offset) for offset, _ in element] for element in parse(data, self.n)]
+
+    def encode(self, values: Any, limbs: int = LIMBS) -> Any:
+        """Slots -> plaintext with ``limbs`` limbs at scale degree 1."""
+        return self.cc.MakeCKKSPackedPlaintext(values, 1, LIMBS - limbs)

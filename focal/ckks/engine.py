@@ -1,0 +1,213 @@
+"""Training steps on ciphertexts: one deterministic module without network, clock or randomness.
+
+The server runs it; a verifying custodian and an auditor run the same code and must get the same limbs. The only thing
+it cannot do alone is a collective refresh, so it is handed one::
+
+    limbs   6                5          4          3     refresh     6        5        4         3     refresh     6
+            W ---forward---> z --z^2--> . --z^3--> delta ----------> delta --rate--> . --backward--> W ----------> W
+
+Per block and class group, with D'_gh the stored data and k the class lanes (layout.py):
+
+    z = fold_j  sum_g rot( sum_h D'_gh . rot(W, h k),       g B k )            Horner over g
+    G = fold_i0 sum_h rot( sum_g D'_gh . rot(delta, -g B k), -h k )            Horner over h, blocks summed first
+
+What is saved against the textbook order: rotations of one ciphertext share their digit decomposition (hoisting: half
+the price); products are summed before one relinearisation per giant or baby step; the backward pass adds the
+products of all blocks before it relinearises and rotates, so those cost nothing per block; rows of several
+institutions share blocks. A key switch costs 5 to 10 ms, a bare product 0.5 ms: key switches are what is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from focal.ckks import wire
+from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.layout import WEIGHT_SCALE, Layout
+from focal.ckks.twin import Scalars
+
+Ciphertext = Any
+"""An OpenFHE ciphertext; its bindings carry no types."""
+
+Refresh = Callable[[list[str], list[Ciphertext]], list[Ciphertext]]
+"""Plan items and ciphertexts with 3 limbs -> the same messages with all limbs, in order."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+TARGET_LIMBS = REFRESH_LIMBS
+"""Targets are added to the residual just before its refresh."""
+
+
+@dataclass
+class Block:
+    """The encrypted rows of one block, all institutions added up."""
+
+    data: list[list[Ciphertext]]
+    """[g][h], all limbs"""
+    targets: list[Ciphertext]
+    """[class group], 3 limbs: 1/2 - y"""
+
+
+def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
+    """W before the first step: the all-zero ciphertext per class group, which needs no key and no trust."""
+    return [scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)]) for _ in range(layout.class_groups)]
+
+
+def chunk_kind(name: str) -> wire.Kind:
+    """What an uploaded chunk must be: data with all limbs, targets with 3."""
+    return wire.ciphertext(LIMBS if name == "data" else TARGET_LIMBS)
+
+
+class Engine:
+    """Runs training steps. ``block(b)`` yields block b; it may keep blocks in memory or read them from disk each time."""
+
+    def __init__(self, scheme: Scheme, layout: Layout, scalars: Scalars, block: Callable[[int], Block], threads: int) -> None:
+        self.scheme, self.layout, self.scalars, self.block = scheme, layout, scalars, block
+        self.cc = scheme.cc
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
+        # With f > 1 one more level goes into the mask that keeps i0 = 0, so the backward pass starts one limb higher.
+        self.backward_drop = 1 if layout.feature_lanes > 1 else 2
+        self.first_group = scheme.encode(layout.first_group(), LIMBS - 2) if layout.feature_lanes > 1 else None
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    # ----------------------------------------------------------------- one step
+
+    def step(self, step: int, weights: list[Ciphertext], refresh: Refresh) -> list[Ciphertext]:
+        """One full-batch step: weights (one ciphertext per class group, all limbs) -> new weights, refreshed."""
+        layout = self.layout
+        pairs = [(b, u) for b in range(layout.blocks) for u in range(layout.class_groups)]
+        turned = self._hoisted(weights, layout.baby_rotations)
+        logits: list[Ciphertext] = []
+        for b in range(layout.blocks):
+            logits += self._forward(self.block(b), turned)
+        if len(self.scalars.coefficients) > 2:  # degree 5 and 7: three more levels, hence one more refresh
+            logits = refresh(list(layout.items(step, "logits")), self._map(self._natural, logits))
+        targets = [self.block(b).targets[u] for b, u in pairs]
+        residuals = refresh(list(layout.items(step, "residual")), self._map(self._residual, logits, targets))
+        gradients = self._backward(self._map(self._scaled, residuals))
+        return refresh(list(layout.items(step, "weights")), self._map(self._updated, weights, gradients))
+
+    # ----------------------------------------------------------------- forward
+
+    def _forward(self, block: Block, turned: list[list[Ciphertext]]) -> list[Ciphertext]:
+        """z' = 16 z of one block, 5 limbs, one ciphertext per class group."""
+        giants, groups = range(self.layout.giants), range(self.layout.class_groups)
+        sums = self._map(lambda ug: self._inner(block.data[ug[1]], turned[ug[0]]), [(u, g) for u in groups for g in giants])
+
+        def horner(u: int) -> Ciphertext:
+            z = sums[u * len(giants) + giants[-1]]
+            for g in reversed(giants[:-1]):
+                z = self.cc.EvalAdd(sums[u * len(giants) + g], self.cc.EvalRotate(z, self.layout.babies * self.layout.class_lanes))
+            return self._fold(z, self.layout.lane_folds)
+
+        return self._map(horner, groups)
+
+    def _inner(self, xs: list[Ciphertext], ys: list[Ciphertext]) -> Ciphertext:
+        return self._relinearised(self._products(xs, ys))
+
+    def _products(self, xs: Iterable[Ciphertext], ys: Iterable[Ciphertext], onto: Ciphertext | None = None) -> Ciphertext:
+        """onto + sum of x . y, not relinearised."""
+        for x, y in zip(xs, ys, strict=True):
+            product = self.cc.EvalMultNoRelin(x, y)
+            if onto is None:
+                onto = product
+            else:
+                self.cc.EvalAddInPlace(onto, product)
+        return onto
+
+    def _relinearised(self, product: Ciphertext) -> Ciphertext:
+        return self.cc.Relinearize(self.cc.Rescale(product))  # in this order the key switch has one limb less to do
+
+    # ----------------------------------------------------------------- residual
+
+    def _natural(self, z: Ciphertext) -> Ciphertext:
+        """z from z' = 16 z, down to 3 limbs."""
+        return self._drop(self._times(z, 1.0 / WEIGHT_SCALE), 1)
+
+    def _residual(self, z: Ciphertext, target: Ciphertext) -> Ciphertext:
+        """p(z) + 1/2 - y with 3 limbs; degree 3 takes z' = 16 z (5 limbs), 5 and 7 take z (6 limbs)."""
+        cc, c = self.cc, self.scalars.coefficients
+        if len(c) == 2:
+            square = cc.Rescale(cc.EvalSquare(z))
+            cubic = cc.Rescale(cc.EvalMult(square, self._times(z, c[1] / WEIGHT_SCALE**3)))
+            linear = self._drop(self._times(z, c[0] / WEIGHT_SCALE), 1)
+            return cc.EvalAdd(cc.EvalAdd(cubic, linear), target)
+        square = cc.Rescale(cc.EvalSquare(z))
+        fourth = cc.Rescale(cc.EvalSquare(square))
+        cubic = self._drop(cc.Rescale(cc.EvalMult(square, self._times(z, c[1]))), 1)
+        linear = self._drop(self._times(z, c[0]), 2)
+        high = self._drop(self._times(z, c[2]), 1)
+        if len(c) == 4:
+            high = cc.EvalAdd(high, cc.Rescale(cc.EvalMult(square, self._times(z, c[3]))))
+        top = cc.Rescale(cc.EvalMult(fourth, high))
+        return cc.EvalAdd(cc.EvalAdd(top, cubic), cc.EvalAdd(linear, target))
+
+    def _scaled(self, delta: Ciphertext) -> Ciphertext:
+        """16 (eta / n) delta. Scaling after the refresh keeps the refresh's absolute error small beside delta."""
+        return self._drop(self._times(delta, WEIGHT_SCALE * self.scalars.rate), self.backward_drop - 1)
+
+    # ----------------------------------------------------------------- backward
+
+    def _backward(self, deltas: list[Ciphertext]) -> list[Ciphertext]:
+        """16 (eta / n) X' delta with 3 limbs, constant along i0, one ciphertext per class group."""
+        layout = self.layout
+        groups, babies, giants = range(layout.class_groups), range(layout.babies), range(layout.giants)
+        sums: list[list[Ciphertext | None]] = [[None] * layout.babies for _ in groups]
+        for b in range(layout.blocks):
+            data = self.block(b).data
+            turned = self._hoisted([deltas[b * len(groups) + u] for u in groups], layout.giant_rotations)
+
+            def accumulate(uh: tuple[int, int], data: Any = data, turned: Any = turned) -> None:
+                u, h = uh
+                column = [self._drop(data[g][h], self.backward_drop) for g in giants]
+                sums[u][h] = self._products(column, turned[u], sums[u][h])
+
+            self._map(accumulate, [(u, h) for u in groups for h in babies])
+        flat = self._map(self._relinearised, [sums[u][h] for u in groups for h in babies])
+
+        def horner(u: int) -> Ciphertext:
+            g = flat[u * layout.babies + babies[-1]]
+            for h in reversed(babies[:-1]):
+                g = self.cc.EvalAdd(flat[u * layout.babies + h], self.cc.EvalRotate(g, -layout.class_lanes))
+            g = self._fold(g, layout.row_folds)
+            if layout.feature_lanes > 1:  # the fold wrapped between lanes: keep i0 = 0 and copy it along i0
+                g = self.cc.Rescale(self.cc.EvalMult(g, self.first_group))
+                g = self._fold(g, [-x for x in layout.row_folds])
+            return g
+
+        return self._map(horner, groups)
+
+    def _updated(self, weights: Ciphertext, gradient: Ciphertext) -> Ciphertext:
+        """(1 - eta ridge) W' - gradient, 3 limbs."""
+        return self.cc.EvalSub(self._drop(self._times(weights, self.scalars.decay), 2), gradient)
+
+    # ----------------------------------------------------------------- small moves
+
+    def _hoisted(self, ciphertexts: list[Ciphertext], rotations: list[int]) -> list[list[Ciphertext]]:
+        """Each ciphertext and its rotations; the rotations of one ciphertext share their digit decomposition."""
+        order = 2 * self.scheme.n
+        digits = self._map(self.cc.EvalFastRotationPrecompute, ciphertexts) if rotations else []
+        pairs = [(i, r) for i in range(len(ciphertexts)) for r in rotations]
+        turned = self._map(lambda ir: self.cc.EvalFastRotation(ciphertexts[ir[0]], ir[1], order, digits[ir[0]]), pairs)
+        n = len(rotations)
+        return [[ct, *turned[i * n : (i + 1) * n]] for i, ct in enumerate(ciphertexts)]
+
+    def _fold(self, ct: Ciphertext, rotations: list[int]) -> Ciphertext:
+        for r in rotations:
+            ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
+        return ct
+
+    def _times(self, ct: Ciphertext, scalar: float) -> Ciphertext:
+        return self.cc.Rescale(self.cc.EvalMult(ct, scalar))
+
+    def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
+        return self.cc.LevelReduce(ct, None, limbs) if limbs else ct
+
+    def _map(self, f: Callable[..., U], *items: Iterable[Any]) -> list[U]:
+        return list(self.pool.map(f, *items))

@@ -1,0 +1,207 @@
+"""Where rows, features and classes sit in the slots of a ciphertext.
+
+With f feature lanes (slowest axis), k class lanes (fastest), P = R/f and S = N/2 slots::
+
+    slot = ((j * I + i0) * P + q) * k + c        j in [0,f)  i0 in [0,I)  q in [0,P)  c in [0,k)       I = S / (f P k)
+
+            j = 0                       j = 1
+    | i0=0        | i0=1  ... | i0=0        | ...          sample row of a block = i0 P + q
+    | q=0 q=1 ... |           |             |              feature               = j P + (q + s) mod P   in data ciphertext s
+    | c c c c ... |           |             |              class                 = c                     (of one class group)
+
+Data ciphertext s (the s-th *skewed* diagonal):   D_s(j, i0, q, c) = x[row(i0, q), j P + (q + s) mod P]
+Weights of a class group (constant along i0):      W(j, i0, q, c)   = w[j P + q, c]
+
+so that <x_row, w_c> = sum_s D_s . rot(W, s k), folded over j, and no mask is ever needed in the forward direction.
+With s = g B + h the ciphertexts are stored rotated by -g B k; the same ones then serve forward and backward
+passes by baby and giant steps (kernels.md; Halevi and Shoup 2014, section 4.2, for the diagonal method). With f > 1 the
+last group i0 = I - 1 stays empty, because rotations by less than a lane wrap through it.
+
+The rows of all institutions share blocks: institution i owns global rows [start, stop), block b holds rows
+[b m, (b + 1) m), and an institution fills the slots of its own rows and encrypts zeros elsewhere. The server adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.errors import FocalError
+
+Array = NDArray[np.float64]
+
+WEIGHT_SCALE = 16.0
+"""The engine carries W' = 16 W, so that the release noise, fixed in size, weighs 16 times less on the weights."""
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(0, (n - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One choice of lanes for R features and C outputs on S slots.
+
+    ``babies`` is B of the baby step / giant step split; rows n fix the number of blocks.
+    Raises :class:`FocalError` when features x classes do not fit the ring.
+    """
+
+    slots: int
+    features: int
+    outputs: int
+    rows: int
+    class_lanes: int
+    feature_lanes: int
+    babies: int
+
+    def __post_init__(self) -> None:
+        if self.features % self.feature_lanes or self.class_lanes > power_of_two(self.outputs):
+            raise FocalError(
+                f"layout: {self.feature_lanes} feature lanes and {self.class_lanes} class lanes do not fit {self.features} features and {self.outputs} outputs",
+                hint="let the planner choose: leave class_lanes and feature_lanes out",
+            )
+        if self.groups_of_rows < 1 + (self.feature_lanes > 1):
+            raise FocalError(
+                f"layout: {self.features} features x {self.class_lanes} class lanes are too many for {self.slots} slots",
+                hint="fewer class lanes, fewer projection features or a larger ckks ring",
+            )
+
+    # ----------------------------------------------------------------- shape
+
+    @property
+    def lane(self) -> int:
+        """P: features of one lane, and rows of one group i0."""
+        return self.features // self.feature_lanes
+
+    @property
+    def groups_of_rows(self) -> int:
+        """I: how many groups of P rows a lane holds."""
+        return self.slots // (self.feature_lanes * self.lane * self.class_lanes)
+
+    @property
+    def block_rows(self) -> int:
+        """m: rows of one block."""
+        return (self.groups_of_rows - (self.feature_lanes > 1)) * self.lane
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.rows // self.block_rows)
+
+    @property
+    def class_groups(self) -> int:
+        return -(-self.outputs // self.class_lanes)
+
+    @property
+    def giants(self) -> int:
+        """G = P / B."""
+        return self.lane // self.babies
+
+    @property
+    def copies(self) -> int:
+        """How often each weight stands in a weight ciphertext (along i0)."""
+        return self.groups_of_rows
+
+    # ----------------------------------------------------------------- rotations
+
+    @property
+    def baby_rotations(self) -> list[int]:
+        return [h * self.class_lanes for h in range(1, self.babies)]
+
+    @property
+    def giant_rotations(self) -> list[int]:
+        return [-g * self.babies * self.class_lanes for g in range(1, self.giants)]
+
+    @property
+    def row_folds(self) -> list[int]:
+        """Sum over i0."""
+        step = self.lane * self.class_lanes
+        return [step << x for x in range(self.groups_of_rows.bit_length() - 1)]
+
+    @property
+    def lane_folds(self) -> list[int]:
+        """Sum over j."""
+        step = self.slots // self.feature_lanes
+        return [step << x for x in range(self.feature_lanes.bit_length() - 1)]
+
+    @property
+    def rotations(self) -> list[int]:
+        """Every rotation that needs a key, ascending."""
+        needed = {*self.baby_rotations, *self.giant_rotations, *self.row_folds, *self.lane_folds}
+        if self.giants > 1:
+            needed.add(self.babies * self.class_lanes)  # forward Horner
+        if self.babies > 1:
+            needed.add(-self.class_lanes)  # backward Horner
+        if self.feature_lanes > 1:
+            needed |= {-x for x in self.row_folds}
+        return sorted(needed)
+
+    # ----------------------------------------------------------------- rows -> slots
+
+    def touched(self, start: int, stop: int) -> range:
+        """Blocks that hold any of the global rows [start, stop)."""
+        return range(start // self.block_rows, (stop - 1) // self.block_rows + 1)
+
+    def chunks(self, start: int, stop: int) -> list[tuple[int, str, int, int]]:
+        """Plan order of one institution's upload: (block, "data", g, h) ..., then (block, "target", class group, 0)."""
+        plan = []
+        for b in self.touched(start, stop):
+            plan += [(b, "data", g, h) for g in range(self.giants) for h in range(self.babies)]
+            plan += [(b, "target", u, 0) for u in range(self.class_groups)]
+        return plan
+
+    def block_of(self, values: Array, start: int, block: int) -> Array:
+        """(block_rows, columns): this institution's rows (global rows from ``start`` on) in ``block``, zeros elsewhere."""
+        m = self.block_rows
+        out = np.zeros((m, values.shape[1]))
+        first, last = max(start, block * m), min(start + len(values), (block + 1) * m)
+        if first < last:
+            out[first - block * m : last - block * m] = values[first - start : last - start]
+        return out
+
+    def data_slots(self, rows: Array, g: int, h: int) -> Array:
+        """Slots of data ciphertext s = g B + h of a block; ``rows`` is (block_rows, R)."""
+        f, p, k = self.feature_lanes, self.lane, self.class_lanes
+        x = np.zeros((self.groups_of_rows, p, self.features))
+        x.reshape(-1, self.features)[: len(rows)] = rows
+        q = np.arange(p)
+        skewed = np.stack([x[:, q, j * p + (q + g * self.babies + h) % p] for j in range(f)]).reshape(-1)
+        return np.roll(np.repeat(skewed, k), g * self.babies * k)
+
+    def target_slots(self, targets: Array, group: int) -> Array:
+        """Slots of a block's targets of one class group, the same in every feature lane; ``targets`` is (block_rows, C)."""
+        f, p, k = self.feature_lanes, self.lane, self.class_lanes
+        t = np.zeros((self.groups_of_rows * p, k))
+        part = targets[:, group * k : (group + 1) * k]
+        t[: len(part), : part.shape[1]] = part
+        return np.tile(t.reshape(-1), f)
+
+    def first_group(self) -> Array:
+        """1 where i0 = 0, else 0 (f > 1: the fold over i0 is right only there)."""
+        mask = np.zeros((self.feature_lanes, self.groups_of_rows, self.lane * self.class_lanes))
+        mask[:, 0] = 1.0
+        return mask.reshape(-1)
+
+    def weight_slots(self, weights: Array, group: int) -> Array:
+        """Slots of one class group's weights; ``weights`` is (R, C)."""
+        k = self.class_lanes
+        w = np.zeros((self.features, k))
+        part = weights[:, group * k : (group + 1) * k]
+        w[:, : part.shape[1]] = part
+        lanes = w.reshape(self.feature_lanes, 1, self.lane * k)
+        return np.broadcast_to(lanes, (self.feature_lanes, self.groups_of_rows, self.lane * k)).reshape(-1)
+
+    def read_weights(self, slots: Array) -> Array:
+        """(R, k) weights of one class group from its slots, the copies along i0 averaged."""
+        copies = slots.reshape(self.feature_lanes, self.groups_of_rows, self.lane, self.class_lanes)
+        return copies.mean(axis=1).reshape(self.features, self.class_lanes)
+
+    def items(self, step: int, kind: str) -> Iterator[str]:
+        """Plan items of one batch of refreshes, in the order in which they are answered."""
+        blocks = ["-"] if kind == "weights" else [str(b) for b in range(self.blocks)]
+        for b in blocks:
+            for u in range(self.class_groups):
+                yield f"train/{step}/{kind}/{b}/{u}/-"

@@ -1,0 +1,81 @@
+"""The ledger of given shares: what was answered once is answered with the same bytes for ever, and nothing else.
+
+Two shares for one ciphertext carry independent noise and publish an average; two ciphertexts under one plan item let a
+server pick what ``a`` is used with. So every row is unique twice over, by plan item and by digest: a request that matches
+both gets the stored bytes, one that matches only one is refused. The row is on disk before the share leaves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from focal.errors import FocalError, Refused
+
+
+class Ledger:
+    """Given shares of one custodian in one run, for the protocols ``refresh`` and ``release``."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        self.path = path
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS shares (number INTEGER PRIMARY KEY, protocol TEXT NOT NULL, item TEXT NOT NULL, "
+            "digest TEXT NOT NULL, share BLOB NOT NULL, UNIQUE (protocol, item), UNIQUE (protocol, digest))"
+        )
+
+    def answer(self, protocol: str, item: str, digest: str, make: Callable[[], bytes]) -> bytes:
+        """The share for (item, digest): made now and stored, or the bytes that were stored before.
+
+        Raises :class:`Refused` (``second-digest``, ``second-item``) when either was answered together with another.
+        """
+        with self._lock:
+            row = self._find(protocol, item, digest)
+            if row is None:
+                share = make()
+                try:
+                    self._db.execute("INSERT INTO shares (protocol, item, digest, share) VALUES (?, ?, ?, ?)", (protocol, item, digest, share))
+                except sqlite3.OperationalError as e:
+                    raise FocalError(f"{self.path}: the ledger cannot be written ({e})", hint="free space on this disk, then give the same command again") from None
+                return share
+            return row
+
+    def _find(self, protocol: str, item: str, digest: str) -> bytes | None:
+        rows = self._db.execute("SELECT item, digest, share FROM shares WHERE protocol = ? AND (item = ? OR digest = ?)", (protocol, item, digest)).fetchall()
+        for stored_item, stored_digest, share in rows:
+            if stored_item != item:
+                raise Refused("second-item", f"this ciphertext was answered as '{stored_item}', now it is presented as '{item}'")
+            if stored_digest != digest:
+                raise Refused("second-digest", f"plan item '{item}' was answered for another ciphertext")
+            return bytes(share)
+        return None
+
+    @property
+    def count(self) -> int:
+        """Number of shares given."""
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM shares").fetchone()[0])
+
+    def digest(self, first: int) -> str:
+        """Digest over the ``first`` shares given: what peers are asked about after a restart."""
+        with self._lock:
+            return ledger_digest(self._db.execute("SELECT protocol, item, digest FROM shares ORDER BY number LIMIT ?", (first,)))
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def ledger_digest(shares: Iterable[tuple[str, str, str]]) -> str:
+    """Digest over (protocol, plan item, ciphertext digest) of shares in the order in which they were given."""
+    running = hashlib.sha256(b"focal/ledger/v1")
+    for row in shares:
+        running.update("\0".join(row).encode() + b"\n")
+    return running.hexdigest()

@@ -1,0 +1,157 @@
+"""Which layout: a small cost model over class lanes k, feature lanes f and babies B, and the choice in a sentence.
+
+The model counts key switches (what training time is made of), bytes (what a slow link waits for) and memory, with the unit costs
+below. It chooses the least predicted seconds of upload + training + refresh traffic, among layouts whose release error stays
+within 1e-3 and whose memory fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS
+from focal.ckks.layout import Layout, power_of_two
+from focal.ckks.release import MAX_ERROR, expected_error
+from focal.config import CkksConfig, LayoutConfig
+from focal.errors import FocalError
+
+# Milliseconds at N = 2^14 on one thread of an AMD EPYC (focal bench primitives prints this machine's).
+SWITCH_TOP, SWITCH_MIDDLE, SWITCH_LOW = 10.3, 8.7, 5.0
+"""One key switch with 6, 5 and 3 limbs."""
+HOISTED_TOP, HOISTED_LOW = 5.3, 3.5
+"""One more rotation of a ciphertext whose digits are there, with 6 and 4 limbs."""
+PRODUCT_TOP, PRODUCT_LOW = 0.86, 0.6
+"""One product and its addition, not relinearised."""
+REFRESH_SERVER, REFRESH_CUSTODIAN = 15.0, 15.0
+"""One collective refresh at the server and at each custodian, packing included."""
+KEY_CUSTODIAN = 75.0
+"""One rotation key: generated, packed, added up."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layout costs. Bytes are those on the wire."""
+
+    layout: Layout
+    upload_bytes: dict[str, int]
+    """Institution -> bytes of its encrypted rows."""
+    key_bytes: int
+    """One custodian's key contributions, up."""
+    refresh_bytes: int
+    """One custodian and step, up and down."""
+    memory_bytes: int
+    """The server's ciphertexts and keys."""
+    step_seconds: float
+    """Training step on ``threads`` threads, refresh included."""
+    link_seconds: float
+    """The slowest institution's upload at the given link speed."""
+    release_error: float
+
+    def describe(self, steps: int) -> str:
+        """What the planner chose, in three lines a person can check."""
+        l, mb = self.layout, 1e6
+        largest = max(self.upload_bytes.values())
+        return (
+            f"layout: k = {l.class_lanes} class lanes, f = {l.feature_lanes} feature lanes, {l.blocks} block(s) of {l.block_rows} rows, "
+            f"{l.class_groups} class group(s), {len(l.rotations)} rotation keys\n"
+            f"bytes:  upload {largest / mb:.0f} MB per institution at most, keys {self.key_bytes / mb:.0f} MB up per custodian, "
+            f"refresh {self.refresh_bytes / mb:.1f} MB per custodian and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
+            f"time:   {self.step_seconds:.1f} s per step, {self.step_seconds * steps:.0f} s for {steps} steps; "
+            f"upload {self.link_seconds:.0f} s on the slowest link; expected release error {self.release_error:.1e}"
+        )
+
+
+def _bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:
+    return elements * n * (8 + 6 * (limbs - 1) + (16 if extended else 0))
+
+
+def cost(layout: Layout, params: CkksConfig, row_table: dict[str, tuple[int, int]], custodians: int, degree: int, link_mbyte_s: float, threads: int) -> Cost:
+    """Predict the cost of one layout."""
+    n, unit = params.ring, params.ring / 16384
+    b, g, blocks, groups = layout.babies, layout.giants, layout.blocks, layout.class_groups
+    hoist = 4.8 * unit
+    forward = g * (SWITCH_MIDDLE + 3.0) + (g - 1) * SWITCH_MIDDLE + len(layout.lane_folds) * SWITCH_MIDDLE + layout.lane * PRODUCT_TOP
+    residual = (2 if degree == 3 else 4) * SWITCH_TOP + 8
+    per_pair = forward + residual + 2.5 + (g - 1) * HOISTED_LOW + layout.lane * PRODUCT_LOW
+    folds = len(layout.row_folds) * (2 if layout.feature_lanes > 1 else 1)
+    per_group = hoist + (b - 1) * HOISTED_TOP + b * (SWITCH_LOW + 1.5) + (b - 1 + folds) * SWITCH_LOW
+    switching = groups * (per_group + blocks * per_pair) * unit
+    refreshes = groups * (blocks * (1 if degree == 3 else 2) + 1)
+    step = (switching / threads + refreshes * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
+    data, target = _bytes(n, LIMBS, 2), _bytes(n, REFRESH_LIMBS, 2)
+    upload = {name: len(layout.touched(*rows)) * (layout.lane * data + groups * target) for name, rows in row_table.items()}
+    key = _bytes(n, LIMBS, DIGITS, extended=True)
+    keys = (len(layout.rotations) + 3) * key
+    refresh = refreshes * (_bytes(n, REFRESH_LIMBS, 2) + _bytes(n, REFRESH_LIMBS, 1) + _bytes(n, LIMBS, 1))
+    held = blocks * (layout.lane * 2 * LIMBS + groups * 2 * REFRESH_LIMBS) * n * 8 + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
+    return Cost(
+        layout,
+        upload,
+        keys,
+        refresh,
+        held,
+        step,
+        max(upload.values()) / 1e6 / link_mbyte_s,
+        expected_error(params.ring // 2, 2.0**params.scale_bits, layout, custodians),
+    )
+
+
+def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: int) -> int:
+    """B for given lanes: the balance moves to more babies when there are more blocks, which share them."""
+    lane = features // f
+    best, best_price = 1, math.inf
+    for b in (1 << i for i in range(lane.bit_length())):
+        layout = Layout(slots, features, outputs, rows, k, f, b)
+        g = layout.giants
+        price = (b - 1) * HOISTED_TOP + b * (SWITCH_LOW + 1.5) + (b - 1) * SWITCH_LOW
+        price += layout.blocks * (g * (SWITCH_MIDDLE + 3.0) + (g - 1) * (SWITCH_MIDDLE + HOISTED_LOW))
+        if price < best_price:
+            best, best_price = b, price
+    return best
+
+
+def layout_for(slots: int, features: int, outputs: int, rows: int, class_lanes: int, feature_lanes: int) -> Layout:
+    """The layout with these lanes: a pure function of public numbers, so that every party derives the same one."""
+    babies = babies_for(slots, features, outputs, rows, class_lanes, feature_lanes)
+    return Layout(slots, features, outputs, rows, class_lanes, feature_lanes, babies)
+
+
+def choose(
+    params: CkksConfig,
+    features: int,
+    outputs: int,
+    row_table: dict[str, tuple[int, int]],
+    custodians: int,
+    steps: int,
+    degree: int,
+    wish: LayoutConfig,
+    threads: int,
+    memory_bytes: float,
+) -> Cost:
+    """The cheapest layout that fits; ``wish`` fixes lanes that a person chose.
+
+    Raises :class:`FocalError` saying what does not fit: features x classes, memory, or the release error.
+    """
+    slots, rows = params.ring // 2, max(stop for _, stop in row_table.values())
+    lanes: Sequence[int] = [wish.class_lanes] if wish.class_lanes else [1 << i for i in range(power_of_two(outputs).bit_length())]
+    feature_lanes: Sequence[int] = [wish.feature_lanes] if wish.feature_lanes else [1, 2, 4, 8]
+    priced, reasons = [], []
+    for k in lanes:
+        for f in feature_lanes:
+            try:
+                layout = layout_for(slots, features, outputs, rows, k, f)
+            except FocalError as e:
+                reasons.append(e.message)
+                continue
+            c = cost(layout, params, row_table, custodians, degree, wish.link_mbyte_s, threads)
+            if c.release_error > MAX_ERROR:
+                reasons.append(f"layout: k = {k}, f = {f}: the release would err by {c.release_error:.1e} on a weight, more than {MAX_ERROR:.0e}")
+            elif c.memory_bytes > memory_bytes:
+                reasons.append(f"layout: k = {k}, f = {f}: needs {c.memory_bytes / 1e9:.1f} GB at the server, {memory_bytes / 1e9:.1f} GB are free")
+            else:
+                priced.append(c)
+    if not priced:
+        raise FocalError(f"no layout fits {features} features x {outputs} outputs x {rows} rows: {reasons[0]}", hint="fewer projection features, fewer class lanes or a larger ckks ring")
+    return min(priced, key=lambda c: c.step_seconds * steps + c.link_seconds + 2 * c.key_bytes / 1e6 / wish.link_mbyte_s)

@@ -1,0 +1,74 @@
+"""All custodians in one process: what benchmarks and unit tests run. Real keys, real shares, no wire, hence no security.
+
+Everything is done by the same functions that the roles call over the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.ckks import keys, refresh, release, wire
+from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.engine import Block, Engine, chunk_kind
+from focal.ckks.layout import Layout
+from focal.ckks.twin import Scalars
+from focal.config import CkksConfig
+
+Array = NDArray[np.float64]
+
+
+class Rehearsal:
+    """``custodians`` threshold shares, the joint keys of ``layout`` and an engine, in this process."""
+
+    def __init__(self, layout: Layout, *, custodians: int = 3, threads: int = 1, params: CkksConfig | None = None, run: str = "rehearsal") -> None:
+        self.layout, self.threads = layout, threads
+        self.run_id = hashlib.sha256(run.encode()).digest()
+        self.scheme = scheme = Scheme(params or CkksConfig(), self.run_id.hex())
+        self.pool = ThreadPoolExecutor(threads)
+        self.secrets = [keys.SecretShare.draw(scheme, self.run_id) for _ in range(custodians)]
+        kinds = keys.first_round_kinds(layout.rotations)
+        rounds = [list(s.first_round(layout.rotations, self.pool)) for s in self.secrets]
+        sums = {name: keys.add_up(scheme, kind, [(f"custodian {i}", r[j]) for i, r in enumerate(rounds)]) for j, (name, kind) in enumerate(kinds)}
+        second = [s.second_round(sums["switching"])[0] for s in self.secrets]
+        multiplication = keys.add_up(scheme, wire.SWITCHING_AB, [(f"custodian {i}", b) for i, b in enumerate(second)])
+        keys.install(scheme, self.run_id, multiplication, layout.rotations, lambda r: sums[f"rotation/{r}"])
+        self.public = keys.joint_public_key(scheme, self.run_id, sums["public"])
+
+    def encrypt(self, slots: Array, limbs: int = LIMBS) -> Any:
+        return self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots, limbs))
+
+    def block(self, x: Array, targets: Array, b: int) -> Block:
+        """Block b of all rows, encrypted under the joint key."""
+        layout, rows, wanted = self.layout, self.layout.block_of(x, 0, b), self.layout.block_of(targets, 0, b)
+        data = [[self.encrypt(layout.data_slots(rows, g, h)) for h in range(layout.babies)] for g in range(layout.giants)]
+        limbs = chunk_kind("target").limbs
+        return Block(data, [self.encrypt(layout.target_slots(wanted, u), limbs) for u in range(layout.class_groups)])
+
+    def engine(self, x: Array, targets: Array, scalars: Scalars) -> Engine:
+        """An engine over rows ``x`` (n, R) and ``targets`` (n, C) = 1/2 - y."""
+        blocks = list(self.pool.map(lambda b: self.block(x, targets, b), range(self.layout.blocks)))
+        return Engine(self.scheme, self.layout, scalars, blocks.__getitem__, self.threads)
+
+    def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+        """Collective refresh by all custodians in turn; exact bytes as on the wire."""
+        return [self._refresh(item, ct) for item, ct in zip(items, ciphertexts, strict=True)]
+
+    def _refresh(self, item: str, ciphertext: Any) -> Any:
+        asked = refresh.request(self.scheme, ciphertext)
+        a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(asked))
+        c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), asked, "request")[1]
+        shares = [(f"custodian {i}", *refresh.share(self.scheme, s.key, c1, a)) for i, s in enumerate(self.secrets)]
+        return refresh.combine(self.scheme, asked, a, shares)
+
+    def release(self, weights: list[Any]) -> Array:
+        """(R, C) weights by smudged shares of all custodians."""
+        opened = []
+        for ct in weights:
+            shares = [(f"custodian {i}", release.share(self.scheme, s.key, ct, lead=i == 0)) for i, s in enumerate(self.secrets)]
+            opened.append(release.open_slots(self.scheme, shares))
+        return release.weights(self.layout, opened)

@@ -1,0 +1,88 @@
+"""Opening the final weights: smudged decryption shares, and a decoding that every institution repeats to the bit.
+
+Each custodian's share is s_i c1 + noise; the first custodian of the manifest adds c0 (exactly one does). The noise must hide
+the noise that the carried weights have inside, which depends on the secret. For statistical distance 2^-kappa over the N
+coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds the carried noise per coefficient::
+
+    t     = 2^13        (a freshly refreshed W; measured in tests/test_release.py)
+    kappa = 30
+    sigma = 2^15 x 3.46 x 2^13 = 2^29.8  per custodian
+
+The noise is drawn as a complex Gaussian on the slots: the canonical embedding is an isometry up to a factor, so a spherical
+Gaussian on the slots is one on the coefficients, sigma_slot = sigma sqrt(N / 2) for real and imaginary part each.
+
+Decoding is done in numpy (inverse NTT of the one limb, then the embedding): OpenFHE's Decode adds noise of its own,
+different at every institution. The error that remains on a weight, with m custodians, scale 2^45, W' = 16 W and I
+averaged copies, is a Gaussian of sigma sqrt(m) sqrt(N / 2) / (2^45 x 16 x sqrt(I)); the planner refuses a layout where its
+expected largest value over all weights exceeds 1e-3.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.ckks import ring, wire
+from focal.ckks.context import Scheme
+from focal.ckks.layout import WEIGHT_SCALE, Layout
+
+KAPPA = 30
+"""Bits of statistical flooding."""
+CARRIED_NOISE = 2.0**13
+"""t: bound on the noise per coefficient of a refreshed weight ciphertext."""
+SIGMA = 2.0 ** (KAPPA / 2) * math.sqrt(12) * CARRIED_NOISE
+"""Standard deviation per coefficient of one custodian's smudging noise."""
+MAX_ERROR = 1e-3
+"""Largest error of a released weight that a layout may cause."""
+
+
+def share(scheme: Scheme, secret: Any, ciphertext: Any, lead: bool) -> bytes:
+    """One custodian's smudged share of a refreshed weight ciphertext. Made once, through the ledger."""
+    one_limb = scheme.cc.Compress(ciphertext, 1)
+    decrypt = scheme.cc.MultipartyDecryptLead if lead else scheme.cc.MultipartyDecryptMain
+    made = decrypt([one_limb], secret)[0]
+    return wire.pack(scheme, wire.DECRYPTION, scheme.limbs(scheme.cc.EvalAdd(made, scheme.encode(_noise(scheme), 1))))
+
+
+def _noise(scheme: Scheme) -> list[complex]:
+    """Slots of a spherical Gaussian with standard deviation :data:`SIGMA` per coefficient, from the system's randomness."""
+    words = np.frombuffer(secrets.token_bytes(16 * scheme.slots), "<u8").reshape(2, -1) >> np.uint64(11)
+    uniform = (words + 0.5) * 2.0**-53  # in (0, 1)
+    radius = np.sqrt(-2 * np.log(uniform[0])) * SIGMA * math.sqrt(scheme.n / 2) / scheme.scale
+    return list(radius * np.exp(2j * np.pi * uniform[1]))
+
+
+def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]]) -> NDArray[np.float64]:
+    """Slots (S,) from every custodian's (name, share). The same bits at every institution."""
+    limbs = [wire.unpack(scheme, wire.DECRYPTION, data, name)[0] for name, data in shares]
+    q = scheme.moduli[0]
+    (limb,) = ring.total(limbs, [q])
+    coefficients = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
+    return ring.embed(coefficients / scheme.scale).real
+
+
+def weights(layout: Layout, slots: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """(R, C) weights W from the slots of every class group."""
+    return np.hstack([layout.read_weights(s) for s in slots])[:, : layout.outputs] / WEIGHT_SCALE
+
+
+def flooding_bits(noise: float = CARRIED_NOISE) -> float:
+    """kappa that :data:`SIGMA` gives against a carried noise of ``noise`` per coefficient."""
+    return 2 * math.log2(SIGMA / (math.sqrt(12) * noise))
+
+
+def expected_error(slots: int, scale: float, layout: Layout, custodians: int) -> float:
+    """Expected largest error over all released weights (Gaussian, union over R x C)."""
+    sigma = SIGMA * math.sqrt(custodians) * math.sqrt(slots) / (scale * WEIGHT_SCALE * math.sqrt(layout.copies))
+    return sigma * math.sqrt(2 * math.log(2 * layout.features * layout.outputs))
+
+
+def precision_bits(slots: int, scale: float, layout: Layout, custodians: int) -> float:
+    """-log2 of :func:`expected_error`."""
+    return -math.log2(expected_error(slots, scale, layout, custodians))
+

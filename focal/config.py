@@ -1,0 +1,442 @@
+"""What a run is: the configuration a person writes, the manifest a consortium signs, the local file that stays at home.
+
+::
+
+    configs/retina.yaml  --focal train-->  manifest.json   + one local file per party   (all on this machine)
+    RunConfig                              Manifest          LocalConfig
+
+    several machines:  focal manifest new | add | sign  ->  manifest.json  (the same bytes everywhere)
+                       each party writes its own LocalConfig by hand: data, keys, device, policy
+
+All models are frozen and reject unknown keys, so that a misspelt option is an error and never silently a default.
+This module imports nothing of the package: every other module may import it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Task = Literal["binary", "multiclass", "multilabel"]
+
+
+class ConfigError(ValueError):
+    """A configuration file that cannot be used: names the file, the field and what is allowed."""
+
+
+class Model(BaseModel):
+    """Frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --------------------------------------------------------------------------- data
+
+
+class DatasetConfig(Model):
+    """Where images and labels come from."""
+
+    kind: Literal["table", "medmnist", "synthetic"]
+    """``table``: a CSV beside images; ``medmnist``: an ``.npz`` of MedMNIST; ``synthetic``: generated fundus images."""
+    table: Path | None = None
+    """``table``: the CSV with columns ``filename,label[,patient][,split][,institution]``."""
+    images: Path | None = None
+    """``table``: the folder or zip that holds the images."""
+    file: Path | None = None
+    """``medmnist``: the ``.npz``; its stem names the set (``retinamnist``)."""
+    classes: tuple[str, ...] | None = None
+    """Class order; default: the sorted labels found in the table."""
+    task: Task | None = None
+    """Default: ``multilabel`` when a label contains ``;``, ``binary`` with two classes, else ``multiclass``."""
+    group: str = "patient"
+    """The column whose rows belong together: never split between train and test or between institutions."""
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    """Used only where the table has no ``split`` column: the share of groups held out, seeded."""
+    samples: int = Field(1500, ge=60, le=100_000)
+    """``synthetic``: how many images are generated."""
+    rows: Path | None = None
+    """A text file of row numbers (one a line): the part of the data set that is this institution's."""
+
+    @model_validator(mode="after")
+    def _needs(self) -> DatasetConfig:
+        need = {"table": ("table", "images"), "medmnist": ("file",), "synthetic": ()}[self.kind]
+        for field in need:
+            if getattr(self, field) is None:
+                raise ValueError(f"dataset kind '{self.kind}' needs '{field}'")
+        return self
+
+
+class PartitionConfig(Model):
+    """How one data set is dealt to institutions (local runs only; on several machines each brings its own)."""
+
+    by: Literal["column", "patient", "dirichlet"] = "patient"
+    """``column``: the table's ``institution`` column; ``patient``: groups at random; ``dirichlet``: label-skewed groups."""
+    alpha: float = Field(0.5, gt=0)
+    """``dirichlet``: smaller is more skewed."""
+
+
+class LowerConfig(Model):
+    """The frozen lower segment of the foundation model, up to its cut layer."""
+
+    family: Literal["timm", "torchvision"] = "timm"
+    model: str = "vit_tiny_patch16_224"
+    cut: str = "pooled"
+    """``pooled``: the model's pooled features; otherwise the name of a module whose output is pooled to a vector."""
+    image_size: int = Field(224, ge=16, le=1024)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from RGB on the 0..255 scale."""
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Divided by, on the 0..255 scale."""
+    weights: str = "pretrained"
+    """``pretrained`` (timm's hub), ``random:SEED``, or a file with a state dict."""
+
+
+class ProjectionConfig(Model):
+    """From raw features to the R columns that are encrypted."""
+
+    kind: Literal["whiten", "random"] = "whiten"
+    features: Literal[32, 64, 128, 256] = 64
+    """R: R - 1 components and the bias column."""
+    bound: float = Field(32.0, gt=0)
+    """B: every raw feature is clipped to [-B, B]; a constant of the manifest, never computed from patients' data."""
+
+
+class TrainingConfig(Model):
+    """Full-batch gradient descent of the one-vs-rest head."""
+
+    steps: int = Field(5, ge=1, le=50)
+    ridge: float = Field(0.1, gt=0, le=1)
+    degree: Literal[3, 5, 7] = 3
+    """Degree of the sigmoid polynomial; 5 and 7 cost one more refresh per block and class group."""
+
+
+class CkksConfig(Model):
+    """CKKS parameters; 128-bit security by the HE standard is enforced whatever is written here."""
+
+    ring: Literal[16384, 32768] = 16384
+    scale_bits: int = Field(45, ge=40, le=50)
+    first_bits: int = Field(60, ge=55, le=60)
+
+
+class LayoutConfig(Model):
+    """How rows, features and classes share the slots; ``None``: the planner chooses (and prints what it chose)."""
+
+    class_lanes: int | None = None
+    """k, a power of two."""
+    feature_lanes: int | None = None
+    """f, a power of two."""
+    link_mbyte_s: float = Field(12.5, gt=0)
+    """The slowest institution's upload speed that the planner weighs against compute."""
+
+
+class ConsortiumConfig(Model):
+    """Who takes part in a local run."""
+
+    institutions: int | tuple[Name, ...] = 3
+    custodians: int = Field(3, ge=2, le=8)
+    partition: PartitionConfig = PartitionConfig()
+    approve: Literal["auto", "human"] = "auto"
+    """``human``: every custodian waits for ``focal approve RUN`` before the release."""
+    accept_leak: bool = False
+    """Allow fewer than three institutions although each then learns the other's pooled moments."""
+
+    def institution_names(self) -> tuple[str, ...]:
+        if isinstance(self.institutions, tuple):
+            return self.institutions
+        return tuple(f"hospital-{chr(ord('a') + i)}" if i < 26 else f"hospital-{i}" for i in range(self.institutions))
+
+    def custodian_names(self) -> tuple[str, ...]:
+        return tuple(f"custodian-{i + 1}" for i in range(self.custodians))
+
+
+class RunConfig(Model):
+    """A whole local run: ``focal train --config configs/retina.yaml``."""
+
+    name: Name
+    protocol: Literal["blind"] = "blind"
+    dataset: DatasetConfig
+    lower: LowerConfig = LowerConfig()
+    projection: ProjectionConfig = ProjectionConfig()
+    training: TrainingConfig = TrainingConfig()
+    ckks: CkksConfig = CkksConfig()
+    layout: LayoutConfig = LayoutConfig()
+    consortium: ConsortiumConfig = ConsortiumConfig()
+    device: str = "auto"
+    """Where lower segments run: ``auto``, ``cpu`` or ``cuda``."""
+    seed: int = 0
+
+    @property
+    def dataset_name(self) -> str:
+        """The data file's stem; it names the data set in ``summary.json``."""
+        source = self.dataset.table or self.dataset.file
+        return source.stem if source else "synthetic"
+
+
+# --------------------------------------------------------------------------- manifest
+
+
+class Member(Model):
+    """One party of the consortium with its public keys."""
+
+    name: Name
+    role: Literal["server", "institution", "custodian"]
+    sign: Hex32
+    """Ed25519 verification key."""
+    seal: Hex32
+    """X25519 public key: sealed messages and pairwise masks."""
+    curve: Annotated[str, Field(min_length=40, max_length=40)]
+    """CurveZMQ public key (Z85)."""
+    endpoint: str | None = None
+    """Server: where the others dial to, ``tcp://host:port``."""
+    rows: int | None = Field(None, ge=1)
+    """Institution: the number of its training rows."""
+    verify: Literal["off", "lockstep"] | None = None
+    """Custodian: whether it re-runs every step before it answers."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Member:
+        for field, role in (("endpoint", "server"), ("rows", "institution"), ("verify", "custodian")):
+            if (getattr(self, field) is not None) != (self.role == role):
+                raise ValueError(f"member '{self.name}': '{field}' belongs to a {role}, and every {role} needs it")
+        return self
+
+
+class LowerSpec(Model):
+    """The lower segment as the consortium pins it."""
+
+    family: Literal["timm", "torchvision"]
+    model: str
+    cut: str
+    image_size: int
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights_sha256: Hex32
+    """SHA-256 over the names and tensors of the segment's state dict, not of a file: formats differ, weights do not."""
+    dim: int = Field(ge=1)
+    """Length of the raw feature vector."""
+
+
+class LayoutSpec(Model):
+    """The layout that was planned: k class lanes, f feature lanes."""
+
+    class_lanes: int = Field(ge=1)
+    feature_lanes: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _powers(self) -> LayoutSpec:
+        for field, value in self:
+            if value & (value - 1):
+                raise ValueError(f"{field} must be a power of two, not {value}")
+        return self
+
+
+class Manifest(Model):
+    """Everything the members agree on before anything secret exists. Signed by each over :meth:`canonical`."""
+
+    version: Literal[1] = 1
+    name: Name
+    protocol: Literal["blind"] = "blind"
+    dataset: str
+    members: tuple[Member, ...]
+    classes: tuple[str, ...]
+    task: Task
+    lower: LowerSpec
+    projection: ProjectionConfig
+    training: TrainingConfig
+    ckks: CkksConfig
+    layout: LayoutSpec
+    approve: Literal["auto", "human"] = "auto"
+    accept_leak: bool = False
+    signatures: dict[str, str] = {}
+    """Member name -> Ed25519 signature (hex) over :meth:`canonical`."""
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> Manifest:
+        names = [m.name for m in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError("two members have the same name")
+        for field in ("sign", "seal", "curve"):
+            if len({getattr(m, field) for m in self.members}) != len(names):
+                raise ValueError(f"two members have the same '{field}' key; every member needs its own (focal keys new)")
+        if self.task == "binary" and len(self.classes) != 2 or len(self.classes) < 2:
+            raise ValueError(f"task '{self.task}' does not fit {len(self.classes)} classes")
+        return self
+
+    def check_complete(self) -> None:
+        """Raise unless the members can run the protocol: one server, 2 to 8 custodians, enough institutions."""
+        if len(self.by_role("server")) != 1:
+            raise ConfigError("a manifest needs exactly one server (focal manifest add --role server)")
+        if not 2 <= len(self.custodians) <= 8:
+            raise ConfigError(f"a manifest needs 2 to 8 custodians, this one has {len(self.custodians)}")
+        least = 2 if self.accept_leak else 3
+        if len(self.institutions) < least:
+            raise ConfigError(
+                f"a manifest needs at least {least} institutions, this one has {len(self.institutions)}; "
+                "with two, each learns the other's pooled moments (accept_leak: true, or --accept-leak, allows it)"
+            )
+
+    def by_role(self, role: str) -> tuple[Member, ...]:
+        return tuple(m for m in self.members if m.role == role)
+
+    @property
+    def server(self) -> Member:
+        return self.by_role("server")[0]
+
+    @property
+    def institutions(self) -> tuple[Member, ...]:
+        return self.by_role("institution")
+
+    @property
+    def custodians(self) -> tuple[Member, ...]:
+        return self.by_role("custodian")
+
+    def member(self, name: str) -> Member:
+        for m in self.members:
+            if m.name == name:
+                return m
+        raise ConfigError(f"'{name}' is not a member of the manifest ({', '.join(m.name for m in self.members)})")
+
+    @property
+    def rows(self) -> int:
+        """n: training rows of all institutions together."""
+        return sum(m.rows or 0 for m in self.institutions)
+
+    @property
+    def outputs(self) -> int:
+        """C: columns of the head; a binary task trains its positive class only."""
+        return 1 if self.task == "binary" else len(self.classes)
+
+    @property
+    def row_table(self) -> dict[str, tuple[int, int]]:
+        """Institution -> (first global row, one past its last), in manifest order."""
+        table, start = {}, 0
+        for m in self.institutions:
+            table[m.name] = (start, start + (m.rows or 0))
+            start += m.rows or 0
+        return table
+
+    def canonical(self) -> bytes:
+        """The bytes that are signed and hashed: JSON, sorted keys, no spaces, without the signatures."""
+        return canonical_json(self.model_dump(mode="json", exclude={"signatures"}))
+
+    @property
+    def hash(self) -> bytes:
+        """SHA-256 of :meth:`canonical`."""
+        return hashlib.sha256(b"focal/manifest/v1" + self.canonical()).digest()
+
+
+# --------------------------------------------------------------------------- local file
+
+
+class LocalConfig(Model):
+    """What one party keeps to itself: ``focal institution --manifest M --local L.yaml``."""
+
+    name: Name
+    keys: Path
+    """The party's private identity, written by ``focal keys new`` (0600)."""
+    state: Path
+    """Folder for this party's journal, ledger, ciphertexts and results."""
+    data: DatasetConfig | None = None
+    """Institution: its own images and labels."""
+    weights: str | None = None
+    """Institution: ``pretrained``, ``random:SEED`` or a file; must hash to the manifest's ``weights_sha256``."""
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    """Worker threads for encrypted arithmetic; default: the number of processors."""
+    verify: Literal["off", "lockstep"] | None = None
+    """Custodian: must repeat what the manifest says of it."""
+    approve: Literal["auto", "human"] | None = None
+    """Custodian: may be stricter than the manifest, never laxer."""
+    bind: str | None = None
+    """Server: where to listen when it differs from the manifest's endpoint, ``tcp://*:port``."""
+    cache: Path | None = None
+    """Institution: folder for cached features; default: inside ``state``."""
+    seed: int = 0
+    """Institution: seeds the split of a table that has no ``split`` column."""
+
+
+# --------------------------------------------------------------------------- reading and writing
+
+M = TypeVar("M", bound=Model)
+
+
+def canonical_json(value: Any) -> bytes:
+    """One spelling for one value: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def expand(value: Any, path: Path) -> Any:
+    """Replace ``${NAME}`` in strings by the environment; an unset one is an error that names it and the file."""
+    if isinstance(value, dict):
+        return {k: expand(v, path) for k, v in value.items()}
+    if isinstance(value, list):
+        return [expand(v, path) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if found is None:
+            raise ConfigError(f"{path}: uses ${{{match[1]}}}, which is not set (export {match[1]}=/path/to/folder)")
+        return found
+
+    return re.sub(r"\$\{(\w+)\}", lookup, value)
+
+
+def explain(error: ValidationError, path: Path | str) -> ConfigError:
+    """A pydantic error as lines of ``file: field: what is wrong``."""
+    lines = []
+    for e in error.errors():
+        field = ".".join(str(x) for x in e["loc"]) or "(whole file)"
+        text = "unknown key" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
+        lines.append(f"{path}: {field}: {text}" + (f" (got {e['input']!r})" if isinstance(e["input"], str | int | float) else ""))
+    return ConfigError("\n".join(lines))
+
+
+def read(model: type[M], path: Path | str) -> M:
+    """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read ({e.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: is neither YAML nor JSON ({e})") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold a mapping of options")
+    try:
+        return model.model_validate(expand(raw, path))
+    except ValidationError as e:
+        raise explain(e, path) from None
+
+
+def private_write(path: Path, data: bytes) -> None:
+    """Write ``path`` whole or not at all, readable by its owner only, on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write(model: Model, path: Path) -> None:
+    """Write ``model`` as JSON (which is YAML too), 0600."""
+    private_write(path, json.dumps(model.model_dump(mode="json", exclude_none=True), indent=2).encode() + b"\n")

@@ -1,0 +1,31 @@
+"""Errors a person can act on: what happened, who or what is concerned, and the way out."""
+
+from __future__ import annotations
+
+
+class FocalError(Exception):
+    """A problem that is reported in one or two lines, without a traceback.
+
+    ``message`` names the party and the file; ``hint`` is the way out. Use it for everything that a user,
+    a file or another party can cause; programming mistakes stay ordinary exceptions.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  -> {self.hint}" if self.hint else self.message
+
+
+class ProtocolError(FocalError):
+    """Another party sent something that the protocol forbids. Nothing of it was used."""
+
+
+class Refused(ProtocolError):
+    """This party was asked for something that it must not do; ``reason`` is a stable short name for it."""
+
+    def __init__(self, reason: str, message: str, *, hint: str = "") -> None:
+        super().__init__(f"refused ({reason}): {message}", hint=hint)
+        self.reason = reason

@@ -1,0 +1,1 @@
+"""Messages, identities, storage and transport. Knows nothing of ciphertexts: to this package they are blobs with a digest."""

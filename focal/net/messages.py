@@ -1,0 +1,450 @@
+"""Every message of the system, versioned and typed, in one file.
+
+Two kinds of message exist. A **record** is something one member says to the whole consortium, once, under its
+signature. Records go to the server's board, an append-only list that everybody reads; large data stays beside
+it as blobs named by their SHA-256. A **frame** carries records and blobs between one party and the server.
+
+::
+
+    institution --post(record)--> +-------- server --------+ <--post(record)-- custodian
+                --put(blob)-----> | board: 1 2 3 4 5 ...   | <--put(blob)-----
+                <-records since n | blobs: {sha256: bytes} | --records since n->
+                                  +------------------------+
+
+A member may say one thing under one topic: a second, different record of the same (sender, topic) is refused by the
+server, and by every reader that sees both. That makes a resend harmless and a change of mind impossible.
+
+Encoding is msgpack with sorted keys. A decoder accepts only bytes that encode back to themselves, so that a
+record has one spelling, one digest and one signature.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+import msgpack
+from pydantic import Field, TypeAdapter, ValidationError
+
+from focal.config import Hex32, Model, Name
+from focal.errors import ProtocolError
+
+VERSION = 1
+MAX_RECORD = 4 << 20
+"""Bytes of one encoded record; anything larger belongs into a blob."""
+MAX_BLOB = 64 << 20
+PIECE = 256 << 10
+"""Bytes of a blob that travel in one frame: the unit that a resumed transfer repeats at most."""
+
+Digest = Hex32
+Topic = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}(/[A-Za-z0-9_.-]{1,64}){0,4}$")]
+Index = Annotated[int, Field(ge=0, le=1 << 31)]
+Bytes = Annotated[bytes, Field(max_length=1 << 20)]
+Digests = Annotated[tuple[Digest, ...], Field(max_length=1 << 16)]
+
+# --------------------------------------------------------------------------- records: what members say to all
+
+
+class NonceCommit(Model):
+    """Opens a run: a commitment to this member's share of the run id."""
+
+    kind: Literal["nonce-commit"] = "nonce-commit"
+    commitment: Hex32
+
+
+class NonceReveal(Model):
+    kind: Literal["nonce-reveal"] = "nonce-reveal"
+    nonce: Hex32
+    salt: Hex32
+
+
+class RunStart(Model):
+    """A member states the run id that it derived; everything that follows is under it."""
+
+    kind: Literal["run-start"] = "run-start"
+    run_id: Hex32
+
+
+class TestFeatures(Model):
+    """Features of the embedded test image: does everybody run the same lower segment?"""
+
+    kind: Literal["test-features"] = "test-features"
+    features: Bytes
+    """float32, little-endian."""
+
+
+class SumGroupKey(Model):
+    """The first participant's group mask key, sealed to every other participant."""
+
+    kind: Literal["sum-group-key"] = "sum-group-key"
+    label: str
+    sealed: dict[Name, Bytes]
+
+
+class SumContribution(Model):
+    kind: Literal["sum-contribution"] = "sum-contribution"
+    label: str
+    participants: tuple[Name, ...]
+    blob: Digest
+
+
+class SumOpened(Model):
+    """A participant's word on what the sum opened to."""
+
+    kind: Literal["sum-opened"] = "sum-opened"
+    label: str
+    digest: Digest
+
+
+class ProjectionProposed(Model):
+    """The first institution's projection and step size."""
+
+    kind: Literal["projection-proposed"] = "projection-proposed"
+    blob: Digest
+    eta_hex: str
+
+
+class ProjectionAccepted(Model):
+    """An institution recomputed what it must and agrees."""
+
+    kind: Literal["projection-accepted"] = "projection-accepted"
+    digest: Digest
+    eta_hex: str
+
+
+class KeyCommit(Model):
+    """Commitment to a contribution to one key round."""
+
+    kind: Literal["key-commit"] = "key-commit"
+    round: Index
+    commitment: Hex32
+
+
+class KeyReveal(Model):
+    kind: Literal["key-reveal"] = "key-reveal"
+    round: Index
+    salt: Hex32
+    blobs: Digests
+
+
+class KeyTranscript(Model):
+    """Digest of everything that was committed and revealed in a round, as this custodian saw it."""
+
+    kind: Literal["key-transcript"] = "key-transcript"
+    round: Index
+    digest: Digest
+
+
+class JointKeys(Model):
+    """Digests of the joint public, multiplication and rotation keys, as this custodian added them up.
+
+    ``public`` is also the blob that institutions fetch.
+    """
+
+    kind: Literal["joint-keys"] = "joint-keys"
+    public: Digest
+    multiplication: Digest
+    rotations: dict[str, Digest]
+
+
+class Upload(Model):
+    """An institution's one and only list of encrypted training rows."""
+
+    kind: Literal["upload"] = "upload"
+    joint_keys: Digest
+    projection: Digest
+    eta_hex: str
+    rows: Index
+    first_row: Index
+    chunks: Digests
+    """Ciphertext digests in plan order."""
+
+
+class UploadsAccepted(Model):
+    """A custodian holds one valid list from every institution; training starts with exactly these."""
+
+    kind: Literal["uploads-accepted"] = "uploads-accepted"
+    digest: Digest
+
+
+class RefreshRequest(Model):
+    """The server asks for the collective refresh of some ciphertexts, in this order."""
+
+    kind: Literal["refresh-request"] = "refresh-request"
+    items: tuple[str, ...]
+    ciphertexts: Digests
+
+
+class RefreshShares(Model):
+    """A custodian's two share polynomials for each ciphertext of a request."""
+
+    kind: Literal["refresh-shares"] = "refresh-shares"
+    items: tuple[str, ...]
+    ciphertexts: Digests
+    h0: Digests
+    h1: Digests
+
+
+class StepDone(Model):
+    """The server's statement of a finished step: a link in the chain of digests."""
+
+    kind: Literal["step-done"] = "step-done"
+    step: Index
+    inputs: Digests
+    outputs: Digests
+    chain: Digest
+
+
+class ReleaseRequest(Model):
+    """The server asks for the opening of the last refreshed weights."""
+
+    kind: Literal["release-request"] = "release-request"
+    items: tuple[str, ...]
+    ciphertexts: Digests
+
+
+class ReleaseShares(Model):
+    """A custodian's decryption shares, sealed to each institution; the server sees none in the clear."""
+
+    kind: Literal["release-shares"] = "release-shares"
+    items: tuple[str, ...]
+    ciphertexts: Digests
+    sealed: dict[Name, Digest]
+
+
+class ResumeNonce(Model):
+    """A restarted custodian asks its peers what they last saw of it."""
+
+    kind: Literal["resume-nonce"] = "resume-nonce"
+    nonce: Hex32
+
+
+class ResumeAnswer(Model):
+    kind: Literal["resume-answer"] = "resume-answer"
+    about: Name
+    nonce: Hex32
+    highest: int = Field(ge=-1, le=1 << 31)
+    """How many ledger entries of ``about`` this peer has seen, minus one."""
+    digest: Digest
+
+
+class Finished(Model):
+    """This member has all it needs and goes offline."""
+
+    kind: Literal["finished"] = "finished"
+
+
+class Abort(Model):
+    """This member ends the run for everybody, and says why."""
+
+    kind: Literal["abort"] = "abort"
+    reason: str = Field(max_length=500)
+
+
+Body = Annotated[
+    Union[  # noqa: UP007 - a discriminated union reads best as a list
+        NonceCommit,
+        NonceReveal,
+        RunStart,
+        TestFeatures,
+        SumGroupKey,
+        SumContribution,
+        SumOpened,
+        ProjectionProposed,
+        ProjectionAccepted,
+        KeyCommit,
+        KeyReveal,
+        KeyTranscript,
+        JointKeys,
+        Upload,
+        UploadsAccepted,
+        RefreshRequest,
+        RefreshShares,
+        StepDone,
+        ReleaseRequest,
+        ReleaseShares,
+        ResumeNonce,
+        ResumeAnswer,
+        Finished,
+        Abort,
+    ],
+    Field(discriminator="kind"),
+]
+
+
+class Record(Model):
+    """One thing said once: who, under which run and topic, what."""
+
+    version: Literal[1] = 1
+    scope: Hex32
+    """The session before the run id exists, the run id afterwards."""
+    sender: Name
+    topic: Topic
+    body: Body
+
+
+class Signed(Model):
+    """A record's bytes and the sender's Ed25519 signature over them."""
+
+    record: Annotated[bytes, Field(max_length=MAX_RECORD)]
+    signature: Annotated[bytes, Field(min_length=64, max_length=64)]
+
+
+# --------------------------------------------------------------------------- frames: party <-> server
+
+
+class Hello(Model):
+    """First frame of a party: who it is and which manifest it holds."""
+
+    kind: Literal["hello"] = "hello"
+    version: int
+    name: Name
+    manifest: Hex32
+
+
+class Welcome(Model):
+    kind: Literal["welcome"] = "welcome"
+    version: int
+    session: Hex32
+    """Random name of this attempt at the manifest; nonces are exchanged under it."""
+
+
+class Post(Model):
+    """Payload: an encoded :class:`Signed`."""
+
+    kind: Literal["post"] = "post"
+
+
+class Posted(Model):
+    """The record is on the server's disk."""
+
+    kind: Literal["posted"] = "posted"
+    seq: Index
+
+
+class Wait(Model):
+    """Ask for records after ``after``; the server answers at once when there are some, else within ``seconds``."""
+
+    kind: Literal["wait"] = "wait"
+    after: Index
+    seconds: float = Field(ge=0, le=30)
+
+
+class Records(Model):
+    kind: Literal["records"] = "records"
+    first: Index
+    """Sequence number of the first one; numbers have no gaps."""
+    signed: tuple[Bytes | Annotated[bytes, Field(max_length=MAX_RECORD + 1024)], ...]
+
+
+class Have(Model):
+    """Ask how many bytes of each blob the server has stored."""
+
+    kind: Literal["have"] = "have"
+    digests: Digests
+
+
+class Stored(Model):
+    kind: Literal["stored"] = "stored"
+    sizes: tuple[int, ...]
+    """Bytes on disk; -1 for a complete blob."""
+
+
+class Put(Model):
+    """Payload: the bytes of blob ``digest`` from ``offset`` on."""
+
+    kind: Literal["put"] = "put"
+    digest: Digest
+    size: int = Field(ge=1, le=MAX_BLOB)
+    offset: int = Field(ge=0, le=MAX_BLOB)
+    audience: Literal["server", "custodians", "all"] = "all"
+    """Who may fetch it: nobody but the server, the custodians, every member."""
+
+
+class PutOk(Model):
+    """Bytes of the blob on disk now; -1: complete, its digest was checked."""
+
+    kind: Literal["put-ok"] = "put-ok"
+    stored: int
+
+
+class Get(Model):
+    kind: Literal["get"] = "get"
+    digest: Digest
+    offset: int = Field(ge=0, le=MAX_BLOB)
+
+
+class Piece(Model):
+    """Payload: up to :data:`PIECE` bytes from ``offset`` on; ``size`` is the whole blob's."""
+
+    kind: Literal["piece"] = "piece"
+    size: int = Field(ge=1, le=MAX_BLOB)
+    offset: int = Field(ge=0, le=MAX_BLOB)
+
+
+class Beat(Model):
+    """I am alive, whatever my bulk transfers do."""
+
+    kind: Literal["beat"] = "beat"
+    doing: str = Field("", max_length=100)
+
+
+class BeatOk(Model):
+    kind: Literal["beat-ok"] = "beat-ok"
+
+
+class Fault(Model):
+    """The request was refused; nothing of it was used."""
+
+    kind: Literal["fault"] = "fault"
+    reason: str = Field(max_length=64)
+    message: str = Field(max_length=2000)
+
+
+Request = Annotated[Union[Hello, Post, Wait, Have, Put, Get, Beat], Field(discriminator="kind")]  # noqa: UP007
+Reply = Annotated[Union[Welcome, Posted, Records, Stored, PutOk, Piece, BeatOk, Fault], Field(discriminator="kind")]  # noqa: UP007
+
+REQUEST: TypeAdapter[Any] = TypeAdapter(Request)
+REPLY: TypeAdapter[Any] = TypeAdapter(Reply)
+
+# --------------------------------------------------------------------------- encoding
+
+M = TypeVar("M", bound=Model)
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _sorted(value[k]) for k in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_sorted(v) for v in value]
+    return value
+
+
+def encode(message: Model) -> bytes:
+    """The one msgpack spelling of a message."""
+    packed: bytes = msgpack.packb(_sorted(message.model_dump(mode="python")), use_bin_type=True)
+    return packed
+
+
+def decode(adapter: TypeAdapter[Any] | type[M], data: bytes, *, limit: int = MAX_RECORD + 4096) -> Any:
+    """Decode bytes of another party into a checked message.
+
+    Raises :class:`ProtocolError` when they are too long, no msgpack, of no known kind, out of range, or not the
+    canonical spelling of what they say.
+    """
+    if len(data) > limit:
+        raise ProtocolError(f"a message of {len(data)} bytes is longer than the {limit} allowed")
+    try:
+        raw = msgpack.unpackb(
+            data, raw=False, strict_map_key=True, max_bin_len=limit, max_str_len=1 << 20, max_array_len=1 << 17, max_map_len=1 << 12
+        )
+        message = adapter.validate_python(raw) if isinstance(adapter, TypeAdapter) else adapter.model_validate(raw)
+        same = encode(message) == data
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ascii(".".join(map(str, first["loc"])))[1:-1]  # a key may be half a megabyte long or hold escape codes
+        raise ProtocolError(f"a message is malformed: {where[:100]}: {first['msg'][:200]}") from None
+    except Exception as e:  # msgpack raises many kinds; every one means the same here
+        raise ProtocolError(f"a message is malformed ({type(e).__name__})") from None
+    if not same:
+        raise ProtocolError("a message is not in its canonical spelling")
+    return message

@@ -1,0 +1,390 @@
+"""What must survive: blobs, the board of records, and a party's private memory. Everything is 0600 under one folder.
+
+::
+
+    Blobs    folder/ab/cdef...           large data, named by its SHA-256; complete or not there
+             folder/partial/<owner>/...  what has arrived so far of a blob: only ever appended to
+    Board    board.sqlite                signed records 1 2 3 ..., one per (sender, topic)
+    Journal  journal.sqlite              what this party has done once and must never do again
+
+A write has reached the disk when its method returns. A full disk raises :class:`DiskError` and leaves everything
+that was acknledged before as it was. A database is open in one process at a time: two processes that share a
+journal could each make 'the one' share of a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from focal.config import Manifest
+from focal.errors import FocalError, ProtocolError, Refused
+from focal.net.identity import open_record
+
+AUDIENCES = ("server", "custodians", "all")
+"""Who may fetch a blob, from the narrowest to the widest."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class DiskError(FocalError):
+    """The disk is full, gone, or holds something else than was written."""
+
+
+@contextlib.contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """Turn what the system says about its disk into one line that names the folder and the way out."""
+    again = "free space, then give the same command again"
+    try:
+        yield
+    except OSError as e:
+        if e.errno in _FULL:
+            raise DiskError(f"{path}: the disk is full", hint=again) from None
+        raise DiskError(f"{path}: cannot be used ({e.strerror})", hint="check that the folder is there and yours") from None
+    except sqlite3.ProgrammingError:  # used after close: a mistake of ours, not of the disk
+        raise
+    except sqlite3.DatabaseError as e:
+        text = str(e)
+        if "full" in text or "disk I/O" in text:
+            raise DiskError(f"{path.parent}: the disk is full or failing", hint=again) from None
+        if "locked" in text:
+            raise DiskError(
+                f"{path}: is in use by another process", hint="stop the other process that was started on this folder"
+            ) from None
+        raise DiskError(f"{path}: is damaged ({text})", hint="restore the folder from a copy, or begin a new run") from None
+
+
+# --------------------------------------------------------------------------- blobs
+
+
+class Blobs:
+    """Content-addressed files. A blob is there whole, with the right digest, or it is not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        with _on_disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.folder / "partial").mkdir(exist_ok=True, mode=0o700)
+
+    def __contains__(self, digest: str) -> bool:
+        return self._path(digest).exists()
+
+    def put(self, data: bytes) -> str:
+        """Store ``data``; returns its SHA-256 in hex. At once when it is stored already."""
+        digest = hashlib.sha256(data).hexdigest()
+        if digest in self:
+            return digest
+        with _on_disk(self.folder):
+            fd, name = tempfile.mkstemp(dir=self.folder / "partial")
+            try:
+                _write_all(fd, data, 0)
+                os.fsync(fd)
+                self._publish(Path(name), digest)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+                raise
+            finally:
+                os.close(fd)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """The blob's bytes, checked. Raises :class:`DiskError` when it is missing or no longer what was written."""
+        path = self._path(digest)
+        with _on_disk(path):
+            data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise DiskError(
+                f"{path}: the disk returns other bytes than were written",
+                hint="check the disk; delete the file and give the same command again",
+            )
+        return data
+
+    def size(self, digest: str) -> int:
+        """Bytes of a complete blob."""
+        with _on_disk(self._path(digest)):
+            return self._path(digest).stat().st_size
+
+    def read_piece(self, digest: str, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset`` on, unchecked: the reader checks the digest of the whole."""
+        with _on_disk(self._path(digest)), open(self._path(digest), "rb") as f:
+            f.seek(offset)
+            return f.read(length)
+
+    def stored(self, digest: str, owner: str = "") -> int:
+        """Bytes that have arrived of ``owner``'s transfer of this blob; 0: none, -1: the blob is complete."""
+        if digest in self:
+            return -1
+        try:
+            return self._partial(digest, owner).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def write_piece(
+        self, digest: str, size: int, offset: int, data: bytes, *, owner: str = "", before: Callable[[], None] | None = None
+    ) -> int:
+        """Append a piece of a blob of ``size`` bytes; returns like :meth:`stored`.
+
+        Bytes that are stored already are acknowledged and not written again. ``owner`` keeps the transfers of two
+        members apart, so that nobody can spoil another's. ``before`` runs when the digest was found right, before
+        the blob can be seen. A partial transfer is not forced to disk; a complete blob is.
+
+        Raises:
+            Refused: ``offset`` (a gap), ``size`` (beyond the end), ``digest`` (the whole has another one: it is deleted).
+        """
+        if digest in self:
+            return -1
+        if offset + len(data) > size:
+            raise Refused("size", f"a piece of blob {digest[:12]} reaches beyond its {size} bytes")
+        path = self._partial(digest, owner)
+        with _on_disk(self.folder):
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                stored = self._append(fd, offset, data, digest)
+                if stored < size:
+                    return stored
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            if _sha256(path) != digest:
+                path.unlink()
+                raise Refused("digest", f"the {size} bytes that arrived are not blob {digest[:12]}", hint="send it again from the start")
+            if before is not None:
+                before()
+            self._publish(path, digest)
+            for other in (self.folder / "partial").glob(f"*/{digest}"):
+                other.unlink()
+        return -1
+
+    @staticmethod
+    def _append(fd: int, offset: int, data: bytes, digest: str) -> int:
+        stored = os.fstat(fd).st_size
+        if offset > stored:
+            raise Refused("offset", f"a piece of blob {digest[:12]} starts at {offset}, only {stored} bytes are stored")
+        new = data[stored - offset :]
+        try:
+            _write_all(fd, new, stored)
+        except OSError:
+            os.ftruncate(fd, stored)
+            raise
+        return stored + len(new)
+
+    def _path(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise ProtocolError("a blob's name is not a SHA-256 digest")
+        return self.folder / digest[:2] / digest[2:]
+
+    def _partial(self, digest: str, owner: str) -> Path:
+        return self.folder / "partial" / (owner or "self") / digest
+
+    def _publish(self, written: Path, digest: str) -> None:
+        path = self._path(digest)
+        if not path.parent.exists():
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            _sync_folder(self.folder)
+        os.replace(written, path)
+        _sync_folder(path.parent)
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------- databases
+
+
+class _Database:
+    """One SQLite file of this process alone; autocommit, and a commit is on disk (WAL, synchronous=FULL)."""
+
+    schema = ""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        with _on_disk(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+            self._db = sqlite3.connect(self.path, timeout=1, isolation_level=None, check_same_thread=False)
+            try:
+                for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+                    self._db.execute(f"PRAGMA {pragma}")
+                self._db.executescript(self.schema)
+            except sqlite3.Error:
+                self._db.close()
+                raise
+
+    def _run(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+        with self._lock, _on_disk(self.path):
+            return self._db.execute(sql, values).fetchall()
+
+    def close(self) -> None:
+        """Let another process open the file."""
+        with self._lock:
+            self._db.close()
+
+
+class Audiences(_Database):
+    """Who may fetch which blob. A blob without an entry may be fetched by nobody."""
+
+    schema = "CREATE TABLE IF NOT EXISTS audience (digest TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID"
+
+    def widen(self, digest: str, audience: str) -> None:
+        """Allow ``audience``; never takes back what was allowed before."""
+        with self._lock:
+            now = self.of(digest)
+            if now is None or AUDIENCES.index(audience) > AUDIENCES.index(now):
+                self._run("INSERT OR REPLACE INTO audience VALUES (?, ?)", digest, audience)
+
+    def of(self, digest: str) -> str | None:
+        rows = self._run("SELECT name FROM audience WHERE digest = ?", digest)
+        return str(rows[0][0]) if rows else None
+
+
+class Board(_Database):
+    """The consortium's records in the order in which the server stored them: 1, 2, 3, ..., none ever changed."""
+
+    schema = """CREATE TABLE IF NOT EXISTS record (
+        seq INTEGER PRIMARY KEY, sender TEXT NOT NULL, topic TEXT NOT NULL, data BLOB NOT NULL, UNIQUE (sender, topic))"""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        super().__init__(path)
+        self._manifest = manifest
+        self._grown = threading.Condition(self._lock)
+        self._listeners: list[Callable[[], None]] = []
+        self._length = int(self._run("SELECT count(*) FROM record")[0][0])  # type: ignore[call-overload]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, data: bytes, sender: str | None) -> int:
+        """Store one encoded signed record; returns its number, the same one for the same bytes.
+
+        Args:
+            sender: who the transport says is speaking; ``None`` for records of this process.
+
+        Raises:
+            ProtocolError: malformed, not by a member, or wrongly signed.
+            Refused: ``sender`` (posted by another than its author) or ``second-record`` (the author said something
+                else under this topic).
+        """
+        record = open_record(self._manifest, data)
+        if sender is not None and sender != record.sender:
+            raise Refused("sender", f"'{sender}' posted a record of '{record.sender}'")
+        with self._grown:
+            before = self._run("SELECT seq, data FROM record WHERE sender = ? AND topic = ?", record.sender, record.topic)
+            if before:
+                seq, old = before[0]
+                if old != data:
+                    raise Refused("second-record", f"'{record.sender}' has already said something else under '{record.topic}'")
+                return int(seq)  # type: ignore[call-overload]
+            seq = self._length + 1
+            self._run("INSERT INTO record VALUES (?, ?, ?, ?)", seq, record.sender, record.topic, data)
+            self._length = seq
+            self._grown.notify_all()
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            listener()
+        return seq
+
+    def since(self, seq: int, limit_bytes: int) -> list[bytes]:
+        """Records after ``seq`` in order: as many as fit into ``limit_bytes``, at least one when there is one."""
+        found: list[bytes] = []
+        room = limit_bytes
+        with self._lock, _on_disk(self.path):
+            for (data,) in self._db.execute("SELECT data FROM record WHERE seq > ? ORDER BY seq", (seq,)):
+                room -= len(data) + 8
+                if found and room < 0:
+                    break
+                found.append(data)
+        return found
+
+    def wait(self, seq: int, seconds: float) -> bool:
+        """Wait until there is a record after ``seq``; False when there is none within ``seconds``."""
+        with self._grown:
+            return self._grown.wait_for(lambda: self._length > seq, seconds)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` after every new record, in the thread that appended it."""
+        with self._lock:
+            self._listeners.append(listener)
+
+    def unlisten(self, listener: Callable[[], None]) -> None:
+        with self._lock:
+            self._listeners.remove(listener)
+
+
+class Journal(_Database):
+    """A party's private memory.
+
+    ``once``/``get``: things made one time and for ever (nonces, shares, uploads).
+    ``set``/``read``: where this party stands; overwritten as it goes.
+    """
+
+    schema = """
+        CREATE TABLE IF NOT EXISTS once (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+        CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value BLOB NOT NULL);"""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._making: dict[str, threading.Lock] = {}
+
+    def once(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """The bytes that ``make`` gave the first time, on disk before anybody sees them.
+
+        ``make`` runs again only when its bytes never reached the disk, and so nobody has seen them. It may call
+        ``once`` under other keys.
+        """
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            value = self.get(key)
+            if value is None:
+                value = bytes(make())
+                self._run("INSERT INTO once VALUES (?, ?)", key, value)
+            return value
+
+    def get(self, key: str) -> bytes | None:
+        """What was made under ``key``, if anything."""
+        return self._value("once", key)
+
+    def set(self, key: str, value: bytes) -> None:
+        """Remember ``value``, replacing what was there."""
+        self._run("INSERT OR REPLACE INTO state VALUES (?, ?)", key, bytes(value))
+
+    def read(self, key: str) -> bytes | None:
+        """What was last ``set`` under ``key``, if anything."""
+        return self._value("state", key)
+
+    def _value(self, table: str, key: str) -> bytes | None:
+        rows = self._run(f"SELECT value FROM {table} WHERE key = ?", key)
+        return rows[0][0] if rows else None  # type: ignore[return-value]

@@ -1,0 +1,226 @@
+"""Three pictures of a run: how well it tells each disease apart, how that compares, where seconds and bytes went.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines are labelled where they end and titles say the finding.
+Figures are drawn without pyplot: nothing here touches a display or global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import roc_curve
+
+from focal.config import Task, private_write
+from focal.report.metrics import auroc_per_class, macro_auroc, outcome_columns
+from focal.report.table import human_bytes
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#8C8C8C",
+)  # fmt: skip
+INK = "#333333"
+CLASS_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#000000", GREY)
+CLASS_DASHES = ("-", "--", "-.", ":")
+PHASE_COLOURS = {
+    "keys": BLUE,
+    "features": GREY,
+    "moments": GREEN,
+    "upload": ORANGE,
+    "train": SKY,
+    "refresh": SKY,
+    "release": PURPLE,
+    "openings": YELLOW,
+    "average": RED,
+}
+"""Training's seconds and the refreshes' bytes are one activity seen twice: one colour."""
+
+PhaseBytes = Mapping[str, Mapping[str, Mapping[str, int]]]
+"""Party -> phase -> ``{"up", "down"}``, bytes; :attr:`focal.report.summary.Summary.phase_bytes` has it."""
+
+
+class Span(NamedTuple):
+    """One party busy with one phase, in seconds since the run began."""
+
+    party: str
+    phase: str
+    start: float
+    end: float
+
+
+# --------------------------------------------------------------------------- ROC curves
+
+
+def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task: Task, path: Path) -> None:
+    """ROC curve of each class of the encrypted model; ``labels`` (n, K), ``scores`` (n, C) of the test rows."""
+    outcome, value = outcome_columns(labels, scores, task)
+    aurocs = auroc_per_class(labels, scores, task)
+    names = [classes[-1]] if task == "binary" else list(classes)
+    figure, axes = _figure(6.4, 5.2)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    entries = []
+    for c in np.argsort(-np.nan_to_num(aurocs)):
+        if np.isnan(aurocs[c]):
+            continue
+        colour, dashes = CLASS_COLOURS[c % len(CLASS_COLOURS)], CLASS_DASHES[c // len(CLASS_COLOURS) % len(CLASS_DASHES)]
+        false_positive, true_positive, _ = roc_curve(outcome[:, c], value[:, c])
+        (line,) = axes.plot(false_positive, true_positive, color=colour, linestyle=dashes, linewidth=1.6)
+        entries.append((line, f"{names[c]}  {aurocs[c]:.2f}  ({int(outcome[:, c].sum())} of {len(outcome)})"))
+    axes.legend(
+        *zip(*entries, strict=True), title="class  AUROC  (rows)", loc="lower right", frameon=False, fontsize=8, title_fontsize=8,
+        alignment="left",
+    )  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    subject = f"{names[0]} is told apart" if task == "binary" else f"{len(entries)} classes are told apart"
+    _title(axes, f"{subject} with AUROC {macro_auroc(labels, scores, task):.3f}", "encrypted training, test rows")
+    _save(figure, path)
+
+
+# --------------------------------------------------------------------------- comparison by class
+
+
+def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.float64]], path: Path) -> None:
+    """AUROC of each class: bars for the encrypted model from chance (0.5), marks for the pooled one and each institution.
+
+    ``per_class``: ``encrypted``, ``pooled_plaintext`` and any number of institutions -> (C,) values, NaN where undefined.
+    """
+    encrypted, pooled = per_class["encrypted"], per_class["pooled_plaintext"]
+    alone = np.array([values for name, values in per_class.items() if name not in ("encrypted", "pooled_plaintext")])
+    names = list(classes)[-len(encrypted):]  # a binary task scores its positive class only
+    shown = [c for c in np.argsort(encrypted) if not np.isnan(encrypted[c])]  # best on top
+    figure, axes = _figure(6.8, 1.7 + 0.42 * len(shown))
+    at = np.arange(len(shown))
+    axes.barh(at, encrypted[shown] - 0.5, left=0.5, height=0.62, color=SKY)
+    for y, c in zip(at, shown, strict=True):
+        axes.plot(alone[:, c], np.full(len(alone), y), "|", color=INK, markersize=11, markeredgewidth=1.6)
+        axes.plot(pooled[c], y, "D", markerfacecolor="white", markeredgecolor=RED, markersize=6, markeredgewidth=1.6)
+        axes.annotate(f"{encrypted[c]:.2f}", (0.5, float(y)), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
+    marks = [
+        Line2D([], [], color=SKY, linewidth=8, label="encrypted (number in the bar)"),
+        Line2D([], [], color=RED, marker="D", markerfacecolor="white", linestyle="", label="pooled plaintext"),
+        Line2D([], [], color=INK, marker="|", markersize=11, markeredgewidth=1.6, linestyle="", label="each institution alone"),
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    lowest = float(np.nanmin([encrypted[shown].min(), np.nanmin(pooled), np.nanmin(alone)]))
+    axes.set(yticks=at, yticklabels=[names[c] for c in shown], xlim=(min(0.5, lowest - 0.01), 1.0), xlabel="AUROC (0.5 is chance)")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    best = np.nanmax(alone, axis=0)
+    wins = int(sum(encrypted[c] >= best[c] for c in shown))
+    _title(axes, f"Encrypted training is at or above the best single institution in {wins} of {len(shown)} classes")
+    _save(figure, path)
+
+
+# --------------------------------------------------------------------------- seconds and bytes
+
+
+def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic: PhaseBytes, path: Path) -> None:
+    """Left: when each party was busy with what. Right: bytes sent and received, by phase.
+
+    ``spans``: (party, phase, start, end) in seconds; ``traffic``: party -> phase -> ``{"up", "down"}`` in bytes.
+    """
+    busy = [Span(*span) for span in spans]
+    parties = list(dict.fromkeys([*traffic, *(span.party for span in busy)]))
+    row = {party: len(parties) - 1 - i for i, party in enumerate(parties)}
+    figure = Figure(figsize=(10, 1.9 + 0.42 * len(parties)), layout="constrained")
+    FigureCanvasAgg(figure)
+    clock, wire = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
+    for span in busy:
+        clock.barh(row[span.party], span.end - span.start, left=span.start, height=0.6, color=PHASE_COLOURS.get(span.phase, INK))
+    for party, phases in traffic.items():
+        _stack(wire, row[party] + 0.17, phases, "up", alpha=1.0)
+        _stack(wire, row[party] - 0.17, phases, "down", alpha=0.55)
+    for axes in (clock, wire):
+        _plain(axes)
+        axes.set_ylim(-0.7, len(parties) - 0.3)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+    clock.set(yticks=list(row.values()), yticklabels=list(row), xlabel="seconds since the start")
+    wire.set_xlabel("MB on the wire (upper bar: sent, lower and lighter: received)")
+    wire.margins(x=0.16)
+    _title(clock, *_seconds_finding(busy))
+    _title(wire, *_bytes_finding(traffic))
+    used = {span.phase for span in busy} | {phase for phases in traffic.values() for phase, t in phases.items() if t["up"] + t["down"]}
+    handles = [Line2D([], [], color=colour, linewidth=7, label=label) for label, colour in _phase_legend(used)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _stack(axes: Axes, y: float, phases: Mapping[str, Mapping[str, int]], direction: str, *, alpha: float) -> None:
+    """One stacked bar of a party's bytes in one direction, its total written at the end."""
+    left = 0.0
+    for phase, colour in PHASE_COLOURS.items():
+        width = phases.get(phase, {}).get(direction, 0) / 1e6
+        axes.barh(y, width, left=left, height=0.3, color=colour, alpha=alpha)
+        left += width
+    axes.annotate(human_bytes(left * 1e6), (left, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
+
+
+def _phase_legend(used: set[str]) -> list[tuple[str, str]]:
+    """(label, colour), phases of one colour joined."""
+    by_colour: dict[str, list[str]] = {}
+    for phase, colour in PHASE_COLOURS.items():
+        if phase in used:
+            by_colour.setdefault(colour, []).append(phase)
+    return [(" / ".join(phases), colour) for colour, phases in by_colour.items()]
+
+
+def _seconds_finding(busy: Sequence[Span]) -> tuple[str, str]:
+    """The phase that kept the run waiting longest: by the time from its first start to its last end."""
+    if not busy:
+        return "No times were recorded", ""
+    extent = {
+        phase: max(s.end for s in busy if s.phase == phase) - min(s.start for s in busy if s.phase == phase)
+        for phase in {span.phase for span in busy}
+    }
+    longest = max(sorted(extent), key=lambda phase: extent[phase])
+    total = max(span.end for span in busy) - min(span.start for span in busy)
+    return f"{longest.capitalize()} takes {extent[longest]:.0f} of {total:.0f} seconds", ""
+
+
+def _bytes_finding(traffic: PhaseBytes) -> tuple[str, str]:
+    """The phase that moves most bytes, over all parties but the server (which sees each byte a second time)."""
+    totals: dict[str, int] = {}
+    for party, phases in traffic.items():
+        for phase, t in phases.items():
+            totals[phase] = totals.get(phase, 0) + (0 if party == "server" else t["up"] + t["down"])
+    if not sum(totals.values()):
+        return "No bytes were recorded", ""
+    most = max(totals, key=lambda phase: totals[phase])
+    return f"{most.capitalize()} moves {totals[most] / sum(totals.values()):.0%} of the bytes", ""
+
+
+# --------------------------------------------------------------------------- style
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=INK, fontsize=9)
+
+
+def _title(axes: Axes, finding: str, context: str = "") -> None:
+    axes.set_title(finding + (f"\n{context}" if context else ""), loc="left", fontsize=11, color=INK)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """PNG, whole or not at all; 0600, as everything of a run."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    private_write(path, buffer.getvalue())

@@ -1,0 +1,106 @@
+"""The result in the terminal: what each model reached, what the run cost, what was opened and who checked.
+
+::
+
+    Macro AUROC on the test patients
+      hospital-a alone      0.741   0.71 to 0.77
+      pooled plaintext      0.765   ...             what one machine with all data reaches
+      plaintext twin        0.766   ...             the same training, not encrypted
+      encrypted             0.766   ...             <- this run
+    Seconds ... / Bytes ... / Release ... / Verification ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from focal.report.summary import Interval, Summary
+
+PHASE_NAMES = {"keys": "keys", "features": "features", "upload": "upload", "train": "training", "release": "release"}
+
+
+def print_results(summary: Summary, console: Console | None = None) -> None:
+    """Print :func:`results_table` to ``console`` (default: standard output)."""
+    (console or Console()).print(results_table(summary))
+
+
+def results_table(summary: Summary) -> Group:
+    """Everything a person wants to know of a finished run, as one rich renderable."""
+    parts: list[RenderableType] = [_models(summary), Text(), _cost(summary), Text()]
+    parts += [_release(summary), _verification(summary)]
+    return Group(*parts)
+
+
+def _models(summary: Summary) -> Table:
+    table = Table(title=f"Macro AUROC on the test rows of {summary.dataset}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("model")
+    table.add_column("AUROC", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("note")
+    for model, score, interval, note, style in _model_rows(summary):
+        table.add_row(model, f"{score:.3f}", "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}", note, style=style)
+    return table
+
+
+def _model_rows(summary: Summary) -> Iterable[tuple[str, float, Interval | None, str, str]]:
+    """(model, AUROC, interval, note, style), the encrypted model last."""
+    auroc, interval = summary.auroc, summary.auroc_ci95
+    institutions = auroc.institutions or {}
+    for name, score in institutions.items():
+        yield f"{name} alone", score, (interval.institutions or {}).get(name), "logistic regression, its own training rows", ""
+    if auroc.pooled_plaintext is not None:
+        yield "pooled plaintext", auroc.pooled_plaintext, interval.pooled_plaintext, "logistic regression, all training rows", ""
+    if auroc.plaintext_twin is not None:
+        error = "" if summary.max_abs_weight_error is None else f", weights within {summary.max_abs_weight_error:.1e}"
+        yield "plaintext twin", auroc.plaintext_twin, interval.plaintext_twin, f"the same training, not encrypted{error}", ""
+    note = f"{summary.steps} steps on ciphertexts"
+    if institutions:
+        beaten = sum(auroc.encrypted > score for score in institutions.values())
+        note += f"; above {beaten} of {len(institutions)} institutions alone"
+    yield "encrypted", auroc.encrypted, interval.encrypted, note, "bold"
+
+
+def _cost(summary: Summary) -> Table:
+    table = Table.grid(padding=(0, 2))
+    seconds = summary.seconds.model_dump()
+    phases = ", ".join(f"{label} {seconds[phase]:.1f}" for phase, label in PHASE_NAMES.items())
+    table.add_row("Seconds", f"{seconds['total']:.1f} in all: {phases}")
+    for i, (party, traffic) in enumerate(summary.bytes.items()):
+        table.add_row("Bytes" if i == 0 else "", f"{party}: {human_bytes(traffic.up)} up, {human_bytes(traffic.down)} down")
+    return table
+
+
+def _release(summary: Summary) -> Text:
+    release = summary.release
+    what = ", the final weights and nothing else" if summary.protocol == "blind" else ""
+    return Text(
+        f"Release: {release.openings} ciphertext{'' if release.openings == 1 else 's'} opened{what}; key shares hidden by "
+        f"{release.flooding_bits:.0f}-bit noise, weights good to {release.precision_bits:.1f} bits; {summary.security_bits:.0f}-bit security."
+    )
+
+
+def _verification(summary: Summary) -> RenderableType:
+    if summary.unverified:
+        return Panel(
+            "No custodian re-ran the server's steps (verify: off everywhere). The server is TRUSTED to follow the protocol: one that "
+            "deviates can learn the key, and with it every patient's features and labels. Set verify: lockstep for at least one custodian.",
+            title="WARNING: nobody verifies",
+            style="bold red",
+        )
+    checkers = [name for name, policy in summary.verify.items() if policy == "lockstep"]
+    return Text(f"Verification: {', '.join(checkers)} re-ran every step and answered only for identical ciphertexts.")
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 kB' (decimal units, as networks count)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

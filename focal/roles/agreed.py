@@ -1,0 +1,59 @@
+"""What follows from the manifest and the signed messages alone, so that every party derives the same."""
+
+from __future__ import annotations
+
+import hashlib
+
+from focal.ckks.layout import Layout
+from focal.ckks.plan import layout_for
+from focal.config import Manifest
+from focal.errors import ProtocolError, Refused
+from focal.net import messages as msg
+
+
+def layout(manifest: Manifest) -> Layout:
+    """The slot layout of a run."""
+    lanes = manifest.layout
+    return layout_for(manifest.ckks.ring // 2, manifest.projection.features, manifest.outputs, manifest.rows, lanes.class_lanes, lanes.feature_lanes)
+
+
+def batches(shape: Layout, manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:
+    """Every batch of refreshes of the run, in order: (topic, plan items). Nothing else is ever refreshed."""
+    kinds = ["residual", "weights"] if manifest.training.degree == 3 else ["logits", "residual", "weights"]
+    return [(f"refresh/{t}/{kind}", tuple(shape.items(t, kind))) for t in range(manifest.training.steps) for kind in kinds]
+
+
+def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
+    """Check every institution's signed list against the manifest; returns one digest over all lists.
+
+    Raises :class:`Refused` (``upload``) naming the institution and what differs.
+    """
+    eta = {u.eta_hex for u in lists.values()}
+    projection = {u.projection for u in lists.values()}
+    if len(eta) != 1 or len(projection) != 1:
+        raise Refused("upload", f"the institutions ({', '.join(lists)}) do not agree on projection and step size")
+    running = hashlib.sha256(b"focal/uploads/v1")
+    for name, upload in lists.items():
+        start, stop = manifest.row_table[name]
+        for what, found, wanted in (
+            ("joint keys", upload.joint_keys, joint_keys),
+            ("rows", upload.rows, stop - start),
+            ("first row", upload.first_row, start),
+            ("number of chunks", len(upload.chunks), len(shape.chunks(start, stop))),
+        ):
+            if found != wanted:
+                raise Refused("upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})")
+        running.update(msg.encode(upload))
+    return running.hexdigest()
+
+
+def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShares]) -> None:
+    """Raise unless every custodian answered exactly what was asked."""
+    for name, answer in answers.items():
+        if (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts) or not len(answer.h0) == len(answer.h1) == len(asked.items):
+            raise ProtocolError(f"'{name}' answered another refresh than was asked for")
+
+
+def other_uploads(name: str) -> Refused:
+    """The error when a custodian accepted other upload lists than we hold."""
+    return Refused("uploads", f"'{name}' accepted other upload lists than we were shown")

@@ -1,0 +1,64 @@
+"""Adding up key rounds: the same few lines for the custodians, who check the sums, and the server, who uses them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from focal.ckks import keys, wire
+from focal.ckks.context import Scheme
+from focal.errors import ProtocolError, Refused
+from focal.net import messages as msg
+
+
+def blobs_digest(digests: Sequence[str]) -> bytes:
+    """What a custodian commits to: the digests of its contributions, in order."""
+    return hashlib.sha256(b"focal/contributions/v1" + b"".join(bytes.fromhex(d) for d in digests)).digest()
+
+
+def check_shape(name: str, reveal: msg.KeyReveal, kinds: Sequence[tuple[str, wire.Kind]]) -> None:
+    """Raise unless ``name`` revealed one blob for every key of the round."""
+    if len(reveal.blobs) != len(kinds):
+        raise ProtocolError(f"'{name}' contributed {len(reveal.blobs)} keys to round {reveal.round}, {len(kinds)} are needed")
+
+
+def sums(
+    scheme: Scheme,
+    kinds: Sequence[tuple[str, wire.Kind]],
+    reveals: dict[str, msg.KeyReveal],
+    fetch: Callable[[str], bytes],
+    keep: Callable[[bytes], object],
+    pool: ThreadPoolExecutor,
+    progress: Callable[[float, float], None],
+) -> dict[str, str]:
+    """Key name -> digest of its sum over all custodians. Each sum is handed to ``keep``; one per thread is in memory."""
+    for name, reveal in reveals.items():
+        check_shape(name, reveal, kinds)
+
+    def one(i: int) -> str:
+        total = keys.add_up(scheme, kinds[i][1], [(name, fetch(reveal.blobs[i])) for name, reveal in reveals.items()])
+        keep(total)
+        return wire.digest(total)
+
+    out: dict[str, str] = {}
+    for (name, _), digest in zip(kinds, pool.map(one, range(len(kinds))), strict=True):
+        out[name] = digest
+        progress(len(out), len(kinds))
+    return out
+
+
+def joint(first: dict[str, str], second: dict[str, str]) -> msg.JointKeys:
+    """The statement of all joint keys that every custodian signs."""
+    rotations = {name.removeprefix("rotation/"): d for name, d in first.items() if name.startswith("rotation/")}
+    return msg.JointKeys(public=first["public"], multiplication=second["multiplication"], rotations=rotations)
+
+
+def joint_digest(keys_: msg.JointKeys) -> str:
+    """One digest over all joint keys."""
+    return hashlib.sha256(b"focal/joint-keys/v1" + msg.encode(keys_)).hexdigest()
+
+
+def disagreement(name: str) -> Refused:
+    """The error when a custodian's sums are not ours."""
+    return Refused("joint-keys", f"'{name}' added up other joint keys than we did: somebody was shown other contributions")

@@ -1,0 +1,235 @@
+"""What every role shares: saying things once, hearing what others said, agreeing on a run.
+
+::
+
+    say(topic, body)    sign, remember in the journal, post to the board
+    hear(who, topic)    wait until the board holds it; every signature is checked here, by the reader
+    commit / reveal     nobody can choose what it says after hearing the others
+
+A party trusts the server with delivery only. It checks who signed, that nobody said two things under one topic, and
+that everything belongs to this run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from focal.config import LocalConfig, Manifest, Member, Model, canonical_json
+from focal.errors import FocalError, ProtocolError, Refused
+from focal.net import messages as msg
+from focal.net.identity import Identity, check_signatures, commitment, open_record
+from focal.net.store import Blobs, Journal
+from focal.roles.progress import Reporter
+
+B = TypeVar("B", bound=Model)
+Audience = Literal["server", "custodians", "all"]
+
+
+class Network(Protocol):
+    """What a party needs from the network: a :class:`focal.net.transport.Link`, or the server's own board."""
+
+    phase: str
+    doing: str
+
+    def post(self, signed: bytes) -> int: ...
+    def wait(self, after: int, seconds: float) -> list[bytes]: ...
+    def put_many(self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None) -> list[str]: ...
+    def get(self, digest: str) -> bytes: ...
+    @property
+    def traffic(self) -> dict[str, dict[str, int]]: ...
+
+
+class Party:
+    """A member at work on one session of one manifest. Subclasses are the roles."""
+
+    role: str
+
+    def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
+        manifest.check_complete()
+        check_signatures(manifest)
+        self.manifest, self.local, self.report = manifest, local, report
+        self.me: Member = manifest.member(local.name)
+        if self.me.role != self.role:
+            raise FocalError(f"'{local.name}' is a {self.me.role} in the manifest, not a {self.role}", hint=f"start it with: focal {self.me.role}")
+        self.identity = Identity.load(local.keys)
+        self.identity.entry(manifest)
+        self.folder = Path(local.state)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.journal = Journal(self.folder / "journal.sqlite")
+        self.blobs = Blobs(self.folder / "blobs")
+        self.net: Network
+        self.session = ""
+        self.scope = ""
+        self.run_id = b""
+        self._heard: dict[tuple[str, str], msg.Record] = {}
+        self._digests: dict[tuple[str, str], str] = {}
+        self._count = 0
+
+    # ----------------------------------------------------------------- saying and hearing
+
+    def say(self, topic: str, body: Any) -> None:
+        """Say ``body`` under ``topic``: once. The same again is harmless, anything else is a defect and refused."""
+        signed = self.identity.sign_record(self.scope, topic, body)
+        if self.journal.once(f"{self.session}/said/{topic}", lambda: signed) != signed:
+            raise Refused("second-record", f"'{self.me.name}' was about to say a second thing under '{topic}'")
+        self.net.post(signed)
+
+    def repeat(self, topic: str) -> bool:
+        """Post again what was said under ``topic`` before a restart; False when nothing was."""
+        signed = self.journal.get(f"{self.session}/said/{topic}")
+        if signed is not None:
+            self.net.post(signed)
+        return signed is not None
+
+    def said(self, sender: str, topic: str) -> bool:
+        """Has ``sender`` said something under ``topic`` (as far as the board was read)?"""
+        return (sender, topic) in self._heard
+
+    def hear(self, sender: str, topic: str, kind: type[B]) -> B:
+        """What ``sender`` said under ``topic``; waits for it. Raises ProtocolError when it is of another kind."""
+        return self.hear_all([sender], topic, kind)[sender]
+
+    def hear_all(self, senders: Iterable[str], topic: str, kind: type[B]) -> dict[str, B]:
+        """What each of ``senders`` said under ``topic``, in their order; waits for all."""
+        names, told = list(senders), time.monotonic()
+        while missing := [n for n in names if not self.said(n, topic)]:
+            self._read_board(seconds=2.0)
+            if time.monotonic() - told > 5.0 and any(not self.said(n, topic) for n in missing):
+                told = time.monotonic()
+                self.report.waiting(missing, topic)
+        out: dict[str, B] = {}
+        for name in names:
+            record = self._heard[name, topic]
+            if record.scope != self.scope:
+                raise Refused("other-run", f"the server shows what '{name}' said under '{topic}' in another run")
+            if not isinstance(record.body, kind):
+                raise ProtocolError(f"'{name}' said '{record.body.kind}' under '{topic}'")
+            out[name] = record.body
+        return out
+
+    def record_digest(self, sender: str, topic: str) -> str:
+        """SHA-256 of the record that was heard: for transcripts."""
+        return self._digests[sender, topic]
+
+    def _read_board(self, seconds: float) -> None:
+        for data in self.net.wait(self._count, seconds):
+            self._count += 1
+            record = open_record(self.manifest, data)
+            key = (record.sender, record.topic)
+            if key in self._heard:
+                raise Refused("second-record", f"the server shows two records of '{record.sender}' under '{record.topic}'")
+            self._heard[key] = record
+            self._digests[key] = hashlib.sha256(data).hexdigest()
+            if isinstance(record.body, msg.Abort) and record.sender != self.me.name:
+                raise ProtocolError(f"'{record.sender}' ended the run: {record.body.reason}", hint="settle the cause, then start a new run: this one has used up its keys")
+        self.idle()
+
+    def idle(self) -> None:
+        """Called whenever the board was read; for roles that answer questions at any time."""
+
+    # ----------------------------------------------------------------- blobs
+
+    def share_blobs(self, blobs: list[bytes], audience: Audience) -> list[str]:
+        """Send blobs to the server, with progress; returns their digests. What the server has is not sent again."""
+        return self.net.put_many(blobs, audience, self.report.progress)
+
+    def send_stored(self, digests: list[str], audience: Audience) -> None:
+        """Send blobs that lie in this party's own store, a few at a time."""
+        for i in range(0, len(digests), 8):
+            self.net.put_many([self.blobs.get(d) for d in digests[i : i + 8]], audience)
+            self.report.progress(min(i + 8, len(digests)), len(digests))
+
+    def fetch(self, digest: str) -> bytes:
+        """A blob from the own store or else from the server."""
+        return self.blobs.get(digest) if digest in self.blobs else self.net.get(digest)
+
+    # ----------------------------------------------------------------- commit, then reveal
+
+    def commit(self, round: str, names: list[str], digest: bytes, say: Callable[[str], Any]) -> tuple[bytes, dict[str, Any]]:
+        """Commit to a message and wait for everybody's commitment.
+
+        The own message and the complete list of commitments are on disk before anything is revealed; after a restart
+        only that list counts. Returns the own salt and the commitments by name.
+        Raises :class:`Refused` (``second-list``) when the server now shows another list.
+        """
+        salt = self.journal.once(f"{self.session}/{round}/salt", lambda: secrets.token_bytes(32))
+        own = commitment(bytes.fromhex(self.scope), round, self.me.name, salt, digest)
+        if self.journal.once(f"{self.session}/{round}/commitment", lambda: own) != own:
+            raise Refused("second-contribution", f"'{self.me.name}' was about to make a second contribution to '{round}'")
+        body = say(own.hex())
+        self.say(f"{round}/commit", body)
+        commits = self.hear_all(names, f"{round}/commit", type(body))
+        listed = canonical_json({name: c.commitment for name, c in commits.items()})
+        if self.journal.once(f"{self.session}/{round}/commits", lambda: listed) != listed:
+            raise Refused("second-list", f"the server shows another list of commitments for '{round}' than before")
+        return salt, commits
+
+    def opens(self, round: str, name: str, commits: dict[str, Any], salt: str, digest: bytes) -> None:
+        """Raise unless ``name``'s reveal opens its commitment."""
+        expected = commitment(bytes.fromhex(self.scope), round, name, bytes.fromhex(salt), digest).hex()
+        if expected != commits[name].commitment:
+            raise Refused("commitment", f"what '{name}' revealed in '{round}' is not what it had committed to")
+
+    # ----------------------------------------------------------------- the run id
+
+    def agree_run(self) -> None:
+        """Nonces of every custodian and institution, committed, then revealed; their hash is the run id."""
+        names = [m.name for m in self.manifest.members if m.role != "server"]
+        if self.me.name in names:
+            nonce = self.journal.once(f"{self.session}/nonce", lambda: secrets.token_bytes(32))
+            salt, commits = self.commit("nonce", names, hashlib.sha256(nonce).digest(), lambda c: msg.NonceCommit(commitment=c))
+            self.say("nonce/reveal", msg.NonceReveal(nonce=nonce.hex(), salt=salt.hex()))
+        else:
+            commits = self.hear_all(names, "nonce/commit", msg.NonceCommit)
+        reveals = self.hear_all(names, "nonce/reveal", msg.NonceReveal)
+        for name, reveal in reveals.items():
+            self.opens("nonce", name, commits, reveal.salt, hashlib.sha256(bytes.fromhex(reveal.nonce)).digest())
+        nonces = b"".join(bytes.fromhex(reveals[name].nonce) for name in names)
+        self.run_id = hashlib.sha256(b"focal/run/v1" + self.manifest.hash + nonces).digest()
+        if self.journal.once(f"used/{self.run_id.hex()}", self.session.encode) != self.session.encode():
+            raise Refused("replayed-run", "the server replays a run that this party has taken part in before")
+        self.scope = self.run_id.hex()
+        if self.me.name in names:
+            self.say("run/start", msg.RunStart(run_id=self.scope))
+        for name, start in self.hear_all(names, "run/start", msg.RunStart).items():
+            if start.run_id != self.scope:
+                raise Refused("run-id", f"'{name}' derived another run id: the server showed it other nonces")
+
+    # ----------------------------------------------------------------- life
+
+    def enter(self, phase: str) -> None:
+        """Bytes are counted under ``phase`` from here on: keys, moments, upload, refresh, release."""
+        self.net.phase = phase
+        self.keep_traffic()
+
+    def keep_traffic(self) -> None:
+        """Remember the bytes so far; a restarted process adds to them."""
+        self.journal.set("traffic", json.dumps(merge(self._before, self.net.traffic)).encode())
+
+    @property
+    def _before(self) -> dict[str, dict[str, int]]:
+        if not hasattr(self, "_traffic_before"):
+            self._traffic_before = json.loads(self.journal.read("traffic") or b"{}")
+        return self._traffic_before
+
+    def abort(self, error: Exception) -> None:
+        """Tell the others that this party will not go on, as far as they can be reached."""
+        try:
+            if self.scope:
+                self.net.post(self.identity.sign_record(self.scope, "abort", msg.Abort(reason=str(error)[:500])))
+        except FocalError:
+            pass  # the link may be what failed
+
+
+def merge(x: dict[str, dict[str, int]], y: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Sum of two byte counts by phase."""
+    return {
+        phase: {way: x.get(phase, {}).get(way, 0) + y.get(phase, {}).get(way, 0) for way in ("up", "down")}
+        for phase in sorted({*x, *y})
+    }

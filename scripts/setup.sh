@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Make .venv: find a fitting Python, install the project and its pinned dependencies, check that OpenFHE loads. Safe to repeat and to interrupt.
+#
+#   find-python.sh -> python -m venv .venv -> pip install -e '.[dev]' (constraints.txt) -> import openfhe -> stamp
+#
+# The stamp (a digest of interpreter, folder, pyproject.toml, constraints.txt and this script) is written last, so that a complete
+# .venv costs a fraction of a second and an incomplete one is finished. A .venv of another interpreter or of another folder is rebuilt.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset PYTHONPATH PYTHONHOME # they would leak other packages into the environment
+venv=$PWD/.venv
+stamp=$venv/.focal-setup
+
+stop() {
+    printf 'focal set-up: %s.\n' "$*" >&2
+    exit 1
+}
+
+base_of_venv() { # the interpreter that a complete .venv of this very folder was built from; nothing otherwise
+    if grep -qsF "$venv" "$venv/bin/activate"; then "$venv/bin/python" -E scripts/probe_python.py 2>/dev/null || true; fi
+}
+
+if command -v flock >/dev/null; then # two set-ups at a time would install over each other
+    exec 9<pyproject.toml
+    flock 9
+fi
+
+have=$(base_of_venv)
+if [ -n "${PYTHON:-}" ] || [ "${have:0:1}" != / ]; then python=$(bash scripts/find-python.sh); else python=$have; fi
+digest=$({ printf '%s\n' "$python" "$venv" && cat pyproject.toml constraints.txt scripts/setup.sh; } | sha256sum)
+if [ "$have" = "$python" ] && [ "$(sed -n 1p "$stamp" 2>/dev/null)" = "$digest" ]; then
+    sed -n 2p "$stamp"
+    exit 0
+fi
+
+started=$SECONDS
+if [ "$have" != "$python" ]; then
+    printf 'focal set-up: creating .venv with %s\n' "$python"
+    "$python" -m venv --clear "$venv" || stop "$python could not create $venv; check that the folder is writable and the disk is not full"
+fi
+rm -f "$stamp"
+printf 'focal set-up: installing into .venv (the first time about 3 GB are fetched and 6 GB written)\n'
+quiet=()
+if [ -n "${CI:-}" ] || [ ! -t 1 ]; then quiet=(--quiet); fi
+"$venv/bin/python" -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' ||
+    stop "pip could not install the packages (its message is above); check network, disk space and pip's settings, then run 'make setup' again"
+
+# OMP_NUM_THREADS: several OpenMP runtimes meet in one process here, and idle threads of one spin (read when openfhe is imported).
+if ! error=$(OMP_NUM_THREADS=1 "$venv/bin/python" -c 'import openfhe' 2>&1); then
+    stop "openfhe is installed but does not load with $python (${error##*$'\n'}); try another interpreter: make setup PYTHON=/path/to/python3.10"
+fi
+summary=$("$venv/bin/python" -c '
+from importlib.metadata import version
+from platform import python_version
+print("Python", python_version() + "".join(", " + name + " " + version(name) for name in ("openfhe", "torch", "timm", "lightning", "pyzmq")))')
+printf '%s\nfocal set-up: .venv is ready (%s)\n' "$digest" "$summary" >"$stamp"
+printf 'focal set-up: .venv is ready after %d s (%s)\n' $((SECONDS - started)) "$summary"
