@@ -183,9 +183,7 @@ def evaluate(
 
     head, meta = upper.load(run)
     _check_labels(meta, Path(table_csv))
-    config = DatasetConfig(
-        kind="table", table=Path(table_csv), images=Path(images), classes=meta.classes, task=meta.task, group=group, test_fraction=0.25
-    )
+    config = DatasetConfig(kind="table", table=Path(table_csv), images=Path(images), classes=meta.classes, task=meta.task, group=group)
     table = load_for_scoring(config)
     if not len(table.test_rows):
         raise FocalError(f"{table_csv}: every row is marked 'train'", hint="leave the 'split' column out to score every row")

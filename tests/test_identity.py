@@ -46,7 +46,8 @@ def test_key_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> 
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"name": "north"}', b'{"version": 2, "name": "north", "sign": "00", "seal": "", "curve": ""}']
+    "text",
+    [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"name": "north"}', b'{"version": 2, "name": "north", "sign": "0", "seal": "", "curve": ""}'],
 )
 def test_malformed_key_file_is_named(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "north.json"

@@ -136,7 +136,14 @@ def test_mutated_records_raise_protocol_error_only(data: bytes, draw: st.DataObj
     decodes_or_refuses(msg.Record, mutated)
 
 
-REVEAL = {"version": 1, "scope": "00" * 32, "sender": "a", "topic": "t", "body": {"kind": "nonce-reveal", "nonce": "ab" * 32, "salt": "cd" * 32}}
+BODY = {"kind": "nonce-reveal", "nonce": "ab" * 32, "salt": "cd" * 32}
+REVEAL = {
+    "version": 1,
+    "scope": "00" * 32,
+    "sender": "a",
+    "topic": "t",
+    "body": {"kind": "nonce-reveal", "nonce": "ab" * 32, "salt": "cd" * 32},
+}
 
 
 def ordered(value: Any) -> Any:
@@ -152,7 +159,7 @@ def test_the_sorted_spelling_is_accepted() -> None:
     "data",
     [
         pytest.param(msgpack.packb(dict(reversed(ordered(REVEAL).items()))), id="unsorted"),
-        pytest.param(msgpack.packb(ordered({**REVEAL, "body": {**REVEAL["body"], "nonce": "AB" * 32}})), id="uppercase hex"),
+        pytest.param(msgpack.packb(ordered({**REVEAL, "body": {**BODY, "nonce": "AB" * 32}})), id="uppercase hex"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "version": 1.0})), id="float version"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "version": True})), id="bool version"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "sender": b"a"}), use_bin_type=True), id="bytes as text"),

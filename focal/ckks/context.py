@@ -49,7 +49,8 @@ def parse(data: bytes, n: int) -> list[list[tuple[int, int]]]:
 
     Returns one list per polynomial of (offset of N little-endian uint64, modulus). Not a parser for foreign bytes.
     """
-    needle, found, position = struct.pack("<Q", n), [], 0
+    needle, position = struct.pack("<Q", n), 0
+    found: list[tuple[int, int]] = []
     while (i := data.find(needle, position)) >= 0:
         position = i + 1
         first = not found and data[i - 9 : i] == b"\x00\x00\x00\x40\x01\x00\x00\x00\x00"
@@ -113,7 +114,7 @@ class Scheme:
         self.log_qp = sum(math.log2(q) for q in self.extended)
         if self.log_qp > MAX_LOG_QP[self.n]:
             raise FocalError(
-                f"ckks: log2(QP) = {self.log_qp:.0f} bits exceeds the {MAX_LOG_QP[self.n]} that the HE standard allows for 128-bit security at ring {self.n}",
+                f"ckks: log2(QP) = {self.log_qp:.0f} bits exceeds the {MAX_LOG_QP[self.n]} of the HE standard (128 bits, ring {self.n})",
                 hint="use a larger ring or a smaller scale",
             )
         self.hash = hashlib.sha256(
@@ -206,7 +207,9 @@ class Scheme:
 
     def common(self, a: Sequence[Limb]) -> Any:
         """The public random polynomial of a refresh, all limbs."""
-        return self._template("a", lambda: self.cc.IntMPBootRandomElementGen(self.key.publicKey), openfhe.DeserializeCiphertextString).build([a])
+        return self._template(
+            "a", lambda: self.cc.IntMPBootRandomElementGen(self.key.publicKey), openfhe.DeserializeCiphertextString
+        ).build([a])
 
     def refresh_shares(self, h0: Sequence[Limb], h1: Sequence[Limb]) -> list[Any]:
         """The two share polynomials of a refresh as OpenFHE objects."""
@@ -254,7 +257,9 @@ class Scheme:
                 head = self._key_map[: parse(self._key_map, self.n)[0][0][0]]
                 if head.count(old) != 1:
                     raise RuntimeError("the automorphism index is not where it was in OpenFHE 1.6's key maps")
-                self._templates[name] = Template(head.replace(old, new) + self._key_map[len(head) :], self.n, openfhe.DeserializeEvalKeyMapString)
+                self._templates[name] = Template(
+                    head.replace(old, new) + self._key_map[len(head) :], self.n, openfhe.DeserializeEvalKeyMapString
+                )
             template = self._templates.pop(name)  # 6 MB each, needed once
         return template.build([*a, *b])
 

@@ -87,7 +87,9 @@ class SecretShare:
         return wire.pack(self.scheme, wire.SWITCHING_B, self._b_half(made))
 
     def _rotation(self, rotation: int) -> bytes:
-        template = self.scheme.rotation_key(rotation, public_random(self.scheme, self.run_id, f"rotation/{rotation}", DIGITS), self._zeros())
+        template = self.scheme.rotation_key(
+            rotation, public_random(self.scheme, self.run_id, f"rotation/{rotation}", DIGITS), self._zeros()
+        )
         made = self.scheme.cc.MultiEvalAtIndexKeyGen(self.key, template, [rotation], self.scheme.tag)
         return wire.pack(self.scheme, wire.SWITCHING_B, self._b_half(made))
 

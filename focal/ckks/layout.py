@@ -61,7 +61,8 @@ class Layout:
     def __post_init__(self) -> None:
         if self.features % self.feature_lanes or self.class_lanes > power_of_two(self.outputs):
             raise FocalError(
-                f"layout: {self.feature_lanes} feature lanes and {self.class_lanes} class lanes do not fit {self.features} features and {self.outputs} outputs",
+                f"layout: {self.feature_lanes} feature lanes and {self.class_lanes} class lanes do not fit "
+                f"{self.features} features and {self.outputs} outputs",
                 hint="let the planner choose: leave class_lanes and feature_lanes out",
             )
         if self.groups_of_rows < 1 + (self.feature_lanes > 1):

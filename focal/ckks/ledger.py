@@ -42,14 +42,20 @@ class Ledger:
             if row is None:
                 share = make()
                 try:
-                    self._db.execute("INSERT INTO shares (protocol, item, digest, share) VALUES (?, ?, ?, ?)", (protocol, item, digest, share))
+                    self._db.execute(
+                        "INSERT INTO shares (protocol, item, digest, share) VALUES (?, ?, ?, ?)", (protocol, item, digest, share)
+                    )
                 except sqlite3.OperationalError as e:
-                    raise FocalError(f"{self.path}: the ledger cannot be written ({e})", hint="free space on this disk, then give the same command again") from None
+                    raise FocalError(
+                        f"{self.path}: the ledger cannot be written ({e})", hint="free space on this disk, then give the same command again"
+                    ) from None
                 return share
             return row
 
     def _find(self, protocol: str, item: str, digest: str) -> bytes | None:
-        rows = self._db.execute("SELECT item, digest, share FROM shares WHERE protocol = ? AND (item = ? OR digest = ?)", (protocol, item, digest)).fetchall()
+        rows = self._db.execute(
+            "SELECT item, digest, share FROM shares WHERE protocol = ? AND (item = ? OR digest = ?)", (protocol, item, digest)
+        ).fetchall()
         for stored_item, stored_digest, share in rows:
             if stored_item != item:
                 raise Refused("second-item", f"this ciphertext was answered as '{stored_item}', now it is presented as '{item}'")

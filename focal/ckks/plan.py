@@ -51,11 +51,12 @@ class Cost:
 
     def describe(self, steps: int) -> str:
         """What the planner chose, in three lines a person can check."""
-        l, mb = self.layout, 1e6
+        chosen, mb = self.layout, 1e6
         largest = max(self.upload_bytes.values())
         return (
-            f"layout: k = {l.class_lanes} class lanes, f = {l.feature_lanes} feature lanes, {l.blocks} block(s) of {l.block_rows} rows, "
-            f"{l.class_groups} class group(s), {len(l.rotations)} rotation keys\n"
+            f"layout: k = {chosen.class_lanes} class lanes, f = {chosen.feature_lanes} feature lanes, "
+            f"{chosen.blocks} block(s) of {chosen.block_rows} rows, {chosen.class_groups} class group(s), "
+            f"{len(chosen.rotations)} rotation keys\n"
             f"bytes:  upload {largest / mb:.0f} MB per institution at most, keys {self.key_bytes / mb:.0f} MB up per custodian, "
             f"refresh {self.refresh_bytes / mb:.1f} MB per custodian and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
             f"time:   {self.step_seconds:.1f} s per step, {self.step_seconds * steps:.0f} s for {steps} steps; "
@@ -67,7 +68,15 @@ def _bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:
     return elements * n * (8 + 6 * (limbs - 1) + (16 if extended else 0))
 
 
-def cost(layout: Layout, params: CkksConfig, row_table: dict[str, tuple[int, int]], custodians: int, degree: int, link_mbyte_s: float, threads: int) -> Cost:
+def cost(
+    layout: Layout,
+    params: CkksConfig,
+    row_table: dict[str, tuple[int, int]],
+    custodians: int,
+    degree: int,
+    link_mbyte_s: float,
+    threads: int,
+) -> Cost:
     """Predict the cost of one layout."""
     n, unit = params.ring, params.ring / 16384
     b, g, blocks, groups = layout.babies, layout.giants, layout.blocks, layout.class_groups
@@ -85,7 +94,9 @@ def cost(layout: Layout, params: CkksConfig, row_table: dict[str, tuple[int, int
     key = _bytes(n, LIMBS, DIGITS, extended=True)
     keys = (len(layout.rotations) + 3) * key
     refresh = refreshes * (_bytes(n, REFRESH_LIMBS, 2) + _bytes(n, REFRESH_LIMBS, 1) + _bytes(n, LIMBS, 1))
-    held = blocks * (layout.lane * 2 * LIMBS + groups * 2 * REFRESH_LIMBS) * n * 8 + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
+    held = (
+        blocks * (layout.lane * 2 * LIMBS + groups * 2 * REFRESH_LIMBS) * n * 8 + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
+    )
     return Cost(
         layout,
         upload,
@@ -147,11 +158,18 @@ def choose(
                 continue
             c = cost(layout, params, row_table, custodians, degree, wish.link_mbyte_s, threads)
             if c.release_error > MAX_ERROR:
-                reasons.append(f"layout: k = {k}, f = {f}: the release would err by {c.release_error:.1e} on a weight, more than {MAX_ERROR:.0e}")
+                reasons.append(
+                    f"layout: k = {k}, f = {f}: the release would err by {c.release_error:.1e} on a weight, more than {MAX_ERROR:.0e}"
+                )
             elif c.memory_bytes > memory_bytes:
-                reasons.append(f"layout: k = {k}, f = {f}: needs {c.memory_bytes / 1e9:.1f} GB at the server, {memory_bytes / 1e9:.1f} GB are free")
+                reasons.append(
+                    f"layout: k = {k}, f = {f}: needs {c.memory_bytes / 1e9:.1f} GB at the server, {memory_bytes / 1e9:.1f} GB are free"
+                )
             else:
                 priced.append(c)
     if not priced:
-        raise FocalError(f"no layout fits {features} features x {outputs} outputs x {rows} rows: {reasons[0]}", hint="fewer projection features, fewer class lanes or a larger ckks ring")
+        raise FocalError(
+            f"no layout fits {features} features x {outputs} outputs x {rows} rows: {reasons[0]}",
+            hint="fewer projection features, fewer class lanes or a larger ckks ring",
+        )
     return min(priced, key=lambda c: c.step_seconds * steps + c.link_seconds + 2 * c.key_bytes / 1e6 / wish.link_mbyte_s)

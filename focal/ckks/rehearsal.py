@@ -25,7 +25,9 @@ Array = NDArray[np.float64]
 class Rehearsal:
     """``custodians`` threshold shares, the joint keys of ``layout`` and an engine, in this process."""
 
-    def __init__(self, layout: Layout, *, custodians: int = 3, threads: int = 1, params: CkksConfig | None = None, run: str = "rehearsal") -> None:
+    def __init__(
+        self, layout: Layout, *, custodians: int = 3, threads: int = 1, params: CkksConfig | None = None, run: str = "rehearsal"
+    ) -> None:
         self.layout, self.threads = layout, threads
         self.run_id = hashlib.sha256(run.encode()).digest()
         self.scheme = scheme = Scheme(params or CkksConfig(), self.run_id.hex())
@@ -33,7 +35,10 @@ class Rehearsal:
         self.secrets = [keys.SecretShare.draw(scheme, self.run_id) for _ in range(custodians)]
         kinds = keys.first_round_kinds(layout.rotations)
         rounds = [list(s.first_round(layout.rotations, self.pool)) for s in self.secrets]
-        sums = {name: keys.add_up(scheme, kind, [(f"custodian {i}", r[j]) for i, r in enumerate(rounds)]) for j, (name, kind) in enumerate(kinds)}
+        sums = {
+            name: keys.add_up(scheme, kind, [(f"custodian {i}", r[j]) for i, r in enumerate(rounds)])
+            for j, (name, kind) in enumerate(kinds)
+        }
         second = [s.second_round(sums["switching"])[0] for s in self.secrets]
         multiplication = keys.add_up(scheme, wire.SWITCHING_AB, [(f"custodian {i}", b) for i, b in enumerate(second)])
         keys.install(scheme, self.run_id, multiplication, layout.rotations, lambda r: sums[f"rotation/{r}"])

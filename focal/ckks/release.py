@@ -85,4 +85,3 @@ def expected_error(slots: int, scale: float, layout: Layout, custodians: int) ->
 def precision_bits(slots: int, scale: float, layout: Layout, custodians: int) -> float:
     """-log2 of :func:`expected_error`."""
     return -math.log2(expected_error(slots, scale, layout, custodians))
-

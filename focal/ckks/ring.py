@@ -34,16 +34,16 @@ def total(parts: Sequence[Sequence[Limb]], moduli: Sequence[int]) -> list[Limb]:
 def expand(seed: bytes, moduli: Sequence[int], n: int) -> list[Limb]:
     """Public randomness: one uniform limb per modulus from SHAKE-256.
 
-    Limb l is read from SHAKE-256(seed || l as 4 bytes): successive 64-bit little-endian words, masked to the bit length of
-    q_l, those not below q_l skipped. Anyone who knows the seed gets the same limbs; nobody can choose them.
+    Limb i is read from SHAKE-256(seed || i as 4 bytes): successive 64-bit little-endian words, masked to the bit length of
+    q_i, those not below q_l skipped. Anyone who knows the seed gets the same limbs; nobody can choose them.
     """
     out = []
-    for l, q in enumerate(moduli):
+    for i, q in enumerate(moduli):
         bits = q.bit_length()
         mask = np.uint64((1 << bits) - 1)
         words = int(n * (1 << bits) / q * 1.05) + 256
         while True:
-            raw = hashlib.shake_256(seed + l.to_bytes(4, "little")).digest(8 * words)
+            raw = hashlib.shake_256(seed + i.to_bytes(4, "little")).digest(8 * words)
             candidates = np.frombuffer(raw, "<u8") & mask
             limb = candidates[candidates < np.uint64(q)]
             if len(limb) >= n:
@@ -63,7 +63,7 @@ def multiply(x: Limb, y: Limb, q: int) -> Limb:
 
 def bit_reversal(n: int) -> NDArray[np.int64]:
     """Permutation that reverses log2(n)-bit indices."""
-    out = np.zeros(1, dtype=np.int64)
+    out: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
     while len(out) < n:
         out = np.concatenate([2 * out, 2 * out + 1])
     return out

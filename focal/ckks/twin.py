@@ -64,7 +64,7 @@ def step(weights: Array, x: Array, targets: Array, scalars: Scalars) -> Array:
 
 def train(x: Array, targets: Array, scalars: Scalars, steps: int) -> tuple[Array, float]:
     """Weights (R, C) after ``steps`` steps from zero, and the largest |z| met on the way."""
-    weights = np.zeros((x.shape[1], targets.shape[1]))
+    weights: Array = np.zeros((x.shape[1], targets.shape[1]))
     largest = 0.0
     for _ in range(steps):
         largest = max(largest, float(np.abs(x @ weights).max()))

@@ -61,7 +61,17 @@ def header(scheme: Scheme, kind: Kind) -> bytes:
     """The only header that a blob of this kind may have."""
     level = LIMBS - kind.limbs
     return HEADER.pack(
-        b"FOCL", FORMAT, kind.code, level, 1, kind.elements, len(moduli(scheme, kind)), scheme.slots, scheme.scale, scheme.hash, scheme.tag.encode()
+        b"FOCL",
+        FORMAT,
+        kind.code,
+        level,
+        1,
+        kind.elements,
+        len(moduli(scheme, kind)),
+        scheme.slots,
+        scheme.scale,
+        scheme.hash,
+        scheme.tag.encode(),
     )
 
 
@@ -91,9 +101,10 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
         raise Refused("length", f"{source}: a {kind.name} has {size(scheme, kind)} bytes, these are {len(data)}")
     if data[: HEADER.size] != header(scheme, kind):
         raise Refused("header", f"{source}: not a {kind.name} of this run: {_difference(scheme, kind, data[: HEADER.size])} differs")
-    offset, out = HEADER.size, []
+    offset = HEADER.size
+    out: list[list[Limb]] = []
     for _ in range(kind.elements):
-        element = []
+        element: list[Limb] = []
         for q in moduli(scheme, kind):
             width = _width(q)
             words = np.zeros((scheme.n, 8), dtype=np.uint8)
@@ -117,6 +128,18 @@ def _width(q: int) -> int:
 
 
 def _difference(scheme: Scheme, kind: Kind, found: bytes) -> str:
-    names = ("magic", "format version", "kind", "level", "scale degree", "number of polynomials", "number of limbs", "slots", "scale", "parameter hash", "key tag")
+    names = (
+        "magic",
+        "format version",
+        "kind",
+        "level",
+        "scale degree",
+        "number of polynomials",
+        "number of limbs",
+        "slots",
+        "scale",
+        "parameter hash",
+        "key tag",
+    )
     own = HEADER.unpack(header(scheme, kind))
     return next(name for name, mine, theirs in zip(names, own, HEADER.unpack(found), strict=True) if mine != theirs)

@@ -4,8 +4,8 @@ Each image is a retina seen by one of three cameras::
 
     patient --> eye --> fundus disc, optic disc, vessel tree, lesions --> camera (colour, vignetting, blur, gain, noise) --> image
                                                     |
-                 grade 0 healthy, 1 mild, 2 moderate, 3 severe: more and larger lesions
-                 (dark microaneurysms and haemorrhages, bright exudates)
+                 grade 0 healthy, 1 mild: microaneurysms, 2 moderate: exudates too,
+                 3 severe: many haemorrhages
 
 The images are no medical data and prove nothing about medicine; they are hard in the ways that matter to the system: lesion counts of
 neighbouring grades overlap, cameras differ more than grades do, and each camera's clinic sees another mix of grades, so that one
@@ -48,9 +48,9 @@ class Camera:
 
 
 CAMERAS = (
-    Camera((1.00, 1.00, 1.00), 0.25, 0.3, 4.0, (0.40, 0.25, 0.20, 0.15)),
-    Camera((1.05, 0.95, 0.88), 0.40, 0.6, 6.0, (0.20, 0.35, 0.30, 0.15)),
-    Camera((0.94, 1.02, 1.10), 0.30, 0.4, 5.0, (0.30, 0.15, 0.25, 0.30)),
+    Camera((1.00, 1.00, 1.00), 0.25, 0.3, 4.0, (0.50, 0.30, 0.14, 0.06)),
+    Camera((1.15, 0.85, 0.64), 0.40, 0.6, 6.0, (0.15, 0.42, 0.33, 0.10)),
+    Camera((0.82, 1.06, 1.30), 0.30, 0.4, 5.0, (0.25, 0.08, 0.27, 0.40)),
 )
 """Their order is the ``institution`` column: "0", "1", "2"."""
 

@@ -110,7 +110,7 @@ class Hub:
                 errno.EADDRNOTAVAIL: "this machine has no such address: set 'bind: tcp://*:PORT' in the server's local file",
                 errno.ENODEV: "this machine has no such address: set 'bind: tcp://*:PORT' in the server's local file",
             }
-            hint = hints.get(e.errno, "an endpoint is written tcp://HOST:PORT")
+            hint = hints.get(e.errno or 0, "an endpoint is written tcp://HOST:PORT")
             raise FocalError(f"the server '{self._identity.name}' cannot listen on {self.endpoint} ({e.strerror})", hint=hint) from None
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self.board.listen(self._wake)

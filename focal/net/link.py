@@ -53,7 +53,7 @@ class _Call:
     sent: bool = False
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # the caller has given it up
             self.future.set_exception(error)
 
 
@@ -73,10 +73,12 @@ class _Line:
         self.monitor = self.socket.get_monitor_socket()
         self.socket.connect(endpoint)
         self.calls: dict[bytes, _Call] = {}
-        self.connections = 0
+        self.up = False
 
     def flush(self) -> Iterator[_Call]:
-        """Send what waits, oldest first, and yield it."""
+        """Send what waits, oldest first, and yield it. Only when ``up``: ZeroMQ may be connected again before we heard that it was not."""
+        if not self.up:
+            return
         for call in list(self.calls.values())[: self.IN_FLIGHT]:
             if call.sent:
                 continue
@@ -91,8 +93,8 @@ class _Line:
             yield call
 
     def lost(self) -> None:
-        """What was sent may not have arrived: send it again, or say so."""
-        for call in [c for c in self.calls.values() if c.sent]:
+        """What was sent may not have arrived: send it again, or say so. Pieces that wait their turn fall with those before them."""
+        for call in list(self.calls.values()):
             call.sent = False
             if not call.repeat:
                 del self.calls[call.id]
@@ -152,7 +154,7 @@ class Link:
     # ---- life
 
     def open(self, timeout: float) -> msg.Welcome:
-        """Connect and say hello.
+        """Connect and say hello. Once: to try again after an error, make a new link.
 
         Raises:
             Refused: ``manifest`` (the server holds another one), ``version``, ``name``.
@@ -257,7 +259,7 @@ class Link:
             stored = dict(zip(todo, self.have(list(todo)), strict=True))
             todo = {d: b for d, b in todo.items() if stored[d] >= 0}
             try:
-                for put, piece, reply, _ in self._pipeline(_pieces(todo, stored, audience), msg.PutOk):
+                for put, piece, reply, _ in self._pipeline(_pieces(dict(todo), stored, audience), msg.PutOk):
                     end = put.offset + len(piece)
                     if reply.stored == -1:
                         todo.pop(put.digest, None)
@@ -351,13 +353,15 @@ class Link:
             while self._dead is None:
                 events = dict(poller.poll(int(1000 * min(0.2, self.BEAT))))
                 self._wake.drain()
+                self._take_calls()
                 for line in lines:
                     if line.monitor in events:
                         self._watch(line)
                     if line.socket in events:
                         self._receive(line)
                 self._stay_in_touch()
-                self._send(lines)
+                for line in lines:
+                    self._send(line)
         except Exception as e:  # a mistake of ours: the callers must hear of it, not wait for ever
             log.exception("the link to the server failed")
             self._die(FocalError(f"the link of '{self.name}' to {self.endpoint} failed ({type(e).__name__})"))
@@ -373,15 +377,16 @@ class Link:
         self._recorder.close()
         self._wake.close()
 
-    def _send(self, lines: Iterable[_Line]) -> None:
+    def _take_calls(self) -> None:
         with self._lock:
             fresh = list(self._queue)
             self._queue.clear()
         for line, call in fresh:
             line.calls[call.id] = call
-        for line in lines:
-            for call in line.flush():
-                self._meter.count(call.phase, "up", len(call.header) + len(call.payload))
+
+    def _send(self, line: _Line) -> None:
+        for call in line.flush():
+            self._meter.count(call.phase, "up", len(call.header) + len(call.payload))
 
     def _receive(self, line: _Line) -> None:
         for _ in range(64):
@@ -405,7 +410,7 @@ class Link:
                 call.fail(Refused(reply.reason, reply.message))
             elif not isinstance(reply, call.expect):
                 call.fail(self._broke(f"answered with '{type(reply).__name__}' where '{call.expect.__name__}' belongs"))
-            elif not call.future.done():
+            else:
                 call.future.set_result((reply, payload))
 
     def _watch(self, line: _Line) -> None:
@@ -414,11 +419,14 @@ class Link:
             event = recv_monitor_message(line.monitor)["event"]
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._trouble, self._failed_handshakes = "connected, but it does not answer", 0
-                line.connections += 1
-                if line.connections > 1:
-                    line.lost()
-                    if line is self._control and self.session:
-                        self._greet().add_done_callback(self._check_session)
+                line.up = True
+                if line is self._control and self.session:
+                    self._greet().add_done_callback(self._check_session)
+            elif event == zmq.Event.DISCONNECTED:
+                line.up = False
+                line.lost()
+                if line is self._control and self.session:
+                    log.warning("lost the connection to the server at %s; trying again", self.endpoint)
             elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
                 self._die(
                     FocalError(
@@ -436,8 +444,6 @@ class Link:
                             hint="check the endpoint, and that server and parties have the same signed manifest",
                         )
                     )
-            elif event == zmq.Event.DISCONNECTED and line is self._control and self.session:
-                log.warning("lost the connection to the server at %s; trying again", self.endpoint)
 
     def _check_session(self, welcome: Future) -> None:
         if welcome.cancelled():

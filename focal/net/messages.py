@@ -211,6 +211,13 @@ class ReleaseShares(Model):
     sealed: dict[Name, Digest]
 
 
+class Traffic(Model):
+    """How many bytes every member sent and received by phase, as the server counted them until now."""
+
+    kind: Literal["traffic"] = "traffic"
+    bytes: dict[Name, dict[str, dict[str, int]]]
+
+
 class ResumeNonce(Model):
     """A restarted custodian asks its peers what they last saw of it."""
 
@@ -262,6 +269,7 @@ Body = Annotated[
         StepDone,
         ReleaseRequest,
         ReleaseShares,
+        Traffic,
         ResumeNonce,
         ResumeAnswer,
         Finished,

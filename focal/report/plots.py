@@ -27,6 +27,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#8C8C8C",
 )  # fmt: skip
 INK = "#333333"
+DPI = 150
 CLASS_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, "#000000", GREY)
 CLASS_DASHES = ("-", "--", "-.", ":")
 PHASE_COLOURS = {
@@ -59,11 +60,15 @@ class Span(NamedTuple):
 
 
 def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task: Task, path: Path) -> None:
-    """ROC curve of each class of the encrypted model; ``labels`` (n, K), ``scores`` (n, C) of the test rows."""
+    """ROC curve of each class of the encrypted model; ``labels`` (n, K), ``scores`` (n, C) of the test rows.
+
+    Raises :class:`FocalError` when the rows hold one class only.
+    """
     outcome, value = outcome_columns(labels, scores, task)
-    aurocs = auroc_per_class(labels, scores, task)
+    aurocs, macro = auroc_per_class(labels, scores, task), macro_auroc(labels, scores, task)
     names = [classes[-1]] if task == "binary" else list(classes)
-    figure, axes = _figure(6.4, 5.2)
+    figure, axes = _figure(5.4 + 0.065 * max(map(len, names)) + 0.6, 4.6)  # room for the names
+    axes.set_box_aspect(1)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     entries = []
     for c in np.argsort(-np.nan_to_num(aurocs)):
@@ -72,14 +77,13 @@ def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task:
         colour, dashes = CLASS_COLOURS[c % len(CLASS_COLOURS)], CLASS_DASHES[c // len(CLASS_COLOURS) % len(CLASS_DASHES)]
         false_positive, true_positive, _ = roc_curve(outcome[:, c], value[:, c])
         (line,) = axes.plot(false_positive, true_positive, color=colour, linestyle=dashes, linewidth=1.6)
-        entries.append((line, f"{names[c]}  {aurocs[c]:.2f}  ({int(outcome[:, c].sum())} of {len(outcome)})"))
-    axes.legend(
-        *zip(*entries, strict=True), title="class  AUROC  (rows)", loc="lower right", frameon=False, fontsize=8, title_fontsize=8,
-        alignment="left",
-    )  # fmt: skip
-    axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    subject = f"{names[0]} is told apart" if task == "binary" else f"{len(entries)} classes are told apart"
-    _title(axes, f"{subject} with AUROC {macro_auroc(labels, scores, task):.3f}", "encrypted training, test rows")
+        entries.append((line, f"{names[c]}  {aurocs[c]:.2f}  ({int(outcome[:, c].sum())})"))
+    handles, texts = zip(*entries, strict=True)
+    heading = "class  AUROC  (rows)"
+    figure.legend(handles, texts, title=heading, loc="outside right center", frameon=False, fontsize=8, title_fontsize=8, alignment="left")
+    axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="false positive rate", ylabel="true positive rate")
+    kind = f"AUROC of '{names[0]}'" if task == "binary" else f"Macro AUROC of {len(entries)} classes"
+    _title(axes, f"{kind}: {macro:.3f}", f"encrypted training, {len(outcome)} test rows")
     _save(figure, path)
 
 
@@ -89,32 +93,35 @@ def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task:
 def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.float64]], path: Path) -> None:
     """AUROC of each class: bars for the encrypted model from chance (0.5), marks for the pooled one and each institution.
 
-    ``per_class``: ``encrypted``, ``pooled_plaintext`` and any number of institutions -> (C,) values, NaN where undefined.
+    ``per_class``: ``encrypted``, ``pooled_plaintext`` and one or more institutions -> (C,) values, NaN where undefined: local runs only.
     """
     encrypted, pooled = per_class["encrypted"], per_class["pooled_plaintext"]
     alone = np.array([values for name, values in per_class.items() if name not in ("encrypted", "pooled_plaintext")])
-    names = list(classes)[-len(encrypted):]  # a binary task scores its positive class only
+    names = list(classes)[-len(encrypted) :]  # a binary task scores its positive class only
     shown = [c for c in np.argsort(encrypted) if not np.isnan(encrypted[c])]  # best on top
     figure, axes = _figure(6.8, 1.7 + 0.42 * len(shown))
     at = np.arange(len(shown))
     axes.barh(at, encrypted[shown] - 0.5, left=0.5, height=0.62, color=SKY)
     for y, c in zip(at, shown, strict=True):
-        axes.plot(alone[:, c], np.full(len(alone), y), "|", color=INK, markersize=11, markeredgewidth=1.6)
-        axes.plot(pooled[c], y, "D", markerfacecolor="white", markeredgecolor=RED, markersize=6, markeredgewidth=1.6)
-        axes.annotate(f"{encrypted[c]:.2f}", (0.5, float(y)), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
+        axes.plot(alone[:, c], np.full(len(alone), y), "|", color=INK, markersize=11, markeredgewidth=1.6, clip_on=False)
+        axes.plot(pooled[c], y, "D", color=RED, markerfacecolor="white", markersize=6, markeredgewidth=1.6, clip_on=False)
     marks = [
-        Line2D([], [], color=SKY, linewidth=8, label="encrypted (number in the bar)"),
+        Line2D([], [], color=SKY, linewidth=8, label="encrypted (and its number)"),
         Line2D([], [], color=RED, marker="D", markerfacecolor="white", linestyle="", label="pooled plaintext"),
         Line2D([], [], color=INK, marker="|", markersize=11, markeredgewidth=1.6, linestyle="", label="each institution alone"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     lowest = float(np.nanmin([encrypted[shown].min(), np.nanmin(pooled), np.nanmin(alone)]))
-    axes.set(yticks=at, yticklabels=[names[c] for c in shown], xlim=(min(0.5, lowest - 0.01), 1.0), xlabel="AUROC (0.5 is chance)")
+    axes.set(
+        yticks=at,
+        yticklabels=[f"{names[c]}  {encrypted[c]:.2f}" for c in shown],
+        xlim=(min(0.5, lowest - 0.01), 1.0),
+        xlabel="AUROC (0.5 is chance)",
+    )
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    best = np.nanmax(alone, axis=0)
-    wins = int(sum(encrypted[c] >= best[c] for c in shown))
-    _title(axes, f"Encrypted training is at or above the best single institution in {wins} of {len(shown)} classes")
+    wins = int(sum(encrypted[c] >= np.nanmax(alone[:, c]) for c in shown))
+    _title(axes, f"At or above every single institution in {wins} of {len(shown)} classes", "encrypted training, test rows")
     _save(figure, path)
 
 
@@ -129,7 +136,7 @@ def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic
     busy = [Span(*span) for span in spans]
     parties = list(dict.fromkeys([*traffic, *(span.party for span in busy)]))
     row = {party: len(parties) - 1 - i for i, party in enumerate(parties)}
-    figure = Figure(figsize=(10, 1.9 + 0.42 * len(parties)), layout="constrained")
+    figure = Figure(figsize=(10, 1.9 + 0.42 * len(parties)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     clock, wire = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
     for span in busy:
@@ -143,10 +150,10 @@ def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     clock.set(yticks=list(row.values()), yticklabels=list(row), xlabel="seconds since the start")
-    wire.set_xlabel("MB on the wire (upper bar: sent, lower and lighter: received)")
-    wire.margins(x=0.16)
-    _title(clock, *_seconds_finding(busy))
-    _title(wire, *_bytes_finding(traffic))
+    clock.set_xlim(left=0)
+    wire.set(xlabel="MB (upper bar: sent, lower: received)", xlim=(0, 1.2 * max(wire.get_xlim()[1], 1e-3)))  # room for the totals
+    _title(clock, _seconds_finding(busy))
+    _title(wire, _bytes_finding(traffic))
     used = {span.phase for span in busy} | {phase for phases in traffic.values() for phase, t in phases.items() if t["up"] + t["down"]}
     handles = [Line2D([], [], color=colour, linewidth=7, label=label) for label, colour in _phase_legend(used)]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=8)
@@ -172,36 +179,31 @@ def _phase_legend(used: set[str]) -> list[tuple[str, str]]:
     return [(" / ".join(phases), colour) for colour, phases in by_colour.items()]
 
 
-def _seconds_finding(busy: Sequence[Span]) -> tuple[str, str]:
-    """The phase that kept the run waiting longest: by the time from its first start to its last end."""
+def _seconds_finding(busy: Sequence[Span]) -> str:
+    """The phase that lasts longest, from its first start to its last end over all parties."""
     if not busy:
-        return "No times were recorded", ""
+        return "No times were recorded"
     extent = {
         phase: max(s.end for s in busy if s.phase == phase) - min(s.start for s in busy if s.phase == phase)
-        for phase in {span.phase for span in busy}
+        for phase in dict.fromkeys(span.phase for span in sorted(busy, key=lambda s: s.party != "server"))
     }
-    longest = max(sorted(extent), key=lambda phase: extent[phase])
-    total = max(span.end for span in busy) - min(span.start for span in busy)
-    return f"{longest.capitalize()} takes {extent[longest]:.0f} of {total:.0f} seconds", ""
+    longest = max(extent, key=lambda phase: extent[phase])  # on a tie the server's word: training, not its refreshes
+    return f"Longest phase: {longest}, {extent[longest]:.0f} of {max(span.end for span in busy):.0f} seconds"
 
 
-def _bytes_finding(traffic: PhaseBytes) -> tuple[str, str]:
+def _bytes_finding(traffic: PhaseBytes) -> str:
     """The phase that moves most bytes, over all parties but the server (which sees each byte a second time)."""
-    totals: dict[str, int] = {}
-    for party, phases in traffic.items():
-        for phase, t in phases.items():
-            totals[phase] = totals.get(phase, 0) + (0 if party == "server" else t["up"] + t["down"])
-    if not sum(totals.values()):
-        return "No bytes were recorded", ""
+    clients = [phases for party, phases in traffic.items() if party != "server"]
+    totals = {phase: sum(sum(phases.get(phase, {}).values()) for phases in clients) for phase in PHASE_COLOURS}
     most = max(totals, key=lambda phase: totals[phase])
-    return f"{most.capitalize()} moves {totals[most] / sum(totals.values()):.0%} of the bytes", ""
+    return f"Most bytes: {most}, {totals[most] / sum(totals.values()):.0%}" if totals[most] else "No bytes were recorded"
 
 
 # --------------------------------------------------------------------------- style
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     _plain(axes)
@@ -222,5 +224,5 @@ def _title(axes: Axes, finding: str, context: str = "") -> None:
 def _save(figure: Figure, path: Path) -> None:
     """PNG, whole or not at all; 0600, as everything of a run."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png")
     private_write(path, buffer.getvalue())

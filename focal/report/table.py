@@ -81,7 +81,8 @@ def _release(summary: Summary) -> Text:
     what = ", the final weights and nothing else" if summary.protocol == "blind" else ""
     return Text(
         f"Release: {release.openings} ciphertext{'' if release.openings == 1 else 's'} opened{what}; key shares hidden by "
-        f"{release.flooding_bits:.0f}-bit noise, weights good to {release.precision_bits:.1f} bits; {summary.security_bits:.0f}-bit security."
+        f"{release.flooding_bits:.0f}-bit noise, weights good to {release.precision_bits:.1f} bits; "
+        f"{summary.security_bits:.0f}-bit security."
     )
 
 

@@ -14,7 +14,9 @@ from focal.net import messages as msg
 def layout(manifest: Manifest) -> Layout:
     """The slot layout of a run."""
     lanes = manifest.layout
-    return layout_for(manifest.ckks.ring // 2, manifest.projection.features, manifest.outputs, manifest.rows, lanes.class_lanes, lanes.feature_lanes)
+    return layout_for(
+        manifest.ckks.ring // 2, manifest.projection.features, manifest.outputs, manifest.rows, lanes.class_lanes, lanes.feature_lanes
+    )
 
 
 def batches(shape: Layout, manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:
@@ -50,7 +52,9 @@ def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joi
 def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShares]) -> None:
     """Raise unless every custodian answered exactly what was asked."""
     for name, answer in answers.items():
-        if (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts) or not len(answer.h0) == len(answer.h1) == len(asked.items):
+        if (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts) or not len(answer.h0) == len(answer.h1) == len(
+            asked.items
+        ):
             raise ProtocolError(f"'{name}' answered another refresh than was asked for")
 
 

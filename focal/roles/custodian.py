@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from pathlib import Path
 from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.ledger import Ledger, ledger_digest
-from focal.config import LocalConfig, Manifest, canonical_json, private_write
+from focal.config import LocalConfig, Manifest, Member, private_write
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.roles import agreed, ceremony
@@ -44,9 +43,15 @@ class Custodian(Party):
         super().__init__(manifest, local, report)
         declared = self.me.verify
         if local.verify is not None and local.verify != declared:
-            raise FocalError(f"'{self.me.name}': the local file says verify: {local.verify}, the signed manifest says {declared}", hint="make both say the same")
+            raise FocalError(
+                f"'{self.me.name}': the local file says verify: {local.verify}, the signed manifest says {declared}",
+                hint="make both say the same",
+            )
         if declared == "lockstep":
-            raise FocalError(f"'{self.me.name}': verify: lockstep is not available in this version", hint="declare verify: off in the manifest and in the local file")
+            raise FocalError(
+                f"'{self.me.name}': verify: lockstep is not available in this version",
+                hint="declare verify: off in the manifest and in the local file",
+            )
         self.peers = [m.name for m in manifest.custodians]
         self.names = [m.name for m in manifest.institutions]
         self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="custodian")
@@ -55,8 +60,9 @@ class Custodian(Party):
 
     def run(self) -> None:
         self.enter("keys")
-        with self.report.phase("keys"):
+        with self.report.phase("gather"):
             self.agree_run()
+        with self.report.phase("keys"):
             self.scheme = Scheme(self.manifest.ckks, self.scope)
             self.layout = agreed.layout(self.manifest)
             self.ledger = Ledger(self.folder / f"ledger-{self.scope[:16]}.sqlite")
@@ -91,7 +97,9 @@ class Custodian(Party):
             return digests
 
         sums = self._round(1, first_kinds, first)
-        second = self._round(2, keys.SECOND_ROUND, lambda: [self.blobs.put(b) for b in share.second_round(self.blobs.get(sums["switching"]))])
+        second = self._round(
+            2, keys.SECOND_ROUND, lambda: [self.blobs.put(b) for b in share.second_round(self.blobs.get(sums["switching"]))]
+        )
         joint = ceremony.joint(sums, second)
         if self.me.name == self.peers[0]:
             self.send_stored([joint.public], "all")
@@ -110,18 +118,23 @@ class Custodian(Party):
         """This run's key share, drawn once; the file is the only copy."""
         if not self._key_file.exists():
             if self.journal.get(f"{self.session}/secret") is not None and self.journal.get(f"{self.session}/said/release/shares") is None:
-                raise FocalError(f"'{self.me.name}': the key share {self._key_file} is gone", hint="an N-of-N key cannot do without it: start a new run")
+                raise FocalError(
+                    f"'{self.me.name}': the key share {self._key_file} is gone", hint="an N-of-N key cannot do without it: start a new run"
+                )
             private_write(self._key_file, keys.SecretShare.draw(self.scheme, self.run_id).dump())
             self.journal.once(f"{self.session}/secret", lambda: hashlib.sha256(self._key_file.read_bytes()).digest())
         data = self._key_file.read_bytes()
         if self.journal.once(f"{self.session}/secret", lambda: hashlib.sha256(data).digest()) != hashlib.sha256(data).digest():
-            raise FocalError(f"'{self.me.name}': {self._key_file} is not the share that was drawn for this run", hint="restore the file, or start a new run")
+            raise FocalError(
+                f"'{self.me.name}': {self._key_file} is not the share that was drawn for this run",
+                hint="restore the file, or start a new run",
+            )
         return keys.SecretShare.load(self.scheme, self.run_id, data)
 
     def _round(self, number: int, kinds: list[tuple[str, wire.Kind]], make: Callable[[], list[str]]) -> dict[str, str]:
         """One commit-then-reveal round; returns key name -> digest of the sum, which is kept in the own store."""
         round = f"keys/{number}"
-        own = self.journal.once(f"{self.session}/{round}/blobs", lambda: "\n".join(make()).encode()).decode().split("\n")
+        own = self.remembered(f"{round}/blobs", make)
         salt, commits = self.commit(round, self.peers, ceremony.blobs_digest(own), lambda c: msg.KeyCommit(round=number, commitment=c))
         self.send_stored(own, "custodians")
         self.say(f"{round}/reveal", msg.KeyReveal(round=number, salt=salt.hex(), blobs=tuple(own)))
@@ -129,11 +142,8 @@ class Custodian(Party):
         for name, reveal in reveals.items():
             self.opens(round, name, commits, reveal.salt, ceremony.blobs_digest(reveal.blobs))
         self._same_transcript(number)
-        sums = self.journal.once(
-            f"{self.session}/{round}/sums",
-            lambda: canonical_json(ceremony.sums(self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress)),
-        )
-        return dict(json.loads(sums))
+        add = functools.partial(ceremony.sums, self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress)
+        return dict(self.remembered(f"{round}/sums", add))
 
     def _same_transcript(self, number: int) -> None:
         """Go on only when all custodians signed the same list of commitments and reveals."""
@@ -149,7 +159,9 @@ class Custodian(Party):
 
     def _accept_uploads(self) -> None:
         """Exactly one valid list from every institution, and the same lists at every custodian, before the first share."""
-        digest = agreed.uploads(self.manifest, self.layout, self.hear_all(self.names, "upload", msg.Upload), ceremony.joint_digest(self.joint))
+        digest = agreed.uploads(
+            self.manifest, self.layout, self.hear_all(self.names, "upload", msg.Upload), ceremony.joint_digest(self.joint)
+        )
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
         for name, theirs in self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted).items():
             if theirs.digest != digest:
@@ -196,7 +208,12 @@ class Custodian(Party):
             if answer.nonce != nonce or answer.about != self.me.name:
                 raise Refused("stale-answer", f"'{name}' answered another question about our ledger")
             if answer.highest + 1 > self.ledger.count or self.ledger.digest(answer.highest + 1) != answer.digest:
-                raise Refused("old-ledger", f"'{name}' has seen {answer.highest + 1} of our shares, the ledger {self.ledger.path} holds {self.ledger.count}: it is an old copy", hint="restore the newest copy, or start a new run")
+                held = self.ledger.count
+                raise Refused(
+                    "old-ledger",
+                    f"'{name}' has seen {answer.highest + 1} of our shares, {self.ledger.path} holds {held}: it is an old copy",
+                    hint="restore the newest copy, or start a new run",
+                )
 
     def idle(self) -> None:
         """Answer restarted peers: what did we last see of them?"""
@@ -206,7 +223,9 @@ class Custodian(Party):
             answer_topic = f"resume-answer/{peer}/{topic.rpartition('/')[2]}"
             if not self.said(self.me.name, answer_topic) and not self.repeat(answer_topic):
                 seen = self._shares_seen(peer)
-                self.say(answer_topic, msg.ResumeAnswer(about=peer, nonce=record.body.nonce, highest=len(seen) - 1, digest=ledger_digest(seen)))
+                self.say(
+                    answer_topic, msg.ResumeAnswer(about=peer, nonce=record.body.nonce, highest=len(seen) - 1, digest=ledger_digest(seen))
+                )
 
     def _shares_seen(self, peer: str) -> list[tuple[str, str, str]]:
         """(protocol, item, digest) of every share of ``peer`` on the board, in order."""
@@ -224,22 +243,24 @@ class Custodian(Party):
         if not self.repeat("release/shares"):
             items, ciphertexts, weights = self._last_weights()
             self._wait_for_approval()
-            lead = self.me.name == self.peers[0]
-            shares = [
-                self.ledger.answer("release", item, digest, lambda w=w: release.share(self.scheme, self.share.key, w, lead))
-                for item, digest, w in zip(items, ciphertexts, weights, strict=True)
-            ]
-            sealed = {}
-            for institution in self.manifest.institutions:
-                context = f"release/{institution.name}".encode() + self.run_id
-                box = self.journal.once(f"{self.session}/sealed/{institution.name}", lambda i=institution, c=context: self.identity.seal(i, b"".join(shares), c))
-                (sealed[institution.name],) = self.share_blobs([box], "all")
+            shares = b"".join(map(self._release_share, items, ciphertexts, weights))
+            sealed = {m.name: self._sealed(m, shares) for m in self.manifest.institutions}
             self.say("release/shares", msg.ReleaseShares(items=items, ciphertexts=ciphertexts, sealed=sealed))
         # Every sealed share is on our disk and acknowledged from the server's: the key has done its work.
         self._key_file.unlink(missing_ok=True)
         self.report.say("the key share was used for the last time and is deleted")
         self.hear_all(self.peers, "release/shares", msg.ReleaseShares)  # stay until then: a peer may restart and ask
         self.say("finished", msg.Finished())
+
+    def _release_share(self, item: str, digest: str, weights: object) -> bytes:
+        lead = self.me.name == self.peers[0]
+        return self.ledger.answer("release", item, digest, lambda: release.share(self.scheme, self.share.key, weights, lead))
+
+    def _sealed(self, institution: Member, shares: bytes) -> str:
+        """The shares of all class groups in one box that only ``institution`` opens; the box's digest."""
+        context = f"release/{institution.name}".encode() + self.run_id
+        box = self.journal.once(f"{self.session}/sealed/{institution.name}", lambda: self.identity.seal(institution, shares, context))
+        return self.share_blobs([box], "all")[0]
 
     def _last_weights(self) -> tuple[tuple[str, ...], tuple[str, ...], list[object]]:
         """Plan items, digests and ciphertexts of the last refreshed weights, recomputed from signed messages.
@@ -252,7 +273,9 @@ class Custodian(Party):
         answers = self.hear_all(self.peers, topic, msg.RefreshShares)
         agreed.check_answers(asked, answers)
         weights = [self._combined(i, item, asked, answers) for i, item in enumerate(items)]
-        digests = tuple(wire.digest(wire.pack(self.scheme, wire.ciphertext(len(self.scheme.moduli)), self.scheme.limbs(w))) for w in weights)
+        digests = tuple(
+            wire.digest(wire.pack(self.scheme, wire.ciphertext(len(self.scheme.moduli)), self.scheme.limbs(w))) for w in weights
+        )
         released = tuple(item.replace("/weights/", "/release/") for item in items)
         request = self.hear(server, "release/request", msg.ReleaseRequest)
         if request.items != released or request.ciphertexts != digests:

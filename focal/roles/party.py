@@ -56,7 +56,9 @@ class Party:
         self.manifest, self.local, self.report = manifest, local, report
         self.me: Member = manifest.member(local.name)
         if self.me.role != self.role:
-            raise FocalError(f"'{local.name}' is a {self.me.role} in the manifest, not a {self.role}", hint=f"start it with: focal {self.me.role}")
+            raise FocalError(
+                f"'{local.name}' is a {self.me.role} in the manifest, not a {self.role}", hint=f"start it with: focal {self.me.role}"
+            )
         self.identity = Identity.load(local.keys)
         self.identity.entry(manifest)
         self.folder = Path(local.state)
@@ -86,6 +88,10 @@ class Party:
         if signed is not None:
             self.net.post(signed)
         return signed is not None
+
+    def remembered(self, key: str, make: Callable[[], Any]) -> Any:
+        """A JSON value that is made once in a session and comes back after a restart."""
+        return json.loads(self.journal.once(f"{self.session}/{key}", lambda: canonical_json(make())))
 
     def said(self, sender: str, topic: str) -> bool:
         """Has ``sender`` said something under ``topic`` (as far as the board was read)?"""
@@ -127,7 +133,10 @@ class Party:
             self._heard[key] = record
             self._digests[key] = hashlib.sha256(data).hexdigest()
             if isinstance(record.body, msg.Abort) and record.sender != self.me.name:
-                raise ProtocolError(f"'{record.sender}' ended the run: {record.body.reason}", hint="settle the cause, then start a new run: this one has used up its keys")
+                raise ProtocolError(
+                    f"'{record.sender}' ended the run: {record.body.reason}",
+                    hint="settle the cause, then start a new run: this one has used up its keys",
+                )
         self.idle()
 
     def idle(self) -> None:
@@ -230,6 +239,5 @@ class Party:
 def merge(x: dict[str, dict[str, int]], y: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     """Sum of two byte counts by phase."""
     return {
-        phase: {way: x.get(phase, {}).get(way, 0) + y.get(phase, {}).get(way, 0) for way in ("up", "down")}
-        for phase in sorted({*x, *y})
+        phase: {way: x.get(phase, {}).get(way, 0) + y.get(phase, {}).get(way, 0) for way in ("up", "down")} for phase in sorted({*x, *y})
     }

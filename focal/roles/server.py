@@ -21,12 +21,12 @@ from focal.ckks import keys, refresh, ring, wire
 from focal.ckks.context import LIMBS, Scheme
 from focal.ckks.engine import Block, Engine, chunk_kind, zero_weights
 from focal.ckks.twin import Scalars
-from focal.config import LocalConfig, Manifest, canonical_json
+from focal.config import LocalConfig, Manifest
 from focal.net import messages as msg
 from focal.net.store import Board
 from focal.net.transport import Hub
 from focal.roles import agreed, ceremony
-from focal.roles.party import Audience, Party
+from focal.roles.party import Audience, Party, merge
 from focal.roles.progress import Reporter
 
 
@@ -87,8 +87,9 @@ class Server(Party):
         self.hub.start()
         self.report.say(f"listening on {self.hub.endpoint}")
         try:
-            with self.report.phase("keys"):
+            with self.report.phase("gather"):
                 self.agree_run()
+            with self.report.phase("keys"):
                 self.scheme = Scheme(self.manifest.ckks, self.scope)
                 self.layout = agreed.layout(self.manifest)
                 joint = self._install_keys()
@@ -115,12 +116,14 @@ class Server(Party):
             for name, reveal in reveals.items():
                 self.opens(round, name, commits, reveal.salt, ceremony.blobs_digest(reveal.blobs))
             add = functools.partial(ceremony.sums, self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress)
-            sums |= json.loads(self.journal.once(f"{self.session}/{round}/sums", lambda add=add: canonical_json(add())))
+            sums |= self.remembered(f"{round}/sums", add)
         joint = ceremony.joint(sums, sums)
         for name, theirs in self.hear_all(self.custodians, "keys/joint", msg.JointKeys).items():
             if theirs != joint:
                 raise ceremony.disagreement(name)
-        keys.install(self.scheme, self.run_id, self.blobs.get(joint.multiplication), rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"]))
+        keys.install(
+            self.scheme, self.run_id, self.blobs.get(joint.multiplication), rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"])
+        )
         return joint
 
     # ----------------------------------------------------------------- uploads
@@ -167,9 +170,9 @@ class Server(Party):
             first, weights, chain = self._last_step(lists)
             for step in range(first, training.steps):
                 self.report.progress(step, training.steps)
-                before = self._digests(weights)
+                before = self._stored(weights)
                 weights = engine.step(step, weights, self._refresh)
-                after = self._digests(weights)
+                after = self._stored(weights)
                 chain = hashlib.sha256(b"focal/chain/v1" + bytes.fromhex(chain) + "".join((*before, *after)).encode()).hexdigest()
                 self.say(f"step/{step}", msg.StepDone(step=step, inputs=before, outputs=after, chain=chain))
             self.report.progress(training.steps, training.steps)
@@ -190,7 +193,7 @@ class Server(Party):
         weights = [self.scheme.ciphertext(wire.unpack(self.scheme, kind, self.blobs.get(d), "the server's own disk")) for d in done.outputs]
         return step, weights, done.chain
 
-    def _digests(self, weights: list[Any]) -> tuple[str, ...]:
+    def _stored(self, weights: list[Any]) -> tuple[str, ...]:
         """Digests of weight ciphertexts, which are on disk when this returns."""
         kind = wire.ciphertext(LIMBS)
         return tuple(self.blobs.put(wire.pack(self.scheme, kind, self.scheme.limbs(w))) for w in weights)
@@ -213,13 +216,28 @@ class Server(Party):
 
         return list(self.pool.map(combined, range(len(items))))
 
+    def keep_traffic(self) -> None:
+        super().keep_traffic()
+        self.journal.set("members", json.dumps(self.members_traffic()).encode())
+
+    def members_traffic(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Bytes of every member by phase, earlier processes of this server included."""
+        if not hasattr(self, "_members_before"):
+            self._members_before = json.loads(self.journal.read("members") or b"{}")
+        now = self.hub.traffic
+        return {
+            m.name: merge(self._members_before.get(m.name, {}), now.get(m.name, {})) for m in self.manifest.members if m.role != "server"
+        }
+
     # ----------------------------------------------------------------- release
 
     def _release(self, weights: list[Any]) -> None:
         """Ask for the release and stay until every member has what it needs."""
         items = tuple(i.replace("/weights/", "/release/") for i in self.layout.items(self.manifest.training.steps - 1, "weights"))
-        self.say("release/request", msg.ReleaseRequest(items=items, ciphertexts=self._digests(weights)))
+        self.say("release/request", msg.ReleaseRequest(items=items, ciphertexts=self._stored(weights)))
         self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
+        if not self.repeat("traffic"):
+            self.say("traffic", msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}))
         everybody = [*self.custodians, *self.names]
         while missing := [n for n in everybody if not self.said(n, "finished")]:
             self._read_board(seconds=2.0)

@@ -90,7 +90,7 @@ def moment_values(raw: NDArray[np.floating], bound: float, n_total: int) -> Real
     """
     rows, dim = _checked(raw).shape
     if not 0 < rows <= n_total:
-        raise FocalError(f"{rows} rows of features, but the manifest counts {n_total} rows in all", hint="correct the manifest's row counts")
+        raise FocalError(f"{rows} rows of features, but the manifest counts {n_total} in all", hint="correct the manifest's row counts")
     first, second = np.zeros(dim), np.zeros((dim, dim))
     for start in range(0, rows, _CHUNK):
         unit = _clipped(raw[start : start + _CHUNK], bound) / bound
@@ -191,7 +191,7 @@ class Projection:
     def apply(self, raw: NDArray[np.floating]) -> Real:
         """Raw features (n, dim) -> columns (n, R) in float64, the last of them 1. Raises :class:`FocalError` on NaN or another dim."""
         if _checked(raw).shape[1] != self.dim:
-            raise FocalError(f"features have {raw.shape[1]} dimensions, the projection needs {self.dim}", hint="use the run's lower segment")
+            raise FocalError(f"features have {raw.shape[1]} dimensions, the projection has {self.dim}", hint="use its lower segment")
         components = _clipped(raw, self.bound) @ self.matrix.T.astype(np.float64) + self.offset
         norm = np.linalg.norm(components, axis=1, keepdims=True)
         limit = 2 * math.sqrt(self.features)
@@ -249,7 +249,7 @@ def whiten(moments: Moments, features: int, bound: float, ridge: float) -> Proje
     check_features(features, moments.dim)
     values, vectors = np.linalg.eigh(moments.covariance)
     values, rows = values[::-1][: features - 1], vectors.T[::-1][: features - 1]
-    largest = _largest(values, bound)
+    largest = _resolved(float(values[0]), bound)
     peak = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
     scale = np.sign(peak) / np.sqrt(np.maximum(values, FLOOR * largest))
     matrix = (rows * scale[:, None]).astype(np.float32)
@@ -274,7 +274,7 @@ def check_whiten(projection: Projection, moments: Moments, features: int, bound:
     _check_frame(projection, "whiten", features, moments.dim, bound)
     covariance = moments.covariance
     values = np.linalg.eigvalsh(covariance)[::-1][: features - 1]
-    largest = _largest(values, bound)
+    largest = _resolved(float(values[0]), bound)
     floored = np.maximum(values, FLOOR * largest)
 
     rows = projection.matrix.astype(np.float64)
@@ -328,7 +328,7 @@ def random_projection(moments: Moments, run_id: bytes, features: int, dim: int, 
     check_features(features, dim)
     directions = random_directions(run_id, features, dim)
     variance: Real = np.diag(moments.covariance)
-    _largest(np.array([variance.min()]), _column_bound(directions, bound))
+    _resolved(float(variance.min()), _column_bound(directions, bound))
     scale = 1 / np.sqrt(variance)
     offset = -moments.mean * scale
     eta = step_size(_joined(np.diag(scale), offset, moments), ridge)
@@ -371,15 +371,14 @@ def _clipped(raw: NDArray[np.floating], bound: float) -> Real:
     return cast(Real, np.clip(raw.astype(np.float64), -bound, bound))
 
 
-def _largest(values: Real, bound: float) -> float:
-    """The first of ``values`` (variances, descending), if the secure sum resolves it. Written so that NaN fails."""
-    largest = float(values[0])
-    if not largest > _RESOLUTION * bound**2:
+def _resolved(variance: float, bound: float) -> float:
+    """``variance``, if the secure sum resolves it on values up to ``bound``. Written so that NaN fails."""
+    if not variance > _RESOLUTION * bound**2:
         raise FocalError(
-            f"the pooled features hardly vary: variance {largest:.1e} at feature bound {bound:g}",
+            f"the pooled features hardly vary: variance {variance:.1e}, with values allowed up to {bound:g}",
             hint="check the lower segment's weights and the images; lower projection.bound if the features are this small",
         )
-    return largest
+    return variance
 
 
 def _joined(matrix: Real, offset: Real, moments: Moments) -> Real:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from focal.config import Hex32, LowerSpec, Model, Task, explain, private_write
+from focal.config import Hex32, LowerSpec, Model, Task, private_write
 from focal.errors import FocalError
 
 if TYPE_CHECKING:
+    from focal.segments.lower import LowerSegment
     from focal.segments.projection import Projection
 
 FORMAT = "focal-model-1"
@@ -145,9 +145,7 @@ def load(run: Path | str) -> tuple[UpperHead, ModelMeta]:
     try:
         meta = ModelMeta.model_validate(content["meta"])
         return UpperHead(**content["state"], bound=content["bound"], task=meta.task).eval(), meta
-    except ValidationError as e:
-        raise explain(e, path) from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):  # ValueError: pydantic's ValidationError is one
         raise foreign from None
 
 
@@ -182,20 +180,11 @@ class ReleasedModel(nn.Module):
         return self.head.probabilities(self.lower(x))
 
 
-def lower_segment(meta: ModelMeta, weights: str | None = None) -> nn.Module:
-    """The lower segment that a released head needs, checked against its SHA-256.
+def lower_segment(meta: ModelMeta, weights: str | None = None) -> LowerSegment:
+    """The lower segment that a released head needs, from ``weights`` (default: the recorded source).
 
-    Raises :class:`FocalError` when ``weights`` (default: the recorded source) cannot be read or hash to something else.
+    Raises :class:`FocalError` when they cannot be read or do not hash to what the head's consortium pinned.
     """
-    from focal.segments.lower import build_lower, lower_spec  # timm takes a second to import, and the head alone does not need it
+    from focal.segments.lower import build_lower  # timm takes a second to import, and the head alone does not need it
 
-    source = weights or meta.weights
-    segment, _ = build_lower(meta.lower, source)
-    found = lower_spec(segment, meta.lower).weights_sha256
-    if found != meta.lower.weights_sha256:
-        raise FocalError(
-            f"weights '{source}': these are not the lower segment's weights that the model was trained on "
-            f"(SHA-256 {found[:12]}..., expected {meta.lower.weights_sha256[:12]}...)",
-            hint="name the right file with --weights",
-        )
-    return segment
+    return build_lower(meta.lower, weights or meta.weights)[0]

@@ -1,0 +1,5 @@
+"""``python -m focal``."""
+
+from focal.cli import main
+
+main()

@@ -1,0 +1,478 @@
+"""The ``focal`` command: what a person types, and what they see while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from focal.config import ConfigError, LayoutConfig, LayoutSpec, Manifest, Member, RunConfig, read, write
+from focal.errors import FocalError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Hospitals train one model on encrypted activations."
+)
+keys_app = typer.Typer(no_args_is_help=True, help="This party's identity.")
+manifest_app = typer.Typer(no_args_is_help=True, help="What a consortium agrees on and signs.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements on this machine.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(manifest_app, name="manifest")
+app.add_typer(bench_app, name="bench")
+console = Console(highlight=False)
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+ManifestOption = Annotated[Path, typer.Option("--manifest", help="The signed manifest.")]
+LocalOption = Annotated[Path, typer.Option("--local", help="This party's local file; it stays at home.")]
+EventsOption = Annotated[bool, typer.Option("--events", hidden=True)]
+WaitOption = Annotated[float, typer.Option("--wait", help="Seconds to look for the server.")]
+
+
+def main() -> NoReturn:
+    """Entry point. Errors that a person can act on are one or two lines, never a traceback."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        app()
+    except (FocalError, ConfigError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; give the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+# --------------------------------------------------------------------------- local runs
+
+
+@app.command()
+def demo(runs: RunsOption = Path("runs")) -> None:
+    """The main job on generated images: nothing to download, three institutions, a few minutes."""
+    _train(CONFIGS / "demo.yaml", runs)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="A run configuration, e.g. configs/retina.yaml")], runs: RunsOption = Path("runs")
+) -> None:
+    """Start (or continue) a whole consortium on this machine and follow it to its result."""
+    _train(config, runs)
+
+
+def _train(config_file: Path, runs: Path) -> None:
+    from focal.report.summary import read_summary
+    from focal.report.table import print_results
+    from focal.roles import local
+
+    config = read(RunConfig, config_file)
+    _check_data(config)
+    run = local.open_run(config, runs)
+    console.print(f"[bold]{config.name}[/] in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
+    with Board() as board:
+        folder = local.train(run, board.show, lambda text: board.line(text))
+    print_results(read_summary(folder), console)
+    console.print(f"result: {folder}/summary.json, model.pt, roc.png, per_class.png, timeline.png")
+
+
+def _check_data(config: RunConfig) -> None:
+    """One clear line when the configured data is not there."""
+    weights = config.lower.weights
+    files = [config.dataset.table, config.dataset.images]
+    files += [] if weights == "pretrained" or weights.startswith("random:") else [Path(weights)]
+    missing = [str(f) for f in files if f is not None and not f.exists()]
+    if missing:
+        raise FocalError(
+            f"{config.name}: not found: {', '.join(missing)}", hint="put the files there, or set FOCAL_DATA to the folder that holds them"
+        )
+
+
+class Board:
+    """The picture of a running consortium: one bar per stage, and lines worth reading above them."""
+
+    STAGES = {
+        "features": "features",
+        "keys": "key ceremony",
+        "moments": "secure sum",
+        "upload": "encrypt + upload",
+        "train": "encrypted training",
+        "release": "release",
+    }
+
+    def __init__(self) -> None:
+        self.bars = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.state: dict[str, dict[str, float]] = {}
+        self.phase_of: dict[str, str] = {}
+
+    def __enter__(self) -> Board:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def line(self, text: str) -> None:
+        self.bars.console.print(text, markup=False, soft_wrap=True)
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Draw one event of one party."""
+        kind, phase, party = event["event"], event.get("phase", ""), event["party"]
+        if kind in ("say", "warn"):
+            self.bars.console.print(("[yellow]warning:[/] " if kind == "warn" else "") + event["text"].replace("[", r"\["), soft_wrap=True)
+        elif kind == "phase" and phase in self.STAGES:
+            self._set(phase, party, 0.0)
+            self.phase_of[party] = phase
+        elif kind == "progress" and phase in self.STAGES:
+            self._set(phase, party, event["done"] / max(event["total"], 1e-9))
+        elif kind == "waiting" and event["names"]:
+            stage = self.phase_of.get(party)
+            if stage in self.tasks:
+                self.bars.update(self.tasks[stage], note=f"{party} waits for {', '.join(event['names'][:3])}")
+        if kind == "exit":
+            for shares in self.state.values():
+                if party in shares:
+                    shares[party] = 1.0
+            self._redraw()
+
+    def _set(self, phase: str, party: str, share: float) -> None:
+        if phase not in self.tasks:
+            for earlier in self.tasks:  # a stage that begins ends the ones before it
+                if list(self.STAGES).index(earlier) < list(self.STAGES).index(phase) and all(
+                    v >= 1.0 for v in self.state[earlier].values()
+                ):
+                    self.bars.update(self.tasks[earlier], completed=1.0)
+            self.tasks[phase] = self.bars.add_task(self.STAGES[phase], total=1.0, note="")
+        shares = self.state.setdefault(phase, {})
+        shares[party] = max(share, shares.get(party, 0.0))
+        before = self.phase_of.get(party)
+        if before is not None and before != phase and before in self.state:
+            self.state[before][party] = 1.0
+        self.phase_of[party] = phase
+        self._redraw()
+
+    def _redraw(self) -> None:
+        for phase, task in self.tasks.items():
+            shares = self.state[phase]
+            self.bars.update(
+                task,
+                completed=sum(shares.values()) / len(shares),
+            )
+
+
+# --------------------------------------------------------------------------- a finished run
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    table: Annotated[Path, typer.Option(help="CSV with filename,label[,patient][,split].")],
+    images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
+    weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
+    group: Annotated[str, typer.Option(help="Column whose rows belong together.")] = "patient",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
+) -> None:
+    """Score a finished run on new data."""
+    from focal import evaluation
+
+    with _bar("features") as progress:
+        result = evaluation.evaluate(run, table, images, weights=weights, group=group, device=device, cache=_cache(run), progress=progress)
+    low, high = result["auroc_ci95"]
+    console.print(
+        f"{result['dataset']}: macro AUROC [bold]{result['auroc']:.3f}[/] (95 % interval {low:.3f} to {high:.3f}) on {result['n']} images"
+    )
+    for name, value in result["auroc_per_class"].items():
+        console.print(f"  {name:<12} {'not scorable' if value is None else f'{value:.3f}'}", markup=False)
+    if as_json:
+        print(json.dumps(result))
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
+    out: Annotated[Path, typer.Option(help="CSV to write (0600).")] = Path("predictions.csv"),
+    table: Annotated[Path | None, typer.Option(help="CSV whose filename column chooses the images.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Write the probability of every class for every image."""
+    from focal import evaluation
+
+    with _bar("features") as progress:
+        n = evaluation.predict(run, images, out, table_csv=table, weights=weights, device=device, cache=_cache(run), progress=progress)
+    console.print(f"{n} images: {out}")
+
+
+class _bar:
+    """A progress bar as a ``progress(done, total)`` function."""
+
+    def __init__(self, name: str) -> None:
+        self.bars = Progress(
+            TextColumn(name), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+        )
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.bars.start()
+        task = self.bars.add_task("")
+        return lambda done, total: self.bars.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+
+def _cache(run: Path) -> Path | None:
+    """Features that the run itself computed are not computed again."""
+    shared = run.parent / "cache"
+    return shared if shared.is_dir() else None
+
+
+@app.command()
+def approve(run: Annotated[Path, typer.Argument(help="A local run's folder, or one custodian's state folder.")]) -> None:
+    """Let the custodians (of a run with ``approve: human``) release the final weights."""
+    from focal.roles.custodian import approve as approve_custodian
+
+    folders = [p for p in (run / "parties").iterdir() if p.name.startswith("custodian")] if (run / "parties").is_dir() else [run]
+    for folder in folders:
+        if not (folder / "journal.sqlite").exists():
+            raise FocalError(
+                f"{folder} is no custodian's state folder",
+                hint="name the run folder of a local run, or the 'state' of the custodian's local file",
+            )
+        approve_custodian(folder)
+        console.print(f"approved: {folder}", markup=False)
+
+
+# --------------------------------------------------------------------------- roles
+
+
+@app.command()
+def server(manifest: ManifestOption, local: LocalOption, events: EventsOption = False) -> None:
+    """Serve a run: relay, store, compute on ciphertexts."""
+    _role("server", manifest, local, events)
+
+
+@app.command()
+def custodian(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False) -> None:
+    """Hold one share of the secret key."""
+    _role("custodian", manifest, local, events, wait)
+
+
+@app.command()
+def institution(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False) -> None:
+    """Contribute images' encrypted activations and receive the model."""
+    _role("institution", manifest, local, events, wait)
+
+
+def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60.0) -> None:
+    from focal.roles.progress import json_lines
+    from focal.roles.start import run_role
+
+    if events:
+        sys.exit(run_role(role, manifest, local, json_lines, wait=wait, launched=True))
+    signed = read(Manifest, manifest)
+    if all(m.verify == "off" for m in signed.custodians):
+        console.print("[bold yellow]no custodian verifies (verify: off): the server is trusted to follow the protocol[/]")
+    with Board() as board:
+        status = run_role(role, manifest, local, board.show, wait=wait)
+    sys.exit(status)
+
+
+# --------------------------------------------------------------------------- provisioning
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Option(help="The party's name in the manifest.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.key.json (private, 0600) and NAME.public.json.")] = Path("."),
+) -> None:
+    """Make this party's identity. The private file never leaves this machine; send the public one to the coordinator."""
+    from focal.net.identity import Identity
+
+    identity = Identity.new(name)
+    private, public = out / f"{name}.key.json", out / f"{name}.public.json"
+    out.mkdir(parents=True, exist_ok=True)
+    identity.save(private)
+    member = identity.member("custodian", verify="off")
+    public.write_text(json.dumps({"name": name, "sign": member.sign, "seal": member.seal, "curve": member.curve}, indent=2) + "\n")
+    console.print(f"private: {private} (keep it)\npublic:  {public} (send it)", markup=False)
+
+
+@manifest_app.command("new")
+def manifest_new(
+    config: Annotated[Path, typer.Option(help="A run configuration; its dataset needs 'classes' and 'task' unless the data is here.")],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("manifest.json"),
+) -> None:
+    """Begin a manifest: model, training and parameters, without members. Needs the lower segment's weights to pin them."""
+    from focal.segments.lower import build_lower, lower_spec
+
+    if out.exists():
+        raise FocalError(f"{out} exists already", hint="delete it, or choose another --out")
+    c = read(RunConfig, config)
+    classes, task = c.dataset.classes, c.dataset.task
+    if classes is None or task is None:
+        from focal.data import load
+
+        table = load(c.dataset, c.seed)
+        classes, task = table.classes, table.task
+    segment, source = build_lower(c.lower, c.lower.weights)
+    manifest = Manifest(
+        name=c.name,
+        dataset=c.dataset_name,
+        members=(),
+        classes=classes,
+        task=task,
+        lower=lower_spec(segment, c.lower),
+        projection=c.projection,
+        training=c.training,
+        ckks=c.ckks,
+        layout=LayoutSpec(class_lanes=1, feature_lanes=1),
+        approve=c.consortium.approve,
+        accept_leak=c.consortium.accept_leak,
+    )
+    write(manifest, out)
+    console.print(f"{out}: lower segment {manifest.lower.model}, weights {source}; now add the members (focal manifest add)", markup=False)
+
+
+@manifest_app.command("add")
+def manifest_add(
+    manifest: Annotated[Path, typer.Argument(help="The manifest.")],
+    role: Annotated[Literal["server", "institution", "custodian"], typer.Option(help="server, institution or custodian")],
+    public: Annotated[Path, typer.Option(help="The member's NAME.public.json.")],
+    rows: Annotated[int | None, typer.Option(help="Institution: its number of training rows.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Server: tcp://host:port that the others dial.")] = None,
+    verify: Annotated[Literal["off", "lockstep"], typer.Option(help="Custodian: whether it re-runs every step.")] = "off",
+    class_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
+    feature_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
+) -> None:
+    """Add a member and plan the layout again. Signatures given before are void."""
+    m = read(Manifest, manifest)
+    try:
+        entry = json.loads(public.read_text())
+    except (OSError, ValueError) as e:
+        raise FocalError(
+            f"{public}: cannot be read as a public identity ({e})", hint="it is the NAME.public.json of: focal keys new"
+        ) from None
+    if not isinstance(entry, dict):
+        raise FocalError(f"{public}: is no public identity", hint="it is the NAME.public.json of: focal keys new")
+    own: dict[str, dict[str, Any]] = {"server": {"endpoint": endpoint}, "institution": {"rows": rows}, "custodian": {"verify": verify}}
+    member = _validated(Member, {**entry, "role": role, **own[role]}, public)
+    grown = m.model_dump(mode="json") | {
+        "members": [*(x.model_dump(mode="json") for x in m.members), member.model_dump(mode="json")],
+        "signatures": {},
+    }
+    new = _validated(Manifest, grown, manifest)
+    if new.institutions and new.custodians:
+        new = _planned(new, LayoutConfig(class_lanes=class_lanes, feature_lanes=feature_lanes))
+    write(new, manifest)
+    console.print(
+        f"{manifest}: {', '.join(f'{x.name} ({x.role})' for x in new.members)}" + ("; earlier signatures are void" if m.signatures else ""),
+        markup=False,
+    )
+
+
+def _planned(m: Manifest, wish: LayoutConfig) -> Manifest:
+    from focal.ckks import plan
+
+    cost = plan.choose(
+        m.ckks,
+        m.projection.features,
+        m.outputs,
+        m.row_table,
+        len(m.custodians),
+        m.training.steps,
+        m.training.degree,
+        wish,
+        threads=os.cpu_count() or 1,
+        memory_bytes=64e9,
+    )
+    console.print(cost.describe(m.training.steps), markup=False)
+    return m.model_copy(update={"layout": LayoutSpec(class_lanes=cost.layout.class_lanes, feature_lanes=cost.layout.feature_lanes)})
+
+
+def _validated(model: Any, fields: dict[str, Any], path: Path) -> Any:
+    from pydantic import ValidationError
+
+    from focal.config import explain
+
+    try:
+        return model.model_validate(fields)
+    except ValidationError as e:
+        raise explain(e, path) from None
+
+
+@manifest_app.command("sign")
+def manifest_sign(
+    manifest: Annotated[Path, typer.Argument(help="The manifest.")],
+    keys: Annotated[Path, typer.Option(help="This party's NAME.key.json.")],
+) -> None:
+    """Sign the manifest as it stands; then pass the file on to the next member."""
+    from focal.net.identity import Identity, sign_manifest
+
+    m = read(Manifest, manifest)
+    m.check_complete()
+    signed = sign_manifest(m, Identity.load(keys))
+    write(signed, manifest)
+    left = [x.name for x in signed.members if x.name not in signed.signatures]
+    console.print(
+        f"{manifest}: hash {signed.hash.hex()[:16]}, " + (f"still to sign: {', '.join(left)}" if left else "signed by all"), markup=False
+    )
+
+
+# --------------------------------------------------------------------------- benchmarks
+
+
+@bench_app.command("head")
+def bench_head(
+    rows: int = 1024,
+    features: int = 64,
+    classes: int = 8,
+    threads: int = 1,
+    steps: int = 3,
+    class_lanes: Annotated[int | None, typer.Option(help="k; default: all classes")] = None,
+    feature_lanes: int = 1,
+    degree: int = 3,
+    reference: Annotated[
+        Path | None, typer.Option(envvar="FOCAL_REFERENCE", help="A reference script to run in turn and compare with.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
+) -> None:
+    """Time the encrypted training step, all custodians in one process."""
+    from focal.bench import head
+
+    result = head(rows, features, classes, threads, steps, class_lanes, feature_lanes, degree, reference)
+    console.print(result.text, markup=False)
+    if as_json:
+        print(json.dumps(result.numbers))
+
+
+@bench_app.command("all")
+def bench_all(
+    reference: Annotated[
+        Path | None, typer.Option(envvar="FOCAL_REFERENCE", help="A reference script to run in turn and compare with.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Every layout of the head, then whole runs on the data that is here; prints targets beside what was measured."""
+    from focal.bench import everything
+
+    started = time.monotonic()
+    everything(reference, runs, CONFIGS, lambda text: console.print(text, markup=False), _train)
+    console.print(f"all measured in {time.monotonic() - started:.0f} s")

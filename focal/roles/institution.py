@@ -1,0 +1,396 @@
+"""An institution: its images stay, encrypted projections of its features go, and a model comes back.
+
+::
+
+    images --lower segment--> features --secure sum--> moments --> projection --> columns --encrypt--> server
+    (stay)                    (stay)      (masked)      (pooled)    (agreed)      (stay)    (CKKS)
+                                                                     ... training needs nothing from here ...
+    released weights <--add up, decode-- sealed decryption shares of every custodian
+
+After the upload it may go offline; the sealed result waits at the server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.ckks import keys, release, wire
+from focal.ckks.context import Scheme
+from focal.ckks.engine import chunk_kind
+from focal.config import DatasetConfig, LocalConfig, Manifest, private_write
+from focal.errors import FocalError, ProtocolError, Refused
+from focal.net import messages as msg
+from focal.roles import agreed, ceremony
+from focal.roles.party import Party, merge
+from focal.roles.progress import Reporter, timeline
+from focal.segments import projection as proj
+from focal.segments.projection import Projection
+from focal.sums import fixed
+from focal.sums.masked import MaskedSum, new_group_key, participants_digest
+
+if TYPE_CHECKING:
+    from focal.evaluation import InstitutionRows
+
+Array = NDArray[np.float64]
+MOMENTS = "moments"
+"""Label of the one secure sum of a blind run: feature moments, and class counts behind them."""
+
+
+class Institution(Party):
+    """``run()`` takes part in one run from the features to the model; interrupted, the same call continues it."""
+
+    role = "institution"
+
+    def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
+        super().__init__(manifest, local, report)
+        if local.data is None or local.weights is None:
+            raise FocalError(
+                f"'{self.me.name}': the local file needs 'data' and 'weights'",
+                hint="name the institution's own images and the lower segment's weights",
+            )
+        self.names = [m.name for m in manifest.institutions]
+        self.custodians = [m.name for m in manifest.custodians]
+        self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
+        self.started = time.time()
+
+    # ----------------------------------------------------------------- the script
+
+    def prepare(self) -> None:
+        """Before anybody is spoken to: own data, lower segment, features."""
+        with self.report.phase("features"):
+            self.rows, self.test_features = self._features()
+        train = self.rows.split == "train"
+        if int(train.sum()) != self.me.rows:
+            raise FocalError(
+                f"'{self.me.name}': the manifest declares {self.me.rows} training rows, the data set has {int(train.sum())}",
+                hint="use the data that was declared, or agree on a new manifest (focal manifest new, add, sign)",
+            )
+        self.raw = self.rows.features[train]
+        labels = self.rows.labels[train]
+        self.labels = labels[:, 1:] if self.manifest.task == "binary" else labels
+        if warning := proj.rows_warning(len(self.raw), self.manifest.lower.dim):
+            self.report.warn(f"{self.me.name}: {warning}")
+
+    def run(self) -> None:
+        self.enter("keys")
+        self.agree_run()
+        with self.report.phase("moments"):
+            self.enter("moments")
+            self._compare_test_features()
+            self.projection = self._agree_projection()
+        with self.report.phase("upload"):
+            self.enter("keys")
+            joint = self._joint_keys()
+            self.enter("upload")
+            self._upload(joint)
+        with self.report.phase("train"):
+            self.enter("release")
+            answers = self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
+        with self.report.phase("release"):
+            self._receive(answers)
+        with self.report.phase("score"):
+            self._score()
+        self.say("finished", msg.Finished())
+        self.keep_traffic()
+
+    # ----------------------------------------------------------------- features
+
+    def _features(self) -> tuple[InstitutionRows, NDArray[np.float32]]:
+        # torch is imported here, not above: the command line checks keys, manifest and link before it takes seconds
+        from focal.data import load
+        from focal.evaluation import InstitutionRows
+        from focal.segments.lower import build_lower, test_image_features
+        from focal.training.features import compute_features
+
+        assert self.local.data is not None and self.local.weights is not None
+        spec = self.manifest.lower
+        config: DatasetConfig = self.local.data.model_copy(update={"classes": self.manifest.classes, "task": self.manifest.task})
+        table = load(config, self.local.seed)
+        segment, source = build_lower(spec, self.local.weights)
+        self.report.say(f"{self.me.name}: lower segment {spec.model}, weights {source}")
+        cache = self.local.cache or self.folder / "features"
+        wanted = np.flatnonzero(np.isin(table.split, ("train", "test")))
+        features = compute_features(segment, table, wanted, device=self.local.device, cache=cache, progress=self.report.progress)
+        rows = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
+        return rows, test_image_features(segment)
+
+    def _compare_test_features(self) -> None:
+        """Everybody runs the same lower segment: the features of the embedded test image agree to 1e-3."""
+        from focal.segments.lower import check_test_features
+
+        self.say("test-features", msg.TestFeatures(features=self.test_features.astype("<f4").tobytes()))
+        for name, theirs in self.hear_all(self.names, "test-features", msg.TestFeatures).items():
+            check_test_features(self.test_features, np.frombuffer(theirs.features, "<f4"), name)
+
+    # ----------------------------------------------------------------- secure sum and projection
+
+    def _agree_projection(self) -> Projection:
+        """Pooled moments by secure sum; the first institution's projection, checked and signed by all."""
+        m = self.manifest
+        dim, size, bound, ridge = m.lower.dim, m.projection.features, m.projection.bound, m.training.ridge
+        proj.check_features(size, dim)
+        whiten = m.projection.kind == "whiten"
+        own = (
+            proj.moment_values(self.raw, bound, m.rows) if whiten else proj.random_moment_values(self.raw, self.run_id, size, bound, m.rows)
+        )
+        opened = self._secure_sum(np.concatenate([own, self.labels.sum(axis=0) / m.rows]))
+        self._check_classes(np.rint(opened[len(own) :] * m.rows))
+        opened = opened[: len(own)]
+        if whiten:
+            moments = proj.pooled_moments(opened, dim, bound, m.rows)
+        else:
+            moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, m.rows)
+
+        first = self.names[0]
+        if self.me.name == first:
+            made = (
+                proj.whiten(moments, size, bound, ridge)
+                if whiten
+                else proj.random_projection(moments, self.run_id, size, dim, bound, ridge)
+            )
+            (blob,) = self.share_blobs([made.to_bytes()], "all")
+            self.say("projection/proposed", msg.ProjectionProposed(blob=blob, eta_hex=made.eta_hex))
+        proposed = self.hear(first, "projection/proposed", msg.ProjectionProposed)
+        projection = Projection.from_bytes(self.net.get(proposed.blob))
+        if whiten:
+            proj.check_whiten(projection, moments, size, bound, ridge)
+        else:
+            proj.check_random(projection, moments, self.run_id, size, dim, bound, ridge)
+        mine = msg.ProjectionAccepted(digest=projection.digest.hex(), eta_hex=projection.eta_hex)
+        self.say("projection/accepted", mine)
+        for name, theirs in self.hear_all(self.names, "projection/accepted", msg.ProjectionAccepted).items():
+            if theirs != mine:
+                raise Refused("projection", f"'{name}' accepted another projection: '{first}' or the server told us different things")
+        return projection
+
+    def _secure_sum(self, values: Array) -> Array:
+        """The sum over all institutions. Made once, opened by all, used only when all signed the same digest."""
+        names = tuple(self.names)
+        masked = MaskedSum(
+            self.run_id,
+            MOMENTS,
+            self.me.name,
+            names,
+            self.identity.seal_secret,
+            {m.name: bytes.fromhex(m.seal) for m in self.manifest.institutions},
+            self._group_key(),
+        )
+        own = self.journal.once(
+            f"{self.session}/sum/{MOMENTS}", lambda: self.blobs.put(masked.contribution(fixed.encode(values))).encode()
+        ).decode()
+        self.send_stored([own], "all")
+        self.say(f"sum/{MOMENTS}/contribution", msg.SumContribution(label=MOMENTS, participants=names, blob=own))
+        contributions = {}
+        for name, theirs in self.hear_all(names, f"sum/{MOMENTS}/contribution", msg.SumContribution).items():
+            if (theirs.label, theirs.participants) != (MOMENTS, names):
+                raise Refused("participants", f"'{name}' contributed to a sum of other participants ({', '.join(theirs.participants)})")
+            contributions[name] = self.fetch(theirs.blob)
+        opened = masked.open(contributions)
+        digest = masked.digest(opened).hex()
+        self.say(f"sum/{MOMENTS}/opened", msg.SumOpened(label=MOMENTS, digest=digest))
+        for name, theirs_ in self.hear_all(names, f"sum/{MOMENTS}/opened", msg.SumOpened).items():
+            if theirs_.digest != digest:
+                raise Refused("sum", f"'{name}' opened another sum: the server showed us different contributions")
+        return fixed.decode(opened)
+
+    def _group_key(self) -> bytes:
+        """The group mask's key: drawn by the first institution, sealed to each of the others; the server never has it."""
+        names, topic = tuple(self.names), f"sum/{MOMENTS}/group-key"
+        context = b"focal/sum/group-key" + self.run_id + MOMENTS.encode() + participants_digest(names)
+        first = self.manifest.member(names[0])
+        if self.me.name == first.name:
+            key = self.journal.once(f"{self.session}/{topic}", new_group_key)
+            if not self.repeat(topic):
+                sealed = {n: self.identity.seal(self.manifest.member(n), key, context) for n in names[1:]}
+                self.say(topic, msg.SumGroupKey(label=MOMENTS, sealed=sealed))
+            return key
+        box = self.hear(first.name, topic, msg.SumGroupKey).sealed.get(self.me.name)
+        if box is None:
+            raise ProtocolError(f"'{first.name}' sealed no group key for us")
+        return self.identity.unseal(first, box, context)
+
+    def _check_classes(self, positives: Array) -> None:
+        """Is there something to learn over all institutions together?"""
+        classes = self.manifest.classes[1:] if self.manifest.task == "binary" else self.manifest.classes
+        empty = [c for c, n in zip(classes, positives, strict=True) if not 0 < n < self.manifest.rows]
+        if len(empty) == len(classes) or (self.manifest.task == "multiclass" and len(empty) >= len(classes) - 1 > 0):
+            raise FocalError(
+                "all training rows of all institutions have the same label",
+                hint="there is nothing to learn: check the labels, or bring rows of a second class",
+            )
+        if empty:
+            self.report.warn(
+                f"no institution has training rows that tell class {', '.join(empty)} apart; its column of the model will mean nothing"
+            )
+
+    # ----------------------------------------------------------------- encryption
+
+    def _joint_keys(self) -> msg.JointKeys:
+        """The joint keys, as every single custodian signed them."""
+        signed = self.hear_all(self.custodians, "keys/joint", msg.JointKeys)
+        joint = signed[self.custodians[0]]
+        for name, theirs in signed.items():
+            if theirs != joint:
+                raise ceremony.disagreement(name)
+        return joint
+
+    def _upload(self, joint: msg.JointKeys) -> None:
+        """Encrypt every chunk once, store it, send it, and sign the one list of them."""
+        self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
+        layout = agreed.layout(self.manifest)
+        public = keys.joint_public_key(scheme, self.run_id, self.net.get(joint.public))
+        start, stop = self.manifest.row_table[self.me.name]
+        columns, targets = self.projection.apply(self.raw), 0.5 - self.labels
+        plan = layout.chunks(start, stop)
+
+        def chunk(i: int) -> bytes:
+            block, what, g, h = plan[i]
+            values = columns if what == "data" else targets
+            rows = layout.block_of(values, start, block)
+            slots = layout.data_slots(rows, g, h) if what == "data" else layout.target_slots(rows, g)
+            kind = chunk_kind(what)
+            encrypted = scheme.cc.Encrypt(public, scheme.encode(slots, kind.limbs))
+            return self.blobs.put(wire.pack(scheme, kind, scheme.limbs(encrypted))).encode()
+
+        digests = []
+        for digest in self.pool.map(lambda i: self.journal.once(f"{self.session}/chunk/{i}", lambda: chunk(i)), range(len(plan))):
+            digests.append(digest.decode())
+        self.send_stored(digests, "custodians")
+        self.say(
+            "upload",
+            msg.Upload(
+                joint_keys=ceremony.joint_digest(joint),
+                projection=self.projection.digest.hex(),
+                eta_hex=self.projection.eta_hex,
+                rows=stop - start,
+                first_row=start,
+                chunks=tuple(digests),
+            ),
+        )
+        self.report.say(
+            f"{self.me.name}: uploaded {len(digests)} ciphertexts; the rest needs nothing from here, the result can be fetched later"
+        )
+
+    # ----------------------------------------------------------------- the result
+
+    def _receive(self, answers: dict[str, msg.ReleaseShares]) -> None:
+        """Open the sealed shares of every custodian, add them up, decode: the model."""
+        layout = agreed.layout(self.manifest)
+        first = answers[self.custodians[0]]
+        size = wire.size(self.scheme, wire.DECRYPTION)
+        opened: dict[str, bytes] = {}
+        for name, answer in answers.items():
+            if (answer.items, answer.ciphertexts) != (first.items, first.ciphertexts) or len(answer.items) != layout.class_groups:
+                raise ProtocolError(f"'{name}' released another ciphertext than '{self.custodians[0]}'")
+            if self.me.name not in answer.sealed:
+                raise ProtocolError(f"'{name}' sealed no share for us")
+            context = f"release/{self.me.name}".encode() + self.run_id
+            opened[name] = self.identity.unseal(self.manifest.member(name), self.net.get(answer.sealed[self.me.name]), context)
+            if len(opened[name]) != size * layout.class_groups:
+                raise ProtocolError(f"'{name}' sealed shares of another length")
+        slots = [
+            release.open_slots(self.scheme, [(name, data[u * size : (u + 1) * size]) for name, data in opened.items()])
+            for u in range(layout.class_groups)
+        ]
+        self.weights = release.weights(layout, slots)
+        self._save_model()
+
+    def _save_model(self) -> None:
+        from focal.segments.upper import ModelMeta, UpperHead, save
+
+        m = self.manifest
+        head = UpperHead.from_projection(self.projection, self.weights, m.task)
+        meta = ModelMeta(
+            dataset=m.dataset,
+            classes=m.classes,
+            task=m.task,
+            lower=m.lower,
+            weights=str(self.local.weights),
+            run_id=self.scope,
+            manifest_hash=m.hash.hex(),
+        )
+        save(self.folder / "model.pt", head, meta)
+        private_write(self.folder / "projection.bin", self.projection.to_bytes())
+        with open(os.open(self.folder / "rows.npz", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+            np.savez(
+                f,
+                weights=self.weights,
+                features=self.rows.features,
+                labels=self.rows.labels,
+                groups=self.rows.groups.astype(str),
+                split=self.rows.split.astype(str),
+            )
+
+    def _score(self) -> None:
+        """This site's own summary: the released model on its own test rows."""
+        if not (self.rows.split == "test").any():
+            self.report.warn(f"{self.me.name}: no test rows, so no score of its own")
+            return
+        from focal.evaluation import score_site
+        from focal.report.summary import build_summary, write_summary
+
+        server = self.manifest.server.name
+        reported = self.hear(server, "traffic", msg.Traffic).bytes
+        auroc, interval = score_site(self.rows, self.projection, self.weights, self.manifest.task, seed=self.local.seed)
+        traffic: dict[str, Any] = {**reported, self.me.name: merge(self._before, self.net.traffic)}
+        seconds = phase_seconds(self.folder)
+        summary = build_summary(
+            protocol="blind",
+            dataset=self.manifest.dataset,
+            auroc=auroc,
+            auroc_ci95=interval,
+            seconds={**seconds, "total": time.time() - self.started},
+            traffic=traffic,
+            **protocol_facts(self.manifest, self.scheme),
+        )
+        write_summary(summary, self.folder)
+
+
+def phase_seconds(folder: Path) -> dict[str, float]:
+    """Seconds by phase from a party's timeline, restarts included; the phases of the contract are always there."""
+    out = dict.fromkeys(("keys", "features", "upload", "train", "release"), 0.0)
+    for span in timeline(folder):
+        if span["phase"] in out:
+            out[span["phase"]] += span["seconds"]
+    return out
+
+
+def protocol_facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
+    """What a summary says of the protocol: parameters, security, release, who verifies."""
+    layout = agreed.layout(manifest)
+    return {
+        "steps": manifest.training.steps,
+        "params": {
+            "ring": scheme.n,
+            "log_qp": round(scheme.log_qp, 1),
+            "scale_bits": manifest.ckks.scale_bits,
+            "features": layout.features,
+            "outputs": layout.outputs,
+            "rows": layout.rows,
+            "class_lanes": layout.class_lanes,
+            "feature_lanes": layout.feature_lanes,
+            "babies": layout.babies,
+            "blocks": layout.blocks,
+            "rotation_keys": len(layout.rotations),
+            "degree": manifest.training.degree,
+            "ridge": manifest.training.ridge,
+            "projection": manifest.projection.kind,
+            "bound": manifest.projection.bound,
+            "lower": json.loads(manifest.lower.model_dump_json()),
+        },
+        "security_bits": scheme.security_bits,
+        "release": {
+            "flooding_bits": release.flooding_bits(),
+            "precision_bits": release.precision_bits(scheme.slots, scheme.scale, layout, len(manifest.custodians)),
+            "openings": layout.class_groups,
+        },
+        "verify": {m.name: m.verify for m in manifest.custodians},
+    }

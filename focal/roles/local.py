@@ -1,0 +1,462 @@
+"""A whole consortium on one machine: writes manifest and local files, starts every role as a process, follows them.
+
+::
+
+    runs/retina/
+        config.json  manifest.json           what is run
+        parties/<name>/                      each party's own folder (0700): identity, local.json, journal, blobs, log.txt
+        summary.json  model.pt  *.png        the result
+
+The processes are those that run on several machines, with the same files and sockets. What only this launcher
+can do, because it may see every institution's folder, is the comparison: the plaintext twin, each institution alone, and all rows
+pooled. Interrupted at any point, the same command goes on from the last finished step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from focal.ckks import plan, twin
+from focal.ckks.context import Scheme
+from focal.config import LayoutSpec, LocalConfig, Manifest, RunConfig, private_write, read, write
+from focal.errors import FocalError
+from focal.net.identity import Identity, sign_manifest
+from focal.roles.institution import protocol_facts
+from focal.roles.party import merge
+from focal.roles.progress import timeline
+from focal.segments.projection import Projection
+
+Event = dict[str, Any]
+Show = Callable[[Event], None]
+"""Receives every event of every party."""
+
+
+@dataclass
+class Run:
+    """A local run's folder."""
+
+    folder: Path
+    config: RunConfig
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @property
+    def manifest(self) -> Manifest:
+        return read(Manifest, self.manifest_file)
+
+    def party(self, name: str) -> Path:
+        return self.folder / "parties" / name
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").exists() or (self.folder / "failed").exists()
+
+
+def open_run(config: RunConfig, runs: Path) -> Run:
+    """The unfinished run of this configuration, or a new folder: ``runs/NAME``, ``runs/NAME-2``, ...
+
+    Raises :class:`FocalError` when an unfinished run of that name belongs to another configuration.
+    """
+    for i in range(1, 10_000):
+        folder = runs / (config.name if i == 1 else f"{config.name}-{i}")
+        run = Run(folder, config)
+        if not folder.exists():
+            folder.mkdir(parents=True, mode=0o700)
+            write(config, folder / "config.json")
+            return run
+        if run.finished:
+            continue
+        stored = folder / "config.json"
+        if stored.exists() and read(RunConfig, stored) != config:
+            raise FocalError(
+                f"{folder} holds an unfinished run of another configuration",
+                hint=f"finish it with its own configuration, delete the folder, or choose another name in {config.name}.yaml",
+            )
+        write(config, stored)
+        return run
+    raise FocalError(f"{runs}: too many runs named '{config.name}'", hint="delete old ones")
+
+
+# --------------------------------------------------------------------------- setting up
+
+
+def prepare(run: Run, say: Callable[[str], None]) -> Manifest:
+    """Manifest and local files, written once; a second call reads them. ``say`` gets the planner's choice."""
+    if not run.manifest_file.exists():
+        manifest = _draft(run, say)
+        for identity in _identities(run).values():
+            manifest = sign_manifest(manifest, identity)
+        write(manifest, run.manifest_file)
+    return run.manifest
+
+
+def _identities(run: Run) -> dict[str, Identity]:
+    consortium = run.config.consortium
+    out = {}
+    for name in ("server", *consortium.custodian_names(), *consortium.institution_names()):
+        path = run.party(name) / "identity.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            Identity.new(name).save(path)
+        out[name] = Identity.load(path)
+    return out
+
+
+def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
+    from focal.data import load
+    from focal.data.partition import partition
+    from focal.segments.lower import build_lower, lower_spec
+
+    config = run.config
+    consortium, training = config.consortium, config.training
+    table = load(config.dataset, config.seed)
+    names = consortium.institution_names()
+    parts = partition(table, consortium.partition, names, config.seed)
+    rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
+    segment, source = build_lower(config.lower, config.lower.weights)
+    spec = lower_spec(segment, config.lower)
+    say(
+        f"data:   {len(table)} images, {sum(rows.values())} training rows ({', '.join(f'{n} {r}' for n, r in rows.items())}), {len(table.classes)} classes"
+    )
+    say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, weights {source}")
+
+    table_of_rows, start = {}, 0
+    for name in names:
+        table_of_rows[name] = (start, start + rows[name])
+        start += rows[name]
+    outputs = 1 if table.task == "binary" else len(table.classes)
+    memory, threads = 0.5 * psutil.virtual_memory().total, os.cpu_count() or 1
+    chosen = plan.choose(
+        config.ckks,
+        config.projection.features,
+        outputs,
+        table_of_rows,
+        consortium.custodians,
+        training.steps,
+        training.degree,
+        config.layout,
+        threads,
+        memory,
+    )
+    say(chosen.describe(training.steps))
+
+    port = _free_port()
+    identities = _identities(run)
+    members = [identities["server"].member("server", endpoint=f"tcp://127.0.0.1:{port}")]
+    members += [identities[n].member("custodian", verify="off") for n in consortium.custodian_names()]
+    members += [identities[n].member("institution", rows=rows[n]) for n in names]
+    manifest = Manifest(
+        name=config.name,
+        dataset=config.dataset_name,
+        members=tuple(members),
+        classes=table.classes,
+        task=table.task,
+        lower=spec,
+        projection=config.projection,
+        training=training,
+        ckks=config.ckks,
+        layout=LayoutSpec(class_lanes=chosen.layout.class_lanes, feature_lanes=chosen.layout.feature_lanes),
+        approve=consortium.approve,
+        accept_leak=consortium.accept_leak,
+    )
+    manifest.check_complete()
+    for name, at in parts.items():
+        private_write(run.party(name) / "rows.txt", "".join(f"{i}\n" for i in at).encode())
+    for member in manifest.members:
+        write(_local_file(run, member.name, member.role), run.party(member.name) / "local.json")
+    return manifest
+
+
+def _local_file(run: Run, name: str, role: str) -> LocalConfig:
+    config, folder = run.config, run.party(name).absolute()
+    cores = os.cpu_count() or 1
+    if role != "institution":
+        return LocalConfig(name=name, keys=folder / "identity.json", state=folder, threads=cores)
+    paths = {k: Path(v).absolute() for k in ("table", "images", "file") if (v := getattr(config.dataset, k)) is not None}
+    weights = config.lower.weights
+    if weights != "pretrained" and not weights.startswith("random:"):
+        weights = str(Path(weights).absolute())
+    return LocalConfig(
+        name=name,
+        keys=folder / "identity.json",
+        state=folder,
+        data=config.dataset.model_copy(update={**paths, "rows": folder / "rows.txt"}),
+        weights=weights,
+        device=config.device,
+        threads=max(1, cores // len(config.consortium.institution_names())),
+        cache=run.folder.absolute().parent / "cache",
+        seed=config.seed,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+# --------------------------------------------------------------------------- running
+
+
+class Processes:
+    """Every party of a run as a child process; events arrive on one queue. Leaving the ``with`` ends them all."""
+
+    def __init__(self, run: Run, manifest: Manifest) -> None:
+        self.run, self.manifest = run, manifest
+        self.events: queue.Queue[Event] = queue.Queue()
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
+        self.errors: dict[str, str] = {}
+        self.peak_memory = 0
+        """Largest sum of the processes' proportional set sizes seen, bytes."""
+
+    def __enter__(self) -> Processes:
+        for member in self.manifest.members:
+            self._start(member.name, member.role)
+        return self
+
+    def _start(self, name: str, role: str) -> None:
+        folder = self.run.party(name)
+        command = [
+            sys.executable,
+            "-m",
+            "focal",
+            role,
+            "--manifest",
+            str(self.run.manifest_file),
+            "--local",
+            str(folder / "local.json"),
+            "--events",
+        ]
+        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            # An own session: Ctrl-C reaches the launcher only, which then ends them in order. The pipe on standard input tells a child
+            # that the launcher is gone, however it went.
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        finally:
+            os.close(log)
+        self.children[name] = child
+        threading.Thread(target=self._read, args=(name, child), daemon=True).start()
+
+    def _read(self, name: str, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None
+        for line in child.stdout:
+            with contextlib.suppress(ValueError):
+                self.events.put(json.loads(line))
+        self.events.put({"party": name, "event": "exit", "code": child.wait()})
+
+    def follow(self, show: Show) -> None:
+        """Show events until every party is done. Raises :class:`FocalError` naming the party that failed."""
+        running = set(self.children)
+        while running:
+            event = self._next()
+            if event is None:
+                self._measure()
+                continue
+            if event["event"] == "error":
+                self.errors[event["party"]] = event["text"]
+            elif event["event"] == "exit":
+                running.discard(event["party"])
+                if event["code"] != 0:
+                    self._failed(event["party"], event["code"])
+            show(event)
+
+    def _next(self) -> Event | None:
+        with contextlib.suppress(queue.Empty):
+            return self.events.get(timeout=0.5)
+        return None
+
+    def _failed(self, name: str, code: int) -> None:
+        time.sleep(1.0)  # the others' errors name the cause as they see it; the first one counts
+        log = self.run.party(name) / "log.txt"
+        if name in self.errors:
+            raise PartyFailed(name, self.errors[name])
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        raise FocalError(
+            f"'{name}' {how} (its log: {log})", hint="give the same command again: the run continues from the last finished step"
+        )
+
+    def _measure(self) -> None:
+        total = 0
+        for child in self.children.values():
+            with contextlib.suppress(OSError, StopIteration, ValueError), open(f"/proc/{child.pid}/smaps_rollup") as f:
+                total += 1024 * int(next(line for line in f if line.startswith("Pss:")).split()[1])
+        self.peak_memory = max(self.peak_memory, total)
+
+    def __exit__(self, *_: object) -> None:
+        for child in self.children.values():
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        for child in self.children.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.1, deadline - time.monotonic()))
+                continue
+            child.kill()
+            child.wait()
+
+
+class PartyFailed(FocalError):
+    """A party stopped with an error of its own, which is the message."""
+
+    def __init__(self, party: str, text: str) -> None:
+        message, _, hint = text.partition("\n  -> ")
+        super().__init__(f"{party}: {message}" if party not in message else message, hint=hint)
+
+
+def train(run: Run, show: Show, say: Callable[[str], None]) -> Path:
+    """Run (or continue) the whole consortium; returns the folder with the result."""
+    started = time.monotonic()
+    before = _spent(run)
+    manifest = prepare(run, say)
+    try:
+        with Processes(run, manifest) as processes:
+            processes.follow(show)
+            memory = processes.peak_memory
+    except PartyFailed as e:
+        if any((run.party(m.name) / "aborted").exists() for m in manifest.members):
+            private_write(run.folder / "failed", f"{e}\n".encode())  # its keys are used up: the same command starts a new run
+        raise
+    finally:
+        private_write(run.folder / "spent", str(before + time.monotonic() - started).encode())
+    finish(run, manifest, memory)
+    return run.folder
+
+
+def _spent(run: Run) -> float:
+    path = run.folder / "spent"
+    return float(path.read_text()) if path.exists() else 0.0
+
+
+# --------------------------------------------------------------------------- the result
+
+
+def finish(run: Run, manifest: Manifest, memory: int) -> None:
+    """Compare with the twin and the baselines, write summary, plots and model."""
+    from focal.evaluation import score_local_run
+    from focal.report import plots
+    from focal.report.summary import build_summary, write_summary
+
+    names = [m.name for m in manifest.institutions]
+    rows = {name: _rows(run.party(name)) for name in names}
+    projection = Projection.from_bytes((run.party(names[0]) / "projection.bin").read_bytes())
+    weights = [_weights(run.party(name)) for name in names]
+    if not all(np.array_equal(weights[0], w) for w in weights):
+        raise FocalError(
+            "the institutions decoded different weights from the same shares", hint="their floating-point units differ; report this"
+        )
+    exact = _twin(manifest, projection, rows)
+    scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)
+
+    scheme = Scheme(manifest.ckks, "summary")
+    facts = protocol_facts(manifest, scheme)
+    facts["params"]["peak_memory_mb"] = round(memory / 1e6)
+    traffic = _traffic(run, manifest)
+    write_summary(
+        build_summary(
+            protocol=manifest.protocol,
+            dataset=manifest.dataset,
+            auroc=scores.auroc,
+            auroc_ci95=scores.auroc_ci95,
+            max_abs_weight_error=scores.max_abs_weight_error,
+            seconds={**_seconds(run, manifest), "total": _spent(run)},
+            traffic=traffic,
+            **facts,
+        ),
+        run.folder,
+    )
+    classes = manifest.classes[1:] if manifest.task == "binary" else manifest.classes
+    shutil.copy2(run.party(names[0]) / "model.pt", run.folder / "model.pt")
+    plots.plot_roc(scores.labels, scores.encrypted, manifest.classes, manifest.task, run.folder / "roc.png")
+    plots.plot_per_class(classes, scores.per_class, run.folder / "per_class.png")
+    spans = [(e["party"], e["phase"], e["start"], e["start"] + e["seconds"]) for m in manifest.members for e in timeline(run.party(m.name))]
+    plots.plot_timeline(spans, traffic, run.folder / "timeline.png")
+
+
+def _rows(folder: Path) -> Any:
+    from focal.evaluation import InstitutionRows
+
+    with np.load(folder / "rows.npz") as f:
+        return InstitutionRows(f["features"], f["labels"], f["groups"], f["split"])
+
+
+def _weights(folder: Path) -> np.ndarray[Any, Any]:
+    with np.load(folder / "rows.npz") as f:
+        return np.asarray(f["weights"])
+
+
+def _twin(manifest: Manifest, projection: Projection, rows: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """The encrypted algorithm on all rows in plaintext."""
+    columns, targets = [], []
+    for own in rows.values():
+        train = own.split == "train"
+        labels = own.labels[train][:, 1:] if manifest.task == "binary" else own.labels[train]
+        columns.append(projection.apply(own.features[train]))
+        targets.append(0.5 - labels)
+    training = manifest.training
+    scalars = twin.Scalars.derive(training.degree, projection.eta, training.ridge, manifest.rows)
+    return twin.train(np.concatenate(columns), np.concatenate(targets), scalars, training.steps)[0]
+
+
+def _traffic(run: Run, manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
+    """Bytes by phase of every party, as each counted its own; the server's are everybody's together."""
+    out: dict[str, dict[str, dict[str, int]]] = {}
+    server: dict[str, dict[str, int]] = {}
+    for member in manifest.members:
+        if member.role == "server":
+            continue
+        out[member.name] = _journal_traffic(run.party(member.name))
+        server = merge(server, {phase: {"up": b["down"], "down": b["up"]} for phase, b in out[member.name].items()})
+    return {manifest.server.name: server, **out}
+
+
+def _journal_traffic(folder: Path) -> dict[str, dict[str, int]]:
+    from focal.net.store import Journal
+
+    journal = Journal(folder / "journal.sqlite")
+    try:
+        return dict(json.loads(journal.read("traffic") or b"{}"))
+    finally:
+        journal.close()
+
+
+def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
+    """The server's clock for what happens together; the slowest institution's for features."""
+    seconds = dict.fromkeys(("keys", "features", "upload", "train", "release"), 0.0)
+    for event in timeline(run.party(manifest.server.name)):
+        if event["phase"] in seconds:
+            seconds[event["phase"]] += event["seconds"]
+    for member in manifest.institutions:
+        spent = sum(e["seconds"] for e in timeline(run.party(member.name)) if e["phase"] == "features")
+        seconds["features"] = max(seconds["features"], spent)
+    return seconds
+
+
+def parties(run: Path) -> Iterator[Path]:
+    """The folders of a local run's parties."""
+    yield from sorted((run / "parties").iterdir())

@@ -1,0 +1,95 @@
+"""Start one role as this process: connect, run, and turn whatever ends it into one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+from focal.config import ConfigError, LocalConfig, Manifest, private_write, read
+from focal.errors import FocalError, ProtocolError
+from focal.net.transport import Link
+from focal.roles.party import Party
+from focal.roles.progress import Reporter, Sink
+
+CONNECT_SECONDS = 60.0
+"""How long a party looks for the server before it says what may be wrong."""
+
+
+def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wait: float = CONNECT_SECONDS, launched: bool = False) -> int:
+    """Run a role to its end; returns the exit status. ``launched``: by the local launcher, whose end is our end."""
+    os.umask(0o077)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if launched:
+        threading.Thread(target=_end_with_launcher, daemon=True).start()
+    name, party = local_file.stem, None
+    try:
+        manifest, local = read(Manifest, manifest_file), read(LocalConfig, local_file)
+        name = local.name
+        report = Reporter(name, Path(local.state) / "events.jsonl", sink)
+        party = _make(role, manifest, local, report)
+        if (party.folder / "aborted").exists():
+            raise FocalError(
+                f"'{name}': this run was ended: {(party.folder / 'aborted').read_text().strip()}",
+                hint="start a new run in a new state folder: nothing of this one may be used again",
+            )
+        _go(party, wait)
+        return 0
+    except (FocalError, ConfigError) as e:
+        sink({"party": name, "event": "error", "phase": "", "text": str(e)})
+        print(f"{name}: {e}", file=sys.stderr)
+        if isinstance(e, ProtocolError) and party is not None:
+            private_write(party.folder / "aborted", f"{e}\n".encode())
+            party.abort(e)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command continues the run", file=sys.stderr)
+        return 130
+    finally:
+        if party is not None and hasattr(party, "net"):
+            with contextlib.suppress(FocalError):
+                party.keep_traffic()
+            close = getattr(party.net, "close", None)
+            if close is not None:
+                close()
+
+
+def _make(role: str, manifest: Manifest, local: LocalConfig, report: Reporter) -> Party:
+    if role == "server":
+        from focal.roles.server import Server
+
+        return Server(manifest, local, report)
+    if role == "custodian":
+        from focal.roles.custodian import Custodian
+
+        return Custodian(manifest, local, report)
+    from focal.roles.institution import Institution
+
+    return Institution(manifest, local, report)
+
+
+def _go(party: Party, wait: float) -> None:
+    from focal.roles.institution import Institution
+
+    if party.role != "server":
+        record = os.environ.get("FOCAL_RECORD_WIRE")  # for tests of what a party sees
+        link = Link(party.manifest, party.identity, record=Path(record) / party.me.name if record else None)
+        link.phase = "keys"
+        party.session = party.scope = link.open(wait).session
+        party.net = link
+        if isinstance(party, Institution):
+            party.prepare()
+    party.run()  # type: ignore[attr-defined]
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end_with_launcher() -> None:
+    sys.stdin.buffer.read()  # returns when the launcher's end of the pipe is gone
+    os.kill(os.getpid(), signal.SIGTERM)

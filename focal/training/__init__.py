@@ -1,0 +1,1 @@
+"""Lightning modules: feature extraction, and what trains lower segments and baselines."""

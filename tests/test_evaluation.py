@@ -1,0 +1,227 @@
+"""Scoring a local run beside its baselines, and a finished run folder on new images: from files to AUROC and probabilities."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from focal.config import LowerConfig
+from focal.errors import FocalError
+from focal.evaluation import InstitutionRows, evaluate, predict, score_local_run, score_site
+from focal.report.metrics import macro_auroc
+from focal.segments import upper
+from focal.segments.projection import Projection
+from focal.segments.upper import ModelMeta, ReleasedModel, UpperHead
+
+CLASSES = ("dark", "red", "green")
+DIM = 40
+
+
+def projection(dim: int = DIM, features: int = 32) -> Projection:
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(0, 1 / np.sqrt(dim), (features - 1, dim)).astype(np.float32)
+    zeros = np.zeros(features - 1, np.float32)
+    return Projection(kind="whiten", matrix=matrix, offset=zeros, bound=32.0, features=features, eta_hex=(0.5).hex())
+
+
+def institution(seed: int, split: tuple[str, ...] = ("train", "train", "test")) -> InstitutionRows:
+    """90 rows of three classes, two rows a patient; equal patient ids at every institution."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, 90)
+    x = rng.normal(0, 1, (90, DIM)) + np.random.default_rng(9).normal(0, 0.5, (3, DIM))[y]
+    patients = np.array([f"p{i // 2}" for i in range(90)])
+    return InstitutionRows(x.astype(np.float32), np.eye(3, dtype=np.uint8)[y], patients, np.array([split[(i // 2) % 3] for i in range(90)]))
+
+
+# --------------------------------------------------------------------------- a local run
+
+
+def test_local_scores_are_on_the_union_of_test_rows_and_only_train_rows_train() -> None:
+    sites = {name: institution(seed) for seed, name in enumerate(("a", "b", "c"))}
+    weights = np.random.default_rng(5).normal(0, 1, (32, 3))
+    found = score_local_run(sites, projection(), weights, weights + 1e-4, "multiclass", repeats=50)
+    test = {name: own.split == "test" for name, own in sites.items()}
+    labels = np.concatenate([own.labels[test[name]] for name, own in sites.items()])
+    features = np.concatenate([own.features[test[name]] for name, own in sites.items()])
+    np.testing.assert_array_equal(found.labels, labels)
+    assert found.auroc.encrypted == macro_auroc(labels, projection().apply(features) @ weights, "multiclass")
+    assert found.max_abs_weight_error == pytest.approx(1e-4)
+    assert set(found.auroc.institutions or {}) == set(sites) == set(found.auroc_ci95.institutions or {})
+    assert found.auroc.pooled_plaintext is not None and found.auroc.pooled_plaintext > 0.8
+    assert found.auroc_ci95.encrypted[0] < found.auroc.encrypted < found.auroc_ci95.encrypted[1]
+    # Labels of test rows turned round: the models must not change, so every AUROC of two classes turns round with them.
+    turned = {
+        name: InstitutionRows(own.features, np.where(test[name][:, None], own.labels[:, ::-1], own.labels), own.groups, own.split)
+        for name, own in sites.items()
+    }
+    again = score_local_run(turned, projection(), weights, weights, "multiclass", repeats=50)
+    per_class = found.per_class["pooled_plaintext"], again.per_class["pooled_plaintext"]
+    assert per_class[0][1] == per_class[1][1]
+    assert per_class[1][0] < 0.5 < per_class[0][0]
+
+
+def test_equal_patient_ids_of_two_institutions_are_two_patients() -> None:
+    """The same site three times over is three times the patients: the interval narrows by about sqrt(3)."""
+    weights = np.random.default_rng(5).normal(0, 1, (32, 3))
+    site = institution(0)
+    widths = []
+    for names in ("a", "abc"):
+        low, high = score_local_run(dict.fromkeys(names, site), projection(), weights, weights, "multiclass").auroc_ci95.encrypted
+        widths.append(high - low)
+    assert widths[1] < 0.75 * widths[0]  # 0.58 expected; 1 if ids were joined
+
+
+def test_val_stands_in_only_where_there_is_no_test() -> None:
+    weights = np.random.default_rng(5).normal(0, 1, (32, 3))
+    both = {"a": institution(0, ("train", "val", "val")), "b": institution(1)}
+    assert len(score_local_run(both, projection(), weights, weights, "multiclass", repeats=5).labels) == 30  # b's test rows
+    val = {"a": both["a"], "b": institution(1, ("train", "train", "val"))}
+    assert len(score_local_run(val, projection(), weights, weights, "multiclass", repeats=5).labels) == 90
+    with pytest.raises(FocalError, match="no test rows"):
+        score_local_run({"a": institution(0, ("train",) * 3)}, projection(), weights, weights, "multiclass")
+
+
+def test_one_class_institution_is_a_warning_and_scores_one_half() -> None:
+    sites = {"a": institution(0), "b": institution(1)}
+    one = np.zeros_like(sites["b"].labels)
+    one[:, 0] = 1
+    lone = np.where((sites["b"].split == "train")[:, None], one, sites["b"].labels)
+    sites["b"] = InstitutionRows(sites["b"].features, lone, sites["b"].groups, sites["b"].split)
+    weights = np.random.default_rng(5).normal(0, 1, (32, 3))
+    with pytest.warns(UserWarning, match="b: its training rows hold one class"):
+        found = score_local_run(sites, projection(), weights, weights, "multiclass", repeats=5)
+    assert (found.auroc.institutions or {})["b"] == 0.5
+
+
+def test_a_site_scores_its_own_test_rows() -> None:
+    own, weights = institution(0), np.random.default_rng(5).normal(0, 1, (32, 3))
+    auroc, interval = score_site(own, projection(), weights, "multiclass", repeats=50)
+    held = own.split == "test"
+    assert auroc.encrypted == macro_auroc(own.labels[held], projection().apply(own.features[held]) @ weights, "multiclass")
+    assert auroc.institutions is None and interval.encrypted[0] < auroc.encrypted < interval.encrypted[1]
+
+
+# --------------------------------------------------------------------------- a finished run on new images
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 36 images of three colours, their tables, and a finished run whose head has learned the colours."""
+    from focal.segments.lower import build_lower, lower_spec, preprocess
+
+    root = tmp_path_factory.mktemp("site")
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    y = np.arange(36) % 3
+    colours = np.array([[30, 30, 30], [150, 40, 40], [40, 150, 40]])
+    rows = []
+    for i, c in enumerate(y):
+        pixels = np.clip(colours[c] + rng.normal(0, 60, (1, 1, 3)) + rng.normal(0, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"eye{i:02}.png")
+        rows.append({"filename": f"eye{i:02}.png", "label": CLASSES[c], "patient": f"p{i // 2}", "split": "test" if i >= 12 else "train"})
+    write_csv(root / "all.csv", rows)
+    write_csv(root / "unsplit.csv", [{k: row[k] for k in ("filename", "label", "patient")} for row in rows])
+    write_csv(root / "other.csv", [row | {"label": "melanoma"} for row in rows])
+    write_csv(root / "names.csv", [{"filename": row["filename"]} for row in reversed(rows[:5])])
+    write_csv(root / "train.csv", rows[:12])
+    with zipfile.ZipFile(root / "images.zip", "w") as z:
+        for row in rows:
+            z.write(root / "images" / row["filename"], row["filename"])
+
+    segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
+    spec = lower_spec(segment, LowerConfig(model="resnet10t", image_size=32))
+    images = torch.stack([preprocess(Image.open(root / "images" / row["filename"]).convert("RGB"), spec) for row in rows])
+    with torch.inference_mode():
+        columns = projection(spec.dim).apply(segment(images).numpy())
+    weights = np.linalg.solve(columns.T @ columns + np.eye(32), columns.T @ (np.eye(3)[y] - 0.3)) * 4
+    meta: dict[str, Any] = dict(dataset="eyes", classes=CLASSES, task="multiclass", lower=spec, weights="random:0")
+    run = root / "run"
+    head = UpperHead.from_projection(projection(spec.dim), weights, "multiclass")
+    upper.save(run / "model.pt", head, ModelMeta(**meta, run_id="01" * 32, manifest_hash="02" * 32))
+    return root
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_evaluate_scores_test_rows_and_agrees_with_predict(site: Path) -> None:
+    found = evaluate(site / "run", site / "all.csv", site / "images.zip", device="cpu", repeats=200)
+    assert set(found) == {"auroc", "auroc_per_class", "auroc_ci95", "n", "dataset"}
+    assert (found["n"], found["dataset"]) == (24, "all")
+    assert evaluate(site / "run", site / "unsplit.csv", site / "images", device="cpu", repeats=5)["n"] == 36
+    assert found["auroc"] == pytest.approx(np.mean(list(found["auroc_per_class"].values())))
+    assert found["auroc"] > 0.6 and found["auroc_ci95"][0] <= found["auroc"] <= found["auroc_ci95"][1]
+    # The released module, image by image, gives the same ranking.
+    model = ReleasedModel.load(site / "run")
+    from focal.segments.lower import preprocess
+
+    rows = read_csv(site / "all.csv")[12:]
+    images = torch.stack([preprocess(Image.open(site / "images" / row["filename"]).convert("RGB"), model.meta.lower) for row in rows])
+    with torch.inference_mode():
+        logits = model(images).numpy()
+    for c, name in enumerate(CLASSES):
+        expected = roc_auc_score([row["label"] == name for row in rows], logits[:, c])
+        assert found["auroc_per_class"][name] == pytest.approx(expected, abs=1e-12)
+
+
+def test_predict_writes_private_probabilities_in_order(site: Path, tmp_path: Path) -> None:
+    out = tmp_path / "predictions.csv"
+    assert predict(site / "run", site / "images", out, device="cpu") == 36
+    assert out.stat().st_mode & 0o777 == 0o600
+    rows = read_csv(out)
+    assert [row["filename"] for row in rows] == [f"eye{i:02}.png" for i in range(36)]
+    model = ReleasedModel.load(site / "run" / "model.pt")
+    from focal.segments.lower import preprocess
+
+    images = torch.stack([preprocess(Image.open(site / "images" / row["filename"]).convert("RGB"), model.meta.lower) for row in rows])
+    with torch.inference_mode():
+        expected = model.probabilities(images).numpy()
+    # Six digits are written; batches of another size move float32 features by 1e-6 of their size.
+    np.testing.assert_allclose([[float(row[c]) for c in CLASSES] for row in rows], expected, atol=1e-4)
+
+    assert predict(site / "run", site / "images.zip", out, table_csv=site / "names.csv", device="cpu") == 5
+    assert [row["filename"] for row in read_csv(out)] == [f"eye{i:02}.png" for i in (4, 3, 2, 1, 0)]
+
+
+def test_other_labels_are_an_error_with_both_sets(site: Path) -> None:
+    with pytest.raises(FocalError, match="labels are melanoma, but the run's classes are dark, red, green"):
+        evaluate(site / "run", site / "other.csv", site / "images")
+
+
+def test_bad_input_is_named(site: Path, tmp_path: Path) -> None:
+    run, images = site / "run", site / "images"
+    with pytest.raises(FocalError, match="no released model"):
+        evaluate(tmp_path, site / "all.csv", images)
+    with pytest.raises(FocalError, match="every row is marked 'train'"):
+        evaluate(run, site / "train.csv", images)
+    with pytest.raises(FocalError, match="no column 'label'"):
+        evaluate(run, site / "names.csv", images)
+    with pytest.raises(FocalError, match="nowhere.csv: cannot be read"):
+        evaluate(run, site / "nowhere.csv", images)
+    with pytest.raises(FocalError, match="weights 'random:1' are not the lower segment"):
+        evaluate(run, site / "all.csv", images, weights="random:1", device="cpu")
+    with pytest.raises(FocalError, match="neither a folder nor a zip"):
+        predict(run, site / "all.csv", tmp_path / "out.csv")
+    with pytest.raises(FocalError, match="holds no images"):
+        predict(run, tmp_path, tmp_path / "out.csv")
+    write_csv(tmp_path / "missing.csv", [{"filename": "gone.png"}])
+    with pytest.raises(FocalError, match="1 of 1 images are missing"):
+        predict(run, images, tmp_path / "out.csv", table_csv=tmp_path / "missing.csv")
+    assert not (tmp_path / "out.csv").exists()

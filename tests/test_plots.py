@@ -1,0 +1,106 @@
+"""The pictures: what they say is what the numbers say, nothing is cut off, and the files are private PNGs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from focal.errors import FocalError
+from focal.report import plots
+from focal.report.metrics import auroc_per_class, macro_auroc
+from focal.report.plots import Span, plot_per_class, plot_roc, plot_timeline
+
+CLASSES = ("normal", "diabetic retinopathy", "glaucoma", "never in the test rows")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures as they were saved."""
+    figures: list[Figure] = []
+    save = plots._save
+
+    def keep(figure: Figure, path: Path) -> None:
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", keep)
+    return figures
+
+
+def scored(n: int = 240) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = np.eye(4, dtype=np.uint8)[rng.integers(0, 3, n)]
+    return labels, labels * 1.5 + rng.normal(0, 1, (n, 4))
+
+
+def check_png(path: Path, figure: Figure) -> None:
+    assert path.stat().st_mode & 0o777 == 0o600
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG" and np.asarray(image.convert("L")).std() > 5
+    width, height = figure.bbox.width, figure.bbox.height
+    for axes in figure.axes:
+        box = axes.get_tightbbox()
+        assert box is not None and box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, "text is cut off"
+
+
+def test_roc(tmp_path: Path, drawn: list[Figure]) -> None:
+    labels, scores = scored()
+    plot_roc(labels, scores, CLASSES, "multiclass", tmp_path / "roc.png")
+    check_png(tmp_path / "roc.png", drawn[0])
+    title = drawn[0].axes[0].get_title(loc="left")
+    assert f"of 3 classes: {macro_auroc(labels, scores, 'multiclass'):.3f}" in title
+    texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    values = auroc_per_class(labels, scores)
+    assert sorted(texts) == sorted(f"{CLASSES[c]}  {values[c]:.2f}  ({labels[:, c].sum()})" for c in range(3))
+
+
+def test_roc_of_a_binary_task_names_the_positive_class(tmp_path: Path, drawn: list[Figure]) -> None:
+    labels, scores = scored()
+    plot_roc(labels[:, :2], scores[:, 1:2], ("normal", "pneumonia"), "binary", tmp_path / "roc.png")
+    assert "'pneumonia'" in drawn[0].axes[0].get_title(loc="left")
+    with pytest.raises(FocalError, match="one class only"):
+        plot_roc(np.eye(2)[[0, 0, 0]], np.ones((3, 1)), ("normal", "pneumonia"), "binary", tmp_path / "never.png")
+
+
+def test_per_class_counts_the_classes_it_wins_and_leaves_out_undefined_ones(tmp_path: Path, drawn: list[Figure]) -> None:
+    nan = np.nan
+    per_class = {
+        "encrypted": np.array([0.9, 0.45, 0.7, nan]),  # below chance too
+        "pooled_plaintext": np.array([0.95, 0.6, 0.7, nan]),
+        "hospital-a": np.array([0.8, 0.5, 0.7, nan]),
+        "hospital-b": np.array([0.85, 0.5, 0.5, nan]),
+    }
+    plot_per_class(CLASSES, per_class, tmp_path / "per_class.png")
+    check_png(tmp_path / "per_class.png", drawn[0])
+    axes = drawn[0].axes[0]
+    assert "in 2 of 3 classes" in axes.get_title(loc="left")
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["diabetic retinopathy  0.45", "glaucoma  0.70", "normal  0.90"]
+    assert [bar.get_x() + bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == pytest.approx([0.45, 0.7, 0.9])
+    assert axes.get_xlim()[0] < 0.45
+
+
+def test_timeline(tmp_path: Path, drawn: list[Figure]) -> None:
+    spans = [Span("server", "train", 10, 30), ("hospital-a", "upload", 2, 10), ("custodian-1", "refresh", 10, 30)]
+    traffic = {
+        "server": {"upload": {"up": 0, "down": 30_000_000}},
+        "hospital-a": {"upload": {"up": 30_000_000, "down": 0}},
+        "custodian-1": {"refresh": {"up": 5_000_000, "down": 5_000_000}},
+    }
+    plot_timeline(spans, traffic, tmp_path / "timeline.png")
+    check_png(tmp_path / "timeline.png", drawn[0])
+    clock, wire = drawn[0].axes
+    assert clock.get_title(loc="left") == "Longest phase: train, 20 of 30 seconds"
+    assert wire.get_title(loc="left") == "Most bytes: upload, 75%"  # 30 of 40 MB; the server's view of the same bytes is not counted again
+    assert [tick.get_text() for tick in clock.get_yticklabels()] == list(traffic)
+    assert [text.get_text() for text in wire.texts] == ["0 B", "30.0 MB", "30.0 MB", "0 B", "5.0 MB", "5.0 MB"]
+
+
+def test_timeline_of_nothing(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_timeline([], {"server": {}}, tmp_path / "timeline.png")
+    check_png(tmp_path / "timeline.png", drawn[0])

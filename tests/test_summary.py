@@ -1,0 +1,125 @@
+"""The result contract, its validator, and what the terminal says of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from focal.errors import FocalError
+from focal.report.summary import PHASES, Auroc, AurocInterval, Summary, build_summary, read_summary, write_summary
+from focal.report.table import human_bytes, print_results
+
+CHECK = Path(__file__).parents[2] / "shared" / "tools" / "contract_check.py"
+CUSTODIANS = ("custodian-1", "custodian-2")
+SITES = ("hospital-a", "hospital-b", "hospital-c")
+
+
+def summary(**changes: Any) -> Summary:
+    local = Auroc(encrypted=0.765, plaintext_twin=0.766, institutions=dict.fromkeys(SITES, 0.74), pooled_plaintext=0.7651)
+    interval = AurocInterval(
+        encrypted=(0.74, 0.79), plaintext_twin=(0.74, 0.79), institutions=dict.fromkeys(SITES, (0.7, 0.77)), pooled_plaintext=(0.75, 0.78)
+    )
+    traffic = {party: {"upload": {"up": 101_000_000, "down": 5}} for party in ("server", *SITES, *CUSTODIANS)}
+    content: dict[str, Any] = dict(
+        protocol="blind", dataset="odir5k", auroc=local, auroc_ci95=interval,
+        seconds=dict(keys=9.0, features=14.0, upload=7.0, train=19.0, release=2.0, total=43.0), traffic=traffic, steps=5,
+        params={"ring": 16384, "features": 64}, security_bits=128, release=dict(flooding_bits=30.0, precision_bits=12.5, openings=1),
+        verify=dict.fromkeys(CUSTODIANS, "off"), max_abs_weight_error=2e-5,
+    )  # fmt: skip
+    return build_summary(**(content | changes))
+
+
+def printed(result: Summary) -> str:
+    out = io.StringIO()
+    print_results(result, Console(file=out, width=140))
+    return out.getvalue()
+
+
+def test_a_local_run_satisfies_the_shared_contract_check(tmp_path: Path) -> None:
+    if not CHECK.is_file():
+        pytest.skip(f"{CHECK} is not here")
+    write_summary(summary(), tmp_path)
+    ran = subprocess.run([sys.executable, str(CHECK), str(tmp_path)], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "the contract holds")
+
+
+def test_written_private_and_read_back_equal(tmp_path: Path) -> None:
+    path = write_summary(summary(), tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read_summary(tmp_path) == read_summary(path) == summary()
+
+
+def test_totals_and_empty_phases_are_filled_in() -> None:
+    traffic = {p: {"keys": {"up": 1, "down": 2}, "openings": {"up": 10, "down": 20}} for p in ("server", *SITES, *CUSTODIANS)}
+    party = summary(traffic=traffic).bytes["hospital-a"]
+    assert (party.up, party.down) == (11, 22)
+    assert set(party.by_phase) == {*PHASES, "openings"}
+    assert party.by_phase["release"].up == 0
+
+
+def test_several_machines_leave_out_what_one_site_cannot_know(tmp_path: Path) -> None:
+    site = summary(
+        auroc=Auroc(encrypted=0.8), auroc_ci95=AurocInterval(encrypted=(0.7, 0.9)), max_abs_weight_error=None,
+        traffic={"hospital-a": {"upload": {"up": 3, "down": 4}}},
+    )  # fmt: skip
+    written = json.loads(write_summary(site, tmp_path).read_text())
+    assert written["auroc"] == {"encrypted": 0.8}
+    assert "max_abs_weight_error" not in written
+    assert "institutions" not in printed(site) and "0.800" in printed(site)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seconds": {"keys": 1.0}}, "seconds.total"),
+        ({"seconds": dict.fromkeys(("keys", "features", "upload", "train", "release", "total"), float("nan"))}, "seconds.keys"),
+        ({"max_abs_weight_error": None}, "max_abs_weight_error missing"),
+        ({"traffic": {"server": {}}}, "bytes lacks custodian-1, custodian-2, hospital-a"),
+        ({"traffic": {"server": {"lunch": {"up": 1, "down": 1}}}}, "lunch"),
+        ({"verify": dict.fromkeys(CUSTODIANS, "maybe")}, "verify.custodian-1"),
+        ({"verify": {"custodian-1": "off"}}, "verify"),
+        ({"params": {}}, "params"),
+        ({"params": {"x": float("inf")}}, "not JSON compliant"),
+        ({"steps": 0}, "steps"),
+        ({"release": {"openings": 1}}, "release.flooding_bits"),
+    ],
+)
+def test_what_breaks_the_contract_is_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(FocalError, match=words):
+        summary(**changes)
+
+
+def test_unreadable_summaries_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(FocalError, match="cannot be read"):
+        read_summary(tmp_path)
+    for text in ("{", "[]", '{"protocol": "blind"}', "\x00"):
+        (tmp_path / "summary.json").write_text(text)
+        with pytest.raises(FocalError, match="summary.json"):
+            read_summary(tmp_path)
+
+
+def test_the_table_has_every_model_its_interval_and_the_costs() -> None:
+    lines = [" ".join(line.split()) for line in printed(summary()).splitlines()]
+    text = "\n".join(lines)
+    assert "hospital-b alone 0.740 0.700 to 0.770" in text and "pooled plaintext 0.765 0.750 to 0.780" in text
+    assert "encrypted 0.765 0.740 to 0.790 5 steps on ciphertexts; above 3 of 3 institutions alone" in text
+    assert "plaintext twin 0.766" in text and "weights within 2.0e-05" in text
+    assert "43.0 in all" in text and "custodian-2: 101 MB up, 5 B down" in text and "30-bit noise" in text
+
+
+def test_nobody_verifying_is_said_loudly_and_somebody_is_named() -> None:
+    assert "WARNING: nobody verifies" in printed(summary())
+    verified = printed(summary(verify={"custodian-1": "lockstep", "custodian-2": "off"}))
+    assert "WARNING" not in verified and "custodian-1 re-ran every step" in verified
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (101e6, "101 MB"), (2.5e9, "2.5 GB")])
+def test_human_bytes(count: float, text: str) -> None:
+    assert human_bytes(count) == text
