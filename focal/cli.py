@@ -109,8 +109,8 @@ class Board:
 
     def __init__(self) -> None:
         self.bars = Progress(
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(20),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -348,7 +348,7 @@ def manifest_new(
         accept_leak=c.consortium.accept_leak,
     )
     write(manifest, out)
-    console.print(f"{out}: lower segment {manifest.lower.model}, weights {source}; now add the members (focal manifest add)", markup=False)
+    console.print(f"{out}: lower segment {manifest.lower.model}, {source}; now add the members (focal manifest add)", markup=False)
 
 
 @manifest_app.command("add")

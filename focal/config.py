@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0)]
 Task = Literal["binary", "multiclass", "multilabel"]
 
 
@@ -36,7 +37,7 @@ class ConfigError(ValueError):
 class Model(BaseModel):
     """Frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --------------------------------------------------------------------------- data
@@ -95,7 +96,7 @@ class LowerConfig(Model):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Subtracted from RGB on the 0..255 scale."""
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
     """Divided by, on the 0..255 scale."""
     weights: str = "pretrained"
     """``pretrained`` (timm's hub), ``random:SEED``, or a file with a state dict."""
@@ -131,9 +132,9 @@ class CkksConfig(Model):
 class LayoutConfig(Model):
     """How rows, features and classes share the slots; ``None``: the planner chooses (and prints what it chose)."""
 
-    class_lanes: int | None = None
+    class_lanes: Literal[1, 2, 4, 8, 16, 32] | None = None
     """k, a power of two."""
-    feature_lanes: int | None = None
+    feature_lanes: Literal[1, 2, 4, 8] | None = None
     """f, a power of two."""
     link_mbyte_s: float = Field(12.5, gt=0)
     """The slowest institution's upload speed that the planner weighs against compute."""
@@ -142,13 +143,21 @@ class LayoutConfig(Model):
 class ConsortiumConfig(Model):
     """Who takes part in a local run."""
 
-    institutions: int | tuple[Name, ...] = 3
+    institutions: Annotated[int, Field(ge=2, le=500, strict=True)] | Annotated[tuple[Name, ...], Field(min_length=2)] = 3
+    """How many, or their names."""
     custodians: int = Field(3, ge=2, le=8)
     partition: PartitionConfig = PartitionConfig()
     approve: Literal["auto", "human"] = "auto"
     """``human``: every custodian waits for ``focal approve RUN`` before the release."""
     accept_leak: bool = False
     """Allow fewer than three institutions although each then learns the other's pooled moments."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> ConsortiumConfig:
+        names = ["server", *self.custodian_names(), *self.institution_names()]
+        if len(set(names)) != len(names):
+            raise ValueError("institutions need different names, other than 'server' and 'custodian-N'")
+        return self
 
     def institution_names(self) -> tuple[str, ...]:
         if isinstance(self.institutions, tuple):
@@ -220,7 +229,7 @@ class LowerSpec(Model):
     image_size: int
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     weights_sha256: Hex32
     """SHA-256 over the names and tensors of the segment's state dict, not of a file: formats differ, weights do not."""
     dim: int = Field(ge=1)
@@ -269,6 +278,8 @@ class Manifest(Model):
         for field in ("sign", "seal", "curve"):
             if len({getattr(m, field) for m in self.members}) != len(names):
                 raise ValueError(f"two members have the same '{field}' key; every member needs its own (focal keys new)")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have the same name")
         if self.task == "binary" and len(self.classes) != 2 or len(self.classes) < 2:
             raise ValueError(f"task '{self.task}' does not fit {len(self.classes)} classes")
         return self
@@ -376,6 +387,17 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that is written twice is an error: one of the two would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(k, deep=deep) for k, _ in node.value]
+        twice = {k for k in keys if keys.count(k) > 1}
+        if twice:
+            raise yaml.YAMLError(f"the key {sorted(map(str, twice))[0]!r} is written twice")
+        return super().construct_mapping(node, deep=deep)
+
+
 def expand(value: Any, path: Path) -> Any:
     """Replace ``${NAME}`` in strings by the environment; an unset one is an error that names it and the file."""
     if isinstance(value, dict):
@@ -394,21 +416,34 @@ def expand(value: Any, path: Path) -> Any:
     return re.sub(r"\$\{(\w+)\}", lookup, value)
 
 
-def explain(error: ValidationError, path: Path | str) -> ConfigError:
-    """A pydantic error as lines of ``file: field: what is wrong``."""
+def explain(error: ValidationError, path: Path | str, model: type[Model] | None = None) -> ConfigError:
+    """A pydantic error as lines of ``file: field: what is wrong``; an unknown key is shown with the keys that exist."""
     lines = []
     for e in error.errors():
-        field = ".".join(str(x) for x in e["loc"]) or "(whole file)"
-        text = "unknown key" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
+        field = ".".join(str(x) for x in e["loc"] if "[" not in str(x)) or "(whole file)"
+        text = e["msg"].removeprefix("Value error, ")
+        if e["type"] == "extra_forbidden":
+            known = _keys(model, e["loc"][:-1]) if model else []
+            text = "unknown key" + (f"; known are {', '.join(known)}" if known else "")
         lines.append(f"{path}: {field}: {text}" + (f" (got {e['input']!r})" if isinstance(e["input"], str | int | float) else ""))
     return ConfigError("\n".join(lines))
+
+
+def _keys(model: Any, loc: tuple[int | str, ...]) -> list[str]:
+    """Field names of the (nested) model that an error's location points to."""
+    for part in loc:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))
 
 
 def read(model: type[M], path: Path | str) -> M:
     """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read ({e.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -418,18 +453,22 @@ def read(model: type[M], path: Path | str) -> M:
     try:
         return model.model_validate(expand(raw, path))
     except ValidationError as e:
-        raise explain(e, path) from None
+        raise explain(e, path, model) from None
 
 
 def private_write(path: Path, data: bytes) -> None:
     """Write ``path`` whole or not at all, readable by its owner only, on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
+    try:
+        with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except OSError:
+        tmp.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

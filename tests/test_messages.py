@@ -19,6 +19,9 @@ TOPIC = st.from_regex(r"[a-z0-9-]{1,32}(/[A-Za-z0-9_.-]{1,64}){0,4}", fullmatch=
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "bytes": st.dictionaries(
+        NAME, st.dictionaries(TEXT, st.dictionaries(TEXT, st.integers(0, 1 << 60), max_size=2), max_size=2), max_size=2
+    ),
     "sealed": st.dictionaries(NAME, st.binary(max_size=40), max_size=3),
     "participants": st.lists(NAME, max_size=3).map(tuple),
     "items": st.lists(TEXT, max_size=3).map(tuple),
@@ -58,7 +61,9 @@ def strategy(model: type[Model]) -> st.SearchStrategy[Any]:
             fields[name] = st.lists(HEX, max_size=3).map(tuple)
         else:
             described = f"{info.annotation} {info.metadata}"
-            fields[name] = next(s for marker, s in BY_TYPE if marker in described)
+            fitting = [s for marker, s in BY_TYPE if marker in described]
+            assert fitting, f"say in FIELDS what values {model.__name__}.{name} takes"
+            fields[name] = fitting[0]
     return st.builds(model, **fields)
 
 

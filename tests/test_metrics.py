@@ -27,7 +27,7 @@ def test_weighted_auroc_is_sklearns_with_sample_weights_ties_included(seed: int,
     rng = np.random.default_rng(seed)
     outcome = rng.random(n) < 0.5
     outcome[:2] = True, False
-    score = np.array(rng.integers(0, distinct, n), dtype=np.float64)  # few distinct values: ties everywhere
+    score = rng.integers(0, distinct, n).astype(np.float64)  # few distinct values: ties everywhere
     counts = rng.integers(0, 4, (3, n)).astype(np.float64)
     counts[:, :2] = 1  # both outcomes always drawn
     expected = [roc_auc_score(outcome, score, sample_weight=w) for w in counts]
@@ -37,7 +37,7 @@ def test_weighted_auroc_is_sklearns_with_sample_weights_ties_included(seed: int,
 
 def test_weighted_auroc_is_nan_where_an_outcome_is_not_drawn() -> None:
     outcome = np.array([True, False, False])
-    values = weighted_auroc(outcome, np.arange(3.0), np.array([[0.0, 1, 1], [1, 0, 0], [1, 1, 0]]))
+    values = weighted_auroc(outcome, np.array([0.0, 1.0, 2.0]), np.array([[0.0, 1, 1], [1, 0, 0], [1, 1, 0]]))
     assert np.isnan(values[:2]).all()
     assert values[2] == 0.0
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.config import DatasetConfig, Task
-from focal.data.table import ArrayImages, Table, own_groups, scored_split
+from focal.data.table import SPLITS, ArrayImages, Table, own_groups, scored_split
 from focal.errors import FocalError
 
 PUBLISHED_MD5 = {
@@ -44,9 +44,8 @@ def read_medmnist(config: DatasetConfig) -> Table:
     if not path.exists():
         _download(path)
     arrays = _arrays(path)
-    raw = np.concatenate([arrays[f"{part}_labels"] for part in ("train", "val", "test")])
-    sizes = [len(arrays[f"{part}_labels"]) for part in ("train", "val", "test")]
-    split = np.repeat(np.array(["train", "val", "test"]), sizes)
+    raw = np.concatenate([arrays[f"{part}_labels"] for part in SPLITS])
+    split = np.repeat(np.array(SPLITS), [len(arrays[f"{part}_labels"]) for part in SPLITS])
     classes, task, labels = _labels(raw, config, path)
     return Table(
         name=path.stem,
@@ -56,9 +55,9 @@ def read_medmnist(config: DatasetConfig) -> Table:
         groups=own_groups(len(labels)),
         split=scored_split(split),
         institution=None,
-        filenames=np.array([f"{part}{i}" for part, n in zip(("train", "val", "test"), sizes, strict=True) for i in range(n)], dtype=np.str_),
+        filenames=np.array([f"{part}-{i}" for i, part in enumerate(split)], dtype=np.str_),
         columns={},
-        images=ArrayImages(np.concatenate([arrays[f"{part}_images"] for part in ("train", "val", "test")])),
+        images=ArrayImages(np.concatenate([arrays[f"{part}_images"] for part in SPLITS])),
     )
 
 
@@ -79,14 +78,14 @@ def _labels(raw: NDArray[np.integer], config: DatasetConfig, path: Path) -> tupl
 def _arrays(path: Path) -> dict[str, NDArray[np.uint8]]:
     """The six arrays, their shapes checked against each other."""
     _warn_unless_published(path)
-    names = [f"{part}_{what}" for part in ("train", "val", "test") for what in ("images", "labels")]
+    names = [f"{part}_{what}" for part in SPLITS for what in ("images", "labels")]
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise FocalError(f"{path}: is not a MedMNIST file ({e})", hint=f"get {path.stem}.npz from medmnist.com again") from None
     shapes = {arrays[name].shape[1:] for name in names if name.endswith("images")}
-    fits = all(len(arrays[f"{part}_images"]) == len(arrays[f"{part}_labels"]) for part in ("train", "val", "test"))
+    fits = all(len(arrays[f"{part}_images"]) == len(arrays[f"{part}_labels"]) for part in SPLITS)
     two_d = all(arrays[name].ndim == 2 and arrays[name].dtype.kind in "iu" for name in names if name.endswith("labels"))
     if len(shapes) != 1 or next(iter(shapes))[2:] not in ((), (3,)) or not fits or not two_d:
         raise FocalError(f"{path}: images and labels do not fit each other", hint=f"get {path.stem}.npz from medmnist.com again")
@@ -117,7 +116,7 @@ def _download(path: Path) -> None:
     partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, partial.open("wb") as f:  # noqa: S310 (a literal https address)
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, partial.open("wb") as f:
             shutil.copyfileobj(reply, f)
         partial.replace(path)
     except OSError:  # URLError and timeouts are OSErrors

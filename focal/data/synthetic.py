@@ -54,6 +54,7 @@ CAMERAS = (
 )
 """Their order is the ``institution`` column: "0", "1", "2"."""
 
+
 @dataclass(frozen=True)
 class Lesion:
     """One kind of lesion: how many are expected at each grade, and what they look like."""
@@ -170,7 +171,7 @@ def _dot(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, 
 def _radius() -> NDArray[np.float32]:
     """(SIZE, SIZE, 1) distance from the centre; 1 is the rim of the fundus."""
     axis = (np.arange(SIZE, dtype=np.float32) + 0.5) * 2 / SIZE - 1
-    return np.hypot(axis[:, None], axis[None, :])[..., None] / np.float32(0.96)
+    return (np.hypot(axis[:, None], axis[None, :])[..., None] / 0.96).astype(np.float32)
 
 
 def _expose(pixels: NDArray[np.float32], camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:

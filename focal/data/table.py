@@ -32,6 +32,9 @@ from PIL import Image, UnidentifiedImageError
 from focal.config import DatasetConfig, Task
 from focal.errors import FocalError
 
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's modes with more than 8 bits a channel."""
+
 SPLITS = ("train", "val", "test")
 
 
@@ -63,12 +66,18 @@ class EncodedImages:
 
     def read(self, i: int) -> Image.Image:
         try:
-            return Image.open(io.BytesIO(self._bytes(i))).convert("RGB")
+            image = Image.open(io.BytesIO(self._bytes(i)))
+            if image.mode not in DEEP_MODES:
+                return image.convert("RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
             raise FocalError(
                 f"{self.store.path}: image '{self.names[i]}' cannot be decoded ({_reason(e)})",
                 hint="replace the file, or remove its line from the table",
             ) from None
+        raise FocalError(  # Pillow would clip to 255 and lose the picture; which window to keep is a medical choice
+            f"{self.store.path}: image '{self.names[i]}' has more than 8 bits a pixel (mode {image.mode})",
+            hint="convert it to 8 bits with the intensity window that your readers use",
+        )
 
     def sha256(self, i: int) -> str:
         return hashlib.sha256(self._bytes(i)).hexdigest()
@@ -298,8 +307,8 @@ def _read_csv(config: DatasetConfig) -> pd.DataFrame:
     except OSError as e:
         raise FocalError(f"{path}: cannot be read ({_reason(e)})", hint="'dataset.table' names the CSV; is the path right?") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        first_line = str(e).splitlines()[0]
-        raise FocalError(f"{path}: is not a CSV table ({first_line})", hint="write it as UTF-8, comma separated, one line per image") from None
+        why = str(e).splitlines()[0]
+        raise FocalError(f"{path}: is not a CSV table ({why})", hint="write it as UTF-8, comma separated, one line per image") from None
     frame.columns = [str(c).strip().lower() for c in frame.columns]
     if "filename" not in frame:
         raise _column_missing(path, "filename", frame)

@@ -180,6 +180,8 @@ class Hub:
 
     def _receive(self) -> None:
         for _ in range(64):  # then look at the allow-list and the long polls again
+            if self._stopping:
+                return
             try:
                 frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:

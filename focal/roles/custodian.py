@@ -101,8 +101,6 @@ class Custodian(Party):
             2, keys.SECOND_ROUND, lambda: [self.blobs.put(b) for b in share.second_round(self.blobs.get(sums["switching"]))]
         )
         joint = ceremony.joint(sums, second)
-        if self.me.name == self.peers[0]:
-            self.send_stored([joint.public], "all")
         self.say("keys/joint", joint)
         for name, theirs in self.hear_all(self.peers, "keys/joint", msg.JointKeys).items():
             if theirs != joint:

@@ -115,7 +115,7 @@ class Institution(Party):
         config: DatasetConfig = self.local.data.model_copy(update={"classes": self.manifest.classes, "task": self.manifest.task})
         table = load(config, self.local.seed)
         segment, source = build_lower(spec, self.local.weights)
-        self.report.say(f"{self.me.name}: lower segment {spec.model}, weights {source}")
+        self.report.say(f"{self.me.name}: lower segment {spec.model}, {source}")
         cache = self.local.cache or self.folder / "features"
         wanted = np.flatnonzero(np.isin(table.split, ("train", "test")))
         features = compute_features(segment, table, wanted, device=self.local.device, cache=cache, progress=self.report.progress)
@@ -142,12 +142,12 @@ class Institution(Party):
             proj.moment_values(self.raw, bound, m.rows) if whiten else proj.random_moment_values(self.raw, self.run_id, size, bound, m.rows)
         )
         opened = self._secure_sum(np.concatenate([own, self.labels.sum(axis=0) / m.rows]))
-        self._check_classes(np.rint(opened[len(own) :] * m.rows))
-        opened = opened[: len(own)]
+        opened, counts = opened[: len(own)], opened[len(own) :] * m.rows
         if whiten:
             moments = proj.pooled_moments(opened, dim, bound, m.rows)
         else:
             moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, m.rows)
+        self._check_classes(np.rint(counts))
 
         first = self.names[0]
         if self.me.name == first:
@@ -160,6 +160,8 @@ class Institution(Party):
             self.say("projection/proposed", msg.ProjectionProposed(blob=blob, eta_hex=made.eta_hex))
         proposed = self.hear(first, "projection/proposed", msg.ProjectionProposed)
         projection = Projection.from_bytes(self.net.get(proposed.blob))
+        if proposed.eta_hex != projection.eta_hex:
+            raise Refused("projection", f"'{first}' states another step size than its projection has")
         if whiten:
             proj.check_whiten(projection, moments, size, bound, ridge)
         else:
@@ -234,8 +236,8 @@ class Institution(Party):
     # ----------------------------------------------------------------- encryption
 
     def _joint_keys(self) -> msg.JointKeys:
-        """The joint keys, as every single custodian signed them."""
-        signed = self.hear_all(self.custodians, "keys/joint", msg.JointKeys)
+        """The joint keys, as every single custodian signed them and the server uses them."""
+        signed = self.hear_all([*self.custodians, self.manifest.server.name], "keys/joint", msg.JointKeys)
         joint = signed[self.custodians[0]]
         for name, theirs in signed.items():
             if theirs != joint:

@@ -134,10 +134,9 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
     segment, source = build_lower(config.lower, config.lower.weights)
     spec = lower_spec(segment, config.lower)
-    say(
-        f"data:   {len(table)} images, {sum(rows.values())} training rows ({', '.join(f'{n} {r}' for n, r in rows.items())}), {len(table.classes)} classes"
-    )
-    say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, weights {source}")
+    dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
+    say(f"data:   {len(table)} images, {sum(rows.values())} training rows ({dealt}), {len(table.classes)} classes")
+    say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, {source}")
 
     table_of_rows, start = {}, 0
     for name in names:
@@ -292,14 +291,17 @@ class Processes:
         return None
 
     def _failed(self, name: str, code: int) -> None:
-        time.sleep(1.0)  # the others' errors name the cause as they see it; the first one counts
-        log = self.run.party(name) / "log.txt"
-        if name in self.errors:
-            raise PartyFailed(name, self.errors[name])
+        deadline = time.monotonic() + 1.0  # the others' errors may name the cause better than the first one to stop
+        while time.monotonic() < deadline:
+            event = self._next()
+            if event is not None and event["event"] == "error":
+                self.errors[event["party"]] = event["text"]
+        causes = [(n, text) for n, text in self.errors.items() if "ended the run:" not in text] or list(self.errors.items())
+        if causes:
+            raise PartyFailed(*causes[0])
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        raise FocalError(
-            f"'{name}' {how} (its log: {log})", hint="give the same command again: the run continues from the last finished step"
-        )
+        hint = "give the same command again: the run continues from the last finished step"
+        raise FocalError(f"'{name}' {how} (its log: {self.run.party(name) / 'log.txt'})", hint=hint)
 
     def _measure(self) -> None:
         total = 0

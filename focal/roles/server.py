@@ -121,6 +121,8 @@ class Server(Party):
         for name, theirs in self.hear_all(self.custodians, "keys/joint", msg.JointKeys).items():
             if theirs != joint:
                 raise ceremony.disagreement(name)
+        self.net.put_many([self.blobs.get(joint.public)], "all")
+        self.say("keys/joint", joint)  # from here on institutions can fetch the public key
         keys.install(
             self.scheme, self.run_id, self.blobs.get(joint.multiplication), rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"])
         )

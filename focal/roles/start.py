@@ -91,5 +91,5 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _end_with_launcher() -> None:
-    sys.stdin.buffer.read()  # returns when the launcher's end of the pipe is gone
+    os.read(0, 1)  # returns when the launcher's end of the pipe is gone; unbuffered, or shutdown would wait for the buffer's lock
     os.kill(os.getpid(), signal.SIGTERM)

@@ -46,6 +46,8 @@ FEATURE_TOLERANCE = 1e-3
 PRETRAINING_ONLY = ("head.", "head_dist.", "fc.", "classifier.", "decoder_", "mask_token")
 """Keys that a checkpoint may have beyond the segment: classifier heads, and the decoder of a masked autoencoder (RETFound)."""
 
+SAVE_IT = "save it with torch.save(model.state_dict(), ...)"
+
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -74,7 +76,8 @@ class LowerSegment(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: LowerConfig | LowerSpec) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(False).eval()
+        # channels last: one to three times faster on CPUs, the same weights
+        self.backbone = backbone.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self._cut: nn.Module | None = None
         if config.family == "torchvision" or config.cut != "pooled":
             self._cut = _submodule(backbone, "features" if config.cut == "pooled" else config.cut)
@@ -83,7 +86,7 @@ class LowerSegment(nn.Module):
         self.spec = lower_spec(self, config)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = (x.float() - self.mean) / self.std
+        x = ((x.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         if self._cut is None:
             return _pool(self.backbone(x))
         seen: list[Any] = []
@@ -155,7 +158,8 @@ def lower_spec(segment: LowerSegment, config: LowerConfig | LowerSpec) -> LowerS
             dim = segment(torch.zeros(1, 3, size, size, device=segment.mean.device)).shape[1]
     except (RuntimeError, AssertionError, ValueError) as e:
         raise FocalError(
-            f"lower segment '{config.model}' cannot take images of {size} x {size} pixels ({_first_line(e)})", hint="change 'lower.image_size'"
+            f"lower segment '{config.model}' cannot take images of {size} x {size} pixels ({_first_line(e)})",
+            hint="change 'lower.image_size'",
         ) from None
     shared = {field: getattr(config, field) for field in ("family", "model", "cut", "image_size", "interpolation", "mean", "std")}
     return LowerSpec(**shared, weights_sha256=weights_sha256(segment.backbone), dim=dim)
@@ -193,7 +197,7 @@ def _create(config: LowerConfig | LowerSpec, *, pretrained: bool) -> nn.Module:
             f"lower segment '{config.model}' cannot take images of {config.image_size} x {config.image_size} pixels",
             hint="'lower.image_size' must be a multiple of the model's patch size",
         ) from None
-    except Exception as e:  # noqa: BLE001 (each download library has its own network errors)
+    except Exception as e:  # each download library has its own network errors
         if not pretrained:
             raise
         raise _no_weights(config.model, e) from None
@@ -205,7 +209,7 @@ def _create_squeezenet(model: str, pretrained: bool) -> nn.Module:
     published = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
     try:
         backbone = torchvision.models.squeezenet1_1(weights=published if pretrained else None)
-    except Exception as e:  # noqa: BLE001 (as above)
+    except Exception as e:  # as above
         raise _no_weights(model, e) from None
     backbone.classifier = nn.Identity()
     return backbone
@@ -231,7 +235,7 @@ def _hub_without_waiting() -> Iterator[None]:
 
 def _reachable(url: str) -> bool:
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5.0).close()  # noqa: S310 (the hub's own address)
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5.0).close()
     except urllib.error.HTTPError:
         return True  # someone answered
     except OSError:
@@ -240,7 +244,8 @@ def _reachable(url: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """The first sentence: libraries add advice that is not for our users."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
 
 
 # --------------------------------------------------------------------------- weights from a file
@@ -254,7 +259,7 @@ def _load_file(backbone: nn.Module, path: Path) -> None:
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     if missing or extra:
         raise FocalError(
-            f"{path}: does not fit the lower segment: {_some('missing', missing)}{'; ' if missing and extra else ''}{_some('unexpected', extra)}",
+            f"{path}: does not fit the lower segment: {_some('missing', missing)}, {_some('unexpected', extra)}",
             hint="'lower.model' must be the architecture that these weights belong to",
         )
     state = _fit_positions(backbone, {k: v for k, v in state.items() if k in wanted})
@@ -276,10 +281,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     logging.getLogger("timm.models._helpers").setLevel(logging.WARNING)
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as e:  # noqa: BLE001 (torch, pickle and safetensors each raise their own for bytes that are no checkpoint)
-        raise FocalError(f"{path}: is not a weights file ({_first_line(e)})", hint="save it with torch.save(model.state_dict(), ...)") from None
+    except Exception as e:  # torch, pickle and safetensors each raise their own for bytes that are no checkpoint
+        raise FocalError(f"{path}: is not a weights file ({_first_line(e)})", hint=SAVE_IT) from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise FocalError(f"{path}: holds no state dict", hint="save it with torch.save(model.state_dict(), ...)")
+        raise FocalError(f"{path}: holds no state dict", hint=SAVE_IT)
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
@@ -294,16 +299,14 @@ def _fit_positions(backbone: nn.Module, state: dict[str, Tensor]) -> dict[str, T
 
 
 def _some(what: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "")
 
 
 # --------------------------------------------------------------------------- preprocessing and the feature check
 
 
 def preprocess(image: Image.Image, spec: LowerConfig | LowerSpec) -> Tensor:
-    """(3, s, s) uint8: the RGB image resized to the segment's square input. The whole field of view is kept; the mean is taken off in ``forward``."""
+    """(3, s, s) uint8: the whole RGB image resized to the segment's square input; ``forward`` takes off the mean."""
     size = (spec.image_size, spec.image_size)
     resized = image.convert("RGB").resize(size, RESAMPLE[spec.interpolation])
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()

@@ -15,8 +15,9 @@ training problem is well conditioned and five gradient steps are enough. ``rando
 column standardised; nobody chooses anything, but the columns stay correlated.
 
 **Why others check.** Whoever writes the matrix could aim a column at one patient. Eigenvectors of equal eigenvalues are not unique,
-and eigensolvers differ in the last bits, so nobody can compare bytes: the others test what defines a whitening, to 1e-3. Within
-eigenvalues closer than 1e-3 l_1 the first institution keeps its choice of basis. Honest rounding to float32 costs about 1e-6.
+and eigensolvers differ in the last bits, so nobody can compare bytes: the others test what defines a whitening, to 1e-3. Among
+eigenvalues closer than about 1e-3 max(l, 0.1 l_1) the first institution keeps its choice of basis. Honest rounding to float32 costs
+about 1e-6.
 
 **Step size.** eta = 1 / (1.1 lambda / 4 + ridge), lambda the largest eigenvalue of the second moment of the R columns: 1/4 bounds the
 slope of the sigmoid, 1.1 allows for the norm clip, which shifts the mean.

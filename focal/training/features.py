@@ -37,7 +37,7 @@ from focal.data.table import Table
 from focal.errors import FocalError
 from focal.segments.lower import LowerSegment, preprocess
 
-BATCH = 64
+BATCH = 32
 BUSY_S = 60.0
 """How long a process waits while another one writes to the same cache."""
 
@@ -96,7 +96,8 @@ class FeatureCache:
         little = vectors.astype("<f4")
         with self._explained():
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", [(k, v.tobytes()) for k, v in zip(keys, little, strict=True)])
+            rows = [(key, vector.tobytes()) for key, vector in zip(keys, little, strict=True)]
+            self._db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
             self._db.execute("COMMIT")
 
     def get(self, keys: Sequence[str]) -> NDArray[np.float32]:
@@ -159,9 +160,7 @@ class _Keep(lightning.Callback):
     def __init__(self, keys: Sequence[str], store: FeatureCache, report: Callable[[int], None]) -> None:
         self.keys, self.store, self.report, self.done = keys, store, report, 0
 
-    def on_predict_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         vectors = outputs.cpu().numpy()
         if not np.isfinite(vectors).all():
             raise FocalError(
@@ -198,7 +197,7 @@ def _accelerator(device: str) -> str:
     if device not in ("auto", "cpu", "cuda"):
         raise FocalError(f"device '{device}' is none of auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise FocalError("device 'cuda': torch finds no usable GPU", hint="set 'device' to auto or cpu, or check the driver with nvidia-smi")
+        raise FocalError("device 'cuda': torch finds no usable GPU", hint="set 'device: auto', or check the driver (nvidia-smi)")
     if device == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
     return "gpu" if device == "cuda" else "cpu"
