@@ -78,7 +78,7 @@ def _train(config_file: Path, runs: Path) -> None:
     run = local.open_run(config, runs)
     console.print(f"[bold]{config.name}[/] in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
     with Board() as board:
-        folder = local.train(run, board.show, lambda text: board.line(text))
+        folder = local.train(run, board.show, board.line)
     print_results(read_summary(folder), console)
     console.print(f"result: {folder}/summary.json, model.pt, roc.png, per_class.png, timeline.png")
 

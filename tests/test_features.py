@@ -233,8 +233,8 @@ def test_the_demo_can_be_learned_and_pooling_helps(monkeypatch: pytest.MonkeyPat
         pooled_auroc(config, table, table.train_rows[table.institution[table.train_rows] == site], table.test_rows, tmp_path)[0]
         for site in "012"
     ]
-    # Over data seeds 0, 1, 2 and weight seeds 0, 1 the pooled value was 0.924 to 0.938, the best single institution 0.753 to 0.816.
-    assert 0.88 < pooled < 0.97 and max(alone) < pooled - 0.05
+    # Over data seeds 0, 1, 2 pooling gave 0.869 to 0.877 and the best institution alone 0.767 to 0.811: at least 0.062 less.
+    assert 0.84 < pooled < 0.97 and max(alone) < pooled - 0.03
     assert largest < config.projection.bound, "the demo's bound clips nothing"
 
 
@@ -243,6 +243,6 @@ def test_odir_features_reach_the_published_figure(monkeypatch: pytest.MonkeyPatc
     if not (DATA / "odir5k.zip").exists():
         pytest.skip(f"{DATA / 'odir5k.zip'} is not there (FOCAL_DATA names the folder)")
     table = load(config.dataset, 0)
-    value, _ = pooled_auroc(config, table, table.train_rows[::8], table.test_rows[::4], tmp_path)
-    # All rows give 0.765 (system.md). An eighth of the training rows gives LOW; features without information would give 0.5 +- 0.03.
-    assert value > 0.62
+    value, _ = pooled_auroc(config, table, table.train_rows[::10], table.test_rows[::5], tmp_path)
+    # All rows give 0.7654. Six such tenths of the training rows gave 0.706 to 0.745 (mean 0.722, deviation 0.014); no information, 0.5.
+    assert value > 0.66

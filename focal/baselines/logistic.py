@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
+from threadpoolctl import threadpool_limits
 
 from focal.config import Task
 from focal.report.metrics import Bools, Floats, auroc_per_class
@@ -64,10 +65,9 @@ def fit_logistic(
     standard = (x - mean) / scale
     if not _learnable(y).any():
         warnings.warn(f"{name}: its training rows hold one class only; its model scores constant 0 (AUROC 0.5)", stacklevel=2)
-        strength = STRENGTHS[0]
-    else:
-        strength = _choose_strength(standard, y, who, task, seed)
-    weights, bias = _fit(standard, y, task, strength)
+    with threadpool_limits(limits=1):  # BLAS threads that spin beside other busy processes make this ten times slower
+        strength = _choose_strength(standard, y, who, task, seed) if _learnable(y).any() else STRENGTHS[0]
+        weights, bias = _fit(standard, y, task, strength)
     return LogisticModel(mean, scale, weights, bias, strength)
 
 

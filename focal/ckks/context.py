@@ -161,7 +161,7 @@ class Scheme:
         return {q: next(w for w in sorted(words) if 1 < w < q and pow(w, self.n, q) == q - 1) for q in self.moduli}
 
     def close(self) -> None:
-        """Forget this tag's evaluation keys, which OpenFHE keeps for the life of the process."""
+        """Forget the evaluation keys of *all* tags, which OpenFHE keeps for the life of the process (it cannot forget one tag's)."""
         openfhe.ClearEvalMultKeys()
         self.cc.ClearEvalAutomorphismKeys()
 
@@ -172,10 +172,9 @@ class Scheme:
         return self.slots // 2 - 1234  # any rotation with an automorphism index that is easy to find in bytes
 
     def _rotation_map(self, rotation: int) -> bytes:
-        self.cc.EvalRotateKeyGen(self.key.secretKey, [rotation])
-        made = bytes(openfhe.Serialize(self.cc.GetEvalAutomorphismKeyMap(self.key.secretKey.GetKeyTag()), openfhe.BINARY))
-        self.cc.ClearEvalAutomorphismKeys()
-        return made
+        # OpenFHE keeps this key (6 MB) under the throw-away tag: it can only forget the keys of all tags, other runs' among them.
+        made = self.cc.EvalAutomorphismKeyGen(self.key.secretKey, [self.cc.FindAutomorphismIndex(rotation)])
+        return bytes(openfhe.Serialize(made, openfhe.BINARY))
 
     def _template(self, name: Any, make: Any, load: Any) -> Template:
         with self._lock:

@@ -25,6 +25,12 @@ def batches(shape: Layout, manifest: Manifest) -> list[tuple[str, tuple[str, ...
     return [(f"refresh/{t}/{kind}", tuple(shape.items(t, kind))) for t in range(manifest.training.steps) for kind in kinds]
 
 
+def topic(item: str) -> str:
+    """The topic of the batch that a refresh's plan item belongs to."""
+    _, step, kind, *_ = item.split("/")
+    return f"refresh/{step}/{kind}"
+
+
 def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
     """Check every institution's signed list against the manifest; returns one digest over all lists.
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
@@ -29,6 +30,7 @@ from focal.net import messages as msg
 from focal.roles import agreed, ceremony
 from focal.roles.party import Party
 from focal.roles.progress import Reporter
+from focal.roles.training import Training, combine
 
 H0_FIRST = 8
 """A stored refresh share is h0's length (8 bytes, little-endian), h0, h1."""
@@ -47,11 +49,7 @@ class Custodian(Party):
                 f"'{self.me.name}': the local file says verify: {local.verify}, the signed manifest says {declared}",
                 hint="make both say the same",
             )
-        if declared == "lockstep":
-            raise FocalError(
-                f"'{self.me.name}': verify: lockstep is not available in this version",
-                hint="declare verify: off in the manifest and in the local file",
-            )
+        self.verifies = declared == "lockstep"
         self.peers = [m.name for m in manifest.custodians]
         self.names = [m.name for m in manifest.institutions]
         self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="custodian")
@@ -69,14 +67,16 @@ class Custodian(Party):
             self.joint = self._key_ceremony()
         with self.report.phase("upload"):
             self.enter("upload")
-            self._accept_uploads()
+            lists = self._accept_uploads()
+            if self.verifies:
+                self._fetch_uploads(lists)
         with self.report.phase("train"):
             self.enter("refresh")
             self._catch_up()
-            batches = agreed.batches(self.layout, self.manifest)
-            for i, (topic, items) in enumerate(batches):
-                self._answer_refresh(topic, items)
-                self.report.progress(i + 1, len(batches))
+            if self.verifies:
+                self._train_in_lockstep(lists)
+            else:
+                self._answer_plan()
         with self.report.phase("release"):
             self.enter("release")
             self._release()
@@ -86,19 +86,18 @@ class Custodian(Party):
 
     def _key_ceremony(self) -> msg.JointKeys:
         rotations = self.layout.rotations
-        share = self.share
         first_kinds = keys.first_round_kinds(rotations)
 
         def first() -> list[str]:
             digests = []
-            for i, contribution in enumerate(share.first_round(rotations, self.pool)):
+            for i, contribution in enumerate(self.share.first_round(rotations, self.pool)):
                 digests.append(self.blobs.put(contribution))
                 self.report.progress(i + 1, len(first_kinds))
             return digests
 
         sums = self._round(1, first_kinds, first)
         second = self._round(
-            2, keys.SECOND_ROUND, lambda: [self.blobs.put(b) for b in share.second_round(self.blobs.get(sums["switching"]))]
+            2, keys.SECOND_ROUND, lambda: [self.blobs.put(b) for b in self.share.second_round(self.blobs.get(sums["switching"]))]
         )
         joint = ceremony.joint(sums, second)
         self.say("keys/joint", joint)
@@ -115,7 +114,7 @@ class Custodian(Party):
     def share(self) -> keys.SecretShare:
         """This run's key share, drawn once; the file is the only copy."""
         if not self._key_file.exists():
-            if self.journal.get(f"{self.session}/secret") is not None and self.journal.get(f"{self.session}/said/release/shares") is None:
+            if self.journal.get(f"{self.session}/secret") is not None:
                 raise FocalError(
                     f"'{self.me.name}': the key share {self._key_file} is gone", hint="an N-of-N key cannot do without it: start a new run"
                 )
@@ -155,26 +154,81 @@ class Custodian(Party):
 
     # ----------------------------------------------------------------- uploads
 
-    def _accept_uploads(self) -> None:
+    def _accept_uploads(self) -> dict[str, msg.Upload]:
         """Exactly one valid list from every institution, and the same lists at every custodian, before the first share."""
-        digest = agreed.uploads(
-            self.manifest, self.layout, self.hear_all(self.names, "upload", msg.Upload), ceremony.joint_digest(self.joint)
-        )
+        lists = self.hear_all(self.names, "upload", msg.Upload)
+        digest = agreed.uploads(self.manifest, self.layout, lists, ceremony.joint_digest(self.joint))
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
         for name, theirs in self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted).items():
             if theirs.digest != digest:
                 raise agreed.other_uploads(name)
+        return lists
+
+    def _fetch_uploads(self, lists: dict[str, msg.Upload]) -> None:
+        """A verifier needs every chunk; they are kept on disk, so that a restart does not fetch them again."""
+        wanted = [(name, d) for name, upload in lists.items() for d in upload.chunks]
+        for i, (_, d) in enumerate(wanted):
+            if d not in self.blobs:
+                self.blobs.put(self.net.get(d))
+            self.report.progress(i + 1, len(wanted))
 
     # ----------------------------------------------------------------- refresh
 
-    def _answer_refresh(self, topic: str, items: tuple[str, ...]) -> None:
+    def _answer_plan(self) -> None:
+        """``verify: off``: answer the plan's batches in order, for whatever ciphertexts the server presents."""
+        batches = agreed.batches(self.layout, self.manifest)
+        for i, (topic, items) in enumerate(batches):
+            self._answer(topic, items)
+            self.report.progress(i + 1, len(batches))
+
+    def _train_in_lockstep(self, lists: dict[str, msg.Upload]) -> None:
+        """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
+        sums = self.remembered("keys/1/sums", dict) | self.remembered("keys/2/sums", dict)
+        multiplication = self.blobs.get(sums["multiplication"])
+        keys.install(self.scheme, self.run_id, multiplication, self.layout.rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"]))
+        training = Training(self.manifest, self.scheme, self.layout, lists, self.fetch, self.local.threads or os.cpu_count() or 1)
+        try:
+            first = int(self.journal.read(f"{self.session}/verified") or b"0")
+            weights, chain = training.start()
+            if first:
+                done = msg.decode(msg.StepDone, self.journal.once(f"{self.session}/step/{first - 1}", bytes))
+                weights, chain = training.load(done.outputs, self.blobs.get), done.chain
+            steps = self.manifest.training.steps
+            for step in range(first, steps):
+                self.report.progress(step, steps)
+                weights, done, dumped = training.step(step, weights, chain, self._refresh_in_lockstep)
+                chain = done.chain
+                for data in dumped:
+                    self.blobs.put(data)
+                self.journal.once(f"{self.session}/step/{step}", functools.partial(msg.encode, done))
+                self.journal.set(f"{self.session}/verified", str(step + 1).encode())
+                if self.hear(self.manifest.server.name, f"step/{step}", msg.StepDone) != done:
+                    raise Refused("lockstep", f"the server's step {step} has another outcome than our own computation")
+            self.report.progress(steps, steps)
+        finally:
+            training.close()
+
+    def _refresh_in_lockstep(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+        """Answer the server's request only when it is, limb for limb, what we computed; then combine everybody's answers."""
+        own = [refresh.request(self.scheme, ct) for ct in ciphertexts]
+        topic = agreed.topic(items[0])
+        asked = self._answer(topic, tuple(items), [self.blobs.put(data) for data in own])
+        answers = self.hear_all(self.peers, topic, msg.RefreshShares)
+        return combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
+
+    def _answer(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
+        """Answer one batch: the plan's items in the plan's order, and with ``own`` digests nothing but these ciphertexts."""
         asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
         if asked.items != items or len(asked.ciphertexts) != len(items):
             raise Refused("plan", f"the server asks for {asked.items[:1]} under '{topic}', the plan has {items[:1]}")
+        if own is not None and tuple(own) != asked.ciphertexts:
+            differs = next(item for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True) if mine != theirs)
+            raise Refused("lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields")
         if not self.repeat(topic):
             shares = [self._refresh_share(item, digest) for item, digest in zip(items, asked.ciphertexts, strict=True)]
             digests = self.share_blobs([b for pair in shares for b in pair], "custodians")
             self.say(topic, msg.RefreshShares(items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])))
+        return asked
 
     def _refresh_share(self, item: str, digest: str) -> tuple[bytes, bytes]:
         """(h0, h1) for one plan item: made once, the stored bytes ever after."""
@@ -269,8 +323,7 @@ class Custodian(Party):
         server = self.manifest.server.name
         asked = self.hear(server, topic, msg.RefreshRequest)
         answers = self.hear_all(self.peers, topic, msg.RefreshShares)
-        agreed.check_answers(asked, answers)
-        weights = [self._combined(i, item, asked, answers) for i, item in enumerate(items)]
+        weights = combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
         digests = tuple(
             wire.digest(wire.pack(self.scheme, wire.ciphertext(len(self.scheme.moduli)), self.scheme.limbs(w))) for w in weights
         )
@@ -279,11 +332,6 @@ class Custodian(Party):
         if request.items != released or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")
         return released, digests, weights
-
-    def _combined(self, i: int, item: str, asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShares]) -> object:
-        data = self.fetch(asked.ciphertexts[i])
-        a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(data))
-        return refresh.combine(self.scheme, data, a, [(n, self.fetch(s.h0[i]), self.fetch(s.h1[i])) for n, s in answers.items()])
 
     def _wait_for_approval(self) -> None:
         if "human" not in (self.manifest.approve, self.local.approve):

@@ -346,6 +346,7 @@ def train(run: Run, show: Show, say: Callable[[str], None]) -> Path:
         raise
     finally:
         private_write(run.folder / "spent", str(before + time.monotonic() - started).encode())
+    say("scoring: the plaintext twin, every institution alone, all rows pooled ...")
     finish(run, manifest, memory)
     return run.folder
 

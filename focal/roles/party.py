@@ -123,8 +123,15 @@ class Party:
         """SHA-256 of the record that was heard: for transcripts."""
         return self._digests[sender, topic]
 
-    def _read_board(self, seconds: float) -> None:
-        for data in self.net.wait(self._count, seconds):
+    def read_all(self) -> None:
+        """Read the board to its present end."""
+        while self._read_board(0.0):
+            pass
+
+    def _read_board(self, seconds: float) -> int:
+        """Read what is new, waiting for it at most ``seconds``; returns how many records there were."""
+        batch = self.net.wait(self._count, seconds)
+        for data in batch:
             self._count += 1
             record = open_record(self.manifest, data)
             key = (record.sender, record.topic)
@@ -138,6 +145,7 @@ class Party:
                     hint="settle the cause, then start a new run: this one has used up its keys",
                 )
         self.idle()
+        return len(batch)
 
     def idle(self) -> None:
         """Called whenever the board was read; for roles that answer questions at any time."""

@@ -8,7 +8,6 @@ After a step the new weights are on disk; a restart goes on from there, and a re
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import secrets
@@ -17,10 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from focal.ckks import keys, refresh, ring, wire
-from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.engine import Block, Engine, chunk_kind, zero_weights
-from focal.ckks.twin import Scalars
+from focal.ckks import keys, refresh
+from focal.ckks.context import Scheme
 from focal.config import LocalConfig, Manifest
 from focal.net import messages as msg
 from focal.net.store import Board
@@ -28,6 +25,7 @@ from focal.net.transport import Hub
 from focal.roles import agreed, ceremony
 from focal.roles.party import Audience, Party, merge
 from focal.roles.progress import Reporter
+from focal.roles.training import Training, combine
 
 
 class _OwnBoard:
@@ -96,9 +94,9 @@ class Server(Party):
             with self.report.phase("upload"):
                 lists = self._uploads(joint)
             with self.report.phase("train"):
-                weights = self._train(lists)
+                done = self._train(lists)
             with self.report.phase("release"):
-                self._release(weights)
+                self._release(done)
         finally:
             self.keep_traffic()
             self.hub.stop()
@@ -138,85 +136,43 @@ class Server(Party):
                 raise agreed.other_uploads(name)
         return lists
 
-    def _block(self, lists: dict[str, msg.Upload], b: int) -> Block:
-        """Block b: every institution's chunks, checked and added up limb by limb."""
-        parts: dict[tuple[str, int, int], list[tuple[str, str]]] = {}
-        for name, upload in lists.items():
-            plan = self.layout.chunks(*self.manifest.row_table[name])
-            for (block, what, i, j), digest in zip(plan, upload.chunks, strict=True):
-                if block == b:
-                    parts.setdefault((what, i, j), []).append((name, digest))
-
-        def ciphertext(key: tuple[str, int, int]) -> Any:
-            kind = chunk_kind(key[0])
-            primes = wire.moduli(self.scheme, kind)
-            unpacked = [wire.unpack(self.scheme, kind, self.blobs.get(digest), f"'{name}'") for name, digest in parts[key]]
-            return self.scheme.ciphertext([ring.total(element, primes) for element in zip(*unpacked, strict=True)])
-
-        made = dict(zip(parts, self.pool.map(ciphertext, parts), strict=True))
-        shape = self.layout
-        return Block(
-            [[made["data", g, h] for h in range(shape.babies)] for g in range(shape.giants)],
-            [made["target", u, 0] for u in range(shape.class_groups)],
-        )
-
     # ----------------------------------------------------------------- training
 
-    def _train(self, lists: dict[str, msg.Upload]) -> list[Any]:
-        training = self.manifest.training
-        eta = float.fromhex(next(iter(lists.values())).eta_hex)
-        scalars = Scalars.derive(training.degree, eta, training.ridge, self.manifest.rows)
-        blocks = functools.lru_cache(maxsize=None)(functools.partial(self._block, lists))
-        engine = Engine(self.scheme, self.layout, scalars, blocks, self.threads)
+    def _train(self, lists: dict[str, msg.Upload]) -> msg.StepDone:
+        """Every step that is still to be taken; returns the last one's statement."""
+        training = Training(self.manifest, self.scheme, self.layout, lists, self.blobs.get, self.threads)
         try:
-            first, weights, chain = self._last_step(lists)
-            for step in range(first, training.steps):
-                self.report.progress(step, training.steps)
-                before = self._stored(weights)
-                weights = engine.step(step, weights, self._refresh)
-                after = self._stored(weights)
-                chain = hashlib.sha256(b"focal/chain/v1" + bytes.fromhex(chain) + "".join((*before, *after)).encode()).hexdigest()
-                self.say(f"step/{step}", msg.StepDone(step=step, inputs=before, outputs=after, chain=chain))
-            self.report.progress(training.steps, training.steps)
-            return weights
+            done = self._last_step()
+            weights, chain = training.start() if done is None else (training.load(done.outputs, self.blobs.get), done.chain)
+            steps = self.manifest.training.steps
+            for step in range(0 if done is None else done.step + 1, steps):
+                self.report.progress(step, steps)
+                weights, done, dumped = training.step(step, weights, chain, self._refresh)
+                chain = done.chain
+                for data in dumped:
+                    self.blobs.put(data)
+                self.say(f"step/{step}", done)
+            self.report.progress(steps, steps)
         finally:
-            engine.close()
+            training.close()
+        assert done is not None  # a manifest has at least one step
+        return done
 
-    def _last_step(self, lists: dict[str, msg.Upload]) -> tuple[int, list[Any], str]:
-        """(first step to take, its weights, chain so far) from the last finished step on the board."""
-        server, step = self.me.name, 0
-        while self.said(server, f"step/{step}"):
+    def _last_step(self) -> msg.StepDone | None:
+        """The last finished step on the board; its weights are on disk."""
+        self.read_all()
+        step = 0
+        while self.said(self.me.name, f"step/{step}"):
             step += 1
-        if step == 0:
-            start = hashlib.sha256(b"focal/chain/v1" + b"".join(msg.encode(u) for u in lists.values())).hexdigest()
-            return 0, zero_weights(self.scheme, self.layout), start
-        done = self.hear(server, f"step/{step - 1}", msg.StepDone)
-        kind = wire.ciphertext(LIMBS)
-        weights = [self.scheme.ciphertext(wire.unpack(self.scheme, kind, self.blobs.get(d), "the server's own disk")) for d in done.outputs]
-        return step, weights, done.chain
-
-    def _stored(self, weights: list[Any]) -> tuple[str, ...]:
-        """Digests of weight ciphertexts, which are on disk when this returns."""
-        kind = wire.ciphertext(LIMBS)
-        return tuple(self.blobs.put(wire.pack(self.scheme, kind, self.scheme.limbs(w))) for w in weights)
+        return self.hear(self.me.name, f"step/{step - 1}", msg.StepDone) if step else None
 
     def _refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Ask all custodians for a collective refresh of one batch and combine their shares."""
-        _, step, kind, *_ = items[0].split("/")
-        topic = f"refresh/{step}/{kind}"
-        requests = list(self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts))
-        digests = tuple(self.net.put_many(requests, "custodians"))
-        asked = msg.RefreshRequest(items=tuple(items), ciphertexts=digests)
+        topic = agreed.topic(items[0])
+        digests = self.net.put_many(list(self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts)), "custodians")
+        asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
         self.say(topic, asked)
-        answers = self.hear_all(self.custodians, topic, msg.RefreshShares)
-        agreed.check_answers(asked, answers)
-
-        def combined(i: int) -> Any:
-            a = refresh.common_random(self.scheme, self.run_id, items[i], digests[i])
-            shares = [(name, self.blobs.get(s.h0[i]), self.blobs.get(s.h1[i])) for name, s in answers.items()]
-            return refresh.combine(self.scheme, requests[i], a, shares)
-
-        return list(self.pool.map(combined, range(len(items))))
+        return combine(self.scheme, self.run_id, asked, self.hear_all(self.custodians, topic, msg.RefreshShares), self.blobs.get, self.pool)
 
     def keep_traffic(self) -> None:
         super().keep_traffic()
@@ -233,10 +189,10 @@ class Server(Party):
 
     # ----------------------------------------------------------------- release
 
-    def _release(self, weights: list[Any]) -> None:
+    def _release(self, done: msg.StepDone) -> None:
         """Ask for the release and stay until every member has what it needs."""
         items = tuple(i.replace("/weights/", "/release/") for i in self.layout.items(self.manifest.training.steps - 1, "weights"))
-        self.say("release/request", msg.ReleaseRequest(items=items, ciphertexts=self._stored(weights)))
+        self.say("release/request", msg.ReleaseRequest(items=items, ciphertexts=done.outputs))
         self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
         if not self.repeat("traffic"):
             self.say("traffic", msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}))
