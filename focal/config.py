@@ -149,6 +149,8 @@ class ConsortiumConfig(Model):
     partition: PartitionConfig = PartitionConfig()
     approve: Literal["auto", "human"] = "auto"
     """``human``: every custodian waits for ``focal approve RUN`` before the release."""
+    verify: Literal["first", "all", "none"] = "first"
+    """Which custodians re-run every step before they answer (lockstep); one honest verifier keeps the joint key safe."""
     accept_leak: bool = False
     """Allow fewer than three institutions although each then learns the other's pooled moments."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sqlite3
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from focal.baselines.logistic import fit_logistic
-from focal.config import LowerConfig, RunConfig, read
+from focal.config import LowerConfig, LowerSpec, RunConfig, read
 from focal.data import load
 from focal.data.synthetic import generate
 from focal.data.table import ArrayImages, Table
@@ -135,17 +137,37 @@ def test_a_killed_process_leaves_what_it_finished_and_two_may_write_at_once(segm
     killed = worker(tmp_path, stop_at=24)
     killed.communicate(timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    pair = [worker(tmp_path), worker(tmp_path)]
-    for process in pair:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert out.split()[0] == "24" or int(out.split()[0]) > 24, "what was finished is not computed again"
-        assert out.split()[-1] == "80"
+    other = worker(tmp_path)
+    seen: list[int] = []
+    stored = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path, progress=lambda done, _: seen.append(done))
+    assert seen[0] == 24, "what was finished is not computed again"
+    out, err = other.communicate(timeout=120)
+    assert other.returncode == 0 and out.split()[-1] == "80", err
     database = next(tmp_path.glob("*.sqlite"))
     assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
-    stored = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path)
     fresh = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path / "fresh")
     np.testing.assert_allclose(stored, fresh, atol=1e-5)
+
+
+def _fill(folder: Path, spec: LowerSpec, mine: str, start: Barrier) -> None:
+    start.wait(30)
+    with FeatureCache(folder, spec) as cache:
+        for i in range(20):
+            cache.put([f"{mine}-{i}"], np.zeros((1, spec.dim), np.float32))
+
+
+def test_several_processes_may_open_a_new_cache_at_once(segment: LowerSegment, tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    for attempt in range(4):
+        start = fork.Barrier(4)
+        processes = [fork.Process(target=_fill, args=(tmp_path / str(attempt), segment.spec, str(k), start)) for k in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [p.exitcode for p in processes] == [0] * 4
+        database = next((tmp_path / str(attempt)).glob("*.sqlite"))
+        assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
 
 
 def test_ctrl_c_stays_a_keyboard_interrupt(tmp_path: Path) -> None:

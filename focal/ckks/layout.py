@@ -47,7 +47,8 @@ class Layout:
     """One choice of lanes for R features and C outputs on S slots.
 
     ``babies`` is B of the baby step / giant step split; rows n fix the number of blocks.
-    Raises :class:`FocalError` when features x classes do not fit the ring.
+    Features, lanes and babies are powers of two. Raises :class:`FocalError` when they are not, or when features x classes
+    do not fit the ring.
     """
 
     slots: int
@@ -59,6 +60,9 @@ class Layout:
     babies: int
 
     def __post_init__(self) -> None:
+        for name in ("features", "class_lanes", "feature_lanes", "babies"):
+            if getattr(self, name) != power_of_two(getattr(self, name)):  # folds and rotations wrap rightly for nothing else
+                raise FocalError(f"layout: {name.replace('_', ' ')} must be a power of two, not {getattr(self, name)}")
         if self.features % self.feature_lanes or self.class_lanes > power_of_two(self.outputs):
             raise FocalError(
                 f"layout: {self.feature_lanes} feature lanes and {self.class_lanes} class lanes do not fit "

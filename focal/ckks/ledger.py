@@ -18,19 +18,27 @@ from focal.errors import FocalError, Refused
 
 
 class Ledger:
-    """Given shares of one custodian in one run, for the protocols ``refresh`` and ``release``."""
+    """Given shares of one custodian in one run, for the protocols ``refresh`` and ``release``.
+
+    Raises :class:`FocalError` when ``path`` cannot be opened, or holds something else.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self.path = path
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS shares (number INTEGER PRIMARY KEY, protocol TEXT NOT NULL, item TEXT NOT NULL, "
-            "digest TEXT NOT NULL, share BLOB NOT NULL, UNIQUE (protocol, item), UNIQUE (protocol, digest))"
-        )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS shares (number INTEGER PRIMARY KEY, protocol TEXT NOT NULL, item TEXT NOT NULL, "
+                "digest TEXT NOT NULL, share BLOB NOT NULL, UNIQUE (protocol, item), UNIQUE (protocol, digest))"
+            )
+        except (OSError, sqlite3.Error) as e:
+            raise FocalError(
+                f"{path}: the ledger cannot be opened ({e})", hint="without its ledger a custodian must not go on: start a new run"
+            ) from None
 
     def answer(self, protocol: str, item: str, digest: str, make: Callable[[], bytes]) -> bytes:
         """The share for (item, digest): made now and stored, or the bytes that were stored before.

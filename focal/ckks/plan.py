@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS
 from focal.ckks.layout import Layout, power_of_two
 from focal.ckks.release import MAX_ERROR, expected_error
+from focal.ckks.wire import HEADER
 from focal.config import CkksConfig, LayoutConfig
 from focal.errors import FocalError
 
@@ -65,7 +66,8 @@ class Cost:
 
 
 def _bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:
-    return elements * n * (8 + 6 * (limbs - 1) + (16 if extended else 0))
+    """A blob of focal.ckks.wire at the default moduli: one or, extended, three primes of 60 bits, the others of 45."""
+    return HEADER.size + elements * n * (8 + 6 * (limbs - 1) + (16 if extended else 0))
 
 
 def cost(
@@ -91,8 +93,8 @@ def cost(
     step = (switching / threads + refreshes * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
     data, target = _bytes(n, LIMBS, 2), _bytes(n, REFRESH_LIMBS, 2)
     upload = {name: len(layout.touched(*rows)) * (layout.lane * data + groups * target) for name, rows in row_table.items()}
-    key = _bytes(n, LIMBS, DIGITS, extended=True)
-    keys = (len(layout.rotations) + 3) * key
+    switching_b, switching_ab = (_bytes(n, LIMBS, elements, extended=True) for elements in (DIGITS, 2 * DIGITS))
+    keys = _bytes(n, LIMBS, 1) + (1 + len(layout.rotations)) * switching_b + switching_ab
     refresh = refreshes * (_bytes(n, REFRESH_LIMBS, 2) + _bytes(n, REFRESH_LIMBS, 1) + _bytes(n, LIMBS, 1))
     held = (
         blocks * (layout.lane * 2 * LIMBS + groups * 2 * REFRESH_LIMBS) * n * 8 + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8

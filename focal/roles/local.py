@@ -35,7 +35,7 @@ import psutil
 
 from focal.ckks import plan, twin
 from focal.ckks.context import Scheme
-from focal.config import LayoutSpec, LocalConfig, Manifest, RunConfig, private_write, read, write
+from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, private_write, read, write
 from focal.errors import FocalError
 from focal.net.identity import Identity, sign_manifest
 from focal.roles.institution import protocol_facts
@@ -161,7 +161,10 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     port = _free_port()
     identities = _identities(run)
     members = [identities["server"].member("server", endpoint=f"tcp://127.0.0.1:{port}")]
-    members += [identities[n].member("custodian", verify="off") for n in consortium.custodian_names()]
+    verifiers = {"first": 1, "all": consortium.custodians, "none": 0}[consortium.verify]
+    members += [
+        identities[n].member("custodian", verify="lockstep" if i < verifiers else "off") for i, n in enumerate(consortium.custodian_names())
+    ]
     members += [identities[n].member("institution", rows=rows[n]) for n in names]
     manifest = Manifest(
         name=config.name,
@@ -397,8 +400,16 @@ def finish(run: Run, manifest: Manifest, memory: int) -> None:
     shutil.copy2(run.party(names[0]) / "model.pt", run.folder / "model.pt")
     plots.plot_roc(scores.labels, scores.encrypted, manifest.classes, manifest.task, run.folder / "roc.png")
     plots.plot_per_class(classes, scores.per_class, run.folder / "per_class.png")
-    spans = [(e["party"], e["phase"], e["start"], e["start"] + e["seconds"]) for m in manifest.members for e in timeline(run.party(m.name))]
+    spans = [(e["party"], e["phase"], e["start"], e["start"] + e["seconds"]) for m in manifest.members for e in _work(run, m)]
+    begin = min(start for _, _, start, _ in spans)
+    spans = [(party, phase, start - begin, end - begin) for party, phase, start, end in spans]
     plots.plot_timeline(spans, traffic, run.folder / "timeline.png")
+
+
+def _work(run: Run, member: Member) -> list[Event]:
+    """A party's phases in which it did something, not those in which it waited for others."""
+    idle = {"gather", "train"} if member.role == "institution" else {"gather"}
+    return [e for e in timeline(run.party(member.name)) if e["phase"] not in idle]
 
 
 def _rows(folder: Path) -> Any:

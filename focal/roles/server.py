@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from focal.ckks import keys, refresh
@@ -76,7 +77,9 @@ class Server(Party):
         self.custodians = [m.name for m in manifest.custodians]
         self.session = self.scope = self.journal.once("session", lambda: secrets.token_hex(32).encode()).decode()
         board = Board(self.folder / "board.sqlite", manifest)
-        self.hub = Hub(manifest, self.identity, board, self.blobs, self.session, local.bind)
+        record = os.environ.get("FOCAL_RECORD_WIRE")  # for tests of what the server sees
+        wires = Path(record) / self.me.name if record else None
+        self.hub = Hub(manifest, self.identity, board, self.blobs, self.session, local.bind, record=wires)
         self.net = _OwnBoard(self.hub)
 
     # ----------------------------------------------------------------- the script

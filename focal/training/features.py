@@ -18,9 +18,10 @@ import logging
 import os
 import signal
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,24 @@ class FeatureCache:
         self.path = folder / f"features-{hashlib.sha256(canonical_json(spec.model_dump(mode='json'))).hexdigest()[:32]}.sqlite"
         with self._explained():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its -wal and -shm files the same mode
+            with suppress(FileExistsError):  # made here for its mode, which SQLite gives to its -wal and -shm files too
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._enter_wal()
             self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last batches, never the file
             self._db.execute("CREATE TABLE IF NOT EXISTS features (image TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID")
+
+    def _enter_wal(self) -> None:
+        """SQLite's own busy timeout does not cover this change, when several processes open a new file at once."""
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as e:
+                if "locked" not in str(e) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def __enter__(self) -> FeatureCache:
         return self
