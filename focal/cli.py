@@ -245,6 +245,34 @@ def _cache(run: Path) -> Path | None:
 
 
 @app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder, or the manifest with --from.")],
+    store: Annotated[Path | None, typer.Option("--from", help="The server's state folder, where it lies elsewhere.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Worker threads; default: all processors.")] = None,
+) -> None:
+    """Run a finished run again from its signed messages and ciphertexts and compare every digest."""
+    from focal.roles.audit import Audit
+
+    manifest = read(Manifest, run / "manifest.json" if run.is_dir() else run)
+    started = time.monotonic()
+    lines = Audit(manifest, store or run / "parties" / manifest.server.name, lambda text: console.print(text, markup=False), threads)
+    chain = lines.run()
+    console.print(f"every digest is the same; chain {chain}, {time.monotonic() - started:.0f} s", markup=False)
+
+
+@app.command()
+def clean(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    cache: Annotated[bool, typer.Option("--cache", help="Also the features that runs share (RUNS/cache).")] = False,
+) -> None:
+    """Remove features, keys, ciphertexts and per-patient rows of a run; summary, plots and model stay."""
+    from focal.roles.local import clean as clean_run
+
+    for path in clean_run(run, cache):
+        console.print(f"removed {path}", markup=False)
+
+
+@app.command()
 def approve(run: Annotated[Path, typer.Argument(help="A local run's folder, or one custodian's state folder.")]) -> None:
     """Let the custodians (of a run with ``approve: human``) release the final weights."""
     from focal.roles.custodian import approve as approve_custodian

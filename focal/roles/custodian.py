@@ -28,6 +28,7 @@ from focal.config import LocalConfig, Manifest, Member, private_write
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.roles import agreed, ceremony
+from focal.roles.hearing import check_opens
 from focal.roles.party import Party
 from focal.roles.progress import Reporter
 from focal.roles.training import Training, combine
@@ -137,7 +138,7 @@ class Custodian(Party):
         self.say(f"{round}/reveal", msg.KeyReveal(round=number, salt=salt.hex(), blobs=tuple(own)))
         reveals = self.hear_all(self.peers, f"{round}/reveal", msg.KeyReveal)
         for name, reveal in reveals.items():
-            self.opens(round, name, commits, reveal.salt, ceremony.blobs_digest(reveal.blobs))
+            check_opens(self.scope, round, name, commits[name], reveal.salt, ceremony.blobs_digest(reveal.blobs))
         self._same_transcript(number)
         add = functools.partial(ceremony.sums, self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress)
         return dict(self.remembered(f"{round}/sums", add))
@@ -145,7 +146,7 @@ class Custodian(Party):
     def _same_transcript(self, number: int) -> None:
         """Go on only when all custodians signed the same list of commitments and reveals."""
         round = f"keys/{number}"
-        seen = "".join(self.record_digest(p, f"{round}/{part}") for part in ("commit", "reveal") for p in self.peers)
+        seen = "".join(self.heard.digest(p, f"{round}/{part}") for part in ("commit", "reveal") for p in self.peers)
         digest = hashlib.sha256(b"focal/transcript/v1" + seen.encode()).hexdigest()
         self.say(f"{round}/transcript", msg.KeyTranscript(round=number, digest=digest))
         for name, theirs in self.hear_all(self.peers, f"{round}/transcript", msg.KeyTranscript).items():
@@ -269,10 +270,11 @@ class Custodian(Party):
 
     def idle(self) -> None:
         """Answer restarted peers: what did we last see of them?"""
-        for (peer, topic), record in list(self._heard.items()):
+        for record in self.heard:
+            peer = record.sender
             if not isinstance(record.body, msg.ResumeNonce) or peer == self.me.name or peer not in self.peers or record.scope != self.scope:
                 continue
-            answer_topic = f"resume-answer/{peer}/{topic.rpartition('/')[2]}"
+            answer_topic = f"resume-answer/{peer}/{record.topic.rpartition('/')[2]}"
             if not self.said(self.me.name, answer_topic) and not self.repeat(answer_topic):
                 seen = self._shares_seen(peer)
                 self.say(
@@ -282,8 +284,8 @@ class Custodian(Party):
     def _shares_seen(self, peer: str) -> list[tuple[str, str, str]]:
         """(protocol, item, digest) of every share of ``peer`` on the board, in order."""
         seen = []
-        for (sender, _), record in self._heard.items():
-            if sender == peer and isinstance(record.body, msg.RefreshShares | msg.ReleaseShares):
+        for record in self.heard:
+            if record.sender == peer and isinstance(record.body, msg.RefreshShares | msg.ReleaseShares):
                 protocol = "refresh" if isinstance(record.body, msg.RefreshShares) else "release"
                 seen += [(protocol, item, digest) for item, digest in zip(record.body.items, record.body.ciphertexts, strict=True)]
         return seen

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -471,6 +471,12 @@ def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
     return seconds
 
 
-def parties(run: Path) -> Iterator[Path]:
-    """The folders of a local run's parties."""
-    yield from sorted((run / "parties").iterdir())
+def clean(run: Path, cache: bool) -> list[Path]:
+    """Delete what is private and no longer needed: parties' folders, cached features. Returns what was removed."""
+    if not (run / "manifest.json").exists():
+        raise FocalError(f"{run} is no run's folder", hint="name a folder below runs/")
+    found = [run / "parties", run / "cache"] + ([run.parent / "cache"] if cache else [])
+    removed = [path for path in found if path.exists()]
+    for path in removed:
+        shutil.rmtree(path)
+    return removed

@@ -23,8 +23,9 @@ from typing import Any, Literal, Protocol, TypeVar
 from focal.config import LocalConfig, Manifest, Member, Model, canonical_json
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
-from focal.net.identity import Identity, check_signatures, commitment, open_record
+from focal.net.identity import Identity, check_signatures, commitment
 from focal.net.store import Blobs, Journal
+from focal.roles.hearing import Heard, derive_run_id
 from focal.roles.progress import Reporter
 
 B = TypeVar("B", bound=Model)
@@ -69,8 +70,7 @@ class Party:
         self.session = ""
         self.scope = ""
         self.run_id = b""
-        self._heard: dict[tuple[str, str], msg.Record] = {}
-        self._digests: dict[tuple[str, str], str] = {}
+        self.heard = Heard(manifest)
         self._count = 0
 
     # ----------------------------------------------------------------- saying and hearing
@@ -95,7 +95,7 @@ class Party:
 
     def said(self, sender: str, topic: str) -> bool:
         """Has ``sender`` said something under ``topic`` (as far as the board was read)?"""
-        return (sender, topic) in self._heard
+        return (sender, topic) in self.heard
 
     def hear(self, sender: str, topic: str, kind: type[B]) -> B:
         """What ``sender`` said under ``topic``; waits for it. Raises ProtocolError when it is of another kind."""
@@ -109,19 +109,7 @@ class Party:
             if time.monotonic() - told > 5.0 and any(not self.said(n, topic) for n in missing):
                 told = time.monotonic()
                 self.report.waiting(missing, topic)
-        out: dict[str, B] = {}
-        for name in names:
-            record = self._heard[name, topic]
-            if record.scope != self.scope:
-                raise Refused("other-run", f"the server shows what '{name}' said under '{topic}' in another run")
-            if not isinstance(record.body, kind):
-                raise ProtocolError(f"'{name}' said '{record.body.kind}' under '{topic}'")
-            out[name] = record.body
-        return out
-
-    def record_digest(self, sender: str, topic: str) -> str:
-        """SHA-256 of the record that was heard: for transcripts."""
-        return self._digests[sender, topic]
+        return self.heard.get_all(self.scope, names, topic, kind)
 
     def read_all(self) -> None:
         """Read the board to its present end."""
@@ -133,12 +121,7 @@ class Party:
         batch = self.net.wait(self._count, seconds)
         for data in batch:
             self._count += 1
-            record = open_record(self.manifest, data)
-            key = (record.sender, record.topic)
-            if key in self._heard:
-                raise Refused("second-record", f"the server shows two records of '{record.sender}' under '{record.topic}'")
-            self._heard[key] = record
-            self._digests[key] = hashlib.sha256(data).hexdigest()
+            record = self.heard.add(data)
             if isinstance(record.body, msg.Abort) and record.sender != self.me.name:
                 raise ProtocolError(
                     f"'{record.sender}' ended the run: {record.body.reason}",
@@ -187,12 +170,6 @@ class Party:
             raise Refused("second-list", f"the server shows another list of commitments for '{round}' than before")
         return salt, commits
 
-    def opens(self, round: str, name: str, commits: dict[str, Any], salt: str, digest: bytes) -> None:
-        """Raise unless ``name``'s reveal opens its commitment."""
-        expected = commitment(bytes.fromhex(self.scope), round, name, bytes.fromhex(salt), digest).hex()
-        if expected != commits[name].commitment:
-            raise Refused("commitment", f"what '{name}' revealed in '{round}' is not what it had committed to")
-
     # ----------------------------------------------------------------- the run id
 
     def agree_run(self) -> None:
@@ -205,10 +182,7 @@ class Party:
         else:
             commits = self.hear_all(names, "nonce/commit", msg.NonceCommit)
         reveals = self.hear_all(names, "nonce/reveal", msg.NonceReveal)
-        for name, reveal in reveals.items():
-            self.opens("nonce", name, commits, reveal.salt, hashlib.sha256(bytes.fromhex(reveal.nonce)).digest())
-        nonces = b"".join(bytes.fromhex(reveals[name].nonce) for name in names)
-        self.run_id = hashlib.sha256(b"focal/run/v1" + self.manifest.hash + nonces).digest()
+        self.run_id = derive_run_id(self.manifest, self.session, commits, reveals)
         if self.journal.once(f"used/{self.run_id.hex()}", self.session.encode) != self.session.encode():
             raise Refused("replayed-run", "the server replays a run that this party has taken part in before")
         self.scope = self.run_id.hex()

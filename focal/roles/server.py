@@ -24,6 +24,7 @@ from focal.net import messages as msg
 from focal.net.store import Board
 from focal.net.transport import Hub
 from focal.roles import agreed, ceremony
+from focal.roles.hearing import check_opens
 from focal.roles.party import Audience, Party, merge
 from focal.roles.progress import Reporter
 from focal.roles.training import Training, combine
@@ -115,7 +116,7 @@ class Server(Party):
             commits = self.hear_all(self.custodians, f"{round}/commit", msg.KeyCommit)
             reveals = self.hear_all(self.custodians, f"{round}/reveal", msg.KeyReveal)
             for name, reveal in reveals.items():
-                self.opens(round, name, commits, reveal.salt, ceremony.blobs_digest(reveal.blobs))
+                check_opens(self.scope, round, name, commits[name], reveal.salt, ceremony.blobs_digest(reveal.blobs))
             add = functools.partial(ceremony.sums, self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress)
             sums |= self.remembered(f"{round}/sums", add)
         joint = ceremony.joint(sums, sums)

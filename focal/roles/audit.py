@@ -1,0 +1,154 @@
+"""Replay audit: run a finished run again from what was recorded, on any machine, and compare every digest.
+
+::
+
+    board (signed records) + blobs --> signatures, run id, key sums, upload lists --> every training step, with the recorded
+                                       refresh shares --> every request, every step, the chain, the release: equal or named
+
+Needs the server's store and the manifest, no key and no data. One altered limb anywhere changes a digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from focal.ckks import keys, refresh, wire
+from focal.ckks.context import Scheme
+from focal.config import Manifest
+from focal.errors import FocalError, Refused
+from focal.net import messages as msg
+from focal.net.identity import check_signatures
+from focal.net.store import Blobs
+from focal.roles import agreed, ceremony
+from focal.roles.hearing import Heard, check_opens, derive_run_id
+from focal.roles.training import Training, combine
+
+
+class Audit:
+    """The re-execution of one finished run. ``store`` is the server's state folder; it is only read."""
+
+    def __init__(self, manifest: Manifest, store: Path, say: Callable[[str], None], threads: int | None = None) -> None:
+        check_signatures(manifest)
+        self.manifest, self.say = manifest, say
+        self.heard = Heard(manifest)
+        for data in _board(store / "board.sqlite"):
+            self.heard.add(data)
+        self.blobs = Blobs(store / "blobs")
+        self.threads = threads or os.cpu_count() or 1
+        self.pool = ThreadPoolExecutor(self.threads)
+        self.custodians = [m.name for m in manifest.custodians]
+        self.institutions = [m.name for m in manifest.institutions]
+        self.server = manifest.server.name
+        self.layout = agreed.layout(manifest)
+
+    def run(self) -> str:
+        """Check everything; returns the last link of the chain. Raises :class:`FocalError` naming the first thing that differs."""
+        self._run_id()
+        self.say(f"run id     {self.scope[:16]}: nonces and signatures hold")
+        joint = self._keys()
+        self.say(f"joint keys {len(joint.rotations) + 2} sums of {len(self.custodians)} contributions, as every custodian signed them")
+        lists = self._all(self.institutions, "upload", msg.Upload)
+        digest = agreed.uploads(self.manifest, self.layout, lists, ceremony.joint_digest(joint))
+        for name, accepted in self._all(self.custodians, "uploads/accepted", msg.UploadsAccepted).items():
+            if accepted.digest != digest:
+                raise agreed.other_uploads(name)
+        self.say(f"uploads    {sum(len(u.chunks) for u in lists.values())} ciphertexts of {len(lists)} institutions")
+        last = self._training(lists)
+        self._release(last)
+        self.say("release    the last refreshed weights and nothing else")
+        return last.chain
+
+    # ----------------------------------------------------------------- parts
+
+    def _all(self, names: list[str], topic: str, kind: Any) -> Any:
+        return self.heard.get_all(self.scope, names, topic, kind)
+
+    def _run_id(self) -> None:
+        names = [m.name for m in self.manifest.members if m.role != "server"]
+        session = next((r.scope for r in self.heard if r.topic == "nonce/commit"), "")
+        self.scope = session
+        commits, reveals = self._all(names, "nonce/commit", msg.NonceCommit), self._all(names, "nonce/reveal", msg.NonceReveal)
+        self.run_id = derive_run_id(self.manifest, session, commits, reveals)
+        self.scope = self.run_id.hex()
+        for name, start in self._all(names, "run/start", msg.RunStart).items():
+            if start.run_id != self.scope:
+                raise Refused("run-id", f"'{name}' worked under another run id")
+
+    def _keys(self) -> msg.JointKeys:
+        self.scheme = Scheme(self.manifest.ckks, self.scope)
+        made: dict[str, bytes] = {}
+        sums: dict[str, str] = {}
+        for number, kinds in ((1, keys.first_round_kinds(self.layout.rotations)), (2, keys.SECOND_ROUND)):
+            round = f"keys/{number}"
+            commits, reveals = (
+                self._all(self.custodians, f"{round}/commit", msg.KeyCommit),
+                self._all(self.custodians, f"{round}/reveal", msg.KeyReveal),
+            )
+            for name, reveal in reveals.items():
+                check_opens(self.scope, round, name, commits[name], reveal.salt, ceremony.blobs_digest(reveal.blobs))
+            sums |= ceremony.sums(
+                self.scheme, kinds, reveals, self._blob, lambda b: made.__setitem__(wire.digest(b), b), self.pool, lambda done, total: None
+            )
+        joint = ceremony.joint(sums, sums)
+        for name, theirs in self._all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():
+            if theirs != joint:
+                raise Refused("joint-keys", f"'{name}' signed other joint keys than the contributions add up to")
+        keys.install(self.scheme, self.run_id, made[joint.multiplication], self.layout.rotations, lambda r: made[joint.rotations[str(r)]])
+        return joint
+
+    def _training(self, lists: dict[str, msg.Upload]) -> msg.StepDone:
+        training = Training(self.manifest, self.scheme, self.layout, lists, self._blob, self.threads)
+        try:
+            weights, chain = training.start()
+            for step in range(self.manifest.training.steps):
+                weights, done, _ = training.step(step, weights, chain, self._recorded)
+                recorded = self.heard.get(self.scope, self.server, f"step/{step}", msg.StepDone)
+                if recorded != done:
+                    raise Refused("step", f"step {step}: the recorded outcome is not what its inputs give")
+                chain = done.chain
+                self.say(f"step {step}     chain {chain[:16]}")
+            return done
+        finally:
+            training.close()
+
+    def _recorded(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+        """The recorded answers to a refresh, after the recorded request was found to be what we computed."""
+        topic = agreed.topic(items[0])
+        asked = self.heard.get(self.scope, self.server, topic, msg.RefreshRequest)
+        own = [hashlib.sha256(b).hexdigest() for b in self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts)]
+        for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True):
+            if mine != theirs:
+                raise Refused("request", f"'{item}': the server asked for the refresh of another ciphertext than its inputs give")
+        return combine(self.scheme, self.run_id, asked, self._all(self.custodians, topic, msg.RefreshShares), self._blob, self.pool)
+
+    def _release(self, last: msg.StepDone) -> None:
+        asked = self.heard.get(self.scope, self.server, "release/request", msg.ReleaseRequest)
+        for name, answer in self._all(self.custodians, "release/shares", msg.ReleaseShares).items():
+            if asked.ciphertexts != last.outputs or (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts):
+                raise Refused("release", f"'{name}' released something else than the last refreshed weights")
+
+    def _blob(self, digest: str) -> bytes:
+        """A blob of the store; :class:`focal.net.store.Blobs` checks its SHA-256."""
+        return self.blobs.get(digest)
+
+
+def _board(path: Path) -> list[bytes]:
+    """All records of a server's board, in order, without writing to it."""
+    if not path.exists():
+        raise FocalError(f"{path}: not found", hint="name the run's folder, or with --from the server's state folder")
+    try:
+        db = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True)
+        try:
+            return [bytes(row[0]) for row in db.execute("SELECT data FROM record ORDER BY seq")]
+        finally:
+            db.close()
+    except sqlite3.Error as e:
+        raise FocalError(
+            f"{path}: cannot be read as a board ({e})", hint="is the server still running? stop it, or copy the folder"
+        ) from None
