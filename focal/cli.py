@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from focal.config import ConfigError, LayoutConfig, LayoutSpec, Manifest, Member, RunConfig, read, write
+from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Member, RunConfig, read, write
 from focal.errors import FocalError
 
 app = typer.Typer(
@@ -35,6 +35,11 @@ ManifestOption = Annotated[Path, typer.Option("--manifest", help="The signed man
 LocalOption = Annotated[Path, typer.Option("--local", help="This party's local file; it stays at home.")]
 EventsOption = Annotated[bool, typer.Option("--events", hidden=True)]
 WaitOption = Annotated[float, typer.Option("--wait", help="Seconds to look for the server.")]
+
+
+def _say(text: str) -> None:
+    """Print as it is: no markup, and long lines are the terminal's to wrap."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def main() -> NoReturn:
@@ -195,11 +200,9 @@ def evaluate(
     with _bar("features") as progress:
         result = evaluation.evaluate(run, table, images, weights=weights, group=group, device=device, cache=_cache(run), progress=progress)
     low, high = result["auroc_ci95"]
-    console.print(
-        f"{result['dataset']}: macro AUROC [bold]{result['auroc']:.3f}[/] (95 % interval {low:.3f} to {high:.3f}) on {result['n']} images"
-    )
+    _say(f"{result['dataset']}: macro AUROC {result['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}) on {result['n']} images")
     for name, value in result["auroc_per_class"].items():
-        console.print(f"  {name:<12} {'not scorable' if value is None else f'{value:.3f}'}", markup=False)
+        _say(f"  {name:<12} {'not scorable' if value is None else f'{value:.3f}'}")
     if as_json:
         print(json.dumps(result))
 
@@ -255,21 +258,21 @@ def audit(
 
     manifest = read(Manifest, run / "manifest.json" if run.is_dir() else run)
     started = time.monotonic()
-    lines = Audit(manifest, store or run / "parties" / manifest.server.name, lambda text: console.print(text, markup=False), threads)
-    chain = lines.run()
-    console.print(f"every digest is the same; chain {chain}, {time.monotonic() - started:.0f} s", markup=False)
+    chain = Audit(manifest, store or run / "parties" / manifest.server.name, _say, threads).run()
+    _say(f"every digest is the same; chain {chain}, {time.monotonic() - started:.0f} s")
 
 
 @app.command()
 def clean(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     cache: Annotated[bool, typer.Option("--cache", help="Also the features that runs share (RUNS/cache).")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also a run that is not finished; it can then not go on.")] = False,
 ) -> None:
     """Remove features, keys, ciphertexts and per-patient rows of a run; summary, plots and model stay."""
     from focal.roles.local import clean as clean_run
 
-    for path in clean_run(run, cache):
-        console.print(f"removed {path}", markup=False)
+    for path in clean_run(run, cache, force):
+        _say(f"removed {path}")
 
 
 @app.command()
@@ -285,7 +288,7 @@ def approve(run: Annotated[Path, typer.Argument(help="A local run's folder, or o
                 hint="name the run folder of a local run, or the 'state' of the custodian's local file",
             )
         approve_custodian(folder)
-        console.print(f"approved: {folder}", markup=False)
+        _say(f"approved: {folder}")
 
 
 # --------------------------------------------------------------------------- roles
@@ -316,8 +319,7 @@ def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60
     if events:
         sys.exit(run_role(role, manifest, local, json_lines, wait=wait, launched=True))
     signed = read(Manifest, manifest)
-    if all(m.verify == "off" for m in signed.custodians):
-        console.print("[bold yellow]no custodian verifies (verify: off): the server is trusted to follow the protocol[/]")
+    _say_who_verifies(signed)
     with Board() as board:
         status = run_role(role, manifest, local, board.show, wait=wait)
     sys.exit(status)
@@ -340,7 +342,7 @@ def keys_new(
     identity.save(private)
     member = identity.member("custodian", verify="off")
     public.write_text(json.dumps({"name": name, "sign": member.sign, "seal": member.seal, "curve": member.curve}, indent=2) + "\n")
-    console.print(f"private: {private} (keep it)\npublic:  {public} (send it)", markup=False)
+    _say(f"private: {private} (keep it)\npublic:  {public} (send it)")
 
 
 @manifest_app.command("new")
@@ -376,7 +378,7 @@ def manifest_new(
         accept_leak=c.consortium.accept_leak,
     )
     write(manifest, out)
-    console.print(f"{out}: lower segment {manifest.lower.model}, {source}; now add the members (focal manifest add)", markup=False)
+    _say(f"{out}: lower segment {manifest.lower.model}, {source}; now add the members (focal manifest add)")
 
 
 @manifest_app.command("add")
@@ -412,7 +414,6 @@ def manifest_add(
     write(new, manifest)
     console.print(
         f"{manifest}: {', '.join(f'{x.name} ({x.role})' for x in new.members)}" + ("; earlier signatures are void" if m.signatures else ""),
-        markup=False,
     )
 
 
@@ -431,7 +432,7 @@ def _planned(m: Manifest, wish: LayoutConfig) -> Manifest:
         threads=os.cpu_count() or 1,
         memory_bytes=64e9,
     )
-    console.print(cost.describe(m.training.steps), markup=False)
+    _say(cost.describe(m.training.steps))
     return m.model_copy(update={"layout": LayoutSpec(class_lanes=cost.layout.class_lanes, feature_lanes=cost.layout.feature_lanes)})
 
 
@@ -459,9 +460,86 @@ def manifest_sign(
     signed = sign_manifest(m, Identity.load(keys))
     write(signed, manifest)
     left = [x.name for x in signed.members if x.name not in signed.signatures]
+    console.print(f"{manifest}: hash {signed.hash.hex()[:16]}, " + (f"still to sign: {', '.join(left)}" if left else "signed by all"))
+
+
+@manifest_app.command("check")
+def manifest_check(manifest: Annotated[Path, typer.Argument(help="The manifest.")]) -> None:
+    """What is about to be signed or run: members, parameters, bytes, memory, time, who verifies, who has signed."""
+    from focal.ckks import plan
+    from focal.net.identity import check_signatures
+    from focal.roles import agreed
+
+    m = read(Manifest, manifest)
+    check_signatures(m, need_all=False)
+    for member in m.members:
+        facts = {"server": member.endpoint, "institution": f"{member.rows} training rows", "custodian": f"verify: {member.verify}"}
+        signed = "signed" if member.name in m.signatures else "not signed yet"
+        _say(f"{member.role:<12} {member.name:<16} {facts[member.role]:<28} {signed}")
+    _say(f"model        {m.lower.model} up to '{m.lower.cut}', weights sha256 {m.lower.weights_sha256[:16]}")
+    _say(f"classes      {', '.join(m.classes)} ({m.task})")
     console.print(
-        f"{manifest}: hash {signed.hash.hex()[:16]}, " + (f"still to sign: {', '.join(left)}" if left else "signed by all"), markup=False
+        f"training     {m.training.steps} steps, ridge {m.training.ridge}, sigmoid of degree {m.training.degree}; release: {m.approve}"
     )
+    m.check_complete()
+    custodians, threads = len(m.custodians), os.cpu_count() or 1
+    cost = plan.cost(agreed.layout(m), m.ckks, m.row_table, custodians, m.training.degree, LayoutConfig().link_mbyte_s, threads)
+    _say(cost.describe(m.training.steps))
+    console.print(f"hash         {m.hash.hex()}")
+    _say_who_verifies(m)
+    missing = [x.name for x in m.members if x.name not in m.signatures]
+    if missing:
+        console.print(f"[yellow]still to sign: {', '.join(missing)}[/] (focal manifest sign)")
+
+
+def _say_who_verifies(m: Manifest) -> None:
+    verifiers = [c.name for c in m.custodians if c.verify == "lockstep"]
+    if verifiers:
+        console.print(f"verification {', '.join(verifiers)} re-run(s) every step and answer(s) only for identical ciphertexts")
+    else:
+        console.print("[bold yellow]no custodian verifies (verify: off): the server is trusted to follow the protocol[/]")
+
+
+@app.command()
+def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0) -> None:
+    """Test this party's keys, data, weights and link without starting a run."""
+    import numpy as np
+
+    from focal.net.identity import Identity, check_signatures
+    from focal.net.link import Link
+
+    m, mine = read(Manifest, manifest), read(LocalConfig, local)
+    check_signatures(m)
+    identity = Identity.load(mine.keys)
+    me = identity.entry(m)
+    _say(f"keys     '{me.name}' is a {me.role} of '{m.name}'; all {len(m.members)} members have signed")
+    if me.role == "institution":
+        from focal.data import load
+        from focal.segments.lower import build_lower
+
+        if mine.data is None or mine.weights is None:
+            raise FocalError(
+                f"{local}: an institution needs 'data' and 'weights'", hint="name its own images and the lower segment's weights"
+            )
+        table = load(mine.data.model_copy(update={"classes": m.classes, "task": m.task}), mine.seed)
+        train = int(np.sum(table.split == "train"))
+        table.images.read(0)
+        if train != me.rows:
+            raise FocalError(
+                f"{local}: {train} training rows, the manifest declares {me.rows}", hint="use the declared data, or agree on a new manifest"
+            )
+        _say(f"data     {len(table)} images, {train} training rows, as declared")
+        _, source = build_lower(m.lower, mine.weights)
+        _say(f"weights  {str(source).removeprefix('weights ')}, as pinned")
+    if me.role == "server":
+        _say("link     the server is dialled; start it with: focal server")
+        return
+    link = Link(m, identity)
+    try:
+        link.open(wait)
+    finally:
+        link.close()
+    _say(f"link     {m.server.endpoint} answers, keys are accepted on both sides")
 
 
 # --------------------------------------------------------------------------- benchmarks
@@ -486,7 +564,7 @@ def bench_head(
     from focal.bench import head
 
     result = head(rows, features, classes, threads, steps, class_lanes, feature_lanes, degree, reference)
-    console.print(result.text, markup=False)
+    _say(result.text)
     if as_json:
         print(json.dumps(result.numbers))
 
@@ -502,5 +580,5 @@ def bench_all(
     from focal.bench import everything
 
     started = time.monotonic()
-    everything(reference, runs, CONFIGS, lambda text: console.print(text, markup=False), _train)
+    everything(reference, runs, CONFIGS, _say, _train)
     console.print(f"all measured in {time.monotonic() - started:.0f} s")

@@ -471,10 +471,12 @@ def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
     return seconds
 
 
-def clean(run: Path, cache: bool) -> list[Path]:
+def clean(run: Path, cache: bool, force: bool) -> list[Path]:
     """Delete what is private and no longer needed: parties' folders, cached features. Returns what was removed."""
     if not (run / "manifest.json").exists():
         raise FocalError(f"{run} is no run's folder", hint="name a folder below runs/")
+    if not force and not (run / "summary.json").exists() and not (run / "failed").exists():
+        raise FocalError(f"{run} is not finished", hint="finish it with its own configuration, or give it up with --force")
     found = [run / "parties", run / "cache"] + ([run.parent / "cache"] if cache else [])
     removed = [path for path in found if path.exists()]
     for path in removed:
