@@ -9,7 +9,7 @@ export FOCAL_DATA := $(abspath $(FOCAL_DATA))
 bin := .venv/bin
 trainings := retina severity pathology xray
 
-.PHONY: help setup demo $(trainings:%=train-%) bench test lint types check clean
+.PHONY: help setup demo $(trainings:%=train-%) bench test fuzz lint types check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench: setup ## speed, size and accuracy against their targets
 
 test: setup ## all tests, with the reason of every skip and the slowest few
 	OMP_NUM_THREADS=1 $(bin)/pytest -rs --durations=5
+
+fuzz: setup ## two million mutated messages against every decoder
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(bin)/python tests/fuzz.py
 
 lint: setup ## ruff
 	$(bin)/ruff check .

@@ -28,12 +28,15 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import pytest
 import yaml
 from numpy.typing import NDArray
 
@@ -146,6 +149,17 @@ def focal(*arguments: object, timeout: float = 120, **env: str) -> subprocess.Co
     """Run one ``focal`` command to its end."""
     command = [sys.executable, "-m", "focal", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**ENV, "COLUMNS": "200", **env})
+
+
+def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same command inside this process, which has its imports behind it. Not for roles: they handle signals."""
+    from focal.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch("sys.argv", ["focal", *map(str, arguments)]), warnings.catch_warnings():
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+    return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def said(result: subprocess.CompletedProcess[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from consortium import ENV, LOWER, Dataset, Finished, Process, config, dataset, finished, focal, runs, said, write_config
+from consortium import ENV, LOWER, Dataset, Finished, Process, cli, config, dataset, finished, focal, runs, said, write_config
 
 from focal.config import Manifest, read
 
@@ -129,7 +129,7 @@ def test_evaluate_and_predict_score_new_tables(run: Finished, tmp_path: Path) ->
     rows = [r for r in dataset().rows() if r["patient"] in test_patients]
     table = tmp_path / "new.csv"
     table.write_text("filename,label,patient\n" + "".join(f"{r['filename']},{r['label']},{r['patient']}\n" for r in rows))
-    scored = focal("evaluate", run.folder, "--table", table, "--images", dataset().images, "--json")
+    scored = cli("evaluate", run.folder, "--table", table, "--images", dataset().images, "--json")
     assert scored.returncode == 0, scored.stderr
     result = json.loads(scored.stdout.strip().splitlines()[-1])
     assert result["n"] == len(rows) and set(result["auroc_per_class"]) == set(run.manifest.classes)
@@ -137,7 +137,7 @@ def test_evaluate_and_predict_score_new_tables(run: Finished, tmp_path: Path) ->
     assert result["auroc"] == pytest.approx(run.summary["auroc"]["encrypted"], abs=1e-9)
 
     out = tmp_path / "predictions.csv"
-    predicted = focal("predict", run.folder, "--images", dataset().images, "--out", out)
+    predicted = cli("predict", run.folder, "--images", dataset().images, "--out", out)
     assert predicted.returncode == 0, predicted.stderr
     lines = out.read_text().splitlines()
     assert lines[0] == "filename,healthy,mild,moderate,severe" and len(lines) == 121
@@ -190,7 +190,7 @@ def test_several_machines_by_hand(tmp_path: Path) -> None:
     members = ["hub", "keeper-1", "keeper-2", "north", "south", "west"]
     home = {name: tmp_path / name for name in members}
     for name in members:
-        made = focal("keys", "new", "--name", name, "--out", home[name])
+        made = cli("keys", "new", "--name", name, "--out", home[name])
         assert made.returncode == 0, made.stderr
         assert stat.S_IMODE((home[name] / f"{name}.key.json").stat().st_mode) == 0o600
 
@@ -199,7 +199,7 @@ def test_several_machines_by_hand(tmp_path: Path) -> None:
     described["consortium"] = {"approve": "human"}
     (tmp_path / "hands.yaml").write_text(yaml.safe_dump(described))
     manifest = tmp_path / "manifest.json"
-    assert focal("manifest", "new", "--config", tmp_path / "hands.yaml", "--out", manifest).returncode == 0
+    assert cli("manifest", "new", "--config", tmp_path / "hands.yaml", "--out", manifest).returncode == 0
     port = 20000 + os.getpid() % 20000
     own: dict[str, list[object]] = {
         "hub": ["--role", "server", "--endpoint", f"tcp://127.0.0.1:{port}"],
@@ -207,10 +207,10 @@ def test_several_machines_by_hand(tmp_path: Path) -> None:
         **{name: ["--role", "institution", "--rows", n] for name, n in tables.items()},
     }
     for name, options in own.items():
-        added = focal("manifest", "add", manifest, *options, "--public", home[name] / f"{name}.public.json")
+        added = cli("manifest", "add", manifest, *options, "--public", home[name] / f"{name}.public.json")
         assert added.returncode == 0, added.stderr
     for name in members:
-        signed = focal("manifest", "sign", manifest, "--keys", home[name] / f"{name}.key.json")
+        signed = cli("manifest", "sign", manifest, "--keys", home[name] / f"{name}.key.json")
         assert signed.returncode == 0, signed.stderr
     assert "signed by all" in said(signed)
 
@@ -229,10 +229,10 @@ def test_several_machines_by_hand(tmp_path: Path) -> None:
         for name in ("keeper-1", "keeper-2"):
             parties[name].reach(lambda e: "waits for: focal approve" in e.get("text", ""))
         assert parties["north"].child.poll() is None and not (home["north"] / "state" / "model.pt").exists()
-        assert focal("approve", home["keeper-1"] / "state").returncode == 0
+        assert cli("approve", home["keeper-1"] / "state").returncode == 0
         with pytest.raises(subprocess.TimeoutExpired):  # one of two is not enough
             parties["north"].child.wait(3)
-        assert focal("approve", home["keeper-2"] / "state").returncode == 0
+        assert cli("approve", home["keeper-2"] / "state").returncode == 0
         for name, process in parties.items():
             assert process.end() == 0, f"{name}: {process.errors}"
     finally:
