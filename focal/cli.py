@@ -82,8 +82,12 @@ def _train(config_file: Path, runs: Path) -> None:
     _check_data(config)
     run = local.open_run(config, runs)
     console.print(f"[bold]{config.name}[/] in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
-    with Board() as board:
-        folder = local.train(run, board.show, board.line)
+    try:
+        with Board() as board:
+            folder = local.train(run, board.show, board.line)
+    except KeyboardInterrupt:  # typer would end without a word
+        print("interrupted; give the same command again to continue", file=sys.stderr)
+        sys.exit(130)
     print_results(read_summary(folder), console)
     console.print(f"result: {folder}/summary.json, model.pt, roc.png, per_class.png, timeline.png")
 

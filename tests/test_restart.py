@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from consortium import ENV, Consortium, Process, dataset, focal, runs, said, write_config
 
 from focal.net import messages as msg
@@ -129,6 +128,25 @@ def test_an_old_copy_of_a_custodian_is_refused() -> None:
         assert "this run was ended" in c.processes["custodian-1"].errors
 
 
+def test_a_custodian_that_dies_with_its_key_deleted_still_finishes() -> None:
+    """Killed between its last share and the end: it repeats what it said, makes no new key, and does not wait for peers that have left."""
+    with Consortium("late") as c:
+        c.start_all()
+        second = c.processes["custodian-2"]
+        c.processes["custodian-1"].reach_phase("release")
+        c.processes["custodian-1"].child.send_signal(signal.SIGSTOP)  # or else both would be done at once
+        second.reach(lambda e: "is deleted" in e.get("text", ""))
+        second.kill()
+        given = c.ledger("custodian-2")
+        c.processes["custodian-1"].child.send_signal(signal.SIGCONT)
+        assert c.processes["custodian-1"].end() == 0  # it has everything from custodian-2 and leaves
+        c.start("custodian-2")
+        c.finish()
+        assert c.ledger("custodian-2") == given
+        assert not list(c.folder("custodian-2").glob("secret-*.key"))
+        assert np.abs(c.weights() - c.twin()).max() < 1e-3
+
+
 def test_a_lost_key_share_ends_the_run_with_a_message() -> None:
     with Consortium("lost") as c:
         c.start_all()
@@ -152,9 +170,9 @@ def _until(test: Any, process: Process, timeout: float = 60) -> None:
 # --------------------------------------------------------------------------- one command for all
 
 
-@pytest.mark.parametrize("name, how", [("interrupted", signal.SIGINT)])
-def test_ctrl_c_and_the_same_command_again(tmp_path: Path, name: str, how: signal.Signals) -> None:
+def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     """Ctrl-C on `focal train`: every process ends, the same command finishes the run, and the uploads are not sent again."""
+    name = "interrupted"
     config = write_config(tmp_path, name, training={"steps": 6})
     folder = runs() / name
     command = [sys.executable, "-m", "focal", "train", "--config", str(config), "--runs", str(runs())]
@@ -167,7 +185,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path, name: str, how: signa
             time.sleep(0.1)
         parties = _processes_of(folder)
         assert len(parties) == 6
-        os.kill(child.pid, how)
+        os.kill(child.pid, signal.SIGINT)
         _, errors = child.communicate(timeout=30)
         assert child.returncode == 130 and "same command" in errors and "Traceback" not in errors
         assert not any(Path(f"/proc/{pid}").exists() for pid in parties), "a party outlived its launcher"

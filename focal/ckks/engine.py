@@ -3,8 +3,14 @@
 The server runs it; a verifying custodian and an auditor run the same code and must get the same limbs. The only thing
 it cannot do alone is a collective refresh, so it is handed one::
 
-    limbs   6                5          4          3     refresh     6        5        4         3     refresh     6
-            W ---forward---> z --z^2--> . --z^3--> delta ----------> delta --rate--> . --backward--> W ----------> W
+    limbs   6                5          4          3     refresh     6 5                    4          3     refresh     6
+            W ---forward---> z --z^2--> . --z^3--> delta ----------> delta ---backward---> sum --rate--> W ----------> W
+
+W, z and delta are carried times 16 (WEIGHT_SCALE): the release noise then weighs 16 times less on the weights, and the rounding
+of the cubic's factor, which z^2 = 256 z^2 amplifies, 16 times less on delta. The noise of a sum over rows grows with the number
+of row groups that are folded onto each other, so the rate, which makes it small, is applied after the fold, and the backward
+products are relinearised before they are rescaled: the noise of the joint multiplication key (2^13.7 per coefficient)
+would otherwise dominate what the release has to hide (release.py).
 
 Per block and class group, with D'_gh the stored data and k the class lanes (layout.py):
 
@@ -49,7 +55,7 @@ class Block:
     data: list[list[Ciphertext]]
     """[g][h], all limbs"""
     targets: list[Ciphertext]
-    """[class group], 3 limbs: 1/2 - y"""
+    """[class group], 3 limbs: 16 (1/2 - y)"""
 
 
 def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
@@ -69,9 +75,8 @@ class Engine:
         self.scheme, self.layout, self.scalars, self.block = scheme, layout, scalars, block
         self.cc = scheme.cc
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
-        # With f > 1 one more level goes into the mask that keeps i0 = 0, so the backward pass starts one limb higher.
-        self.backward_drop = 1 if layout.feature_lanes > 1 else 2
-        self.first_group = scheme.encode(layout.first_group(), LIMBS - 2) if layout.feature_lanes > 1 else None
+        # With f > 1 the fold over i0 is right only at i0 = 0: the mask that keeps it carries the rate as well.
+        self.rate: Any = scheme.encode(scalars.rate * layout.first_group(), LIMBS - 2) if layout.feature_lanes > 1 else scalars.rate
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -90,7 +95,7 @@ class Engine:
             logits = refresh(list(layout.items(step, "logits")), self._map(self._natural, logits))
         targets = [self.block(b).targets[u] for b, u in pairs]
         residuals = refresh(list(layout.items(step, "residual")), self._map(self._residual, logits, targets))
-        gradients = self._backward(self._map(self._scaled, residuals))
+        gradients = self._backward([self._drop(delta, 1) for delta in residuals])
         return refresh(list(layout.items(step, "weights")), self._map(self._updated, weights, gradients))
 
     # ----------------------------------------------------------------- forward
@@ -131,8 +136,8 @@ class Engine:
         return self._drop(self._times(z, 1.0 / WEIGHT_SCALE), 1)
 
     def _residual(self, z: Ciphertext, target: Ciphertext) -> Ciphertext:
-        """p(z) + 1/2 - y with 3 limbs; degree 3 takes z' = 16 z (5 limbs), 5 and 7 take z (6 limbs)."""
-        cc, c = self.cc, self.scalars.coefficients
+        """16 (p(z) + 1/2 - y) with 3 limbs; degree 3 takes z' = 16 z (5 limbs), 5 and 7 take z (6 limbs)."""
+        cc, c = self.cc, [WEIGHT_SCALE * x for x in self.scalars.coefficients]
         if len(c) == 2:
             square = cc.Rescale(cc.EvalSquare(z))
             cubic = cc.Rescale(cc.EvalMult(square, self._times(z, c[1] / WEIGHT_SCALE**3)))
@@ -148,14 +153,10 @@ class Engine:
         top = cc.Rescale(cc.EvalMult(fourth, high))
         return cc.EvalAdd(cc.EvalAdd(top, cubic), cc.EvalAdd(linear, target))
 
-    def _scaled(self, delta: Ciphertext) -> Ciphertext:
-        """16 (eta / n) delta. Scaling after the refresh keeps the refresh's absolute error small beside delta."""
-        return self._drop(self._times(delta, WEIGHT_SCALE * self.scalars.rate), self.backward_drop - 1)
-
     # ----------------------------------------------------------------- backward
 
     def _backward(self, deltas: list[Ciphertext]) -> list[Ciphertext]:
-        """16 (eta / n) X' delta with 3 limbs, constant along i0, one ciphertext per class group."""
+        """(eta / n) X' delta with 3 limbs, constant along i0, one ciphertext per class group."""
         layout = self.layout
         groups, babies, giants = range(layout.class_groups), range(layout.babies), range(layout.giants)
         sums: list[list[Ciphertext | None]] = [[None] * layout.babies for _ in groups]
@@ -165,21 +166,19 @@ class Engine:
 
             def accumulate(uh: tuple[int, int], data: Any = data, turned: Any = turned) -> None:
                 u, h = uh
-                column = [self._drop(data[g][h], self.backward_drop) for g in giants]
+                column = [self._drop(data[g][h], 1) for g in giants]
                 sums[u][h] = self._products(column, turned[u], sums[u][h])
 
             self._map(accumulate, [(u, h) for u in groups for h in babies])
-        flat = self._map(self._relinearised, [sums[u][h] for u in groups for h in babies])
+        flat = self._map(lambda x: self.cc.Rescale(self.cc.Relinearize(x)), [sums[u][h] for u in groups for h in babies])
 
         def horner(u: int) -> Ciphertext:
             g = flat[u * layout.babies + babies[-1]]
             for h in reversed(babies[:-1]):
                 g = self.cc.EvalAdd(flat[u * layout.babies + h], self.cc.EvalRotate(g, -layout.class_lanes))
-            g = self._fold(g, layout.row_folds)
-            if layout.feature_lanes > 1:  # the fold wrapped between lanes: keep i0 = 0 and copy it along i0
-                g = self.cc.Rescale(self.cc.EvalMult(g, self.first_group))
-                g = self._fold(g, [-x for x in layout.row_folds])
-            return g
+            g = self._times(self._fold(g, layout.row_folds), self.rate)
+            # f > 1: the fold wrapped between lanes, only i0 = 0 was kept; copy it along i0
+            return self._fold(g, [-x for x in layout.row_folds]) if layout.feature_lanes > 1 else g
 
         return self._map(horner, groups)
 
@@ -203,8 +202,9 @@ class Engine:
             ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
         return ct
 
-    def _times(self, ct: Ciphertext, scalar: float) -> Ciphertext:
-        return self.cc.Rescale(self.cc.EvalMult(ct, scalar))
+    def _times(self, ct: Ciphertext, factor: Any) -> Ciphertext:
+        """``factor`` is a number or an encoded plaintext."""
+        return self.cc.Rescale(self.cc.EvalMult(ct, factor))
 
     def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
         return self.cc.LevelReduce(ct, None, limbs) if limbs else ct

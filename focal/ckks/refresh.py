@@ -14,6 +14,7 @@ here from what is refreshed, and the ledger admits one share per plan item and p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,13 @@ from focal.ckks.ring import Limb
 def common_random(scheme: Scheme, run_id: bytes, item: str, digest: str) -> list[Limb]:
     """``a``, all limbs, for the refresh of the ciphertext ``digest`` under plan item ``item``."""
     seed = b"focal/refresh/v1" + run_id + len(item).to_bytes(2, "little") + item.encode() + bytes.fromhex(digest)
-    return ring.expand(seed, scheme.moduli, scheme.n)
+    return _expanded(seed, scheme.moduli, scheme.n)
+
+
+@functools.lru_cache(maxsize=32)
+def _expanded(seed: bytes, moduli: tuple[int, ...], n: int) -> list[Limb]:
+    # a party needs the same limbs for its share and for the sum of all; nobody writes to them
+    return ring.expand(seed, moduli, n)
 
 
 def request(scheme: Scheme, ciphertext: Any) -> bytes:

@@ -4,12 +4,14 @@ Each custodian's share is s_i c1 + noise; the first custodian of the manifest ad
 the noise that the carried weights have inside, which depends on the secret. For statistical distance 2^-kappa over the N
 coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds the carried noise per coefficient::
 
-    t     = 2^13        (a freshly refreshed W; measured in tests/test_release.py)
+    t     = 2^13        (root mean square over a refreshed W of a trained model; measured in tests/test_release.py)
     kappa = 30
     sigma = 2^15 x 3.46 x 2^13 = 2^29.8  per custodian
 
 The noise is drawn as a complex Gaussian on the slots: the canonical embedding is an isometry up to a factor, so a spherical
-Gaussian on the slots is one on the coefficients, sigma_slot = sigma sqrt(N / 2) for real and imaginary part each.
+Gaussian on the slots is one on the coefficients, sigma_slot = sigma sqrt(N / 2) for real and imaginary part each. A spherical
+Gaussian hides a vector by its Euclidean norm alone, hence the root mean square: the carried noise is uneven, what a fold over
+I row groups adds up lies on every I-th coefficient.
 
 Decoding is done in numpy (inverse NTT of the one limb, then the embedding): OpenFHE's Decode adds noise of its own,
 different at every institution. The error that remains on a weight, with m custodians, scale 2^45, W' = 16 W and I
@@ -34,7 +36,7 @@ from focal.ckks.layout import WEIGHT_SCALE, Layout
 KAPPA = 30
 """Bits of statistical flooding."""
 CARRIED_NOISE = 2.0**13
-"""t: bound on the noise per coefficient of a refreshed weight ciphertext."""
+"""t: bound on the root mean square, over the coefficients, of the noise of a refreshed weight ciphertext."""
 SIGMA = 2.0 ** (KAPPA / 2) * math.sqrt(12) * CARRIED_NOISE
 """Standard deviation per coefficient of one custodian's smudging noise."""
 MAX_ERROR = 1e-3

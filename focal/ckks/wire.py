@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.ring import Limb
@@ -88,7 +89,7 @@ def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> b
         raise ValueError(f"a {kind.name} has {kind.elements} polynomials, not {len(polynomials)}")
     for polynomial in polynomials:
         for limb, q in zip(polynomial, primes, strict=True):
-            parts.append(limb.astype("<u8", copy=False).view(np.uint8).reshape(scheme.n, 8)[:, : _width(q)].tobytes())
+            parts.append(_words(limb.astype("<u8", copy=False), _width(q)).tobytes())
     return b"".join(parts)
 
 
@@ -107,9 +108,9 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
         element: list[Limb] = []
         for q in moduli(scheme, kind):
             width = _width(q)
-            words = np.zeros((scheme.n, 8), dtype=np.uint8)
-            words[:, :width] = np.frombuffer(data, np.uint8, scheme.n * width, offset).reshape(scheme.n, width)
-            limb = words.view("<u8").reshape(scheme.n)
+            limb: Limb = np.zeros(scheme.n, dtype="<u8")
+            words = _words(limb, width)
+            words[:] = np.frombuffer(data, words.dtype, words.size, offset).reshape(words.shape)
             if int(limb.max()) >= q:
                 raise Refused("coefficient", f"{source}: a {kind.name} holds a value that is not below its modulus")
             element.append(limb)
@@ -121,6 +122,12 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
 def digest(data: bytes) -> str:
     """SHA-256 (hex) of canonical bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _words(limb: Limb, width: int) -> NDArray[np.unsignedinteger]:
+    """The ``width`` low bytes of each residue as a view, in two-byte words where that is even (twice as fast to copy)."""
+    unit = np.dtype("<u2" if width % 2 == 0 else "u1")
+    return limb.view(unit).reshape(len(limb), 8 // unit.itemsize)[:, : width // unit.itemsize]
 
 
 def _width(q: int) -> int:

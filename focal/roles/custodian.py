@@ -248,16 +248,15 @@ class Custodian(Party):
     # ----------------------------------------------------------------- after a restart
 
     def _catch_up(self) -> None:
-        """After a restart: do the peers know of shares that this ledger does not? Then it is an old copy, and giving a
-        second share for something already answered would cost the key."""
-        number = int(self.journal.read(f"{self.session}/starts") or b"0")
-        self.journal.set(f"{self.session}/starts", str(number + 1).encode())
-        if number == 0:
-            return
-        nonce = self.journal.once(f"{self.session}/resume/{number}", lambda: os.urandom(32)).hex()
-        self.say(f"resume/{number}", msg.ResumeNonce(nonce=nonce))
+        """Do the peers know of shares that this ledger does not? Then the folder is an old copy, and giving a second share for
+        something already answered would cost the key. Asked at every start: an old copy does not know that it was restarted."""
+        if self.journal.get(f"{self.session}/said/release/shares") is not None:
+            return  # every share was given, only stored bytes leave from here on, and the peers may be gone
+        nonce = os.urandom(32).hex()
+        start = nonce[:16]
+        self.say(f"resume/{start}", msg.ResumeNonce(nonce=nonce))
         others = [p for p in self.peers if p != self.me.name]
-        for name, answer in self.hear_all(others, f"resume-answer/{self.me.name}/{number}", msg.ResumeAnswer).items():
+        for name, answer in self.hear_all(others, f"resume-answer/{self.me.name}/{start}", msg.ResumeAnswer).items():
             if answer.nonce != nonce or answer.about != self.me.name:
                 raise Refused("stale-answer", f"'{name}' answered another question about our ledger")
             if answer.highest + 1 > self.ledger.count or self.ledger.digest(answer.highest + 1) != answer.digest:
@@ -304,7 +303,7 @@ class Custodian(Party):
         self._key_file.unlink(missing_ok=True)
         self.report.say("the key share was used for the last time and is deleted")
         self.hear_all(self.peers, "release/shares", msg.ReleaseShares)  # stay until then: a peer may restart and ask
-        self.say("finished", msg.Finished())
+        self.finish()
 
     def _release_share(self, item: str, digest: str, weights: object) -> bytes:
         lead = self.me.name == self.peers[0]

@@ -98,7 +98,7 @@ class Institution(Party):
             self._receive(answers)
         with self.report.phase("score"):
             self._score()
-        self.say("finished", msg.Finished())
+        self.finish()
         self.keep_traffic()
 
     # ----------------------------------------------------------------- features

@@ -209,6 +209,16 @@ class Party:
             self._traffic_before = json.loads(self.journal.read("traffic") or b"{}")
         return self._traffic_before
 
+    def finish(self) -> None:
+        """Say that this party has all it needs. Remembered first: the server may be gone when a restarted process would ask."""
+        self.journal.set("finished", self.session.encode())
+        self.say("finished", msg.Finished())
+
+    @property
+    def finished(self) -> bool:
+        """Did an earlier process of this party get all it needed?"""
+        return self.journal.read("finished") is not None
+
     def abort(self, error: Exception) -> None:
         """Tell the others that this party will not go on, as far as they can be reached."""
         try:

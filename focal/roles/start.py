@@ -79,7 +79,13 @@ def _go(party: Party, wait: float) -> None:
         record = os.environ.get("FOCAL_RECORD_WIRE")  # for tests of what a party sees
         link = Link(party.manifest, party.identity, record=Path(record) / party.me.name if record else None)
         link.phase = "keys"
-        party.session = party.scope = link.open(wait).session
+        try:
+            party.session = party.scope = link.open(wait).session
+        except FocalError as e:
+            if isinstance(e, ProtocolError) or not party.finished:
+                raise
+            party.report.say(f"{party.me.name}: the run was finished before, and the server is gone")
+            return
         party.net = link
         if isinstance(party, Institution):
             party.prepare()

@@ -1,0 +1,183 @@
+"""Slots against the formulas of the module docstring, index by index."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from focal.ckks.layout import WEIGHT_SCALE, Layout, power_of_two
+from focal.errors import FocalError
+
+SHAPES = [  # slots, features, outputs, rows, k, f, B
+    (256, 8, 8, 40, 8, 1, 4),
+    (256, 8, 6, 100, 4, 2, 2),
+    (256, 16, 3, 50, 2, 4, 1),
+    (256, 8, 5, 200, 1, 8, 1),
+    (256, 8, 2, 300, 1, 1, 8),
+    (256, 16, 4, 20, 4, 2, 8),
+]
+
+
+@pytest.fixture(params=SHAPES, ids=lambda s: f"k{s[4]}-f{s[5]}-B{s[6]}")
+def layout(request: pytest.FixtureRequest) -> Layout:
+    return Layout(*request.param)
+
+
+def slot(layout: Layout, j: int, i0: int, q: int, c: int) -> int:
+    return ((j * layout.groups_of_rows + i0) * layout.lane + q) * layout.class_lanes + c
+
+
+def places(layout: Layout):  # type: ignore[no-untyped-def]
+    for j in range(layout.feature_lanes):
+        for i0 in range(layout.groups_of_rows):
+            for q in range(layout.lane):
+                for c in range(layout.class_lanes):
+                    yield j, i0, q, c
+
+
+def drawn(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape) + shape[0]).standard_normal(shape)
+
+
+def test_shape(layout: Layout) -> None:
+    p, f, k = layout.features // layout.feature_lanes, layout.feature_lanes, layout.class_lanes
+    groups = layout.slots // (f * p * k)
+    assert (layout.lane, layout.groups_of_rows, layout.copies) == (p, groups, groups)
+    assert layout.block_rows == (groups if f == 1 else groups - 1) * p
+    assert layout.blocks == int(np.ceil(layout.rows / layout.block_rows))
+    assert layout.class_groups == int(np.ceil(layout.outputs / k))
+    assert layout.giants * layout.babies == p
+
+
+def test_data_is_the_skewed_diagonal_rotated_to_the_right(layout: Layout) -> None:
+    rows = drawn(layout.block_rows, layout.features)
+    for g in range(layout.giants):
+        for h in range(layout.babies):
+            s, expected = g * layout.babies + h, np.zeros(layout.slots)
+            for j, i0, q, c in places(layout):
+                row = i0 * layout.lane + q
+                if row < len(rows):
+                    expected[slot(layout, j, i0, q, c)] = rows[row, j * layout.lane + (q + s) % layout.lane]
+            stored = layout.data_slots(rows, g, h)
+            turned = [stored[(i + g * layout.babies * layout.class_lanes) % layout.slots] for i in range(layout.slots)]  # rotated left
+            assert np.array_equal(turned, expected)
+
+
+def test_targets_and_weights(layout: Layout) -> None:
+    targets, weights = drawn(layout.block_rows, layout.outputs), drawn(layout.features, layout.outputs)
+    for u in range(layout.class_groups):
+        t, w = np.zeros(layout.slots), np.zeros(layout.slots)
+        for j, i0, q, c in places(layout):
+            row, cls = i0 * layout.lane + q, u * layout.class_lanes + c
+            if cls < layout.outputs:
+                w[slot(layout, j, i0, q, c)] = weights[j * layout.lane + q, cls]
+                if row < layout.block_rows:
+                    t[slot(layout, j, i0, q, c)] = WEIGHT_SCALE * targets[row, cls]
+        assert np.array_equal(layout.target_slots(targets, u), t)
+        assert np.array_equal(layout.weight_slots(weights, u), w)
+
+
+def test_reading_averages_the_copies(layout: Layout) -> None:
+    noise = drawn(layout.slots)
+    read = layout.read_weights(noise)
+    for j, _, q, c in places(layout):
+        copies = [noise[slot(layout, j, i0, q, c)] for i0 in range(layout.copies)]
+        assert read[j * layout.lane + q, c] == pytest.approx(np.mean(copies), abs=1e-12)
+    weights = drawn(layout.features, layout.outputs)
+    own = np.hstack([layout.read_weights(layout.weight_slots(weights, u)) for u in range(layout.class_groups)])
+    np.testing.assert_allclose(own[:, : layout.outputs], weights, rtol=1e-14)
+
+
+def test_one_step_in_slots_is_one_step_in_matrices(layout: Layout) -> None:
+    """The identities that the engine relies on, with rotations as np.roll: no mask forward, the fold over i0 backward."""
+    x, w = drawn(layout.block_rows, layout.features), drawn(layout.features, layout.outputs)
+    delta = drawn(layout.block_rows, layout.outputs)
+    left = lambda v, r: np.roll(v, -r)  # noqa: E731
+    k, b = layout.class_lanes, layout.babies
+    data = [[layout.data_slots(x, g, h) for h in range(b)] for g in range(layout.giants)]
+    for u in range(layout.class_groups):
+        weights, residual = layout.weight_slots(w, u), layout.target_slots(delta, u) / WEIGHT_SCALE
+        z, gradient = np.zeros(layout.slots), np.zeros(layout.slots)
+        for g in range(layout.giants):
+            z += left(sum(data[g][h] * left(weights, h * k) for h in range(b)), g * b * k)
+        for h in range(b):
+            gradient += left(sum(data[g][h] * left(residual, -g * b * k) for g in range(layout.giants)), -h * k)
+        for r in layout.lane_folds:
+            z = z + left(z, r)
+        for r in layout.row_folds:
+            gradient = gradient + left(gradient, r)
+        if layout.feature_lanes > 1:
+            gradient = gradient * layout.first_group()
+            for r in layout.row_folds:
+                gradient = gradient + left(gradient, -r)
+        part = slice(u * k, min((u + 1) * k, layout.outputs))
+        classes = part.stop - part.start
+        np.testing.assert_allclose(layout.read_weights(gradient)[:, :classes], (x.T @ delta)[:, part], atol=1e-10)
+        np.testing.assert_allclose(gradient, layout.weight_slots(np.hstack([np.zeros((layout.features, u * k)), layout.read_weights(gradient)]), u), atol=1e-10)
+        logits = z.reshape(layout.feature_lanes, -1, k)[:, : layout.block_rows, :classes]
+        np.testing.assert_allclose(logits, np.broadcast_to((x @ w)[:, part], logits.shape), atol=1e-10)
+
+
+def test_every_rotation_of_the_engine_has_a_key(layout: Layout) -> None:
+    k, b, g, i = layout.class_lanes, layout.babies, layout.giants, layout.groups_of_rows
+    used = {h * k for h in range(1, b)} | {-x * b * k for x in range(1, g)}
+    used |= {b * k} if g > 1 else set()
+    used |= {-k} if b > 1 else set()
+    folds = {layout.lane * k * 2**x for x in range(int(np.log2(i)))}
+    used |= folds | ({-x for x in folds} if layout.feature_lanes > 1 else set())
+    used |= {layout.slots // layout.feature_lanes * 2**x for x in range(int(np.log2(layout.feature_lanes)))}
+    assert layout.rotations == sorted(used)
+
+
+def test_rows_of_several_institutions_add_up_to_the_whole(layout: Layout) -> None:
+    x, t = drawn(layout.rows, layout.features), drawn(layout.rows, layout.outputs)
+    cuts = [0, layout.rows // 5, layout.rows // 5 + 1, layout.rows]
+    parts = list(zip(cuts, cuts[1:], strict=False))
+    for block in range(layout.blocks):
+        for values, slots in ((x, lambda v: layout.data_slots(v, layout.giants - 1, 0)), (t, lambda v: layout.target_slots(v, 0))):
+            filled = [slots(layout.block_of(values[a:b], a, block)) for a, b in parts]
+            assert np.array_equal(np.sum(filled, axis=0), slots(layout.block_of(values, 0, block)))
+            assert (np.sum([f != 0 for f in filled], axis=0) <= 1).all(), "two institutions write into one slot"
+    for a, b in parts:
+        empty = [i for i in range(layout.blocks) if not layout.block_of(x[a:b], a, i).any()]
+        assert set(layout.touched(a, b)) == set(range(layout.blocks)) - set(empty)
+
+
+def test_chunks_are_the_plan_of_one_upload(layout: Layout) -> None:
+    plan = layout.chunks(layout.rows // 2, layout.rows)
+    blocks = sorted({b for b, *_ in plan})
+    assert blocks == list(layout.touched(layout.rows // 2, layout.rows))
+    assert len(plan) == len(set(plan)) == len(blocks) * (layout.lane + layout.class_groups)
+    expected = []
+    for b in blocks:
+        expected += [(b, "data", s // layout.babies, s % layout.babies) for s in range(layout.lane)]
+        expected += [(b, "target", u, 0) for u in range(layout.class_groups)]
+    assert plan == expected
+
+
+def test_items_are_finite_ordered_and_name_no_party() -> None:
+    layout = Layout(256, 8, 6, 100, 4, 2, 2)
+    assert (layout.blocks, layout.class_groups) == (2, 2)
+    assert list(layout.items(3, "residual")) == [f"train/3/residual/{b}/{u}/-" for b in (0, 1) for u in (0, 1)]
+    assert list(layout.items(3, "weights")) == ["train/3/weights/-/0/-", "train/3/weights/-/1/-"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((256, 8, 5, 10, 16, 1, 4), "16 class lanes do not fit"),
+        ((256, 8, 8, 10, 8, 16, 1), "16 feature lanes"),
+        ((256, 64, 8, 10, 8, 1, 8), "too many for 256 slots"),
+        ((256, 32, 8, 10, 8, 2, 8), "too many for 256 slots"),  # fits once, but one group must stay empty
+        ((256, 12, 8, 10, 8, 1, 4), "features must be a power of two, not 12"),
+        ((256, 8, 8, 10, 3, 1, 4), "class lanes must be a power of two, not 3"),
+        ((256, 8, 8, 10, 8, 1, 3), "babies must be a power of two, not 3"),
+    ],
+)
+def test_what_does_not_fit_is_said(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(FocalError, match=message):
+        Layout(*shape)
+
+
+def test_power_of_two() -> None:
+    assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 63, 64, 65)] == [1, 2, 4, 4, 8, 64, 64, 128]

@@ -1,0 +1,127 @@
+"""A share given once is given for ever, and no other."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from focal.ckks.ledger import Ledger, ledger_digest
+from focal.errors import FocalError, Refused
+
+
+def never() -> bytes:
+    raise AssertionError("a share was made a second time")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    made = Ledger(tmp_path / "custodian" / "ledger.sqlite")
+    yield made
+    made.close()
+
+
+def test_the_same_request_gets_the_same_bytes(ledger: Ledger) -> None:
+    assert ledger.answer("refresh", "item", "aa", lambda: b"share") == b"share"
+    assert ledger.answer("refresh", "item", "aa", never) == b"share"
+    assert ledger.count == 1
+
+
+@pytest.mark.parametrize(("item", "digest", "reason"), [("item", "bb", "second-digest"), ("other", "aa", "second-item")])
+def test_half_a_match_is_refused(ledger: Ledger, item: str, digest: str, reason: str) -> None:
+    ledger.answer("refresh", "item", "aa", lambda: b"share")
+    with pytest.raises(Refused, match="item") as caught:
+        ledger.answer("refresh", item, digest, never)
+    assert caught.value.reason == reason
+    assert ledger.count == 1
+
+
+def test_two_rows_that_each_match_half_are_refused(ledger: Ledger) -> None:
+    ledger.answer("refresh", "one", "aa", lambda: b"1")
+    ledger.answer("refresh", "two", "bb", lambda: b"2")
+    with pytest.raises(Refused):
+        ledger.answer("refresh", "one", "bb", never)
+
+
+def test_refresh_and_release_are_separate(ledger: Ledger) -> None:
+    """The last weights are refreshed and then released: the same item and digest may occur in both protocols."""
+    ledger.answer("refresh", "item", "aa", lambda: b"refresh")
+    assert ledger.answer("release", "item", "aa", lambda: b"release") == b"release"
+
+
+def test_it_survives_a_restart_and_the_row_is_on_disk_before_the_share_leaves(ledger: Ledger) -> None:
+    share = ledger.answer("refresh", "item", "aa", lambda: b"share")
+    with sqlite3.connect(ledger.path) as other:
+        assert other.execute("SELECT share FROM shares").fetchall() == [(share,)]
+    other.close()
+    again = Ledger(ledger.path)  # the first is still open: as after a crash, nothing was closed
+    assert again.answer("refresh", "item", "aa", never) == b"share"
+    with pytest.raises(Refused):
+        again.answer("refresh", "item", "bb", never)
+    again.close()
+
+
+def test_a_share_whose_making_failed_leaves_nothing(ledger: Ledger) -> None:
+    with pytest.raises(AssertionError):
+        ledger.answer("refresh", "item", "aa", never)
+    assert ledger.count == 0
+    assert ledger.answer("refresh", "item", "bb", lambda: b"share") == b"share"
+
+
+def test_only_the_owner_reads_it(ledger: Ledger) -> None:
+    ledger.answer("refresh", "item", "aa", lambda: b"share")
+    assert ledger.path.stat().st_mode & 0o777 == 0o600
+    assert ledger.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_two_threads_that_ask_at_once_get_one_share(ledger: Ledger) -> None:
+    made: list[int] = []
+
+    def make() -> bytes:
+        made.append(1)
+        time.sleep(0.05)
+        return bytes([len(made)])
+
+    answers: list[bytes] = []
+    threads = [threading.Thread(target=lambda: answers.append(ledger.answer("refresh", "item", "aa", make))) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert answers == [b"\x01"] * 4
+
+
+def test_the_digest_covers_the_first_shares_in_order(ledger: Ledger) -> None:
+    rows = [("refresh", "one", "aa"), ("refresh", "two", "bb"), ("release", "one", "cc")]
+    digests = [ledger.digest(0)]
+    for protocol, item, digest in rows:
+        ledger.answer(protocol, item, digest, lambda: b"share")
+        digests.append(ledger.digest(ledger.count))
+    assert digests == [ledger_digest(rows[:i]) for i in range(4)]
+    assert [ledger.digest(i) for i in range(4)] == digests, "later shares change the digest of earlier ones"
+    assert len(set(digests)) == 4
+    assert ledger_digest(rows[::-1]) != digests[3]
+
+
+def test_a_full_disk_is_a_message_and_nothing_is_given(ledger: Ledger) -> None:
+    ledger.answer("refresh", "one", "aa", lambda: b"share")
+    pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
+    ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(FocalError, match=r"ledger\.sqlite: the ledger cannot be written"):
+        ledger.answer("refresh", "two", "bb", lambda: bytes(100_000))
+    ledger._db.execute("PRAGMA max_page_count = 1000000")
+    assert ledger.count == 1
+    assert ledger.answer("refresh", "two", "bb", lambda: b"share 2") == b"share 2"
+
+
+def test_a_file_that_is_no_ledger_is_a_message(tmp_path: Path) -> None:
+    broken = tmp_path / "ledger.sqlite"
+    broken.write_bytes(b"not a database" * 100)
+    with pytest.raises(FocalError, match="ledger cannot be opened"):
+        Ledger(broken)
+    with pytest.raises(FocalError, match="ledger cannot be opened"):
+        Ledger(tmp_path)

@@ -1,0 +1,210 @@
+"""Canonical bytes: every round trip, every refusal, and one digest pinned for ever."""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from focal.ckks import ring, wire
+from focal.ckks.context import LIMBS, Scheme
+from focal.ckks.rehearsal import Rehearsal
+from focal.config import CkksConfig
+from focal.errors import Refused
+
+KINDS = [wire.ciphertext(n) for n in (1, 3, LIMBS)] + [
+    wire.REFRESH_H0, wire.REFRESH_H1, wire.DECRYPTION, wire.PUBLIC_B, wire.SWITCHING_B, wire.SWITCHING_AB,
+]  # fmt: skip
+
+FIELDS = {  # name in the error -> (offset, struct code, another value)
+    "magic": (0, "4s", b"FOCK"),
+    "format version": (4, "H", 2),
+    "kind": (6, "H", 2),
+    "level": (8, "H", 4),
+    "scale degree": (10, "H", 2),
+    "number of polynomials": (12, "I", 1),
+    "number of limbs": (16, "I", 2),
+    "slots": (20, "I", 4096),
+    "scale": (24, "d", 2.0**46),
+    "parameter hash": (32, "32s", bytes(32)),
+    "key tag": (64, "64s", b"f" * 64),
+}
+
+
+def small_scheme() -> Any:
+    """What wire reads of a Scheme, with 64 coefficients: for tests with many examples."""
+    moduli = (1152921504606748673, *[35184373006337] * (LIMBS - 1))
+    return SimpleNamespace(n=64, slots=32, scale=2.0**45, hash=bytes(range(32)), tag="ab" * 32, moduli=moduli, extended=(*moduli, *moduli[:1] * 2))
+
+
+def polynomials(scheme: Any, kind: wire.Kind, seed: bytes = b"golden") -> list[list[ring.Limb]]:
+    return [ring.expand(seed + bytes([i]), wire.moduli(scheme, kind), scheme.n) for i in range(kind.elements)]
+
+
+def same(x: list[list[ring.Limb]], y: list[list[ring.Limb]]) -> bool:
+    return len(x) == len(y) and all(
+        len(p) == len(q) and all(np.array_equal(a, b) for a, b in zip(p, q, strict=True)) for p, q in zip(x, y, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
+def test_round_trip(rehearsal: Rehearsal, kind: wire.Kind) -> None:
+    scheme = rehearsal.scheme
+    limbs = polynomials(scheme, kind)
+    data = wire.pack(scheme, kind, limbs)
+    assert len(data) == wire.size(scheme, kind)
+    assert same(wire.unpack(scheme, kind, data, "north"), limbs)
+
+
+def test_a_ciphertext_costs_a_fifth_less_than_sixteen_bytes_a_coefficient(rehearsal: Rehearsal) -> None:
+    assert wire.size(rehearsal.scheme, wire.ciphertext(LIMBS)) == 128 + 2 * 16384 * (8 + 5 * 6)
+
+
+def test_kinds_are_not_mistaken_for_each_other(rehearsal: Rehearsal) -> None:
+    """h1 and a public-key half have the same length and moduli."""
+    scheme = rehearsal.scheme
+    data = wire.pack(scheme, wire.REFRESH_H1, polynomials(scheme, wire.REFRESH_H1))
+    with pytest.raises(Refused, match="kind differs") as caught:
+        wire.unpack(scheme, wire.PUBLIC_B, data, "custodian-2")
+    assert caught.value.reason == "header" and "custodian-2" in str(caught.value)
+
+
+def test_shapes_are_checked_before_packing(rehearsal: Rehearsal) -> None:
+    scheme = rehearsal.scheme
+    limbs = polynomials(scheme, wire.ciphertext(3))
+    for wrong in (limbs[:1], [limbs[0], limbs[1][:2]], [limbs[0], [x[:100] for x in limbs[1]]]):
+        with pytest.raises(ValueError):
+            wire.pack(scheme, wire.ciphertext(3), wrong)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_header_field_is_checked(field: str) -> None:
+    scheme, kind = small_scheme(), wire.ciphertext(3)
+    offset, code, value = FIELDS[field]
+    data = bytearray(wire.pack(scheme, kind, polynomials(scheme, kind)))
+    struct.pack_into(f"<{code}", data, offset, value)
+    with pytest.raises(Refused, match=f"north.*{field} differs") as caught:
+        wire.unpack(scheme, kind, bytes(data), "north")
+    assert caught.value.reason == "header"
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: d[:100]])
+def test_a_wrong_length_is_refused(change: Any) -> None:
+    scheme, kind = small_scheme(), wire.ciphertext(3)
+    with pytest.raises(Refused, match="north") as caught:
+        wire.unpack(scheme, kind, change(wire.pack(scheme, kind, polynomials(scheme, kind))), "north")
+    assert caught.value.reason == "length"
+
+
+@pytest.mark.parametrize(("element", "limb", "at"), [(0, 0, 0), (0, 0, 63), (0, 2, 5), (1, 0, 0), (1, 2, 63)])
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_value_that_is_not_below_its_modulus_is_refused(element: int, limb: int, at: int, above: int) -> None:
+    """q itself and q + 1, in the first and the last limb of both polynomials; q - 1 passes."""
+    scheme, kind = small_scheme(), wire.ciphertext(3)
+    limbs = [[x.copy() for x in p] for p in polynomials(scheme, kind)]
+    q = scheme.moduli[limb]
+    limbs[element][limb][at] = q - 1
+    assert same(wire.unpack(scheme, kind, wire.pack(scheme, kind, limbs), "north"), limbs)
+    limbs[element][limb][at] = q + above
+    with pytest.raises(Refused, match="north") as caught:
+        wire.unpack(scheme, kind, wire.pack(scheme, kind, limbs), "north")
+    assert caught.value.reason == "coefficient"
+
+
+def test_a_ciphertext_of_another_run_is_refused(rehearsal: Rehearsal) -> None:
+    other = Scheme(CkksConfig(), "00" * 32)
+    data = wire.pack(other, wire.ciphertext(3), polynomials(other, wire.ciphertext(3)))
+    with pytest.raises(Refused, match="key tag differs"):
+        wire.unpack(rehearsal.scheme, wire.ciphertext(3), data, "north")
+
+
+@given(st.binary(max_size=600))
+@settings(deadline=None)
+def test_random_bytes_are_refused(data: bytes) -> None:
+    scheme = small_scheme()
+    for pad in (data, data.ljust(wire.size(scheme, wire.DECRYPTION), b"\0")):
+        with pytest.raises(Refused):
+            wire.unpack(scheme, wire.DECRYPTION, pad, "north")
+
+
+@given(st.integers(0, 10**6))
+@settings(deadline=None)
+def test_truncations_are_refused(length: int) -> None:
+    scheme = small_scheme()
+    data = wire.pack(scheme, wire.ciphertext(3), polynomials(scheme, wire.ciphertext(3)))
+    with pytest.raises(Refused):
+        wire.unpack(scheme, wire.ciphertext(3), data[: length % len(data)], "north")
+
+
+@given(st.integers(0, 10**6))
+@settings(deadline=None, max_examples=300)
+def test_a_flipped_bit_is_refused_or_is_another_ciphertext_with_another_digest(bit: int) -> None:
+    """In the header always refused. A coefficient that stays below its modulus is somebody's lawful message, but never *this* one."""
+    scheme, kind = small_scheme(), wire.ciphertext(1)
+    limbs = polynomials(scheme, kind)
+    data = bytearray(wire.pack(scheme, kind, limbs))
+    original = bytes(data)
+    bit %= 8 * len(data)
+    data[bit // 8] ^= 1 << bit % 8
+    try:
+        found = wire.unpack(scheme, kind, bytes(data), "north")
+    except Refused:
+        return
+    assert bit >= 8 * wire.HEADER.size
+    assert not same(found, limbs)
+    assert wire.pack(scheme, kind, found) == data, "two spellings of one ciphertext"
+    assert wire.digest(bytes(data)) != wire.digest(original)
+
+
+def test_equal_ciphertexts_have_equal_digests_whatever_openfhe_serialises(rehearsal: Rehearsal) -> None:
+    """A ciphertext that came through a template serialises differently from the one it was made of; its digest does not."""
+    import openfhe
+
+    scheme, kind = rehearsal.scheme, wire.ciphertext(3)
+    made = scheme.cc.EvalRotate(rehearsal.encrypt(np.linspace(-1, 1, scheme.slots), 3), rehearsal.layout.rotations[0])
+    data = wire.pack(scheme, kind, scheme.limbs(made))
+    rebuilt = scheme.ciphertext(wire.unpack(scheme, kind, data, "north"))
+    assert bytes(openfhe.Serialize(made, openfhe.BINARY)) != bytes(openfhe.Serialize(rebuilt, openfhe.BINARY))
+    assert wire.digest(data) == wire.digest(wire.pack(scheme, kind, scheme.limbs(rebuilt)))
+
+
+def test_the_format_does_not_drift() -> None:
+    """Digest of a fixed ciphertext under the default parameters. If this fails, old ledgers and audits no longer verify."""
+    scheme = Scheme(CkksConfig(), "0123456789abcdef" * 4)
+    data = wire.pack(scheme, wire.ciphertext(3), polynomials(scheme, wire.ciphertext(3)))
+    assert scheme.hash.hex() == "668ffd52ff477f778a8c1c54b4e107c4f6b3b06f2e4b96baf4a018f7e40093fc"
+    assert wire.digest(data) == "3a8d90488b4e6340da83d0cf98005b38e39a17ef7f44c63c85132769df01edb7"
+
+
+def test_parameters_that_fall_short_of_the_standard_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from focal.ckks import context
+    from focal.errors import FocalError
+
+    assert context.MAX_LOG_QP == {16384: 438, 32768: 881}  # homomorphicencryption.org standard, table 1, ternary, 128 bits
+    monkeypatch.setattr(context, "MAX_LOG_QP", {16384: 404, 32768: 404})
+    with pytest.raises(FocalError, match="405 bits exceeds the 404"):
+        Scheme(CkksConfig(), "a")
+    with pytest.raises(FocalError, match="128-bit security"):
+        Scheme(CkksConfig(scale_bits=50, first_bits=60), "b")
+
+
+def test_a_larger_ring_works() -> None:
+    """Keys of two custodians, one product, one rotation and one refresh at N = 2^15, opened exactly."""
+    from conftest import Opened
+    from focal.ckks.layout import Layout
+
+    run = Rehearsal(Layout(16384, 64, 128, 100, 128, 1, 8), custodians=2, params=CkksConfig(ring=32768), run="large")
+    scheme, opened = run.scheme, Opened(run)
+    x, y = np.random.default_rng(0).uniform(-1, 1, (2, scheme.slots))
+    rotation = run.layout.rotations[-1]
+    product = scheme.cc.EvalRotate(scheme.cc.Rescale(scheme.cc.EvalMult(run.encrypt(x), run.encrypt(y))), rotation)
+    low = scheme.cc.LevelReduce(product, None, len(scheme.moduli) - 1 - 3)
+    (refreshed,) = run.refresh(["train/0/weights/-/0/-"], [low])
+    # noise 2^10.2 per coefficient (N = 2^15), sqrt(N / 2) in a slot, 6 standard deviations, both factors; scale drift of one prime
+    drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
+    assert np.abs(opened.slots(refreshed) - np.roll(x * y, -rotation)).max() < 2 * 6 * 2**10.2 * (scheme.n / 2) ** 0.5 / scheme.scale + drift
