@@ -326,6 +326,13 @@ def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60
     _say_who_verifies(signed)
     with Board() as board:
         status = run_role(role, manifest, local, board.show, wait=wait)
+    result = read(LocalConfig, local).state / "summary.json"
+    if status == 0 and role == "institution" and result.exists():
+        from focal.report.summary import read_summary
+        from focal.report.table import print_results
+
+        print_results(read_summary(result), console)
+        _say(f"result: {result}, {result.with_name('model.pt')}")
     sys.exit(status)
 
 
@@ -516,7 +523,7 @@ def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0)
     check_signatures(m)
     identity = Identity.load(mine.keys)
     me = identity.entry(m)
-    _say(f"keys     '{me.name}' is a {me.role} of '{m.name}'; all {len(m.members)} members have signed")
+    _say(f"keys     '{me.name}' is {me.role} of '{m.name}'; all {len(m.members)} members have signed")
     if me.role == "institution":
         from focal.data import load
         from focal.segments.lower import build_lower
@@ -539,6 +546,7 @@ def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0)
         _say("link     the server is dialled; start it with: focal server")
         return
     link = Link(m, identity)
+    link.phase = "keys"
     try:
         link.open(wait)
     finally:

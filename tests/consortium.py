@@ -156,9 +156,13 @@ def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     from focal.cli import main
 
     out, err = io.StringIO(), io.StringIO()
-    with mock.patch("sys.argv", ["focal", *map(str, arguments)]), warnings.catch_warnings():
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            main()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("sys.argv", ["focal", *map(str, arguments)]))
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        ended = stack.enter_context(pytest.raises(SystemExit))
+        main()
     return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
@@ -252,7 +256,10 @@ Institution._score = lambda self: None
 class Process:
     """One party's process, started as the local launcher starts it; its events are collected."""
 
-    def __init__(self, role: str, manifest: Path, local_file: Path, *, prelude: str = "", limit: int = 0, wait: float = 30, **env: str) -> None:
+    def __init__(
+        self, role: str, manifest: Path, local_file: Path, *, prelude: str = "", limit: int = 0, wait: float = 30, **env: str
+    ) -> None:
+        """``limit``: bytes that a file may grow to before the disk is full."""
         self.name = local_file.parent.name
         program = ["-c", f"{prelude}\nfrom focal.cli import main\nmain()"] if prelude else ["-m", "focal"]
         command = [sys.executable, *program, role, "--manifest", str(manifest), "--local", str(local_file), "--events"]

@@ -156,7 +156,7 @@ def test_chunks_are_the_plan_of_one_upload(layout: Layout) -> None:
 
 
 def test_items_are_finite_ordered_and_name_no_party() -> None:
-    layout = Layout(256, 8, 6, 100, 4, 2, 2)
+    layout = Layout(256, 8, 6, 50, 4, 2, 2)
     assert (layout.blocks, layout.class_groups) == (2, 2)
     assert list(layout.items(3, "residual")) == [f"train/3/residual/{b}/{u}/-" for b in (0, 1) for u in (0, 1)]
     assert list(layout.items(3, "weights")) == ["train/3/weights/-/0/-", "train/3/weights/-/1/-"]

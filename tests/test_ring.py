@@ -54,7 +54,7 @@ def test_total_adds_limb_by_limb_and_leaves_its_input_alone() -> None:
 
 
 @pytest.mark.parametrize("q", PRIMES)
-def test_inverse_transform_undoes_direct_evaluation(q: int) -> None:
+def test_transforms_are_direct_evaluation_and_its_inverse(q: int) -> None:
     root, rng = root_of_unity(q, 2 * N), random.Random(2)
     coefficients = [rng.randrange(q) for _ in range(N)]
     reversed_bits = [int(f"{j:06b}"[::-1], 2) for j in range(N)]
@@ -62,6 +62,7 @@ def test_inverse_transform_undoes_direct_evaluation(q: int) -> None:
     points = [pow(root, 2 * j + 1, q) for j in reversed_bits]
     values = [sum(c * pow(x, i, q) for i, c in enumerate(coefficients)) % q for x in points]
     assert ring.inverse_ntt(limb(values), q, root).tolist() == coefficients
+    assert ring.ntt(limb(coefficients), q, root).tolist() == values
 
 
 def test_centred_at_its_edges() -> None:

@@ -25,6 +25,7 @@ institutions share blocks. A key switch costs 5 to 10 ms, a bare product 0.5 ms:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,6 +69,21 @@ def chunk_kind(name: str) -> wire.Kind:
     return wire.ciphertext(LIMBS if name == "data" else TARGET_LIMBS)
 
 
+def mask(scheme: Scheme, layout: Layout, scalars: Scalars) -> Any:
+    """What a gradient is multiplied by after its fold: the rate, and with f > 1 only at i0 = 0, where the fold is right."""
+    return scheme.encode(scalars.rate * layout.first_group(), LIMBS - 2) if layout.feature_lanes > 1 else scalars.rate
+
+
+def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars) -> str:
+    """SHA-256 over the encoded mask. Encoding is a floating-point FFT: all who compute must get the same bits."""
+    if layout.feature_lanes == 1:
+        return hashlib.sha256(b"focal/mask/none").hexdigest()
+    limbs = LIMBS - 2
+    zero = scheme.ciphertext([scheme.zero(limbs), scheme.zero(limbs)])
+    encoded = scheme.cc.EvalAdd(zero, mask(scheme, layout, scalars))  # the bindings show a plaintext's limbs only this way
+    return wire.digest(wire.pack(scheme, wire.ciphertext(limbs), scheme.limbs(encoded)))
+
+
 class Engine:
     """Runs training steps. ``block(b)`` yields block b; it may keep blocks in memory or read them from disk each time."""
 
@@ -75,8 +91,7 @@ class Engine:
         self.scheme, self.layout, self.scalars, self.block = scheme, layout, scalars, block
         self.cc = scheme.cc
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
-        # With f > 1 the fold over i0 is right only at i0 = 0: the mask that keeps it carries the rate as well.
-        self.rate: Any = scheme.encode(scalars.rate * layout.first_group(), LIMBS - 2) if layout.feature_lanes > 1 else scalars.rate
+        self.rate = mask(scheme, layout, scalars)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -87,14 +102,16 @@ class Engine:
         """One full-batch step: weights (one ciphertext per class group, all limbs) -> new weights, refreshed."""
         layout = self.layout
         pairs = [(b, u) for b in range(layout.blocks) for u in range(layout.class_groups)]
-        turned = self._hoisted(weights, layout.baby_rotations)
-        logits: list[Ciphertext] = []
-        for b in range(layout.blocks):
-            logits += self._forward(self.block(b), turned)
-        if len(self.scalars.coefficients) > 2:  # degree 5 and 7: three more levels, hence one more refresh
-            logits = refresh(list(layout.items(step, "logits")), self._map(self._natural, logits))
-        targets = [self.block(b).targets[u] for b, u in pairs]
-        residuals = refresh(list(layout.items(step, "residual")), self._map(self._residual, logits, targets))
+        residuals = [self.block(b).targets[u] for b, u in pairs]
+        if step > 0:  # before the first step W = 0, so z = 0 and p(z) = 0: the residual is the target
+            turned = self._hoisted(weights, layout.baby_rotations)
+            logits: list[Ciphertext] = []
+            for b in range(layout.blocks):
+                logits += self._forward(self.block(b), turned)
+            if len(self.scalars.coefficients) > 2:  # degree 5 and 7: three more levels, hence one more refresh
+                logits = refresh(list(layout.items(step, "logits")), self._map(self._natural, logits))
+            residuals = self._map(self._residual, logits, residuals)
+        residuals = refresh(list(layout.items(step, "residual")), residuals)
         gradients = self._backward([self._drop(delta, 1) for delta in residuals])
         return refresh(list(layout.items(step, "weights")), self._map(self._updated, weights, gradients))
 

@@ -44,6 +44,8 @@ def request(scheme: Scheme, ciphertext: Any) -> bytes:
 
 def share(scheme: Scheme, secret: Any, c1: Sequence[Limb], a: Sequence[Limb]) -> tuple[bytes, bytes]:
     """One custodian's (h0, h1) as canonical bytes. Call it through the ledger only: each share is made once."""
+    if len(c1) != REFRESH_LIMBS:
+        raise ValueError(f"a refresh takes exactly 3 limbs, not {len(c1)}")
     h0, h1 = scheme.cc.IntMPBootDecrypt(secret, scheme.second_half(c1), scheme.common(a))
     return wire.pack(scheme, wire.REFRESH_H0, scheme.limbs(h0)), wire.pack(scheme, wire.REFRESH_H1, scheme.limbs(h1))
 

@@ -8,10 +8,9 @@ coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds th
     kappa = 30
     sigma = 2^15 x 3.46 x 2^13 = 2^29.8  per custodian
 
-The noise is drawn as a complex Gaussian on the slots: the canonical embedding is an isometry up to a factor, so a spherical
-Gaussian on the slots is one on the coefficients, sigma_slot = sigma sqrt(N / 2) for real and imaginary part each. A spherical
-Gaussian hides a vector by its Euclidean norm alone, hence the root mean square: the carried noise is uneven, what a fold over
-I row groups adds up lies on every I-th coefficient.
+The noise is drawn on the coefficients, not encoded from slots: OpenFHE's encoding keeps real parts only, and the imaginary
+half of the carried noise would stand there bare. A spherical Gaussian hides a vector by its Euclidean norm alone, hence the root
+mean square: the carried noise is uneven, what a fold over I row groups adds up lies on every I-th coefficient.
 
 Decoding is done in numpy (inverse NTT of the one limb, then the embedding): OpenFHE's Decode adds noise of its own,
 different at every institution. The error that remains on a weight, with m custodians, scale 2^45, W' = 16 W and I
@@ -48,15 +47,17 @@ def share(scheme: Scheme, secret: Any, ciphertext: Any, lead: bool) -> bytes:
     one_limb = scheme.cc.Compress(ciphertext, 1)
     decrypt = scheme.cc.MultipartyDecryptLead if lead else scheme.cc.MultipartyDecryptMain
     made = decrypt([one_limb], secret)[0]
-    return wire.pack(scheme, wire.DECRYPTION, scheme.limbs(scheme.cc.EvalAdd(made, scheme.encode(_noise(scheme), 1))))
+    return wire.pack(scheme, wire.DECRYPTION, [[ring.add(scheme.limbs(made)[0][0], _noise(scheme), scheme.moduli[0])]])
 
 
-def _noise(scheme: Scheme) -> list[complex]:
-    """Slots of a spherical Gaussian with standard deviation :data:`SIGMA` per coefficient, from the system's randomness."""
-    words = np.frombuffer(secrets.token_bytes(16 * scheme.slots), "<u8").reshape(2, -1) >> np.uint64(11)
+def _noise(scheme: Scheme) -> ring.Limb:
+    """The limb of a polynomial whose N coefficients are Gaussian with deviation :data:`SIGMA`, from the system's randomness."""
+    words = np.frombuffer(secrets.token_bytes(8 * scheme.n), "<u8").reshape(2, -1) >> np.uint64(11)
     uniform = (words + 0.5) * 2.0**-53  # in (0, 1)
-    radius = np.sqrt(-2 * np.log(uniform[0])) * SIGMA * math.sqrt(scheme.n / 2) / scheme.scale
-    return list(radius * np.exp(2j * np.pi * uniform[1]))
+    pairs = np.sqrt(-2 * np.log(uniform[0])) * np.exp(2j * np.pi * uniform[1])  # Box and Muller 1958
+    coefficients = np.rint(SIGMA * np.concatenate([pairs.real, pairs.imag])).astype(np.int64)
+    q = scheme.moduli[0]
+    return ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q])
 
 
 def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]]) -> NDArray[np.float64]:

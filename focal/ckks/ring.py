@@ -7,6 +7,7 @@ party can recompute them without a secret and without handing foreign bytes to a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -69,21 +70,42 @@ def bit_reversal(n: int) -> NDArray[np.int64]:
     return out
 
 
-def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
-    """Coefficients of a polynomial modulo X^N + 1 from its evaluation form.
-
-    ``root`` is the primitive 2N-th root of unity that the evaluation form was made with (Gentleman-Sande butterflies,
-    bit-reversed input, as in Longa and Naehrig 2016, Algorithm 2).
-    """
-    n = len(limb)
-    inverse = pow(root, -1, q)
-    power = 1
-    powers = np.empty(n, dtype=np.uint64)
+@functools.lru_cache(maxsize=8)
+def _twiddles(q: int, root: int, n: int) -> Limb:
+    """Powers of ``root`` in bit-reversed order."""
+    power, powers = 1, np.empty(n, dtype=np.uint64)
     for i in range(n):
         powers[i] = power
-        power = power * inverse % q
-    twiddles = powers[bit_reversal(n)]
-    a = limb.copy()
+        power = power * root % q
+    return powers[bit_reversal(n)]
+
+
+def ntt(coefficients: Limb, q: int, root: int) -> Limb:
+    """Evaluation form of a polynomial modulo X^N + 1: entry j is its value at root^(2 rev(j) + 1).
+
+    ``root`` is the primitive 2N-th root of unity that OpenFHE uses (Cooley-Tukey butterflies, as in Longa and Naehrig 2016,
+    Algorithm 1).
+    """
+    n = len(coefficients)
+    twiddles, a = _twiddles(q, root, n), coefficients
+    blocks = 1
+    while blocks < n:
+        half = n // (2 * blocks)
+        v = a.reshape(blocks, 2, half)
+        low = v[:, 0]
+        high = multiply(v[:, 1], np.repeat(twiddles[blocks : 2 * blocks], half).reshape(blocks, half), q)
+        a = np.stack([add(low, high, q), add(low, np.uint64(q) - high, q)], axis=1).reshape(n)  # high < q: no sum reaches 2q
+        blocks *= 2
+    return a
+
+
+def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
+    """Coefficients of a polynomial modulo X^N + 1 from its evaluation form: the inverse of :func:`ntt`.
+
+    Gentleman-Sande butterflies, bit-reversed input, as in Longa and Naehrig 2016, Algorithm 2.
+    """
+    n = len(limb)
+    twiddles, a = _twiddles(q, pow(root, -1, q), n), limb
     half = 1
     while half < n:
         blocks = n // (2 * half)

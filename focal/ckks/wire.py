@@ -89,6 +89,8 @@ def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> b
         raise ValueError(f"a {kind.name} has {kind.elements} polynomials, not {len(polynomials)}")
     for polynomial in polynomials:
         for limb, q in zip(polynomial, primes, strict=True):
+            if limb.shape != (scheme.n,):
+                raise ValueError(f"a limb has {scheme.n} residues, not {limb.shape}")
             parts.append(_words(limb.astype("<u8", copy=False), _width(q)).tobytes())
     return b"".join(parts)
 

@@ -24,6 +24,7 @@ import zmq
 from nacl.bindings import crypto_scalarmult_base
 from nacl.exceptions import CryptoError
 from nacl.public import Box, PrivateKey, PublicKey
+from nacl.secret import SecretBox
 from nacl.signing import SigningKey, VerifyKey
 from pydantic import Field, ValidationError
 
@@ -33,6 +34,7 @@ from focal.net.messages import Body, Record, Signed, decode, encode
 
 RECORD_DOMAIN = b"focal/record/v1"
 SEAL_DOMAIN = b"focal/seal/v1"
+GROUP_DOMAIN = b"focal/group-seal/v1"
 COMMIT_DOMAIN = b"focal/commit/v1"
 SALT_BYTES = 32
 
@@ -162,6 +164,19 @@ class Identity:
         if not hmac.compare_digest(plain[: len(binding)], binding):
             raise ProtocolError(f"a sealed message from '{sender.name}' to '{self.name}' was made for another purpose")
         return plain[len(binding) :]
+
+
+def seal_for_group(key: bytes, data: bytes, context: bytes) -> bytes:
+    """Encrypt ``data`` under a key that a group shares (NaCl secretbox, random nonce), bound to ``context``."""
+    return bytes(SecretBox(_hash(GROUP_DOMAIN, key, context)).encrypt(data))
+
+
+def open_for_group(key: bytes, data: bytes, context: bytes, sender: str) -> bytes:
+    """Open what was sealed for the group under ``context``; :class:`ProtocolError` names ``sender``."""
+    try:
+        return SecretBox(_hash(GROUP_DOMAIN, key, context)).decrypt(data)
+    except (CryptoError, ValueError):
+        raise ProtocolError(f"what '{sender}' sealed for the group does not open: it was altered or is of another run") from None
 
 
 def verify(member: Member, message: bytes, signature: bytes) -> None:

@@ -278,7 +278,7 @@ class Link:
         return digests
 
     def get(self, digest: str) -> bytes:
-        """Fetch a blob. Raises :class:`Refused` (``unknown-blob``, ``audience``), or :class:`ProtocolError` on other bytes."""
+        """Fetch a blob. Raises :class:`Refused`: ``unknown-blob``, ``audience``, or ``digest`` when the server sends other bytes."""
         parts: list[bytes] = []
         first, data = self._ask(msg.Get(digest=digest, offset=0), msg.Piece, line=self._bulk)
         rest = ((msg.Get(digest=digest, offset=offset), b"") for offset in range(PIECE, first.size, PIECE))
@@ -289,7 +289,7 @@ class Link:
             parts.append(part)
         whole = b"".join(parts)
         if hashlib.sha256(whole).hexdigest() != digest:
-            raise self._broke(f"sent other bytes as blob {digest[:12]}")
+            raise Refused("digest", self._broke(f"sent other bytes as blob {digest[:12]}").message)
         return whole
 
     def _broke(self, what: str) -> ProtocolError:

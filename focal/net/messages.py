@@ -160,7 +160,10 @@ class Upload(Model):
 
 
 class UploadsAccepted(Model):
-    """A custodian holds one valid list from every institution; training starts with exactly these."""
+    """A custodian holds one valid list from every institution; training starts with exactly these.
+
+    ``digest`` covers the lists and the encoded plaintext mask, which depends on a floating-point unit: all need the same bits.
+    """
 
     kind: Literal["uploads-accepted"] = "uploads-accepted"
     digest: Digest

@@ -191,7 +191,11 @@ def build_summary(
 
 
 def _party_traffic(phases: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    by_phase = {phase: {"up": 0, "down": 0} for phase in PHASES} | {phase: dict(t) for phase, t in phases.items()}
+    by_phase = {phase: {"up": 0, "down": 0} for phase in PHASES}
+    for phase, both in phases.items():  # a party names its phases itself: what the contract does not know counts as set-up
+        entry = by_phase[phase if phase in PHASES else "keys"]
+        for way in ("up", "down"):
+            entry[way] += both[way]
     return {"up": sum(t["up"] for t in by_phase.values()), "down": sum(t["down"] for t in by_phase.values()), "by_phase": by_phase}
 
 

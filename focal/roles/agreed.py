@@ -21,8 +21,12 @@ def layout(manifest: Manifest) -> Layout:
 
 def batches(shape: Layout, manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:
     """Every batch of refreshes of the run, in order: (topic, plan items). Nothing else is ever refreshed."""
-    kinds = ["residual", "weights"] if manifest.training.degree == 3 else ["logits", "residual", "weights"]
-    return [(f"refresh/{t}/{kind}", tuple(shape.items(t, kind))) for t in range(manifest.training.steps) for kind in kinds]
+    out = []
+    for t in range(manifest.training.steps):
+        # the first step knows its logits: they are zero (engine.py)
+        kinds = ["residual", "weights"] if manifest.training.degree == 3 or t == 0 else ["logits", "residual", "weights"]
+        out += [(f"refresh/{t}/{kind}", tuple(shape.items(t, kind))) for kind in kinds]
+    return out
 
 
 def topic(item: str) -> str:
@@ -66,4 +70,4 @@ def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShare
 
 def other_uploads(name: str) -> Refused:
     """The error when a custodian accepted other upload lists than we hold."""
-    return Refused("uploads", f"'{name}' accepted other upload lists than we were shown")
+    return Refused("uploads", f"'{name}' accepted other upload lists than we were shown (or its processor encodes the mask differently)")

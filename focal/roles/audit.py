@@ -27,7 +27,7 @@ from focal.net.identity import check_signatures
 from focal.net.store import Blobs
 from focal.roles import agreed, ceremony
 from focal.roles.hearing import Heard, check_opens, derive_run_id
-from focal.roles.training import Training, combine
+from focal.roles.training import Training, combine, inputs_digest
 
 
 class Audit:
@@ -54,7 +54,7 @@ class Audit:
         joint = self._keys()
         self.say(f"joint keys {len(joint.rotations) + 2} sums of {len(self.custodians)} contributions, as every custodian signed them")
         lists = self._all(self.institutions, "upload", msg.Upload)
-        digest = agreed.uploads(self.manifest, self.layout, lists, ceremony.joint_digest(joint))
+        digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
         for name, accepted in self._all(self.custodians, "uploads/accepted", msg.UploadsAccepted).items():
             if accepted.digest != digest:
                 raise agreed.other_uploads(name)

@@ -31,7 +31,7 @@ from focal.roles import agreed, ceremony
 from focal.roles.hearing import check_opens
 from focal.roles.party import Party
 from focal.roles.progress import Reporter
-from focal.roles.training import Training, combine
+from focal.roles.training import Training, combine, inputs_digest
 
 H0_FIRST = 8
 """A stored refresh share is h0's length (8 bytes, little-endian), h0, h1."""
@@ -158,7 +158,7 @@ class Custodian(Party):
     def _accept_uploads(self) -> dict[str, msg.Upload]:
         """Exactly one valid list from every institution, and the same lists at every custodian, before the first share."""
         lists = self.hear_all(self.names, "upload", msg.Upload)
-        digest = agreed.uploads(self.manifest, self.layout, lists, ceremony.joint_digest(self.joint))
+        digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint))
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
         for name, theirs in self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted).items():
             if theirs.digest != digest:

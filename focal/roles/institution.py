@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from focal.ckks.engine import chunk_kind
 from focal.config import DatasetConfig, LocalConfig, Manifest, private_write
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
+from focal.net.identity import open_for_group, seal_for_group
 from focal.roles import agreed, ceremony
 from focal.roles.party import Party, merge
 from focal.roles.progress import Reporter, timeline
@@ -59,7 +59,6 @@ class Institution(Party):
         self.names = [m.name for m in manifest.institutions]
         self.custodians = [m.name for m in manifest.custodians]
         self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
-        self.started = time.time()
 
     # ----------------------------------------------------------------- the script
 
@@ -128,7 +127,10 @@ class Institution(Party):
 
         self.say("test-features", msg.TestFeatures(features=self.test_features.astype("<f4").tobytes()))
         for name, theirs in self.hear_all(self.names, "test-features", msg.TestFeatures).items():
-            check_test_features(self.test_features, np.frombuffer(theirs.features, "<f4"), name)
+            try:
+                check_test_features(self.test_features, np.frombuffer(theirs.features, "<f4"), name)
+            except FocalError as e:  # the others must not wait for this member
+                raise Refused("test-features", e.message, hint=e.hint) from None
 
     # ----------------------------------------------------------------- secure sum and projection
 
@@ -149,17 +151,18 @@ class Institution(Party):
             moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, m.rows)
         self._check_classes(np.rint(counts))
 
-        first = self.names[0]
+        first, key, context = self.names[0], self._group_key(), b"projection" + self.run_id  # for institutions' eyes only
         if self.me.name == first:
             made = (
                 proj.whiten(moments, size, bound, ridge)
                 if whiten
                 else proj.random_projection(moments, self.run_id, size, dim, bound, ridge)
             )
-            (blob,) = self.share_blobs([made.to_bytes()], "all")
+            sealed = self.journal.once(f"{self.session}/projection", lambda: seal_for_group(key, made.to_bytes(), context))
+            (blob,) = self.share_blobs([sealed], "all")
             self.say("projection/proposed", msg.ProjectionProposed(blob=blob, eta_hex=made.eta_hex))
         proposed = self.hear(first, "projection/proposed", msg.ProjectionProposed)
-        projection = Projection.from_bytes(self.net.get(proposed.blob))
+        projection = Projection.from_bytes(open_for_group(key, self.net.get(proposed.blob), context, first))
         if proposed.eta_hex != projection.eta_hex:
             raise Refused("projection", f"'{first}' states another step size than its projection has")
         if whiten:
@@ -224,7 +227,8 @@ class Institution(Party):
         classes = self.manifest.classes[1:] if self.manifest.task == "binary" else self.manifest.classes
         empty = [c for c, n in zip(classes, positives, strict=True) if not 0 < n < self.manifest.rows]
         if len(empty) == len(classes) or (self.manifest.task == "multiclass" and len(empty) >= len(classes) - 1 > 0):
-            raise FocalError(
+            raise Refused(
+                "one-class",
                 "all training rows of all institutions have the same label",
                 hint="there is nothing to learn: check the labels, or bring rows of a second class",
             )
@@ -353,7 +357,7 @@ class Institution(Party):
             dataset=self.manifest.dataset,
             auroc=auroc,
             auroc_ci95=interval,
-            seconds={**seconds, "total": time.time() - self.started},
+            seconds={**seconds, "total": sum(span["seconds"] for span in timeline(self.folder))},
             traffic=traffic,
             **protocol_facts(self.manifest, self.scheme),
         )

@@ -12,9 +12,12 @@ that everything belongs to this run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -58,7 +61,7 @@ class Party:
         self.me: Member = manifest.member(local.name)
         if self.me.role != self.role:
             raise FocalError(
-                f"'{local.name}' is a {self.me.role} in the manifest, not a {self.role}", hint=f"start it with: focal {self.me.role}"
+                f"'{local.name}' is {self.me.role} in the manifest, not {self.role}", hint=f"start it with: focal {self.me.role}"
             )
         self.identity = Identity.load(local.keys)
         self.identity.entry(manifest)
@@ -71,6 +74,8 @@ class Party:
         self.scope = ""
         self.run_id = b""
         self.heard = Heard(manifest)
+        self.ended = False
+        """Another member has ended the run."""
         self._count = 0
 
     # ----------------------------------------------------------------- saying and hearing
@@ -123,6 +128,7 @@ class Party:
             self._count += 1
             record = self.heard.add(data)
             if isinstance(record.body, msg.Abort) and record.sender != self.me.name:
+                self.ended = True
                 raise ProtocolError(
                     f"'{record.sender}' ended the run: {record.body.reason}",
                     hint="settle the cause, then start a new run: this one has used up its keys",
@@ -220,12 +226,22 @@ class Party:
         return self.journal.read("finished") is not None
 
     def abort(self, error: Exception) -> None:
-        """Tell the others that this party will not go on, as far as they can be reached."""
-        try:
-            if self.scope:
-                self.net.post(self.identity.sign_record(self.scope, "abort", msg.Abort(reason=str(error)[:500])))
-        except FocalError:
-            pass  # the link may be what failed
+        """Tell the others that this party will not go on, as far as they can be reached within a few seconds."""
+        if not self.scope or self.ended:
+            return
+
+        def tell() -> None:
+            with contextlib.suppress(FocalError):  # the link may be what failed
+                self.net.post(self.identity.sign_record(self.scope, "abort", msg.Abort(reason=_without_paths(str(error))[:500])))
+
+        telling = threading.Thread(target=tell, daemon=True)  # a post waits for a server that is away, for ever
+        telling.start()
+        telling.join(10.0)
+
+
+def _without_paths(text: str) -> str:
+    """An error's first line without the names of local files: it is for other members' eyes."""
+    return re.sub(r"/[^\s'\",;:)]+", "(file)", text.partition("\n")[0])
 
 
 def merge(x: dict[str, dict[str, int]], y: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:

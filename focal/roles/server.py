@@ -20,6 +20,7 @@ from typing import Any
 from focal.ckks import keys, refresh
 from focal.ckks.context import Scheme
 from focal.config import LocalConfig, Manifest
+from focal.errors import ProtocolError
 from focal.net import messages as msg
 from focal.net.store import Board
 from focal.net.transport import Hub
@@ -27,7 +28,10 @@ from focal.roles import agreed, ceremony
 from focal.roles.hearing import check_opens
 from focal.roles.party import Audience, Party, merge
 from focal.roles.progress import Reporter
-from focal.roles.training import Training, combine
+from focal.roles.training import Training, combine, inputs_digest
+
+FAREWELL_SECONDS = 5.0
+"""How long the board stays after a run was ended, so that everybody hears of it and nobody waits for a server that is gone."""
 
 
 class _OwnBoard:
@@ -101,6 +105,11 @@ class Server(Party):
                 done = self._train(lists)
             with self.report.phase("release"):
                 self._release(done)
+        except ProtocolError as e:
+            self.report.error(str(e))
+            self.abort(e)
+            time.sleep(FAREWELL_SECONDS)
+            raise
         finally:
             self.keep_traffic()
             self.hub.stop()
@@ -134,7 +143,7 @@ class Server(Party):
 
     def _uploads(self, joint: msg.JointKeys) -> dict[str, msg.Upload]:
         lists = self.hear_all(self.names, "upload", msg.Upload)
-        digest = agreed.uploads(self.manifest, self.layout, lists, ceremony.joint_digest(joint))
+        digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
         for name, accepted in self.hear_all(self.custodians, "uploads/accepted", msg.UploadsAccepted).items():
             if accepted.digest != digest:
                 raise agreed.other_uploads(name)

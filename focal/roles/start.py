@@ -18,6 +18,8 @@ from focal.roles.progress import Reporter, Sink
 
 CONNECT_SECONDS = 60.0
 """How long a party looks for the server before it says what may be wrong."""
+PASSING = ("disk", "internal", "manifest", "name", "version")
+"""Refusals by the server that say nothing against the run: when their cause is gone, the same command goes on."""
 
 
 def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wait: float = CONNECT_SECONDS, launched: bool = False) -> int:
@@ -42,7 +44,7 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
     except (FocalError, ConfigError) as e:
         sink({"party": name, "event": "error", "phase": "", "text": str(e)})
         print(f"{name}: {e}", file=sys.stderr)
-        if isinstance(e, ProtocolError) and party is not None:
+        if isinstance(e, ProtocolError) and getattr(e, "reason", "") not in PASSING and party is not None:
             private_write(party.folder / "aborted", f"{e}\n".encode())
             party.abort(e)
         return 1

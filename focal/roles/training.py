@@ -15,7 +15,7 @@ from typing import Any
 
 from focal.ckks import refresh, ring, wire
 from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.engine import Block, Engine, Refresh, chunk_kind, zero_weights
+from focal.ckks.engine import Block, Engine, Refresh, chunk_kind, mask_digest, zero_weights
 from focal.ckks.layout import Layout
 from focal.ckks.twin import Scalars
 from focal.config import Manifest
@@ -33,9 +33,7 @@ class Training:
         self, manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], fetch: Fetch, threads: int
     ) -> None:
         self.manifest, self.scheme, self.layout, self.lists, self.fetch = manifest, scheme, layout, lists, fetch
-        training = manifest.training
-        eta = float.fromhex(next(iter(lists.values())).eta_hex)
-        scalars = Scalars.derive(training.degree, eta, training.ridge, manifest.rows)
+        scalars = scalars_of(manifest, lists)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
         self.block = functools.lru_cache(maxsize=None)(self._block)
         self.engine = Engine(scheme, layout, scalars, self.block, threads)
@@ -89,6 +87,19 @@ class Training:
             [[made["data", g, h] for h in range(shape.babies)] for g in range(shape.giants)],
             [made["target", u, 0] for u in range(shape.class_groups)],
         )
+
+
+def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
+    """The scalars of every step, from the step size that all upload lists carry."""
+    eta = float.fromhex(next(iter(lists.values())).eta_hex)
+    return Scalars.derive(manifest.training.degree, eta, manifest.training.ridge, manifest.rows)
+
+
+def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
+    """One digest over all that training starts from: the upload lists, checked against the manifest, and the encoded mask."""
+    digest = agreed.uploads(manifest, layout, lists, joint_keys)
+    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists))
+    return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(digest) + bytes.fromhex(encoded)).hexdigest()
 
 
 def combine(

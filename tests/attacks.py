@@ -1,0 +1,665 @@
+"""Parties that break the protocol, as real processes: this side runs inside the hostile process, before focal's own ``main``.
+
+::
+
+    victims (honest processes) <==CURVE==> hub of a LyingServer --+-- its board: what was really posted
+                                                                  +-- its lies:  (reader, sender, topic) -> what the reader is shown
+                                                                  +-- puppets:   members in league with it, whose keys it has
+
+A :class:`LyingServer` takes no part in the run of its own accord: it relays, loses every ``abort`` (so that each victim must find
+out by itself), and lies. It can sign for its puppets, never for a victim, except what a victim would have signed in another run.
+Liars among the other members are the functions below: each replaces one method of a role. ``stages.py`` is the tests' side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+import secrets
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from focal.ckks import refresh, ring, wire
+from focal.ckks.context import REFRESH_LIMBS, Scheme
+from focal.ckks.engine import chunk_kind
+from focal.ckks.ledger import ledger_digest
+from focal.config import Manifest
+from focal.net import messages as msg
+from focal.net.hub import Hub
+from focal.net.identity import Identity, commitment, open_record
+from focal.net.store import Board
+from focal.roles import agreed, ceremony
+from focal.roles.custodian import Custodian
+from focal.roles.institution import Institution
+from focal.roles.party import Party
+from focal.roles.server import Server
+
+CONSTANT = 1 << 135
+"""A constant c1: above the refresh masks (2^105), below the modulus of the request (2^150)."""
+SHIFT = 1 << 12
+"""c1 = a + SHIFT looks uniformly random."""
+OTHER_RUN = "ab" * 32
+
+Lie = Callable[[bytes], list[bytes]]
+"""What a reader is shown in the place of a record."""
+
+
+# --------------------------------------------------------------------------- the lying server
+
+
+class LyingServer:
+    """A server that relays. Subclasses say in :meth:`begins` what they lie about; ``puppets`` are in league with it."""
+
+    puppets: tuple[str, ...] = ()
+    session: str | None = None
+    """Another session name than the one of its state folder."""
+
+    def __init__(self) -> None:
+        self.lies: dict[tuple[str, str, str], Lie] = {}
+        self.swapped: dict[tuple[str, str], str] = {}
+        """(reader, digest) -> digest of the blob whose bytes are sent instead."""
+        self.ready = False
+        self.server: Server
+        self._opened: dict[bytes, msg.Record] = {}
+
+    # ----------------------------------------------------------------- what a subclass overrides
+
+    def begins(self) -> None:
+        """Prepare the lies; readers see nothing of the board before this returns."""
+
+    def heard(self, record: msg.Record) -> None:
+        """After each record that was posted. Here: puppets tell a restarted custodian that they never saw a share of it."""
+        if isinstance(record.body, msg.ResumeNonce):
+            for name in self.puppets:
+                if self.manifest.member(name).role == "custodian":
+                    answer = msg.ResumeAnswer(about=record.sender, nonce=record.body.nonce, highest=-1, digest=ledger_digest([]))
+                    self.post(name, f"resume-answer/{record.sender}/{record.topic.partition('/')[2]}", answer)
+
+    # ----------------------------------------------------------------- its means
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.server.manifest
+
+    @property
+    def hub(self) -> Hub:
+        return self.server.hub
+
+    @functools.cached_property
+    def run_id(self) -> str:
+        """The run id, once somebody stated it."""
+        return next(r.scope for r in self.records() if isinstance(r.body, msg.RunStart))
+
+    @functools.cached_property
+    def scheme(self) -> Scheme:
+        return Scheme(self.manifest.ckks, self.run_id)
+
+    def open(self, data: bytes) -> msg.Record:
+        """A signed record; every one is looked at often, so each signature is checked once."""
+        if data not in self._opened:
+            self._opened[data] = open_record(self.manifest, data)
+        return self._opened[data]
+
+    def records(self) -> list[msg.Record]:
+        return [self.open(data) for data in self.hub.board.since(0, 1 << 40)]
+
+    def body(self, sender: str, topic: str) -> Any:
+        return next(r.body for r in self.records() if (r.sender, r.topic) == (sender, topic))
+
+    def sign(self, name: str, topic: str, body: Any, scope: str = "") -> bytes:
+        folder = self.server.folder.parent
+        return Identity.load(folder / name / "identity.json").sign_record(scope or self.run_id, topic, body)
+
+    def post(self, name: str, topic: str, body: Any, scope: str = "") -> None:
+        """Put a puppet's (or the server's own) record on the board."""
+        assert name in (*self.puppets, "server")
+        self.hub.board.append(self.sign(name, topic, body, scope), None)
+
+    def lie(self, reader: str, sender: str, topic: str, lie: Lie) -> None:
+        self.lies[reader, sender, topic] = lie
+
+    def show(self, reader: str, sender: str, topic: str, body: Any) -> None:
+        """``reader`` is shown that the puppet ``sender`` said ``body``."""
+        assert sender in (*self.puppets, "server")
+        data = self.sign(sender, topic, body)
+        self.lie(reader, sender, topic, lambda _: [data])
+
+    def another_run(self, data: bytes) -> list[bytes]:
+        """What the sender of ``data`` would have said under this topic in another run of the same manifest."""
+        record = self.open(data)
+        return [self.sign(record.sender, record.topic, record.body, OTHER_RUN)]
+
+    def view(self, reader: str) -> list[bytes]:
+        """The board as ``reader`` is shown it. It only ever grows at the end: a lie depends on its record alone."""
+        out: list[bytes] = []
+        for data in self.hub.board.since(0, 1 << 40) if self.ready else []:
+            record = self.open(data)
+            lie = self.lies.get((reader, record.sender, record.topic))
+            out += [data] if lie is None else lie(data)
+        return out
+
+
+def install(lying: LyingServer) -> None:
+    """Make this process's server the lying one."""
+    append, get = Board.append, Hub._get
+
+    def run(server: Server) -> None:
+        lying.server = server
+        if lying.session:
+            server.hub.session = lying.session
+        server.hub.start()
+        lying.begins()
+        lying.ready = True
+        while True:  # until the test ends it
+            time.sleep(1)
+
+    def appended(board: Board, data: bytes, sender: str | None) -> int:
+        record = open_record(board._manifest, data)
+        if isinstance(record.body, msg.Abort):
+            return len(board)
+        number = append(board, data, sender)
+        lying.heard(record)
+        return number
+
+    def answer(hub: Hub, asker: Any, wait: msg.Wait) -> None:
+        lines = tuple(lying.view(asker.name)[wait.after :])
+        hub._answer(asker, lambda: (msg.Records(first=wait.after + 1, signed=lines), b""))
+
+    def hold(hub: Hub, asker: Any, wait: msg.Wait) -> bool:
+        if wait.seconds and len(lying.view(asker.name)) <= wait.after:
+            hub._waits[asker] = (time.monotonic() + wait.seconds, wait.after)
+        else:
+            answer(hub, asker, wait)
+        return True
+
+    def answer_waits(hub: Hub) -> None:
+        for asker, (deadline, after) in list(hub._waits.items()):
+            if time.monotonic() >= deadline or len(lying.view(asker.name)) > after:
+                del hub._waits[asker]
+                answer(hub, asker, msg.Wait(after=after, seconds=0))
+
+    def gotten(hub: Hub, asker: Any, wanted: msg.Get, payload: bytes) -> Any:
+        digest = lying.swapped.get((asker.name, wanted.digest), wanted.digest)
+        return get(hub, asker, wanted.model_copy(update={"digest": digest}), payload)
+
+    Server.run = run  # type: ignore[method-assign]
+    Board.append = appended  # type: ignore[method-assign]
+    Hub._hold, Hub._answer_waits, Hub._get = hold, answer_waits, gotten  # type: ignore[method-assign]
+
+
+# --------------------------------------------------------------------------- lies about the run id
+
+
+class TwoNonces(LyingServer):
+    """custodian-3's nonce is one for custodian-1 and another for custodian-2."""
+
+    puppets = ("custodian-3", "hospital-a", "hospital-b", "hospital-c")
+
+    def begins(self) -> None:
+        for name in self.puppets:
+            for topic, body in self._nonce(name, b"\1" * 32):
+                self.post(name, topic, body, self.hub.session)
+        for topic, body in self._nonce("custodian-3", b"\2" * 32):
+            other = self.sign("custodian-3", topic, body, self.hub.session)
+            self.lie("custodian-2", "custodian-3", topic, lambda _, other=other: [other])  # type: ignore[misc]
+
+    def _nonce(self, name: str, nonce: bytes) -> list[tuple[str, Any]]:
+        salt = bytes(32)
+        committed = commitment(bytes.fromhex(self.hub.session), "nonce", name, salt, hashlib.sha256(nonce).digest())
+        return [
+            ("nonce/commit", msg.NonceCommit(commitment=committed.hex())),
+            ("nonce/reveal", msg.NonceReveal(nonce=nonce.hex(), salt=salt.hex())),
+        ]
+
+    def heard(self, record: msg.Record) -> None:
+        if isinstance(record.body, msg.RunStart) and record.sender == "custodian-1":
+            for name in self.puppets:
+                self.post(name, "run/start", record.body, record.scope)
+
+
+class ReplayedRun(LyingServer):
+    """An earlier run again, under a new session: as it was to custodian-1; to custodian-2, whose random generator repeats itself (a
+    virtual machine that was rolled back), everybody else says the same nonces once more, newly signed."""
+
+    puppets = ("custodian-1", "custodian-3", "hospital-a", "hospital-b", "hospital-c")
+    session = "cd" * 32
+
+    def begins(self) -> None:
+        db = sqlite3.connect(self.server.folder / "old.sqlite")
+        old = [bytes(row[0]) for row in db.execute("SELECT data FROM record ORDER BY seq")]
+        db.close()
+        self.lie("custodian-1", "custodian-1", "nonce/commit", lambda _: old)
+        for topic in ("nonce/commit", "nonce/reveal"):
+            self.lie("custodian-1", "custodian-2", topic, lambda _: [])
+        again: dict[str, list[bytes]] = {name: [] for name in self.puppets}
+        for record in (self.open(data) for data in old):
+            if record.sender in again and record.topic == "nonce/reveal":
+                nonce, salt = bytes.fromhex(record.body.nonce), bytes(32)
+                sealed = commitment(bytes.fromhex(self.hub.session), "nonce", record.sender, salt, hashlib.sha256(nonce).digest())
+                for topic, body in (
+                    ("nonce/commit", msg.NonceCommit(commitment=sealed.hex())),
+                    ("nonce/reveal", msg.NonceReveal(nonce=nonce.hex(), salt=salt.hex())),
+                ):
+                    again[record.sender].append(self.sign(record.sender, topic, body, self.hub.session))
+        everything = [data for both in again.values() for data in both]
+        self.lie("custodian-2", "custodian-2", "nonce/commit", lambda own: [own, *everything])
+        self.lie("custodian-2", "custodian-1", "nonce/commit", lambda _: [])
+
+
+def repeats_randomness(nonce: str) -> None:
+    """This party's random generator gives what it gave in an earlier run."""
+    secrets.token_bytes = lambda n=None: bytes.fromhex(nonce)  # type: ignore[assignment]
+
+
+# --------------------------------------------------------------------------- lies in the key rounds
+
+
+class MixedUpRound(LyingServer):
+    """Three custodians, three lies about the reveals of round 1: replayed from another run, shown twice, dropped."""
+
+    def begins(self) -> None:
+        self.lie("custodian-1", "custodian-2", "keys/1/reveal", self.another_run)
+        self.lie("custodian-2", "custodian-1", "keys/1/reveal", lambda data: [data, data])
+        self.lie("custodian-3", "custodian-2", "keys/1/reveal", lambda _: [])
+
+
+class SwappedContributions(LyingServer):
+    """custodian-1 is sent custodian-3's public key part where custodian-2's belongs."""
+
+    def heard(self, record: msg.Record) -> None:
+        if record.topic == "keys/1/reveal":
+            reveals = {r.sender: r.body for r in self.records() if r.topic == record.topic}
+            if {"custodian-2", "custodian-3"} <= set(reveals):
+                self.swapped["custodian-1", reveals["custodian-2"].blobs[0]] = reveals["custodian-3"].blobs[0]
+
+
+class TwoContributions(LyingServer):
+    """custodian-3 makes two contributions to round 1, each well committed and revealed: one for each of the others."""
+
+    puppets = ("custodian-3",)
+
+    def begins(self) -> None:
+        for reader, fill in (("custodian-1", "11"), ("custodian-2", "22")):
+            blobs, salt = (fill * 32,), bytes(32)
+            sealed = commitment(bytes.fromhex(self.run_id), "keys/1", "custodian-3", salt, ceremony.blobs_digest(blobs))
+            for topic, body in (
+                ("keys/1/commit", msg.KeyCommit(round=1, commitment=sealed.hex())),
+                ("keys/1/reveal", msg.KeyReveal(round=1, salt=salt.hex(), blobs=blobs)),
+            ):
+                if reader == "custodian-1":
+                    self.post("custodian-3", topic, body)
+                else:
+                    self.show(reader, "custodian-3", topic, body)
+
+    def heard(self, record: msg.Record) -> None:
+        if isinstance(record.body, msg.KeyTranscript) and record.sender == "custodian-1":
+            self.post("custodian-3", record.topic, record.body)
+
+
+class OtherKeysAfterRestart(LyingServer):
+    """After a restart: another commitment list for custodian-1, other joint keys for hospital-a, another public key for hospital-b."""
+
+    puppets = ("custodian-3",)
+
+    def begins(self) -> None:
+        self.show("custodian-1", "custodian-3", "keys/1/commit", msg.KeyCommit(round=1, commitment="33" * 32))
+        joint: msg.JointKeys = self.body("custodian-3", "keys/joint")
+        other = self.body("custodian-3", "keys/1/reveal").blobs[0]
+        for sender in ("custodian-3", "server"):
+            self.show("hospital-a", sender, "keys/joint", joint.model_copy(update={"public": other}))
+        self.swapped["hospital-b", joint.public] = other
+        self.hub._audiences.widen(other, "all")
+
+
+def rushes() -> None:
+    """A custodian that reveals another contribution than it committed to, after it has seen everybody else's."""
+    _says(Custodian, "keys/1/reveal", lambda self, body: body.model_copy(update={"blobs": body.blobs[::-1]}), after=msg.KeyReveal)
+    _believes_itself()
+
+
+def copies() -> None:
+    """A custodian that hands in custodian-1's commitment and contribution as its own."""
+    _says(Custodian, "keys/1/commit", lambda self, _: self.hear("custodian-1", "keys/1/commit", msg.KeyCommit))
+    _says(Custodian, "keys/1/reveal", lambda self, _: self.hear("custodian-1", "keys/1/reveal", msg.KeyReveal))
+    _believes_itself()
+
+
+def _says(role: type[Party], topic: str, change: Callable[[Any, Any], Any], after: Any = None) -> None:
+    """Replace what ``role`` says under ``topic``; with ``after`` only when all its peers have said theirs."""
+    say = role.say
+
+    def changed(self: Any, about: str, body: Any) -> None:
+        if about == topic:
+            if after is not None:
+                self.hear_all([p for p in self.peers if p != self.me.name], topic, after)
+            body = change(self, body)
+        say(self, about, body)
+
+    role.say = changed  # type: ignore[method-assign]
+
+
+def _believes_itself() -> None:
+    """A liar does not stumble over its own lie."""
+    from focal.roles import custodian
+
+    check = custodian.check_opens
+
+    def lenient(scope: str, round: str, name: str, *rest: Any) -> None:
+        if name != "custodian-3":
+            check(scope, round, name, *rest)
+
+    custodian.check_opens = lenient
+
+
+# --------------------------------------------------------------------------- lies about sums and the projection
+
+SUM = "sum/moments/contribution"
+
+
+class TwoSums(LyingServer):
+    """hospital-b contributes different values for the two others."""
+
+    puppets = ("hospital-b",)
+
+    def contribution(self, seed: int, participants: Iterable[str] = ()) -> msg.SumContribution:
+        """A contribution of the right length; random values, as masked ones are."""
+        dim, classes = self.manifest.lower.dim, len(self.manifest.classes)
+        size = dim + dim * (dim + 1) // 2 + classes
+        blob = np.random.default_rng(seed).integers(0, 1 << 64, size, dtype=np.uint64).astype("<u8").tobytes()
+        names = tuple(participants) or tuple(m.name for m in self.manifest.institutions)
+        return msg.SumContribution(label="moments", participants=names, blob=self.hub.publish(blob, "all"))
+
+    def begins(self) -> None:
+        self.post("hospital-b", SUM, self.contribution(1))
+        self.show("hospital-c", "hospital-b", SUM, self.contribution(2))
+
+    def heard(self, record: msg.Record) -> None:
+        if isinstance(record.body, msg.SumOpened) and record.sender == "hospital-a":
+            self.post("hospital-b", record.topic, record.body)
+
+
+class OtherParticipants(TwoSums):
+    """hospital-b contributes to a sum of two for hospital-a, and twice for hospital-c."""
+
+    def begins(self) -> None:
+        first = self.contribution(1)
+        self.post("hospital-b", SUM, first)
+        self.show("hospital-a", "hospital-b", SUM, self.contribution(2, ("hospital-a", "hospital-b")))
+        second = self.sign("hospital-b", SUM, self.contribution(3))
+        self.lie("hospital-c", "hospital-b", SUM, lambda data: [data, second])
+
+
+def proposes(how: str) -> None:
+    """The first institution's projection is not the whitening: ``rotated`` among its own directions, or ``chosen`` to single out
+    a few raw features. It still says that it checked it."""
+    from focal.segments import projection as proj
+
+    whiten = proj.whiten
+
+    def lying(*args: Any) -> Any:
+        honest = whiten(*args)
+        matrix, offset = honest.matrix.copy(), honest.offset.copy()
+        if how == "rotated":  # by 45 degrees in the plane of the first two rows: these span what the honest ones span
+            turn = np.array([[1, 1], [-1, 1]], np.float32) / np.sqrt(np.float32(2))
+            matrix[:2], offset[:2] = turn @ matrix[:2], turn @ offset[:2]
+        else:
+            matrix[:] = np.eye(*matrix.shape, dtype=np.float32) * np.abs(matrix).max()
+            offset[:] = -matrix @ args[0].mean.astype(np.float32)
+        return dataclasses.replace(honest, matrix=matrix, offset=offset)
+
+    proj.whiten = lying
+    proj.check_whiten = lambda *args: None
+
+
+# --------------------------------------------------------------------------- lies about uploads
+
+
+class FalseUploads(LyingServer):
+    """The institutions are puppets; a list holds the right number of (zero) ciphertexts. Subclasses say to whom it lies how."""
+
+    puppets = ("hospital-a", "hospital-b", "hospital-c", "custodian-3")
+
+    def upload(self, name: str, odd: dict[int, bytes] | None = None, **changes: Any) -> msg.Upload:
+        """A list of ``name``; ``odd`` gives other bytes for some of its chunks."""
+        start, stop = self.manifest.row_table[name]
+        odd, digests = odd or {}, []
+        for i, (_, what, _, _) in enumerate(agreed.layout(self.manifest).chunks(start, stop)):
+            digests.append(self.hub.publish(odd.get(i, self.zeros(what)), "custodians"))
+        accepted: msg.ProjectionAccepted = self.body("hospital-a", "projection/accepted")
+        fields = {
+            "joint_keys": ceremony.joint_digest(self.body("custodian-1", "keys/joint")),
+            "projection": accepted.digest,
+            "eta_hex": accepted.eta_hex,
+            "rows": stop - start,
+            "first_row": start,
+            "chunks": tuple(digests),
+        }
+        return msg.Upload.model_validate({**fields, **changes})
+
+    def zeros(self, what: str) -> bytes:
+        kind = chunk_kind(what)
+        return wire.header(self.scheme, kind) + bytes(wire.size(self.scheme, kind) - wire.HEADER.size)
+
+    def begins(self) -> None:
+        for name in self.puppets[:3]:
+            self.post(name, "upload", self.upload(name))
+
+    def heard(self, record: msg.Record) -> None:
+        super().heard(record)
+        if isinstance(record.body, msg.UploadsAccepted) and record.sender == "custodian-1":
+            for name in self.puppets[3:]:
+                self.post(name, record.topic, record.body)
+
+
+class TwoLists(FalseUploads):
+    """hospital-b signed two lists; each custodian is shown another one."""
+
+    def begins(self) -> None:
+        super().begins()
+        other = self.upload("hospital-b", {0: self.zeros("data")[:-1] + b"\1"})
+        self.show("custodian-2", "hospital-b", "upload", other)
+
+
+class OtherProjectionOrLeftOut(FalseUploads):
+    """custodian-1: hospital-c encrypted under a projection of its own. custodian-2: hospital-c is left out and training begins."""
+
+    def begins(self) -> None:
+        super().begins()
+        self.show("custodian-1", "hospital-c", "upload", self.upload("hospital-c", projection="44" * 32))
+        self.lie("custodian-2", "hospital-c", "upload", lambda _: [])
+        topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        asked = tuple(self.hub.publish(self.zeros("target") + bytes([i]), "custodians") for i in range(len(items)))
+        self.post("server", topic, msg.RefreshRequest(items=items, ciphertexts=asked))
+
+
+class SwappedChunk(FalseUploads):
+    """Another chunk's bytes in the place of one that hospital-b signed."""
+
+    puppets = (*FalseUploads.puppets, "custodian-2")
+
+    def begins(self) -> None:
+        signed, swapped = (self.zeros("data")[:-1] + bytes([i]) for i in (1, 2))
+        super().begins()
+        for name in self.puppets[:3]:
+            self.show("custodian-1", name, "upload", self.upload(name, {0: signed}))
+        digest = hashlib.sha256(signed).hexdigest()
+        self.swapped["custodian-1", digest] = self.hub.publish(swapped, "custodians")
+
+
+class IllFormedChunk(FalseUploads):
+    """hospital-b signed a chunk with a residue that is not below its modulus."""
+
+    puppets = (*FalseUploads.puppets, "custodian-2")
+
+    def begins(self) -> None:
+        super().begins()
+        self.show("custodian-1", "hospital-b", "upload", self.upload("hospital-b", {0: self.zeros("data")[:-6] + b"\xff" * 6}))
+
+
+# --------------------------------------------------------------------------- lies about refreshes and the release
+
+
+class ForgedRefresh(LyingServer):
+    """The first refresh is asked for ciphertexts of the server's own making: one of :meth:`forge` for each plan item."""
+
+    puppets = ("custodian-3",)
+
+    def __init__(self, *kinds: str) -> None:
+        super().__init__()
+        self.kinds = kinds
+
+    def begins(self) -> None:
+        topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        self.post("server", topic, self.request(items, self.kinds))
+
+    def request(self, items: tuple[str, ...], kinds: tuple[str, ...]) -> msg.RefreshRequest:
+        forged = (self.hub.publish(self.forge(kind, item), "custodians") for kind, item in zip(kinds, items, strict=True))
+        return msg.RefreshRequest(items=items, ciphertexts=tuple(forged))
+
+    def forge(self, kind: str, item: str) -> bytes:
+        """``constant``: c1 = 2^135; ``shifted``: c1 = a + 2^12 with the ``a`` of (0, 0) under this item; ``labels``: hospital-b's
+        encrypted targets; anything else: random limbs that the word determines."""
+        scheme, primes = self.scheme, self.scheme.moduli[:REFRESH_LIMBS]
+        c0, c1 = scheme.zero(REFRESH_LIMBS), ring.expand(kind.encode(), primes, scheme.n)
+        if kind == "constant":
+            c1 = [np.full(scheme.n, CONSTANT % q, np.uint64) for q in primes]
+        elif kind == "shifted":
+            a = refresh.common_random(scheme, bytes.fromhex(self.run_id), item, wire.digest(self._packed(c0, c0)))
+            c1 = [ring.add(limb, np.full(scheme.n, SHIFT, np.uint64), q) for limb, q in zip(a, primes, strict=False)]
+        elif kind == "labels":
+            return self.hub.blobs.get(self.body("hospital-b", "upload").chunks[-1])
+        return self._packed(c0, c1)
+
+    def _packed(self, c0: Any, c1: Any) -> bytes:
+        return wire.pack(self.scheme, wire.ciphertext(REFRESH_LIMBS), [c0, c1])
+
+
+class OutOfPlan(ForgedRefresh):
+    """custodian-1 is asked for the plan's items in another order, custodian-2 for one ciphertext under both."""
+
+    def begins(self) -> None:
+        topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        self.post("server", topic, self.request(items, ("same", "same")))
+        self.show("custodian-1", "server", topic, self.request(items[::-1], ("one", "two")))
+
+
+class TwoRequests(ForgedRefresh):
+    """custodian-1 is shown two requests under one plan item, custodian-2 the first of them, and after a restart the second."""
+
+    puppets = ("custodian-1", "custodian-3")
+
+    def __init__(self, restarted: bool) -> None:
+        super().__init__()
+        self.restarted = restarted
+
+    def begins(self) -> None:
+        topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        self.post("server", topic, self.request(items, ("one", "two")))
+        second = self.sign("server", topic, self.request(items, ("three", "two")))
+        self.lie("custodian-1", "server", topic, lambda data: [data, second])
+        if self.restarted:
+            self.lie("custodian-2", "server", topic, lambda _: [second])
+
+
+def dies_with_shares_made() -> None:
+    """kill -9 when the refresh shares are in the ledger and before anybody has seen them."""
+    Custodian.share_blobs = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign, assignment, return-value]
+
+
+class FalseRelease(LyingServer):
+    """custodian-1 is asked to open hospital-b's encrypted rows, custodian-2 weights that are not the last ones."""
+
+    puppets = ("custodian-3",)
+
+    def begins(self) -> None:
+        last = self.manifest.training.steps - 1
+        items = tuple(i.replace("/weights/", "/release/") for i in agreed.layout(self.manifest).items(last, "weights"))
+        before: msg.StepDone = self.body("server", f"step/{last - 1}")
+        rows: msg.Upload = self.body("hospital-b", "upload")
+        self.post("server", "release/request", msg.ReleaseRequest(items=items, ciphertexts=before.outputs))
+        self.show("custodian-1", "server", "release/request", msg.ReleaseRequest(items=items, ciphertexts=rows.chunks[: len(items)]))
+
+
+class ForgetfulBoard(LyingServer):
+    """Denies a restored custodian its own earlier records, so that nothing but its peers' word tells it that it is old."""
+
+    puppets = ("custodian-3",)
+
+    def begins(self) -> None:
+        for record in self.records():
+            if record.sender == "custodian-2" and isinstance(record.body, msg.RefreshShares | msg.ResumeNonce):
+                self.lie("custodian-2", "custodian-2", record.topic, lambda _: [])
+
+
+# --------------------------------------------------------------------------- a server that computes something else
+
+
+def wrong_rate() -> None:
+    """The server's engine takes steps that are a thousandth too large."""
+    from focal.roles import training
+
+    derive = training.Scalars.derive
+
+    def larger(*args: Any) -> Any:
+        scalars = derive(*args)
+        return type(scalars)(scalars.coefficients, scalars.rate * 1.001, scalars.decay)
+
+    training.Scalars.derive = larger  # type: ignore[method-assign, assignment]
+
+
+def wrong_limb() -> None:
+    """The server changes one residue of one chunk's sum by one."""
+    from focal.roles import training
+
+    total, changed = training.ring.total, []
+
+    def altered(parts: Any, primes: Any) -> Any:
+        limbs = total(parts, primes)
+        if not changed and len(primes) > REFRESH_LIMBS:
+            changed.append(True)
+            limbs[0] = limbs[0].copy()
+            limbs[0][5] = (int(limbs[0][5]) + 1) % primes[0]
+        return limbs
+
+    class Ring:
+        def __getattr__(self, name: str) -> Any:
+            return altered if name == "total" else getattr(ring, name)
+
+    training.ring = Ring()  # type: ignore[assignment]
+
+
+# --------------------------------------------------------------------------- gates: an honest run that stops where a test wants it
+
+
+def gates() -> None:
+    """Stop at the end of each phase until the test opens the gate: ``stages.py`` takes its copies there."""
+    for role, method, name in (
+        (Custodian, "_key_ceremony", "gathered"),
+        (Institution, "_agree_projection", "gathered"),
+        (Institution, "_upload", "keyed"),
+        (Custodian, "_catch_up", "uploaded"),
+        (Server, "_train", "uploaded"),
+        (Custodian, "_release", "trained"),
+        (Server, "_release", "trained"),
+    ):
+        setattr(role, method, _gated(getattr(role, method), name))
+
+
+def _gated(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wait(self: Party, *args: Any) -> Any:
+        opened: Path = self.folder.parent / f"open-{name}"
+        (self.folder / f"at-{name}").touch()
+        while not opened.exists():
+            time.sleep(0.05)
+        return method(self, *args)
+
+    return wait

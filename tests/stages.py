@@ -1,0 +1,128 @@
+"""One honest run of three custodians and three institutions, stopped and copied at the end of each phase: where attacks begin.
+
+::
+
+    prepared --nonces--> gathered --keys, moments--> keyed --upload--> uploaded --train--> trained
+       |                    |                          |                  |                   |
+       copy                 copy                       copy               copy                copy        of every party's folder
+
+A test puts one of these copies back, and starts the few parties that it needs: the victims, and those that attack them. Every custodian
+but the first is ``verify: off``. In training the first one is killed with kill -9 and started again, so that ``trained`` shows this too.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from consortium import Consortium, _session_folder
+
+TESTS = Path(__file__).parent
+VICTIMS = ("custodian-1", "custodian-2")
+
+
+def prelude(source: str) -> str:
+    """Program text that runs ``source`` (a call of something in attacks.py) before focal's own main."""
+    return f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nimport attacks\nfrom attacks import *\n{source}\n"
+
+
+def lying(server: str) -> str:
+    """The prelude of a lying server, e.g. ``lying("TwoNonces()")``."""
+    return prelude(f"attacks.install({server})")
+
+
+class Stages:
+    """The copies. Blobs are linked, not copied: nothing ever writes into a finished one."""
+
+    NAMES = ("prepared", "gathered", "keyed", "uploaded", "trained")
+
+    def __init__(self) -> None:
+        # two class groups: a refresh batch has two plan items
+        self.run = Consortium("attacked", layout={"class_lanes": 2}, consortium={"institutions": 3, "custodians": 3})
+        self.copies = _session_folder() / "stages"
+        self.verifier_ledger_at_the_kill: list[tuple[object, ...]] = []
+        with self.run as c:
+            self._keep("prepared")
+            c.start_all(prelude=prelude("attacks.gates()"))
+            self._stop_at("gathered", [*c.custodians, *c.institutions])
+            self._stop_at("keyed", c.institutions)
+            self._stop_at("uploaded", [*c.custodians, "server"])
+            c.processes["custodian-1"].reach_phase("train", done=1)
+            c.processes["custodian-1"].kill()
+            self.verifier_ledger_at_the_kill = c.ledger("custodian-1")
+            c.start("custodian-1", prelude=prelude("attacks.gates()"))
+            self._stop_at("trained", [*c.custodians, "server"])
+
+    def _stop_at(self, name: str, parties: list[str]) -> None:
+        """Copy everything when all these parties stand at the gate, then open it."""
+        processes, deadline = self.run.processes, time.monotonic() + 120
+        while not all((self.run.folder(p) / f"at-{name}").exists() for p in parties):
+            for p in processes.values():
+                assert p.child.poll() is None, f"{p.name} ended on the way to '{name}': {p.errors}"
+            assert time.monotonic() < deadline, f"nobody got to '{name}' in two minutes"
+            time.sleep(0.05)
+        for p in processes.values():
+            p.child.send_signal(signal.SIGSTOP)
+        self._keep(name)
+        (self.run.run.folder / "parties" / f"open-{name}").touch()
+        for p in processes.values():
+            p.child.send_signal(signal.SIGCONT)
+
+    def _keep(self, name: str) -> None:
+        _copy(self.run.run.folder / "parties", self.copies / name)
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[Consortium]:
+        """The consortium as it stood at the end of phase ``name``; no process runs yet."""
+        folder = self.run.run.folder / "parties"
+        shutil.rmtree(folder)
+        _copy(self.copies / name, folder)
+        self.run.processes = {}
+        with self.run:
+            yield self.run
+
+    def restore(self, party: str, name: str) -> None:
+        """One party's folder from another phase's copy: a restored backup."""
+        folder = self.run.folder(party)
+        shutil.rmtree(folder)
+        _copy(self.copies / name / party, folder)
+
+
+@functools.cache
+def stages() -> Stages:
+    """The stages of this test session."""
+    return Stages()
+
+
+def _copy(source: Path, target: Path) -> None:
+    def one(a: str, b: str) -> None:
+        finished_blob = re.fullmatch(r".*/blobs/[0-9a-f]{2}/[0-9a-f]{62}", a)
+        (os.link if finished_blob else shutil.copy2)(a, b)
+
+    shutil.copytree(source, target, copy_function=one, ignore=shutil.ignore_patterns("at-*", "open-*", "*.tmp"))
+
+
+def reason(c: Consortium, victim: str, timeout: float = 60) -> str:
+    """Why a victim refused to go on: the stable short name of :class:`focal.errors.Refused`."""
+    process = c.processes[victim]
+    assert process.end(timeout) == 1, f"{victim} ended well: {process.events[-3:]}"
+    found = re.search(r"refused \(([a-z-]+)\)", process.errors)
+    assert found, f"{victim} ended without a reason: {process.errors}"
+    return found[1]
+
+
+def shares(c: Consortium, name: str) -> list[tuple[str, str]]:
+    """(protocol, plan item) of every share that a custodian has made."""
+    return [(str(protocol), str(item)) for protocol, item, *_ in c.ledger(name)]
+
+
+def said(c: Consortium, sender: str) -> set[str]:
+    """Topics under which a member's record is on the server's board."""
+    return {topic for who, topic in c.board() if who == sender}

@@ -1,0 +1,131 @@
+"""Attacks on the refresh and the release, and what exactly they would yield.
+
+A refresh share on a c1 of the server's choice spells out a custodian's secret. The custodian that verifies gives none; what the
+others (``verify: off``) give is recorded here, because SECURITY.md says that without a verifier the server is trusted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from attacks import CONSTANT, SHIFT
+from consortium import Consortium
+from numpy.typing import NDArray
+from stages import VICTIMS, Stages, lying, prelude, reason, said, shares, stages
+
+from focal.ckks import keys, ring, wire
+from focal.ckks.context import REFRESH_LIMBS, Scheme
+from focal.net import messages as msg
+from focal.net.store import Blobs
+
+FIRST = "refresh/0/residual"
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stages:
+    return stages()
+
+
+@pytest.mark.parametrize("kinds", [("constant", "shifted"), ("shifted", "labels")])
+def test_ciphertexts_of_the_servers_own_making(stage: Stages, kinds: tuple[str, str]) -> None:
+    """c1 constant; c1 = a + 2^12; the encrypted labels of hospital-b. The verifier refuses and names the plan item; custodian-2 answers."""
+    with stage.at("uploaded") as c:
+        c.start("server", prelude=lying(f"ForgedRefresh{kinds}"))
+        c.start(*VICTIMS)
+        assert reason(c, "custodian-1") == "lockstep"
+        assert "'train/0/residual/0/0/-'" in c.processes["custodian-1"].errors
+        assert shares(c, "custodian-1") == [] and FIRST not in said(c, "custodian-1")
+
+        c.processes["custodian-2"].reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)
+        assert len(shares(c, "custodian-2")) == 2
+        if kinds[0] == "constant":
+            secret, found = spelt_out(c, "custodian-2")
+            right = [int((f == secret).sum()) for f in found]
+            assert right[0] == len(secret), "a share on a constant c1 gives every coefficient: only the verifier prevents it"
+            # `a` is derived from what is asked, so c1 - a is uniform whatever c1 is: the quotient by 2^12 hits -1, 0, 1 by chance only
+            assert right[1] == 0, "c1 = a + 2^12 gives nothing, because a is derived from c1"
+
+
+def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]]]:
+    """A custodian's ternary secret from its own file, and what its shares on a constant c1 and on c1 = a + 2^12 say that it is.
+
+    h0 = s c1 - M gives s = round(h0 / 2^135), the mask M stays below 2^105; h0 + h1 = s (c1 - a) + e gives s = round(. / 2^12), as in
+    key_extraction.py.
+    """
+    share: msg.RefreshShares = next(body for who, topic, body in c.bodies(msg.RefreshShares) if (who, topic) == (name, FIRST))
+    run_id = next(body.run_id for _, _, body in c.bodies(msg.RunStart))
+    scheme, blobs = Scheme(c.manifest.ckks, run_id), Blobs(c.folder("server") / "blobs")
+    (file,) = c.folder(name).glob("secret-*.key")
+    key = keys.SecretShare.load(scheme, bytes.fromhex(run_id), file.read_bytes()).key
+    primes, roots = scheme.moduli[:REFRESH_LIMBS], scheme.roots
+
+    def integers(limbs: Any) -> NDArray[Any]:
+        modulus = int(np.prod([int(q) for q in primes[: len(limbs)]], dtype=object))
+        total = sum(
+            ring.inverse_ntt(limb, q, roots[q]).astype(object) * (modulus // q * pow(modulus // q, -1, q))
+            for limb, q in zip(limbs, primes, strict=False)
+        )
+        total %= modulus
+        return np.where(total > modulus // 2, total - modulus, total)
+
+    def half(digest: str, kind: wire.Kind) -> Any:
+        return wire.unpack(scheme, kind, blobs.get(digest), name)[0]
+
+    on_constant = half(share.h0[0], wire.REFRESH_H0)
+    on_shifted = ring.total([half(share.h0[1], wire.REFRESH_H0), half(share.h1[1], wire.REFRESH_H1)], primes)
+    guesses = [(integers(limbs) + step // 2) // step for limbs, step in ((on_constant, CONSTANT), (on_shifted, SHIFT))]
+    return integers(scheme.limbs(key)[0][:1]), guesses
+
+
+def test_one_ciphertext_under_two_items_and_items_out_of_the_plans_order(stage: Stages) -> None:
+    with stage.at("uploaded") as c:
+        c.start("server", prelude=lying("OutOfPlan()"))
+        c.start(*VICTIMS)
+        assert [reason(c, v) for v in VICTIMS] == ["plan", "second-item"]
+        assert not any(FIRST in said(c, v) for v in VICTIMS)
+        assert shares(c, "custodian-1") == []
+        assert shares(c, "custodian-2") == [("refresh", "train/0/residual/0/0/-")], "a second share was made with a repeated `a`"
+
+
+def test_two_ciphertexts_under_one_item(stage: Stages) -> None:
+    """Shown together, and shown one after the other around a kill -9 between ledger and network."""
+    with stage.at("uploaded") as c:
+        c.start("server", prelude=lying("TwoRequests(restarted=False)"))
+        c.start("custodian-1")
+        c.start("custodian-2", prelude=prelude("dies_with_shares_made()"))
+        assert reason(c, "custodian-1") == "second-record"
+        assert "the server shows two records" in c.processes["custodian-1"].errors
+        assert c.processes["custodian-2"].end() == -9
+        given = c.ledger("custodian-2")
+        assert len(given) == 2 and FIRST not in said(c, "custodian-2")
+
+        c.processes["server"].kill()
+        c.start("server", prelude=lying("TwoRequests(restarted=True)"))
+        c.start("custodian-2")
+        assert reason(c, "custodian-2") == "second-digest"
+        assert c.ledger("custodian-2") == given and FIRST not in said(c, "custodian-2")
+
+
+def test_a_backup_from_before_the_first_share(stage: Stages) -> None:
+    """It does not know that it ever gave a share, and its server denies it; its peers know. (A later backup: test_restart.py.)"""
+    with stage.at("trained") as c:
+        stage.restore("custodian-2", "uploaded")
+        assert shares(c, "custodian-2") == []
+        c.start("server", prelude=lying("ForgetfulBoard()"))
+        c.start(*VICTIMS)
+        assert reason(c, "custodian-2") == "old-ledger"
+        assert "'custodian-1' has seen 8 of our shares" in c.processes["custodian-2"].errors  # 2 steps x 2 refreshes x 2 class groups
+        assert shares(c, "custodian-2") == []
+
+
+def test_nothing_but_the_last_refresh_is_released(stage: Stages) -> None:
+    """Asked for an institution's encrypted rows, or for the weights of an earlier step."""
+    with stage.at("trained") as c:
+        c.start("server", prelude=lying("FalseRelease()"))
+        c.start(*VICTIMS)
+        assert [reason(c, v) for v in VICTIMS] == ["release", "release"]
+        for victim in VICTIMS:
+            assert "release/shares" not in said(c, victim)
+            assert not [share for share in shares(c, victim) if share[0] == "release"]

@@ -1,0 +1,45 @@
+"""Attacks on the upload lists: training starts with exactly one list of every institution, the same at every custodian."""
+
+from __future__ import annotations
+
+import pytest
+from stages import VICTIMS, Stages, lying, reason, said, shares, stages
+
+from focal.net import messages as msg
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stages:
+    return stages()
+
+
+def test_one_of_two_signed_lists_chosen_for_each_custodian(stage: Stages) -> None:
+    with stage.at("keyed") as c:
+        c.start("server", prelude=lying("TwoLists()"))
+        c.start(*VICTIMS)
+        assert [reason(c, v) for v in VICTIMS] == ["uploads", "uploads"]
+        assert [shares(c, v) for v in VICTIMS] == [[], []]
+
+
+def test_another_projection_and_an_institution_left_out(stage: Stages) -> None:
+    """custodian-1 refuses the list of an institution that skipped the projection check; custodian-2 answers no refresh while a list is
+    missing, although one is asked for."""
+    with stage.at("keyed") as c:
+        c.start("server", prelude=lying("OtherProjectionOrLeftOut()"))
+        c.start(*VICTIMS)
+        assert reason(c, "custodian-1") == "upload"
+        c.processes["custodian-2"].reach(lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["hospital-c"], "upload"))
+        assert list(c.bodies(msg.RefreshRequest)), "nothing was asked for: the next line would mean nothing"
+        assert [shares(c, v) for v in VICTIMS] == [[], []]
+        assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
+
+
+@pytest.mark.parametrize(("server", "why"), [("SwappedChunk()", "digest"), ("IllFormedChunk()", "coefficient")])
+def test_a_chunk_that_is_not_what_was_signed_or_no_ciphertext(stage: Stages, server: str, why: str) -> None:
+    """A verifying custodian re-runs the steps from the signed chunks: it takes neither other bytes nor residues above the modulus."""
+    with stage.at("keyed") as c:
+        c.start("server", prelude=lying(server))
+        c.start("custodian-1")
+        assert reason(c, "custodian-1") == why
+        assert "uploads/accepted" in said(c, "custodian-1"), "it refused earlier than this test means"
+        assert shares(c, "custodian-1") == []

@@ -1,0 +1,150 @@
+"""`focal audit`: a finished run is found to be what its signed messages say, and each change of it is found and named."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from consortium import Finished, finished, focal, said
+from stages import _copy
+
+from focal.errors import FocalError
+from focal.net import messages as msg
+from focal.net.identity import Identity, open_record
+from focal.roles.audit import Audit
+
+
+@pytest.fixture(scope="module")
+def run() -> Finished:
+    return finished()
+
+
+class Store:
+    """A copy of a finished run's server folder, with a few ways to falsify it."""
+
+    def __init__(self, run: Finished, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        _copy(run.party("server"), folder)
+
+    def body(self, sender: str, topic: str) -> Any:
+        with closing(sqlite3.connect(self.folder / "board.sqlite")) as db:
+            (data,) = db.execute("SELECT data FROM record WHERE sender = ? AND topic = ?", (sender, topic)).fetchone()
+        return open_record(self.run.manifest, data).body
+
+    def say(self, sender: str, topic: str, **changes: Any) -> None:
+        """Replace fields of a record, newly and validly signed by its sender."""
+        body, scope = self.body(sender, topic), self.body(sender if sender != "server" else "custodian-1", "run/start").run_id
+        signed = Identity.load(self.run.party(sender) / "identity.json").sign_record(scope, topic, body.model_copy(update=changes))
+        self._write(sender, topic, signed)
+
+    def _write(self, sender: str, topic: str, data: bytes) -> None:
+        with closing(sqlite3.connect(self.folder / "board.sqlite")) as db, db:
+            assert db.execute("UPDATE record SET data = ? WHERE sender = ? AND topic = ?", (data, sender, topic)).rowcount == 1
+
+    def unsigned(self, sender: str, topic: str) -> None:
+        """One bit of a record changes, its signature does not."""
+        with closing(sqlite3.connect(self.folder / "board.sqlite")) as db:
+            (data,) = db.execute("SELECT data FROM record WHERE sender = ? AND topic = ?", (sender, topic)).fetchone()
+        last = self.body(sender, topic).model_dump()["digest"].encode()
+        assert data.count(last) == 1
+        self._write(sender, topic, data.replace(last, last[:-1] + (b"0" if last[-1:] != b"0" else b"1")))
+
+    def flip(self, digest: str) -> None:
+        """One bit of a blob changes."""
+        path = self.folder / "blobs" / digest[:2] / digest[2:]
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.unlink()  # it is linked to the original
+        path.write_bytes(data)
+
+
+def last_step(store: Store) -> int:
+    return store.run.manifest.training.steps - 1
+
+
+def flip_upload(store: Store) -> str:
+    digest = store.body("hospital-b", "upload").chunks[0]
+    store.flip(digest)
+    return digest[2:]
+
+
+def flip_contribution(store: Store) -> str:
+    digest = store.body("custodian-2", "keys/1/reveal").blobs[3]
+    store.flip(digest)
+    return digest[2:]
+
+
+def flip_answer(store: Store) -> str:
+    digest = store.body("custodian-2", f"refresh/{last_step(store)}/weights").h1[0]
+    store.flip(digest)
+    return digest[2:]
+
+
+def swap_answers(store: Store) -> str:
+    """custodian-2's answers of two batches change places."""
+    ones, twos = (store.body("custodian-2", f"refresh/0/{kind}") for kind in ("residual", "weights"))
+    store.say("custodian-2", "refresh/0/residual", h0=twos.h0[:1] + ones.h0[1:], h1=twos.h1[:1] + ones.h1[1:])
+    return "'train/0/weights/"
+
+
+def other_step(store: Store) -> str:
+    store.say("server", f"step/{last_step(store)}", outputs=store.body("server", "step/0").outputs)
+    return f"step {last_step(store)}"
+
+
+def other_chunk(store: Store) -> str:
+    chunks = store.body("hospital-b", "upload").chunks
+    store.say("hospital-b", "upload", chunks=(chunks[1], *chunks[1:]))
+    return "refused (uploads): 'custodian-1'"
+
+
+def other_keys(store: Store) -> str:
+    joint = store.body("custodian-2", "keys/joint")
+    store.say("custodian-2", "keys/joint", multiplication=joint.public)
+    return "refused (joint-keys): 'custodian-2'"
+
+
+def other_signature(store: Store) -> str:
+    store.unsigned("custodian-2", "uploads/accepted")
+    return "a signature of 'custodian-2' is not valid"
+
+
+def other_release(store: Store) -> str:
+    store.say("custodian-1", "release/shares", ciphertexts=store.body("server", "step/0").outputs)
+    return "refused (release): 'custodian-1'"
+
+
+def test_a_finished_run_is_what_it_says(run: Finished) -> None:
+    result = focal("audit", run.folder)
+    assert result.returncode == 0 and "every digest is the same" in said(result)
+    step = run.manifest.training.steps - 1
+    with closing(sqlite3.connect(run.party("server") / "board.sqlite")) as db:
+        (data,) = db.execute("SELECT data FROM record WHERE topic = ?", (f"step/{step}",)).fetchone()
+    done: msg.StepDone = open_record(run.manifest, data).body  # type: ignore[assignment]
+    assert done.chain in said(result)
+
+
+def test_from_another_folder_one_changed_bit_of_an_upload_is_found(run: Finished, tmp_path: Path) -> None:
+    """The manifest and the store are all that an auditor needs; here they lie somewhere else."""
+    store = Store(run, tmp_path / "elsewhere")
+    found = flip_upload(store)
+    shutil.copy(run.folder / "manifest.json", tmp_path / "manifest.json")
+    result = focal("audit", tmp_path / "manifest.json", "--from", store.folder)
+    assert result.returncode == 1 and found in said(result).replace(" ", "") and "other bytes than were written" in said(result)
+
+
+@pytest.mark.parametrize(
+    "falsify",
+    [flip_contribution, flip_answer, swap_answers, other_step, other_chunk, other_keys, other_signature, other_release],
+)
+def test_a_falsified_record_is_found_and_named(run: Finished, tmp_path: Path, falsify: Callable[[Store], str]) -> None:
+    store = Store(run, tmp_path / "store")
+    named = falsify(store)
+    with pytest.raises(FocalError) as found:
+        Audit(run.manifest, store.folder, lambda text: None, threads=2).run()
+    assert named in str(found.value)

@@ -1,0 +1,44 @@
+"""The verifying custodian: it refuses a server that computes something else, and survives its own kill -9."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from consortium import finished
+from stages import Stages, prelude, reason, said, shares, stages
+
+from focal.ckks.release import MAX_ERROR
+
+
+@pytest.fixture(scope="module")
+def stage() -> Stages:
+    return stages()
+
+
+def test_a_verifier_killed_in_training_goes_on_and_the_run_ends_well(stage: Stages) -> None:
+    """It was killed after its first step (stages.py). The weights are the twin's within what the planner promises."""
+    at_the_kill = stage.verifier_ledger_at_the_kill
+    assert 0 < len(at_the_kill) < 8, "it was not killed in the middle of training"
+    with stage.at("trained") as c:
+        assert c.ledger("custodian-1")[: len(at_the_kill)] == at_the_kill
+        assert len(shares(c, "custodian-1")) == len(set(shares(c, "custodian-1"))) == 8  # 2 steps x 2 refreshes x 2 class groups
+        c.start_all()
+        c.finish()
+        assert np.abs(c.weights() - c.twin()).max() < MAX_ERROR
+
+
+@pytest.mark.parametrize("server", ["wrong_rate()", "wrong_limb()"])
+def test_a_server_that_computes_something_else(stage: Stages, server: str) -> None:
+    """W = 0 before the first step, so the rate and the data show for the first time in the first update."""
+    with stage.at("uploaded") as c:
+        c.start("server", prelude=prelude(f"attacks.{server}"))
+        c.start(*c.custodians)
+        assert reason(c, "custodian-1") == "lockstep"
+        assert "'train/0/weights/-/0/-'" in c.processes["custodian-1"].errors
+        assert "refresh/0/weights" not in said(c, "custodian-1")
+        assert all("/residual/" in item for _, item in shares(c, "custodian-1"))
+
+
+def test_the_summary_says_who_verifies() -> None:
+    run = finished()
+    assert run.summary["verify"] == {"custodian-1": "lockstep", "custodian-2": "off"}

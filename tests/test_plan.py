@@ -1,0 +1,127 @@
+"""The planner: it obeys wishes, says what does not fit, and its bytes are the wire's."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from focal.ckks import keys, plan, wire
+from focal.ckks.context import LIMBS, REFRESH_LIMBS
+from focal.ckks.engine import chunk_kind
+from focal.ckks.plan import Cost, choose, cost, layout_for
+from focal.ckks.rehearsal import Rehearsal
+from focal.config import CkksConfig, LayoutConfig
+from focal.errors import FocalError
+
+ODIR = {"north": (0, 1279), "south": (1279, 2557), "west": (2557, 3835)}
+
+
+def chosen(
+    features: int = 64,
+    outputs: int = 8,
+    rows: dict[str, tuple[int, int]] | None = None,
+    custodians: int = 3,
+    wish: LayoutConfig | None = None,
+    memory: float = 8e9,
+    threads: int = 2,
+    params: CkksConfig | None = None,
+) -> Cost:
+    return choose(
+        params or CkksConfig(), features, outputs, rows or ODIR, custodians, steps=5, degree=3, wish=wish or LayoutConfig(),
+        threads=threads, memory_bytes=memory,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("k", "f"), [(8, 1), (4, 2), (2, 4), (1, 8), (1, 1)])
+def test_a_wish_is_obeyed(k: int, f: int) -> None:
+    layout = chosen(wish=LayoutConfig(class_lanes=k, feature_lanes=f)).layout
+    assert (layout.class_lanes, layout.feature_lanes) == (k, f)
+    assert layout == layout_for(8192, 64, 8, 3835, k, f), "every party derives the layout from its lanes"
+
+
+def test_half_a_wish_leaves_the_other_half_open() -> None:
+    assert chosen(wish=LayoutConfig(class_lanes=2)).layout.class_lanes == 2
+    assert chosen(wish=LayoutConfig(feature_lanes=4)).layout.feature_lanes == 4
+
+
+def test_odir_stays_below_its_upload_target() -> None:
+    best = chosen()
+    assert max(best.upload_bytes.values()) <= 120e6
+    assert best.release_error <= 1e-3
+    text = best.describe(5)
+    assert f"k = {best.layout.class_lanes} class lanes" in text and "MB per institution" in text and len(text.splitlines()) == 3
+
+
+def test_the_choice_is_the_cheapest_of_those_that_fit() -> None:
+    """Against every layout, priced one by one; a slow link must choose fewer bytes than a fast one."""
+
+    def price(c: Cost, link: float) -> float:
+        return c.step_seconds * 5 + max(c.upload_bytes.values()) / 1e6 / link + 2 * c.key_bytes / 1e6 / link
+
+    for link in (0.5, 12.5, 1000.0):
+        every = [cost(layout_for(8192, 64, 8, 3835, k, f), CkksConfig(), ODIR, 3, 3, link, 2) for k in (1, 2, 4, 8) for f in (1, 2, 4, 8)]
+        best = chosen(wish=LayoutConfig(link_mbyte_s=link))
+        assert price(best, link) == pytest.approx(min(price(c, link) for c in every if c.release_error <= 1e-3))
+    slow, fast = (max(chosen(wish=LayoutConfig(link_mbyte_s=s)).upload_bytes.values()) for s in (0.5, 1000.0))
+    assert slow < fast
+
+
+def test_babies_divide_the_lane_and_more_blocks_shift_the_balance() -> None:
+    few, many = layout_for(8192, 64, 8, 100, 8, 1), layout_for(8192, 64, 8, 20_000, 8, 1)
+    assert few.lane % few.babies == many.lane % many.babies == 0
+    assert many.babies > few.babies
+
+
+def test_too_many_features_and_classes() -> None:
+    with pytest.raises(FocalError, match="no layout fits 256 features x 64 outputs x 3835 rows: .*too many for 8192 slots") as caught:
+        chosen(features=256, outputs=64, wish=LayoutConfig(class_lanes=32, feature_lanes=8))
+    assert "larger ckks ring" in caught.value.hint
+
+
+def test_too_little_memory() -> None:
+    with pytest.raises(FocalError, match=r"needs \d\.\d GB at the server, 0\.0 GB are free"):
+        chosen(memory=1e7)
+
+
+def test_a_release_that_would_err_too_much() -> None:
+    """R x k = 8192 leaves one copy of each weight, and eight custodians' smudging is on it."""
+    wish = LayoutConfig(class_lanes=32, feature_lanes=1)
+    with pytest.raises(FocalError, match=r"the release would err by 1\.\de-03 on a weight, more than 1e-03") as caught:
+        chosen(features=256, outputs=32, custodians=8, wish=wish)
+    assert "class lanes" in caught.value.hint
+    other = chosen(features=256, outputs=32, custodians=8)
+    assert other.layout.class_lanes < 32 and other.release_error <= 1e-3
+
+
+@pytest.mark.parametrize("degree", [3, 5])
+@pytest.mark.parametrize(("k", "f"), [(8, 1), (2, 4)])
+def test_predicted_bytes_are_those_on_the_wire(rehearsal: Rehearsal, k: int, f: int, degree: int) -> None:
+    scheme, layout = rehearsal.scheme, layout_for(8192, 64, 8, 3835, k, f)
+    predicted = cost(layout, CkksConfig(), ODIR, 3, degree, 12.5, 2)
+    for name, rows in ODIR.items():
+        assert predicted.upload_bytes[name] == sum(wire.size(scheme, chunk_kind(what)) for _, what, _, _ in layout.chunks(*rows))
+    assert predicted.key_bytes == keys.contribution_bytes(scheme, len(layout.rotations))
+    kinds = ["residual", "weights"] if degree == 3 else ["logits", "residual", "weights"]
+    items = [item for kind in kinds for item in layout.items(0, kind)]
+    each = wire.size(scheme, wire.ciphertext(REFRESH_LIMBS)) + wire.size(scheme, wire.REFRESH_H0) + wire.size(scheme, wire.REFRESH_H1)
+    assert predicted.refresh_bytes == len(items) * each
+    data = wire.size(scheme, wire.ciphertext(LIMBS))
+    assert predicted.memory_bytes > layout.blocks * layout.lane * data, "the server holds at least the packed data"
+
+
+def test_more_of_anything_costs_more() -> None:
+    base = cost(layout_for(8192, 64, 8, 3835, 8, 1), CkksConfig(), ODIR, 3, 3, 12.5, 1)
+    assert cost(base.layout, CkksConfig(), ODIR, 3, 3, 12.5, 2).step_seconds < base.step_seconds
+    assert cost(base.layout, CkksConfig(), ODIR, 6, 3, 12.5, 1).step_seconds > base.step_seconds
+    assert cost(base.layout, CkksConfig(), ODIR, 3, 7, 12.5, 1).step_seconds > base.step_seconds
+    assert cost(base.layout, CkksConfig(), ODIR, 3, 3, 6.25, 1).link_seconds == pytest.approx(2 * base.link_seconds)
+    large = cost(layout_for(16384, 64, 8, 3835, 8, 1), CkksConfig(ring=32768), ODIR, 3, 3, 12.5, 1)
+    assert large.key_bytes > 1.9 * base.key_bytes
+
+
+def test_the_first_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MAX_ERROR", 1e-9)
+    with pytest.raises(FocalError) as caught:
+        chosen()
+    assert re.search(r"k = 1, f = 1: the release would err", caught.value.message)

@@ -1,0 +1,178 @@
+"""The collective refresh: the message survives, ``a`` is nobody's choice, and no share is dispensable."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Opened
+
+from focal.ckks import refresh, ring, wire
+from focal.ckks.context import LIMBS, REFRESH_LIMBS
+from focal.ckks.rehearsal import Rehearsal
+from focal.errors import Refused
+
+ITEM = "train/0/residual/0/0/-"
+KIND = wire.ciphertext(REFRESH_LIMBS)
+SIGMA = 3.19
+"""Standard deviation of OpenFHE's fresh errors."""
+
+Shares = list[tuple[str, bytes, bytes]]
+
+
+@pytest.fixture(scope="module")
+def message(rehearsal: Rehearsal) -> np.ndarray:
+    return np.random.default_rng(5).uniform(-1, 1, rehearsal.scheme.slots)
+
+
+@pytest.fixture(scope="module")
+def ciphertext(rehearsal: Rehearsal, message: np.ndarray) -> Any:
+    return rehearsal.encrypt(message, REFRESH_LIMBS)
+
+
+@pytest.fixture(scope="module")
+def asked(rehearsal: Rehearsal, ciphertext: Any) -> bytes:
+    return refresh.request(rehearsal.scheme, ciphertext)
+
+
+@pytest.fixture(scope="module")
+def a(rehearsal: Rehearsal, asked: bytes) -> list[ring.Limb]:
+    return refresh.common_random(rehearsal.scheme, rehearsal.run_id, ITEM, wire.digest(asked))
+
+
+@pytest.fixture(scope="module")
+def shares(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb]) -> Shares:
+    c1 = wire.unpack(rehearsal.scheme, KIND, asked, "server")[1]
+    return [(f"custodian-{i}", *refresh.share(rehearsal.scheme, s.key, c1, a)) for i, s in enumerate(rehearsal.secrets)]
+
+
+def digest_of(run: Rehearsal, ciphertext: Any) -> str:
+    return wire.digest(wire.pack(run.scheme, wire.ciphertext(LIMBS), run.scheme.limbs(ciphertext)))
+
+
+def test_the_message_survives_with_all_limbs(
+    rehearsal: Rehearsal, opened: Opened, ciphertext: Any, asked: bytes, a: list[ring.Limb], shares: Shares
+) -> None:
+    """What a refresh adds is one error of sigma 3.19 from each of three custodians, and nothing else: 2^-33 of a slot."""
+    refreshed = refresh.combine(rehearsal.scheme, asked, a, shares)
+    c0, c1 = rehearsal.scheme.limbs(refreshed)
+    assert len(c0) == LIMBS
+    assert all(np.array_equal(x, y) for x, y in zip(c1, a, strict=True)), "the new c1 is the derived a"
+    added = opened.coefficients(refreshed) - opened.coefficients(ciphertext)
+    expected = SIGMA * 3**0.5
+    assert 0.9 * expected < added.std() < 1.1 * expected  # 16384 samples: 0.6 % standard error
+    assert np.abs(added).max() < 8 * expected
+    slots = np.abs(opened.slots(refreshed) - opened.slots(ciphertext)).max()
+    assert slots < 8 * expected * (rehearsal.scheme.n / 2) ** 0.5 / rehearsal.scheme.scale < 2**-31
+
+
+def test_messages_far_larger_than_one_survive(rehearsal: Rehearsal, opened: Opened) -> None:
+    """delta' and W' reach some tens: the masks leave 2^105 of room."""
+    values = np.linspace(-1000, 1000, rehearsal.scheme.slots)
+    ct = rehearsal.encrypt(values, REFRESH_LIMBS)
+    (refreshed,) = rehearsal.refresh([ITEM], [ct])
+    assert np.abs(opened.slots(refreshed) - opened.slots(ct)).max() < 2**-31
+
+
+def test_combining_is_deterministic_and_in_no_order(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb], shares: Shares) -> None:
+    digests = {digest_of(rehearsal, refresh.combine(rehearsal.scheme, asked, a, list(p))) for p in itertools.permutations(shares)}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_without_one_share_nothing_of_the_message_is_left(
+    rehearsal: Rehearsal, opened: Opened, asked: bytes, a: list[ring.Limb], shares: Shares, message: np.ndarray, missing: int
+) -> None:
+    """The masks M_i do not cancel. Correlation of 8192 independent slots: 1 / sqrt(8192), six of them."""
+    broken = refresh.combine(rehearsal.scheme, asked, a, [s for i, s in enumerate(shares) if i != missing])
+    found = opened.slots(broken)
+    assert abs(np.corrcoef(found, message)[0, 1]) < 6 / len(message) ** 0.5
+    assert np.abs(found - message).min() < np.abs(found - message).max() and np.median(np.abs(found)) > 2**8
+
+
+def test_the_same_share_given_twice_does_not_stand_in_for_another(
+    rehearsal: Rehearsal, opened: Opened, asked: bytes, a: list[ring.Limb], shares: Shares, message: np.ndarray
+) -> None:
+    doubled = refresh.combine(rehearsal.scheme, asked, a, [shares[0], shares[0], shares[2]])
+    assert np.median(np.abs(opened.slots(doubled) - message)) > 2**8
+
+
+def test_a_share_hides_the_secret_product(rehearsal: Rehearsal, a: list[ring.Limb], asked: bytes) -> None:
+    """Two shares of one custodian for one request differ on every coefficient: the mask is drawn anew (and the ledger gives only one)."""
+    scheme = rehearsal.scheme
+    c1 = wire.unpack(scheme, KIND, asked, "server")[1]
+    one, two = (wire.unpack(scheme, wire.REFRESH_H0, refresh.share(scheme, rehearsal.secrets[0].key, c1, a)[0], "")[0] for _ in range(2))
+    assert (one[0] != two[0]).mean() > 0.999
+
+
+# --------------------------------------------------------------------- a
+
+
+def test_a_depends_on_run_item_and_digest(rehearsal: Rehearsal) -> None:
+    scheme = rehearsal.scheme
+    base = (bytes(32), "item/1", "00" * 32)
+    variants = [base, (bytes(31) + b"\1", *base[1:]), (base[0], "item/2", base[2]), (base[0], "item/", base[2]), (*base[:2], "00" * 31 + "01")]
+    made = [refresh.common_random(scheme, *v)[0].tobytes() for v in variants]
+    assert len(set(made)) == len(made)
+    assert made[0] == refresh.common_random(scheme, *base)[0].tobytes()
+
+
+def test_a_is_its_definition(rehearsal: Rehearsal) -> None:
+    """SHAKE-256('focal/refresh/v1' || run id || item with its length || digest), every limb below its prime."""
+    seed = b"focal/refresh/v1" + bytes(32) + b"\6\0item/1" + bytes(range(32))
+    made = refresh.common_random(rehearsal.scheme, bytes(32), "item/1", bytes(range(32)).hex())
+    assert len(made) == LIMBS
+    for i, (limb, q) in enumerate(zip(made, rehearsal.scheme.moduli, strict=True)):
+        raw = np.frombuffer(hashlib.shake_256(seed + i.to_bytes(4, "little")).digest(8 * 64), "<u8") & np.uint64((1 << q.bit_length()) - 1)
+        words = [int(w) for w in raw if int(w) < q][:16]
+        assert limb[:16].tolist() == words
+        assert int(limb.max()) < q
+
+
+@pytest.mark.parametrize(("element", "limb", "at"), [(0, 0, 0), (0, 2, 16383), (1, 0, 0), (1, 2, 16383)])
+def test_the_requester_moves_a_only_by_what_it_asks_for(rehearsal: Rehearsal, asked: bytes, element: int, limb: int, at: int) -> None:
+    """One more in any coefficient of c0 or c1 is another digest and another ``a``; the same limbs, sent again, are the same ``a``."""
+    scheme = rehearsal.scheme
+    limbs = [[x.copy() for x in p] for p in wire.unpack(scheme, KIND, asked, "server")]
+    again = wire.digest(wire.pack(scheme, KIND, limbs))
+    assert again == wire.digest(asked)
+    limbs[element][limb][at] = (int(limbs[element][limb][at]) + 1) % scheme.moduli[limb]
+    other = wire.digest(wire.pack(scheme, KIND, limbs))
+    made = [refresh.common_random(scheme, rehearsal.run_id, ITEM, d)[0] for d in (wire.digest(asked), other)]
+    assert (made[0] != made[1]).mean() > 0.999
+
+
+# --------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("limbs", [1, 2, 4, LIMBS])
+def test_another_limb_count_is_refused(rehearsal: Rehearsal, a: list[ring.Limb], limbs: int) -> None:
+    ct = rehearsal.encrypt(np.zeros(rehearsal.scheme.slots), limbs)
+    with pytest.raises(ValueError, match="exactly 3 limbs"):
+        refresh.request(rehearsal.scheme, ct)
+    with pytest.raises(ValueError, match="exactly 3 limbs"):
+        refresh.share(rehearsal.scheme, rehearsal.secrets[0].key, rehearsal.scheme.limbs(ct)[1], a)
+
+
+def test_an_unrescaled_ciphertext_is_refused(rehearsal: Rehearsal, ciphertext: Any) -> None:
+    with pytest.raises(ValueError, match="scale degree 1"):
+        refresh.request(rehearsal.scheme, rehearsal.scheme.cc.EvalMult(ciphertext, 0.5))
+
+
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("spoil", [lambda d: d[:-1], lambda d: d[:64] + b"0" * 64 + d[128:], lambda d: d[:-1] + b"\xff", lambda d: b""])
+def test_a_malformed_share_names_its_custodian(
+    rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb], shares: Shares, which: int, spoil: Any
+) -> None:
+    bad = list(shares[1])
+    bad[which] = spoil(bad[which])
+    with pytest.raises(Refused, match="custodian-1"):
+        refresh.combine(rehearsal.scheme, asked, a, [shares[0], (bad[0], bad[1], bad[2]), shares[2]])
+
+
+def test_a_malformed_request_is_refused(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb], shares: Shares) -> None:
+    with pytest.raises(Refused, match="refresh request"):
+        refresh.combine(rehearsal.scheme, asked[:-1], a, shares)
