@@ -121,14 +121,14 @@ def test_a_step_from_given_weights_is_the_twins(base: Rehearsal, case: Case) -> 
         asked.extend(items)
         return run.refresh(items, ciphertexts)
 
-    error = np.abs(read(run, engine.step(0, encrypted, counted)) - (expected := twin.step(w, x, targets, scalars)))
+    error = np.abs(read(run, engine.step(1, encrypted, counted)) - (expected := twin.step(w, x, targets, scalars)))
     engine.close()
     # at |z| = 6 the sigmoid's slope is below 1/4, but c1 + 3 c3 z^2 of the cubic is within 0.15 as well; degree 5 and 7 stay below 0.22
     bound = tolerance(run, x, np.maximum(np.abs(w).max(), np.abs(expected)), scalars, 1)
     print(f"{case}: largest error {error.max():.1e}, tolerance {bound:.1e}")
     assert error.max() < bound
     kinds = ["residual", "weights"] if case.degree == 3 else ["logits", "residual", "weights"]
-    assert asked == [item for kind in kinds for item in run.layout.items(0, kind)], "the plan's refreshes, in the plan's order"
+    assert asked == [item for kind in kinds for item in run.layout.items(1, kind)], "the plan's refreshes, in the plan's order"
 
 
 def test_a_bit_less_sigmoid_would_be_noticed(base: Rehearsal) -> None:

@@ -109,8 +109,9 @@ def test_contributions_are_made_with_the_derived_randomness(ceremony: Ceremony, 
         assert 2 < e.std() < 4.5 and np.abs(e).max() < 8 * 3.19
     a_digits, b_digits = keys.public_random(scheme, RUN, "switching", 3), wire.unpack(scheme, wire.SWITCHING_B, parts["switching"], "")
     assert np.abs(noise(scheme, b_digits[0][5], a_digits[0][5], secret[5], 5)).max() < 8 * 3.19
-    q, special = scheme.moduli[0], math.prod(scheme.extended[LIMBS:]) % scheme.moduli[0]
-    own = noise(scheme, b_digits[0][0], a_digits[0][0], secret[0], 0) - ring.centred(np.array([special], np.uint64), q)[0] * plain(scheme, secret)
+    q = scheme.moduli[0]
+    (special,) = ring.centred(np.array([math.prod(scheme.extended[LIMBS:]) % q], np.uint64), q)
+    own = noise(scheme, b_digits[0][0], a_digits[0][0], secret[0], 0) - special * plain(scheme, secret)
     assert np.abs(own).max() < 8 * 3.19, "on the digit's own limb stands P s_i beside the error"
 
 

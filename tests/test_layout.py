@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from focal.ckks.layout import WEIGHT_SCALE, Layout, power_of_two
+from focal.ckks.layout import RESIDUAL_SCALE, Layout, power_of_two
 from focal.errors import FocalError
 
 SHAPES = [  # slots, features, outputs, rows, k, f, B
@@ -72,7 +72,7 @@ def test_targets_and_weights(layout: Layout) -> None:
             if cls < layout.outputs:
                 w[slot(layout, j, i0, q, c)] = weights[j * layout.lane + q, cls]
                 if row < layout.block_rows:
-                    t[slot(layout, j, i0, q, c)] = WEIGHT_SCALE * targets[row, cls]
+                    t[slot(layout, j, i0, q, c)] = RESIDUAL_SCALE * targets[row, cls]
         assert np.array_equal(layout.target_slots(targets, u), t)
         assert np.array_equal(layout.weight_slots(weights, u), w)
 
@@ -96,7 +96,7 @@ def test_one_step_in_slots_is_one_step_in_matrices(layout: Layout) -> None:
     k, b = layout.class_lanes, layout.babies
     data = [[layout.data_slots(x, g, h) for h in range(b)] for g in range(layout.giants)]
     for u in range(layout.class_groups):
-        weights, residual = layout.weight_slots(w, u), layout.target_slots(delta, u) / WEIGHT_SCALE
+        weights, residual = layout.weight_slots(w, u), layout.target_slots(delta, u) / RESIDUAL_SCALE
         z, gradient = np.zeros(layout.slots), np.zeros(layout.slots)
         for g in range(layout.giants):
             z += left(sum(data[g][h] * left(weights, h * k) for h in range(b)), g * b * k)
@@ -113,7 +113,8 @@ def test_one_step_in_slots_is_one_step_in_matrices(layout: Layout) -> None:
         part = slice(u * k, min((u + 1) * k, layout.outputs))
         classes = part.stop - part.start
         np.testing.assert_allclose(layout.read_weights(gradient)[:, :classes], (x.T @ delta)[:, part], atol=1e-10)
-        np.testing.assert_allclose(gradient, layout.weight_slots(np.hstack([np.zeros((layout.features, u * k)), layout.read_weights(gradient)]), u), atol=1e-10)
+        read = np.hstack([np.zeros((layout.features, u * k)), layout.read_weights(gradient)])
+        np.testing.assert_allclose(gradient, layout.weight_slots(read, u), atol=1e-10)
         logits = z.reshape(layout.feature_lanes, -1, k)[:, : layout.block_rows, :classes]
         np.testing.assert_allclose(logits, np.broadcast_to((x @ w)[:, part], logits.shape), atol=1e-10)
 

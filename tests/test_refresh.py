@@ -114,7 +114,8 @@ def test_a_share_hides_the_secret_product(rehearsal: Rehearsal, a: list[ring.Lim
 def test_a_depends_on_run_item_and_digest(rehearsal: Rehearsal) -> None:
     scheme = rehearsal.scheme
     base = (bytes(32), "item/1", "00" * 32)
-    variants = [base, (bytes(31) + b"\1", *base[1:]), (base[0], "item/2", base[2]), (base[0], "item/", base[2]), (*base[:2], "00" * 31 + "01")]
+    run, item, digest = base
+    variants = [base, (bytes(31) + b"\1", item, digest), (run, "item/2", digest), (run, "item/", digest), (run, item, "00" * 31 + "01")]
     made = [refresh.common_random(scheme, *v)[0].tobytes() for v in variants]
     assert len(set(made)) == len(made)
     assert made[0] == refresh.common_random(scheme, *base)[0].tobytes()

@@ -92,7 +92,8 @@ def test_trained_weights_carry_less_noise_than_the_smudging_assumes(class_lanes:
     assert np.abs(own / WEIGHT_SCALE - twin.train(x, targets, scalars, 5)[0]).max() < 1e-6, "these are not the trained weights"
     noise = opened.coefficients(carried[0]) - coefficients(layout.weight_slots(own, 0)) * run.scheme.scale
     t = 2**0.5 * rms(noise)
-    print(f"trained weights, k = {class_lanes}, f = {feature_lanes}: t = 2^{math.log2(t):.1f}, flooding {release.flooding_bits(t):.1f} bits")
+    bits = release.flooding_bits(t)
+    print(f"trained weights, k = {class_lanes}, f = {feature_lanes}: t = 2^{math.log2(t):.1f}, flooding {bits:.1f} bits")
     assert t < release.CARRIED_NOISE
 
 

@@ -64,6 +64,11 @@ def test_totals_and_empty_phases_are_filled_in() -> None:
     assert party.by_phase["release"].up == 0
 
 
+def test_a_phase_that_the_contract_does_not_know_counts_as_set_up() -> None:
+    party = summary(traffic={p: {"lunch": {"up": 1, "down": 2}} for p in ("server", *SITES, *CUSTODIANS)}).bytes["hospital-a"]
+    assert (party.by_phase["keys"].up, party.by_phase["keys"].down) == (1, 2)
+
+
 def test_several_machines_leave_out_what_one_site_cannot_know(tmp_path: Path) -> None:
     site = summary(
         auroc=Auroc(encrypted=0.8), auroc_ci95=AurocInterval(encrypted=(0.7, 0.9)), max_abs_weight_error=None,
@@ -82,7 +87,6 @@ def test_several_machines_leave_out_what_one_site_cannot_know(tmp_path: Path) ->
         ({"seconds": dict.fromkeys(("keys", "features", "upload", "train", "release", "total"), float("nan"))}, "seconds.keys"),
         ({"max_abs_weight_error": None}, "max_abs_weight_error missing"),
         ({"traffic": {"server": {}}}, "bytes lacks custodian-1, custodian-2, hospital-a"),
-        ({"traffic": {"server": {"lunch": {"up": 1, "down": 1}}}}, "lunch"),
         ({"verify": dict.fromkeys(CUSTODIANS, "maybe")}, "verify.custodian-1"),
         ({"verify": {"custodian-1": "off"}}, "verify"),
         ({"params": {}}, "params"),

@@ -7,15 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import openfhe
 import pytest
+from conftest import Opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focal.ckks import ring, wire
+from focal.ckks import context, ring, wire
 from focal.ckks.context import LIMBS, Scheme
+from focal.ckks.layout import Layout
 from focal.ckks.rehearsal import Rehearsal
 from focal.config import CkksConfig
-from focal.errors import Refused
+from focal.errors import FocalError, Refused
 
 KINDS = [wire.ciphertext(n) for n in (1, 3, LIMBS)] + [
     wire.REFRESH_H0, wire.REFRESH_H1, wire.DECRYPTION, wire.PUBLIC_B, wire.SWITCHING_B, wire.SWITCHING_AB,
@@ -39,7 +42,8 @@ FIELDS = {  # name in the error -> (offset, struct code, another value)
 def small_scheme() -> Any:
     """What wire reads of a Scheme, with 64 coefficients: for tests with many examples."""
     moduli = (1152921504606748673, *[35184373006337] * (LIMBS - 1))
-    return SimpleNamespace(n=64, slots=32, scale=2.0**45, hash=bytes(range(32)), tag="ab" * 32, moduli=moduli, extended=(*moduli, *moduli[:1] * 2))
+    extended = (*moduli, *moduli[:1] * 2)
+    return SimpleNamespace(n=64, slots=32, scale=2.0**45, hash=bytes(range(32)), tag="ab" * 32, moduli=moduli, extended=extended)
 
 
 def polynomials(scheme: Any, kind: wire.Kind, seed: bytes = b"golden") -> list[list[ring.Limb]]:
@@ -163,8 +167,6 @@ def test_a_flipped_bit_is_refused_or_is_another_ciphertext_with_another_digest(b
 
 def test_equal_ciphertexts_have_equal_digests_whatever_openfhe_serialises(rehearsal: Rehearsal) -> None:
     """A ciphertext that came through a template serialises differently from the one it was made of; its digest does not."""
-    import openfhe
-
     scheme, kind = rehearsal.scheme, wire.ciphertext(3)
     made = scheme.cc.EvalRotate(rehearsal.encrypt(np.linspace(-1, 1, scheme.slots), 3), rehearsal.layout.rotations[0])
     data = wire.pack(scheme, kind, scheme.limbs(made))
@@ -182,9 +184,6 @@ def test_the_format_does_not_drift() -> None:
 
 
 def test_parameters_that_fall_short_of_the_standard_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from focal.ckks import context
-    from focal.errors import FocalError
-
     assert context.MAX_LOG_QP == {16384: 438, 32768: 881}  # homomorphicencryption.org standard, table 1, ternary, 128 bits
     monkeypatch.setattr(context, "MAX_LOG_QP", {16384: 404, 32768: 404})
     with pytest.raises(FocalError, match="405 bits exceeds the 404"):
@@ -193,9 +192,6 @@ def test_parameters_that_fall_short_of_the_standard_are_refused(monkeypatch: pyt
 
 def test_a_larger_ring_works() -> None:
     """Keys of two custodians, one product, one rotation and one refresh at N = 2^15, opened exactly."""
-    from conftest import Opened
-    from focal.ckks.layout import Layout
-
     run = Rehearsal(Layout(16384, 64, 128, 100, 128, 1, 8), custodians=2, params=CkksConfig(ring=32768), run="large")
     scheme, opened = run.scheme, Opened(run)
     x, y = np.random.default_rng(0).uniform(-1, 1, (2, scheme.slots))
@@ -205,4 +201,5 @@ def test_a_larger_ring_works() -> None:
     (refreshed,) = run.refresh(["train/0/weights/-/0/-"], [low])
     # noise 2^10.2 per coefficient (N = 2^15), sqrt(N / 2) in a slot, 6 standard deviations, both factors; scale drift of one prime
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
-    assert np.abs(opened.slots(refreshed) - np.roll(x * y, -rotation)).max() < 2 * 6 * 2**10.2 * (scheme.n / 2) ** 0.5 / scheme.scale + drift
+    error = 6 * 2**10.2 * (scheme.n / 2) ** 0.5 / scheme.scale
+    assert np.abs(opened.slots(refreshed) - np.roll(x * y, -rotation)).max() < 2 * error + drift

@@ -6,11 +6,11 @@ it cannot do alone is a collective refresh, so it is handed one::
     limbs   6                5          4          3     refresh     6 5                    4          3     refresh     6
             W ---forward---> z --z^2--> . --z^3--> delta ----------> delta ---backward---> sum --rate--> W ----------> W
 
-W, z and delta are carried times 16 (WEIGHT_SCALE): the release noise then weighs 16 times less on the weights, and the rounding
-of the cubic's factor, which z^2 = 256 z^2 amplifies, 16 times less on delta. The noise of a sum over rows grows with the number
-of row groups that are folded onto each other, so the rate, which makes it small, is applied after the fold, and the backward
-products are relinearised before they are rescaled: the noise of the joint multiplication key (2^13.7 per coefficient)
-would otherwise dominate what the release has to hide (release.py).
+W and z are carried times 16 (WEIGHT_SCALE): the release noise then weighs 16 times less on the weights. delta is carried times
+256 (RESIDUAL_SCALE), because the rounding of the cubic's factor is amplified by (16 z)^2. The noise of a sum over rows grows with
+the number of row groups that are folded onto each other, so the rate, which makes it small, is applied after the fold, and the
+backward products are relinearised before they are rescaled: the noise of the joint multiplication key (2^13.7 per
+coefficient) would otherwise dominate what the release has to hide (release.py).
 
 Per block and class group, with D'_gh the stored data and k the class lanes (layout.py):
 
@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 from focal.ckks import wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.layout import WEIGHT_SCALE, Layout
+from focal.ckks.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
 from focal.ckks.twin import Scalars
 
 Ciphertext = Any
@@ -56,7 +56,7 @@ class Block:
     data: list[list[Ciphertext]]
     """[g][h], all limbs"""
     targets: list[Ciphertext]
-    """[class group], 3 limbs: 16 (1/2 - y)"""
+    """[class group], 3 limbs: 256 (1/2 - y)"""
 
 
 def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
@@ -71,7 +71,8 @@ def chunk_kind(name: str) -> wire.Kind:
 
 def mask(scheme: Scheme, layout: Layout, scalars: Scalars) -> Any:
     """What a gradient is multiplied by after its fold: the rate, and with f > 1 only at i0 = 0, where the fold is right."""
-    return scheme.encode(scalars.rate * layout.first_group(), LIMBS - 2) if layout.feature_lanes > 1 else scalars.rate
+    rate = scalars.rate * WEIGHT_SCALE / RESIDUAL_SCALE
+    return scheme.encode(rate * layout.first_group(), LIMBS - 2) if layout.feature_lanes > 1 else rate
 
 
 def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars) -> str:
@@ -153,8 +154,8 @@ class Engine:
         return self._drop(self._times(z, 1.0 / WEIGHT_SCALE), 1)
 
     def _residual(self, z: Ciphertext, target: Ciphertext) -> Ciphertext:
-        """16 (p(z) + 1/2 - y) with 3 limbs; degree 3 takes z' = 16 z (5 limbs), 5 and 7 take z (6 limbs)."""
-        cc, c = self.cc, [WEIGHT_SCALE * x for x in self.scalars.coefficients]
+        """256 (p(z) + 1/2 - y) with 3 limbs; degree 3 takes z' = 16 z (5 limbs), 5 and 7 take z (6 limbs)."""
+        cc, c = self.cc, [RESIDUAL_SCALE * x for x in self.scalars.coefficients]
         if len(c) == 2:
             square = cc.Rescale(cc.EvalSquare(z))
             cubic = cc.Rescale(cc.EvalMult(square, self._times(z, c[1] / WEIGHT_SCALE**3)))
@@ -173,7 +174,7 @@ class Engine:
     # ----------------------------------------------------------------- backward
 
     def _backward(self, deltas: list[Ciphertext]) -> list[Ciphertext]:
-        """(eta / n) X' delta with 3 limbs, constant along i0, one ciphertext per class group."""
+        """16 (eta / n) X' delta with 3 limbs, constant along i0, one ciphertext per class group."""
         layout = self.layout
         groups, babies, giants = range(layout.class_groups), range(layout.babies), range(layout.giants)
         sums: list[list[Ciphertext | None]] = [[None] * layout.babies for _ in groups]

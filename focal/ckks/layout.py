@@ -34,7 +34,9 @@ from focal.errors import FocalError
 Array = NDArray[np.float64]
 
 WEIGHT_SCALE = 16.0
-"""The engine carries W' = 16 W, so that the release noise, fixed in size, weighs 16 times less on the weights, and delta' = 16 delta."""
+"""The engine carries W' = 16 W, so that the release noise, fixed in size, weighs 16 times less on the weights."""
+RESIDUAL_SCALE = 256.0
+"""It carries delta' = 256 delta: rounding errs by 16^2 = 256 times more on a cubic of z' = 16 z than on one of z."""
 
 
 def power_of_two(n: int) -> int:
@@ -177,12 +179,12 @@ class Layout:
         return np.roll(np.repeat(skewed, k), g * self.babies * k)
 
     def target_slots(self, targets: Array, group: int) -> Array:
-        """Slots of a block's targets, times 16, of one class group, the same in every feature lane; ``targets`` is (block_rows, C)."""
+        """Slots of a block's targets, times 256, of one class group, the same in every feature lane; ``targets`` is (block_rows, C)."""
         f, p, k = self.feature_lanes, self.lane, self.class_lanes
         t = np.zeros((self.groups_of_rows * p, k))
         part = targets[:, group * k : (group + 1) * k]
         t[: len(part), : part.shape[1]] = part
-        return np.tile(WEIGHT_SCALE * t.reshape(-1), f)
+        return np.tile(RESIDUAL_SCALE * t.reshape(-1), f)
 
     def first_group(self) -> Array:
         """1 where i0 = 0, else 0 (f > 1: the fold over i0 is right only there)."""

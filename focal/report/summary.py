@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -191,9 +191,9 @@ def build_summary(
 
 
 def _party_traffic(phases: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    by_phase = {phase: {"up": 0, "down": 0} for phase in PHASES}
+    by_phase: dict[str, dict[str, int]] = {phase: {"up": 0, "down": 0} for phase in PHASES}
     for phase, both in phases.items():  # a party names its phases itself: what the contract does not know counts as set-up
-        entry = by_phase[phase if phase in PHASES else "keys"]
+        entry = by_phase.setdefault(phase if phase in get_args(Phase) else "keys", {"up": 0, "down": 0})
         for way in ("up", "down"):
             entry[way] += both[way]
     return {"up": sum(t["up"] for t in by_phase.values()), "down": sum(t["down"] for t in by_phase.values()), "by_phase": by_phase}
