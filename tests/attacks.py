@@ -387,14 +387,13 @@ class TwoSums(LyingServer):
 
 
 class OtherParticipants(TwoSums):
-    """hospital-b contributes to a sum of two for hospital-a, and twice for hospital-c."""
+    """hospital-b contributes to a sum of two for hospital-a, and a second time when hospital-c has contributed."""
 
     def begins(self) -> None:
-        first = self.contribution(1)
-        self.post("hospital-b", SUM, first)
+        self.post("hospital-b", SUM, self.contribution(1))
         self.show("hospital-a", "hospital-b", SUM, self.contribution(2, ("hospital-a", "hospital-b")))
         second = self.sign("hospital-b", SUM, self.contribution(3))
-        self.lie("hospital-c", "hospital-b", SUM, lambda data: [data, second])
+        self.lie("hospital-c", "hospital-c", SUM, lambda own: [own, second])
 
 
 def proposes(how: str) -> None:

@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 
 from focal.ckks.release import MAX_ERROR
-from tests.consortium import Consortium
+from consortium import Consortium
 
 PER_RUN = 12
 """Kills in one run, before it is left alone to finish."""

@@ -74,7 +74,7 @@ def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]
         return wire.unpack(scheme, kind, blobs.get(digest), name)[0]
 
     on_constant = half(share.h0[0], wire.REFRESH_H0)
-    on_shifted = ring.total([half(share.h0[1], wire.REFRESH_H0), half(share.h1[1], wire.REFRESH_H1)], primes)
+    on_shifted = ring.total([half(share.h0[1], wire.REFRESH_H0), half(share.h1[1], wire.REFRESH_H1)[:REFRESH_LIMBS]], primes)
     guesses = [(integers(limbs) + step // 2) // step for limbs, step in ((on_constant, CONSTANT), (on_shifted, SHIFT))]
     return integers(scheme.limbs(key)[0][:1]), guesses
 

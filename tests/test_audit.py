@@ -13,10 +13,8 @@ import pytest
 from consortium import Finished, finished, focal, said
 from stages import _copy
 
-from focal.errors import FocalError
 from focal.net import messages as msg
 from focal.net.identity import Identity, open_record
-from focal.roles.audit import Audit
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +133,13 @@ def test_from_another_folder_one_changed_bit_of_an_upload_is_found(run: Finished
     found = flip_upload(store)
     shutil.copy(run.folder / "manifest.json", tmp_path / "manifest.json")
     result = focal("audit", tmp_path / "manifest.json", "--from", store.folder)
-    assert result.returncode == 1 and found in said(result).replace(" ", "") and "other bytes than were written" in said(result)
+    assert result.returncode == 1 and "other bytes than were written" in said(result)
+    assert found in in_one_piece(said(result))
+
+
+def in_one_piece(text: str) -> str:
+    """Without the spaces at which a terminal breaks long names."""
+    return "".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -145,6 +149,5 @@ def test_from_another_folder_one_changed_bit_of_an_upload_is_found(run: Finished
 def test_a_falsified_record_is_found_and_named(run: Finished, tmp_path: Path, falsify: Callable[[Store], str]) -> None:
     store = Store(run, tmp_path / "store")
     named = falsify(store)
-    with pytest.raises(FocalError) as found:
-        Audit(run.manifest, store.folder, lambda text: None, threads=2).run()
-    assert named in str(found.value)
+    result = focal("audit", run.folder, "--from", store.folder)
+    assert result.returncode == 1 and in_one_piece(named) in in_one_piece(said(result)), said(result)

@@ -45,7 +45,7 @@ def windows(data: bytes | NDArray[np.generic], stride: int = 8) -> NDArray[np.ui
     raw = np.frombuffer(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes(), np.uint8)
     at = np.arange(0, len(raw) - 7, stride)
     parts = raw[at[:, None] + np.arange(8)]
-    varied = np.array([len(set(p)) >= 5 for p in parts.tolist()], dtype=bool)
+    varied = (np.diff(np.sort(parts, axis=1), axis=1) > 0).sum(axis=1) >= 4  # at least five different bytes
     return np.unique(np.ascontiguousarray(parts[varied]).view("<u8").reshape(-1))
 
 
@@ -138,9 +138,9 @@ def test_no_weights_are_on_any_wire(run: Finished, hay: dict[str, bytes]) -> Non
 
 
 def test_no_file_name_and_no_patient_is_on_any_wire(hay: dict[str, bytes]) -> None:
-    needles = {r[c].encode() for r in dataset().rows() for c in ("filename", "patient")} | {Dataset.NAME.encode(), Dataset.PATIENT.encode()}
+    assert all(r["filename"].startswith(Dataset.NAME) and r["patient"].startswith(Dataset.PATIENT) for r in dataset().rows())
     for party in PARTIES:
-        assert [n for n in needles if n in hay[party]] == []
+        assert Dataset.NAME.encode() not in hay[party] and Dataset.PATIENT.encode() not in hay[party]
 
 
 # --------------------------------------------------------------------------- secrets

@@ -1,0 +1,197 @@
+"""kill -9 at chosen points of every phase, at random moments, and a disk that fills up: the same command again goes on.
+
+A chosen point is *inside* a step: what the process has just written is on its disk, and nobody was told. It freezes there, is killed, and
+a new process with the same command must find its way. In one run every party walks through its own list of points:
+
+::
+
+    server       gather: a record stored      keys: a piece stored      upload    train          release
+    custodian    gather: about to speak       keys: a blob stored       upload    train: a share in the ledger, not sent    release: likewise
+    institution  features                     moments                   upload: a ciphertext stored, not noted              train: waiting    release
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from consortium import Consortium, Process
+from crash import crash
+
+from focal.ckks.release import MAX_ERROR
+
+Point = tuple[str, str, int]
+"""Phase, ``module:Class.method``, and which call of it in that phase is the last thing that the process does."""
+
+POINTS: dict[str, list[Point]] = {
+    "server": [
+        ("gather", "focal.net.store:Board.append", 3),
+        ("keys", "focal.net.store:Blobs.write_piece", 5),
+        ("keys", "focal.roles.server:Server.remembered", 1),
+        ("upload", "focal.net.store:Blobs.write_piece", 2),
+        ("train", "focal.net.store:Board.append", 2),
+        ("train", "focal.roles.party:Party.say", 3),
+        ("release", "focal.net.store:Board.append", 1),
+    ],
+    "custodian-1": [  # it verifies
+        ("gather", "focal.roles.party:Party.say", 1),
+        ("keys", "focal.net.store:Blobs.put", 3),
+        ("upload", "focal.net.link:Link.get", 2),
+        ("train", "focal.ckks.ledger:Ledger.answer", 1),
+        ("train", "focal.roles.party:Party.say", 2),
+        ("release", "focal.ckks.ledger:Ledger.answer", 1),
+    ],
+    "custodian-2": [  # it does not
+        ("gather", "focal.net.store:Journal.once", 2),
+        ("keys", "focal.config:private_write", 1),
+        ("keys", "focal.net.link:Link.put_many", 1),
+        ("upload", "focal.roles.party:Party.say", 1),
+        ("train", "focal.ckks.ledger:Ledger.answer", 2),
+        ("release", "focal.roles.custodian:Custodian.share_blobs", 1),
+    ],
+    "hospital-a": [  # the first: it draws the group key and makes the projection
+        ("features", "focal.roles.institution:Institution._features", 1),
+        ("", "focal.roles.party:Party.say", 1),
+        ("moments", "focal.roles.institution:Institution._group_key", 1),
+        ("moments", "focal.roles.institution:Institution.share_blobs", 1),
+        ("upload", "focal.net.store:Blobs.put", 2),
+        ("train", "focal.roles.party:Party._read_board", 1),
+        ("release", "focal.roles.institution:Institution._save_model", 1),
+    ],
+    "hospital-b": [
+        ("moments", "focal.roles.institution:Institution._secure_sum", 1),
+        ("upload", "focal.net.link:Link.put_many", 1),
+        ("score", "focal.roles.institution:Institution._score", 1),
+    ],
+    "hospital-c": [],
+}
+
+
+def freeze(point: Point) -> str:
+    """Program text: when ``point`` is reached, say so, and do nothing more in any thread that gets there."""
+    phase, method, call = point
+    return f"""
+def _freeze():
+    import importlib, json, sys, threading
+    from focal.roles.progress import Reporter
+    module, _, path = {method!r}.partition(":")
+    owner, (*outer, name) = importlib.import_module(module), path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    reporters, calls, original, start = [], [], getattr(owner, name), Reporter.__init__
+    def wrapped(*args, **options):
+        result = original(*args, **options)
+        if reporters and reporters[0].current == {phase!r}:
+            calls.append(1)
+            if len(calls) >= {call}:
+                sys.stdout.write(json.dumps({{"event": "frozen", "phase": {phase!r}}}) + "\\n")
+                sys.stdout.flush()
+                threading.Event().wait()
+        return result
+    def started(self, *args):
+        start(self, *args)
+        reporters.append(self)
+    setattr(owner, name, wrapped)
+    Reporter.__init__ = started
+_freeze()
+"""
+
+
+class Walk(threading.Thread):
+    """One party from point to point: started, frozen, killed, started again, and at last left alone."""
+
+    def __init__(self, consortium: Consortium, name: str) -> None:
+        super().__init__(name=name)
+        self.consortium, self.party = consortium, name
+        self.survived: list[Point] = []
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            for point in POINTS[self.party]:
+                process = self.consortium.start(self.party, prelude=freeze(point))
+                process.reach(lambda e: e["event"] == "frozen", timeout=150)
+                process.kill()
+                self.survived.append(point)
+            self.consortium.start(self.party)
+        except BaseException as e:  # reported by the test, in its own thread
+            self.error = e
+
+
+@pytest.fixture(scope="module")
+def walked() -> Any:
+    """The run after its walks: ledgers as they were at each kill are compared while it goes."""
+    verify = {"institutions": 3, "custodians": 2, "verify": "first"}
+    with Consortium("walked", training={"steps": 3}, layout={"class_lanes": 2}, consortium=verify) as c:
+        walks = [Walk(c, name) for name in c.roles]
+        for walk in walks:
+            walk.start()
+        for walk in walks:
+            walk.join(240)
+        for walk in walks:
+            assert walk.error is None, f"{walk.party} after {walk.survived}: {walk.error}"
+        c.finish()
+        yield c, {walk.party: walk.survived for walk in walks}
+
+
+def test_every_role_survives_a_kill_in_each_of_its_phases(walked: Any) -> None:
+    c, survived = walked
+    assert survived == POINTS
+    assert np.abs(c.weights() - c.twin()).max() < MAX_ERROR
+    for role, phases in {
+        "server": {"gather", "keys", "upload", "train", "release"},
+        "custodian": {"gather", "keys", "upload", "train", "release"},
+        "institution": {"features", "moments", "upload", "train", "release"},
+    }.items():
+        assert phases <= {point[0] for name, points in POINTS.items() if c.roles[name] == role for point in points}
+
+
+def test_no_share_was_made_twice(walked: Any) -> None:
+    """Two refreshes of each of 2 class groups in each of 3 steps, then 2 releases; and the key is gone."""
+    c, _ = walked
+    for name in c.custodians:
+        shares = c.ledger(name)
+        assert len(shares) == 3 * 2 * 2 + 2
+        for column in (1, 2):
+            assert len({(row[0], row[column]) for row in shares}) == len(shares)
+        assert not list(c.folder(name).glob("secret-*.key"))
+
+
+def test_twelve_kills_at_random_moments() -> None:
+    assert sum(crash(12, seed=7).values()) == 12
+
+
+# --------------------------------------------------------------------------- a full disk
+
+
+def test_a_full_disk_of_the_server_and_of_a_custodian_ends_in_a_message_and_the_run_goes_on() -> None:
+    """No file may grow beyond 2 MB: less than one key contribution. Nothing is lost, and with room again the same commands finish."""
+    with Consortium("full") as c:
+        c.start("server", "custodian-2", "hospital-a", "hospital-b", "hospital-c")
+        short = c.start("custodian-1", limit=2 << 20)
+        assert short.end() == 1
+        _names_the_way_out(short, c)
+        c.start("custodian-1")
+        c.processes["server"].reach_phase("keys")
+        c.processes["server"].kill()
+        server = c.start("server", limit=2 << 20)
+        assert server.end() == 1
+        _names_the_way_out(server, c)
+        _wait_for_all(c)
+        c.start("server")
+        for name in c.roles:
+            if c.processes[name].child.poll() is not None:  # told by the server that its disk is full
+                assert c.processes[name].end() == 1 and "disk is full" in c.processes[name].errors
+                c.start(name)
+        c.finish()
+        assert np.abs(c.weights() - c.twin()).max() < MAX_ERROR
+
+
+def _names_the_way_out(process: Process, c: Consortium) -> None:
+    assert str(c.folder(process.name)) in process.errors, process.errors
+    assert "same command" in process.errors and "space" in process.errors
+
+
+def _wait_for_all(c: Consortium) -> None: ...
