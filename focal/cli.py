@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Member, RunConfig, read, write
+from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Member, Name, RunConfig, read, write
 from focal.errors import FocalError
 
 app = typer.Typer(
@@ -345,8 +345,16 @@ def keys_new(
     out: Annotated[Path, typer.Option(help="Folder for NAME.key.json (private, 0600) and NAME.public.json.")] = Path("."),
 ) -> None:
     """Make this party's identity. The private file never leaves this machine; send the public one to the coordinator."""
+    from pydantic import TypeAdapter, ValidationError
+
     from focal.net.identity import Identity
 
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        raise FocalError(
+            f"'{name}' cannot be a party's name", hint="use at most 32 lower-case letters, digits, '-' and '_', a letter or digit first"
+        ) from None
     identity = Identity.new(name)
     private, public = out / f"{name}.key.json", out / f"{name}.public.json"
     out.mkdir(parents=True, exist_ok=True)

@@ -190,9 +190,15 @@ def install(lying: LyingServer) -> None:
         digest = lying.swapped.get((asker.name, wanted.digest), wanted.digest)
         return get(hub, asker, wanted.model_copy(update={"digest": digest}), payload)
 
-    Server.run = run  # type: ignore[method-assign]
-    Board.append = appended  # type: ignore[method-assign]
-    Hub._hold, Hub._answer_waits, Hub._get = hold, answer_waits, gotten  # type: ignore[method-assign]
+    replace(Server, run=run)
+    replace(Board, append=appended)
+    replace(Hub, _hold=hold, _answer_waits=answer_waits, _get=gotten)
+
+
+def replace(target: Any, **by: Any) -> None:
+    """Put other functions in the place of a role's, or of a module's."""
+    for name, function in by.items():
+        setattr(target, name, function)
 
 
 # --------------------------------------------------------------------------- lies about the run id
@@ -201,7 +207,7 @@ def install(lying: LyingServer) -> None:
 class TwoNonces(LyingServer):
     """custodian-3's nonce is one for custodian-1 and another for custodian-2."""
 
-    puppets = ("custodian-3", "hospital-a", "hospital-b", "hospital-c")
+    puppets: tuple[str, ...] = ("custodian-3", "hospital-a", "hospital-b", "hospital-c")
 
     def begins(self) -> None:
         for name in self.puppets:
@@ -229,7 +235,7 @@ class ReplayedRun(LyingServer):
     """An earlier run again, under a new session: as it was to custodian-1; to custodian-2, whose random generator repeats itself (a
     virtual machine that was rolled back), everybody else says the same nonces once more, newly signed."""
 
-    puppets = ("custodian-1", "custodian-3", "hospital-a", "hospital-b", "hospital-c")
+    puppets: tuple[str, ...] = ("custodian-1", "custodian-3", "hospital-a", "hospital-b", "hospital-c")
     session = "cd" * 32
 
     def begins(self) -> None:
@@ -237,11 +243,11 @@ class ReplayedRun(LyingServer):
         old = [bytes(row[0]) for row in db.execute("SELECT data FROM record ORDER BY seq")]
         db.close()
         self.lie("custodian-1", "custodian-1", "nonce/commit", lambda _: old)
-        for topic in ("nonce/commit", "nonce/reveal"):
+        for topic in ("nonce/commit", "nonce/reveal", "run/start"):
             self.lie("custodian-1", "custodian-2", topic, lambda _: [])
         again: dict[str, list[bytes]] = {name: [] for name in self.puppets}
         for record in (self.open(data) for data in old):
-            if record.sender in again and record.topic == "nonce/reveal":
+            if record.sender in again and isinstance(record.body, msg.NonceReveal):
                 nonce, salt = bytes.fromhex(record.body.nonce), bytes(32)
                 sealed = commitment(bytes.fromhex(self.hub.session), "nonce", record.sender, salt, hashlib.sha256(nonce).digest())
                 for topic, body in (
@@ -256,7 +262,7 @@ class ReplayedRun(LyingServer):
 
 def repeats_randomness(nonce: str) -> None:
     """This party's random generator gives what it gave in an earlier run."""
-    secrets.token_bytes = lambda n=None: bytes.fromhex(nonce)  # type: ignore[assignment]
+    replace(secrets, token_bytes=lambda n=None: bytes.fromhex(nonce))
 
 
 # --------------------------------------------------------------------------- lies in the key rounds
@@ -276,7 +282,7 @@ class SwappedContributions(LyingServer):
 
     def heard(self, record: msg.Record) -> None:
         if record.topic == "keys/1/reveal":
-            reveals = {r.sender: r.body for r in self.records() if r.topic == record.topic}
+            reveals: dict[str, Any] = {r.sender: r.body for r in self.records() if r.topic == record.topic}
             if {"custodian-2", "custodian-3"} <= set(reveals):
                 self.swapped["custodian-1", reveals["custodian-2"].blobs[0]] = reveals["custodian-3"].blobs[0]
 
@@ -284,7 +290,7 @@ class SwappedContributions(LyingServer):
 class TwoContributions(LyingServer):
     """custodian-3 makes two contributions to round 1, each well committed and revealed: one for each of the others."""
 
-    puppets = ("custodian-3",)
+    puppets: tuple[str, ...] = ("custodian-3",)
 
     def begins(self) -> None:
         for reader, fill in (("custodian-1", "11"), ("custodian-2", "22")):
@@ -307,7 +313,7 @@ class TwoContributions(LyingServer):
 class OtherKeysAfterRestart(LyingServer):
     """After a restart: another commitment list for custodian-1, other joint keys for hospital-a, another public key for hospital-b."""
 
-    puppets = ("custodian-3",)
+    puppets: tuple[str, ...] = ("custodian-3",)
 
     def begins(self) -> None:
         self.show("custodian-1", "custodian-3", "keys/1/commit", msg.KeyCommit(round=1, commitment="33" * 32))
@@ -343,7 +349,7 @@ def _says(role: type[Party], topic: str, change: Callable[[Any, Any], Any], afte
             body = change(self, body)
         say(self, about, body)
 
-    role.say = changed  # type: ignore[method-assign]
+    replace(role, say=changed)
 
 
 def _believes_itself() -> None:
@@ -356,7 +362,7 @@ def _believes_itself() -> None:
         if name != "custodian-3":
             check(scope, round, name, *rest)
 
-    custodian.check_opens = lenient
+    replace(custodian, check_opens=lenient)
 
 
 # --------------------------------------------------------------------------- lies about sums and the projection
@@ -367,7 +373,7 @@ SUM = "sum/moments/contribution"
 class TwoSums(LyingServer):
     """hospital-b contributes different values for the two others."""
 
-    puppets = ("hospital-b",)
+    puppets: tuple[str, ...] = ("hospital-b",)
 
     def contribution(self, seed: int, participants: Iterable[str] = ()) -> msg.SumContribution:
         """A contribution of the right length; random values, as masked ones are."""
@@ -414,8 +420,7 @@ def proposes(how: str) -> None:
             offset[:] = -matrix @ args[0].mean.astype(np.float32)
         return dataclasses.replace(honest, matrix=matrix, offset=offset)
 
-    proj.whiten = lying
-    proj.check_whiten = lambda *args: None
+    replace(proj, whiten=lying, check_whiten=lambda *args: None)
 
 
 # --------------------------------------------------------------------------- lies about uploads
@@ -424,7 +429,7 @@ def proposes(how: str) -> None:
 class FalseUploads(LyingServer):
     """The institutions are puppets; a list holds the right number of (zero) ciphertexts. Subclasses say to whom it lies how."""
 
-    puppets = ("hospital-a", "hospital-b", "hospital-c", "custodian-3")
+    puppets: tuple[str, ...] = ("hospital-a", "hospital-b", "hospital-c", "custodian-3")
 
     def upload(self, name: str, odd: dict[int, bytes] | None = None, **changes: Any) -> msg.Upload:
         """A list of ``name``; ``odd`` gives other bytes for some of its chunks."""
@@ -482,7 +487,7 @@ class OtherProjectionOrLeftOut(FalseUploads):
 class SwappedChunk(FalseUploads):
     """Another chunk's bytes in the place of one that hospital-b signed."""
 
-    puppets = (*FalseUploads.puppets, "custodian-2")
+    puppets: tuple[str, ...] = (*FalseUploads.puppets, "custodian-2")
 
     def begins(self) -> None:
         signed, swapped = (self.zeros("data")[:-1] + bytes([i]) for i in (1, 2))
@@ -494,13 +499,19 @@ class SwappedChunk(FalseUploads):
 
 
 class IllFormedChunk(FalseUploads):
-    """hospital-b signed a chunk with a residue that is not below its modulus."""
+    """hospital-b signed a chunk with a ``residue`` that is not below its modulus, or with the ``header`` of another key."""
 
-    puppets = (*FalseUploads.puppets, "custodian-2")
+    puppets: tuple[str, ...] = (*FalseUploads.puppets, "custodian-2")
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
 
     def begins(self) -> None:
         super().begins()
-        self.show("custodian-1", "hospital-b", "upload", self.upload("hospital-b", {0: self.zeros("data")[:-6] + b"\xff" * 6}))
+        chunk, tag = self.zeros("data"), wire.HEADER.size - 1
+        odd = chunk[:-6] + b"\xff" * 6 if self.what == "residue" else chunk[:tag] + bytes([chunk[tag] ^ 1]) + chunk[tag + 1 :]
+        self.show("custodian-1", "hospital-b", "upload", self.upload("hospital-b", {0: odd}))
 
 
 # --------------------------------------------------------------------------- lies about refreshes and the release
@@ -509,7 +520,7 @@ class IllFormedChunk(FalseUploads):
 class ForgedRefresh(LyingServer):
     """The first refresh is asked for ciphertexts of the server's own making: one of :meth:`forge` for each plan item."""
 
-    puppets = ("custodian-3",)
+    puppets: tuple[str, ...] = ("custodian-3",)
 
     def __init__(self, *kinds: str) -> None:
         super().__init__()
@@ -553,7 +564,7 @@ class OutOfPlan(ForgedRefresh):
 class TwoRequests(ForgedRefresh):
     """custodian-1 is shown two requests under one plan item, custodian-2 the first of them, and after a restart the second."""
 
-    puppets = ("custodian-1", "custodian-3")
+    puppets: tuple[str, ...] = ("custodian-1", "custodian-3")
 
     def __init__(self, restarted: bool) -> None:
         super().__init__()
@@ -570,13 +581,13 @@ class TwoRequests(ForgedRefresh):
 
 def dies_with_shares_made() -> None:
     """kill -9 when the refresh shares are in the ledger and before anybody has seen them."""
-    Custodian.share_blobs = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign, assignment, return-value]
+    replace(Custodian, share_blobs=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
 class FalseRelease(LyingServer):
     """custodian-1 is asked to open hospital-b's encrypted rows, custodian-2 weights that are not the last ones."""
 
-    puppets = ("custodian-3",)
+    puppets: tuple[str, ...] = ("custodian-3",)
 
     def begins(self) -> None:
         last = self.manifest.training.steps - 1
@@ -590,7 +601,7 @@ class FalseRelease(LyingServer):
 class ForgetfulBoard(LyingServer):
     """Denies a restored custodian its own earlier records, so that nothing but its peers' word tells it that it is old."""
 
-    puppets = ("custodian-3",)
+    puppets: tuple[str, ...] = ("custodian-3",)
 
     def begins(self) -> None:
         for record in self.records():
@@ -611,14 +622,15 @@ def wrong_rate() -> None:
         scalars = derive(*args)
         return type(scalars)(scalars.coefficients, scalars.rate * 1.001, scalars.decay)
 
-    training.Scalars.derive = larger  # type: ignore[method-assign, assignment]
+    replace(training.Scalars, derive=larger)
 
 
 def wrong_limb() -> None:
     """The server changes one residue of one chunk's sum by one."""
     from focal.roles import training
 
-    total, changed = training.ring.total, []
+    total = ring.total
+    changed: list[bool] = []
 
     def altered(parts: Any, primes: Any) -> Any:
         limbs = total(parts, primes)
@@ -632,7 +644,7 @@ def wrong_limb() -> None:
         def __getattr__(self, name: str) -> Any:
             return altered if name == "total" else getattr(ring, name)
 
-    training.ring = Ring()  # type: ignore[assignment]
+    replace(training, ring=Ring())
 
 
 # --------------------------------------------------------------------------- gates: an honest run that stops where a test wants it

@@ -30,6 +30,26 @@ class Opened:
         phase = ring.add(c0, ring.multiply(c1, self.secret, self.q), self.q)
         return ring.centred(ring.inverse_ntt(phase, self.q, self.scheme.roots[self.q]), self.q)
 
+    @property
+    def fresh_error(self) -> float:
+        """Bound on a slot of a fresh ciphertext's noise v e + e_0 + e_1 s.
+
+        Per coefficient 3.19 sqrt(1 + N (m + m) 2/3) with m shares (v is ternary, e and s are sums of m). In a slot that is a sum of
+        products of two Gaussians, whose tail is exp(-2 t): twelve standard deviations, 10^-6 over all slots.
+        """
+        m, n = len(self.run.secrets), self.scheme.n
+        return 12 * 3.19 * (1 + n * 2 * m * 2 / 3) ** 0.5 * (n / 2) ** 0.5 / self.scheme.scale
+
+    @property
+    def switching_bias(self) -> float:
+        """Bound on what one key switch adds to the slots nearest 1, zeta and its neighbours.
+
+        Division by P rounds down, half a unit too low on every coefficient of c1. At zeta = exp(i pi / N) these add up to N / pi,
+        times s(zeta), a Gaussian of variance 2 N m / 3; five standard deviations.
+        """
+        m, n = len(self.run.secrets), self.scheme.n
+        return n / np.pi * 5 * (2 * n * m / 3) ** 0.5 / self.scheme.scale
+
     def slots(self, ciphertext: object) -> np.ndarray:
         return ring.embed(self.coefficients(ciphertext) / self.scheme.scale).real
 

@@ -321,6 +321,11 @@ class Process:
         assert "Traceback" not in self.errors, self.errors
         return status
 
+    def ends_within(self, seconds: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.child.wait(seconds)
+        return self.child.poll() is not None
+
     @property
     def errors(self) -> str:
         """What it wrote to standard error."""

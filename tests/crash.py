@@ -14,9 +14,9 @@ import time
 from collections import Counter
 
 import numpy as np
+from consortium import Consortium
 
 from focal.ckks.release import MAX_ERROR
-from consortium import Consortium
 
 PER_RUN = 12
 """Kills in one run, before it is left alone to finish."""
@@ -48,8 +48,8 @@ def crash_run(name: str, kills: int, rng: random.Random) -> Counter[str]:
         for n, rows in before.items():
             after = _ledger(c, n)
             assert after[: len(rows)] == rows, f"{n}: a share changed"
-            for column in (1, 2):
-                assert len({(row[0], row[column]) for row in after}) == len(after), f"{n}: two shares for one {('item', 'digest')[column - 1]}"
+            for column, what in ((1, "item"), (2, "digest")):
+                assert len({(row[0], row[column]) for row in after}) == len(after), f"{n}: two shares for one {what}"
         error = float(np.abs(c.weights() - c.twin()).max())
         assert error < MAX_ERROR, f"released weights err by {error:.1e}"
     return survived

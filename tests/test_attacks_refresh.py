@@ -63,7 +63,7 @@ def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]
 
     def integers(limbs: Any) -> NDArray[Any]:
         modulus = int(np.prod([int(q) for q in primes[: len(limbs)]], dtype=object))
-        total = sum(
+        total: Any = sum(
             ring.inverse_ntt(limb, q, roots[q]).astype(object) * (modulus // q * pow(modulus // q, -1, q))
             for limb, q in zip(limbs, primes, strict=False)
         )

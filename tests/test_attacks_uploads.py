@@ -34,9 +34,12 @@ def test_another_projection_and_an_institution_left_out(stage: Stages) -> None:
         assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
 
 
-@pytest.mark.parametrize(("server", "why"), [("SwappedChunk()", "digest"), ("IllFormedChunk()", "coefficient")])
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [("SwappedChunk()", "digest"), ("IllFormedChunk('residue')", "coefficient"), ("IllFormedChunk('header')", "header")],
+)
 def test_a_chunk_that_is_not_what_was_signed_or_no_ciphertext(stage: Stages, server: str, why: str) -> None:
-    """A verifying custodian re-runs the steps from the signed chunks: it takes neither other bytes nor residues above the modulus."""
+    """A verifying custodian re-runs the steps from the signed chunks: no other bytes, and nothing but ciphertexts of this run."""
     with stage.at("keyed") as c:
         c.start("server", prelude=lying(server))
         c.start("custodian-1")

@@ -103,12 +103,12 @@ def test_damaged_weights(tmp_path: Path) -> None:
 
 
 def _weights(tmp_path: Path, poison: float) -> Path:
-    """The test segment's weights with one value replaced."""
+    """The test segment's weights with one value replaced, which reaches every feature."""
     import timm
 
     torch.manual_seed(0)
     state = timm.create_model(LOWER["model"], img_size=LOWER["image_size"], num_classes=0).state_dict()
-    state["norm.weight"][0] = poison
+    state["patch_embed.proj.bias"][0] = poison
     torch.save(state, tmp_path / "weights.pth")
     return tmp_path / "weights.pth"
 
@@ -208,7 +208,7 @@ def test_local_files_that_do_not_fit(idle: Consortium) -> None:
     idle.change_local("custodian-2", keys=idle.folder("custodian-1") / "identity.json")
     text = failed(idle.start("custodian-2"))
     idle.change_local("custodian-2", keys=keys)
-    assert "custodian-2" in text or "custodian-1" in text
+    assert "custodian-2" in text and "is that of 'custodian-1'" in text and "focal keys new" in text
 
     wrong_role = Process("custodian", idle.run.manifest_file, idle.folder("hospital-a") / "local.json")
     assert "focal institution" in failed(wrong_role)
@@ -316,15 +316,17 @@ wire.pack = pack
 
 
 @pytest.mark.parametrize(
-    "what, spoil, words",
+    ("what", "spoil", "words"),
     [
-        ("short", "del data[-1:]", "these are"),
         ("above", "data[-6:] = b'\\xff' * 6", "not below its modulus"),
         ("tagged", "data[wire.HEADER.size - 1] ^= 1", "key tag differs"),
     ],
 )
 def test_a_dishonest_institution_is_refused_by_name(what: str, spoil: str, words: str) -> None:
-    """A truncated, bit-flipped or wrongly tagged ciphertext, properly announced and signed: no crash, and everybody learns who."""
+    """A bit-flipped or wrongly tagged ciphertext, properly announced and signed: no crash, and everybody learns who.
+
+    Other lengths and headers: test_wire.py; other bytes than were announced: test_transport.py.
+    """
     with Consortium(what) as c:
         c.start("server", "custodian-1", "custodian-2", "hospital-a", "hospital-c")
         c.start("hospital-b", prelude=HOSTILE_PACK.format(spoil=spoil))
@@ -390,17 +392,18 @@ def test_a_full_disk_at_server_and_custodian_then_free_again() -> None:
         c.start("custodian-1", limit=SMALL)
         c.start("custodian-2", *c.institutions)
         text = failed(c.processes["custodian-1"])
-        assert "the disk is full" in text and str(c.folder("custodian-1")) in text and "free space" in text
+        assert ("disk is full" in text or "too large" in text) and str(c.folder("custodian-1")) in text and "free space" in text
+        c.start("custodian-1")  # now the contributions go to the server
         text = failed(c.processes["server"])
         assert "the disk is full" in text and str(c.folder("server")) in text and "same command again" in text
+        told = [name for name in c.custodians if c.processes[name].ends_within(10)]
+        assert told, "nobody was told why the server stopped"
+        for name in told:  # it stops without giving the run up; who was not told waits for the server
+            text = failed(c.processes[name])
+            assert "the server's disk is full" in text and "ask who runs the server" in text
         before = c.board()
-        assert before, "nothing was on the board yet: the next lines would mean nothing"
-        c.start("server", "custodian-1")
-        ended = c.processes["custodian-2"]
-        ended.reach(lambda e: e["event"] in ("error", "phase") and e["phase"] in ("", "upload"))
-        if any(e["event"] == "error" for e in ended.events):  # the server's disk was the reason: it may be started again, too
-            assert "disk" in failed(ended)
-            c.start("custodian-2")
+        assert ("custodian-1", "keys/1/commit") in before
+        c.start("server", *told)
         c.finish()
         after = c.board()
         assert {k: after[k] for k in before} == before

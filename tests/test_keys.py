@@ -49,19 +49,14 @@ def ceremony() -> Ceremony:
     return Ceremony()
 
 
-def fresh_error(scheme: Scheme) -> float:
-    """Six standard deviations of a fresh ciphertext's noise in a slot: v e + e_0 + e_1 s, 2^9.7 per coefficient with three shares."""
-    return 6 * 2**9.7 * (scheme.n / 2) ** 0.5 / scheme.scale
-
-
 def test_encrypt_multiply_rotate_and_decrypt_with_all_shares(ceremony: Ceremony) -> None:
     scheme, opened = ceremony.scheme, Opened(ceremony)  # type: ignore[arg-type]
     x, y = np.random.default_rng(0).uniform(-1, 1, (2, scheme.slots))
     a, b = ceremony.encrypt(x), ceremony.encrypt(y)
-    error = fresh_error(scheme)
+    error = opened.fresh_error
     assert np.abs(opened.slots(a) - x).max() < error
     for r in ROTATIONS:
-        assert np.abs(opened.slots(scheme.cc.EvalRotate(a, r)) - np.roll(x, -r)).max() < 2 * error
+        assert np.abs(opened.slots(scheme.cc.EvalRotate(a, r)) - np.roll(x, -r)).max() < error + opened.switching_bias
     # both factors are at most 1 and bring their noise; the rescaling takes its prime for 2^45
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
     assert np.abs(opened.slots(scheme.cc.Rescale(scheme.cc.EvalMult(a, b))) - x * y).max() < 2 * error + drift

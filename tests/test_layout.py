@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-from focal.ckks.layout import RESIDUAL_SCALE, Layout, power_of_two
+from focal.ckks.layout import RESIDUAL_SCALE, Array, Layout, power_of_two
 from focal.errors import FocalError
 
 SHAPES = [  # slots, features, outputs, rows, k, f, B
@@ -27,7 +29,7 @@ def slot(layout: Layout, j: int, i0: int, q: int, c: int) -> int:
     return ((j * layout.groups_of_rows + i0) * layout.lane + q) * layout.class_lanes + c
 
 
-def places(layout: Layout):  # type: ignore[no-untyped-def]
+def places(layout: Layout) -> Iterator[tuple[int, int, int, int]]:
     for j in range(layout.feature_lanes):
         for i0 in range(layout.groups_of_rows):
             for q in range(layout.lane):
@@ -97,7 +99,8 @@ def test_one_step_in_slots_is_one_step_in_matrices(layout: Layout) -> None:
     data = [[layout.data_slots(x, g, h) for h in range(b)] for g in range(layout.giants)]
     for u in range(layout.class_groups):
         weights, residual = layout.weight_slots(w, u), layout.target_slots(delta, u) / RESIDUAL_SCALE
-        z, gradient = np.zeros(layout.slots), np.zeros(layout.slots)
+        z: Array = np.zeros(layout.slots)
+        gradient: Array = np.zeros(layout.slots)
         for g in range(layout.giants):
             z += left(sum(data[g][h] * left(weights, h * k) for h in range(b)), g * b * k)
         for h in range(b):

@@ -7,10 +7,12 @@ import random
 
 import numpy as np
 import pytest
+from conftest import Opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focal.ckks import ring
+from focal.ckks.rehearsal import Rehearsal
 
 PRIMES = (1152921504606748673, 35184373006337)
 """Both 1 modulo 2^15, as OpenFHE chooses them: 60 and 45 bits."""
@@ -79,7 +81,8 @@ def test_embedding_evaluates_at_the_powers_of_five() -> None:
 
 def by_hand(seed: bytes, i: int, q: int, n: int) -> list[int]:
     """The definition of expand, word by word."""
-    stream, out, at = hashlib.shake_256(seed + i.to_bytes(4, "little")).digest(64 * n), [], 0
+    out: list[int] = []
+    stream, at = hashlib.shake_256(seed + i.to_bytes(4, "little")).digest(64 * n), 0
     while len(out) < n:
         word = int.from_bytes(stream[8 * at : 8 * at + 8], "little") & ((1 << q.bit_length()) - 1)
         at += 1
@@ -127,7 +130,7 @@ def test_seeds_and_limbs_differ_and_values_are_spread_evenly() -> None:
     assert np.abs(counts - n / 16).max() < 6 * (n / 16 * 15 / 16) ** 0.5
 
 
-def test_totals_are_what_openfhe_adds(rehearsal, opened) -> None:  # type: ignore[no-untyped-def]
+def test_totals_are_what_openfhe_adds(rehearsal: Rehearsal, opened: Opened) -> None:
     """The same limbs as EvalAdd, and the numpy decryption reads what OpenFHE encrypted."""
     scheme, rng = rehearsal.scheme, np.random.default_rng(4)
     values = rng.uniform(-1, 1, (2, scheme.slots))
@@ -135,6 +138,4 @@ def test_totals_are_what_openfhe_adds(rehearsal, opened) -> None:  # type: ignor
     ours = [ring.total([a, b], scheme.moduli) for a, b in zip(scheme.limbs(one), scheme.limbs(two), strict=True)]
     theirs = scheme.limbs(scheme.cc.EvalAdd(one, two))
     assert all(np.array_equal(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
-    # fresh noise: 2^9.7 sqrt(3/3) per coefficient, times sqrt(N / 2) in a slot, 6 standard deviations, two ciphertexts
-    tolerance = 2**9.7 * (scheme.n / 2) ** 0.5 * 6 * 2**0.5 / scheme.scale
-    assert np.abs(opened.slots(scheme.ciphertext(ours)) - values.sum(0)).max() < tolerance
+    assert np.abs(opened.slots(scheme.ciphertext(ours)) - values.sum(0)).max() < 2 * opened.fresh_error

@@ -154,8 +154,8 @@ def secret(run: Finished, name: str) -> bytes:
 
 def packed_limbs(share: bytes) -> NDArray[np.uint64]:
     """Needles of a key share: its residues as they lie in memory, and packed into 6 bytes each as on the wire."""
-    words = np.concatenate([np.frombuffer(share, "<u8", (len(share) - o) // 8, o) for o in range(8)])
-    residues = words[(words > 1 << 40) & (words < 1 << 60)]
+    alignments = [np.frombuffer(share, "<u8", (len(share) - o) // 8, o) for o in range(8)]
+    residues = max((w[(w > 1 << 40) & (w < 1 << 60)] for w in alignments), key=len)  # misaligned words are larger
     raw = np.ascontiguousarray(residues).view(np.uint8).reshape(-1, 8)
     six = raw[(raw[:, 6:] == 0).all(axis=1)][:, :6]
     return np.union1d(windows(raw.tobytes()), windows(six[: len(six) // 4 * 4].tobytes(), stride=6))

@@ -3,14 +3,18 @@
 The server runs it; a verifying custodian and an auditor run the same code and must get the same limbs. The only thing
 it cannot do alone is a collective refresh, so it is handed one::
 
-    limbs   6                5          4          3     refresh     6 5                    4          3     refresh     6
-            W ---forward---> z --z^2--> . --z^3--> delta ----------> delta ---backward---> sum --rate--> W ----------> W
+    limbs   6                5          4          3     refresh     6 (5)            5 (4)              3     refresh     6
+            W ---forward---> z --z^2--> . --z^3--> delta ----------> delta ---backward--> sum ---rate---> W ----------> W
 
-W and z are carried times 16 (WEIGHT_SCALE): the release noise then weighs 16 times less on the weights. delta is carried times
-256 (RESIDUAL_SCALE), because the rounding of the cubic's factor is amplified by (16 z)^2. The noise of a sum over rows grows with
-the number of row groups that are folded onto each other, so the rate, which makes it small, is applied after the fold, and the
-backward products are relinearised before they are rescaled: the noise of the joint multiplication key (2^13.7 per
-coefficient) would otherwise dominate what the release has to hide (release.py).
+(in brackets f = 1; with f > 1 a mask after the fold takes the limb in between). The release must hide the noise that the weights
+carry (release.py), so where noise comes in, the message is carried large:
+
+    W and z times 16 (WEIGHT_SCALE)      the release noise, fixed in size, then weighs 16 times less on the weights
+    delta times 256 (RESIDUAL_SCALE)     the rounding of the cubic's factor is amplified by (16 z)^2
+    the sum over rows undivided          every rotation of a fold adds noise, and the fold adds that up as well: the rate comes last
+
+For the same reason backward products are relinearised before they are rescaled: the joint multiplication key brings 2^13.7 per
+coefficient. Forward, where the sigmoid and the rate shrink it, the cheaper order is taken.
 
 Per block and class group, with D'_gh the stored data and k the class lanes (layout.py):
 
@@ -26,6 +30,7 @@ institutions share blocks. A key switch costs 5 to 10 ms, a bare product 0.5 ms:
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,20 +74,21 @@ def chunk_kind(name: str) -> wire.Kind:
     return wire.ciphertext(LIMBS if name == "data" else TARGET_LIMBS)
 
 
-def mask(scheme: Scheme, layout: Layout, scalars: Scalars) -> Any:
-    """What a gradient is multiplied by after its fold: the rate, and with f > 1 only at i0 = 0, where the fold is right."""
-    rate = scalars.rate * WEIGHT_SCALE / RESIDUAL_SCALE
-    return scheme.encode(rate * layout.first_group(), LIMBS - 2) if layout.feature_lanes > 1 else rate
+def mask(scheme: Scheme, layout: Layout) -> Any:
+    """1 at i0 = 0, encoded: with f > 1 the fold over i0 is right only there."""
+    return scheme.encode(layout.first_group(), LIMBS - 1)
 
 
 def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars) -> str:
-    """SHA-256 over the encoded mask. Encoding is a floating-point FFT: all who compute must get the same bits."""
+    """SHA-256 over every scalar of a step and the encoded mask, which went through a floating-point FFT: all must get the same bits."""
+    factors = (*scalars.coefficients, scalars.rate, scalars.decay)
+    own = b"focal/mask/v1" + struct.pack(f"<{len(factors)}d", *factors)
     if layout.feature_lanes == 1:
-        return hashlib.sha256(b"focal/mask/none").hexdigest()
-    limbs = LIMBS - 2
+        return hashlib.sha256(own).hexdigest()
+    limbs = LIMBS - 1
     zero = scheme.ciphertext([scheme.zero(limbs), scheme.zero(limbs)])
-    encoded = scheme.cc.EvalAdd(zero, mask(scheme, layout, scalars))  # the bindings show a plaintext's limbs only this way
-    return wire.digest(wire.pack(scheme, wire.ciphertext(limbs), scheme.limbs(encoded)))
+    encoded = scheme.cc.EvalAdd(zero, mask(scheme, layout))  # the bindings show a plaintext's limbs only this way
+    return hashlib.sha256(own + wire.pack(scheme, wire.ciphertext(limbs), scheme.limbs(encoded))).hexdigest()
 
 
 class Engine:
@@ -92,7 +98,7 @@ class Engine:
         self.scheme, self.layout, self.scalars, self.block = scheme, layout, scalars, block
         self.cc = scheme.cc
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
-        self.rate = mask(scheme, layout, scalars)
+        self.mask = mask(scheme, layout) if layout.feature_lanes > 1 else None
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -113,7 +119,7 @@ class Engine:
                 logits = refresh(list(layout.items(step, "logits")), self._map(self._natural, logits))
             residuals = self._map(self._residual, logits, residuals)
         residuals = refresh(list(layout.items(step, "residual")), residuals)
-        gradients = self._backward([self._drop(delta, 1) for delta in residuals])
+        gradients = self._backward(residuals if layout.feature_lanes > 1 else [self._drop(delta, 1) for delta in residuals])
         return refresh(list(layout.items(step, "weights")), self._map(self._updated, weights, gradients))
 
     # ----------------------------------------------------------------- forward
@@ -184,7 +190,7 @@ class Engine:
 
             def accumulate(uh: tuple[int, int], data: Any = data, turned: Any = turned) -> None:
                 u, h = uh
-                column = [self._drop(data[g][h], 1) for g in giants]
+                column = [self._drop(data[g][h], 1 if layout.feature_lanes == 1 else 0) for g in giants]
                 sums[u][h] = self._products(column, turned[u], sums[u][h])
 
             self._map(accumulate, [(u, h) for u in groups for h in babies])
@@ -194,9 +200,10 @@ class Engine:
             g = flat[u * layout.babies + babies[-1]]
             for h in reversed(babies[:-1]):
                 g = self.cc.EvalAdd(flat[u * layout.babies + h], self.cc.EvalRotate(g, -layout.class_lanes))
-            g = self._times(self._fold(g, layout.row_folds), self.rate)
-            # f > 1: the fold wrapped between lanes, only i0 = 0 was kept; copy it along i0
-            return self._fold(g, [-x for x in layout.row_folds]) if layout.feature_lanes > 1 else g
+            g = self._fold(g, layout.row_folds)
+            if layout.feature_lanes > 1:  # the fold wrapped between lanes: keep i0 = 0 and copy it along i0
+                g = self._fold(self._times(g, self.mask), [-x for x in layout.row_folds])
+            return self._times(g, self.scalars.rate * WEIGHT_SCALE / RESIDUAL_SCALE)
 
         return self._map(horner, groups)
 

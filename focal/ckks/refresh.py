@@ -6,10 +6,10 @@
     custodian:  h0 = s_i c1 - M_i      h1 = -s_i a + e + M_i          M_i uniform modulo the first primes
     anyone:     new c0 = lift(c0 + sum h0) + sum h1,    new c1 = a
 
-The masks M_i hide the message statistically (2^105 against a scale of 2^45 and values up to 2^8) and cancel in the sum. ``a`` must be fresh and
-nobody's choice: with a repeated ``a`` the masks cancel between two refreshes, and a share on a c1 of the server's choice
-spells out the custodian's secret (openfhe-facts, section 3; attacks/key_extraction.py). Hence ``a`` is derived
-here from what is refreshed, and the ledger admits one share per plan item and per digest.
+The masks M_i hide the message statistically (2^105 against a scale of 2^45 and values up to 2^8) and cancel in the sum.
+``a`` must be fresh and nobody's choice: with a repeated ``a`` the masks cancel between two refreshes, and a share on a c1 of
+the server's choice spells out the custodian's secret (openfhe-facts, section 3; attacks/key_extraction.py). Hence ``a`` is
+derived here from what is refreshed, and the ledger admits one share per plan item and per digest.
 """
 
 from __future__ import annotations

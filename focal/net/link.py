@@ -70,6 +70,7 @@ class _Line:
         self.socket.immediate = True
         self.socket.reconnect_ivl = 100
         self.socket.reconnect_ivl_max = 2000
+        self.socket.connect_timeout = 5000
         self.monitor = self.socket.get_monitor_socket()
         self.socket.connect(endpoint)
         self.calls: dict[bytes, _Call] = {}

@@ -41,7 +41,7 @@ from focal.net.identity import Identity, sign_manifest
 from focal.roles.institution import protocol_facts
 from focal.roles.party import merge
 from focal.roles.progress import timeline
-from focal.segments.projection import Projection
+from focal.segments.projection import Projection, check_features
 
 Event = dict[str, Any]
 Show = Callable[[Event], None]
@@ -134,6 +134,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
     segment, source = build_lower(config.lower, config.lower.weights)
     spec = lower_spec(segment, config.lower)
+    check_features(config.projection.features, spec.dim)
     dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
     say(f"data:   {len(table)} images, {sum(rows.values())} training rows ({dealt}), {len(table.classes)} classes")
     say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, {source}")

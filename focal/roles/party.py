@@ -64,6 +64,11 @@ class Party:
                 f"'{local.name}' is {self.me.role} in the manifest, not {self.role}", hint=f"start it with: focal {self.me.role}"
             )
         self.identity = Identity.load(local.keys)
+        if self.identity.name != local.name:
+            raise FocalError(
+                f"'{local.name}': the key file {local.keys} is that of '{self.identity.name}'",
+                hint=f"'keys' in the local file must name the file that focal keys new wrote for '{local.name}'",
+            )
         self.identity.entry(manifest)
         self.folder = Path(local.state)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -45,8 +45,15 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
         sink({"party": name, "event": "error", "phase": "", "text": str(e)})
         print(f"{name}: {e}", file=sys.stderr)
         if isinstance(e, ProtocolError) and getattr(e, "reason", "") not in PASSING and party is not None:
-            private_write(party.folder / "aborted", f"{e}\n".encode())
+            with contextlib.suppress(OSError):
+                private_write(party.folder / "aborted", f"{e}\n".encode())
             party.abort(e)
+        return 1
+    except OSError as e:  # a file outside the stores, such as the key share or the model
+        text = f"{e.filename or (party.folder if party is not None else local_file)}: {e.strerror or type(e).__name__}"
+        hint = "free space or check the folder, then give the same command again"
+        sink({"party": name, "event": "error", "phase": "", "text": f"{text}\n  -> {hint}"})
+        print(f"{name}: {text}\n  -> {hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command continues the run", file=sys.stderr)
