@@ -616,13 +616,12 @@ def wrong_rate() -> None:
     """The server's engine takes steps that are a thousandth too large."""
     from focal.roles import training
 
-    derive = training.Scalars.derive
+    engine = training.Engine
 
-    def larger(*args: Any) -> Any:
-        scalars = derive(*args)
-        return type(scalars)(scalars.coefficients, scalars.rate * 1.001, scalars.decay)
+    def hasty(scheme: Scheme, layout: Any, scalars: Any, *rest: Any) -> Any:
+        return engine(scheme, layout, dataclasses.replace(scalars, rate=1.001 * scalars.rate), *rest)
 
-    replace(training.Scalars, derive=larger)
+    replace(training, Engine=hasty)
 
 
 def wrong_limb() -> None:

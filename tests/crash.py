@@ -9,7 +9,9 @@ at any kill is in its ledger at the end, byte for byte, and every item and every
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
+import sqlite3
 import time
 from collections import Counter
 
@@ -56,7 +58,12 @@ def crash_run(name: str, kills: int, rng: random.Random) -> Counter[str]:
 
 
 def _ledger(c: Consortium, name: str) -> list[tuple[object, ...]]:
-    return c.ledger(name) if list(c.folder(name).glob("ledger-*.sqlite")) else []
+    """Shares given so far. Read in place, under SQLite's own locks: a copy of a database at work may be torn."""
+    for path in c.folder(name).glob("ledger-*.sqlite"):
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'shares'").fetchone():  # or it was killed before it made the table
+                return db.execute("SELECT protocol, item, digest, share FROM shares ORDER BY number").fetchall()
+    return []
 
 
 def crash(kills: int, seed: int) -> Counter[str]:

@@ -29,6 +29,11 @@ def batches(shape: Layout, manifest: Manifest) -> list[tuple[str, tuple[str, ...
     return out
 
 
+def release_items(shape: Layout, manifest: Manifest) -> tuple[str, ...]:
+    """Plan items of the release: the weights of the last step, and nothing else."""
+    return tuple(item.replace("/weights/", "/release/") for item in shape.items(manifest.training.steps - 1, "weights"))
+
+
 def topic(item: str) -> str:
     """The topic of the batch that a refresh's plan item belongs to."""
     _, step, kind, *_ = item.split("/")

@@ -129,6 +129,8 @@ class Audit:
 
     def _release(self, last: msg.StepDone) -> None:
         asked = self.heard.get(self.scope, self.server, "release/request", msg.ReleaseRequest)
+        if asked.items != agreed.release_items(self.layout, self.manifest):
+            raise Refused("release", "the server asked to release something that is not in the plan")
         for name, answer in self._all(self.custodians, "release/shares", msg.ReleaseShares).items():
             if asked.ciphertexts != last.outputs or (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts):
                 raise Refused("release", f"'{name}' released something else than the last refreshed weights")

@@ -328,7 +328,7 @@ class Custodian(Party):
         digests = tuple(
             wire.digest(wire.pack(self.scheme, wire.ciphertext(len(self.scheme.moduli)), self.scheme.limbs(w))) for w in weights
         )
-        released = tuple(item.replace("/weights/", "/release/") for item in items)
+        released = agreed.release_items(self.layout, self.manifest)
         request = self.hear(server, "release/request", msg.ReleaseRequest)
         if request.items != released or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")

@@ -204,7 +204,7 @@ class Server(Party):
 
     def _release(self, done: msg.StepDone) -> None:
         """Ask for the release and stay until every member has what it needs."""
-        items = tuple(i.replace("/weights/", "/release/") for i in self.layout.items(self.manifest.training.steps - 1, "weights"))
+        items = agreed.release_items(self.layout, self.manifest)
         self.say("release/request", msg.ReleaseRequest(items=items, ciphertexts=done.outputs))
         self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
         if not self.repeat("traffic"):

@@ -1,0 +1,479 @@
+"""One joint step of interactive split training: a linear head on ciphertexts while the lower segments train too.
+
+The rows of all institutions share one ciphertext. With R features, C classes, K class lanes (C rounded up to a power of
+two, at most 8), Q = R / K and m = S / R rows::
+
+    slot = i R + j        row i in [0, m), slowest        feature j = r Q + q, lane r in [0, K), q in [0, Q)
+
+    activations   X(i, j)     = x[i, j]
+    derivatives   D(i, r, q)  = delta[i, (r - i) mod K]        the same for every q; logits come back in the same order, at q = 0
+    weights       W(i, r, q)  = 16 w[j, (r - i) mod K]         all of w within K rows, repeated along i
+
+Row i has its classes shifted by i lanes. Two things follow. The weights are *one* ciphertext, hence one refresh per step;
+and W_e = rot(W, e R) puts class (r - i - e) mod K on every slot, so K rotations show each feature all its classes. What is missing is to bring
+lane r to lane r - e *within* a row: a rotation by e Q does it for r >= e, and one by (e - K) Q for r < e. So everything is written in the
+2K - 1 diagonals s = e and s = e - K, where a mask keeps the lanes that stay within their row::
+
+    W_s = mask_s W_e          X_s = mask_s X           D_s = rot(D, -s Q)           e = s mod K
+
+    logits             Z  = fold_q  sum_s rot(X . W_s, s Q)                       Horner over s, both ways from 0
+    input gradient     dX = sum_s W_s . D_s                                       one relinearisation
+    weight gradient    G  = fold_i  sum_e rot(sum_(s = e mod K) X_s . D_s, -e R)  Horner over e, both ways from 0
+
+The row axis is the slowest, so fold_i and the rotations by e R are cyclic: G comes out complete in every copy, is merged over
+e before it is folded, and needs neither mask nor broadcast. Key switches (R = 64, K = 8): 17 with 2 limbs, 27 with 3, 29 with 4;
+the rotations that they need have keys by steps of Q and R only (Horner), 11 in all.
+
+Level schedule. Every branch begins as low as it can, because a key switch with 2 limbs costs a quarter of one with 6::
+
+    limbs   6                   5              4                     3                  2                  1
+    W       ----------------------------------> W_e ----mask_s-----> W_s
+    X       -----------------------------------------------------> X . W_s --------> Z ----owner mask---> opened
+    D                                          D_s ----------------> W_s . D_s -----> dX ---owner mask---> opened
+    X       --16 rate / n-----> . --mask_s---> X_s . D_s ----------> G
+    W, W-   ----------------------------------> (1+b) W - b W- ----> . - G --- refresh --> W with 6 limbs
+
+W is carried times 16 (layout.WEIGHT_SCALE), and so are the opened values: the smudging of an opening, absolute in size, weighs
+16 times less on them. delta comes at its natural size, never scaled down by the rate: the input gradient would drown in the smudging. The rate
+goes into X on its way to the weight gradient.
+
+Momentum needs no ciphertext of its own: with a constant rate, SGD with momentum b is w+ = w + b (w - w-) - rate g (Polyak 1964), where w- are the
+weights of the step before, which are there with all limbs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.ckks import wire
+from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.engine import Ciphertext, Refresh
+from focal.ckks.layout import WEIGHT_SCALE, power_of_two
+from focal.errors import FocalError, Refused
+
+Array = NDArray[np.float64]
+U = TypeVar("U")
+
+MAX_LANES = 8
+"""Class lanes; the masked diagonals, 2K - 1, are what a step costs."""
+MIN_CONTRIBUTORS = 3
+"""With two, each would learn the other's head gradient by differencing two heads."""
+
+ACTIVATIONS = wire.ciphertext(LIMBS)
+"""What an institution uploads before the forward pass."""
+DERIVATIVES = wire.ciphertext(REFRESH_LIMBS + 1)
+"""What it uploads before the backward pass."""
+OPENING = wire.ciphertext(1)
+"""What is opened to an owner."""
+
+
+# --------------------------------------------------------------------------- slots
+
+
+@dataclass(frozen=True)
+class InteractiveLayout:
+    """Where rows, features and classes of a joint batch sit. Raises :class:`FocalError` when they do not fit the ring."""
+
+    slots: int
+    features: int
+    outputs: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.outputs <= MAX_LANES:
+            raise FocalError(f"interactive: {self.outputs} outputs; a head has 1 to {MAX_LANES}", hint="use the blind protocol for more classes")
+        if self.features != power_of_two(self.features) or self.features < self.lanes:
+            raise FocalError(
+                f"interactive: {self.features} features for {self.outputs} outputs",
+                hint=f"a bottleneck (with its bias column) of a power of two, at least {self.lanes}: 32, 64, 128 or 256",
+            )
+        if self.rows < self.lanes:
+            raise FocalError(
+                f"interactive: a bottleneck of {self.features} features leaves room for {self.rows} rows in {self.slots} slots",
+                hint="use fewer features or a larger ckks ring",
+            )
+
+    @property
+    def lanes(self) -> int:
+        """K"""
+        return power_of_two(self.outputs)
+
+    @property
+    def lane(self) -> int:
+        """Q: features of one lane."""
+        return self.features // self.lanes
+
+    @property
+    def rows(self) -> int:
+        """m: rows of all institutions together."""
+        return self.slots // self.features
+
+    @property
+    def copies(self) -> int:
+        """How often each weight stands in the weight ciphertext."""
+        return self.rows // self.lanes
+
+    @property
+    def lane_folds(self) -> list[int]:
+        """Sum over q, right at q = 0."""
+        return [1 << x for x in range(self.lane.bit_length() - 1)]
+
+    @property
+    def row_folds(self) -> list[int]:
+        """Sum over the copies, cyclic."""
+        return [self.lanes * self.features << x for x in range(self.copies.bit_length() - 1)]
+
+    @property
+    def rotations(self) -> list[int]:
+        """Every rotation that needs a key, ascending."""
+        steps = {self.lane, -self.lane, -self.features} if self.lanes > 1 else set()
+        if self.lanes > 2:
+            steps.add(self.features)
+        return sorted({*steps, *self.lane_folds, *self.row_folds})
+
+    # ----------------------------------------------------------------- values <-> slots
+
+    def activation_slots(self, x: Array, first: int) -> Array:
+        """(S,) slots of X from activations (n, R) of rows [first, first + n), zeros elsewhere."""
+        out = np.zeros((self.rows, self.features))
+        out[self._own(first, x)] = x
+        return out.reshape(-1)
+
+    def derivative_slots(self, delta: Array, first: int) -> Array:
+        """(S,) slots of D from d loss / d logit (n, C), at natural size (divided by nothing), of rows [first, first + n)."""
+        padded = np.zeros((self.rows, self.lanes))
+        padded[self._own(first, delta), : self.outputs] = delta
+        return np.repeat(np.take_along_axis(padded, self._classes, axis=1), self.lane)
+
+    def weight_slots(self, weights: Array) -> Array:
+        """(S,) slots of W from weights (R, C), times 16."""
+        padded = np.zeros((self.features, self.lanes))
+        padded[:, : self.outputs] = weights
+        lanes = np.arange(self.features) // self.lane
+        return WEIGHT_SCALE * np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(-1)
+
+    def logits(self, slots: Array, rows: range) -> Array:
+        """(n, C) logits of ``rows`` from an opened ciphertext."""
+        lanes = slots.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / WEIGHT_SCALE
+        out: Array = np.empty_like(lanes)
+        np.put_along_axis(out, self._classes, lanes, axis=1)
+        return out[rows.start : rows.stop, : self.outputs]
+
+    def gradients(self, slots: Array, rows: range) -> Array:
+        """(n, R) d loss / d activation of ``rows`` from an opened ciphertext."""
+        return slots.reshape(self.rows, self.features)[rows.start : rows.stop] / WEIGHT_SCALE
+
+    def read_weights(self, slots: Array) -> Array:
+        """(R, C) weights, the copies averaged."""
+        values = slots.reshape(self.copies, self.lanes, self.features).mean(axis=0) / WEIGHT_SCALE
+        lanes, out = np.arange(self.features) // self.lane, np.empty((self.features, self.lanes))
+        for i in range(self.lanes):
+            out[np.arange(self.features), self._classes[i, lanes]] = values[i]
+        return out[:, : self.outputs]
+
+    # ----------------------------------------------------------------- masks
+
+    def low_lanes(self, e: int) -> Array:
+        """1 on lanes r < e, which belong to the diagonal e - K; the others belong to e."""
+        return np.tile(np.repeat(np.arange(self.lanes) < e, self.lane), self.rows).astype(float)
+
+    def logit_mask(self, rows: range) -> Array:
+        """1 where the logits of ``rows`` stand."""
+        mask = np.zeros((self.rows, self.lanes, self.lane))
+        mask[rows.start : rows.stop, :, 0] = self._classes[rows.start : rows.stop] < self.outputs
+        return mask.reshape(-1)
+
+    def gradient_mask(self, rows: range) -> Array:
+        """1 where the activation gradients of ``rows`` stand."""
+        return self.activation_slots(np.ones((len(rows), self.features)), rows.start)
+
+    # ----------------------------------------------------------------- help
+
+    @property
+    def _classes(self) -> NDArray[np.int64]:
+        """(m, K): the class that lane r of row i holds."""
+        return (np.arange(self.lanes) - np.arange(self.rows)[:, None]) % self.lanes
+
+    def _own(self, first: int, values: Array) -> slice:
+        if first < 0 or first + len(values) > self.rows:
+            raise FocalError(
+                f"interactive: rows {first} to {first + len(values) - 1} lie outside the joint batch of {self.rows}",
+                hint="use smaller batches, fewer features or a larger ckks ring",
+            )
+        return slice(first, first + len(values))
+
+
+def row_table(layout: InteractiveLayout, batches: Mapping[str, int]) -> dict[str, range]:
+    """The rows of each institution in the joint batch, in the given order. Raises :class:`FocalError` when they do not fit."""
+    if sum(batches.values()) > layout.rows or min(batches.values(), default=0) < 1:
+        raise FocalError(
+            f"interactive: batches of {dict(batches)} rows do not fit a joint batch of {layout.rows} ({layout.features} features)",
+            hint="use smaller batches (at least one row each), fewer features or a larger ckks ring",
+        )
+    table, start = {}, 0
+    for name, rows in batches.items():
+        table[name] = range(start, start + rows)
+        start += rows
+    return table
+
+
+# --------------------------------------------------------------------------- the twin
+
+
+@dataclass(frozen=True)
+class Update:
+    """SGD with momentum; both stay constant over a run (the momentum is read off the last two weights)."""
+
+    rate: float
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.rate < 100.0 and 0.0 <= self.momentum < 1.0):
+            raise FocalError(f"interactive: rate {self.rate} and momentum {self.momentum}", hint="a rate above 0, a momentum in [0, 1)")
+
+
+def twin_step(weights: Array, before: Array, x: Array, delta: Array, update: Update) -> Array:
+    """Weights (R, C) after one step on the n rows present: x (n, R), delta (n, C) = d loss / d logit of each row's own loss."""
+    return weights + update.momentum * (weights - before) - update.rate / len(x) * (x.T @ delta)
+
+
+# --------------------------------------------------------------------------- the engine
+
+
+@dataclass
+class Weights:
+    """The head between two steps."""
+
+    now: Ciphertext
+    """All limbs."""
+    before: Ciphertext
+    """The step before, all limbs; at the start of training the same as ``now``."""
+
+
+def zero_weights(scheme: Scheme) -> Weights:
+    """An untrained head, w = 0: the all-zero ciphertext, which needs no key and no trust."""
+    zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
+    return Weights(zero, zero)
+
+
+@dataclass
+class Forward:
+    """What the forward pass leaves behind."""
+
+    logits: dict[str, Ciphertext]
+    """Owner -> 16 z on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
+    activations: Ciphertext
+    """X of all owners."""
+    diagonals: dict[int, Ciphertext]
+    """s -> W_s, 3 limbs"""
+
+
+@dataclass
+class Backward:
+    """What the backward pass leaves behind."""
+
+    gradients: dict[str, Ciphertext]
+    """Owner -> 16 dX on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
+    weights: Ciphertext
+    """The new head with 3 limbs, to be refreshed."""
+
+
+class InteractiveEngine:
+    """Runs joint steps; deterministic, without network, clock or randomness. ``owners``: each institution's rows (:func:`row_table`).
+
+    A step is :meth:`forward`, then whoever answers is put through :meth:`backward`, then :meth:`finish`. Between the
+    first two the owners' logits are opened to them; that is not the engine's job.
+    """
+
+    def __init__(
+        self, scheme: Scheme, layout: InteractiveLayout, owners: Mapping[str, range], update: Update, threads: int, *, min_rows_of_others: int = 32
+    ) -> None:
+        self.scheme, self.cc, self.layout, self.owners, self.update = scheme, scheme.cc, layout, dict(owners), update
+        self.min_rows_of_others = min_rows_of_others
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
+        splits = range(1, layout.lanes)
+        self.low = {limbs: {e: scheme.encode(layout.low_lanes(e), limbs) for e in splits} for limbs in (LIMBS - 1, REFRESH_LIMBS + 1)}
+        self.logit_masks = {name: scheme.encode(layout.logit_mask(rows), 2) for name, rows in self.owners.items()}
+        self.gradient_masks = {name: scheme.encode(layout.gradient_mask(rows), 2) for name, rows in self.owners.items()}
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    @property
+    def mask_digest(self) -> str:
+        """SHA-256 over all encoded masks, which went through a floating-point FFT: whoever recomputes steps must get the same bits."""
+        found = hashlib.sha256(b"focal/interactive-masks/v1")
+        for limbs, masks in [*self.low.items(), (2, self.logit_masks), (2, self.gradient_masks)]:
+            zero = self.scheme.ciphertext([self.scheme.zero(limbs), self.scheme.zero(limbs)])
+            for plain in masks.values():  # the bindings show a plaintext's limbs only inside a ciphertext
+                found.update(wire.pack(self.scheme, wire.ciphertext(limbs), self.scheme.limbs(self.cc.EvalAdd(zero, plain))))
+        return found.hexdigest()
+
+    # ----------------------------------------------------------------- one step
+
+    def forward(self, weights: Weights, activations: Mapping[str, Ciphertext]) -> Forward:
+        """``activations``: what each owner that is present uploaded (6 limbs, its own rows filled).
+
+        Raises :class:`Refused` (``contributors``) for fewer than three.
+        """
+        self._enough(activations)
+        x = self._sum(activations[name] for name in self.owners if name in activations)
+        diagonals = self._diagonals(self._turned(self._drop(weights.now, LIMBS - 4)), self.low[4])
+        low = self._drop(x, LIMBS - 3)
+        products = dict(zip(diagonals, self._map(lambda w: self._inner([(low, w)]), diagonals.values()), strict=True))
+        q, k = self.layout.lane, self.layout.lanes
+        sides = [lambda: self._horner([products[s] for s in range(1, k)], q), lambda: self._horner([products[-s] for s in range(1, k)], -q)]
+        z = self._sum([products[0], *self._all(sides)] if k > 1 else [products[0]])
+        return Forward(self._masked(self._fold(z, self.layout.lane_folds), self.logit_masks, activations), x, diagonals)
+
+    def backward(self, weights: Weights, run: Forward, derivatives: Mapping[str, Ciphertext], rows: Mapping[str, int]) -> Backward:
+        """``derivatives``: what each owner that answered uploaded (4 limbs); ``rows``: how many of its rows it filled.
+
+        Owners that were there in the forward pass and are not any more add nothing to the head and get nothing.
+        Raises :class:`Refused` (``contributors``, ``rows``) where an owner could single out others' gradients.
+        """
+        self._enough(derivatives)
+        n = self._rows(derivatives, rows)
+        k = self.layout.lanes
+        d = self._derivatives(self._sum(derivatives[name] for name in self.owners if name in derivatives))
+        x = self._diagonals([self._times(run.activations, WEIGHT_SCALE * self.update.rate / n)] * k, self.low[LIMBS - 1])
+
+        lanes = self._map(lambda e: self._inner([(x[s], d[s]) for s in ([e, e - k] if e else [0])]), range(k))
+        half = k // 2
+        gradient, *sides = self._all(
+            [
+                lambda: self._inner([(run.diagonals[s], self._drop(d[s], 1)) for s in d]),
+                *([lambda: self._horner(lanes[1 : half + 1], -self.layout.features)] if k > 1 else []),
+                *([lambda: self._horner(lanes[:half:-1], self.layout.features)] if k > 2 else []),
+            ]
+        )
+        g = self._fold(self._sum([lanes[0], *sides]), self.layout.row_folds)
+        return Backward(self._masked(gradient, self.gradient_masks, derivatives), self.cc.EvalSub(self._carried(weights), g))
+
+    def finish(self, step: int, weights: Weights, run: Backward, refresh: Refresh) -> Weights:
+        """The head after step ``step``, refreshed: one ciphertext to every custodian."""
+        (now,) = refresh([f"train/{step}/weights/-/merged/-"], [run.weights])
+        return Weights(now, weights.now)
+
+    # ----------------------------------------------------------------- who may take part
+
+    def _enough(self, present: Mapping[str, Any]) -> None:
+        unknown = [name for name in present if name not in self.owners]
+        if unknown:
+            raise Refused("owner", f"{unknown[0]} has no rows in this run's joint batch")
+        if len(present) < MIN_CONTRIBUTORS:
+            raise Refused(
+                "contributors",
+                f"{len(present)} of {len(self.owners)} institutions take part; a step needs {MIN_CONTRIBUTORS}",
+                hint="wait until more institutions are back; the step is repeated with them",
+            )
+
+    def _rows(self, present: Iterable[str], rows: Mapping[str, int]) -> int:
+        """Rows of all who are present."""
+        total = sum(rows[name] for name in present)
+        for name in present:
+            if not 1 <= rows[name] <= len(self.owners[name]):
+                raise Refused("rows", f"{name} declares {rows[name]} rows; its batch has 1 to {len(self.owners[name])}")
+            if total - rows[name] < self.min_rows_of_others:
+                raise Refused(
+                    "rows",
+                    f"beside {name} there are {total - rows[name]} rows in this step, fewer than min_rows_of_others = {self.min_rows_of_others}",
+                    hint="use larger batches, or wait for more institutions",
+                )
+        return total
+
+    # ----------------------------------------------------------------- parts of a step
+
+    def _turned(self, w: Ciphertext) -> list[Ciphertext]:
+        """W_e, e in [0, K): upwards by R, and downwards, since W repeats after K rows."""
+        k, r = self.layout.lanes, self.layout.features
+        if k == 1:
+            return [w]
+        up, down = self._all([lambda: self._chain(w, r, k - 1 - k // 2), lambda: self._chain(w, -r, k // 2)])
+        return [w, *up, *reversed(down)]
+
+    def _diagonals(self, turned: Sequence[Ciphertext], low: Mapping[int, Any]) -> dict[int, Ciphertext]:
+        """s -> mask_s . turned[s mod K], one limb less. The masks of e and e - K add up to one, so each pair costs one product."""
+
+        def split(e: int) -> list[Ciphertext]:
+            whole = self._drop(turned[e], 1)
+            if e == 0:
+                return [whole]
+            part = self._times(turned[e], low[e])
+            return [self.cc.EvalSub(whole, part), part]
+
+        k = self.layout.lanes
+        return {s: ct for e, cts in enumerate(self._map(split, range(k))) for s, ct in zip([e, e - k], cts, strict=False)}
+
+    def _derivatives(self, d: Ciphertext) -> dict[int, Ciphertext]:
+        """s -> rot(D, -s Q)"""
+        q, k = self.layout.lane, self.layout.lanes
+        up, down = self._all([lambda: self._chain(d, -q, k - 1), lambda: self._chain(d, q, k - 1)])
+        return {0: d, **{s + 1: ct for s, ct in enumerate(up)}, **{-s - 1: ct for s, ct in enumerate(down)}}
+
+    def _carried(self, weights: Weights) -> Ciphertext:
+        """W + b (W - W-) with 3 limbs."""
+        low = LIMBS - REFRESH_LIMBS - 1
+        now, b = self._drop(weights.now, low), self.update.momentum
+        if b == 0.0:
+            return self._drop(now, 1)
+        return self._sum([self._times(now, 1.0 + b), self._times(self._drop(weights.before, low), -b)])
+
+    def _masked(self, ct: Ciphertext, masks: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Ciphertext]:
+        """One opening per owner that is present."""
+        names = [name for name in self.owners if name in present]
+        return dict(zip(names, self._map(lambda name: self._times(ct, masks[name]), names), strict=True))
+
+    # ----------------------------------------------------------------- small moves
+
+    def _chain(self, ct: Ciphertext, rotation: int, count: int) -> list[Ciphertext]:
+        """ct rotated once, twice, ... ``count`` times."""
+        out = [ct]
+        for _ in range(count):
+            out.append(self.cc.EvalRotate(out[-1], rotation))
+        return out[1:]
+
+    def _horner(self, cts: Sequence[Ciphertext], rotation: int) -> Ciphertext:
+        """The sum over t >= 1 of cts[t - 1] rotated t times."""
+        total = self.cc.EvalRotate(cts[-1], rotation)
+        for ct in reversed(cts[:-1]):
+            total = self.cc.EvalRotate(self.cc.EvalAdd(ct, total), rotation)
+        return total
+
+    def _inner(self, pairs: Sequence[tuple[Ciphertext, Ciphertext]]) -> Ciphertext:
+        """Sum of x . y, one relinearisation for all."""
+        total = self.cc.EvalMultNoRelin(*pairs[0])
+        for x, y in pairs[1:]:
+            self.cc.EvalAddInPlace(total, self.cc.EvalMultNoRelin(x, y))
+        # in this order rescaling shrinks the noise of the joint key, which the smudging of the openings has to cover
+        return self.cc.Rescale(self.cc.Relinearize(total))
+
+    def _fold(self, ct: Ciphertext, rotations: Iterable[int]) -> Ciphertext:
+        for r in rotations:
+            ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
+        return ct
+
+    def _sum(self, cts: Iterable[Ciphertext]) -> Ciphertext:
+        first, *rest = cts
+        for ct in rest:
+            first = self.cc.EvalAdd(first, ct)
+        return first
+
+    def _times(self, ct: Ciphertext, factor: Any) -> Ciphertext:
+        """``factor`` is a number or an encoded plaintext."""
+        return self.cc.Rescale(self.cc.EvalMult(ct, factor))
+
+    def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
+        return self.cc.LevelReduce(ct, None, limbs) if limbs else ct
+
+    def _map(self, f: Callable[..., U], *items: Iterable[Any]) -> list[U]:
+        return list(self.pool.map(f, *items))
+
+    def _all(self, jobs: Sequence[Callable[[], U]]) -> list[U]:
+        return self._map(lambda job: job(), jobs)
