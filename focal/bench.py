@@ -12,16 +12,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from focal.ckks import twin
+from focal.ckks import interactive as joint
+from focal.ckks import keys, release, twin, wire
+from focal.ckks.context import REFRESH_LIMBS
 from focal.ckks.engine import zero_weights
-from focal.ckks.layout import power_of_two
+from focal.ckks.layout import Layout, power_of_two
 from focal.ckks.plan import layout_for
 from focal.ckks.rehearsal import Rehearsal
 from focal.ckks.twin import Scalars
@@ -98,12 +101,143 @@ def head(
 def _reference(script: Path, rows: int, features: int, classes: int, threads: int, k: int, f: int) -> float:
     """Milliseconds per step that the reference script prints for the same problem and layout."""
     options = {"rows": rows, "features": features, "classes": classes, "threads": threads, "lanes": k, "feature-lanes": f, "steps": 1}
-    command = [sys.executable, str(script), *(a for name, value in options.items() for a in (f"--{name}", str(value)))]
+    return _printed(script, [a for name, value in options.items() for a in (f"--{name}", str(value))], r"ms per step .* total (\d+)")
+
+
+def _printed(script: Path, options: list[str], pattern: str) -> float:
+    """The number that ``pattern`` finds in what the reference script prints."""
+    command = [sys.executable, str(script), *options]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    match = re.search(r"ms per step .* total (\d+)", done.stdout)
+    match = re.search(pattern, done.stdout)
     if match is None:
-        raise FocalError(f"{script}: prints no 'ms per step' ({done.stderr.strip().splitlines()[-1:]})", hint="leave --reference out")
+        raise FocalError(f"{script}: prints no '{pattern}' ({done.stderr.strip().splitlines()[-1:]})", hint="leave --reference out")
     return float(match[1])
+
+
+def interactive(features: int, classes: int, owners: int, threads: int, steps: int, reference: Path | None) -> Result:
+    """Milliseconds per joint step of interactive training on random data, and the largest errors against its plaintext twin.
+
+    The server's time is forward pass, backward pass and refresh, its custodians' shares included since they run in this process.
+    A whole step adds what the reference counts as well: the owners' encryption and both openings.
+    """
+    if reference is not None and (features, classes, owners) != (64, 8, 4):
+        raise FocalError(f"{reference}: runs 64 features, 8 classes and 4 owners only", hint="leave --reference out")
+    layout = joint.InteractiveLayout(8192, features, classes)
+    run = Rehearsal(cast(Layout, layout), threads=threads)  # of which it reads rotations, outputs and read_weights
+    table = joint.row_table(layout, {f"owner {i}": layout.rows // owners for i in range(owners)})
+    filled = {name: len(rows) for name, rows in table.items()}
+    present = sum(filled.values())
+    update = joint.Update(rate=0.5, momentum=0.9)
+    engine = joint.InteractiveEngine(run.scheme, layout, table, update, threads)
+    weights = joint.zero_weights(run.scheme)
+    w: np.ndarray = np.zeros((features, classes))
+    before = w
+    rng, clock = np.random.default_rng(0), _Clock()
+    errors = {"logits": 0.0, "activation_gradients_relative": 0.0, "weights": 0.0}
+    theirs: list[float] = []
+    for step in range(steps + 1):  # the first one is not timed: its weights are zero, and it warms up
+        x = 0.5 * rng.standard_normal((present, features))
+        delta = np.exp(x[:, :classes])
+        delta = delta / delta.sum(1, keepdims=True) - np.eye(classes)[rng.integers(0, classes, present)]
+        if step == 1:
+            clock = _Clock()
+        with clock("institutions"):
+            up = {n: run.encrypt(layout.activation_slots(x[r.start : r.stop], r.start)) for n, r in table.items()}
+        with clock("forward"):
+            forward = engine.forward(weights, up)
+        with clock("openings"):
+            z = _opened(run, forward.logits, table, layout.logits)
+        with clock("institutions"):
+            down = {
+                n: run.encrypt(layout.derivative_slots(delta[r.start : r.stop], r.start), joint.DERIVATIVES.limbs) for n, r in table.items()
+            }
+        with clock("backward"):
+            backward = engine.backward(weights, forward, down, filled)
+        with clock("openings"):
+            dx = _opened(run, backward.gradients, table, layout.gradients)
+        with clock("refresh"):
+            weights = engine.finish(step, weights, backward, run.refresh)
+        if step > 0:
+            errors["logits"] = max(errors["logits"], float(np.abs(z - x @ w).max()))
+            relative = float(np.abs(dx - delta @ w.T).max() / np.abs(delta @ w.T).max())
+            errors["activation_gradients_relative"] = max(errors["activation_gradients_relative"], relative)
+            if reference is not None:
+                theirs.append(_printed(reference, ["--steps", "2", "--threads", str(threads)], r"ms per joint step .* total (\d+)"))
+        w, before = joint.twin_step(w, before, x, delta, update), w
+    errors["weights"] = float(np.abs(run.release([weights.now]) - w).max())
+    engine.close()
+    server, whole = clock.per_step(("forward", "backward", "refresh")), clock.per_step()
+    size = {kind: wire.size(run.scheme, kind) for kind in (joint.ACTIVATIONS, joint.DERIVATIVES, joint.OPENING, wire.DECRYPTION)}
+    refreshed = sum(wire.size(run.scheme, kind) for kind in (wire.ciphertext(REFRESH_LIMBS), wire.REFRESH_H0, wire.REFRESH_H1))
+    openings = 2 * owners * (size[joint.OPENING] + size[wire.DECRYPTION])
+    numbers: dict[str, Any] = {
+        "server_ms_per_step": server[0],
+        "server_cpu_ms_per_step": server[1],
+        "step_ms": whole[0],
+        "step_cpu_ms": whole[1],
+        **{f"{part}_ms": clock.per_step((part,))[0] for part in clock.parts},
+        "rows": present,
+        "owners": owners,
+        "features": features,
+        "classes": classes,
+        "threads": threads,
+        "rotation_keys": len(layout.rotations),
+        "key_bytes_per_custodian": keys.contribution_bytes(run.scheme, len(layout.rotations)),
+        "institution_bytes_up_per_step": size[joint.ACTIVATIONS] + size[joint.DERIVATIVES],
+        "institution_bytes_down_per_step": 2 * len(run.secrets) * size[wire.DECRYPTION],
+        "custodian_bytes_per_step": refreshed + openings,
+        "max_errors": errors,
+    }
+    run.scheme.close()
+    text = (
+        f"joint step of {present} x {features} x {classes}, {owners} owners, {threads} thread(s): server {server[0]:.0f} ms "
+        f"({server[1]:.0f} ms of CPU; target: 600 ms on 2 threads), with encryption and openings {whole[0]:.0f} ms\n"
+        f"  {numbers['rotation_keys']} rotation keys, {numbers['key_bytes_per_custodian'] / 1e6:.0f} MB per custodian, once; per step: "
+        f"institution {numbers['institution_bytes_up_per_step'] / 1e6:.1f} MB up, "
+        f"{numbers['institution_bytes_down_per_step'] / 1e6:.1f} MB down (target: 8 each), "
+        f"custodian {numbers['custodian_bytes_per_step'] / 1e6:.1f} MB (target: 12)\n"
+        f"  largest errors: logits {errors['logits']:.1e}, activation gradients {errors['activation_gradients_relative']:.1e} relative, "
+        f"released weights {errors['weights']:.1e} (targets: 1e-3)"
+    )
+    if theirs:
+        numbers |= {"reference_step_ms": statistics.median(theirs), "ratio": whole[0] / statistics.median(theirs)}
+        text += f"\n  reference {numbers['reference_step_ms']:.0f} ms with encryption and openings, ratio {numbers['ratio']:.2f}"
+    return Result(text, numbers)
+
+
+class _Clock:
+    """Wall and CPU milliseconds (of all threads of this process) by part of a step; each part may come several times in a step."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[tuple[float, float]]] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.parts.setdefault(part, []).append((1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)))
+
+    def per_step(self, parts: tuple[str, ...] | None = None) -> tuple[float, float]:
+        """(wall, CPU) of ``parts`` (default: all), means over the steps."""
+        steps = len(self.parts["refresh"])
+        spent = [s for part in parts or self.parts for s in self.parts[part]]
+        return sum(s[0] for s in spent) / steps, sum(s[1] for s in spent) / steps
+
+
+def _opened(
+    run: Rehearsal, ciphertexts: dict[str, Any], table: dict[str, range], read: Callable[[np.ndarray, range], np.ndarray]
+) -> np.ndarray:
+    """Every owner's values, one below the other: all custodians' shares with OpenFHE's own smudging (2^20), added up."""
+    cc = run.scheme.cc
+
+    def one(name: str) -> np.ndarray:
+        shares = []
+        for i, secret in enumerate(run.secrets):
+            made = (cc.MultipartyDecryptMain if i else cc.MultipartyDecryptLead)([ciphertexts[name]], secret.key)[0]
+            shares.append((f"custodian {i}", wire.pack(run.scheme, wire.DECRYPTION, run.scheme.limbs(made))))
+        return read(release.open_slots(run.scheme, shares), table[name])
+
+    return np.vstack(list(run.pool.map(one, ciphertexts)))
 
 
 def everything(reference: Path | None, runs: Path, configs: Path, say: Callable[[str], None], train: Callable[[Path, Path], None]) -> None:

@@ -589,6 +589,27 @@ def bench_head(
         print(json.dumps(result.numbers))
 
 
+@bench_app.command("interactive")
+def bench_interactive(
+    features: int = 64,
+    classes: int = 8,
+    owners: int = 4,
+    threads: int = 2,
+    steps: int = 3,
+    reference: Annotated[
+        Path | None, typer.Option(envvar="FOCAL_INTERACTIVE_REFERENCE", help="A reference script to run in turn and compare with.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
+) -> None:
+    """Time the encrypted joint step of interactive training, owners and custodians in one process."""
+    from focal.bench import interactive
+
+    result = interactive(features, classes, owners, threads, steps, reference)
+    _say(result.text)
+    if as_json:
+        print(json.dumps(result.numbers))
+
+
 @bench_app.command("all")
 def bench_all(
     reference: Annotated[

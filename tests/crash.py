@@ -22,14 +22,17 @@ from focal.ckks.release import MAX_ERROR
 
 PER_RUN = 12
 """Kills in one run, before it is left alone to finish."""
+BEGIN = ("gather", "train", "keys", "upload")
+"""The server's phase in which the kills begin, run by run: from the first second on, few runs would get as far as the training."""
 
 
-def crash_run(name: str, kills: int, rng: random.Random) -> Counter[str]:
-    """One run with up to ``kills`` kills; returns how often each role was killed in which phase."""
+def crash_run(name: str, kills: int, rng: random.Random, begin: str) -> Counter[str]:
+    """One run with up to ``kills`` kills from phase ``begin`` on; returns how often each role was killed in which phase."""
     survived: Counter[str] = Counter()
     consortium = {"institutions": 3, "custodians": 2, "verify": "first"}
     with Consortium(name, training={"steps": 3}, consortium=consortium) as c:
         c.start_all()
+        c.processes["server"].reach_phase(begin)
         before: dict[str, list[tuple[object, ...]]] = {}
         while sum(survived.values()) < kills:
             time.sleep(rng.uniform(0.05, 1.5))
@@ -71,8 +74,9 @@ def crash(kills: int, seed: int) -> Counter[str]:
     rng, total = random.Random(seed), Counter[str]()
     number = 0
     while sum(total.values()) < kills:
+        begin = BEGIN[number % len(BEGIN)]
         number += 1
-        total += crash_run(f"crash-{seed}-{number}", min(PER_RUN, kills - sum(total.values())), rng)
+        total += crash_run(f"crash-{seed}-{number}", min(PER_RUN, kills - sum(total.values())), rng, begin)
         print(f"run {number}: {sum(total.values())} of {kills} kills survived", flush=True)
     return total
 

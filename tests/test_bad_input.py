@@ -81,7 +81,8 @@ def test_too_many_features_and_classes_for_the_ring(tmp_path: Path) -> None:
     """2 lanes x 128 rows x 32 classes fill the 8192 slots: with feature lanes one group of rows must stay empty."""
     path = table(tmp_path, lambda i, row: row.update(label=f"class-{i % 32}"))
     layout = {"class_lanes": 32, "feature_lanes": 2}
-    text = refused(tmp_path, "wide", dataset={"table": str(path)}, projection={"features": 256}, layout=layout)
+    lower = {"family": "torchvision", "model": "squeezenet1_1"}  # 512 features
+    text = refused(tmp_path, "wide", dataset={"table": str(path)}, lower=lower, projection={"features": 256}, layout=layout)
     assert "256 features" in text and "32" in text and "larger ckks ring" in text
 
 

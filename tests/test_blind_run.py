@@ -40,8 +40,8 @@ def train(tmp_path: Path, name: str, **changes: Any) -> dict[str, Any]:
 def check_agreement(folder: Path) -> None:
     """Encrypted weights and scores are those of the plaintext twin.
 
-    Weights: within the 1e-3 that the planner guarantees. AUROC: within 0.002, as the issue demands of data sets of its size; one pair of the
-    30 test rows here can weigh more, so pairs that the weights' error can reorder come on top.
+    Weights: within the 1e-3 that the planner guarantees. AUROC: within 0.002, as the issue demands of data sets of its size; one pair of
+    the 30 test rows here can weigh more, so pairs that the weights' error can reorder come on top.
     """
     summary = json.loads((folder / "summary.json").read_text())
     error = summary["max_abs_weight_error"]

@@ -121,6 +121,9 @@ def test_the_smudging_is_gaussian_with_the_stated_deviation(rehearsal: Rehearsal
     assert abs(both.mean()) < 6 * release.SIGMA / len(both) ** 0.5
     assert abs((both**4).mean() / both.var() ** 2 - 3) < 6 * (24 / len(both)) ** 0.5, "not a Gaussian's fourth moment"
     assert abs(np.corrcoef(noise[0], noise[1])[0, 1]) < 6 / scheme.n**0.5
+    for e in noise:  # every circular lag: 16384 values of deviation 1 / sqrt(N), seven of them is 10^-8 in all
+        lags = np.fft.irfft(np.abs(np.fft.rfft(e)) ** 2)[1:] / (e @ e)
+        assert np.abs(lags).max() < 7 / scheme.n**0.5, "coefficients are not independent"
     slots = np.concatenate([ring.embed(e) for e in noise]) / (release.SIGMA * (scheme.n / 2) ** 0.5)
     for part in (slots.real, slots.imag):  # 16384 samples each
         assert abs(part.std() - 1) < 0.03, "not spherical: what lies in this half of the noise is not hidden"

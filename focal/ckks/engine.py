@@ -11,10 +11,8 @@ carry (release.py), so where noise comes in, the message is carried large:
 
     W and z times 16 (WEIGHT_SCALE)      the release noise, fixed in size, then weighs 16 times less on the weights
     delta times 256 (RESIDUAL_SCALE)     the rounding of the cubic's factor is amplified by (16 z)^2
-    the sum over rows undivided          every rotation of a fold adds noise, and the fold adds that up as well: the rate comes last
-
-For the same reason backward products are relinearised before they are rescaled: the joint multiplication key brings 2^13.7 per
-coefficient. Forward, where the sigmoid and the rate shrink it, the cheaper order is taken.
+    the sum over rows undivided          relinearisations (2^13.7 per coefficient, the joint multiplication key is noisy) and the
+                                         rotations of a fold add noise, which the fold adds up as well: the rate comes last
 
 Per block and class group, with D'_gh the stored data and k the class lanes (layout.py):
 
@@ -194,7 +192,7 @@ class Engine:
                 sums[u][h] = self._products(column, turned[u], sums[u][h])
 
             self._map(accumulate, [(u, h) for u in groups for h in babies])
-        flat = self._map(lambda x: self.cc.Rescale(self.cc.Relinearize(x)), [sums[u][h] for u in groups for h in babies])
+        flat = self._map(self._relinearised, [sums[u][h] for u in groups for h in babies])
 
         def horner(u: int) -> Ciphertext:
             g = flat[u * layout.babies + babies[-1]]

@@ -9,10 +9,10 @@ two, at most 8), Q = R / K and m = S / R rows::
     derivatives   D(i, r, q)  = delta[i, (r - i) mod K]        the same for every q; logits come back in the same order, at q = 0
     weights       W(i, r, q)  = 16 w[j, (r - i) mod K]         all of w within K rows, repeated along i
 
-Row i has its classes shifted by i lanes. Two things follow. The weights are *one* ciphertext, hence one refresh per step;
-and W_e = rot(W, e R) puts class (r - i - e) mod K on every slot, so K rotations show each feature all its classes. What is missing is to bring
-lane r to lane r - e *within* a row: a rotation by e Q does it for r >= e, and one by (e - K) Q for r < e. So everything is written in the
-2K - 1 diagonals s = e and s = e - K, where a mask keeps the lanes that stay within their row::
+Row i has its classes shifted by i lanes. So the weights are *one* ciphertext, hence one refresh per step, and W_e = rot(W, e R)
+puts class (r - i - e) mod K on every slot: K rotations show each feature all its classes. What is missing is to bring lane r to
+lane r - e *within* a row: a rotation by e Q does it for r >= e, and one by (e - K) Q for r < e. Everything is therefore
+written in the 2K - 1 diagonals s = e and s = e - K, where a mask keeps the lanes that stay within their row::
 
     W_s = mask_s W_e          X_s = mask_s X           D_s = rot(D, -s Q)           e = s mod K
 
@@ -34,11 +34,11 @@ Level schedule. Every branch begins as low as it can, because a key switch with 
     W, W-   ----------------------------------> (1+b) W - b W- ----> . - G --- refresh --> W with 6 limbs
 
 W is carried times 16 (layout.WEIGHT_SCALE), and so are the opened values: the smudging of an opening, absolute in size, weighs
-16 times less on them. delta comes at its natural size, never scaled down by the rate: the input gradient would drown in the smudging. The rate
-goes into X on its way to the weight gradient.
+16 times less on them. delta comes at its natural size: scaled down by the rate, the input gradient would drown in the
+smudging. The rate goes into X on its way to the weight gradient.
 
-Momentum needs no ciphertext of its own: with a constant rate, SGD with momentum b is w+ = w + b (w - w-) - rate g (Polyak 1964), where w- are the
-weights of the step before, which are there with all limbs.
+Momentum needs no refresh of its own: with a constant rate, SGD with momentum b is w+ = w + b (w - w-) - rate g (Polyak 1964),
+where w- are the weights of the step before, which are there with all limbs.
 """
 
 from __future__ import annotations
@@ -72,6 +72,14 @@ DERIVATIVES = wire.ciphertext(REFRESH_LIMBS + 1)
 """What it uploads before the backward pass."""
 OPENING = wire.ciphertext(1)
 """What is opened to an owner."""
+OPENING_NOISE = 2.0**15
+"""Noise of an opening per coefficient (root mean square) that its smudging has to hide: what new activations and derivatives
+bring, times 16 w; for weights of about 0.1, and growing with them (measured in tests/test_interactive_kernel.py)."""
+
+TURNED = DERIVATIVES.limbs
+"""Limbs with which W and D are rotated."""
+MULTIPLIED = 3
+"""Limbs with which activations, derivatives and weights are multiplied for logits and input gradient."""
 
 
 # --------------------------------------------------------------------------- slots
@@ -87,7 +95,9 @@ class InteractiveLayout:
 
     def __post_init__(self) -> None:
         if not 1 <= self.outputs <= MAX_LANES:
-            raise FocalError(f"interactive: {self.outputs} outputs; a head has 1 to {MAX_LANES}", hint="use the blind protocol for more classes")
+            raise FocalError(
+                f"interactive: {self.outputs} outputs; a head has 1 to {MAX_LANES}", hint="use the blind protocol for more classes"
+            )
         if self.features != power_of_two(self.features) or self.features < self.lanes:
             raise FocalError(
                 f"interactive: {self.features} features for {self.outputs} outputs",
@@ -152,11 +162,11 @@ class InteractiveLayout:
         return np.repeat(np.take_along_axis(padded, self._classes, axis=1), self.lane)
 
     def weight_slots(self, weights: Array) -> Array:
-        """(S,) slots of W from weights (R, C), times 16."""
+        """(S,) slots of carried weights (R, C): give 16 w."""
         padded = np.zeros((self.features, self.lanes))
         padded[:, : self.outputs] = weights
         lanes = np.arange(self.features) // self.lane
-        return WEIGHT_SCALE * np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(-1)
+        return np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(-1)
 
     def logits(self, slots: Array, rows: range) -> Array:
         """(n, C) logits of ``rows`` from an opened ciphertext."""
@@ -170,8 +180,8 @@ class InteractiveLayout:
         return slots.reshape(self.rows, self.features)[rows.start : rows.stop] / WEIGHT_SCALE
 
     def read_weights(self, slots: Array) -> Array:
-        """(R, C) weights, the copies averaged."""
-        values = slots.reshape(self.copies, self.lanes, self.features).mean(axis=0) / WEIGHT_SCALE
+        """(R, C) carried weights, 16 w, the copies averaged (release.weights divides)."""
+        values = slots.reshape(self.copies, self.lanes, self.features).mean(axis=0)
         lanes, out = np.arange(self.features) // self.lane, np.empty((self.features, self.lanes))
         for i in range(self.lanes):
             out[np.arange(self.features), self._classes[i, lanes]] = values[i]
@@ -292,15 +302,22 @@ class InteractiveEngine:
     """
 
     def __init__(
-        self, scheme: Scheme, layout: InteractiveLayout, owners: Mapping[str, range], update: Update, threads: int, *, min_rows_of_others: int = 32
+        self,
+        scheme: Scheme,
+        layout: InteractiveLayout,
+        owners: Mapping[str, range],
+        update: Update,
+        threads: int,
+        *,
+        min_rows_of_others: int = 32,
     ) -> None:
         self.scheme, self.cc, self.layout, self.owners, self.update = scheme, scheme.cc, layout, dict(owners), update
         self.min_rows_of_others = min_rows_of_others
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
         splits = range(1, layout.lanes)
-        self.low = {limbs: {e: scheme.encode(layout.low_lanes(e), limbs) for e in splits} for limbs in (LIMBS - 1, REFRESH_LIMBS + 1)}
-        self.logit_masks = {name: scheme.encode(layout.logit_mask(rows), 2) for name, rows in self.owners.items()}
-        self.gradient_masks = {name: scheme.encode(layout.gradient_mask(rows), 2) for name, rows in self.owners.items()}
+        self.low = {limbs: {e: scheme.encode(layout.low_lanes(e), limbs) for e in splits} for limbs in (LIMBS - 1, TURNED)}
+        self.logit_masks = {name: scheme.encode(layout.logit_mask(rows), MULTIPLIED - 1) for name, rows in self.owners.items()}
+        self.gradient_masks = {name: scheme.encode(layout.gradient_mask(rows), MULTIPLIED - 1) for name, rows in self.owners.items()}
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -309,10 +326,12 @@ class InteractiveEngine:
     def mask_digest(self) -> str:
         """SHA-256 over all encoded masks, which went through a floating-point FFT: whoever recomputes steps must get the same bits."""
         found = hashlib.sha256(b"focal/interactive-masks/v1")
-        for limbs, masks in [*self.low.items(), (2, self.logit_masks), (2, self.gradient_masks)]:
+        masks = [(limbs, plain) for limbs, low in self.low.items() for plain in low.values()]
+        masks += [(MULTIPLIED - 1, plain) for owned in (self.logit_masks, self.gradient_masks) for plain in owned.values()]
+        for limbs, plain in masks:
             zero = self.scheme.ciphertext([self.scheme.zero(limbs), self.scheme.zero(limbs)])
-            for plain in masks.values():  # the bindings show a plaintext's limbs only inside a ciphertext
-                found.update(wire.pack(self.scheme, wire.ciphertext(limbs), self.scheme.limbs(self.cc.EvalAdd(zero, plain))))
+            shown = self.cc.EvalAdd(zero, plain)  # the bindings show a plaintext's limbs only inside a ciphertext
+            found.update(wire.pack(self.scheme, wire.ciphertext(limbs), self.scheme.limbs(shown)))
         return found.hexdigest()
 
     # ----------------------------------------------------------------- one step
@@ -324,9 +343,9 @@ class InteractiveEngine:
         """
         self._enough(activations)
         x = self._sum(activations[name] for name in self.owners if name in activations)
-        diagonals = self._diagonals(self._turned(self._drop(weights.now, LIMBS - 4)), self.low[4])
-        low = self._drop(x, LIMBS - 3)
-        products = dict(zip(diagonals, self._map(lambda w: self._inner([(low, w)]), diagonals.values()), strict=True))
+        diagonals = self._diagonals(self._turned(self._drop(weights.now, LIMBS - TURNED)), self.low[TURNED])
+        low = self._drop(x, LIMBS - MULTIPLIED)
+        products = dict(zip(diagonals, self._map(lambda s: self._inner([(low, diagonals[s])]), diagonals), strict=True))
         q, k = self.layout.lane, self.layout.lanes
         sides = [lambda: self._horner([products[s] for s in range(1, k)], q), lambda: self._horner([products[-s] for s in range(1, k)], -q)]
         z = self._sum([products[0], *self._all(sides)] if k > 1 else [products[0]])
@@ -336,9 +355,13 @@ class InteractiveEngine:
         """``derivatives``: what each owner that answered uploaded (4 limbs); ``rows``: how many of its rows it filled.
 
         Owners that were there in the forward pass and are not any more add nothing to the head and get nothing.
-        Raises :class:`Refused` (``contributors``, ``rows``) where an owner could single out others' gradients.
+        Raises :class:`Refused` (``contributors``, ``rows``) where an owner could single out others' gradients, and (``owner``)
+        for one that was not in the forward pass.
         """
         self._enough(derivatives)
+        late = [name for name in derivatives if name not in run.logits]
+        if late:
+            raise Refused("owner", f"{late[0]} sent derivatives without activations", hint="it can join at the next step")
         n = self._rows(derivatives, rows)
         k = self.layout.lanes
         d = self._derivatives(self._sum(derivatives[name] for name in self.owners if name in derivatives))
@@ -348,7 +371,7 @@ class InteractiveEngine:
         half = k // 2
         gradient, *sides = self._all(
             [
-                lambda: self._inner([(run.diagonals[s], self._drop(d[s], 1)) for s in d]),
+                lambda: self._inner([(run.diagonals[s], self._drop(d[s], TURNED - MULTIPLIED)) for s in d]),
                 *([lambda: self._horner(lanes[1 : half + 1], -self.layout.features)] if k > 1 else []),
                 *([lambda: self._horner(lanes[:half:-1], self.layout.features)] if k > 2 else []),
             ]
@@ -383,7 +406,7 @@ class InteractiveEngine:
             if total - rows[name] < self.min_rows_of_others:
                 raise Refused(
                     "rows",
-                    f"beside {name} there are {total - rows[name]} rows in this step, fewer than min_rows_of_others = {self.min_rows_of_others}",
+                    f"beside {name} there are {total - rows[name]} rows in this step; min_rows_of_others is {self.min_rows_of_others}",
                     hint="use larger batches, or wait for more institutions",
                 )
         return total
