@@ -128,7 +128,7 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
     filled = {name: len(rows) for name, rows in table.items()}
     present = sum(filled.values())
     update = joint.Update(rate=0.5, momentum=0.9)
-    engine = joint.InteractiveEngine(run.scheme, layout, table, update, threads)
+    engine = joint.InteractiveEngine(run.scheme, layout, table, update, threads, min_rows_of_others=1)
     weights = joint.zero_weights(run.scheme)
     w: np.ndarray = np.zeros((features, classes))
     before = w

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import keys, refresh, release, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.context import LIMBS, Scheme
 from focal.ckks.engine import Block, Engine, chunk_kind
 from focal.ckks.layout import Layout
 from focal.ckks.twin import Scalars
@@ -60,15 +60,17 @@ class Rehearsal:
         return Engine(self.scheme, self.layout, scalars, blocks.__getitem__, self.threads)
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
-        """Collective refresh by all custodians in turn; exact bytes as on the wire."""
+        """Collective refresh by all custodians in turn, with the derived ``a``; shares are added as objects, no bytes travel."""
         return [self._refresh(item, ct) for item, ct in zip(items, ciphertexts, strict=True)]
 
     def _refresh(self, item: str, ciphertext: Any) -> Any:
-        asked = refresh.request(self.scheme, ciphertext)
-        a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(asked))
-        c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), asked, "request")[1]
-        shares = [(f"custodian {i}", *refresh.share(self.scheme, s.key, c1, a)) for i, s in enumerate(self.secrets)]
-        return refresh.combine(self.scheme, asked, a, shares)
+        scheme = self.scheme
+        digest = wire.digest(refresh.request(scheme, ciphertext))
+        a = scheme.common(refresh.common_random(scheme, self.run_id, item, digest))
+        c1 = ciphertext.Clone()
+        c1.RemoveElement(0)
+        shares = [scheme.cc.IntMPBootDecrypt(s.key, c1, a) for s in self.secrets]
+        return scheme.cc.IntMPBootEncrypt(scheme.joint_tag_key, scheme.cc.IntMPBootAdd(shares), a, ciphertext)
 
     def release(self, weights: list[Any]) -> Array:
         """(R, C) weights by smudged shares of all custodians."""
