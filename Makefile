@@ -9,7 +9,7 @@ export FOCAL_DATA := $(abspath $(FOCAL_DATA))
 bin := .venv/bin
 trainings := retina severity pathology xray
 
-.PHONY: help setup demo $(trainings:%=train-%) bench test fuzz lint types check clean
+.PHONY: help setup demo $(trainings:%=train-%) bench test fuzz crash lint types check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: setup ## all tests, with the reason of every skip and the slowest few
 
 fuzz: setup ## two million mutated messages against every decoder
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(bin)/python tests/fuzz.py
+
+crash: setup ## kill -9 of random parties at random moments, 100 times
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(bin)/python tests/crash.py --kills 100
 
 lint: setup ## ruff
 	$(bin)/ruff check .
