@@ -47,7 +47,7 @@ from focal.roles import local
 SAMPLES = 120
 SEED = 1
 """Every class has train and test rows."""
-LOWER = {"family": "timm", "model": "test_vit", "cut": "pooled", "image_size": 64, "weights": "random:0"}
+LOWER: dict[str, Any] = {"family": "timm", "model": "test_vit", "cut": "pooled", "image_size": 64, "weights": "random:0"}
 """timm's own miniature ViT: 64 features in milliseconds."""
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 ENV.pop("FOCAL_RECORD_WIRE", None)

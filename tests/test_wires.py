@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_what_was_recorded_is_the_run(run: Finished, hay: dict[str, bytes]) -> N
 # --------------------------------------------------------------------------- data
 
 
-def rows(run: Finished, name: str) -> dict[str, NDArray[np.generic]]:
+def rows(run: Finished, name: str) -> dict[str, NDArray[Any]]:
     with np.load(run.party(name) / "rows.npz") as f:
         return dict(f)
 
@@ -177,7 +178,7 @@ def test_decryption_shares_travel_sealed_only(run: Finished, hay: dict[str, byte
         assert len(shares) == run.summary["release"]["openings"]
         for share in shares:
             assert everywhere(windows(share[256:]), hay) == {}
-        sealed = next(r for r in records(run, msg.ReleaseShares) if r.sender == name).body.sealed
+        sealed = dict(records(run, msg.ReleaseShares))[name].sealed
         assert set(sealed) == set(INSTITUTIONS)
         for to, digest in sealed.items():  # each box goes to the server and to whom it is for
             box = blob(run, digest)
@@ -201,11 +202,12 @@ def test_private_keys_masks_and_seeds_are_on_no_wire(run: Finished, hay: dict[st
 # --------------------------------------------------------------------------- who gets what
 
 
-def records(run: Finished, kind: type[msg.Model]) -> list[msg.Record]:
+def records(run: Finished, kind: type[msg.Model]) -> list[tuple[str, Any]]:
+    """(sender, body) of every record of one kind, in the board's order."""
     board = sqlite3.connect(run.party("server") / "board.sqlite")
     opened = [open_record(run.manifest, data) for (data,) in board.execute("SELECT data FROM record ORDER BY seq")]
     board.close()
-    return [r for r in opened if isinstance(r.body, kind)]
+    return [(r.sender, r.body) for r in opened if isinstance(r.body, kind)]
 
 
 def blob(run: Finished, digest: str) -> bytes:
@@ -215,8 +217,7 @@ def blob(run: Finished, digest: str) -> bytes:
 def test_the_server_receives_nothing_but_records_ciphertexts_keys_and_boxes(run: Finished) -> None:
     """Every blob that members sent is named in a signed record of a kind that the protocol knows: there is nothing else."""
     known: set[str] = set()
-    for r in records(run, msg.Model):
-        b = r.body
+    for _, b in records(run, msg.Model):
         for field in ("chunks", "blobs", "h0", "h1", "inputs", "outputs", "ciphertexts"):
             known.update(getattr(b, field, ()))
         known.update(d for d in (getattr(b, "blob", None),) if d)
@@ -226,16 +227,16 @@ def test_the_server_receives_nothing_but_records_ciphertexts_keys_and_boxes(run:
     held = {p.parent.name + p.name for p in (run.party("server") / "blobs").glob("??/*")}
     sums = {d for d in held - known if blob(run, d)[:4] == b"FOCL"}  # the server's own sums of key contributions
     assert held - known - sums == set() and len(sums) <= 1, "only the summed switching key is named by no record"
-    ciphertexts = [d for r in records(run, msg.Upload) for d in r.body.chunks]
+    ciphertexts = [d for _, body in records(run, msg.Upload) for d in body.chunks]
     assert len(ciphertexts) == len(set(ciphertexts)) > 10 and all(blob(run, d)[:4] == b"FOCL" for d in ciphertexts)
 
 
 def test_an_institution_receives_nothing_that_is_for_custodians(run: Finished, hay: dict[str, bytes]) -> None:
     """Others' ciphertexts, key contributions and refresh shares stay between server and custodians."""
-    forbidden = {name: [d for r in records(run, msg.Upload) if r.sender != name for d in r.body.chunks] for name in INSTITUTIONS}
-    keys = [d for r in records(run, msg.KeyReveal) for d in r.body.blobs]
-    shares = [d for r in records(run, msg.RefreshShares) for d in (*r.body.h0, *r.body.h1)]
-    asked = [d for r in records(run, msg.RefreshRequest) for d in r.body.ciphertexts]
+    forbidden = {name: [d for sender, body in records(run, msg.Upload) if sender != name for d in body.chunks] for name in INSTITUTIONS}
+    keys = [d for _, body in records(run, msg.KeyReveal) for d in body.blobs]
+    shares = [d for _, body in records(run, msg.RefreshShares) for d in (*body.h0, *body.h1)]
+    asked = [d for _, body in records(run, msg.RefreshRequest) for d in body.ciphertexts]
     assert len(keys) > 30 and len(shares) > 7 and len(asked) > 3
     for name in INSTITUTIONS:
         for digest in [*forbidden[name], *keys, *shares, *asked]:
