@@ -35,10 +35,10 @@ test: setup ## all tests, with the reason of every skip and the slowest few
 	OMP_NUM_THREADS=1 $(bin)/pytest -rs --durations=5
 
 fuzz: setup ## two million mutated messages against every decoder
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(bin)/python tests/fuzz.py
+	OMP_NUM_THREADS=1 $(bin)/python tests/fuzz.py
 
 crash: setup ## kill -9 of random parties at random moments, 100 times
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(bin)/python tests/crash.py --kills 100
+	OMP_NUM_THREADS=1 $(bin)/python tests/crash.py --kills 100
 
 lint: setup ## ruff
 	$(bin)/ruff check .

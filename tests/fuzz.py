@@ -23,6 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from hypothesis.errors import NonInteractiveExampleWarning
+from parties import SCOPE, identities, manifest_of
+from test_messages import BODIES, RECORDS, REPLIES, REQUESTS, strategy
 
 from focal.ckks import ring, wire
 from focal.ckks.context import Scheme
@@ -31,8 +33,6 @@ from focal.errors import ProtocolError
 from focal.net import messages as msg
 from focal.net.identity import open_record
 from focal.segments.projection import Projection
-from tests.parties import SCOPE, identities, manifest_of
-from tests.test_messages import BODIES, RECORDS, REPLIES, REQUESTS, strategy
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import fuzz
+from fuzz import fuzz
 
 
 def test_a_hundred_thousand_malformed_messages() -> None:

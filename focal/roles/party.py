@@ -147,8 +147,8 @@ class Party:
     # ----------------------------------------------------------------- blobs
 
     def share_blobs(self, blobs: list[bytes], audience: Audience) -> list[str]:
-        """Send blobs to the server, with progress; returns their digests. What the server has is not sent again."""
-        return self.net.put_many(blobs, audience, self.report.progress)
+        """Send blobs to the server; returns their digests. What the server has is not sent again."""
+        return self.net.put_many(blobs, audience)
 
     def send_stored(self, digests: list[str], audience: Audience) -> None:
         """Send blobs that lie in this party's own store, a few at a time."""
