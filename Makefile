@@ -9,7 +9,7 @@ export FOCAL_DATA := $(abspath $(FOCAL_DATA))
 bin := .venv/bin
 trainings := retina severity pathology xray
 
-.PHONY: help setup demo $(trainings:%=train-%) bench test fuzz crash lint types check clean
+.PHONY: help setup demo $(trainings:%=train-%) bench test test-slow fuzz crash lint types check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +31,11 @@ $(trainings:%=train-%): train-%: setup
 bench: setup ## speed, size and accuracy against their targets
 	$(bin)/focal bench all
 
-test: setup ## all tests, with the reason of every skip and the slowest few
-	OMP_NUM_THREADS=1 $(bin)/pytest -rs --durations=5
+test: setup ## the tests, with the reason of every skip and the slowest few
+	OMP_NUM_THREADS=1 $(bin)/pytest -rs --durations=5 -m "not slow"
+
+test-slow: setup ## stalled links and pulled plugs, some minutes
+	OMP_NUM_THREADS=1 $(bin)/pytest -rs -m slow
 
 fuzz: setup ## two million mutated messages against every decoder
 	OMP_NUM_THREADS=1 $(bin)/python tests/fuzz.py
@@ -46,7 +49,7 @@ lint: setup ## ruff
 types: setup ## mypy
 	$(bin)/mypy
 
-check: lint types test ## what CI runs
+check: lint types test test-slow ## what CI runs
 
 clean: ## remove caches and build leftovers; runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis lightning_logs

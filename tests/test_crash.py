@@ -22,6 +22,8 @@ from crash import crash
 
 from focal.ckks.release import MAX_ERROR
 
+pytestmark = pytest.mark.slow
+
 Point = tuple[str, str, int]
 """Phase, ``module:Class.method``, and which call of it in that phase is the last thing that the process does."""
 

@@ -32,6 +32,8 @@ from focal.net.messages import PIECE
 from focal.net.store import Journal
 from focal.roles.progress import timeline
 
+pytestmark = pytest.mark.slow
+
 SITES = ("north", "south", "west")
 ENDPOINT = f"tcp://{HUB}:7788"
 SILENT = f"for {Link.QUIET:.0f} s; still trying"
