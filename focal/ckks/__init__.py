@@ -9,4 +9,11 @@
     plan      which layout, and what it costs                engine    the encrypted training steps
     rehearsal all custodians in one process, for tests       twin      the same steps on plaintext
     interactive   one joint step of split learning (kernel and twin; no role uses it yet)
+
+``OMP_NUM_THREADS=1`` is set here, before any module of this package can import OpenFHE: the GIL is released during its calls, so
+Python threads give the parallelism, and OpenMP inside several processes on one host is up to 30 times slower.
 """
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"

@@ -7,31 +7,24 @@ deserialised. Foreign bytes never reach the deserializer: it can crash the proce
 ::
 
     foreign bytes --check length, header, every value < q--> limbs --write into own template--> OpenFHE object
-
-``OMP_NUM_THREADS=1`` is set before OpenFHE is imported: the GIL is released during its calls, so Python threads give the
-parallelism, and OpenMP inside several processes on one host is up to 30 times slower.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
+import math
+import struct
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
+import numpy as np
+import openfhe
 
-import hashlib  # noqa: E402
-import math  # noqa: E402
-import struct  # noqa: E402
-import threading  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from functools import cached_property  # noqa: E402
-from typing import Any  # noqa: E402
-
-import numpy as np  # noqa: E402
-import openfhe  # noqa: E402
-
-from focal.ckks.ring import Limb  # noqa: E402
-from focal.config import CkksConfig, canonical_json  # noqa: E402
-from focal.errors import FocalError  # noqa: E402
+from focal.ckks.ring import Limb
+from focal.config import CkksConfig, canonical_json
+from focal.errors import FocalError
 
 DEPTH = 5
 """Multiplicative depth: forward 1, sigmoid 2, and the three limbs a collective refresh needs (kernels.md)."""
