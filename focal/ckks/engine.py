@@ -89,7 +89,24 @@ def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars) -> str:
     return hashlib.sha256(own + wire.pack(scheme, wire.ciphertext(limbs), scheme.limbs(encoded))).hexdigest()
 
 
-class Engine:
+class Moves:
+    """Small moves on ciphertexts that every encrypted head is made of."""
+
+    cc: Any
+    pool: ThreadPoolExecutor
+
+    def _times(self, ct: Ciphertext, factor: Any) -> Ciphertext:
+        """``factor`` is a number or an encoded plaintext."""
+        return self.cc.Rescale(self.cc.EvalMult(ct, factor))
+
+    def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
+        return self.cc.LevelReduce(ct, None, limbs) if limbs else ct
+
+    def _map(self, f: Callable[..., U], *items: Iterable[Any]) -> list[U]:
+        return list(self.pool.map(f, *items))
+
+
+class Engine(Moves):
     """Runs training steps. ``block(b)`` yields block b; it may keep blocks in memory or read them from disk each time."""
 
     def __init__(self, scheme: Scheme, layout: Layout, scalars: Scalars, block: Callable[[int], Block], threads: int) -> None:
@@ -224,13 +241,3 @@ class Engine:
         for r in rotations:
             ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
         return ct
-
-    def _times(self, ct: Ciphertext, factor: Any) -> Ciphertext:
-        """``factor`` is a number or an encoded plaintext."""
-        return self.cc.Rescale(self.cc.EvalMult(ct, factor))
-
-    def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
-        return self.cc.LevelReduce(ct, None, limbs) if limbs else ct
-
-    def _map(self, f: Callable[..., U], *items: Iterable[Any]) -> list[U]:
-        return list(self.pool.map(f, *items))

@@ -54,7 +54,7 @@ from numpy.typing import NDArray
 
 from focal.ckks import wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.engine import Ciphertext, Refresh
+from focal.ckks.engine import Ciphertext, Moves, Refresh
 from focal.ckks.layout import WEIGHT_SCALE, power_of_two
 from focal.errors import FocalError, Refused
 
@@ -294,7 +294,7 @@ class Backward:
     """The new head with 3 limbs, to be refreshed."""
 
 
-class InteractiveEngine:
+class InteractiveEngine(Moves):
     """Runs joint steps; deterministic, without network, clock or randomness. ``owners``: each institution's rows (:func:`row_table`).
 
     A step is :meth:`forward`, then whoever answers is put through :meth:`backward`, then :meth:`finish`. Between the
@@ -487,16 +487,6 @@ class InteractiveEngine:
         for ct in rest:
             first = self.cc.EvalAdd(first, ct)
         return first
-
-    def _times(self, ct: Ciphertext, factor: Any) -> Ciphertext:
-        """``factor`` is a number or an encoded plaintext."""
-        return self.cc.Rescale(self.cc.EvalMult(ct, factor))
-
-    def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
-        return self.cc.LevelReduce(ct, None, limbs) if limbs else ct
-
-    def _map(self, f: Callable[..., U], *items: Iterable[Any]) -> list[U]:
-        return list(self.pool.map(f, *items))
 
     def _all(self, jobs: Sequence[Callable[[], U]]) -> list[U]:
         return self._map(lambda job: job(), jobs)
