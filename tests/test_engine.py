@@ -1,14 +1,15 @@
 """The encrypted step against its plaintext twin, over layouts, degrees, blocks and class groups; and its determinism.
 
-Weights are opened exactly (no smudging), so the tolerance is that of the step alone. With T steps, on weights W::
+Weights are opened exactly (no smudging), so the tolerance is that of the step alone. With T steps on n rows, six standard deviations each::
 
-    drift     FIXEDMANUAL takes every prime for 2^45: each of at most 6 rescalings in a row errs by |q / 2^45 - 1| <= 2^-24.8, relative
-    refresh   2^-33 on a slot, six standard deviations of 3.2 sqrt(custodians) per coefficient: nothing beside
-    noise     what a row's slot of delta' = 16 delta errs by: its target's fresh noise, six standard deviations 2^-26.2, and
-              the forward pass's relinearisations, sqrt(G) 2^-24.8 x 6 on z' = 16 z, of which the sigmoid passes on at most a quarter;
-              the step turns an error e of delta' into at most eta e max|x| / 16 on W
+    drift      FIXEDMANUAL takes every prime for 2^45: each of at most 6 rescalings in a row errs by |q / 2^45 - 1| <= 2^-24.8, relative
+    data       a slot of fresh data errs by 2^-26.2, and |delta| <= 1: at most eta 2^-26.2 on W
+    targets    as much on 256 delta: eta max|x| 2^-34.2
+    rounding   after the rate, 2^5.5 per coefficient, 2^-29.9 in a slot of 16 (eta / n) delta, another one in each row:
+               max|x| sqrt(n) 2^-33.9
+    refresh    2^-33 on a slot: nothing beside; key switches: divided by 2^45
 
-    tolerance = T (6 drift max|W| + eta max|x| (2^-26.2 + sqrt(G) 6 2^-26.8) / 16)
+    tolerance = T (6 drift max|W| + eta (2^-26.2 + max|x| 2^-34.2) + max|x| sqrt(n) 2^-33.9)
 
 which is 1e-7 to 5e-7 here; a wrong rotation, coefficient, limb or scale errs by 1e-3 at least.
 """
@@ -99,8 +100,9 @@ def problem(case: Case, largest_z: float) -> tuple[np.ndarray, np.ndarray, np.nd
 def tolerance(run: Rehearsal, x: np.ndarray, weights: np.ndarray, scalars: Scalars, steps: int) -> float:
     scheme, eta = run.scheme, scalars.rate * len(x)
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
-    noise = 2**-26.2 + run.layout.giants**0.5 * 6 * 2**-26.8
-    return steps * (6 * drift * float(np.abs(weights).max()) + eta * float(np.abs(x).max()) * noise / WEIGHT_SCALE)
+    largest = float(np.abs(x).max())
+    noise = eta * (2**-26.2 + largest * 2**-34.2) + largest * len(x) ** 0.5 * 2**-33.9
+    return steps * (6 * drift * float(np.abs(weights).max()) + noise)
 
 
 def read(run: Rehearsal, weights: list[Any]) -> np.ndarray:

@@ -59,7 +59,7 @@ def test_data_is_the_skewed_diagonal_rotated_to_the_right(layout: Layout) -> Non
             for j, i0, q, c in places(layout):
                 row = i0 * layout.lane + q
                 if row < len(rows):
-                    expected[slot(layout, j, i0, q, c)] = rows[row, j * layout.lane + (q + s) % layout.lane]
+                    expected[slot(layout, j, i0, q, c)] = rows[row, j * layout.lane + (q + s) % layout.lane] / layout.divisor
             stored = layout.data_slots(rows, g, h)
             turned = [stored[(i + g * layout.babies * layout.class_lanes) % layout.slots] for i in range(layout.slots)]  # rotated left
             assert np.array_equal(turned, expected)
@@ -98,7 +98,7 @@ def test_one_step_in_slots_is_one_step_in_matrices(layout: Layout) -> None:
     k, b = layout.class_lanes, layout.babies
     data = [[layout.data_slots(x, g, h) for h in range(b)] for g in range(layout.giants)]
     for u in range(layout.class_groups):
-        weights, residual = layout.weight_slots(w, u), layout.target_slots(delta, u) / RESIDUAL_SCALE
+        weights, residual = layout.weight_slots(w, u), layout.target_slots(delta, u) * layout.divisor / RESIDUAL_SCALE
         z: Array = np.zeros(layout.slots)
         gradient: Array = np.zeros(layout.slots)
         for g in range(layout.giants):
@@ -145,6 +145,11 @@ def test_rows_of_several_institutions_add_up_to_the_whole(layout: Layout) -> Non
     for a, b in parts:
         empty = [i for i in range(layout.blocks) if not layout.block_of(x[a:b], a, i).any()]
         assert set(layout.touched(a, b)) == set(range(layout.blocks)) - set(empty)
+
+
+def test_the_divisor_follows_the_square_root_of_the_rows() -> None:
+    divisors = {rows: Layout(8192, 64, 8, rows, 8, 1, 8).divisor for rows in (1, 300, 1151, 1152, 2591, 2592, 5000, 20_000, 1_000_000)}
+    assert list(divisors.values()) == [1, 1, 1, 2, 2, 4, 4, 8, 64]
 
 
 def test_chunks_are_the_plan_of_one_upload(layout: Layout) -> None:

@@ -3,23 +3,25 @@
 The server runs it; a verifying custodian and an auditor run the same code and must get the same limbs. The only thing
 it cannot do alone is a collective refresh, so it is handed one::
 
-    limbs   6                5          4          3     refresh     6 (5)            5 (4)              3     refresh     6
-            W ---forward---> z --z^2--> . --z^3--> delta ----------> delta ---backward--> sum ---rate---> W ----------> W
+    limbs   6                5          4          3     refresh     6           5 (4)            3     refresh     6
+            W ---forward---> z --z^2--> . --z^3--> delta ----------> delta --rate--> . ---backward--> W ----------> W
 
 (in brackets f = 1; with f > 1 a mask after the fold takes the limb in between). The release must hide the noise that the weights
-carry (release.py), so where noise comes in, the message is carried large:
+carry (release.py), and most of it would come in here, so:
 
-    W and z times 16 (WEIGHT_SCALE)      the release noise, fixed in size, then weighs 16 times less on the weights
-    delta times 256 (RESIDUAL_SCALE)     the rounding of the cubic's factor is amplified by (16 z)^2
-    the sum over rows undivided          relinearisations (2^13.7 per coefficient, the joint multiplication key is noisy) and the
-                                         rotations of a fold add noise, which the fold adds up as well: the rate comes last
+    rescale last        products, their relinearisation, giant and baby steps and folds all run at scale 2^90, one rescaling after them:
+                        what key switches add is divided by 2^45 (relinearisation 2^13.7 per coefficient, as the joint multiplication
+                        key is noisy; a rotation's division by P is biased). It also costs less than rescaling every product.
+    W' = 16 W           the release noise, fixed in size, then weighs 16 times less on the weights (WEIGHT_SCALE)
+    delta' = 256 delta  up to its refresh: the cubic's rounding is amplified by z'^2; the rate then divides it (RESIDUAL_SCALE)
+    X / divisor         data and residual share what rounding and fresh noise leave on the weights (Layout.divisor): z' = 16 z / divisor
 
 Per block and class group, with D'_gh the stored data and k the class lanes (layout.py):
 
     z = fold_j  sum_g rot( sum_h D'_gh . rot(W, h k),       g B k )            Horner over g
     G = fold_i0 sum_h rot( sum_g D'_gh . rot(delta, -g B k), -h k )            Horner over h, blocks summed first
 
-What is saved against the textbook order: rotations of one ciphertext share their digit decomposition (hoisting: half
+What else is saved against the textbook order: rotations of one ciphertext share their digit decomposition (hoisting: half
 the price); products are summed before one relinearisation per giant or baby step; the backward pass adds the
 products of all blocks before it relinearises and rotates, so those cost nothing per block; rows of several
 institutions share blocks. A key switch costs 5 to 10 ms, a bare product 0.5 ms: key switches are what is counted.
@@ -34,7 +36,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from focal.ckks import wire
+import numpy as np
+
+from focal.ckks import ring, wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
 from focal.ckks.twin import Scalars
@@ -89,6 +93,21 @@ def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars) -> str:
     return hashlib.sha256(own + wire.pack(scheme, wire.ciphertext(limbs), scheme.limbs(encoded))).hexdigest()
 
 
+def dithers(scheme: Scheme, limbs: int) -> list[Ciphertext]:
+    """Two ciphertexts to add after a key switch, by turns: zeros and ones on the coefficients of both elements, and the complement.
+
+    A key switch divides by P and rounds down, on average half a unit too low on every coefficient of c1. What is the same on all
+    coefficients adds up in the slots nearest zeta = exp(i pi / N), times s there: 2^19.6 where rounding to nearest leaves 2^12.5. With a
+    random half of the coefficients raised by one the mean is 0, and what remains of it cancels in every second step.
+    """
+    bits = np.unpackbits(np.frombuffer(hashlib.shake_256(b"focal/dither/v1").digest(scheme.n // 8), np.uint8))
+    out = []
+    for pattern in (bits, 1 - bits):
+        limb = [ring.ntt(pattern.astype(np.uint64), q, scheme.roots[q]) for q in scheme.moduli[:limbs]]
+        out.append(scheme.ciphertext([limb, limb]))
+    return out
+
+
 class Moves:
     """Small moves on ciphertexts that every encrypted head is made of."""
 
@@ -114,6 +133,7 @@ class Engine(Moves):
         self.cc = scheme.cc
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
         self.mask = mask(scheme, layout) if layout.feature_lanes > 1 else None
+        self.dithers = dithers(scheme, layout.backward_limbs)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -134,13 +154,13 @@ class Engine(Moves):
                 logits = refresh(list(layout.items(step, "logits")), self._map(self._natural, logits))
             residuals = self._map(self._residual, logits, residuals)
         residuals = refresh(list(layout.items(step, "residual")), residuals)
-        gradients = self._backward(residuals if layout.feature_lanes > 1 else [self._drop(delta, 1) for delta in residuals])
+        gradients = self._backward(self._map(self._stepped, residuals), self.dithers[step % 2])
         return refresh(list(layout.items(step, "weights")), self._map(self._updated, weights, gradients))
 
     # ----------------------------------------------------------------- forward
 
     def _forward(self, block: Block, turned: list[list[Ciphertext]]) -> list[Ciphertext]:
-        """z' = 16 z of one block, 5 limbs, one ciphertext per class group."""
+        """z' = 16 z / divisor of one block, 5 limbs, one ciphertext per class group."""
         giants, groups = range(self.layout.giants), range(self.layout.class_groups)
         sums = self._map(lambda ug: self._inner(block.data[ug[1]], turned[ug[0]]), [(u, g) for u in groups for g in giants])
 
@@ -148,12 +168,12 @@ class Engine(Moves):
             z = sums[u * len(giants) + giants[-1]]
             for g in reversed(giants[:-1]):
                 z = self.cc.EvalAdd(sums[u * len(giants) + g], self.cc.EvalRotate(z, self.layout.babies * self.layout.class_lanes))
-            return self._fold(z, self.layout.lane_folds)
+            return self._fold(self.cc.Rescale(z), self.layout.lane_folds)
 
         return self._map(horner, groups)
 
     def _inner(self, xs: list[Ciphertext], ys: list[Ciphertext]) -> Ciphertext:
-        return self._relinearised(self._products(xs, ys))
+        return self.cc.Relinearize(self._products(xs, ys))
 
     def _products(self, xs: Iterable[Ciphertext], ys: Iterable[Ciphertext], onto: Ciphertext | None = None) -> Ciphertext:
         """onto + sum of x . y, not relinearised."""
@@ -165,22 +185,20 @@ class Engine(Moves):
                 self.cc.EvalAddInPlace(onto, product)
         return onto
 
-    def _relinearised(self, product: Ciphertext) -> Ciphertext:
-        return self.cc.Relinearize(self.cc.Rescale(product))  # in this order the key switch has one limb less to do
-
     # ----------------------------------------------------------------- residual
 
     def _natural(self, z: Ciphertext) -> Ciphertext:
-        """z from z' = 16 z, down to 3 limbs."""
-        return self._drop(self._times(z, 1.0 / WEIGHT_SCALE), 1)
+        """z from z', down to 3 limbs."""
+        return self._drop(self._times(z, self.layout.divisor / WEIGHT_SCALE), 1)
 
     def _residual(self, z: Ciphertext, target: Ciphertext) -> Ciphertext:
-        """256 (p(z) + 1/2 - y) with 3 limbs; degree 3 takes z' = 16 z (5 limbs), 5 and 7 take z (6 limbs)."""
+        """256 (p(z) + 1/2 - y) with 3 limbs; degree 3 takes z' (5 limbs), 5 and 7 take z (6 limbs)."""
         cc, c = self.cc, [RESIDUAL_SCALE * x for x in self.scalars.coefficients]
         if len(c) == 2:
+            unit = self.layout.divisor / WEIGHT_SCALE
             square = cc.Rescale(cc.EvalSquare(z))
-            cubic = cc.Rescale(cc.EvalMult(square, self._times(z, c[1] / WEIGHT_SCALE**3)))
-            linear = self._drop(self._times(z, c[0] / WEIGHT_SCALE), 1)
+            cubic = cc.Rescale(cc.EvalMult(square, self._times(z, c[1] * unit**3)))
+            linear = self._drop(self._times(z, c[0] * unit), 1)
             return cc.EvalAdd(cc.EvalAdd(cubic, linear), target)
         square = cc.Rescale(cc.EvalSquare(z))
         fourth = cc.Rescale(cc.EvalSquare(square))
@@ -194,7 +212,12 @@ class Engine(Moves):
 
     # ----------------------------------------------------------------- backward
 
-    def _backward(self, deltas: list[Ciphertext]) -> list[Ciphertext]:
+    def _stepped(self, residual: Ciphertext) -> Ciphertext:
+        """divisor 16 (eta / n) delta with the limbs of the backward pass."""
+        stepped = self._times(residual, self.scalars.rate * self.layout.divisor * WEIGHT_SCALE / RESIDUAL_SCALE)
+        return self._drop(stepped, LIMBS - 1 - self.layout.backward_limbs)
+
+    def _backward(self, deltas: list[Ciphertext], dither: Ciphertext) -> list[Ciphertext]:
         """16 (eta / n) X' delta with 3 limbs, constant along i0, one ciphertext per class group."""
         layout = self.layout
         groups, babies, giants = range(layout.class_groups), range(layout.babies), range(layout.giants)
@@ -202,14 +225,16 @@ class Engine(Moves):
         for b in range(layout.blocks):
             data = self.block(b).data
             turned = self._hoisted([deltas[b * len(groups) + u] for u in groups], layout.giant_rotations)
+            for ct in (ct for group in turned for ct in group[1:]):
+                self.cc.EvalAddInPlace(ct, dither)
 
             def accumulate(uh: tuple[int, int], data: Any = data, turned: Any = turned) -> None:
                 u, h = uh
-                column = [self._drop(data[g][h], 1 if layout.feature_lanes == 1 else 0) for g in giants]
+                column = [self._drop(data[g][h], LIMBS - layout.backward_limbs) for g in giants]
                 sums[u][h] = self._products(column, turned[u], sums[u][h])
 
             self._map(accumulate, [(u, h) for u in groups for h in babies])
-        flat = self._map(self._relinearised, [sums[u][h] for u in groups for h in babies])
+        flat = self._map(self.cc.Relinearize, [sums[u][h] for u in groups for h in babies])
 
         def horner(u: int) -> Ciphertext:
             g = flat[u * layout.babies + babies[-1]]
@@ -217,8 +242,8 @@ class Engine(Moves):
                 g = self.cc.EvalAdd(flat[u * layout.babies + h], self.cc.EvalRotate(g, -layout.class_lanes))
             g = self._fold(g, layout.row_folds)
             if layout.feature_lanes > 1:  # the fold wrapped between lanes: keep i0 = 0 and copy it along i0
-                g = self._fold(self._times(g, self.mask), [-x for x in layout.row_folds])
-            return self._times(g, self.scalars.rate * WEIGHT_SCALE / RESIDUAL_SCALE)
+                g = self._fold(self.cc.EvalMult(self.cc.Rescale(g), self.mask), [-x for x in layout.row_folds])
+            return self.cc.Rescale(g)
 
         return self._map(horner, groups)
 

@@ -9,7 +9,7 @@ With f feature lanes (slowest axis), k class lanes (fastest), P = R/f and S = N/
     | q=0 q=1 ... |           |             |              feature               = j P + (q + s) mod P   in data ciphertext s
     | c c c c ... |           |             |              class                 = c                     (of one class group)
 
-Data ciphertext s (the s-th *skewed* diagonal):   D_s(j, i0, q, c) = x[row(i0, q), j P + (q + s) mod P]
+Data ciphertext s (the s-th *skewed* diagonal):   D_s(j, i0, q, c) = x[row(i0, q), j P + (q + s) mod P] / divisor
 Weights of a class group (constant along i0):      W(j, i0, q, c)   = w[j P + q, c]
 
 so that <x_row, w_c> = sum_s D_s . rot(W, s k), folded over j, and no mask is ever needed in the forward direction.
@@ -23,6 +23,7 @@ The rows of all institutions share blocks: institution i owns global rows [start
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ Array = NDArray[np.float64]
 WEIGHT_SCALE = 16.0
 """The engine carries W' = 16 W, so that the release noise, fixed in size, weighs 16 times less on the weights."""
 RESIDUAL_SCALE = 256.0
-"""It carries delta' = 256 delta: rounding errs by 16^2 = 256 times more on a cubic of z' = 16 z than on one of z."""
+"""It refreshes delta' = 256 delta: rounding errs by up to 16^2 = 256 times more on a cubic of z' = 16 z than on one of z."""
 
 
 def power_of_two(n: int) -> int:
@@ -108,6 +109,20 @@ class Layout:
         return self.lane // self.babies
 
     @property
+    def backward_limbs(self) -> int:
+        """Limbs of the backward pass up to its rescaling (engine.py): the mask after it, with f > 1, takes one more."""
+        return 4 if self.feature_lanes == 1 else 5
+
+    @property
+    def divisor(self) -> float:
+        """Data are carried divided by this power of two, about sqrt(n) / 12, and the residual multiplied by it before the backward pass.
+
+        The rounding of each row's residual adds up to sqrt(n) / divisor on the weights, the data's own fresh noise to divisor / sqrt(n): so
+        divided, both stay where the release's noise bound needs them, whatever the number of rows.
+        """
+        return float(power_of_two(max(1, math.isqrt(self.rows // 288))))
+
+    @property
     def copies(self) -> int:
         """How often each weight stands in a weight ciphertext (along i0)."""
         return self.groups_of_rows
@@ -170,10 +185,10 @@ class Layout:
         return out
 
     def data_slots(self, rows: Array, g: int, h: int) -> Array:
-        """Slots of data ciphertext s = g B + h of a block; ``rows`` is (block_rows, R)."""
+        """Slots of data ciphertext s = g B + h of a block, divided by :attr:`divisor`; ``rows`` is (block_rows, R)."""
         f, p, k = self.feature_lanes, self.lane, self.class_lanes
         x = np.zeros((self.groups_of_rows, p, self.features))
-        x.reshape(-1, self.features)[: len(rows)] = rows
+        x.reshape(-1, self.features)[: len(rows)] = rows / self.divisor
         q = np.arange(p)
         skewed = np.stack([x[:, q, j * p + (q + g * self.babies + h) % p] for j in range(f)]).reshape(-1)
         return np.roll(np.repeat(skewed, k), g * self.babies * k)

@@ -21,11 +21,9 @@ from focal.errors import FocalError
 # Milliseconds at N = 2^14 on one thread of an AMD EPYC.
 SWITCH = {6: 10.3, 5: 8.7, 4: 6.1}
 """One key switch, by limbs."""
-RESCALE = {6: 3.0, 5: 2.5}
-"""One rescaling of a product before its relinearisation, by limbs."""
-HOISTED = {6: 5.3, 5: 4.4}
+HOISTED = {6: 5.3, 5: 4.4, 4: 3.6}
 """One more rotation of a ciphertext whose digits are there, by limbs."""
-PRODUCT = {6: 0.86, 5: 0.72}
+PRODUCT = {6: 0.86, 5: 0.72, 4: 0.58}
 """One product and its addition, not relinearised, by limbs."""
 REFRESH_SERVER, REFRESH_CUSTODIAN = 15.0, 15.0
 """One collective refresh at the server and at each custodian, packing included."""
@@ -85,12 +83,12 @@ def cost(
     n, unit = params.ring, params.ring / 16384
     b, g, blocks, groups = layout.babies, layout.giants, layout.blocks, layout.class_groups
     hoist = 4.8 * unit
-    back = backward_limbs(layout.feature_lanes)
-    forward = g * (SWITCH[5] + RESCALE[6]) + (g - 1) * SWITCH[5] + len(layout.lane_folds) * SWITCH[5] + layout.lane * PRODUCT[6]
+    back = layout.backward_limbs
+    forward = (2 * g - 1) * SWITCH[6] + len(layout.lane_folds) * SWITCH[5] + layout.lane * PRODUCT[6]
     residual = (2 if degree == 3 else 4) * SWITCH[6] + 8
     per_pair = forward + residual + 2.5 + (g - 1) * HOISTED[back] + layout.lane * PRODUCT[back]
-    folds = len(layout.row_folds) * (2 if layout.feature_lanes > 1 else 1)
-    per_group = hoist + (b - 1) * HOISTED[6] + b * (SWITCH[back - 1] + RESCALE[back]) + (b - 1 + folds) * SWITCH[back - 1]
+    folds = len(layout.row_folds)
+    per_group = hoist + (b - 1) * HOISTED[6] + (2 * b - 1 + folds) * SWITCH[back] + (folds * SWITCH[4] if layout.feature_lanes > 1 else 0)
     switching = groups * (per_group + blocks * per_pair) * unit
     refreshes = groups * (blocks * (1 if degree == 3 else 2) + 1)
     step = (switching / threads + refreshes * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
@@ -114,21 +112,15 @@ def cost(
     )
 
 
-def backward_limbs(feature_lanes: int) -> int:
-    """Limbs of the products of the backward pass (engine.py)."""
-    return 5 if feature_lanes == 1 else 6
-
-
 def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: int) -> int:
     """B for given lanes: the balance moves to more babies when there are more blocks, which share them."""
     lane = features // f
-    back = backward_limbs(f)
     best, best_price = 1, math.inf
     for b in (1 << i for i in range(lane.bit_length())):
         layout = Layout(slots, features, outputs, rows, k, f, b)
-        g = layout.giants
-        price = (b - 1) * HOISTED[6] + b * (SWITCH[back - 1] + RESCALE[back]) + (b - 1) * SWITCH[back - 1]
-        price += layout.blocks * (g * (SWITCH[5] + RESCALE[6]) + (g - 1) * (SWITCH[5] + HOISTED[back]))
+        g, back = layout.giants, layout.backward_limbs
+        price = (b - 1) * HOISTED[6] + (2 * b - 1) * SWITCH[back]
+        price += layout.blocks * ((2 * g - 1) * SWITCH[6] + (g - 1) * HOISTED[back])
         if price < best_price:
             best, best_price = b, price
     return best

@@ -4,9 +4,9 @@ Each custodian's share is s_i c1 + noise; the first custodian of the manifest ad
 the noise that the carried weights have inside, which depends on the secret. For statistical distance 2^-kappa over the N
 coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds the carried noise per coefficient::
 
-    t     = 2^13        (root mean square over a refreshed W of a trained model; measured in tests/test_release.py)
+    t     = 2^14        (root mean square over a refreshed W of a trained model; measured in tests/test_release.py)
     kappa = 30
-    sigma = 2^15 x 3.46 x 2^13 = 2^29.8  per custodian
+    sigma = 2^15 x 3.46 x 2^14 = 2^30.8  per custodian
 
 The noise is drawn on the coefficients, not encoded from slots: OpenFHE's encoding keeps real parts only, and the imaginary
 half of the carried noise would stand there bare. A spherical Gaussian hides a vector by its Euclidean norm alone, hence the root
@@ -34,7 +34,7 @@ from focal.ckks.layout import WEIGHT_SCALE, Layout
 
 KAPPA = 30
 """Bits of statistical flooding."""
-CARRIED_NOISE = 2.0**13
+CARRIED_NOISE = 2.0**14
 """t: bound on the root mean square, over the coefficients, of the noise of a refreshed weight ciphertext."""
 SIGMA = 2.0 ** (KAPPA / 2) * math.sqrt(12) * CARRIED_NOISE
 """Standard deviation per coefficient of one custodian's smudging noise."""
