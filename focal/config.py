@@ -121,6 +121,50 @@ class TrainingConfig(Model):
     """Degree of the sigmoid polynomial; 5 and 7 cost one more refresh per block and class group."""
 
 
+class InteractiveConfig(Model):
+    """The interactive protocol: how joint steps go, and what trains at the institutions."""
+
+    steps: int = Field(200, ge=1, le=100_000)
+    """Joint steps; every institution that is present brings one batch to each."""
+    batch: int = Field(32, ge=1, le=4096)
+    """Rows that an institution brings to a joint step at most."""
+    features: Literal[32, 64, 128, 256] = 64
+    """R: the bottleneck before the cut, R - 1 learned features and the bias column."""
+    trainable: Literal["all", "last", "norm", "lora", "adapter", "bottleneck"] = "all"
+    """What trains beside the bottleneck: the whole segment, its last ``blocks``, its normalisations' affine parameters, LoRA or adapters."""
+    blocks: int = Field(2, ge=1)
+    """``last``: how many blocks."""
+    rank: int = Field(8, ge=1, le=256)
+    """``lora`` and ``adapter``: their inner width."""
+    head_rate: float = Field(0.5, gt=0, lt=100)
+    """Step size of the encrypted head (SGD), divided by the rows present."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    rate: float = Field(2e-4, gt=0)
+    """Peak rate of the lower segment (AdamW)."""
+    bottleneck_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    label_smoothing: float = Field(0.05, ge=0, lt=1)
+    class_weights: float = Field(0.5, ge=0, le=1)
+    """Classes weigh n^-p in the loss, n their rows over all institutions; 0: all the same."""
+    augment: bool = True
+    """Flips and brightness."""
+    average_every: int = Field(10, ge=1)
+    """Joint steps between two averages of the trainable parameters."""
+    max_average_mb: float = Field(64.0, gt=0)
+    """An average that is larger, per institution and round, ends the run before it begins."""
+    proximal: float = Field(0.0, ge=0)
+    """FedProx: weight of the squared distance to the last average."""
+    straggler_seconds: float = Field(60.0, gt=0)
+    """How long a joint step waits for an institution before it goes on without it."""
+    min_rows_of_others: int = Field(32, ge=1)
+    """No opening to an owner of a step in which the others have fewer rows together."""
+    max_openings_per_key: int = Field(4096, ge=2)
+    """Openings over all owners that a custodian gives under one key."""
+    dp_head_noise: float = Field(0.0, ge=0)
+    """Standard deviation of the noise that each custodian adds to every head weight at each step; 0: none."""
+
+
 class CkksConfig(Model):
     """CKKS parameters; 128-bit security by the HE standard is enforced whatever is written here."""
 
