@@ -28,6 +28,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Task = Literal["binary", "multiclass", "multilabel"]
+Protocol = Literal["blind", "interactive"]
 
 
 class ConfigError(ValueError):
@@ -151,8 +152,8 @@ class InteractiveConfig(Model):
     """Flips and brightness."""
     average_every: int = Field(10, ge=1)
     """Joint steps between two averages of the trainable parameters."""
-    max_average_mb: float = Field(64.0, gt=0)
-    """An average that is larger, per institution and round, ends the run before it begins."""
+    max_average_mb: float = Field(64.0, gt=0, le=64)
+    """Largest contribution of an institution to one average; more trainable parameters are refused before the run begins."""
     proximal: float = Field(0.0, ge=0)
     """FedProx: weight of the squared distance to the last average."""
     straggler_seconds: float = Field(60.0, gt=0)
@@ -218,11 +219,14 @@ class RunConfig(Model):
     """A whole local run: ``focal train --config configs/retina.yaml``."""
 
     name: Name
-    protocol: Literal["blind"] = "blind"
+    protocol: Protocol = "blind"
     dataset: DatasetConfig
     lower: LowerConfig = LowerConfig()
     projection: ProjectionConfig = ProjectionConfig()
     training: TrainingConfig = TrainingConfig()
+    interactive: InteractiveConfig = InteractiveConfig()
+    start: Path | None = None
+    """Interactive: the folder of a finished run whose released model is where this one begins."""
     ckks: CkksConfig = CkksConfig()
     layout: LayoutConfig = LayoutConfig()
     consortium: ConsortiumConfig = ConsortiumConfig()
@@ -301,7 +305,7 @@ class Manifest(Model):
 
     version: Literal[1] = 1
     name: Name
-    protocol: Literal["blind"] = "blind"
+    protocol: Protocol = "blind"
     dataset: str
     members: tuple[Member, ...]
     classes: tuple[str, ...]
@@ -310,7 +314,11 @@ class Manifest(Model):
     projection: ProjectionConfig
     training: TrainingConfig
     ckks: CkksConfig
-    layout: LayoutSpec
+    layout: LayoutSpec | None = None
+    """Blind: the layout that was planned."""
+    interactive: InteractiveConfig | None = None
+    start: Hex32 | None = None
+    """Interactive: SHA-256 of the released model from which all begin."""
     approve: Literal["auto", "human"] = "auto"
     accept_leak: bool = False
     signatures: dict[str, str] = {}
@@ -328,6 +336,9 @@ class Manifest(Model):
             raise ValueError("two classes have the same name")
         if self.task == "binary" and len(self.classes) != 2 or len(self.classes) < 2:
             raise ValueError(f"task '{self.task}' does not fit {len(self.classes)} classes")
+        needed = "layout" if self.protocol == "blind" else "interactive"
+        if getattr(self, needed) is None:
+            raise ValueError(f"protocol '{self.protocol}' needs '{needed}'")
         return self
 
     def check_complete(self) -> None:
@@ -420,7 +431,9 @@ class LocalConfig(Model):
     cache: Path | None = None
     """Institution: folder for cached features; default: inside ``state``."""
     seed: int = 0
-    """Institution: seeds the split of a table that has no ``split`` column."""
+    """Institution: seeds the split of a table that has no ``split`` column, and its batches."""
+    start: Path | None = None
+    """Institution, interactive: the released model (a run's folder or ``model.pt``) that the manifest's ``start`` pins."""
 
 
 # --------------------------------------------------------------------------- reading and writing

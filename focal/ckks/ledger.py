@@ -18,7 +18,7 @@ from focal.errors import FocalError, Refused
 
 
 class Ledger:
-    """Given shares of one custodian in one run, for the protocols ``refresh`` and ``release``.
+    """Given shares of one custodian in one run, for the protocols ``refresh``, ``open`` (interactive) and ``release``.
 
     Raises :class:`FocalError` when ``path`` cannot be opened, or holds something else.
     """
@@ -40,14 +40,17 @@ class Ledger:
                 f"{path}: the ledger cannot be opened ({e})", hint="without its ledger a custodian must not go on: start a new run"
             ) from None
 
-    def answer(self, protocol: str, item: str, digest: str, make: Callable[[], bytes]) -> bytes:
+    def answer(self, protocol: str, item: str, digest: str, make: Callable[[], bytes], limit: int | None = None) -> bytes:
         """The share for (item, digest): made now and stored, or the bytes that were stored before.
 
-        Raises :class:`Refused` (``second-digest``, ``second-item``) when either was answered together with another.
+        Raises :class:`Refused`: ``second-digest``, ``second-item`` when either was answered together with another; ``limit`` when this
+        protocol has given ``limit`` shares.
         """
         with self._lock:
             row = self._find(protocol, item, digest)
             if row is None:
+                if limit is not None and self._given(protocol) >= limit:
+                    raise Refused("limit", f"{limit} shares were given in '{protocol}', which is all that this key may give")
                 share = make()
                 try:
                     self._db.execute(
@@ -77,6 +80,9 @@ class Ledger:
         """Number of shares given."""
         with self._lock:
             return int(self._db.execute("SELECT count(*) FROM shares").fetchone()[0])
+
+    def _given(self, protocol: str) -> int:
+        return int(self._db.execute("SELECT count(*) FROM shares WHERE protocol = ?", (protocol,)).fetchone()[0])
 
     def digest(self, first: int) -> str:
         """Digest over the ``first`` shares given: what peers are asked about after a restart."""

@@ -65,7 +65,7 @@ class Cost:
         )
 
 
-def _bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:
+def blob_bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:
     """A blob of focal.ckks.wire at the default moduli: one or, extended, three primes of 60 bits, the others of 45."""
     return HEADER.size + elements * n * (8 + 6 * (limbs - 1) + (16 if extended else 0))
 
@@ -92,11 +92,11 @@ def cost(
     switching = groups * (per_group + blocks * per_pair) * unit
     refreshes = groups * (blocks * (1 if degree == 3 else 2) + 1)
     step = (switching / threads + refreshes * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
-    data, target = _bytes(n, LIMBS, 2), _bytes(n, REFRESH_LIMBS, 2)
+    data, target = blob_bytes(n, LIMBS, 2), blob_bytes(n, REFRESH_LIMBS, 2)
     upload = {name: len(layout.touched(*rows)) * (layout.lane * data + groups * target) for name, rows in row_table.items()}
-    switching_b, switching_ab = (_bytes(n, LIMBS, elements, extended=True) for elements in (DIGITS, 2 * DIGITS))
-    keys = _bytes(n, LIMBS, 1) + (1 + len(layout.rotations)) * switching_b + switching_ab
-    refresh = refreshes * (_bytes(n, REFRESH_LIMBS, 2) + _bytes(n, REFRESH_LIMBS, 1) + _bytes(n, LIMBS, 1))
+    switching_b, switching_ab = (blob_bytes(n, LIMBS, elements, extended=True) for elements in (DIGITS, 2 * DIGITS))
+    keys = blob_bytes(n, LIMBS, 1) + (1 + len(layout.rotations)) * switching_b + switching_ab
+    refresh = refreshes * (blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1) + blob_bytes(n, LIMBS, 1))
     held = (
         blocks * (layout.lane * 2 * LIMBS + groups * 2 * REFRESH_LIMBS) * n * 8 + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
     )

@@ -197,6 +197,77 @@ class StepDone(Model):
     chain: Digest
 
 
+class Activations(Model):
+    """Interactive: an institution's encrypted activations of its rows of one joint step. Custodians read their limits off this header."""
+
+    kind: Literal["activations"] = "activations"
+    step: Index
+    rows: Annotated[int, Field(ge=1, le=1 << 16)]
+    joint_keys: Digest
+    chunk: Digest
+
+
+class Derivatives(Model):
+    """Interactive: its encrypted loss derivatives of the same rows."""
+
+    kind: Literal["derivatives"] = "derivatives"
+    step: Index
+    rows: Annotated[int, Field(ge=1, le=1 << 16)]
+    chunk: Digest
+
+
+class Present(Model):
+    """Interactive: with whose activations (``present/STEP``) or derivatives (``answered/STEP``) the server goes on.
+
+    Without owners: there is no such step, training has ended.
+    """
+
+    kind: Literal["present"] = "present"
+    step: Index
+    owners: tuple[Name, ...]
+
+
+class OpeningRequest(Model):
+    """Interactive: the server asks to open logits or activation gradients, each to its owner."""
+
+    kind: Literal["opening-request"] = "opening-request"
+    items: tuple[str, ...]
+    ciphertexts: Digests
+
+
+class OpeningShares(Model):
+    """A custodian's shares of an opening, each sealed to the owner of the rows."""
+
+    kind: Literal["opening-shares"] = "opening-shares"
+    items: tuple[str, ...]
+    ciphertexts: Digests
+    sealed: dict[Name, Digest]
+
+
+class AverageList(Model):
+    """Interactive: who takes part in an average; proposed by the server, signed by each listed institution, once a round."""
+
+    kind: Literal["average-list"] = "average-list"
+    round: Index
+    participants: tuple[Name, ...]
+
+
+class AverageClosed(Model):
+    """The server's word on a round: with ``done`` every listed institution has opened the same sum, otherwise the round is abandoned."""
+
+    kind: Literal["average-closed"] = "average-closed"
+    round: Index
+    done: bool
+
+
+class AverageSealed(Model):
+    """The average of a round, sealed by the first participant to each institution that was absent."""
+
+    kind: Literal["average-sealed"] = "average-sealed"
+    round: Index
+    sealed: dict[Name, Digest]
+
+
 class ReleaseRequest(Model):
     """The server asks for the opening of the last refreshed weights."""
 
@@ -270,6 +341,14 @@ Body = Annotated[
         RefreshRequest,
         RefreshShares,
         StepDone,
+        Activations,
+        Derivatives,
+        Present,
+        OpeningRequest,
+        OpeningShares,
+        AverageList,
+        AverageClosed,
+        AverageSealed,
         ReleaseRequest,
         ReleaseShares,
         Traffic,

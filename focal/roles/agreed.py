@@ -12,8 +12,9 @@ from focal.net import messages as msg
 
 
 def layout(manifest: Manifest) -> Layout:
-    """The slot layout of a run."""
+    """The slot layout of a blind run."""
     lanes = manifest.layout
+    assert lanes is not None  # a blind manifest has one
     return layout_for(
         manifest.ckks.ring // 2, manifest.projection.features, manifest.outputs, manifest.rows, lanes.class_lanes, lanes.feature_lanes
     )

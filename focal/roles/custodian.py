@@ -33,6 +33,8 @@ from focal.roles.party import Party
 from focal.roles.progress import Reporter
 from focal.roles.training import Training, combine, inputs_digest
 
+PROTOCOLS: dict[type, str] = {msg.RefreshShares: "refresh", msg.OpeningShares: "open", msg.ReleaseShares: "release"}
+"""Records that hand out shares -> the ledger's name for them."""
 H0_FIRST = 8
 """A stored refresh share is h0's length (8 bytes, little-endian), h0, h1."""
 
@@ -63,9 +65,16 @@ class Custodian(Party):
             self.agree_run()
         with self.report.phase("keys"):
             self.scheme = Scheme(self.manifest.ckks, self.scope)
-            self.layout = agreed.layout(self.manifest)
             self.ledger = Ledger(self.folder / f"ledger-{self.scope[:16]}.sqlite")
             self.joint = self._key_ceremony()
+        self._protocol()
+        with self.report.phase("release"):
+            self.enter("release")
+            self._release()
+        self.keep_traffic()
+
+    def _protocol(self) -> None:
+        """Everything between the keys and the release."""
         with self.report.phase("upload"):
             self.enter("upload")
             lists = self._accept_uploads()
@@ -78,15 +87,17 @@ class Custodian(Party):
                 self._train_in_lockstep(lists)
             else:
                 self._answer_plan()
-        with self.report.phase("release"):
-            self.enter("release")
-            self._release()
-        self.keep_traffic()
 
     # ----------------------------------------------------------------- keys
 
+    @property
+    def rotations(self) -> list[int]:
+        """The rotations that the run's engine needs."""
+        self.layout = agreed.layout(self.manifest)
+        return self.layout.rotations
+
     def _key_ceremony(self) -> msg.JointKeys:
-        rotations = self.layout.rotations
+        rotations = self.rotations
         first_kinds = keys.first_round_kinds(rotations)
 
         def first() -> list[str]:
@@ -182,11 +193,15 @@ class Custodian(Party):
             self._answer(topic, items)
             self.report.progress(i + 1, len(batches))
 
-    def _train_in_lockstep(self, lists: dict[str, msg.Upload]) -> None:
-        """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
+    def _install_keys(self) -> None:
+        """Give OpenFHE the joint evaluation keys, as this custodian added them up."""
         sums = self.remembered("keys/1/sums", dict) | self.remembered("keys/2/sums", dict)
         multiplication = self.blobs.get(sums["multiplication"])
-        keys.install(self.scheme, self.run_id, multiplication, self.layout.rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"]))
+        keys.install(self.scheme, self.run_id, multiplication, self.rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"]))
+
+    def _train_in_lockstep(self, lists: dict[str, msg.Upload]) -> None:
+        """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
+        self._install_keys()
         training = Training(self.manifest, self.scheme, self.layout, lists, self.fetch, self.local.threads or os.cpu_count() or 1)
         try:
             first = int(self.journal.read(f"{self.session}/verified") or b"0")
@@ -284,8 +299,8 @@ class Custodian(Party):
         """(protocol, item, digest) of every share of ``peer`` on the board, in order."""
         seen = []
         for record in self.heard:
-            if record.sender == peer and isinstance(record.body, msg.RefreshShares | msg.ReleaseShares):
-                protocol = "refresh" if isinstance(record.body, msg.RefreshShares) else "release"
+            if record.sender == peer and isinstance(record.body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares):
+                protocol = PROTOCOLS[type(record.body)]
                 seen += [(protocol, item, digest) for item, digest in zip(record.body.items, record.body.ciphertexts, strict=True)]
         return seen
 
@@ -320,26 +335,30 @@ class Custodian(Party):
 
         Raises :class:`Refused` (``release``) when the server presents anything else.
         """
-        topic, items = agreed.batches(self.layout, self.manifest)[-1]
-        server = self.manifest.server.name
-        asked = self.hear(server, topic, msg.RefreshRequest)
-        answers = self.hear_all(self.peers, topic, msg.RefreshShares)
-        weights = combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
+        released, topics = self._released()
+        weights: list[object] = []
+        for topic in topics:
+            asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
+            answers = self.hear_all(self.peers, topic, msg.RefreshShares)
+            weights += combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
         digests = tuple(
             wire.digest(wire.pack(self.scheme, wire.ciphertext(len(self.scheme.moduli)), self.scheme.limbs(w))) for w in weights
         )
-        released = agreed.release_items(self.layout, self.manifest)
-        request = self.hear(server, "release/request", msg.ReleaseRequest)
+        request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
         if request.items != released or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")
         return released, digests, weights
+
+    def _released(self) -> tuple[tuple[str, ...], list[str]]:
+        """Plan items of the release, and the topics of the refreshes whose outcome is released."""
+        return agreed.release_items(self.layout, self.manifest), [agreed.batches(self.layout, self.manifest)[-1][0]]
 
     def _wait_for_approval(self) -> None:
         if "human" not in (self.manifest.approve, self.local.approve):
             return
         self.report.say(f"training is done; the release waits for: focal approve {self.folder}")
         while not approved(self.folder):
-            self._read_board(seconds=1.0)
+            self.read_board(seconds=1.0)
         self.report.say("the release is approved")
 
 

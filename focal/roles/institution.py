@@ -16,7 +16,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from focal.ckks import keys, release, wire
 from focal.ckks.context import Scheme
 from focal.ckks.engine import chunk_kind
+from focal.ckks.interactive import InteractiveLayout
+from focal.ckks.layout import Layout
 from focal.config import DatasetConfig, LocalConfig, Manifest, private_write
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 MOMENTS = "moments"
-"""Label of the one secure sum of a blind run: feature moments, and class counts behind them."""
+"""Label of a run's first secure sum, over all institutions. Blind: feature moments, and class counts behind them; interactive: class counts."""
 
 
 class Institution(Party):
@@ -67,16 +69,20 @@ class Institution(Party):
         with self.report.phase("features"):
             self.rows, self.test_features = self._features()
         train = self.rows.split == "train"
-        if int(train.sum()) != self.me.rows:
-            raise FocalError(
-                f"'{self.me.name}': the manifest declares {self.me.rows} training rows, the data set has {int(train.sum())}",
-                hint="use the data that was declared, or agree on a new manifest (focal manifest new, add, sign)",
-            )
+        self.check_rows(int(train.sum()))
         self.raw = self.rows.features[train]
         labels = self.rows.labels[train]
         self.labels = labels[:, 1:] if self.manifest.task == "binary" else labels
         if warning := proj.rows_warning(len(self.raw), self.manifest.lower.dim):
             self.report.warn(f"{self.me.name}: {warning}")
+
+    def check_rows(self, count: int) -> None:
+        """Raise unless the data set has as many training rows as the manifest declares."""
+        if count != self.me.rows:
+            raise FocalError(
+                f"'{self.me.name}': the manifest declares {self.me.rows} training rows, the data set has {count}",
+                hint="use the data that was declared, or agree on a new manifest (focal manifest new, add, sign)",
+            )
 
     def run(self) -> None:
         self.enter("keys")
@@ -143,7 +149,7 @@ class Institution(Party):
         own = (
             proj.moment_values(self.raw, bound, m.rows) if whiten else proj.random_moment_values(self.raw, self.run_id, size, bound, m.rows)
         )
-        opened = self._secure_sum(np.concatenate([own, self.labels.sum(axis=0) / m.rows]))
+        opened = self.secure_sum(MOMENTS, tuple(self.names), np.concatenate([own, self.labels.sum(axis=0) / m.rows]))
         opened, counts = opened[: len(own)], opened[len(own) :] * m.rows
         if whiten:
             moments = proj.pooled_moments(opened, dim, bound, m.rows)
@@ -151,7 +157,7 @@ class Institution(Party):
             moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, m.rows)
         self._check_classes(np.rint(counts))
 
-        first, key, context = self.names[0], self._group_key(), b"projection" + self.run_id  # for institutions' eyes only
+        first, key, context = self.names[0], self._group_key(MOMENTS, tuple(self.names)), b"projection" + self.run_id  # for institutions' eyes only
         if self.me.name == first:
             made = (
                 proj.whiten(moments, size, bound, ridge)
@@ -176,46 +182,45 @@ class Institution(Party):
                 raise Refused("projection", f"'{name}' accepted another projection: '{first}' or the server told us different things")
         return projection
 
-    def _secure_sum(self, values: Array) -> Array:
-        """The sum over all institutions. Made once, opened by all, used only when all signed the same digest."""
-        names = tuple(self.names)
+    def secure_sum(self, label: str, names: tuple[str, ...], values: Array) -> Array:
+        """The sum over the institutions ``names``. Made once, opened by all, used only when all signed the same digest."""
         masked = MaskedSum(
             self.run_id,
-            MOMENTS,
+            label,
             self.me.name,
             names,
             self.identity.seal_secret,
             {m.name: bytes.fromhex(m.seal) for m in self.manifest.institutions},
-            self._group_key(),
+            self._group_key(label, names),
         )
         own = self.journal.once(
-            f"{self.session}/sum/{MOMENTS}", lambda: self.blobs.put(masked.contribution(fixed.encode(values))).encode()
+            f"{self.session}/sum/{label}", lambda: self.blobs.put(masked.contribution(fixed.encode(values))).encode()
         ).decode()
         self.send_stored([own], "all")
-        self.say(f"sum/{MOMENTS}/contribution", msg.SumContribution(label=MOMENTS, participants=names, blob=own))
+        self.say(f"sum/{label}/contribution", msg.SumContribution(label=label, participants=names, blob=own))
         contributions = {}
-        for name, theirs in self.hear_all(names, f"sum/{MOMENTS}/contribution", msg.SumContribution).items():
-            if (theirs.label, theirs.participants) != (MOMENTS, names):
+        for name, theirs in self.hear_all(names, f"sum/{label}/contribution", msg.SumContribution).items():
+            if (theirs.label, theirs.participants) != (label, names):
                 raise Refused("participants", f"'{name}' contributed to a sum of other participants ({', '.join(theirs.participants)})")
             contributions[name] = self.fetch(theirs.blob)
         opened = masked.open(contributions)
         digest = masked.digest(opened).hex()
-        self.say(f"sum/{MOMENTS}/opened", msg.SumOpened(label=MOMENTS, digest=digest))
-        for name, theirs_ in self.hear_all(names, f"sum/{MOMENTS}/opened", msg.SumOpened).items():
+        self.say(f"sum/{label}/opened", msg.SumOpened(label=label, digest=digest))
+        for name, theirs_ in self.hear_all(names, f"sum/{label}/opened", msg.SumOpened).items():
             if theirs_.digest != digest:
                 raise Refused("sum", f"'{name}' opened another sum: the server showed us different contributions")
         return fixed.decode(opened)
 
-    def _group_key(self) -> bytes:
-        """The group mask's key: drawn by the first institution, sealed to each of the others; the server never has it."""
-        names, topic = tuple(self.names), f"sum/{MOMENTS}/group-key"
-        context = b"focal/sum/group-key" + self.run_id + MOMENTS.encode() + participants_digest(names)
+    def _group_key(self, label: str, names: tuple[str, ...]) -> bytes:
+        """The group mask's key: drawn by the first participant, sealed to each of the others; the server never has it."""
+        topic = f"sum/{label}/group-key"
+        context = b"focal/sum/group-key" + self.run_id + label.encode() + participants_digest(names)
         first = self.manifest.member(names[0])
         if self.me.name == first.name:
             key = self.journal.once(f"{self.session}/{topic}", new_group_key)
             if not self.repeat(topic):
                 sealed = {n: self.identity.seal(self.manifest.member(n), key, context) for n in names[1:]}
-                self.say(topic, msg.SumGroupKey(label=MOMENTS, sealed=sealed))
+                self.say(topic, msg.SumGroupKey(label=label, sealed=sealed))
             return key
         box = self.hear(first.name, topic, msg.SumGroupKey).sealed.get(self.me.name)
         if box is None:
@@ -288,26 +293,29 @@ class Institution(Party):
     # ----------------------------------------------------------------- the result
 
     def _receive(self, answers: dict[str, msg.ReleaseShares]) -> None:
-        """Open the sealed shares of every custodian, add them up, decode: the model."""
+        """The model from every custodian's sealed shares."""
         layout = agreed.layout(self.manifest)
+        self.weights = release.weights(layout, self._opened(answers, layout.class_groups))
+        self._save_model()
+
+    def _opened(self, answers: dict[str, msg.ReleaseShares], count: int) -> list[Array]:
+        """Open the sealed shares of every custodian, add them up, decode: slots of each of ``count`` released ciphertexts."""
         first = answers[self.custodians[0]]
         size = wire.size(self.scheme, wire.DECRYPTION)
         opened: dict[str, bytes] = {}
         for name, answer in answers.items():
-            if (answer.items, answer.ciphertexts) != (first.items, first.ciphertexts) or len(answer.items) != layout.class_groups:
+            if (answer.items, answer.ciphertexts) != (first.items, first.ciphertexts) or len(answer.items) != count:
                 raise ProtocolError(f"'{name}' released another ciphertext than '{self.custodians[0]}'")
             if self.me.name not in answer.sealed:
                 raise ProtocolError(f"'{name}' sealed no share for us")
             context = f"release/{self.me.name}".encode() + self.run_id
             opened[name] = self.identity.unseal(self.manifest.member(name), self.net.get(answer.sealed[self.me.name]), context)
-            if len(opened[name]) != size * layout.class_groups:
+            if len(opened[name]) != size * count:
                 raise ProtocolError(f"'{name}' sealed shares of another length")
-        slots = [
+        return [
             release.open_slots(self.scheme, [(name, data[u * size : (u + 1) * size]) for name, data in opened.items()])
-            for u in range(layout.class_groups)
+            for u in range(count)
         ]
-        self.weights = release.weights(layout, slots)
-        self._save_model()
 
     def _save_model(self) -> None:
         from focal.segments.upper import ModelMeta, UpperHead, save
@@ -374,33 +382,43 @@ def phase_seconds(folder: Path) -> dict[str, float]:
 
 
 def protocol_facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
-    """What a summary says of the protocol: parameters, security, release, who verifies."""
+    """What a summary says of a blind run: parameters, security, release, who verifies."""
     layout = agreed.layout(manifest)
+    own = {
+        "rows": layout.rows,
+        "class_lanes": layout.class_lanes,
+        "feature_lanes": layout.feature_lanes,
+        "babies": layout.babies,
+        "blocks": layout.blocks,
+        "degree": manifest.training.degree,
+        "ridge": manifest.training.ridge,
+        "projection": manifest.projection.kind,
+        "bound": manifest.projection.bound,
+    }
+    return common_facts(manifest, scheme, layout, manifest.training.steps, layout.class_groups, own)
+
+
+def common_facts(
+    manifest: Manifest, scheme: Scheme, layout: Layout | InteractiveLayout, steps: int, openings: int, own: dict[str, Any]
+) -> dict[str, Any]:
+    """What a summary says of a run of either protocol; ``own`` are its parameters."""
     return {
-        "steps": manifest.training.steps,
+        "steps": steps,
         "params": {
             "ring": scheme.n,
             "log_qp": round(scheme.log_qp, 1),
             "scale_bits": manifest.ckks.scale_bits,
             "features": layout.features,
             "outputs": layout.outputs,
-            "rows": layout.rows,
-            "class_lanes": layout.class_lanes,
-            "feature_lanes": layout.feature_lanes,
-            "babies": layout.babies,
-            "blocks": layout.blocks,
             "rotation_keys": len(layout.rotations),
-            "degree": manifest.training.degree,
-            "ridge": manifest.training.ridge,
-            "projection": manifest.projection.kind,
-            "bound": manifest.projection.bound,
             "lower": json.loads(manifest.lower.model_dump_json()),
+            **own,
         },
         "security_bits": scheme.security_bits,
         "release": {
             "flooding_bits": release.flooding_bits(),
-            "precision_bits": release.precision_bits(scheme.slots, scheme.scale, layout, len(manifest.custodians)),
-            "openings": layout.class_groups,
+            "precision_bits": release.precision_bits(scheme.slots, scheme.scale, cast(Layout, layout), len(manifest.custodians)),
+            "openings": openings,
         },
         "verify": {m.name: m.verify for m in manifest.custodians},
     }

@@ -39,6 +39,7 @@ from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, p
 from focal.errors import FocalError
 from focal.net.identity import Identity, sign_manifest
 from focal.roles.institution import protocol_facts
+from focal.roles.interactive import steps as interactive
 from focal.roles.party import merge
 from focal.roles.progress import timeline
 from focal.segments.projection import Projection, check_features
@@ -125,6 +126,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     from focal.data import load
     from focal.data.partition import partition
     from focal.segments.lower import build_lower, lower_spec
+    from focal.segments.upper import released_digest
 
     config = run.config
     consortium, training = config.consortium, config.training
@@ -134,30 +136,11 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
     segment, source = build_lower(config.lower, config.lower.weights)
     spec = lower_spec(segment, config.lower)
-    check_features(config.projection.features, spec.dim)
+    blind = config.protocol == "blind"
+    check_features(config.projection.features if blind else config.interactive.features, spec.dim)
     dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
     say(f"data:   {len(table)} images, {sum(rows.values())} training rows ({dealt}), {len(table.classes)} classes")
     say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, {source}")
-
-    table_of_rows, start = {}, 0
-    for name in names:
-        table_of_rows[name] = (start, start + rows[name])
-        start += rows[name]
-    outputs = 1 if table.task == "binary" else len(table.classes)
-    memory, threads = 0.5 * psutil.virtual_memory().total, os.cpu_count() or 1
-    chosen = plan.choose(
-        config.ckks,
-        config.projection.features,
-        outputs,
-        table_of_rows,
-        consortium.custodians,
-        training.steps,
-        training.degree,
-        config.layout,
-        threads,
-        memory,
-    )
-    say(chosen.describe(training.steps))
 
     port = _free_port()
     identities = _identities(run)
@@ -169,6 +152,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     members += [identities[n].member("institution", rows=rows[n]) for n in names]
     manifest = Manifest(
         name=config.name,
+        protocol=config.protocol,
         dataset=config.dataset_name,
         members=tuple(members),
         classes=table.classes,
@@ -177,16 +161,40 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
         projection=config.projection,
         training=training,
         ckks=config.ckks,
-        layout=LayoutSpec(class_lanes=chosen.layout.class_lanes, feature_lanes=chosen.layout.feature_lanes),
+        layout=LayoutSpec(class_lanes=1, feature_lanes=1) if blind else None,
+        interactive=None if blind else config.interactive,
+        start=released_digest(config.start) if config.start else None,
         approve=consortium.approve,
         accept_leak=consortium.accept_leak,
     )
     manifest.check_complete()
+    if blind:
+        chosen = _planned(manifest, config)
+        say(chosen.describe(training.steps))
+        lanes = LayoutSpec(class_lanes=chosen.layout.class_lanes, feature_lanes=chosen.layout.feature_lanes)
+        manifest = manifest.model_copy(update={"layout": lanes})
+    else:
+        say(interactive.describe(manifest))
     for name, at in parts.items():
         private_write(run.party(name) / "rows.txt", "".join(f"{i}\n" for i in at).encode())
     for member in manifest.members:
         write(_local_file(run, member.name, member.role), run.party(member.name) / "local.json")
     return manifest
+
+
+def _planned(manifest: Manifest, config: RunConfig) -> plan.Cost:
+    return plan.choose(
+        config.ckks,
+        config.projection.features,
+        manifest.outputs,
+        manifest.row_table,
+        len(manifest.custodians),
+        config.training.steps,
+        config.training.degree,
+        config.layout,
+        os.cpu_count() or 1,
+        0.5 * psutil.virtual_memory().total,
+    )
 
 
 def _local_file(run: Run, name: str, role: str) -> LocalConfig:
@@ -208,6 +216,7 @@ def _local_file(run: Run, name: str, role: str) -> LocalConfig:
         threads=max(1, cores // len(config.consortium.institution_names())),
         cache=run.folder.absolute().parent / "cache",
         seed=config.seed,
+        start=config.start.absolute() if config.start else None,
     )
 
 

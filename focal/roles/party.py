@@ -115,7 +115,7 @@ class Party:
         """What each of ``senders`` said under ``topic``, in their order; waits for all."""
         names, told = list(senders), time.monotonic()
         while missing := [n for n in names if not self.said(n, topic)]:
-            self._read_board(seconds=2.0)
+            self.read_board(seconds=2.0)
             if time.monotonic() - told > 5.0 and any(not self.said(n, topic) for n in missing):
                 told = time.monotonic()
                 self.report.waiting(missing, topic)
@@ -123,10 +123,10 @@ class Party:
 
     def read_all(self) -> None:
         """Read the board to its present end."""
-        while self._read_board(0.0):
+        while self.read_board(0.0):
             pass
 
-    def _read_board(self, seconds: float) -> int:
+    def read_board(self, seconds: float) -> int:
         """Read what is new, waiting for it at most ``seconds``; returns how many records there were."""
         batch = self.net.wait(self._count, seconds)
         for data in batch:

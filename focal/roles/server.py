@@ -97,14 +97,8 @@ class Server(Party):
                 self.agree_run()
             with self.report.phase("keys"):
                 self.scheme = Scheme(self.manifest.ckks, self.scope)
-                self.layout = agreed.layout(self.manifest)
                 joint = self._install_keys()
-            with self.report.phase("upload"):
-                lists = self._uploads(joint)
-            with self.report.phase("train"):
-                done = self._train(lists)
-            with self.report.phase("release"):
-                self._release(done)
+            self._protocol(joint)
         except ProtocolError as e:
             self.report.error(str(e))
             self.abort(e)
@@ -114,11 +108,25 @@ class Server(Party):
             self.keep_traffic()
             self.hub.stop()
 
+    def _protocol(self, joint: msg.JointKeys) -> None:
+        with self.report.phase("upload"):
+            lists = self._uploads(joint)
+        with self.report.phase("train"):
+            done = self._train(lists)
+        with self.report.phase("release"):
+            self._release(agreed.release_items(self.layout, self.manifest), done.outputs)
+
     # ----------------------------------------------------------------- keys
+
+    @property
+    def rotations(self) -> list[int]:
+        """The rotations that the run's engine needs."""
+        self.layout = agreed.layout(self.manifest)
+        return self.layout.rotations
 
     def _install_keys(self) -> msg.JointKeys:
         """Add up the custodians' contributions, compare with what they signed, and give the sums to OpenFHE."""
-        rotations = self.layout.rotations
+        rotations = self.rotations
         sums: dict[str, str] = {}
         for number, kinds in ((1, keys.first_round_kinds(rotations)), (2, keys.SECOND_ROUND)):
             round = f"keys/{number}"
@@ -202,15 +210,14 @@ class Server(Party):
 
     # ----------------------------------------------------------------- release
 
-    def _release(self, done: msg.StepDone) -> None:
+    def _release(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> None:
         """Ask for the release and stay until every member has what it needs."""
-        items = agreed.release_items(self.layout, self.manifest)
-        self.say("release/request", msg.ReleaseRequest(items=items, ciphertexts=done.outputs))
+        self.say("release/request", msg.ReleaseRequest(items=items, ciphertexts=ciphertexts))
         self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
         if not self.repeat("traffic"):
             self.say("traffic", msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}))
         everybody = [*self.custodians, *self.names]
         while missing := [n for n in everybody if not self.said(n, "finished")]:
-            self._read_board(seconds=2.0)
+            self.read_board(seconds=2.0)
             self.report.progress(len(everybody) - len(missing), len(everybody))
         time.sleep(0.5)  # let the last acknowledgement leave before the socket closes

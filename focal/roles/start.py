@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -68,17 +69,13 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
 
 
 def _make(role: str, manifest: Manifest, local: LocalConfig, report: Reporter) -> Party:
-    if role == "server":
-        from focal.roles.server import Server
-
-        return Server(manifest, local, report)
-    if role == "custodian":
-        from focal.roles.custodian import Custodian
-
-        return Custodian(manifest, local, report)
-    from focal.roles.institution import Institution
-
-    return Institution(manifest, local, report)
+    """The role's class, imported here: a server or custodian never loads torch."""
+    if manifest.protocol == "interactive":
+        module, name = f"focal.roles.interactive.{role}", f"Joint{role.capitalize()}"
+    else:
+        module, name = f"focal.roles.{role}", role.capitalize()
+    party: Party = getattr(importlib.import_module(module), name)(manifest, local, report)
+    return party
 
 
 def _go(party: Party, wait: float) -> None:

@@ -3,19 +3,25 @@
 All get the same uploads and the same refresh answers, so all get the same limbs. Each link of the chain is::
 
     chain_0   = H(upload lists)          chain_{t+1} = H(chain_t || digests of the weights before || digests of the weights after)
+
+Uploads may be larger than the memory. The engine scans the blocks in ascending order, over and over: a cache of the most recent ones
+would never hold the next one, so the first blocks stay and the others stream::
+
+    in memory     | targets of all blocks | data of blocks 0 1 ... k-1 |  k  | k+1 |    a step reads k, k+1, ... twice: forward, backward
+    on disk       | every chunk of every institution                       ^     ^ one in use, one on its way
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from focal.ckks import refresh, ring, wire
 from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.engine import Block, Engine, Refresh, chunk_kind, mask_digest, zero_weights
+from focal.ckks.engine import TARGET_LIMBS, Block, Engine, Refresh, chunk_kind, mask_digest, zero_weights
 from focal.ckks.layout import Layout
 from focal.ckks.twin import Scalars
 from focal.config import Manifest
@@ -25,18 +31,37 @@ from focal.roles import agreed
 Fetch = Callable[[str], bytes]
 """Digest -> the blob's bytes."""
 
+Place = tuple[int, str, int, int]
+"""Where a chunk belongs, as :meth:`Layout.chunks` counts: block, ``data`` or ``target``, g or class group, h or 0."""
+
+BLOCK_MEMORY = 2 << 30
+"""Bytes of blocks in memory, where nobody says otherwise: with keys and intermediate results a party then stays below 4 GB."""
+
 
 class Training:
-    """Encrypted training from signed upload lists. ``fetch`` yields uploaded chunks; they are checked here, before OpenFHE sees them."""
+    """Encrypted training from signed upload lists. ``fetch`` yields uploaded chunks; they are checked here, before OpenFHE sees them.
+
+    ``memory``: bytes that blocks may take. What does not fit is fetched again in every pass: slower, with the same limbs. The targets
+    of all blocks and the data of two stay in any case.
+    """
 
     def __init__(
-        self, manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], fetch: Fetch, threads: int
+        self,
+        manifest: Manifest,
+        scheme: Scheme,
+        layout: Layout,
+        lists: dict[str, msg.Upload],
+        fetch: Fetch,
+        threads: int,
+        memory: int = BLOCK_MEMORY,
     ) -> None:
         self.manifest, self.scheme, self.layout, self.lists, self.fetch = manifest, scheme, layout, lists, fetch
-        scalars = scalars_of(manifest, lists)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
-        self.block = functools.lru_cache(maxsize=None)(self._block)
-        self.engine = Engine(scheme, layout, scalars, self.block, threads)
+        self.kept = kept_blocks(layout, memory)
+        self._chunks = self._chunks_by_place()
+        self._targets: dict[int, list[Any]] = {}
+        self._blocks: dict[int, Block] = {}
+        self.engine = Engine(scheme, layout, scalars_of(manifest, lists), self.block, threads)
 
     def close(self) -> None:
         self.engine.close()
@@ -66,27 +91,64 @@ class Training:
         kind = wire.ciphertext(LIMBS)
         return [self.scheme.ciphertext(wire.unpack(self.scheme, kind, fetch(d), "the own disk")) for d in digests]
 
-    def _block(self, b: int) -> Block:
-        """Block b: every institution's chunks, checked and added up limb by limb."""
-        parts: dict[tuple[str, int, int], list[tuple[str, str]]] = {}
+    # ----------------------------------------------------------------- blocks
+
+    def block(self, b: int) -> Block:
+        """Block b. All of it is read when it is first asked for: no share is given before every chunk was found well formed."""
+        if b not in self._targets:
+            data = self._data(b)
+            self._targets[b] = self._read([(b, "target", u, 0) for u in range(self.layout.class_groups)])
+            if b < self.kept:
+                self._blocks[b] = Block(data, self._targets[b])
+        return self._blocks.get(b) or StreamedBlock(self._targets[b], lambda: self._data(b))
+
+    def _data(self, b: int) -> list[list[Any]]:
+        """Block b's data ciphertexts, [g][h]."""
+        giants, babies = self.layout.giants, self.layout.babies
+        flat = self._read([(b, "data", g, h) for g in range(giants) for h in range(babies)])
+        return [flat[g * babies : (g + 1) * babies] for g in range(giants)]
+
+    def _read(self, places: list[Place]) -> list[Any]:
+        return list(self.pool.map(self._ciphertext, places))
+
+    def _ciphertext(self, place: Place) -> Any:
+        """The sum of every institution's chunk at this place, each one checked."""
+        kind = chunk_kind(place[1])
+        primes = wire.moduli(self.scheme, kind)
+        unpacked = [wire.unpack(self.scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in self._chunks[place]]
+        return self.scheme.ciphertext([ring.total(element, primes) for element in zip(*unpacked, strict=True)])
+
+    def _chunks_by_place(self) -> dict[Place, list[tuple[str, str]]]:
+        """Place -> (institution, digest) of every chunk that belongs there."""
+        chunks: dict[Place, list[tuple[str, str]]] = {}
         for name, upload in self.lists.items():
-            plan = self.layout.chunks(*self.manifest.row_table[name])
-            for (block, what, i, j), digest in zip(plan, upload.chunks, strict=True):
-                if block == b:
-                    parts.setdefault((what, i, j), []).append((name, digest))
+            for place, digest in zip(self.layout.chunks(*self.manifest.row_table[name]), upload.chunks, strict=True):
+                chunks.setdefault(place, []).append((name, digest))
+        return chunks
 
-        def ciphertext(key: tuple[str, int, int]) -> Any:
-            kind = chunk_kind(key[0])
-            primes = wire.moduli(self.scheme, kind)
-            unpacked = [wire.unpack(self.scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in parts[key]]
-            return self.scheme.ciphertext([ring.total(element, primes) for element in zip(*unpacked, strict=True)])
 
-        made = dict(zip(parts, self.pool.map(ciphertext, parts), strict=True))
-        shape = self.layout
-        return Block(
-            [[made["data", g, h] for h in range(shape.babies)] for g in range(shape.giants)],
-            [made["target", u, 0] for u in range(shape.class_groups)],
-        )
+class StreamedBlock(Block):
+    """A block for one pass, whose data are read when the engine looks at them: often it looks at the targets only."""
+
+    def __init__(self, targets: list[Any], read: Callable[[], list[list[Any]]]) -> None:
+        self.targets, self._read, self._lock = targets, read, threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        """Python asks here for an attribute that is not there: ``data``, before they were read. Several threads may ask at once."""
+        if name != "data":
+            raise AttributeError(name)
+        with self._lock:
+            if "data" not in self.__dict__:
+                self.data = self._read()
+        return self.__dict__["data"]
+
+
+def kept_blocks(layout: Layout, memory: int) -> int:
+    """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks on their way through."""
+    limb = 2 * (2 * layout.slots) * 8  # both polynomials of a ciphertext
+    data = layout.lane * LIMBS * limb
+    fit = (memory - layout.blocks * layout.class_groups * TARGET_LIMBS * limb) // data
+    return layout.blocks if fit >= layout.blocks else max(0, fit - 2)
 
 
 def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:

@@ -12,16 +12,18 @@ SHA-256 says whether the right ones were given. The file is read with ``weights_
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from focal.config import Hex32, LowerSpec, Model, Task, private_write
+from focal.config import Hex32, InteractiveConfig, LowerSpec, Model, Task, private_write
 from focal.errors import FocalError
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class ModelMeta(Model):
     """Where this institution took the lower segment's weights from: ``pretrained``, ``random:SEED`` or a file."""
     run_id: Hex32
     manifest_hash: Hex32
+    interactive: InteractiveConfig | None = None
+    """Which part of the lower segment was trained with the head; ``model.pt`` then holds these parameters too."""
 
 
 class UpperHead(nn.Module):
@@ -74,6 +78,8 @@ class UpperHead(nn.Module):
         self.register_buffer("offset", offset.to(torch.float32))
         self.register_buffer("weights", weights.to(torch.float64))
         self.bound, self.task = float(bound), task
+        self.trained: dict[str, Tensor] = {}
+        """Name -> value of the lower segment's parameters that were trained with the head (:class:`focal.segments.trainable.TrainableSegment`)."""
         self.max_norm = 2.0 * math.sqrt(components + 1)
 
     @classmethod
@@ -128,7 +134,9 @@ def save(path: Path, head: UpperHead, meta: ModelMeta) -> None:
         raise ValueError(f"the head reads {head.matrix.shape[1]} features, the lower segment gives {meta.lower.dim}")
     state = {name: value.cpu() for name, value in head.state_dict().items()}
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "bound": head.bound, "state": state, "meta": meta.model_dump(mode="json")}, buffer)
+    trained = {name: value.detach().cpu() for name, value in head.trained.items()}
+    content = {"format": FORMAT, "bound": head.bound, "state": state, "trained": trained, "meta": meta.model_dump(mode="json")}
+    torch.save(content, buffer)
     private_write(path, buffer.getvalue())
 
 
@@ -144,7 +152,9 @@ def load(run: Path | str) -> tuple[UpperHead, ModelMeta]:
         raise foreign
     try:
         meta = ModelMeta.model_validate(content["meta"])
-        return UpperHead(**content["state"], bound=content["bound"], task=meta.task).eval(), meta
+        head = UpperHead(**content["state"], bound=content["bound"], task=meta.task).eval()
+        head.trained = dict(content.get("trained", {}))
+        return head, meta
     except (KeyError, TypeError, ValueError, AttributeError):  # ValueError: pydantic's ValidationError is one
         raise foreign from None
 
@@ -170,7 +180,7 @@ class ReleasedModel(nn.Module):
         Raises :class:`FocalError` when the weights are not those the model was trained on.
         """
         head, meta = load(run)
-        return cls(lower_segment(meta, weights), head, meta).eval()
+        return cls(lower_segment(meta, weights, head.trained), head, meta).eval()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.lower(x))
@@ -180,11 +190,35 @@ class ReleasedModel(nn.Module):
         return self.head.probabilities(self.lower(x))
 
 
-def lower_segment(meta: ModelMeta, weights: str | None = None) -> LowerSegment:
-    """The lower segment that a released head needs, from ``weights`` (default: the recorded source).
+def lower_segment(meta: ModelMeta, weights: str | None = None, trained: Mapping[str, Tensor] | None = None) -> LowerSegment:
+    """The lower segment that a released head needs, from ``weights`` (default: the recorded source), with what was ``trained`` of it.
 
     Raises :class:`FocalError` when they cannot be read or do not hash to what the head's consortium pinned.
     """
     from focal.segments.lower import build_lower  # timm takes a second to import, and the head alone does not need it
 
-    return build_lower(meta.lower, weights or meta.weights)[0]
+    segment = build_lower(meta.lower, weights or meta.weights)[0]
+    if meta.interactive is None:
+        return segment
+    from focal.segments.lower import lower_spec
+    from focal.segments.trainable import TrainableSegment
+
+    grown = TrainableSegment(segment, meta.interactive)  # with LoRA or adapters where the run had them
+    parameters = {name: p for name, p in grown.trained().items() if name.startswith("lower.")}
+    if (trained or {}).keys() != parameters.keys() or any(trained[name].shape != p.shape for name, p in parameters.items()):  # type: ignore[index]
+        raise FocalError("the released model holds other trained parameters than its settings say", hint="copy it again from the run that wrote it")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(trained[name]).requires_grad_(False)  # type: ignore[index]
+    grown.lower.spec = lower_spec(grown.lower, meta.lower)
+    return grown.lower
+
+
+def released_digest(run: Path | str) -> str:
+    """SHA-256 (hex) of a released head's numbers: the same at every institution, whatever its file says beside them."""
+    head, _ = load(run)
+    found = hashlib.sha256(b"focal/released/v1")
+    for value in (head.matrix, head.offset, head.weights, torch.tensor(head.bound, dtype=torch.float64)):
+        array = value.numpy()
+        found.update(f"{array.dtype.name} {array.shape}".encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,234 @@
+"""An institution that fine-tunes: its Lightning module runs the lower segment, the upper one is encrypted somewhere else.
+
+::
+
+    images --trainable lower segment, bottleneck--> activations --EncryptedUpper--> own logits --loss--> derivatives --...--> gradients
+    (stay)            ^                                                                                                         |
+                      `------------------------------------ AdamW, averages by secure sum --------------------------------------'
+
+In the end it has the averaged lower segment, and the head from the custodians' sealed shares.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from focal.ckks.context import Scheme
+from focal.ckks.layout import WEIGHT_SCALE
+from focal.config import LocalConfig, Manifest
+from focal.errors import FocalError
+from focal.net import messages as msg
+from focal.roles import ceremony
+from focal.roles.institution import MOMENTS, Array, Institution, phase_seconds
+from focal.roles.interactive import steps as plan
+from focal.roles.party import merge
+from focal.roles.progress import Reporter, timeline
+
+
+class JointInstitution(Institution):
+    """``run()`` takes part in one interactive run; interrupted, the same call continues it after the last finished step."""
+
+    def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
+        super().__init__(manifest, local, report)
+        self.round: int | None = None
+        """The averaging round that is under way here."""
+
+    def prepare(self) -> None:
+        """Before anybody is spoken to: own data, lower segment, what trains of it."""
+        from focal.data import load
+        from focal.segments.lower import build_lower, test_image_features
+        from focal.segments.projection import Projection
+        from focal.segments.trainable import TrainableSegment
+        from focal.training.split import Base
+
+        m, config = self.manifest, self.config
+        assert self.local.data is not None and self.local.weights is not None
+        with self.report.phase("features"):
+            self.table = load(self.local.data.model_copy(update={"classes": m.classes, "task": m.task}), self.local.seed)
+            self.train_rows = np.flatnonzero(self.table.split == "train")
+            self.check_rows(len(self.train_rows))
+            labels = self.table.labels[self.train_rows]
+            self.labels = labels[:, 1:] if m.task == "binary" else labels
+            lower, source = build_lower(m.lower, self.local.weights)
+            self.test_features = test_image_features(lower)
+            start: Projection | None = None
+            self.base: Base | None = None
+            if m.start is not None:
+                start, self.base = self._start()
+            self.segment = TrainableSegment(lower, config, start, seed=0)
+            size = self.segment.check_average(config.max_average_mb)
+            self.report.say(
+                f"{self.me.name}: lower segment {m.lower.model}, {source}; {self.segment.count} parameters train ({config.trainable}), "
+                f"an average sends {size / 1e6:.1f} MB and receives {size * (len(self.names) - 1) / 1e6:.1f} MB every {config.average_every} steps"
+            )
+
+    @property
+    def config(self) -> Any:
+        """The interactive settings, with as many steps as this key's openings allow."""
+        return plan.settings(self.manifest).model_copy(update={"steps": plan.total(self.manifest)})
+
+    def _start(self) -> tuple[Any, Any]:
+        """Bottleneck and head of the released model that the manifest pins."""
+        from focal.segments.projection import Projection
+        from focal.segments.upper import load, model_file, released_digest
+        from focal.training.split import Base
+
+        if self.local.start is None:
+            raise FocalError(
+                f"'{self.me.name}': the manifest starts from a released model, the local file names none",
+                hint="set 'start' in the local file to the folder of that run",
+            )
+        if released_digest(self.local.start) != self.manifest.start:
+            raise FocalError(
+                f"'{self.me.name}': {self.local.start} is not the released model that the manifest starts from",
+                hint="use the model of the run that the consortium agreed on",
+            )
+        head, _ = load(self.local.start)
+        kind = self.manifest.projection.kind
+        projection = Projection(
+            kind=kind,
+            matrix=head.matrix.numpy(),
+            offset=head.offset.numpy(),
+            bound=head.bound,
+            features=len(head.offset) + 1,
+            eta_hex=(1.0).hex(),
+        )
+        velocity_file = model_file(self.local.start).with_name("velocity.npy")
+        velocity = np.load(velocity_file) if velocity_file.exists() else None
+        return projection, Base(head.weights.numpy(), velocity, self.config.momentum)
+
+    # ----------------------------------------------------------------- the script
+
+    def run(self) -> None:
+        self.enter("keys")
+        self.agree_run()
+        with self.report.phase("moments"):
+            self.enter("moments")
+            self._compare_test_features()
+            counts = np.rint(self.secure_sum(MOMENTS, tuple(self.names), self.labels.sum(axis=0) / self.manifest.rows) * self.manifest.rows)
+            self._check_classes(counts)
+        with self.report.phase("upload"):
+            self.enter("keys")
+            joint = self._joint_keys()
+        with self.report.phase("train"):
+            self.enter("upload")
+            self._fine_tune(joint, counts)
+        with self.report.phase("release"):
+            self.enter("release")
+            self._receive(self.hear_all(self.custodians, "release/shares", msg.ReleaseShares))
+        with self.report.phase("score"):
+            self._score()
+        self.finish()
+        self.keep_traffic()
+
+    def _fine_tune(self, joint: msg.JointKeys, counts: Array) -> None:
+        """Every joint step that is still to come, under Lightning."""
+        from focal.roles.interactive.upper import EncryptedUpper, public_key
+        from focal.training.split import Based, Batches, Loss, SplitSegment, Upper, fit
+
+        self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
+        encrypted = EncryptedUpper(self, scheme, public_key(self, scheme, joint), ceremony.joint_digest(joint))
+        upper: Upper = encrypted if self.base is None else Based(encrypted, self.base)
+        task, rows = self.manifest.task, self.manifest.rows
+        per_class = np.array([rows - counts[0], counts[0]]) if task == "binary" else counts
+        module = SplitSegment(self.segment, upper, Loss(task, per_class, self.config), self.config, rows=len(self.train_rows))
+        batches = Batches(
+            self.table, self.train_rows, self.manifest.lower, self.config, name=self.me.name, seed=self.local.seed
+        )
+        first, parameters = encrypted.joining()
+        fit(module, batches, folder=self.folder / "lightning", start_step=first, parameters=parameters, device=self.local.device)
+        self.segment.cpu()
+
+    def idle(self) -> None:
+        """An averaging round may be closed without a result while this institution waits in it."""
+        from focal.roles.interactive.upper import Abandoned
+
+        server = self.manifest.server.name
+        if self.round is not None and self.said(server, topic := f"average/{self.round}/closed"):
+            if not self.heard.get(self.scope, server, topic, msg.AverageClosed).done:
+                raise Abandoned
+
+    # ----------------------------------------------------------------- the result
+
+    def _receive(self, answers: dict[str, msg.ReleaseShares]) -> None:
+        """The head and its velocity from the sealed shares, and the model with the averaged lower segment."""
+        layout, steps = plan.layout(self.manifest), plan.total(self.manifest)
+        slots = self._opened(answers, min(2, steps))
+        read = [layout.read_weights(s) / WEIGHT_SCALE for s in slots]
+        velocity = read[-1] - (read[-2] if steps > 1 else 0.0)
+        self.weights = read[-1]
+        if self.base is not None:
+            self.weights = self.weights + self.base.at(steps)
+            velocity = velocity + self.base.at(steps) - self.base.at(steps - 1)
+        self.velocity = velocity
+        self._save_model()
+
+    def _save_model(self) -> None:
+        from focal.segments.upper import ModelMeta, save
+
+        m = self.manifest
+        head = self.segment.head(self.weights, m.task)
+        head.trained = {name: p.detach() for name, p in self.segment.trained().items() if name.startswith("lower.")}
+        meta = ModelMeta(
+            dataset=m.dataset,
+            classes=m.classes,
+            task=m.task,
+            lower=m.lower,
+            weights=str(self.local.weights),
+            run_id=self.scope,
+            manifest_hash=m.hash.hex(),
+            interactive=plan.settings(m),
+        )
+        save(self.folder / "model.pt", head, meta)
+        with open(os.open(self.folder / "velocity.npy", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+            np.save(f, self.velocity)
+
+    def _auroc(self, held: Any) -> tuple[Any, Any]:
+        """Macro AUROC and interval of the released model on own rows."""
+        from focal.report.metrics import bootstrap_ci, macro_auroc
+        from focal.report.summary import Auroc, AurocInterval
+
+        scores, labels, task = self.scores(held), self.table.labels[held], self.manifest.task
+        interval = bootstrap_ci(labels, scores, self.table.groups[held], task, seed=self.local.seed)
+        return Auroc(encrypted=macro_auroc(labels, scores, task)), AurocInterval(encrypted=interval)
+
+    def scores(self, rows: Any) -> Array:
+        """(n, C) linear outputs of the released model on own rows."""
+        from focal.segments.upper import load, lower_segment
+        from focal.training.features import compute_features
+
+        head, meta = load(self.folder)
+        lower = lower_segment(meta, self.local.weights, head.trained)
+        raw = compute_features(lower, self.table, rows, device=self.local.device, cache=self.folder / "features")
+        return head(torch.from_numpy(raw)).double().numpy()
+
+    def _score(self) -> None:
+        """This site's own summary: the released model on its own test rows."""
+        from focal.report.summary import build_summary, write_summary
+
+        held = np.flatnonzero(self.table.split == "test")
+        if not len(held):
+            self.report.warn(f"{self.me.name}: no test rows, so no score of its own")
+            return
+        reported = self.hear(self.manifest.server.name, "traffic", msg.Traffic).bytes
+        try:
+            auroc, interval = self._auroc(held)
+        except FocalError as e:  # few test rows, or one class only: the model is there all the same
+            self.report.warn(f"{self.me.name}: no score of its own: {e.message}")
+            return
+        traffic: dict[str, Any] = {**reported, self.me.name: merge(self._before, self.net.traffic)}
+        summary = build_summary(
+            protocol="interactive",
+            dataset=self.manifest.dataset,
+            auroc=auroc,
+            auroc_ci95=interval,
+            seconds={**phase_seconds(self.folder), "total": sum(span["seconds"] for span in timeline(self.folder))},
+            traffic=traffic,
+            **plan.facts(self.manifest, self.scheme),
+        )
+        write_summary(summary, self.folder)
+

@@ -1,0 +1,202 @@
+"""The upper segment as one institution sees it: activations go up, its own logits come down; derivatives up, gradients down.
+
+::
+
+    activations (n, R) --encrypt--> chunk + signed header --> server ... custodians --sealed shares--> add up, decode --> logits (n, C)
+
+This is the seam between Lightning and the network (:class:`focal.training.split.Upper`). Everything that leaves was
+made once and is on the own disk before it leaves: a restarted process sends the same ciphertexts again or none.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.ckks import keys, release, wire
+from focal.ckks.context import Scheme
+from focal.ckks.interactive import ACTIVATIONS, DERIVATIVES
+from focal.errors import Refused
+from focal.net import messages as msg
+from focal.roles.interactive import steps as plan
+from focal.roles.interactive.custodian import opening_context
+from focal.training.split import Skipped
+
+if TYPE_CHECKING:
+    from focal.roles.interactive.institution import JointInstitution
+
+Array = NDArray[np.float64]
+
+
+class Abandoned(Exception):
+    """The server has closed this averaging round without a result."""
+
+
+class EncryptedUpper:
+    """Implements :class:`focal.training.split.Upper` for ``party``."""
+
+    def __init__(self, party: JointInstitution, scheme: Scheme, public: Any, joint_keys: str) -> None:
+        self.party, self.scheme, self.public, self.joint_keys = party, scheme, public, joint_keys
+        self.layout = plan.layout(party.manifest)
+        self.first = plan.table(party.manifest)[party.me.name].start
+        self.server = party.manifest.server.name
+
+    # ----------------------------------------------------------------- the seam
+
+    def logits(self, step: int, activations: Array) -> Array:
+        """Activations (n, R) -> own logits (n, C). Raises :class:`Skipped` when the step went on without us."""
+        self.party.report.progress(step, plan.total(self.party.manifest))
+        rows = len(activations)
+        self._still_wanted(f"present/{step}")
+        chunk = self._chunk(f"activations/{step}", ACTIVATIONS, lambda: self.layout.activation_slots(activations, self.first))
+        self.party.say(f"activations/{step}", msg.Activations(step=step, rows=rows, joint_keys=self.joint_keys, chunk=chunk))
+        self._still_wanted(f"present/{step}", wait=True)
+        return self.layout.logits(self._opened(step, "logits", "logits"), self._rows(rows))
+
+    def gradients(self, step: int, derivatives: Array) -> Array:
+        """d loss / d logit (n, C) -> d loss / d activation (n, R). Raises :class:`Skipped` likewise."""
+        rows = len(derivatives)
+        self._still_wanted(f"answered/{step}")
+        chunk = self._chunk(f"derivatives/{step}", DERIVATIVES, lambda: self.layout.derivative_slots(derivatives, self.first))
+        self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=rows, chunk=chunk))
+        self._still_wanted(f"answered/{step}", wait=True)
+        return self.layout.gradients(self._opened(step, "gradients", "input-gradient"), self._rows(rows))
+
+    def average(self, round: int, parameters: Array, rows: int) -> Array:
+        """The average of everybody's parameters, weighted by rows; our own ones where the round came to nothing."""
+        before, self.party.net.phase = self.party.net.phase, "average"
+        try:
+            listed = self.party.hear(self.server, f"average/{round}/list", msg.AverageList)
+            if self.party.me.name not in listed.participants:
+                missed = self._missed(round, listed.participants)
+                if missed is None:
+                    raise Skipped(f"average {round} came to nothing")
+                return missed
+            return self._averaged(round, listed, parameters)
+        finally:
+            self.party.net.phase = before
+
+    # ----------------------------------------------------------------- openings
+
+    def _rows(self, count: int) -> range:
+        return range(self.first, self.first + count)
+
+    def _still_wanted(self, topic: str, wait: bool = False) -> None:
+        """Raise :class:`Skipped` when the server has gone on without us."""
+        if not wait:
+            self.party.read_all()
+        if wait or self.party.said(self.server, topic):
+            if self.party.me.name not in self.party.hear(self.server, topic, msg.Present).owners:
+                raise Skipped(f"the consortium went on without '{self.party.me.name}'", resume=self.joining()[0])
+
+    def _chunk(self, name: str, kind: wire.Kind, slots: Any) -> str:
+        """Encrypt once, keep, send; returns the digest."""
+
+        def make() -> bytes:
+            encrypted = self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots(), kind.limbs))
+            return self.party.blobs.put(wire.pack(self.scheme, kind, self.scheme.limbs(encrypted))).encode()
+
+        digest = self.party.journal.once(f"{self.party.session}/chunk/{name}", make).decode()
+        self.party.net.phase = "upload"
+        self.party.net.put_many([self.party.blobs.get(digest)], "custodians")
+        return digest
+
+    def _opened(self, step: int, what: str, kind: str) -> Array:
+        """Slots of what every custodian opened to us."""
+        party, topic = self.party, f"open/{step}/{what}"
+        if not plan.opening_items(step, kind, (party.me.name,)):
+            return np.zeros(self.layout.slots)
+        (item,) = plan.opening_items(step, kind, (party.me.name,))
+        party.net.phase = "openings"
+        answers = party.hear_all(party.custodians, topic, msg.OpeningShares)
+        first = answers[party.custodians[0]]
+        shares = []
+        for name, answer in answers.items():
+            if (answer.items, answer.ciphertexts) != (first.items, first.ciphertexts) or item not in answer.items:
+                raise Refused("opening", f"'{name}' opened another ciphertext than '{party.custodians[0]}' under '{topic}'")
+            if party.me.name not in answer.sealed:
+                raise Refused("opening", f"'{name}' sealed no share for us under '{topic}'")
+            box = party.net.get(answer.sealed[party.me.name])
+            shares.append((name, party.identity.unseal(party.manifest.member(name), box, opening_context(item, party.run_id))))
+        return release.open_slots(self.scheme, shares)
+
+    # ----------------------------------------------------------------- averages
+
+    def _averaged(self, round: int, listed: msg.AverageList, parameters: Array) -> Array:
+        party, names, topic = self.party, listed.participants, f"average/{round}"
+        if list(names) != [n for n in party.names if n in names] or len(names) < 3:
+            raise Refused("participants", f"the server proposes an average over {', '.join(names)}: at least three, in manifest order")
+        try:
+            party.round = round
+            party.say(f"{topic}/agreed", listed)
+            for name, theirs in party.hear_all(names, f"{topic}/agreed", msg.AverageList).items():
+                if theirs != listed:
+                    raise Refused("participants", f"'{name}' was proposed another list for average {round} than we were")
+            weight = (party.me.rows or 0) / sum(party.manifest.member(n).rows or 0 for n in names)
+            total = party.secure_sum(plan.average_label(round), names, weight * parameters)
+            party.hear(self.server, f"{topic}/closed", msg.AverageClosed)
+        except Abandoned:
+            party.report.warn(f"{party.me.name}: average {round} was abandoned; going on from the own parameters")
+            raise Skipped(f"average {round} was abandoned") from None
+        finally:
+            party.round = None
+        if party.me.name == names[0] and (absent := [m for m in party.manifest.institutions if m.name not in names]):
+            if not party.repeat(f"{topic}/sealed"):
+                boxes = [party.identity.seal(m, total.tobytes(), self._context(round)) for m in absent]
+                digests = party.share_blobs(boxes, "all")
+                sealed = dict(zip((m.name for m in absent), digests, strict=True))
+                party.say(f"{topic}/sealed", msg.AverageSealed(round=round, sealed=sealed))
+        return total
+
+    def _missed(self, round: int, names: tuple[str, ...]) -> Array | None:
+        """The average of a round that we were not part of, as its first participant sealed it to us; None when there is none."""
+        party, topic = self.party, f"average/{round}"
+        if not party.hear(self.server, f"{topic}/closed", msg.AverageClosed).done:
+            return None
+        deadline = time.monotonic() + plan.settings(party.manifest).straggler_seconds
+        while not party.said(names[0], f"{topic}/sealed"):
+            if time.monotonic() > deadline:
+                party.report.warn(f"{party.me.name}: '{names[0]}' does not send average {round}; going on from the own parameters")
+                return None
+            party.read_board(1.0)
+        sealed = party.hear(names[0], f"{topic}/sealed", msg.AverageSealed).sealed
+        if party.me.name not in sealed:
+            raise Refused("average", f"'{names[0]}' sealed no average {round} for us")
+        data = party.identity.unseal(party.manifest.member(names[0]), party.net.get(sealed[party.me.name]), self._context(round))
+        return np.frombuffer(data, np.float64)
+
+    def joining(self) -> tuple[int, Array | None]:
+        """The first joint step that a process that starts now can take part in, and the average that it must begin with, if any.
+
+        A step that the server has begun with us is still ours: what we sent for it lies on our disk.
+        """
+        party, every = self.party, plan.settings(self.party.manifest).average_every
+        party.read_all()
+        step = 0
+        while party.said(self.server, f"present/{step}"):
+            step += 1
+        if step and party.me.name in party.hear(self.server, f"present/{step - 1}", msg.Present).owners:
+            if party.said(party.me.name, f"activations/{step - 1}") and not party.said(self.server, f"step/{step - 1}"):
+                step -= 1
+        for number in range(step // every, 0, -1):  # of the rounds that were closed without us, the newest one
+            topic = f"average/{number}"
+            if not (party.said(self.server, f"{topic}/closed") and party.hear(self.server, f"{topic}/closed", msg.AverageClosed).done):
+                continue
+            names = party.hear(self.server, f"{topic}/list", msg.AverageList).participants
+            if party.me.name in names:
+                break
+            average = self._missed(number, names)
+            if average is not None:
+                return step, average
+        return step, None
+
+    def _context(self, round: int) -> bytes:
+        return f"average/{round}".encode() + self.party.run_id
+
+
+def public_key(party: JointInstitution, scheme: Scheme, joint: msg.JointKeys) -> Any:
+    """The joint public key, as every custodian signed it."""
+    return keys.joint_public_key(scheme, party.run_id, party.net.get(joint.public))
