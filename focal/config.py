@@ -164,6 +164,8 @@ class InteractiveConfig(Model):
     """Openings over all owners that a custodian gives under one key."""
     dp_head_noise: float = Field(0.0, ge=0)
     """Standard deviation of the noise that each custodian adds to every head weight at each step; 0: none."""
+    seed: int = Field(0, ge=0)
+    """Draws the bottleneck and the order of batches: the same for all."""
 
 
 class CkksConfig(Model):

@@ -36,9 +36,7 @@ class Audit:
     def __init__(self, manifest: Manifest, store: Path, say: Callable[[str], None], threads: int | None = None) -> None:
         check_signatures(manifest)
         self.manifest, self.say = manifest, say
-        self.heard = Heard(manifest)
-        for data in _board(store / "board.sqlite"):
-            self.heard.add(data)
+        self.heard = recorded(manifest, store)
         self.blobs = Blobs(store / "blobs")
         self.threads = threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads)
@@ -138,6 +136,14 @@ class Audit:
     def _blob(self, digest: str) -> bytes:
         """A blob of the store; :class:`focal.net.store.Blobs` checks its SHA-256."""
         return self.blobs.get(digest)
+
+
+def recorded(manifest: Manifest, store: Path) -> Heard:
+    """All records of a server's board, every signature checked."""
+    heard = Heard(manifest)
+    for data in _board(store / "board.sqlite"):
+        heard.add(data)
+    return heard
 
 
 def _board(path: Path) -> list[bytes]:

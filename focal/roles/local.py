@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -43,6 +43,9 @@ from focal.roles.interactive import steps as interactive
 from focal.roles.party import merge
 from focal.roles.progress import timeline
 from focal.segments.projection import Projection, check_features
+
+if TYPE_CHECKING:
+    from focal.evaluation import LocalScores
 
 Event = dict[str, Any]
 Show = Callable[[Event], None]
@@ -360,7 +363,7 @@ def train(run: Run, show: Show, say: Callable[[str], None]) -> Path:
     finally:
         private_write(run.folder / "spent", str(before + time.monotonic() - started).encode())
     say("scoring: the plaintext twin, every institution alone, all rows pooled ...")
-    finish(run, manifest, memory)
+    finish(run, manifest, memory, say)
     return run.folder
 
 
@@ -372,25 +375,13 @@ def _spent(run: Run) -> float:
 # --------------------------------------------------------------------------- the result
 
 
-def finish(run: Run, manifest: Manifest, memory: int) -> None:
+def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]) -> None:
     """Compare with the twin and the baselines, write summary, plots and model."""
-    from focal.evaluation import score_local_run
     from focal.report import plots
     from focal.report.summary import build_summary, write_summary
 
     names = [m.name for m in manifest.institutions]
-    rows = {name: _rows(run.party(name)) for name in names}
-    projection = Projection.from_bytes((run.party(names[0]) / "projection.bin").read_bytes())
-    weights = [_weights(run.party(name)) for name in names]
-    if not all(np.array_equal(weights[0], w) for w in weights):
-        raise FocalError(
-            "the institutions decoded different weights from the same shares", hint="their floating-point units differ; report this"
-        )
-    exact = _twin(manifest, projection, rows)
-    scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)
-
-    scheme = Scheme(manifest.ckks, "summary")
-    facts = protocol_facts(manifest, scheme)
+    scores, facts = (_blind_result if manifest.protocol == "blind" else _interactive_result)(run, manifest, say)
     facts["params"]["peak_memory_mb"] = round(memory / 1e6)
     traffic = _traffic(run, manifest)
     write_summary(
@@ -414,6 +405,48 @@ def finish(run: Run, manifest: Manifest, memory: int) -> None:
     begin = min(start for _, _, start, _ in spans)
     spans = [(party, phase, start - begin, end - begin) for party, phase, start, end in spans]
     plots.plot_timeline(spans, traffic, run.folder / "timeline.png")
+
+
+def _blind_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
+    """Scores, and what the summary says of the protocol."""
+    from focal.evaluation import score_local_run
+
+    names = [m.name for m in manifest.institutions]
+    rows = {name: _rows(run.party(name)) for name in names}
+    projection = Projection.from_bytes((run.party(names[0]) / "projection.bin").read_bytes())
+    weights = [_weights(run.party(name)) for name in names]
+    if not all(np.array_equal(weights[0], w) for w in weights):
+        raise FocalError(
+            "the institutions decoded different weights from the same shares", hint="their floating-point units differ; report this"
+        )
+    exact = _twin(manifest, projection, rows)
+    scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)
+    return scores, protocol_facts(manifest, Scheme(manifest.ckks, "summary"))
+
+
+def _interactive_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
+    from focal.roles.interactive import result
+
+    members = {}
+    for m in manifest.institutions:
+        local = read(LocalConfig, run.party(m.name) / "local.json")
+        assert local.data is not None and local.weights is not None
+        members[m.name] = result.Member(local.data, local.weights, run.party(m.name))
+    config = run.config
+    scores, own = result.compare(
+        manifest,
+        members,
+        run.party(manifest.server.name),
+        run.folder,
+        run.folder.parent / "cache",
+        start=config.start,
+        device=config.device,
+        seed=config.seed,
+        say=say,
+    )
+    facts = interactive.facts(manifest, Scheme(manifest.ckks, "summary"))
+    facts["params"] |= own
+    return scores, facts
 
 
 def _work(run: Run, member: Member) -> list[Event]:

@@ -19,7 +19,7 @@ import torch
 
 from focal.ckks.context import Scheme
 from focal.ckks.layout import WEIGHT_SCALE
-from focal.config import LocalConfig, Manifest
+from focal.config import InteractiveConfig, LocalConfig, Manifest
 from focal.errors import FocalError
 from focal.net import messages as msg
 from focal.roles import ceremony
@@ -59,7 +59,7 @@ class JointInstitution(Institution):
             self.base: Base | None = None
             if m.start is not None:
                 start, self.base = self._start()
-            self.segment = TrainableSegment(lower, config, start, seed=0)
+            self.segment = TrainableSegment(lower, config, start, seed=config.seed)
             size = self.segment.check_average(config.max_average_mb)
             self.report.say(
                 f"{self.me.name}: lower segment {m.lower.model}, {source}; {self.segment.count} parameters train ({config.trainable}), "
@@ -67,15 +67,14 @@ class JointInstitution(Institution):
             )
 
     @property
-    def config(self) -> Any:
+    def config(self) -> InteractiveConfig:
         """The interactive settings, with as many steps as this key's openings allow."""
-        return plan.settings(self.manifest).model_copy(update={"steps": plan.total(self.manifest)})
+        return plan.schedule(self.manifest)
 
     def _start(self) -> tuple[Any, Any]:
         """Bottleneck and head of the released model that the manifest pins."""
-        from focal.segments.projection import Projection
-        from focal.segments.upper import load, model_file, released_digest
-        from focal.training.split import Base
+        from focal.roles.interactive.result import beginning
+        from focal.segments.upper import released_digest
 
         if self.local.start is None:
             raise FocalError(
@@ -87,19 +86,7 @@ class JointInstitution(Institution):
                 f"'{self.me.name}': {self.local.start} is not the released model that the manifest starts from",
                 hint="use the model of the run that the consortium agreed on",
             )
-        head, _ = load(self.local.start)
-        kind = self.manifest.projection.kind
-        projection = Projection(
-            kind=kind,
-            matrix=head.matrix.numpy(),
-            offset=head.offset.numpy(),
-            bound=head.bound,
-            features=len(head.offset) + 1,
-            eta_hex=(1.0).hex(),
-        )
-        velocity_file = model_file(self.local.start).with_name("velocity.npy")
-        velocity = np.load(velocity_file) if velocity_file.exists() else None
-        return projection, Base(head.weights.numpy(), velocity, self.config.momentum)
+        return beginning(self.local.start, self.config)
 
     # ----------------------------------------------------------------- the script
 
@@ -136,9 +123,7 @@ class JointInstitution(Institution):
         task, rows = self.manifest.task, self.manifest.rows
         per_class = np.array([rows - counts[0], counts[0]]) if task == "binary" else counts
         module = SplitSegment(self.segment, upper, Loss(task, per_class, self.config), self.config, rows=len(self.train_rows))
-        batches = Batches(
-            self.table, self.train_rows, self.manifest.lower, self.config, name=self.me.name, seed=self.local.seed
-        )
+        batches = Batches(self.table, self.train_rows, self.manifest.lower, self.config, name=self.me.name, seed=self.config.seed)
         first, parameters = encrypted.joining()
         fit(module, batches, folder=self.folder / "lightning", start_step=first, parameters=parameters, device=self.local.device)
         self.segment.cpu()

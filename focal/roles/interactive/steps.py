@@ -84,6 +84,11 @@ def total(manifest: Manifest) -> int:
     return min(config.steps, 1 + config.max_openings_per_key // (2 * len(manifest.institutions)))
 
 
+def schedule(manifest: Manifest) -> InteractiveConfig:
+    """The settings with the steps that the run really takes: what the institutions' training follows."""
+    return settings(manifest).model_copy(update={"steps": total(manifest)})
+
+
 def round_after(manifest: Manifest, step: int) -> int | None:
     """The averaging round (1, 2, ...) that follows joint step ``step``, if any; one follows the last step."""
     every, done = settings(manifest).average_every, step + 1

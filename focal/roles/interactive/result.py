@@ -1,0 +1,179 @@
+"""What a local interactive run is compared with: its plaintext twin, every institution alone, all rows pooled.
+
+The twin repeats the run in the clear with the very modules, batches and averages of the institutions, and with the same
+ones absent in the same steps. The baselines are logistic regressions on the initial segment's features, as in the blind protocol.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from focal.config import DatasetConfig, InteractiveConfig, Manifest
+from focal.data import load
+from focal.data.table import Table
+from focal.errors import FocalError
+from focal.evaluation import InstitutionRows, LocalScores, baseline_scores, test_rows
+from focal.net import messages as msg
+from focal.report.metrics import auroc_per_class, bootstrap_ci, macro_auroc
+from focal.report.summary import Auroc, AurocInterval
+from focal.roles.audit import recorded
+from focal.roles.interactive import steps as plan
+from focal.segments.lower import build_lower
+from focal.segments.projection import Projection
+from focal.segments.upper import load as load_model
+from focal.segments.upper import lower_segment, model_file
+from focal.training.features import compute_features
+from focal.training.joint import Site, train_jointly
+from focal.training.joint import scores as twin_scores
+from focal.training.split import Base
+
+Array = NDArray[np.float64]
+
+
+def beginning(run: Path, config: InteractiveConfig) -> tuple[Projection, Base]:
+    """Bottleneck, head and (of an interactive run) the head's velocity, from a released model."""
+    head, _ = load_model(run)
+    projection = Projection("whiten", head.matrix.numpy(), head.offset.numpy(), head.bound, len(head.offset) + 1, (1.0).hex())
+    velocity = model_file(run).with_name("velocity.npy")
+    return projection, Base(head.weights.numpy(), np.load(velocity) if velocity.exists() else None, config.momentum)
+
+
+@dataclass(frozen=True)
+class Member:
+    """An institution of a local run, as the launcher may see it."""
+
+    data: DatasetConfig
+    weights: str
+    folder: Path
+
+
+def compare(
+    manifest: Manifest,
+    members: Mapping[str, Member],
+    store: Path,
+    folder: Path,
+    cache: Path,
+    *,
+    start: Path | None,
+    device: str,
+    seed: int,
+    say: Callable[[str], None],
+) -> tuple[LocalScores, dict[str, Any]]:
+    """Scores of the released model beside twin and baselines; and what else the summary should say. ``store``: the server's folder."""
+    config, task = plan.schedule(manifest), manifest.task
+    tables = {name: load(m.data.model_copy(update={"classes": manifest.classes, "task": task}), seed) for name, m in members.items()}
+    first = next(iter(members))
+    source = members[first].weights
+    lower, _ = build_lower(manifest.lower, source)
+    heads = {name: load_model(m.folder)[0] for name, m in members.items()}
+    for name, head in heads.items():
+        if not torch.equal(head.weights, heads[first].weights):
+            raise FocalError(f"'{name}' decoded other weights than '{first}' from the same shares", hint="report this")
+        if any(not torch.equal(value, heads[first].trained[key]) for key, value in head.trained.items()):
+            say(f"'{name}' ended with another lower segment than '{first}': it was absent in the last average; scored is that of '{first}'")
+
+    rows = {}
+    for name, table in tables.items():
+        wanted = np.flatnonzero(np.isin(table.split, ("train", "val", "test")))
+        features = compute_features(lower, table, wanted, device=device, cache=cache)
+        rows[name] = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
+    test = test_rows(rows)
+    held = "test" if any((t.split == "test").any() for t in tables.values()) else "val"
+    pooled, alone = baseline_scores(rows, task, seed=seed)
+
+    head, meta = load_model(members[first].folder)
+    tuned = lower_segment(meta, source, head.trained)
+
+    def outputs(table: Table) -> Array:
+        raw = compute_features(tuned, table, np.flatnonzero(table.split == held), device=device, cache=cache)
+        return head(torch.from_numpy(raw)).double().numpy()
+
+    encrypted = np.concatenate([outputs(table) for table in tables.values()])
+
+    say("the plaintext twin repeats the run in the clear ...")
+    projection, base = beginning(start, config) if start else (None, None)
+    sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
+    absent = absences(manifest, store)
+    twin = train_jointly(
+        lower,
+        config,
+        sites,
+        folder=folder / "twin",
+        start=projection,
+        base=base,
+        seed=config.seed,
+        device=device,
+        absent=lambda step, name: name in absent.get(step, ()),
+    )
+    in_clear = np.concatenate(
+        [twin_scores(twin.segment, twin.weights, table, np.flatnonzero(table.split == held)) for table in tables.values()]
+    )
+
+    def auroc(scores: Array) -> float:
+        return macro_auroc(test.labels, scores, task)
+
+    def interval(scores: Array) -> tuple[float, float]:
+        return bootstrap_ci(test.labels, scores, test.groups, task, seed=seed)
+
+    found = LocalScores(
+        auroc=Auroc(
+            encrypted=auroc(encrypted),
+            plaintext_twin=auroc(in_clear),
+            institutions={name: auroc(scores) for name, scores in alone.items()},
+            pooled_plaintext=auroc(pooled),
+        ),
+        auroc_ci95=AurocInterval(
+            encrypted=interval(encrypted),
+            plaintext_twin=interval(in_clear),
+            institutions={name: interval(scores) for name, scores in alone.items()},
+            pooled_plaintext=interval(pooled),
+        ),
+        max_abs_weight_error=float(np.abs(head.weights.numpy() - twin.weights).max()),
+        labels=test.labels,
+        encrypted=encrypted,
+        per_class={
+            name: auroc_per_class(test.labels, scores, task)
+            for name, scores in {"encrypted": encrypted, "pooled_plaintext": pooled, **alone}.items()
+        },
+    )
+    ours = {name: losses(m.folder / "lightning") for name, m in members.items()}
+    theirs = {name: losses(folder / "twin" / name) for name in members}
+    return found, {"loss_difference": loss_difference(ours, theirs)}
+
+
+def absences(manifest: Manifest, store: Path) -> dict[int, set[str]]:
+    """Joint step -> the institutions that it went on without, from the server's board."""
+    names = {m.name for m in manifest.institutions}
+    out: dict[int, set[str]] = {}
+    for record in recorded(manifest, store):
+        if isinstance(record.body, msg.Present) and record.topic.startswith("answered/"):
+            out[record.body.step] = names - set(record.body.owners)
+    return out
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Joint step -> loss, from Lightning's CSV logs below ``folder``, restarts included."""
+    out: dict[int, float] = {}
+    for path in sorted(folder.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime):
+        with path.open(newline="") as f:
+            out |= {int(float(row["step"])): float(row["loss"]) for row in csv.DictReader(f) if row.get("loss")}
+    return out
+
+
+def loss_difference(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> float:
+    """Largest relative difference over joint steps between the two mean loss curves, each a running mean over ten steps."""
+    curves = []
+    for logs in (ours, theirs):
+        steps = sorted(set.intersection(*(set(log) for log in logs.values()))) if logs else []
+        mean = np.array([np.mean([log[s] for log in logs.values()]) for s in steps])
+        curves.append(np.convolve(mean, np.ones(min(10, len(mean))) / min(10, len(mean)), "valid") if len(mean) else mean)
+    n = min(map(len, curves))
+    return float(np.abs(curves[0][:n] / curves[1][:n] - 1).max()) if n else 0.0
