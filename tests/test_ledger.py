@@ -125,3 +125,14 @@ def test_a_file_that_is_no_ledger_is_a_message(tmp_path: Path) -> None:
         Ledger(broken)
     with pytest.raises(FocalError, match="ledger cannot be opened"):
         Ledger(tmp_path)
+
+
+def test_a_limit_ends_a_protocol_and_repeats_nothing(tmp_path: Path) -> None:
+    """``max_openings_per_key``: what was given stays given, one more is refused, other protocols go on."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for i in range(3):
+        ledger.answer("open", f"item-{i}", f"{i:064x}", lambda: b"share", limit=3)
+    with pytest.raises(Refused, match="limit"):
+        ledger.answer("open", "item-3", f"{3:064x}", lambda: b"share", limit=3)
+    assert ledger.answer("open", "item-1", f"{1:064x}", lambda: b"another", limit=3) == b"share"
+    assert ledger.answer("refresh", "item-3", f"{3:064x}", lambda: b"share") == b"share"

@@ -21,6 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.ledger import Ledger, ledger_digest
@@ -253,12 +256,16 @@ class Custodian(Party):
             data = self.fetch(digest)
             c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), data, f"'{self.manifest.server.name}'")[1]
             a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(data))
-            h0, h1 = refresh.share(self.scheme, self.share.key, c1, a)
+            h0, h1 = refresh.share(self.scheme, self.share.key, c1, a, self._added())
             return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
 
         stored = self.ledger.answer("refresh", item, digest, make)
         end = H0_FIRST + int.from_bytes(stored[:H0_FIRST], "little")
         return stored[H0_FIRST:end], stored[end:]
+
+    def _added(self) -> NDArray[np.float64] | None:
+        """Slots that this custodian adds to what is refreshed: nothing in a blind run."""
+        return None
 
     # ----------------------------------------------------------------- after a restart
 

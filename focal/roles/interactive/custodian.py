@@ -11,6 +11,9 @@ import functools
 import os
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from focal.ckks import opening, wire
 from focal.ckks.interactive import OPENING, Weights
 from focal.errors import Refused
@@ -135,6 +138,11 @@ class JointCustodian(Custodian):
             return opening.share(self.scheme, self.share.key, ciphertext, lead=self.me.name == self.peers[0])
 
         return self.ledger.answer("open", item, digest, make, limit=plan.settings(self.manifest).max_openings_per_key)
+
+    def _added(self) -> NDArray[np.float64] | None:
+        """Noise on the head (``dp_head_noise``). It goes into a share that is made once and recorded: verifiers get the same limbs."""
+        deviation = plan.settings(self.manifest).dp_head_noise
+        return plan.layout(self.manifest).noise_slots(deviation) if deviation else None
 
     # ----------------------------------------------------------------- release
 

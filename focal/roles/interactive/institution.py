@@ -15,7 +15,6 @@ import os
 from typing import Any
 
 import numpy as np
-import torch
 
 from focal.ckks.context import Scheme
 from focal.ckks.layout import WEIGHT_SCALE
@@ -183,6 +182,8 @@ class JointInstitution(Institution):
 
     def scores(self, rows: Any) -> Array:
         """(n, C) linear outputs of the released model on own rows."""
+        import torch
+
         from focal.segments.upper import load, lower_segment
         from focal.training.features import compute_features
 

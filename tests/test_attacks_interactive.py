@@ -1,0 +1,87 @@
+"""A server that misbehaves in joint steps, as a real process: each of its lies is refused by the party that it would harm, with a name."""
+
+from __future__ import annotations
+
+import pytest
+from quick_joint import JointConsortium
+from stages import reason
+
+SERVER = "from focal.roles.interactive.server import JointServer\nfrom focal.roles.interactive import steps as plan\n"
+
+TWO = SERVER + """
+from focal.net import messages as msg
+def _gather(self, step, said, topic, names, expected, kind):
+    found = honest(self, step, said, topic, names, expected, kind)
+    return found if step == 0 else dict(list(found.items())[:2])
+def say(self, topic, body):
+    if isinstance(body, msg.Present) and body.step > 0:
+        body = body.model_copy(update={"owners": body.owners[:2]})
+    honest_say(self, topic, body)
+honest, JointServer._gather = JointServer._gather, _gather
+honest_say, JointServer.say = JointServer.say, say
+"""
+"""Goes on with two institutions: each would learn the other's gradient by differencing two heads."""
+
+SWAPPED = SERVER + """
+def _open(self, topic, openings):
+    items, packed = openings
+    honest(self, topic, (items, packed[1:] + packed[:1]))
+honest, JointServer._open = JointServer._open, _open
+"""
+"""Asks to open everybody's logits to a neighbour."""
+
+FASTER = SERVER + """
+from focal.ckks.interactive import InteractiveEngine, Update
+def __init__(self, scheme, layout, owners, update, threads, **options):
+    honest(self, scheme, layout, owners, Update(2 * update.rate, update.momentum), threads, **options)
+honest, InteractiveEngine.__init__ = InteractiveEngine.__init__, __init__
+"""
+"""Takes larger steps than were agreed."""
+
+TWO_LISTS = SERVER + """
+from focal.net.hub import Hub
+from focal.net import messages as msg
+from focal.net.identity import open_record
+def _records(self, after):
+    header, payload = honest(self, after)
+    if reader.name != "hospital-a":
+        return header, payload
+    def shown(data):
+        record = open_record(self.manifest, data)
+        if record.topic != "average/1/list":
+            return data
+        body = record.body.model_copy(update={"participants": record.body.participants[:3]})
+        return self._identity.sign_record(record.scope, record.topic, body)
+    return header.model_copy(update={"signed": tuple(map(shown, header.signed))}), payload
+class reader: name = ""
+def _answer(self, asker, make):
+    reader.name = asker.name
+    honest_answer(self, asker, make)
+honest, Hub._records = Hub._records, _records
+honest_answer, Hub._answer = Hub._answer, _answer
+"""
+"""Shows one institution another list of who takes part in an average."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("server", "victim", "why"),
+    [(TWO, "custodian-2", "contributors"), (SWAPPED, "custodian-1", "lockstep"), (FASTER, "custodian-1", "lockstep")],
+    ids=["two-contributors", "openings-swapped", "larger-steps"],
+)
+def test_a_custodian_refuses(server: str, victim: str, why: str, request: pytest.FixtureRequest) -> None:
+    """Who takes part is checked by every custodian, also with ``verify: off``; what is opened and refreshed, by one that verifies."""
+    with JointConsortium(request.node.callspec.id) as c:
+        c.start("server", prelude=server)
+        c.start(*c.custodians, *c.institutions)
+        assert reason(c, victim, timeout=120) == why
+        assert not [item for protocol, item, *_ in c.ledger(victim) if protocol == "open" and not item.startswith("train/0/")] or why != "contributors"
+
+
+@pytest.mark.slow
+def test_two_lists_for_one_average() -> None:
+    with JointConsortium("two-lists") as c:
+        c.start("server", prelude=TWO_LISTS)
+        c.start(*c.custodians, *c.institutions)
+        assert reason(c, "hospital-b", timeout=120) == "participants"
+        assert not any(topic.startswith("sum/average-1/contribution") for _, topic in c.board()), "a value was contributed"

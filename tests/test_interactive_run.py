@@ -1,0 +1,103 @@
+"""Joint steps between real processes: what comes back is what the twin says, and what goes wrong is skipped, resumed or refused."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from quick_joint import JointConsortium
+
+from focal.net import messages as msg
+
+ERROR = 1e-3
+"""What an opened logit, gradient or released weight may err by: the interactive protocol's target."""
+
+
+@pytest.fixture(scope="module")
+def done() -> Iterator[JointConsortium]:
+    with JointConsortium("joint") as c:
+        c.start_all()
+        c.finish()
+        yield c
+
+
+def test_logits_gradients_and_head_are_the_twins(done: JointConsortium) -> None:
+    weights = done.joint_twin()
+    for name in done.institutions:
+        opened = done.opened(name)
+        given = dict(np.load(done.folder(name) / "given.npz"))
+        for step in range(6):
+            z = given["x"] @ weights[step]
+            np.testing.assert_allclose(opened[f"z/{step}"], z, atol=ERROR)
+            expected = (z - given["labels"]) @ weights[step].T
+            np.testing.assert_allclose(opened[f"g/{step}"], expected, atol=ERROR * max(1.0, np.abs(expected).max()))
+    released, velocity = done.head()
+    np.testing.assert_allclose(released, weights[-1], atol=ERROR)
+    np.testing.assert_allclose(velocity, weights[-1] - weights[-2], atol=2 * ERROR)
+    assert np.abs(weights[-1]).max() > 0.05, "nothing was learned: these comparisons would mean nothing"
+
+
+def test_averages_are_weighted_by_rows(done: JointConsortium) -> None:
+    rows = {m.name: m.rows or 0 for m in done.manifest.institutions}
+    assert len(set(rows.values())) > 1, "equal rows: this test would mean nothing"
+    own = {name: np.arange(3.0) + ord(name[-1]) for name in rows}
+    mean = sum(rows[n] * own[n] for n in rows) / sum(rows.values())
+    for name in done.institutions:
+        for number in (1, 2, 3):
+            np.testing.assert_allclose(done.opened(name)[f"average/{number}"], mean, atol=1e-12)
+
+
+def test_traffic_stays_below_its_limits(done: JointConsortium) -> None:
+    """8 MB up and down an institution and step; 12 MB in all a custodian that does not verify and step."""
+    from focal.roles.local import _traffic
+
+    traffic = _traffic(done.run, done.manifest)
+    for name in done.institutions:
+        phases = traffic[name]
+        assert sum(phases[p]["up"] for p in ("upload", "openings")) / 6 < 8e6
+        assert sum(phases[p]["down"] for p in ("upload", "openings")) / 6 < 8e6
+    quiet = traffic[done.custodians[1]]
+    assert sum(b["up"] + b["down"] for p, b in quiet.items() if p in ("refresh", "openings")) / 6 < 12e6
+
+
+def test_nothing_is_opened_in_the_first_step(done: JointConsortium) -> None:
+    """Its weights are the all-zero ciphertext: logits and gradients are zero, and everybody knows."""
+    items = [item for protocol, item, *_ in done.ledger("custodian-1") if protocol == "open"]
+    assert len(items) == 2 * 4 * 5 and not any(item.startswith("train/0/") for item in items)
+
+
+@pytest.mark.slow
+def test_a_straggler_is_skipped_named_and_welcome_again() -> None:
+    with JointConsortium("straggler", straggler_seconds=4, steps=6) as c:
+        c.start_all()
+        slow = c.processes["hospital-d"]
+        slow.reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)
+        slow.child.send_signal(signal.SIGSTOP)
+        server = c.processes["server"]
+        server.reach(lambda e: e["event"] == "warn" and "goes on without hospital-d" in e["text"])
+        slow.child.send_signal(signal.SIGCONT)
+        c.finish()
+        answered = {b.step: list(b.owners) for _, t, b in c.bodies(msg.Present) if t.startswith("answered/")}
+        missed = [step for step, owners in answered.items() if "hospital-d" not in owners]
+        assert missed and answered[5] == c.institutions or "hospital-d" not in answered[5]
+        np.testing.assert_allclose(c.head()[0], c.joint_twin(answered)[-1], atol=ERROR)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["hospital-b", "custodian-1", "custodian-2", "server"])
+def test_a_killed_party_goes_on_where_it_was(who: str) -> None:
+    with JointConsortium(f"killed-{who}") as c:
+        c.start_all()
+        c.processes["server"].reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 2)
+        c.processes[who].kill()
+        time.sleep(0.5)
+        c.start(who)
+        c.finish()
+        answered = {b.step: list(b.owners) for _, t, b in c.bodies(msg.Present) if t.startswith("answered/")}
+        np.testing.assert_allclose(c.head()[0], c.joint_twin(answered)[-1], atol=ERROR)
+        for name in c.custodians:
+            items = [(protocol, item) for protocol, item, *_ in c.ledger(name)]
+            assert len(items) == len(set(items)), "a share was made twice"
