@@ -9,7 +9,7 @@ export FOCAL_DATA := $(abspath $(FOCAL_DATA))
 bin := .venv/bin
 trainings := retina severity pathology xray
 
-.PHONY: help setup demo $(trainings:%=train-%) bench test test-slow fuzz crash lint types check clean
+.PHONY: help setup demo $(trainings:%=train-%) finetune-retina bench test test-slow fuzz crash lint types check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ train-pathology: ## H&E colon tiles, benign or adenocarcinoma
 train-xray: ## PneumoniaMNIST, chest X-ray
 $(trainings:%=train-%): train-%: setup
 	$(bin)/focal train --config configs/$*.yaml
+
+finetune-retina: setup ## ODIR-5K again, the lower segment learns too (interactive protocol)
+	$(bin)/focal train --config configs/finetune-retina.yaml
 
 bench: setup ## speed, size and accuracy against their targets
 	$(bin)/focal bench all

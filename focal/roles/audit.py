@@ -43,14 +43,22 @@ class Audit:
         self.custodians = [m.name for m in manifest.custodians]
         self.institutions = [m.name for m in manifest.institutions]
         self.server = manifest.server.name
-        self.layout = agreed.layout(manifest)
+        self.layout = self._layout()
 
-    def run(self) -> str:
-        """Check everything; returns the last link of the chain. Raises :class:`FocalError` naming the first thing that differs."""
+    def _layout(self) -> Any:
+        return agreed.layout(self.manifest)
+
+    def _begin(self) -> msg.JointKeys:
+        """Run id and keys, which every run has."""
         self._run_id()
         self.say(f"run id     {self.scope[:16]}: nonces and signatures hold")
         joint = self._keys()
         self.say(f"joint keys {len(joint.rotations) + 2} sums of {len(self.custodians)} contributions, as every custodian signed them")
+        return joint
+
+    def run(self) -> str:
+        """Check everything; returns the last link of the chain. Raises :class:`FocalError` naming the first thing that differs."""
+        joint = self._begin()
         lists = self._all(self.institutions, "upload", msg.Upload)
         digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
         for name, accepted in self._all(self.custodians, "uploads/accepted", msg.UploadsAccepted).items():
@@ -160,3 +168,12 @@ def _board(path: Path) -> list[bytes]:
         raise FocalError(
             f"{path}: cannot be read as a board ({e})", hint="is the server still running? stop it, or copy the folder"
         ) from None
+
+
+def audit(manifest: Manifest, store: Path, say: Callable[[str], None], threads: int | None = None) -> str:
+    """Audit a run of either protocol; returns the last link of its chain."""
+    if manifest.protocol == "interactive":
+        from focal.roles.interactive.audit import JointAudit
+
+        return JointAudit(manifest, store, say, threads).run()
+    return Audit(manifest, store, say, threads).run()
