@@ -258,11 +258,11 @@ def audit(
     threads: Annotated[int | None, typer.Option(help="Worker threads; default: all processors.")] = None,
 ) -> None:
     """Run a finished run again from its signed messages and ciphertexts and compare every digest."""
-    from focal.roles.audit import Audit
+    from focal.roles.audit import audit as replay
 
     manifest = read(Manifest, run / "manifest.json" if run.is_dir() else run)
     started = time.monotonic()
-    chain = Audit(manifest, store or run / "parties" / manifest.server.name, _say, threads).run()
+    chain = replay(manifest, store or run / "parties" / manifest.server.name, _say, threads)
     _say(f"every digest is the same; chain {chain}, {time.monotonic() - started:.0f} s")
 
 
@@ -371,6 +371,7 @@ def manifest_new(
 ) -> None:
     """Begin a manifest: model, training and parameters, without members. Needs the lower segment's weights to pin them."""
     from focal.segments.lower import build_lower, lower_spec
+    from focal.segments.upper import released_digest
 
     if out.exists():
         raise FocalError(f"{out} exists already", hint="delete it, or choose another --out")
@@ -382,8 +383,10 @@ def manifest_new(
         table = load(c.dataset, c.seed)
         classes, task = table.classes, table.task
     segment, source = build_lower(c.lower, c.lower.weights)
+    blind = c.protocol == "blind"
     manifest = Manifest(
         name=c.name,
+        protocol=c.protocol,
         dataset=c.dataset_name,
         members=(),
         classes=classes,
@@ -392,12 +395,22 @@ def manifest_new(
         projection=c.projection,
         training=c.training,
         ckks=c.ckks,
-        layout=LayoutSpec(class_lanes=1, feature_lanes=1),
+        layout=LayoutSpec(class_lanes=1, feature_lanes=1) if blind else None,
+        interactive=None if blind else c.interactive,
+        start=released_digest(c.start) if c.start else None,
         approve=c.consortium.approve,
         accept_leak=c.consortium.accept_leak,
     )
+    _check_features(manifest)
     write(manifest, out)
     _say(f"{out}: lower segment {manifest.lower.model}, {source}; now add the members (focal manifest add)")
+
+
+def _check_features(m: Manifest) -> None:
+    """As many columns as the lower segment can give: later than here the run would end when the first projection is made."""
+    from focal.segments.projection import check_features
+
+    check_features(m.projection.features if m.interactive is None else m.interactive.features, m.lower.dim)
 
 
 @manifest_app.command("add")
@@ -437,8 +450,13 @@ def manifest_add(
 
 
 def _planned(m: Manifest, wish: LayoutConfig) -> Manifest:
+    """The manifest with the layout that fits its members best; an interactive one has no choice to make."""
     from focal.ckks import plan
+    from focal.roles.interactive import steps
 
+    if m.interactive is not None:
+        _say(steps.describe(m))
+        return m
     cost = plan.choose(
         m.ckks,
         m.projection.features,
@@ -485,30 +503,51 @@ def manifest_sign(
 @manifest_app.command("check")
 def manifest_check(manifest: Annotated[Path, typer.Argument(help="The manifest.")]) -> None:
     """What is about to be signed or run: members, parameters, bytes, memory, time, who verifies, who has signed."""
-    from focal.ckks import plan
     from focal.net.identity import check_signatures
-    from focal.roles import agreed
 
     m = read(Manifest, manifest)
     check_signatures(m, need_all=False)
+    _check_features(m)
     for member in m.members:
         facts = {"server": member.endpoint, "institution": f"{member.rows} training rows", "custodian": f"verify: {member.verify}"}
         signed = "signed" if member.name in m.signatures else "not signed yet"
         _say(f"{member.role:<12} {member.name:<16} {facts[member.role]:<28} {signed}")
     _say(f"model        {m.lower.model} up to '{m.lower.cut}', weights sha256 {m.lower.weights_sha256[:16]}")
     _say(f"classes      {', '.join(m.classes)} ({m.task})")
-    console.print(
-        f"training     {m.training.steps} steps, ridge {m.training.ridge}, sigmoid of degree {m.training.degree}; release: {m.approve}"
-    )
     m.check_complete()
-    custodians, threads = len(m.custodians), os.cpu_count() or 1
-    cost = plan.cost(agreed.layout(m), m.ckks, m.row_table, custodians, m.training.degree, LayoutConfig().link_mbyte_s, threads)
-    _say(cost.describe(m.training.steps))
+    if m.interactive is None:
+        _say_blind(m)
+    else:
+        _say_interactive(m)
     console.print(f"hash         {m.hash.hex()}")
     _say_who_verifies(m)
     missing = [x.name for x in m.members if x.name not in m.signatures]
     if missing:
         console.print(f"[yellow]still to sign: {', '.join(missing)}[/] (focal manifest sign)")
+
+
+def _say_blind(m: Manifest) -> None:
+    from focal.ckks import plan
+    from focal.roles import agreed
+
+    _say(f"training     {m.training.steps} steps, ridge {m.training.ridge}, sigmoid of degree {m.training.degree}; release: {m.approve}")
+    custodians, threads = len(m.custodians), os.cpu_count() or 1
+    cost = plan.cost(agreed.layout(m), m.ckks, m.row_table, custodians, m.training.degree, LayoutConfig().link_mbyte_s, threads)
+    _say(cost.describe(m.training.steps))
+
+
+def _say_interactive(m: Manifest) -> None:
+    from focal.roles.interactive import steps
+
+    trains = steps.settings(m).trainable
+    _say(f"training     interactive: '{trains}' of the lower segment trains, the head encrypted; release: {m.approve}")
+    if m.start is not None:
+        _say(f"start        the released model with sha256 {m.start[:16]}")
+    _say(steps.describe(m))
+    console.print(
+        "[bold yellow]interactive: the institutions are trusted to encrypt honestly; one that does not can learn the joint key "
+        "from its own openings, whoever verifies[/]"
+    )
 
 
 def _say_who_verifies(m: Manifest) -> None:
@@ -605,6 +644,22 @@ def bench_interactive(
     from focal.bench import interactive
 
     result = interactive(features, classes, owners, threads, steps, reference)
+    _say(result.text)
+    if as_json:
+        print(json.dumps(result.numbers))
+
+
+@bench_app.command("split")
+def bench_split(
+    config: Annotated[Path, typer.Option(help="An interactive run configuration.")] = CONFIGS / "finetune-retina.yaml",
+    steps: int = 8,
+    runs: RunsOption = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
+) -> None:
+    """Time interactive training over sockets, encrypted and in plaintext."""
+    from focal.bench import split
+
+    result = split(config, runs, steps)
     _say(result.text)
     if as_json:
         print(json.dumps(result.numbers))

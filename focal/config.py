@@ -132,7 +132,7 @@ class InteractiveConfig(Model):
     features: Literal[32, 64, 128, 256] = 64
     """R: the bottleneck before the cut, R - 1 learned features and the bias column."""
     trainable: Literal["all", "last", "norm", "lora", "adapter", "bottleneck"] = "all"
-    """What trains beside the bottleneck: the whole segment, its last ``blocks``, its normalisations' affine parameters, LoRA or adapters."""
+    """What trains beside the bottleneck: the whole segment, its last ``blocks``, its normalisations' scale and shift, LoRA or adapters."""
     blocks: int = Field(2, ge=1)
     """``last``: how many blocks."""
     rank: int = Field(8, ge=1, le=256)
@@ -234,6 +234,10 @@ class RunConfig(Model):
     consortium: ConsortiumConfig = ConsortiumConfig()
     device: str = "auto"
     """Where lower segments run: ``auto``, ``cpu`` or ``cuda``."""
+    precision: str = "32-true"
+    """Interactive: Lightning's precision flag (``bf16-mixed`` on a GPU that has it)."""
+    logger: Literal["csv", "tensorboard"] = "csv"
+    """Interactive: where each institution's loss and rate are logged, in its own folder."""
     seed: int = 0
 
     @property
@@ -422,6 +426,8 @@ class LocalConfig(Model):
     weights: str | None = None
     """Institution: ``pretrained``, ``random:SEED`` or a file; must hash to the manifest's ``weights_sha256``."""
     device: str = "auto"
+    precision: str = "32-true"
+    logger: Literal["csv", "tensorboard"] = "csv"
     threads: int | None = Field(None, ge=1)
     """Worker threads for encrypted arithmetic; default: the number of processors."""
     verify: Literal["off", "lockstep"] | None = None

@@ -4,7 +4,8 @@
 
     local run      rows of every institution --+-- train --> logistic regression alone / pooled
                    released W, twin W ---------+-- test, all institutions together --> AUROC of each, 95 % interval by patient
-    evaluate       runs/NAME/model.pt + a labelled table    --> AUROC            predict: + images --> probabilities per image
+    evaluate       runs/NAME/model.pt + a labelled table    --> every measure, by site and subgroup
+    predict        runs/NAME/model.pt + images              --> probabilities per image
 
 Every model is scored on its linear outputs, one column per class (binary: the positive class), on the same rows with the same resamples.
 Rows of features and labels exist where this module runs: on a machine that may see them.
@@ -15,18 +16,19 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from focal.baselines.logistic import fit_logistic
-from focal.config import DatasetConfig, Task, private_write
+from focal.baselines.logistic import LogisticModel, fit_logistic
+from focal.config import DatasetConfig, Model, Task, private_write
 from focal.errors import FocalError
-from focal.report.metrics import auroc_per_class, bootstrap_ci, macro_auroc
+from focal.report.metrics import auroc_per_class, bootstrap_ci, macro_auroc, measure_all
+from focal.report.subgroups import Split, score_subgroup, subgroups
 from focal.report.summary import Auroc, AurocInterval
 
 if TYPE_CHECKING:
@@ -55,6 +57,10 @@ class InstitutionRows:
     """(n,) patient ids."""
     split: NDArray[np.str_]
     """(n,) ``train``, ``val`` or ``test``."""
+
+    def take(self, rows: NDArray[np.bool_]) -> InstitutionRows:
+        """Only the rows marked in (n,) ``rows``."""
+        return InstitutionRows(self.features[rows], self.labels[rows], self.groups[rows], self.split[rows])
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,9 @@ def score_local_run(
     :class:`FocalError` when there is nothing to score.
     """
     released, exact = np.asarray(weights, dtype=np.float64), np.asarray(twin, dtype=np.float64)
-    everyone = _union(rows)
-    held, train = everyone.split == _test_name(everyone.split), everyone.split == "train"
-    test, labels, groups = everyone.features[held], everyone.labels[held], everyone.groups[held]
-    columns = projection.apply(test)
-
-    alone = {}
-    for name, own in rows.items():
-        mine = own.split == "train"
-        alone[name] = fit_logistic(own.features[mine], own.labels[mine], own.groups[mine], task, seed, name=name).scores(test)
-    pooled = fit_logistic(everyone.features[train], everyone.labels[train], everyone.groups[train], task, seed).scores(test)
+    test = test_rows(rows)
+    labels, groups, columns = test.labels, test.groups, projection.apply(test.features)
+    pooled, alone = baseline_scores(rows, task, seed=seed)
     encrypted, in_clear = columns @ released, columns @ exact
 
     def auroc(scores: Floats) -> float:
@@ -127,6 +126,42 @@ def score_local_run(
             for name, scores in {"encrypted": encrypted, "pooled_plaintext": pooled, **alone}.items()
         },
     )
+
+
+def baseline_scores(rows: Mapping[str, InstitutionRows], task: Task, *, seed: int = 0) -> tuple[Floats, dict[str, Floats]]:
+    """Linear outputs (n, C) of scikit-learn's logistic regression on :func:`test_rows`: pooled, and each institution alone, by name."""
+    test, everyone = test_rows(rows).features, _union(rows)
+    alone = {name: _fit(own, task, seed, name).scores(test) for name, own in rows.items()}
+    return _fit(everyone, task, seed, "pooled").scores(test), alone
+
+
+def _fit(own: InstitutionRows, task: Task, seed: int, name: str) -> LogisticModel:
+    train = own.split == "train"
+    return fit_logistic(own.features[train], own.labels[train], own.groups[train], task, seed, name=name)
+
+
+def test_rows(rows: Mapping[str, InstitutionRows]) -> InstitutionRows:
+    """What is scored: the test rows of all institutions (``val`` where there is no test row at all), in the order of ``rows``."""
+    everyone = _union(rows)
+    return everyone.take(everyone.split == _test_name(everyone.split))
+
+
+test_rows.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
+
+
+def read_rows(party: Path) -> tuple[InstitutionRows, Floats]:
+    """What an institution keeps of a finished run in its folder (``rows.npz``): its rows, and the released weights (R, C).
+
+    Raises :class:`FocalError` when there is none, or it is damaged.
+    """
+    path = party / "rows.npz"
+    try:
+        with np.load(path) as f:
+            rows = InstitutionRows(f["features"], f["labels"], f["groups"], f["split"])
+            return rows, np.asarray(f["weights"], dtype=np.float64)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as e:
+        why = getattr(e, "strerror", None) or "damaged"
+        raise FocalError(f"{path}: cannot be read ({why})", hint="'focal clean' removes it; the summary stays") from None
 
 
 def score_site(
@@ -159,44 +194,67 @@ def _test_name(split: NDArray[np.str_]) -> str:
 # --------------------------------------------------------------------------- a finished run on new data
 
 
+class LabelMap(Model):
+    """Another hospital's labels in the run's words: ``labels: {DR: D, "healthy eye": N, blurred: null}`` as YAML or JSON."""
+
+    labels: dict[str, str | None]
+    """Their label -> our class; ``null``: rows with it are not scored. Labels that are ours already need no entry."""
+
+
 def evaluate(
     run: Path | str,
     table_csv: Path | str,
     images: Path | str,
     *,
+    labels: LabelMap | None = None,
+    by: Sequence[str] = (),
     weights: str | None = None,
     group: str = "patient",
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
     repeats: int = 1000,
+    slow_repeats: int = 200,
 ) -> dict[str, Any]:
-    """Score a finished run on a labelled table: ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "dataset"}``.
+    """Score a finished run on a labelled table, another hospital's too.
+
+    Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups"}``: ``measures`` has
+    ``{"macro", "ci95", "per_class"}`` of every measure of :data:`focal.report.metrics.MEASURES`, ``subgroups`` has
+    :func:`focal.report.subgroups.score_subgroup` of each part of every split in ``by`` (``sex``, ``age:50,65``, ``institution``).
 
     Scored are the table's ``test`` rows (``val`` where there is none), so that a run's own data is never scored on rows that trained it;
-    a table without a ``split`` column is scored whole. ``group`` names the column for the interval; ``weights`` is the lower segment's
-    source (default: the recorded one); ``cache`` keeps features. A class that cannot be scored is ``None`` in ``auroc_per_class``.
-    Raises :class:`FocalError` when the table's labels are not the run's classes.
+    a table without a ``split`` column is scored whole. ``labels`` translates its labels; ``group`` names the column for the intervals;
+    ``weights`` is the lower segment's source (default: the recorded one); ``cache`` keeps features. A class that cannot be scored is
+    ``None``. Raises :class:`FocalError` when the table's labels are not the run's classes, and for an empty subgroup.
     """
-    from focal.data import load_for_scoring
     from focal.segments import upper
 
     head, meta = upper.load(run)
-    _check_labels(meta, Path(table_csv))
-    config = DatasetConfig(kind="table", table=Path(table_csv), images=Path(images), classes=meta.classes, task=meta.task, group=group)
-    table = load_for_scoring(config)
-    if not len(table.test_rows):
-        raise FocalError(f"{table_csv}: every row is marked 'train'", hint="leave the 'split' column out to score every row")
-    table = table.take(table.test_rows)
+    whole = _labelled_table(meta, Path(table_csv), Path(images), group, labels)
+    table = whole.take(whole.test_rows)
+    splits = {text: subgroups(split, _cells(table, split.column, Path(table_csv))) for text in by if (split := Split.parse(text))}
     scores = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
-    per_class = auroc_per_class(table.labels, scores, meta.task)
     names = meta.classes[-1:] if meta.task == "binary" else meta.classes
+    measured = measure_all(table.labels, scores, table.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats)
+
+    def by_name(values: Floats) -> dict[str, float | None]:
+        return {name: None if np.isnan(v) else float(v) for name, v in zip(names, values, strict=True)}
+
     return {
-        "auroc": macro_auroc(table.labels, scores, meta.task),
-        "auroc_per_class": {name: None if np.isnan(v) else float(v) for name, v in zip(names, per_class, strict=True)},
-        "auroc_ci95": list(bootstrap_ci(table.labels, scores, table.groups, meta.task, repeats=repeats)),
+        "auroc": measured["auroc"].macro,
+        "auroc_per_class": by_name(measured["auroc"].per_class),
+        "auroc_ci95": list(measured["auroc"].ci95),
         "n": len(table),
+        "left_out": _left_out(Path(table_csv), labels),
         "dataset": table.name,
+        "measures": {name: {"macro": m.macro, "ci95": list(m.ci95), "per_class": by_name(m.per_class)} for name, m in measured.items()},
+        "subgroups": {
+            text: {
+                name: score_subgroup(table.labels[at], scores[at], table.groups[at], meta.task, names, repeats)
+                for name, at in parts.items()
+            }
+            for text, parts in splits.items()
+        },
     }
 
 
@@ -221,7 +279,7 @@ def predict(
     from focal.segments import upper
 
     head, meta = upper.load(run)
-    table = _unlabelled(meta, Path(images), None if table_csv is None else _column(Path(table_csv), "filename"))
+    table = open_images(meta, Path(images), None if table_csv is None else Path(table_csv))
     logits = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
     probabilities = upper.class_probabilities(torch.from_numpy(logits), meta.task).numpy()
     text = io.StringIO()
@@ -268,20 +326,75 @@ def _column(path: Path, name: str) -> list[str]:
     return [row[at].strip() for row in rows[1:] if len(row) > at]
 
 
-def _check_labels(meta: ModelMeta, path: Path) -> None:
-    """Raise :class:`FocalError` with both sets when the table has a label that the run's classes lack."""
-    labels = {label.strip() for cell in _column(path, "label") for label in cell.split(";")} - {""}
-    if not labels <= set(meta.classes):
+def _labelled_table(meta: ModelMeta, path: Path, images: Path, group: str, labels: LabelMap | None) -> Table:
+    """The table with its labels translated to the run's classes, without rows that have no counterpart.
+
+    ::
+
+        their labels (n, theirs)  x  who becomes whom (theirs, ours)  =  (n, ours)
+    """
+    from focal.data import load_for_scoring
+
+    ours = {**{name: name for name in meta.classes}, **(labels.labels if labels else {})}
+    _check_labels(meta, path, ours)
+    theirs = tuple(sorted(ours))
+    table = load_for_scoring(DatasetConfig(kind="table", table=path, images=images, classes=theirs, task="multilabel", group=group))
+    becomes = np.array([[ours[name] == target for target in meta.classes] for name in theirs])
+    translated = (table.labels.astype(np.int64) @ becomes > 0).astype(np.uint8)
+    scored = ~table.labels[:, [ours[name] is None for name in theirs]].any(axis=1)
+    several = np.flatnonzero(scored & (translated.sum(axis=1) != 1))
+    if meta.task != "multilabel" and len(several):
         raise FocalError(
-            f"{path}: its labels are {', '.join(sorted(labels))}, but the run's classes are {', '.join(meta.classes)}",
-            hint="write the run's class names into the label column, or evaluate a run that was trained on these labels",
+            f"{path}: line {several[0] + 2}: needs exactly one of the classes {', '.join(meta.classes)}",
+            hint="this run tells classes apart of which an image has one; leave out rows with none or several",
+        )
+    table = replace(table, labels=translated, classes=meta.classes, task=meta.task).take(np.flatnonzero(scored))
+    if not len(table):
+        raise FocalError(f"{path}: no row has a label that the run knows", hint="the label map turns every one of them into null")
+    if not len(table.test_rows):
+        raise FocalError(f"{path}: every row is marked 'train'", hint="leave the 'split' column out to score every row")
+    return table
+
+
+def _check_labels(meta: ModelMeta, path: Path, ours: Mapping[str, str | None]) -> None:
+    """Raise :class:`FocalError` with both sets when the table has a label without a class, or the map names a class that the run lacks."""
+    labels = {label.strip() for cell in _column(path, "label") for label in cell.split(";")} - {""}
+    classes = ", ".join(meta.classes)
+    if not labels <= set(ours):
+        raise FocalError(
+            f"{path}: its labels are {', '.join(sorted(labels))}, but the run's classes are {classes}"
+            + (f"; not translated: {', '.join(sorted(labels - set(ours)))}" if labels & set(ours) else ""),
+            hint="translate them with a label map (--labels FILE), or evaluate a run that was trained on these labels",
+        )
+    unknown = {target for target in ours.values() if target is not None} - set(meta.classes)
+    if unknown:
+        raise FocalError(
+            f"the label map leads to {', '.join(sorted(unknown))}, but the run's classes are {classes}",
+            hint="the right-hand sides are classes of the run, or null for rows that are not scored",
         )
 
 
-def _unlabelled(meta: ModelMeta, images: Path, names: list[str] | None) -> Table:
-    """Images to be predicted as a table without labels: ``names``, or every image below ``images``."""
+def _left_out(path: Path, labels: LabelMap | None) -> int:
+    """Rows that the map leaves out: those with a label without a counterpart."""
+    without = {name for name, target in labels.labels.items() if target is None} if labels else set()
+    return sum(any(label.strip() in without for label in cell.split(";")) for cell in _column(path, "label"))
+
+
+def _cells(table: Table, column: str, path: Path) -> NDArray[np.str_]:
+    """(n,) the cells of a column to split by."""
+    if column == "institution" and table.institution is not None:
+        return table.institution
+    if column not in table.columns:
+        known = [*(["institution"] if table.institution is not None else []), *table.columns]
+        raise FocalError(f"{path}: has no column '{column}' to split by", hint=f"its other columns are: {', '.join(known) or 'none'}")
+    return table.columns[column]
+
+
+def open_images(meta: ModelMeta, images: Path, table_csv: Path | None) -> Table:
+    """Images as a table without labels: those in the table's ``filename`` column, in its order, or every one below ``images`` by name."""
     from focal.data.table import EncodedImages, Table
 
+    names = None if table_csv is None else _column(table_csv, "filename")
     store, held = _open(images)
     missing = [] if names is None else store.missing(names)
     if missing:

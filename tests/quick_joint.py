@@ -1,7 +1,7 @@
 """Interactive runs without torch: the real roles, sockets and keys, and an institution whose lower segment is a table of activations.
 
-``given.npz`` of an institution holds its activations (n, R) and labels (n, C). Each joint step it brings the same rows, takes the derivatives
-of squared errors, and keeps what was opened to it in ``opened.npz``. Its "parameters" are three numbers, to be averaged.
+``given.npz`` of an institution holds its activations (n, R) and labels (n, C). Each joint step it brings the same rows, takes the
+derivatives of squared errors, and keeps what was opened to it in ``opened.npz``. Its "parameters" are three numbers, to be averaged.
 """
 
 from __future__ import annotations

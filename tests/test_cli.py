@@ -84,6 +84,37 @@ def test_manifest_new_pins_the_model_and_does_not_overwrite(begun: Path, tmp_pat
     assert read(Manifest, begun) == m
 
 
+def test_more_columns_than_the_lower_segment_gives_are_refused_before_anybody_signs(begun: Path, tmp_path: Path) -> None:
+    wide, out = {"kind": "whiten", "features": 128, "bound": 4.0}, tmp_path / "wide.json"
+    text = refused("manifest", "new", "--config", write_config(tmp_path, "wide", projection=wide), "--out", out)
+    assert "projection.features is 128" in text and "64 features" in text and "65 or less" in text
+    assert not out.exists()
+    edited = read(Manifest, begun).model_dump(mode="json") | {"projection": wide}
+    begun.write_text(json.dumps(edited))
+    assert "projection.features is 128" in refused("manifest", "check", begun)
+
+
+def test_an_interactive_manifest_from_its_beginning_to_its_check(tmp_path: Path) -> None:
+    """The check says what trains, what a joint step costs, and what the protocol takes on trust."""
+    path = tmp_path / "joint.json"
+    interactive = {"steps": 20, "features": 32, "trainable": "norm"}
+    made = write_config(tmp_path, "joint", protocol="interactive", interactive=interactive)
+    assert cli("manifest", "new", "--config", made, "--out", path).returncode == 0
+    members = {"hub": ("server", "--endpoint", "tcp://10.0.0.1:7788"), "one": ("custodian", "--verify", "lockstep"), "two": ("custodian",)}
+    members |= {name: ("institution", "--rows", "40") for name in ("north", "south", "west")}
+    for name, role in members.items():
+        assert cli("keys", "new", "--name", name, "--out", tmp_path).returncode == 0
+        added = cli("manifest", "add", path, "--public", tmp_path / f"{name}.public.json", "--role", *role)
+        assert added.returncode == 0, said(added)
+    assert "joint step: 96 of" in said(added)  # three batches of 32
+    m = read(Manifest, path)
+    assert m.layout is None and m.interactive is not None and m.interactive.trainable == "norm"
+    text = said(cli("manifest", "check", path))
+    assert "'norm' of the lower segment trains" in text and "20 steps" in text and "trusted to encrypt honestly" in text
+    wide = write_config(tmp_path, "wide", protocol="interactive", interactive={"features": 128})
+    assert "64 features" in refused("manifest", "new", "--config", wide, "--out", tmp_path / "wide.json")
+
+
 def test_manifest_add_needs_what_the_role_needs(begun: Path, tmp_path: Path) -> None:
     for role, missing in (("server", "endpoint"), ("institution", "rows")):
         text = refused("manifest", "add", begun, "--role", role, "--public", tmp_path / "hub.public.json")

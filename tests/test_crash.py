@@ -59,11 +59,11 @@ POINTS: dict[str, list[Point]] = {
         ("moments", "focal.roles.institution:Institution._group_key", 1),
         ("moments", "focal.roles.institution:Institution.share_blobs", 1),
         ("upload", "focal.net.store:Blobs.put", 2),
-        ("train", "focal.roles.party:Party._read_board", 1),
+        ("train", "focal.roles.party:Party.read_board", 1),
         ("release", "focal.roles.institution:Institution._save_model", 1),
     ],
     "hospital-b": [
-        ("moments", "focal.roles.institution:Institution._secure_sum", 1),
+        ("moments", "focal.roles.institution:Institution.secure_sum", 1),
         ("upload", "focal.net.link:Link.put_many", 1),
         ("score", "focal.roles.institution:Institution._score", 1),
     ],

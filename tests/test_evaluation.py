@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,20 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from focal.config import LowerConfig
+from focal.config import ConfigError, LowerConfig, read
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows, evaluate, predict, score_local_run, score_site
-from focal.report.metrics import macro_auroc
+from focal.evaluation import (
+    InstitutionRows,
+    LabelMap,
+    baseline_scores,
+    evaluate,
+    predict,
+    read_rows,
+    score_local_run,
+    score_site,
+    test_rows,
+)
+from focal.report.metrics import MEASURES, macro_auroc
 from focal.segments import upper
 from focal.segments.projection import Projection
 from focal.segments.upper import ModelMeta, ReleasedModel, UpperHead
@@ -109,6 +120,29 @@ def test_a_site_scores_its_own_test_rows() -> None:
     assert auroc.institutions is None and interval.encrypted[0] < auroc.encrypted < interval.encrypted[1]
 
 
+def test_baselines_are_scored_on_the_same_rows_as_the_run() -> None:
+    sites = {name: institution(seed) for seed, name in enumerate(("a", "b"))}
+    pooled, alone = baseline_scores(sites, "multiclass")
+    test = test_rows(sites)
+    assert pooled.shape == alone["a"].shape == alone["b"].shape == test.labels.shape and set(alone) == {"a", "b"}
+    found = score_local_run(sites, projection(), np.zeros((32, 3)), np.zeros((32, 3)), "multiclass", repeats=5)
+    assert found.auroc.pooled_plaintext == macro_auroc(test.labels, pooled, "multiclass")
+    assert (found.auroc.institutions or {})["b"] == macro_auroc(test.labels, alone["b"], "multiclass")
+
+
+def test_kept_rows_are_read_back_and_damage_is_named(tmp_path: Path) -> None:
+    own = institution(0)
+    np.savez(tmp_path / "rows.npz", weights=np.ones((32, 3)), features=own.features, labels=own.labels, groups=own.groups, split=own.split)
+    rows, weights = read_rows(tmp_path)
+    assert all(np.array_equal(getattr(rows, name), getattr(own, name)) for name in ("features", "labels", "groups", "split"))
+    assert weights.shape == (32, 3) and weights.dtype == np.float64
+    (tmp_path / "rows.npz").write_bytes(b"PK\3\4 cut off")
+    with pytest.raises(FocalError, match=r"rows.npz: cannot be read \(damaged"):
+        read_rows(tmp_path)
+    with pytest.raises(FocalError, match="away/rows.npz: cannot be read"):
+        read_rows(tmp_path / "away")
+
+
 # --------------------------------------------------------------------------- a finished run on new images
 
 
@@ -130,6 +164,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(root / "all.csv", rows)
     write_csv(root / "unsplit.csv", [{k: row[k] for k in ("filename", "label", "patient")} for row in rows])
     write_csv(root / "other.csv", [row | {"label": "melanoma"} for row in rows])
+    # Another hospital: its own words for the same three classes, two words for one of them, two rows that nobody could read, four sites.
+    words = {"dark": ("night", "dusk"), "red": ("rouge",) * 2, "green": ("vert",) * 2}
+    there = [
+        {"filename": r["filename"], "label": "blurred" if i in (4, 9) else words[r["label"]][i // 3 % 2], "patient": r["patient"]}
+        | {"institution": f"clinic-{i // 9}", "sex": "FM"[i // 2 % 2] if i else "", "age": str(30 + i)}
+        for i, r in enumerate(rows)
+    ]
+    write_csv(root / "there.csv", there)
+    (root / "labels.yaml").write_text("labels: {night: dark, dusk: dark, rouge: red, vert: green, blurred: null}\n")
     write_csv(root / "names.csv", [{"filename": row["filename"]} for row in reversed(rows[:5])])
     write_csv(root / "train.csv", rows[:12])
     with zipfile.ZipFile(root / "images.zip", "w") as z:
@@ -163,7 +206,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def test_evaluate_scores_test_rows_and_agrees_with_predict(site: Path) -> None:
     found = evaluate(site / "run", site / "all.csv", site / "images.zip", device="cpu", repeats=200)
-    assert set(found) == {"auroc", "auroc_per_class", "auroc_ci95", "n", "dataset"}
+    assert set(found) == {"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups"}
+    assert (found["left_out"], found["subgroups"], set(found["measures"])) == (0, {}, set(MEASURES))
+    json.dumps(found, allow_nan=False)
     assert (found["n"], found["dataset"]) == (24, "all")
     assert evaluate(site / "run", site / "unsplit.csv", site / "images", device="cpu", repeats=5)["n"] == 36
     assert found["auroc"] == pytest.approx(np.mean(list(found["auroc_per_class"].values())))
@@ -200,9 +245,74 @@ def test_predict_writes_private_probabilities_in_order(site: Path, tmp_path: Pat
     assert [row["filename"] for row in read_csv(out)] == [f"eye{i:02}.png" for i in (4, 3, 2, 1, 0)]
 
 
+def scored(site: Path, table: str, **options: Any) -> dict[str, Any]:
+    return evaluate(site / "run", site / table, site / "images", device="cpu", repeats=50, slow_repeats=5, **options)
+
+
 def test_other_labels_are_an_error_with_both_sets(site: Path) -> None:
     with pytest.raises(FocalError, match="labels are melanoma, but the run's classes are dark, red, green"):
-        evaluate(site / "run", site / "other.csv", site / "images")
+        scored(site, "other.csv")
+    some = LabelMap(labels={"night": "dark", "dusk": "dark", "blurred": None})
+    with pytest.raises(FocalError, match="are blurred, dusk, .* classes are dark, red, green; not translated: rouge, vert"):
+        scored(site, "there.csv", labels=some)
+    with pytest.raises(FocalError, match="leads to purple, but the run's classes are dark, red, green"):
+        scored(site, "all.csv", labels=LabelMap(labels={"violet": "purple"}))
+    nothing = LabelMap(labels=dict.fromkeys(("night", "dusk", "rouge", "vert", "blurred")))
+    with pytest.raises(FocalError, match="no row has a label that the run knows"):
+        scored(site, "there.csv", labels=nothing)
+
+
+def test_another_hospitals_words_score_like_ours(site: Path) -> None:
+    """The same images under translated labels, without the rows that have no counterpart."""
+    found = scored(site, "there.csv", labels=read(LabelMap, site / "labels.yaml"))
+    assert (found["n"], found["left_out"]) == (34, 2)
+    kept = [{k: row[k] for k in ("filename", "label")} for i, row in enumerate(read_csv(site / "all.csv")) if i not in (4, 9)]
+    write_csv(site / "kept.csv", kept)
+    assert found["auroc_per_class"] == scored(site, "kept.csv")["auroc_per_class"]
+
+
+def test_a_row_with_two_of_our_classes_does_not_fit_a_run_with_one(site: Path, tmp_path: Path) -> None:
+    rows = read_csv(site / "unsplit.csv")
+    for label in ("red;green", ""):
+        write_csv(tmp_path / "several.csv", [row | ({"label": label} if i == 2 else {}) for i, row in enumerate(rows)])
+        with pytest.raises(FocalError, match="several.csv: line 4: needs exactly one of the classes dark, red, green"):
+            evaluate(site / "run", tmp_path / "several.csv", site / "images")
+
+
+def test_sites_and_subgroups_are_scored_on_their_own_rows(site: Path) -> None:
+    labels = read(LabelMap, site / "labels.yaml")
+    found = scored(site, "there.csv", labels=labels, by=["institution", "sex", "age:40,60"])["subgroups"]
+    assert {name: part["n"] for name, part in found["institution"].items()} == {"clinic-0": 8, "clinic-1": 8, "clinic-2": 9, "clinic-3": 9}
+    assert {name: part["n"] for name, part in found["sex"].items()} == {"F": 15, "M": 18, "not given": 1}
+    assert {name: part["n"] for name, part in found["age:40,60"].items()} == {"below 40": 8, "40 to below 60": 20, "60 and above": 6}
+    assert found["sex"]["not given"]["auroc"] is None and found["sex"]["not given"]["auroc_ci95"] is None
+    # One site's figures are those of a table with its rows alone.
+    write_csv(site / "clinic.csv", [row for row in read_csv(site / "there.csv") if row["institution"] == "clinic-2"])
+    alone = scored(site, "clinic.csv", labels=labels)
+    assert alone["auroc_per_class"] == found["institution"]["clinic-2"]["auroc_per_class"]
+    assert alone["auroc_ci95"] == found["institution"]["clinic-2"]["auroc_ci95"]
+
+
+def test_a_class_missing_at_a_site_is_shown_as_such(site: Path) -> None:
+    rows = [row | {"institution": "east" if row["label"] != "red" else "west"} for row in read_csv(site / "unsplit.csv")]
+    write_csv(site / "sites.csv", rows)
+    found = scored(site, "sites.csv", by=["institution"])["subgroups"]["institution"]
+    assert found["east"]["auroc_per_class"]["red"] is None and found["east"]["auroc"] is not None
+    assert found["west"]["auroc"] is None  # nothing but red
+
+
+def test_subgroups_that_are_not_there_are_errors(site: Path) -> None:
+    labels = read(LabelMap, site / "labels.yaml")
+    with pytest.raises(FocalError, match="'age 90 and above' is empty"):
+        scored(site, "there.csv", labels=labels, by=["age:90"])
+    with pytest.raises(FocalError, match=r"no column 'eye' to split by\n.*institution, sex, age"):
+        scored(site, "there.csv", labels=labels, by=["eye"])
+
+
+def test_a_label_map_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text("labels: {0: dark}\n")
+    with pytest.raises(ConfigError, match="map.yaml: labels"):
+        read(LabelMap, tmp_path / "map.yaml")
 
 
 def test_bad_input_is_named(site: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ Values are opened exactly (no smudging) unless the test says otherwise. Deviatio
     switch    a rotation under a joint key, its rounding included: at most 2^-30 (errors of 3 custodians over all digits, divided by P)
     turned    what a chain of K - 1 rotations adds to a fresh one: fresh + sqrt(K) switch
 
-W is carried 16 times larger, so what falls on W' or on an opened value weighs a sixteenth. Tolerances take six standard deviations and
-come to less than 4e-6; a wrong rotation, mask, lane or scale errs by 1e-3 at least.
+Everything is carried 64 times larger, so all but the drift weighs a 64th on weights, logits and gradients. Tolerances take six standard
+deviations and come to less than 4e-6; a wrong rotation, mask, lane or scale errs by 1e-3 at least.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -27,18 +28,22 @@ import torch
 from conftest import Opened
 from hypothesis import given
 from hypothesis import strategies as st
+from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, opened_step, problem, rehearsal, uploads
 
-from focal.ckks import release, wire
-from focal.ckks.context import REFRESH_LIMBS
+from focal.ckks import opening, release, wire
+from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.interactive import (
-    DERIVATIVES,
+    GRADIENT_SCALE,
+    HEAD_NOISE,
     OPENING,
-    OPENING_NOISE,
+    SCALE,
     Forward,
     InteractiveEngine,
     InteractiveLayout,
     Update,
-    Weights,
+    check_contributors,
+    check_steps,
+    head_noise,
     row_table,
     twin_step,
     zero_weights,
@@ -47,8 +52,9 @@ from focal.ckks.layout import WEIGHT_SCALE, Layout
 from focal.ckks.rehearsal import Rehearsal
 from focal.errors import FocalError, Refused
 
-SLOTS = 8192
 FRESH, SWITCH = 2**-28.8, 2**-30
+GRADIENT_ERROR = 6 * math.sqrt(3) * opening.SIGMA * 2**6.5 / 2**45 / GRADIENT_SCALE
+"""Six standard deviations of what three custodians' smudging does to an opened activation gradient: 2^-13.1."""
 LAYOUTS = [InteractiveLayout(SLOTS, r, c) for r, c in ((64, 8), (32, 5), (128, 3), (256, 2), (64, 1))]
 
 
@@ -62,49 +68,7 @@ class Everything(InteractiveLayout):
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[Rehearsal]:
-    # the rehearsal's keys depend on a layout's rotations only
-    yield Rehearsal(cast(Layout, Everything(SLOTS, 64, 8)), custodians=3, threads=2, run="interactive")
-
-
-def engine(base: Rehearsal, layout: InteractiveLayout, update: Update, threads: int = 2, **options: int) -> InteractiveEngine:
-    quarter = layout.rows // 4
-    return InteractiveEngine(base.scheme, layout, row_table(layout, dict.fromkeys("abcd", quarter)), update, threads, **options)
-
-
-def problem(layout: InteractiveLayout, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Activations (m, R), derivatives (m, C), weights (R, C)."""
-    rng = np.random.default_rng(seed)
-    x = np.clip(rng.standard_normal((layout.rows, layout.features)), -3, 3)
-    return x, rng.uniform(-1, 1, (layout.rows, layout.outputs)), 0.1 * rng.standard_normal((layout.features, layout.outputs))
-
-
-def uploads(base: Rehearsal, run: InteractiveEngine, x: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
-    """Each owner's activations, its first ``filled[owner]`` rows only."""
-    starts = {name: run.owners[name].start for name in filled}
-    return {n: base.encrypt(run.layout.activation_slots(x[s : s + filled[n]], s)) for n, s in starts.items()}
-
-
-def answers(base: Rehearsal, run: InteractiveEngine, delta: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
-    starts = {name: run.owners[name].start for name in filled}
-    slots = {n: run.layout.derivative_slots(delta[s : s + filled[n]], s) for n, s in starts.items()}
-    return {n: base.encrypt(v, DERIVATIVES.limbs) for n, v in slots.items()}
-
-
-def encrypted(base: Rehearsal, layout: InteractiveLayout, now: np.ndarray, before: np.ndarray) -> Weights:
-    return Weights(*(base.encrypt(WEIGHT_SCALE * layout.weight_slots(w)) for w in (now, before)))
-
-
-def carried_weights(layout: InteractiveLayout, opened: Opened, ciphertext: Any) -> np.ndarray:
-    return layout.read_weights(opened.slots(ciphertext)) / WEIGHT_SCALE
-
-
-def opening_noise(base: Rehearsal, errors: np.ndarray) -> float:
-    """Noise per coefficient (root mean square) of one owner's opening, from the errors (rows, columns) of the values of all four.
-
-    The slots that are masked hold next to nothing, and S slots of deviation e are coefficients of deviation e / sqrt(S).
-    """
-    energy = WEIGHT_SCALE**2 * float((errors**2).sum()) / 4
-    return base.scheme.scale * math.sqrt(energy / SLOTS) / math.sqrt(SLOTS)
+    yield rehearsal(Everything(SLOTS, 64, 8), "interactive")
 
 
 def drift(base: Rehearsal) -> float:
@@ -130,29 +94,27 @@ def test_every_intermediate_of_a_step_is_the_twins(base: Rehearsal, layout: Inte
     turned = FRESH + math.sqrt(k) * SWITCH
     top_w, top_x, top_d = (float(np.abs(v).max()) for v in (w, x, delta))
 
-    slots = WEIGHT_SCALE * layout.weight_slots(w)
+    slots = layout.weight_slots(w)
     for s, ciphertext in forward.diagonals.items():
         kept = 1 - layout.low_lanes(s) if s >= 0 else layout.low_lanes(s % k)
         error = np.abs(opened.slots(ciphertext) - kept * np.roll(slots, -(s % k) * layout.features)).max()
-        assert error < WEIGHT_SCALE * per_rescale * top_w + 6 * turned
+        assert error < SCALE * per_rescale * top_w + 6 * turned
 
     z = np.vstack([layout.logits(opened.slots(ct), run.owners[name]) for name, ct in forward.logits.items()])
-    noise = math.sqrt(layout.features) * (FRESH * top_w + turned * top_x / WEIGHT_SCALE)
-    bound = per_rescale * (np.abs(x) @ np.abs(w)).max() + 6 * (noise + math.sqrt(4 * layout.features) * SWITCH / WEIGHT_SCALE)
+    noise = math.sqrt(layout.features) * (FRESH * top_w + turned * top_x) / SCALE
+    bound = per_rescale * (np.abs(x) @ np.abs(w)).max() + 6 * (noise + 2 * SWITCH / SCALE)
     assert np.abs(z - x @ w).max() < bound < 4e-6
-    assert opening_noise(base, z - x @ w) < OPENING_NOISE
 
     dx = np.vstack([layout.gradients(opened.slots(ct), run.owners[name]) for name, ct in backward.gradients.items()])
-    noise = math.sqrt(k) * turned * (top_w + top_d / WEIGHT_SCALE) + 2 * SWITCH / WEIGHT_SCALE
+    noise = math.sqrt(k) * turned * (top_w + top_d) / SCALE + 2 * SWITCH / GRADIENT_SCALE
     bound = per_rescale * (np.abs(delta) @ np.abs(w).T).max() + 6 * noise
     assert np.abs(dx - delta @ w.T).max() < bound < 4e-6
-    assert opening_noise(base, dx - delta @ w.T) < OPENING_NOISE
 
     expected = twin_step(w, before, x, delta, update)
-    found = carried_weights(layout, opened, backward.weights)
-    step = update.rate / n * (np.abs(x.T) @ np.abs(delta)).max() + (1 + 2 * update.momentum) * top_w
-    noise = update.rate / math.sqrt(n) * (turned * top_x + FRESH * top_d) + (3 * FRESH + math.sqrt(2 * layout.rows) * SWITCH) / WEIGHT_SCALE
-    assert np.abs(found - expected).max() < (bound := 4 / 3 * per_rescale * step + 6 * noise) < 4e-6
+    found = exact_weights(layout, opened, backward.weights)
+    step = update.rate / n * (np.abs(x.T) @ np.abs(delta)).max() + update.momentum * np.abs(w - before).max()
+    noise = (update.rate / math.sqrt(n) * (turned * top_x + FRESH * top_d) + 3 * FRESH + 2 * SWITCH) / SCALE
+    assert np.abs(found - expected).max() < (bound := per_rescale * step + 6 * noise) < 4e-6
     assert np.abs(expected - w).max() > 1000 * bound, "a step that changes nothing would pass"
     assert backward.weights.GetLevel() == len(base.scheme.moduli) - REFRESH_LIMBS
 
@@ -171,7 +133,7 @@ def test_absent_owners_and_half_filled_batches(base: Rehearsal) -> None:
     assert list(backward.gradients) == ["a", "b", "c"]
     rows = present_rows(run, filled)
     assert len(rows) == 69
-    found = carried_weights(layout, opened, backward.weights)
+    found = exact_weights(layout, opened, backward.weights)
     assert np.abs(found - twin_step(w, w, x[rows], delta[rows], run.update)).max() < 4e-6  # the bound of the test above
     assert np.abs(found - twin_step(w, w, x, delta, run.update)).max() > 1e-3
 
@@ -179,8 +141,8 @@ def test_absent_owners_and_half_filled_batches(base: Rehearsal) -> None:
 def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
     """Others' values are 1000 times larger than a's; outside a's own logits and gradients its openings are noise.
 
-    A mask is encoded with an error of 2^-45 sqrt(N) per slot (rounding of N coefficients), so 16 x 6000 x 2^-38 = 2^-21.5 of a
-    neighbour's logit could show, beside the 2^-25 of the noise: a million times less than the smudging's 2^-15.
+    A mask is encoded with an error of at most 2^-45 sqrt(N) = 2^-38 per slot (rounding of N coefficients), and a logit is carried 64^2
+    times larger before it: 2^-26 of a neighbour's logit shows, 2^-13 of those here, beside the smudging's 2^-8.5 per slot.
     """
     layout, opened = LAYOUTS[0], Opened(base)
     run = engine(base, layout, Update(rate=1e-3))
@@ -191,8 +153,8 @@ def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
     forward = run.forward(weights, uploads(base, run, x, filled))
     backward = run.backward(weights, forward, answers(base, run, delta, filled), filled)
     run.close()
-    others = np.abs(WEIGHT_SCALE * (x[32:] @ w)).max()
-    assert others > 1000
+    others = SCALE**2 * max(np.abs(x[32:] @ w).max(), np.abs(delta[32:] @ w.T).max())
+    assert others > 1000 * SCALE**2
     slot = np.arange(SLOTS)
     own_rows = slot // 64 < 32
     for ciphertext, own in ((forward.logits["a"], own_rows & (slot % 8 == 0)), (backward.gradients["a"], own_rows)):
@@ -202,70 +164,109 @@ def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
         assert ciphertext.GetLevel() == len(base.scheme.moduli) - OPENING.limbs
 
 
-def open_to_owner(base: Rehearsal, ciphertext: Any) -> np.ndarray:
-    """What an owner gets: every custodian's smudged share (OpenFHE's own, 2^20 per coefficient), added up."""
-    cc, shares = base.scheme.cc, []
-    for i, secret in enumerate(base.secrets):
-        made = (cc.MultipartyDecryptMain if i else cc.MultipartyDecryptLead)([ciphertext], secret.key)[0]
-        shares.append((f"custodian {i}", wire.pack(base.scheme, wire.DECRYPTION, base.scheme.limbs(made))))
-    return release.open_slots(base.scheme, shares)
+class Training:
+    """Steps from zero in which owners see smudged openings only, beside the plaintext twin, which sees its own logits."""
+
+    def __init__(self, base: Rehearsal, layout: InteractiveLayout, update: Update, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        run = engine(base, layout, update)
+        self.w = self.before = np.zeros((layout.features, layout.outputs))
+        self.losses: list[tuple[float, float]] = []
+        """Encrypted, twin."""
+        self.relative: list[float] = []
+        """Largest error of an activation gradient, over the largest activation gradient of the step."""
+        weights = zero_weights(base.scheme)
+        for step, (x, y) in enumerate(batches):
+            weights, z, _, dx = opened_step(base, run, step, weights, x, y, base.refresh)
+            exact = derivative(x @ self.w, y)
+            wanted = exact @ self.w.T
+            assert np.abs(z - x @ self.w).max() < 1e-3
+            assert np.abs(dx - wanted).max() <= 1e-3 * np.abs(wanted).max() + GRADIENT_ERROR
+            self.losses.append((cross_entropy(z, y), cross_entropy(x @ self.w, y)))
+            self.relative.append(float(np.abs(dx - wanted).max() / max(np.abs(wanted).max(), 1e-9)))
+            self.w, self.before = twin_step(self.w, self.before, x, exact, update), self.w
+        run.close()
+        opened = Opened(base)
+        self.error = float(np.abs(exact_weights(layout, opened, weights.now) - self.w).max())
+        self.error_before = float(np.abs(exact_weights(layout, opened, weights.before) - self.before).max())
+        self.weights = weights
 
 
-def derivative(z: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """d cross-entropy / d logits, row by row."""
-    p = np.exp(z - z.max(1, keepdims=True))
-    return p / p.sum(1, keepdims=True) - np.eye(z.shape[1])[y]
+def cross_entropy(z: np.ndarray, y: np.ndarray) -> float:
+    return float(torch.nn.functional.cross_entropy(torch.from_numpy(z), torch.from_numpy(y)))
 
 
-def joint_training(
-    base: Rehearsal, layout: InteractiveLayout, update: Update, batches: list[tuple[np.ndarray, np.ndarray]]
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Steps from zero in which owners see smudged openings only: largest error of the weights, the twin's weights, and those before."""
-    run, filled = engine(base, layout, update), dict.fromkeys("abcd", layout.rows // 4)
-    w = before = np.zeros((layout.features, layout.outputs))
-    weights = zero_weights(base.scheme)
-    for step, (x, y) in enumerate(batches):
-        forward = run.forward(weights, uploads(base, run, x, filled))
-        z = np.vstack([layout.logits(open_to_owner(base, ct), run.owners[name]) for name, ct in forward.logits.items()])
-        assert np.abs(z - x @ w).max() < 1e-3
-        backward = run.backward(weights, forward, answers(base, run, derivative(z, y), filled), filled)
-        exact = derivative(x @ w, y)
-        dx = np.vstack([layout.gradients(open_to_owner(base, ct), run.owners[name]) for name, ct in backward.gradients.items()])
-        assert np.abs(dx - exact @ w.T).max() <= 1e-3 * np.abs(exact @ w.T).max() + 2**-19.1
-        weights = run.finish(step, weights, backward, base.refresh)
-        w, before = twin_step(w, before, x, exact, update), w
-    run.close()
-    return float(np.abs(carried_weights(layout, Opened(base), weights.now) - w).max()), w, before
+def noisy_batches(layout: InteractiveLayout, steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows whose labels a linear head explains in part."""
+    rng = np.random.default_rng(2)
+    labels_of = 0.3 * rng.standard_normal((layout.features, layout.outputs))
+    xs = [np.clip(rng.standard_normal((layout.rows, layout.features)), -3, 3) for _ in range(steps)]
+    return [(x, (x @ labels_of + rng.gumbel(size=(layout.rows, layout.outputs))).argmax(1)) for x in xs]
 
 
 def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
     """Owners take softmax of the logits opened to them; the twin, and torch's SGD with momentum, of exact ones.
 
-    A smudged opening errs by six times sqrt(3) 2^20 sqrt(N / 2) / 2^45 / 16 = 2^-19.1. Softmax passes on at most half of it, a step at most
-    rate x max|x| of that to each weight, momentum 0.9 at most ten times: 5 x 10 x 0.1 x 3 x 2^-20.1 = 1.4e-5 on weights after five
-    steps, times R max|x| on logits at the very worst. Required are 1e-3 for both.
+    A smudged logit errs by sqrt(3) 2^30 sqrt(N / 2) / 2^45 / 64 = 2^-13.7. Softmax passes on at most half of it, independently for each
+    row, so a step adds at most 0.1 x 2^-14.7 / sqrt(128) to a weight (activations have deviation 1), and momentum passes that on less
+    than five times within five steps: six deviations are 6 x 5 sqrt(5) x 3.3e-7 = 2.2e-5. Required are 1e-3 of logits, 1e-3 of gradients.
     """
-    layout, update, rng = LAYOUTS[0], Update(rate=0.1, momentum=0.9), np.random.default_rng(2)
-    labels_of = rng.standard_normal((layout.features, layout.outputs))
-    xs = [np.clip(rng.standard_normal((layout.rows, layout.features)), -3, 3) for _ in range(5)]
-    batches = [(x, (x @ labels_of).argmax(1)) for x in xs]
-    error, w, before = joint_training(base, layout, update, batches)
-    print(f"after 5 steps weights err by {error:.1e}")
-    assert error < 1.4e-5
+    layout, update = LAYOUTS[0], Update(rate=0.1, momentum=0.9)
+    batches = noisy_batches(layout, 5)
+    run = Training(base, layout, update, batches)
+    print(f"after 5 steps weights err by {run.error:.1e}, those before by {run.error_before:.1e}")
+    assert max(run.error, run.error_before) < 2.2e-5
     head = torch.nn.Parameter(torch.zeros(layout.features, layout.outputs, dtype=torch.float64))
     optimizer = torch.optim.SGD([head], lr=update.rate, momentum=update.momentum)
     for x, y in batches:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(torch.from_numpy(x) @ head, torch.from_numpy(y)).backward()
         optimizer.step()
-    assert np.abs(head.detach().numpy() - w).max() < 1e-12
+    assert np.abs(head.detach().numpy() - run.w).max() < 1e-12
     x, y = batches[-1]
-    without = twin_step(before, before, x, derivative(x @ before, y), Update(update.rate))
-    assert np.abs(without - w).max() > 1e-2, "without momentum it would be another head"
+    without = twin_step(run.before, run.before, x, derivative(x @ run.before, y), Update(update.rate))
+    assert np.abs(without - run.w).max() > 1e-2, "without momentum it would be another head"
+
+
+def released(base: Rehearsal, layout: InteractiveLayout, ciphertext: Any) -> np.ndarray:
+    """(R, C) weights by smudged shares, as an institution gets them."""
+    shares = [(str(i), release.share(base.scheme, s.key, ciphertext, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
+    return release.weights(cast(Layout, layout), [release.open_slots(base.scheme, shares)])
+
+
+def test_a_released_head_errs_as_predicted(base: Rehearsal) -> None:
+    """release.expected_error is the blind protocol's: noise and weights are both four times larger here. Mean of six, within a factor 2."""
+    assert HEAD_NOISE / release.CARRIED_NOISE == SCALE / WEIGHT_SCALE
+    layout, w = LAYOUTS[0], problem(LAYOUTS[0])[2]
+    ciphertext = encrypted(base, layout, w, w).now
+    measured = [float(np.abs(released(base, layout, ciphertext) - w).max()) for _ in range(6)]
+    predicted = release.expected_error(SLOTS, base.scheme.scale, cast(Layout, layout), 3)
+    print(f"largest error of a released weight: predicted {predicted:.1e}, measured {np.mean(measured):.1e}")
+    assert predicted / 2 < np.mean(measured) < 2 * predicted < 2 * release.MAX_ERROR
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_steps_follow_the_twin(base: Rehearsal) -> None:
+    """What issue 4 asks: losses within 1 %, logits within 1e-3, gradients within 1e-3 relative once the head is not near 0 any more.
+
+    And both heads that are released in the end, the last and the one before, come out of their release within 1e-3.
+    """
+    run = Training(base, LAYOUTS[0], Update(rate=0.5, momentum=0.9), noisy_batches(LAYOUTS[0], 50))
+    ours, twins = np.array(run.losses).T
+    apart = np.abs(ours / twins - 1).max()
+    print(
+        f"50 steps: loss {twins[0]:.3f} to {twins[-1]:.3f}, at most {apart:.1e} apart (relative); weights err by {run.error:.1e}, "
+        f"gradients by {max(run.relative[3:]):.1e} relative"
+    )
+    assert twins[-5:].mean() < 0.8 * twins[0], "nothing was learned"
+    assert apart < 0.01
+    assert max(run.relative[3:]) < 1e-3
+    for ciphertext, wanted in ((run.weights.now, run.w), (run.weights.before, run.before)):
+        assert np.abs(released(base, LAYOUTS[0], ciphertext) - wanted).max() < 1e-3
 
 
 def test_real_images(base: Rehearsal, shared_data: Path) -> None:
-    """Two steps on whitened pixels of RetinaMNIST, five grades in eight lanes; |x| reaches 6, hence twice the error of the test above."""
+    """Two steps on whitened pixels of RetinaMNIST, five grades in eight lanes; the tolerance is that of the test above."""
     file = shared_data / "retinamnist.npz"
     if not file.exists():
         pytest.skip(f"{file} is not there")
@@ -275,9 +276,25 @@ def test_real_images(base: Rehearsal, shared_data: Path) -> None:
     left, _, _ = np.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
     x = np.hstack([np.clip(left[:, :63] * 16, -6, 6), np.ones((256, 1))])
     batches = [(x[:128], labels[:128]), (x[128:], labels[128:])]
-    error, w, _ = joint_training(base, InteractiveLayout(SLOTS, 64, 5), Update(0.1, 0.9), batches)
-    print(f"weights err by {error:.1e}, largest {np.abs(w).max():.2f}")
-    assert error < 2.8e-5 < 1e-3 * np.abs(w).max()
+    run = Training(base, InteractiveLayout(SLOTS, 64, 5), Update(0.1, 0.9), batches)
+    print(f"weights err by {run.error:.1e}, largest {np.abs(run.w).max():.2f}")
+    assert run.error < 2.2e-5 < 1e-3 * np.abs(run.w).max()
+
+
+def test_noise_on_the_head_is_what_was_asked_for(base: Rehearsal) -> None:
+    """dp_head_noise: sqrt(3) times each custodian's deviation, the same on every copy of a weight. 512 weights: 3 %, asked to 15 %."""
+    layout, opened = LAYOUTS[0], Opened(base)
+    w = problem(layout)[2]
+    carried = base.encrypt(layout.weight_slots(w), REFRESH_LIMBS)
+    item = "train/0/weights/-/merged/-"
+    (noisy,) = base.noisy_refresh(lambda: layout.noise_slots(1e-3))([item], [carried])
+    added = exact_weights(layout, opened, noisy) - w
+    assert abs(added.std() / (1e-3 * math.sqrt(3)) - 1) < 0.15
+    assert abs(added.mean()) < 6 * added.std() / math.sqrt(added.size)
+    copies = opened.slots(noisy).reshape(layout.copies, -1) / SCALE
+    assert np.abs(copies - copies[0]).max() < 1e-6, "averaging the copies would take the noise off again"
+    (clean,) = base.refresh([item], [carried])
+    assert np.abs(exact_weights(layout, opened, clean) - w).max() < 1e-6
 
 
 def test_the_same_uploads_give_the_same_limbs_on_any_number_of_threads(base: Rehearsal) -> None:
@@ -328,6 +345,47 @@ def test_no_step_in_which_an_owner_could_single_out_others(base: Rehearsal) -> N
     run.close()
 
 
+def test_contributors_are_checked_from_declared_rows_alone() -> None:
+    """What every custodian calls on the signed headers, with nothing but the manifest beside them."""
+    batches = dict.fromkeys("abcd", 32)
+    assert check_contributors({"a": 32, "b": 5, "d": 27}, batches, 32) == 64
+    for rows, least, reason in (
+        ({"a": 32, "b": 32}, 0, "contributors"),
+        ({}, 0, "contributors"),
+        ({"a": 32, "b": 16, "c": 15}, 32, "rows"),
+        ({"a": 32, "b": 32, "c": 33}, 32, "rows"),
+        ({"a": 32, "b": 32, "c": -1}, 32, "rows"),
+        ({"a": 32, "b": 32, "e": 32}, 32, "owner"),
+    ):
+        with pytest.raises(Refused, match=reason):
+            check_contributors(rows, batches, least)
+
+
+def test_too_many_steps_for_the_smudging_of_openings_are_refused() -> None:
+    """A head's noise goes up with the momentum, the rate, the steps and the custodians, and down with the rows."""
+    update = Update(0.5, 0.9)
+    usual = head_noise(update, 512, 128, 3)
+    assert math.log2(usual) == pytest.approx(14.4, abs=0.1)
+    assert head_noise(update, 512, 128, 12) == pytest.approx(2 * usual)
+    assert head_noise(Update(0.5, 0.95), 512, 128, 3) > 1.8 * usual
+    assert head_noise(update, 512, 32, 3) > usual < head_noise(Update(1.0, 0.9), 512, 128, 3)
+    assert head_noise(Update(0.5), 100, 128, 3) == pytest.approx(10 * head_noise(Update(0.5), 1, 128, 3))
+    check_steps(update, 682, 128, 3)
+    check_steps(update, 460, 128, 8)
+    with pytest.raises(FocalError, match=r"after 480 steps with momentum 0.9 .* of 2\^15.0; openings are smudged for 2\^15") as caught:
+        check_steps(update, 480, 128, 8)
+    assert caught.value.hint
+
+
+def test_a_modulus_that_leaves_no_room_for_openings_is_refused() -> None:
+    """In a process of its own it would be a context; the engine reads nothing of it here but its first modulus and its scale."""
+    scheme = SimpleNamespace(cc=None, moduli=(2**55,), scale=2.0**45)
+    layout = LAYOUTS[0]
+    with pytest.raises(FocalError, match="activation gradients up to 2.0 only") as caught:
+        InteractiveEngine(cast(Scheme, scheme), layout, row_table(layout, {"a": 128}), Update(0.1), 1)
+    assert "first_bits at least 15 above" in str(caught.value.hint)
+
+
 # --------------------------------------------------------------------------- the layout, without ciphertexts
 
 
@@ -338,9 +396,9 @@ def test_slots_and_back(features: int, outputs: int, seed: int) -> None:
     w, x = rng.standard_normal((features, outputs)), rng.standard_normal((5, features))
     delta, first = rng.standard_normal((5, outputs)), int(rng.integers(0, layout.rows - 4))
     rows = range(first, first + 5)
-    assert np.abs(layout.read_weights(layout.weight_slots(w)) - w).max() < 1e-12  # an average of up to 256 equal values
-    assert (layout.gradients(WEIGHT_SCALE * layout.activation_slots(x, first), rows) == x).all()
-    assert (layout.logits(WEIGHT_SCALE * layout.derivative_slots(delta, first), rows) == delta).all()
+    assert np.abs(layout.read_weights(layout.weight_slots(w)) / WEIGHT_SCALE - w).max() < 1e-12  # an average of up to 256 equal values
+    assert (layout.gradients(GRADIENT_SCALE / SCALE * layout.activation_slots(x, first), rows) == x).all()
+    assert (layout.logits(layout.derivative_slots(delta, first), rows) == delta).all()
     assert layout.logit_mask(rows).sum() == 5 * outputs
     assert layout.gradient_mask(rows).sum() == 5 * features
 

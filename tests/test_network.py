@@ -28,7 +28,7 @@ from netns import HUB, Machine, Network, Running, enter
 
 from focal.ckks.release import MAX_ERROR
 from focal.net.link import Link
-from focal.net.messages import PIECE
+from focal.net.messages import PIECE, Upload
 from focal.net.store import Journal
 from focal.roles.progress import timeline
 
@@ -55,13 +55,17 @@ def until(test: Callable[[], Any], what: str, timeout: float = 90) -> None:
         time.sleep(0.05)
 
 
-def sent(state: Path, phase: str) -> int:
-    """Bytes that a party has sent in a phase, as it counted them."""
+def carried(state: Path, phase: str, way: str) -> int:
+    """Bytes that a party has sent (``up``) or received (``down``) in a phase, as it counted them."""
     journal = Journal(state / "journal.sqlite")
     try:
-        return int(json.loads(journal.read("traffic") or b"{}").get(phase, {}).get("up", 0))
+        return int(json.loads(journal.read("traffic") or b"{}").get(phase, {}).get(way, 0))
     finally:
         journal.close()
+
+
+def sent(state: Path, phase: str) -> int:
+    return carried(state, phase, "up")
 
 
 def test_a_cut_cable_carries_nothing(network: Network) -> None:
@@ -256,31 +260,59 @@ def test_three_hospitals_on_three_machines_one_behind_a_slow_link(network: Netwo
 # --------------------------------------------------------------------------- stalls
 
 
-def test_stalls_in_an_upload_in_a_refresh_and_around_a_kill(network: Network, tmp_path: Path) -> None:
-    """A cable is cut for 40 s in the middle of an upload; meanwhile two processes behind another cut cable are killed and restarted."""
-    homes = {"north": ("custodian-1", "hospital-a"), "south": ("custodian-2", "hospital-c"), "west": ("hospital-b",), "hub": ("server",)}
-    place = {name: home for home, names in homes.items() for name in names}
-    with Consortium("stalled", training={"steps": 2}, layout={"class_lanes": 4, "feature_lanes": 4}) as c:
+class Spread:
+    """A consortium whose parties live in different places of a network. The server writes down all that it receives, in ``wires``."""
+
+    def __init__(self, network: Network, c: Consortium, homes: dict[str, tuple[str, ...]], wires: Path) -> None:
+        self.network, self.c, self.wires = network, c, wires
+        self.place = {name: home for home, names in homes.items() for name in names}
         members = tuple(m.model_copy(update={"endpoint": ENDPOINT}) if m.role == "server" else m for m in c.manifest.members)
         c.manifest = c.sign(members=members)
         c.run.manifest_file.write_text(c.manifest.model_dump_json())
 
-        def start(*names: str) -> None:
-            for name in names:
-                c.start(name, prelude=enter(network.namespace(place[name])), FOCAL_RECORD_WIRE=str(tmp_path) if name == "server" else "")
+    def start(self, *names: str) -> None:
+        for name in names:
+            record = str(self.wires) if name == "server" else ""
+            self.c.start(name, prelude=enter(self.network.namespace(self.place[name])), FOCAL_RECORD_WIRE=record)
 
-        network.slow("west")
-        start(*c.roles)
-        blobs = c.folder("server") / "blobs"
-        c.processes["hospital-b"].reach_phase("upload")
-        mine = c.folder("hospital-b") / "blobs"
+    def while_sending(self, name: str) -> list[Path]:
+        """Wait until ``name`` is in the middle of sending a blob; returns those that the server has whole."""
+        own, there = self.c.folder(name) / "blobs", self.c.folder("server") / "blobs"
 
         def arrived() -> list[Path]:
-            """Blobs of hospital-b that the server has whole."""
-            return [p for p in mine.glob("??/*") if (blobs / p.parent.name / p.name).exists()]
+            return [p for p in own.glob("??/*") if (there / p.parent.name / p.name).exists()]
 
-        until(lambda: len(arrived()) > 3 and any((blobs / "partial" / "hospital-b").glob("*")), "hospital-b is uploading")
-        complete = arrived()
+        until(lambda: len(arrived()) > 3 and any((there / "partial" / name).glob("*")), f"{name} is sending")
+        return arrived()
+
+    def assert_sent_once(self, blobs: list[Path]) -> None:
+        received = (self.wires / "server" / "payloads.bin").read_bytes()
+        for data in (p.read_bytes() for p in blobs):  # 64 bytes of ciphertext in each piece, behind the header that all share
+            assert all(received.count(data[at + 256 : at + 320]) == 1 for at in range(0, len(data) - 320, PIECE)), "a piece was sent again"
+
+    def assert_silent(self, *names: str) -> None:
+        """These parties, and no others, said that nothing answers, and later that it does again."""
+        for name in self.place:
+            errors = self.c.processes[name].errors
+            assert (SILENT in errors and "answers again" in errors) == (name in names), f"{name}: {errors}"
+
+    def assert_ended_well(self) -> None:
+        """The weights are right, and every custodian made each of its shares once: 2 steps with 2 refreshes, and the release."""
+        assert np.abs(self.c.weights() - self.c.twin()).max() < MAX_ERROR
+        for name in self.c.custodians:
+            shares = self.c.ledger(name)
+            assert len(shares) == 2 * 2 + 1 == len({item for _, item, _, _ in shares}) == len({d for _, _, d, _ in shares})
+
+
+def test_stalls_in_an_upload_in_a_refresh_and_around_a_kill(network: Network, tmp_path: Path) -> None:
+    """A cable is cut for 40 s in the middle of an upload; meanwhile two processes behind another cut cable are killed and restarted."""
+    homes = {"north": ("custodian-1", "hospital-a"), "south": ("custodian-2", "hospital-c"), "west": ("hospital-b",), "hub": ("server",)}
+    with Consortium("stalled", training={"steps": 2}, layout={"class_lanes": 4, "feature_lanes": 4}) as c:
+        spread = Spread(network, c, homes, tmp_path)
+        network.slow("west")
+        spread.start(*c.roles)
+        c.processes["hospital-b"].reach_phase("upload")
+        complete = spread.while_sending("hospital-b")
         network.cut("west")
         began = time.monotonic()
 
@@ -288,7 +320,7 @@ def test_stalls_in_an_upload_in_a_refresh_and_around_a_kill(network: Network, tm
         network.cut("south")
         for name in ("custodian-2", "hospital-c"):
             c.processes[name].kill()
-        start("custodian-2", "hospital-c")
+        spread.start("custodian-2", "hospital-c")
         time.sleep(3.0)  # they dial, and nothing answers
         network.join("south")
 
@@ -300,19 +332,46 @@ def test_stalls_in_an_upload_in_a_refresh_and_around_a_kill(network: Network, tm
         network.join("north")
         c.finish()
 
-        errors = c.processes["hospital-b"].errors
-        assert SILENT in errors and "answers again" in errors
-        assert all(SILENT not in c.processes[n].errors for n in place if n != "hospital-b")
-        assert np.abs(c.weights() - c.twin()).max() < MAX_ERROR
-        received = (tmp_path / "server" / "payloads.bin").read_bytes()
-        for data in (p.read_bytes() for p in complete):  # 64 bytes of ciphertext in each piece, behind the header that all share
-            assert all(received.count(data[at + 256 : at + 320]) == 1 for at in range(0, len(data) - 320, PIECE)), "a piece was sent again"
+        spread.assert_silent("hospital-b")
+        spread.assert_sent_once(complete)
+        spread.assert_ended_well()
         # hospital-b was never restarted: what it sent is its ciphertexts, and the window that was under way when the link was given up
-        own = sum(p.stat().st_size for p in mine.glob("??/*"))
+        own = sum(p.stat().st_size for p in (c.folder("hospital-b") / "blobs").glob("??/*"))
         assert own <= sent(c.folder("hospital-b"), "upload") + sent(c.folder("hospital-b"), "moments") < own + (Link.WINDOW + 1) * PIECE
-        for name in c.custodians:
-            shares = c.ledger(name)
-            assert len(shares) == 2 * 2 + 1 == len({item for _, item, _, _ in shares}) == len({d for _, _, d, _ in shares})
+
+
+def test_custodians_behind_slow_links_that_stall_for_a_minute(network: Network, tmp_path: Path) -> None:
+    """Both custodians have 1 MB/s. One is cut off while it sends its key contributions, the verifier in the middle of a refresh."""
+    homes = {"north": ("custodian-1",), "south": ("custodian-2",), "hub": ("server", "hospital-a", "hospital-b", "hospital-c")}
+    with Consortium("stalled-custodians", training={"steps": 2}, layout={"class_lanes": 4, "feature_lanes": 4}) as c:
+        spread = Spread(network, c, homes, tmp_path)
+        network.slow("north")
+        network.slow("south")
+        spread.start(*c.roles)
+        c.processes["custodian-2"].reach_phase("keys")
+        complete = spread.while_sending("custodian-2")
+        network.cut("south")
+        time.sleep(60)
+        assert "keys/2/commit" not in {topic for _, topic in c.board()}, "the key ceremony went on without custodian-2"
+        network.join("south")
+
+        verifier = c.processes["custodian-1"]
+        verifier.reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1, timeout=300)
+        given = len(c.ledger("custodian-1"))
+        network.cut("north")
+        time.sleep(60)
+        assert all(p.child.poll() is None for p in c.processes.values()), "somebody went on without the verifier, or gave up"
+        network.join("north")
+        c.finish(timeout=180)
+
+        assert 0 < given < 4, "the verifier was not cut off in the middle of the training"
+        spread.assert_silent("custodian-1", "custodian-2")
+        spread.assert_sent_once(complete)
+        spread.assert_ended_well()
+        # the verifier has fetched every ciphertext of every institution, once
+        chunks = [digest for _, _, upload in c.bodies(Upload) for digest in upload.chunks]
+        fetched = sum((c.folder("custodian-1") / "blobs" / d[:2] / d[2:]).stat().st_size for d in chunks)
+        assert fetched < carried(c.folder("custodian-1"), "upload", "down") < fetched + PIECE
 
 
 # --------------------------------------------------------------------------- clocks

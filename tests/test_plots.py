@@ -12,8 +12,8 @@ from PIL import Image
 
 from focal.errors import FocalError
 from focal.report import plots
-from focal.report.metrics import auroc_per_class, macro_auroc
-from focal.report.plots import Span, plot_per_class, plot_roc, plot_timeline
+from focal.report.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, probabilities
+from focal.report.plots import Span, plot_per_class, plot_reliability, plot_roc, plot_timeline
 
 CLASSES = ("normal", "diabetic retinopathy", "glaucoma", "never in the test rows")
 
@@ -83,6 +83,27 @@ def test_per_class_counts_the_classes_it_wins_and_leaves_out_undefined_ones(tmp_
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["diabetic retinopathy  0.45", "glaucoma  0.70", "normal  0.90"]
     assert [bar.get_x() + bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == pytest.approx([0.45, 0.7, 0.9])
     assert axes.get_xlim()[0] < 0.45
+
+
+def test_reliability_has_a_panel_for_each_class_that_can_be_scored(tmp_path: Path, drawn: list[Figure]) -> None:
+    labels, scores = scored(800)
+    plot_reliability(labels, scores, CLASSES, "multiclass", tmp_path / "reliability.png")
+    check_png(tmp_path / "reliability.png", drawn[0])
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    errors = calibration_error_per_class(labels, scores, "multiclass")
+    assert [axes.get_title(loc="left") for axes in panels] == [f"{CLASSES[c]}  error {errors[c]:.2f}" for c in range(3)]
+    p = probabilities(scores, "multiclass")
+    for c, axes in enumerate(panels):
+        predicted, observed = (np.asarray(v) for v in axes.lines[1].get_data())
+        assert len(predicted) == plots.RELIABILITY_BINS and (np.diff(predicted) > 0).all()
+        # bins of equally many rows: the mean of their means is the mean of all rows
+        assert predicted.mean() == pytest.approx(p[:, c].mean(), rel=0.02) and observed.mean() == pytest.approx(
+            labels[:, c].mean(), rel=0.02
+        )
+    plot_reliability(labels[:, :2], scores[:, 1:2], ("normal", "pneumonia"), "binary", tmp_path / "binary.png")
+    assert [axes.get_title(loc="left")[:9] for axes in drawn[1].axes] == ["pneumonia"]
+    with pytest.raises(FocalError, match="one class only"):
+        plot_reliability(np.eye(2)[[0, 0, 0]], np.ones((3, 1)), ("normal", "pneumonia"), "binary", tmp_path / "never.png")
 
 
 def test_timeline(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -46,9 +46,7 @@ def refreshed(rehearsal: Rehearsal, small: Layout, weights: np.ndarray) -> Any:
 
 @pytest.fixture(scope="module")
 def shares(rehearsal: Rehearsal, refreshed: Any) -> list[tuple[str, bytes]]:
-    return [
-        (f"custodian-{i}", release.share(rehearsal.scheme, s.key, refreshed, lead=i == 0)) for i, s in enumerate(rehearsal.secrets)
-    ]
+    return [(f"custodian-{i}", release.share(rehearsal.scheme, s.key, refreshed, lead=i == 0)) for i, s in enumerate(rehearsal.secrets)]
 
 
 def test_the_test_inverts_the_embedding() -> None:
@@ -111,6 +109,27 @@ def test_the_constants_are_those_of_thirty_bits() -> None:
     assert release.flooding_bits() == pytest.approx(30)
     assert release.flooding_bits(2 * release.CARRIED_NOISE) == pytest.approx(28)
     assert math.log2(release.SIGMA) == pytest.approx(30.79, abs=0.01)
+    assert release.sigma(4 * release.CARRIED_NOISE) == 4 * release.SIGMA
+    assert release.flooding_bits(4 * release.CARRIED_NOISE, 4 * release.CARRIED_NOISE) == pytest.approx(30)
+
+
+def test_gaussians_come_in_the_number_and_size_asked_for() -> None:
+    """Mean and deviation of 99,999 samples, six standard errors; the largest is what so many Gaussians have, not a cut-off's."""
+    found = release.gaussian(99_999, 3.0)
+    assert found.shape == (99_999,)
+    assert abs(found.mean()) < 6 * 3 / 99_999**0.5
+    assert abs(found.std() / 3 - 1) < 6 / (2 * 99_999) ** 0.5
+    assert 3.5 < np.abs(found).max() / 3 < 7
+    assert release.gaussian(1, 1.0) != release.gaussian(1, 1.0)
+
+
+def test_a_share_is_smudged_for_the_noise_that_is_stated(rehearsal: Rehearsal) -> None:
+    scheme, q = rehearsal.scheme, rehearsal.scheme.moduli[0]
+    zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
+    data = release.share(scheme, rehearsal.secrets[1].key, zero, False, 4 * release.CARRIED_NOISE)
+    (limb,) = wire.unpack(scheme, wire.DECRYPTION, data, "")[0]
+    noise = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
+    assert abs(rms(noise) / (4 * release.SIGMA) - 1) < 0.03
 
 
 def test_the_smudging_is_gaussian_with_the_stated_deviation(rehearsal: Rehearsal) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +28,17 @@ def root_of_unity(q: int, order: int) -> int:
 
 def limb(values: list[int]) -> np.ndarray:
     return np.array(values, dtype=np.uint64)
+
+
+def test_a_machine_with_a_short_long_double_is_refused_at_the_first_import() -> None:
+    """There ``multiply`` is wrong, silently: shown here with the double that such a machine has instead."""
+    short = "import numpy as np\nnp.longdouble = np.float64\n"
+    result = subprocess.run([sys.executable, "-c", short + "import focal.ckks.ring"], capture_output=True, text=True)
+    assert "FocalError: this machine's long double has 52 bits" in result.stderr and "80 bits" in result.stderr
+    x = np.random.default_rng(0).integers(0, PRIMES[0], 100, dtype=np.uint64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "longdouble", np.float64)
+        assert ring.multiply(x, x, PRIMES[0]).tolist() != [int(a) ** 2 % PRIMES[0] for a in x]
 
 
 @given(st.integers(3, (1 << 61) - 1), st.data())

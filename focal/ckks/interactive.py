@@ -7,7 +7,7 @@ two, at most 8), Q = R / K and m = S / R rows::
 
     activations   X(i, j)     = x[i, j]
     derivatives   D(i, r, q)  = delta[i, (r - i) mod K]        the same for every q; logits come back in the same order, at q = 0
-    weights       W(i, r, q)  = 16 w[j, (r - i) mod K]         all of w within K rows, repeated along i
+    weights       W(i, r, q)  = w[j, (r - i) mod K]            all of w within K rows, repeated along i
 
 Row i has its classes shifted by i lanes. So the weights are *one* ciphertext, hence one refresh per step, and W_e = rot(W, e R)
 puts class (r - i - e) mod K on every slot: K rotations show each feature all its classes. What is missing is to bring lane r to
@@ -21,21 +21,27 @@ written in the 2K - 1 diagonals s = e and s = e - K, where a mask keeps the lane
     weight gradient    G  = fold_i  sum_e rot(sum_(s = e mod K) X_s . D_s, -e R)  Horner over e, both ways from 0
 
 The row axis is the slowest, so fold_i and the rotations by e R are cyclic: G comes out complete in every copy, is merged over
-e before it is folded, and needs neither mask nor broadcast. Key switches (R = 64, K = 8): 17 with 2 limbs, 27 with 3, 29 with 4;
+e before it is folded, and needs neither mask nor broadcast. Key switches (R = 64, K = 8): 17 with 2 limbs, 16 with 3, 18 with 4, 22 with 5;
 the rotations that they need have keys by steps of Q and R only (Horner), 11 in all.
 
 Level schedule. Every branch begins as low as it can, because a key switch with 2 limbs costs a quarter of one with 6::
 
-    limbs   6                   5              4                     3                  2                  1
-    W       ----------------------------------> W_e ----mask_s-----> W_s
-    X       -----------------------------------------------------> X . W_s --------> Z ----owner mask---> opened
-    D                                          D_s ----------------> W_s . D_s -----> dX ---owner mask---> opened
-    X       --16 rate / n-----> . --mask_s---> X_s . D_s ----------> G
-    W, W-   ----------------------------------> (1+b) W - b W- ----> . - G --- refresh --> W with 6 limbs
+    limbs   6            5                 4                         3                  2                  1
+    W       -----------------------------> W_e ---------mask_s-----> W_s
+    X       -----------------------------------------------------> X . W_s --------> Z --mask / 64------> opened
+    D                    D_s -------------------------------------> W_s . D_s -----> dX --mask / 16------> opened
+    X       ---mask_s--> X_s . D_s ------> G
+    W, W-   -----------------------------> b (W - W-) - rate / (64 n) G ---> . + W --- refresh --> W with 6 limbs
 
-W is carried times 16 (layout.WEIGHT_SCALE), and so are the opened values: the smudging of an opening, absolute in size, weighs
-16 times less on them. delta comes at its natural size: scaled down by the rate, the input gradient would drown in the
-smudging. The rate goes into X on its way to the weight gradient.
+Everything is carried 64 times larger (SCALE): activations, derivatives, weights, opened logits; opened gradients 256 times. Noise has
+one size whatever it falls on, so that of fresh ciphertexts and key switches weighs 64 times less on values 64^2 times larger (Z, dX, G),
+which the owner's mask or the rate then divides; and the smudging of an opening weighs 64 times less on what it hides. What is left:
+
+    a head     one rounding of 2^5.7 per coefficient and step (3 custodians), and as much from the derivatives' own noise. Momentum
+               passes it on 1 / (1 - b) times, and steps add up: 10 sqrt(T) for b = 0.9 (head_noise). So W goes into the next W unrounded
+    openings   the head's noise times x, the fresh noise of x times w; opening.py has the bounds and what they mean
+
+delta comes at its natural size: scaled down by the rate, the input gradient would drown in the smudging. The rate comes last.
 
 Momentum needs no refresh of its own: with a constant rate, SGD with momentum b is w+ = w + b (w - w-) - rate g (Polyak 1964),
 where w- are the weights of the step before, which are there with all limbs.
@@ -44,6 +50,7 @@ where w- are the weights of the step before, which are there with all limbs.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -52,7 +59,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import wire
+from focal.ckks import opening, release, wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.engine import Ciphertext, Moves, Refresh
 from focal.ckks.layout import WEIGHT_SCALE, power_of_two
@@ -68,16 +75,26 @@ MIN_CONTRIBUTORS = 3
 
 ACTIVATIONS = wire.ciphertext(LIMBS)
 """What an institution uploads before the forward pass."""
-DERIVATIVES = wire.ciphertext(REFRESH_LIMBS + 1)
+DERIVATIVES = wire.ciphertext(REFRESH_LIMBS + 2)
 """What it uploads before the backward pass."""
 OPENING = wire.ciphertext(1)
 """What is opened to an owner."""
-OPENING_NOISE = 2.0**15
-"""Noise of an opening per coefficient (root mean square) that its smudging has to hide: what new activations and derivatives
-bring, times 16 w; for weights of about 0.1, and growing with them (measured in tests/test_interactive_kernel.py)."""
+SCALE = 64.0
+"""How many times larger than themselves activations, derivatives, weights and opened logits are carried."""
+GRADIENT_SCALE = 256.0
+"""The same of opened activation gradients, which are smaller and need the same relative precision."""
+RANGE = 64.0
+"""Activation gradients up to this size, and logits up to four times as large, must fit the last limb."""
 
-TURNED = DERIVATIVES.limbs
-"""Limbs with which W and D are rotated."""
+HEAD_NOISE = 2.0**16
+"""t of the release of a head (focal/ckks/release.py): four times that of the blind protocol's, on weights carried four times larger."""
+ROUNDING = 2.0**5.7
+"""What one rescaling adds, per coefficient, with 3 custodians: sqrt((1 + 2 N) / 12)."""
+TURNED_NOISE = 2.0**10.8
+"""Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in tests/test_interactive_kernel.py)."""
+
+TURNED = 4
+"""Limbs with which W is rotated."""
 MULTIPLIED = 3
 """Limbs with which activations, derivatives and weights are multiplied for logits and input gradient."""
 
@@ -150,42 +167,46 @@ class InteractiveLayout:
     # ----------------------------------------------------------------- values <-> slots
 
     def activation_slots(self, x: Array, first: int) -> Array:
-        """(S,) slots of X from activations (n, R) of rows [first, first + n), zeros elsewhere."""
+        """(S,) slots of 64 X from activations (n, R) of rows [first, first + n), zeros elsewhere."""
         out = np.zeros((self.rows, self.features))
-        out[self._own(first, x)] = x
+        out[self._own(first, x)] = SCALE * x
         return out.reshape(-1)
 
     def derivative_slots(self, delta: Array, first: int) -> Array:
-        """(S,) slots of D from d loss / d logit (n, C), at natural size (divided by nothing), of rows [first, first + n)."""
+        """(S,) slots of 64 D from d loss / d logit (n, C), each of its own row's loss, of rows [first, first + n)."""
         padded = np.zeros((self.rows, self.lanes))
-        padded[self._own(first, delta), : self.outputs] = delta
+        padded[self._own(first, delta), : self.outputs] = SCALE * delta
         return np.repeat(np.take_along_axis(padded, self._classes, axis=1), self.lane)
 
     def weight_slots(self, weights: Array) -> Array:
-        """(S,) slots of carried weights (R, C): give 16 w."""
+        """(S,) slots of 64 W from weights (R, C)."""
         padded = np.zeros((self.features, self.lanes))
-        padded[:, : self.outputs] = weights
+        padded[:, : self.outputs] = SCALE * weights
         lanes = np.arange(self.features) // self.lane
         return np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(-1)
 
     def logits(self, slots: Array, rows: range) -> Array:
         """(n, C) logits of ``rows`` from an opened ciphertext."""
-        lanes = slots.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / WEIGHT_SCALE
+        lanes = slots.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / SCALE
         out: Array = np.empty_like(lanes)
         np.put_along_axis(out, self._classes, lanes, axis=1)
         return out[rows.start : rows.stop, : self.outputs]
 
     def gradients(self, slots: Array, rows: range) -> Array:
         """(n, R) d loss / d activation of ``rows`` from an opened ciphertext."""
-        return slots.reshape(self.rows, self.features)[rows.start : rows.stop] / WEIGHT_SCALE
+        return slots.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_SCALE
 
     def read_weights(self, slots: Array) -> Array:
-        """(R, C) carried weights, 16 w, the copies averaged (release.weights divides)."""
+        """(R, C) times 16, which is what release.weights divides by, from the slots of a head; the copies are averaged."""
         values = slots.reshape(self.copies, self.lanes, self.features).mean(axis=0)
         lanes, out = np.arange(self.features) // self.lane, np.empty((self.features, self.lanes))
         for i in range(self.lanes):
             out[np.arange(self.features), self._classes[i, lanes]] = values[i]
-        return out[:, : self.outputs]
+        return out[:, : self.outputs] * (WEIGHT_SCALE / SCALE)
+
+    def noise_slots(self, deviation: float) -> Array:
+        """(S,) slots of 64 times a fresh Gaussian of ``deviation`` on every weight, the same on all of its copies."""
+        return self.weight_slots(release.gaussian(self.features * self.outputs, deviation).reshape(self.features, self.outputs))
 
     # ----------------------------------------------------------------- masks
 
@@ -201,7 +222,9 @@ class InteractiveLayout:
 
     def gradient_mask(self, rows: range) -> Array:
         """1 where the activation gradients of ``rows`` stand."""
-        return self.activation_slots(np.ones((len(rows), self.features)), rows.start)
+        mask = np.zeros((self.rows, self.features))
+        mask[rows.start : rows.stop] = 1.0
+        return mask.reshape(-1)
 
     # ----------------------------------------------------------------- help
 
@@ -233,6 +256,35 @@ def row_table(layout: InteractiveLayout, batches: Mapping[str, int]) -> dict[str
     return table
 
 
+def check_contributors(rows: Mapping[str, int], batches: Mapping[str, int], min_rows_of_others: int) -> int:
+    """All rows of a step in which each institution of ``rows`` takes part with so many; ``batches``: how many each may bring at most.
+
+    What the server and every custodian ask before anything is opened, from the signed headers of the uploads. An owner that knows two heads
+    subtracts its own gradient and has the sum of the others'. Raises :class:`Refused`: ``owner`` for an unknown one, ``contributors``
+    below three, ``rows`` for a wrong number or fewer than ``min_rows_of_others`` beside somebody.
+    """
+    unknown = [name for name in rows if name not in batches]
+    if unknown:
+        raise Refused("owner", f"{unknown[0]} has no rows in this run's joint batch")
+    if len(rows) < MIN_CONTRIBUTORS:
+        raise Refused(
+            "contributors",
+            f"{len(rows)} of {len(batches)} institutions take part; a step needs {MIN_CONTRIBUTORS}",
+            hint="wait until more institutions are back; the step is repeated with them",
+        )
+    total = sum(rows.values())
+    for name, own in rows.items():
+        if not 1 <= own <= batches[name]:
+            raise Refused("rows", f"{name} declares {own} rows; its batch has 1 to {batches[name]}")
+        if total - own < min_rows_of_others:
+            raise Refused(
+                "rows",
+                f"beside {name} there are {total - own} rows in this step; min_rows_of_others is {min_rows_of_others}",
+                hint="use larger batches, or wait for more institutions",
+            )
+    return total
+
+
 # --------------------------------------------------------------------------- the twin
 
 
@@ -246,6 +298,30 @@ class Update:
     def __post_init__(self) -> None:
         if not (0.0 < self.rate < 100.0 and 0.0 <= self.momentum < 1.0):
             raise FocalError(f"interactive: rate {self.rate} and momentum {self.momentum}", hint="a rate above 0, a momentum in [0, 1)")
+
+
+def head_noise(update: Update, steps: int, rows: int, custodians: int) -> float:
+    """Expected noise of the head after ``steps`` steps of ``rows`` rows, root mean square over the coefficients.
+
+    What step s adds has been passed on (1 - b^(T - s)) / (1 - b) times at step T. For activations of root mean square 1.
+    """
+    each = custodians / 3 * (ROUNDING**2 + (TURNED_NOISE * update.rate) ** 2 / rows)
+    b = update.momentum
+    return math.sqrt(each * sum(((1 - b**k) / (1 - b)) ** 2 for k in range(1, steps + 1)))
+
+
+def check_steps(update: Update, steps: int, rows: int, custodians: int) -> None:
+    """Raise :class:`FocalError` when a head would carry more noise after so many steps than openings are smudged for.
+
+    What openings carry of it is, over a run, about as much (root mean square). Its release hides twice that (:data:`HEAD_NOISE`).
+    """
+    noise = head_noise(update, steps, rows, custodians)
+    if noise > opening.NOISE:
+        raise FocalError(
+            f"interactive: after {steps} steps with momentum {update.momentum:g} the head would carry noise of 2^{math.log2(noise):.1f}; "
+            f"openings are smudged for 2^{math.log2(opening.NOISE):.0f}",
+            hint="fewer steps under one key, a smaller momentum or a smaller head_rate",
+        )
 
 
 def twin_step(weights: Array, before: Array, x: Array, delta: Array, update: Update) -> Array:
@@ -277,7 +353,7 @@ class Forward:
     """What the forward pass leaves behind."""
 
     logits: dict[str, Ciphertext]
-    """Owner -> 16 z on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
+    """Owner -> 64 z on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
     activations: Ciphertext
     """X of all owners."""
     diagonals: dict[int, Ciphertext]
@@ -289,7 +365,7 @@ class Backward:
     """What the backward pass leaves behind."""
 
     gradients: dict[str, Ciphertext]
-    """Owner -> 16 dX on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
+    """Owner -> 256 dX on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
     weights: Ciphertext
     """The new head with 3 limbs, to be refreshed."""
 
@@ -312,12 +388,21 @@ class InteractiveEngine(Moves):
         min_rows_of_others: int = 32,
     ) -> None:
         self.scheme, self.cc, self.layout, self.owners, self.update = scheme, scheme.cc, layout, dict(owners), update
-        self.min_rows_of_others = min_rows_of_others
+        self.batches, self.min_rows_of_others = {name: len(rows) for name, rows in owners.items()}, min_rows_of_others
+        most = scheme.moduli[0] / (2 * scheme.scale * GRADIENT_SCALE)
+        if most < RANGE / 2:  # q_0 lies around 2^first_bits
+            raise FocalError(
+                f"interactive: the last limb holds activation gradients up to {most:.1f} only",
+                hint=f"use ckks.first_bits at least {math.log2(GRADIENT_SCALE * RANGE) + 1:.0f} above ckks.scale_bits, as the defaults are",
+            )
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
         splits = range(1, layout.lanes)
-        self.low = {limbs: {e: scheme.encode(layout.low_lanes(e), limbs) for e in splits} for limbs in (LIMBS - 1, TURNED)}
-        self.logit_masks = {name: scheme.encode(layout.logit_mask(rows), MULTIPLIED - 1) for name, rows in self.owners.items()}
-        self.gradient_masks = {name: scheme.encode(layout.gradient_mask(rows), MULTIPLIED - 1) for name, rows in self.owners.items()}
+        self.low = {limbs: {e: scheme.encode(layout.low_lanes(e), limbs) for e in splits} for limbs in (LIMBS, TURNED)}
+        self.logit_masks = {name: scheme.encode(layout.logit_mask(rows) / SCALE, MULTIPLIED - 1) for name, rows in self.owners.items()}
+        self.gradient_masks = {
+            name: scheme.encode(layout.gradient_mask(rows) * (GRADIENT_SCALE / SCALE**2), MULTIPLIED - 1)
+            for name, rows in self.owners.items()
+        }
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -339,9 +424,9 @@ class InteractiveEngine(Moves):
     def forward(self, weights: Weights, activations: Mapping[str, Ciphertext]) -> Forward:
         """``activations``: what each owner that is present uploaded (6 limbs, its own rows filled).
 
-        Raises :class:`Refused` (``contributors``) for fewer than three.
+        Raises :class:`Refused` as :func:`check_contributors` does if all bring full batches.
         """
-        self._enough(activations)
+        self._check({name: self.batches.get(name, 0) for name in activations})
         x = self._sum(activations[name] for name in self.owners if name in activations)
         diagonals = self._diagonals(self._turned(self._drop(weights.now, LIMBS - TURNED)), self.low[TURNED])
         low = self._drop(x, LIMBS - MULTIPLIED)
@@ -352,64 +437,38 @@ class InteractiveEngine(Moves):
         return Forward(self._masked(self._fold(z, self.layout.lane_folds), self.logit_masks, activations), x, diagonals)
 
     def backward(self, weights: Weights, run: Forward, derivatives: Mapping[str, Ciphertext], rows: Mapping[str, int]) -> Backward:
-        """``derivatives``: what each owner that answered uploaded (4 limbs); ``rows``: how many of its rows it filled.
+        """``derivatives``: what each owner that answered uploaded (5 limbs); ``rows``: how many of its rows it filled.
 
         Owners that were there in the forward pass and are not any more add nothing to the head and get nothing.
-        Raises :class:`Refused` (``contributors``, ``rows``) where an owner could single out others' gradients, and (``owner``)
-        for one that was not in the forward pass.
+        Raises :class:`Refused` as :func:`check_contributors` does, and (``owner``) for one that was not in the forward pass.
         """
-        self._enough(derivatives)
+        n = self._check({name: rows[name] for name in derivatives})
         late = [name for name in derivatives if name not in run.logits]
         if late:
             raise Refused("owner", f"{late[0]} sent derivatives without activations", hint="it can join at the next step")
-        n = self._rows(derivatives, rows)
         k = self.layout.lanes
         d = self._derivatives(self._sum(derivatives[name] for name in self.owners if name in derivatives))
-        x = self._diagonals([self._times(run.activations, WEIGHT_SCALE * self.update.rate / n)] * k, self.low[LIMBS - 1])
+        x = self._diagonals([run.activations] * k, self.low[LIMBS])
 
         lanes = self._map(lambda e: self._inner([(x[s], d[s]) for s in ([e, e - k] if e else [0])]), range(k))
         half = k // 2
         gradient, *sides = self._all(
             [
-                lambda: self._inner([(run.diagonals[s], self._drop(d[s], TURNED - MULTIPLIED)) for s in d]),
+                lambda: self._inner([(run.diagonals[s], self._drop(d[s], DERIVATIVES.limbs - MULTIPLIED)) for s in d]),
                 *([lambda: self._horner(lanes[1 : half + 1], -self.layout.features)] if k > 1 else []),
                 *([lambda: self._horner(lanes[:half:-1], self.layout.features)] if k > 2 else []),
             ]
         )
         g = self._fold(self._sum([lanes[0], *sides]), self.layout.row_folds)
-        return Backward(self._masked(gradient, self.gradient_masks, derivatives), self.cc.EvalSub(self._carried(weights), g))
+        return Backward(self._masked(gradient, self.gradient_masks, derivatives), self._updated(weights, g, n))
 
     def finish(self, step: int, weights: Weights, run: Backward, refresh: Refresh) -> Weights:
         """The head after step ``step``, refreshed: one ciphertext to every custodian."""
         (now,) = refresh([f"train/{step}/weights/-/merged/-"], [run.weights])
         return Weights(now, weights.now)
 
-    # ----------------------------------------------------------------- who may take part
-
-    def _enough(self, present: Mapping[str, Any]) -> None:
-        unknown = [name for name in present if name not in self.owners]
-        if unknown:
-            raise Refused("owner", f"{unknown[0]} has no rows in this run's joint batch")
-        if len(present) < MIN_CONTRIBUTORS:
-            raise Refused(
-                "contributors",
-                f"{len(present)} of {len(self.owners)} institutions take part; a step needs {MIN_CONTRIBUTORS}",
-                hint="wait until more institutions are back; the step is repeated with them",
-            )
-
-    def _rows(self, present: Iterable[str], rows: Mapping[str, int]) -> int:
-        """Rows of all who are present."""
-        total = sum(rows[name] for name in present)
-        for name in present:
-            if not 1 <= rows[name] <= len(self.owners[name]):
-                raise Refused("rows", f"{name} declares {rows[name]} rows; its batch has 1 to {len(self.owners[name])}")
-            if total - rows[name] < self.min_rows_of_others:
-                raise Refused(
-                    "rows",
-                    f"beside {name} there are {total - rows[name]} rows in this step; min_rows_of_others is {self.min_rows_of_others}",
-                    hint="use larger batches, or wait for more institutions",
-                )
-        return total
+    def _check(self, rows: Mapping[str, int]) -> int:
+        return check_contributors(rows, self.batches, self.min_rows_of_others)
 
     # ----------------------------------------------------------------- parts of a step
 
@@ -440,13 +499,14 @@ class InteractiveEngine(Moves):
         up, down = self._all([lambda: self._chain(d, -q, k - 1), lambda: self._chain(d, q, k - 1)])
         return {0: d, **{s + 1: ct for s, ct in enumerate(up)}, **{-s - 1: ct for s, ct in enumerate(down)}}
 
-    def _carried(self, weights: Weights) -> Ciphertext:
-        """W + b (W - W-) with 3 limbs."""
-        low = LIMBS - REFRESH_LIMBS - 1
-        now, b = self._drop(weights.now, low), self.update.momentum
-        if b == 0.0:
-            return self._drop(now, 1)
-        return self._sum([self._times(now, 1.0 + b), self._times(self._drop(weights.before, low), -b)])
+    def _updated(self, weights: Weights, g: Ciphertext, n: int) -> Ciphertext:
+        """W + b (W - W-) - rate G / (64 n) with 3 limbs, rounded once."""
+        low = LIMBS - REFRESH_LIMBS
+        now, before = self._drop(weights.now, low - 1), self._drop(weights.before, low - 1)
+        moved = self.cc.EvalMult(g, -self.update.rate / (SCALE * n))
+        if self.update.momentum:
+            moved = self.cc.EvalAdd(moved, self.cc.EvalMult(self.cc.EvalSub(now, before), self.update.momentum))
+        return self.cc.EvalAdd(self._drop(now, 1), self.cc.Rescale(moved))
 
     def _masked(self, ct: Ciphertext, masks: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Ciphertext]:
         """One opening per owner that is present."""

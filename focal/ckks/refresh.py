@@ -10,6 +10,9 @@ The masks M_i hide the message statistically (2^105 against a scale of 2^45 and 
 ``a`` must be fresh and nobody's choice: with a repeated ``a`` the masks cancel between two refreshes, and a share on a c1 of
 the server's choice spells out the custodian's secret (openfhe-facts, section 3; attacks/key_extraction.py). Hence ``a`` is
 derived here from what is refreshed, and the ledger admits one share per plan item and per digest.
+
+A custodian may add a message of its own (``added``), noise on a head: it goes into h1, which is recorded, so whoever recomputes
+the refresh from the recorded shares gets the same limbs; and M_i hides it as it hides the rest.
 """
 
 from __future__ import annotations
@@ -18,8 +21,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from focal.ckks import ring, wire
-from focal.ckks.context import REFRESH_LIMBS, Scheme
+from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.ring import Limb
 
 
@@ -42,12 +48,22 @@ def request(scheme: Scheme, ciphertext: Any) -> bytes:
     return wire.pack(scheme, wire.ciphertext(REFRESH_LIMBS), scheme.limbs(ciphertext))
 
 
-def share(scheme: Scheme, secret: Any, c1: Sequence[Limb], a: Sequence[Limb]) -> tuple[bytes, bytes]:
-    """One custodian's (h0, h1) as canonical bytes. Call it through the ledger only: each share is made once."""
+def share(
+    scheme: Scheme, secret: Any, c1: Sequence[Limb], a: Sequence[Limb], added: NDArray[np.float64] | None = None
+) -> tuple[bytes, bytes]:
+    """One custodian's (h0, h1) as canonical bytes; ``added``: slots (S,) that it adds to the message.
+
+    Call it through the ledger only: each share is made once.
+    """
     if len(c1) != REFRESH_LIMBS:
         raise ValueError(f"a refresh takes exactly 3 limbs, not {len(c1)}")
     h0, h1 = scheme.cc.IntMPBootDecrypt(secret, scheme.second_half(c1), scheme.common(a))
-    return wire.pack(scheme, wire.REFRESH_H0, scheme.limbs(h0)), wire.pack(scheme, wire.REFRESH_H1, scheme.limbs(h1))
+    (limbs,) = scheme.limbs(h1)
+    if added is not None:
+        nothing = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
+        encoded = scheme.limbs(scheme.cc.EvalAdd(nothing, scheme.encode(added)))[0]  # the bindings show a plaintext's limbs only this way
+        limbs = ring.total([limbs, encoded], scheme.moduli)
+    return wire.pack(scheme, wire.REFRESH_H0, scheme.limbs(h0)), wire.pack(scheme, wire.REFRESH_H1, [limbs])
 
 
 def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tuple[str, bytes, bytes]]) -> Any:

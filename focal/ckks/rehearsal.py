@@ -6,15 +6,17 @@ Everything is done by the same functions that the roles call over the network.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, refresh, release, wire
+from focal.ckks import keys, opening, refresh, release, wire
 from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.engine import Block, Engine, chunk_kind
+from focal.ckks.engine import Block, Engine, Refresh, chunk_kind
 from focal.ckks.layout import Layout
 from focal.ckks.twin import Scalars
 from focal.config import CkksConfig
@@ -63,6 +65,18 @@ class Rehearsal:
         """Collective refresh by all custodians in turn, with the derived ``a``; shares are added as objects, no bytes travel."""
         return [self._refresh(item, ct) for item, ct in zip(items, ciphertexts, strict=True)]
 
+    def noisy_refresh(self, noise: Callable[[], Array]) -> Refresh:
+        """A refresh in which each custodian adds slots of its own drawing to every message."""
+
+        def one(item: str, ciphertext: Any) -> Any:
+            asked = refresh.request(self.scheme, ciphertext)
+            a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(asked))
+            c1 = self.scheme.limbs(ciphertext)[1]
+            shares = [(f"custodian {i}", *refresh.share(self.scheme, s.key, c1, a, noise())) for i, s in enumerate(self.secrets)]
+            return refresh.combine(self.scheme, asked, a, shares)
+
+        return lambda items, ciphertexts: [one(item, ct) for item, ct in zip(items, ciphertexts, strict=True)]
+
     def _refresh(self, item: str, ciphertext: Any) -> Any:
         scheme = self.scheme
         digest = wire.digest(refresh.request(scheme, ciphertext))
@@ -72,10 +86,14 @@ class Rehearsal:
         shares = [scheme.cc.IntMPBootDecrypt(s.key, c1, a) for s in self.secrets]
         return scheme.cc.IntMPBootEncrypt(scheme.joint_tag_key, scheme.cc.IntMPBootAdd(shares), a, ciphertext)
 
-    def release(self, weights: list[Any]) -> Array:
+    def release(self, weights: list[Any], noise: float = release.CARRIED_NOISE) -> Array:
         """(R, C) weights by smudged shares of all custodians."""
-        opened = []
-        for ct in weights:
-            shares = [(f"custodian {i}", release.share(self.scheme, s.key, ct, lead=i == 0)) for i, s in enumerate(self.secrets)]
-            opened.append(release.open_slots(self.scheme, shares))
-        return release.weights(self.layout, opened)
+        return release.weights(self.layout, [self._opened(partial(release.share, noise=noise), ct) for ct in weights])
+
+    def open(self, ciphertext: Any) -> Array:
+        """(S,) slots of an opening to an owner, by smudged shares of all custodians."""
+        return self._opened(opening.share, ciphertext)
+
+    def _opened(self, share: Callable[[Scheme, Any, Any, bool], bytes], ciphertext: Any) -> Array:
+        shares = [(f"custodian {i}", share(self.scheme, s.key, ciphertext, i == 0)) for i, s in enumerate(self.secrets)]
+        return release.open_slots(self.scheme, shares)

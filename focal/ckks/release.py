@@ -36,28 +36,43 @@ KAPPA = 30
 """Bits of statistical flooding."""
 CARRIED_NOISE = 2.0**14
 """t: bound on the root mean square, over the coefficients, of the noise of a refreshed weight ciphertext."""
-SIGMA = 2.0 ** (KAPPA / 2) * math.sqrt(12) * CARRIED_NOISE
-"""Standard deviation per coefficient of one custodian's smudging noise."""
 MAX_ERROR = 1e-3
 """Largest error of a released weight that a layout may cause."""
 
 
-def share(scheme: Scheme, secret: Any, ciphertext: Any, lead: bool) -> bytes:
-    """One custodian's smudged share of a refreshed weight ciphertext. Made once, through the ledger."""
-    one_limb = scheme.cc.Compress(ciphertext, 1)
+def sigma(noise: float) -> float:
+    """Standard deviation per coefficient of the smudging of a carried noise of ``noise`` (root mean square)."""
+    return 2.0 ** (KAPPA / 2) * math.sqrt(12) * noise
+
+
+SIGMA = sigma(CARRIED_NOISE)
+"""Standard deviation per coefficient of one custodian's smudging noise in the blind protocol."""
+
+
+def share(scheme: Scheme, secret: Any, ciphertext: Any, lead: bool, noise: float = CARRIED_NOISE) -> bytes:
+    """One custodian's smudged share of a refreshed weight ciphertext. Made once, through the ledger.
+
+    ``noise``: bound on the carried noise; a head of the interactive protocol has its own (interactive.HEAD_NOISE).
+    """
+    return smudged(scheme, secret, scheme.cc.Compress(ciphertext, 1), lead, sigma(noise))
+
+
+def smudged(scheme: Scheme, secret: Any, one_limb: Any, lead: bool, deviation: float) -> bytes:
+    """Canonical bytes of s_i c1 (the lead: + c0) + noise, Gaussian with ``deviation`` on each of the N coefficients."""
     decrypt = scheme.cc.MultipartyDecryptLead if lead else scheme.cc.MultipartyDecryptMain
     made = decrypt([one_limb], secret)[0]
-    return wire.pack(scheme, wire.DECRYPTION, [[ring.add(scheme.limbs(made)[0][0], _noise(scheme), scheme.moduli[0])]])
-
-
-def _noise(scheme: Scheme) -> ring.Limb:
-    """The limb of a polynomial whose N coefficients are Gaussian with deviation :data:`SIGMA`, from the system's randomness."""
-    words = np.frombuffer(secrets.token_bytes(8 * scheme.n), "<u8").reshape(2, -1) >> np.uint64(11)
-    uniform = (words + 0.5) * 2.0**-53  # in (0, 1)
-    pairs = np.sqrt(-2 * np.log(uniform[0])) * np.exp(2j * np.pi * uniform[1])  # Box and Muller 1958
-    coefficients = np.rint(SIGMA * np.concatenate([pairs.real, pairs.imag])).astype(np.int64)
     q = scheme.moduli[0]
-    return ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q])
+    coefficients = np.rint(gaussian(scheme.n, deviation)).astype(np.int64)
+    noise = ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q])
+    return wire.pack(scheme, wire.DECRYPTION, [[ring.add(scheme.limbs(made)[0][0], noise, q)]])
+
+
+def gaussian(count: int, deviation: float) -> NDArray[np.float64]:
+    """``count`` independent Gaussians with ``deviation``, from the system's randomness (Box and Muller 1958)."""
+    words = np.frombuffer(secrets.token_bytes(16 * (-(-count // 2))), "<u8").reshape(2, -1) >> np.uint64(11)
+    uniform = (words + 0.5) * 2.0**-53  # in (0, 1)
+    pairs = np.sqrt(-2 * np.log(uniform[0])) * np.exp(2j * np.pi * uniform[1])
+    return deviation * np.concatenate([pairs.real, pairs.imag])[:count]
 
 
 def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]]) -> NDArray[np.float64]:
@@ -74,15 +89,18 @@ def weights(layout: Layout, slots: Sequence[NDArray[np.float64]]) -> NDArray[np.
     return np.hstack([layout.read_weights(s) for s in slots])[:, : layout.outputs] / WEIGHT_SCALE
 
 
-def flooding_bits(noise: float = CARRIED_NOISE) -> float:
-    """kappa that :data:`SIGMA` gives against a carried noise of ``noise`` per coefficient."""
-    return 2 * math.log2(SIGMA / (math.sqrt(12) * noise))
+def flooding_bits(noise: float = CARRIED_NOISE, bound: float = CARRIED_NOISE) -> float:
+    """kappa that the smudging of ``bound`` gives against a carried noise of ``noise`` per coefficient."""
+    return 2 * math.log2(sigma(bound) / (math.sqrt(12) * noise))
 
 
 def expected_error(slots: int, scale: float, layout: Layout, custodians: int) -> float:
-    """Expected largest error over all released weights (Gaussian, union over R x C)."""
-    sigma = SIGMA * math.sqrt(custodians) * math.sqrt(slots) / (scale * WEIGHT_SCALE * math.sqrt(layout.copies))
-    return sigma * math.sqrt(2 * math.log(2 * layout.features * layout.outputs))
+    """Expected largest error over all released weights (Gaussian, union over R x C).
+
+    It holds for a head of the interactive protocol as well: the noise and the weights under it are four times larger.
+    """
+    one = SIGMA * math.sqrt(custodians) * math.sqrt(slots) / (scale * WEIGHT_SCALE * math.sqrt(layout.copies))
+    return one * math.sqrt(2 * math.log(2 * layout.features * layout.outputs))
 
 
 def precision_bits(slots: int, scale: float, layout: Layout, custodians: int) -> float:

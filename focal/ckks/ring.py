@@ -14,8 +14,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.errors import FocalError
+
 Limb = NDArray[np.uint64]
 """N residues of one prime."""
+
+if np.finfo(np.longdouble).nmant < 63:  # multiply() would return wrong residues, and nothing would notice
+    raise FocalError(
+        f"this machine's long double has {np.finfo(np.longdouble).nmant} bits after the point, the limb arithmetic needs 63",
+        hint="use x86-64 Linux, whose long double has 80 bits",
+    )
 
 
 def add(x: Limb, y: Limb, q: int) -> Limb:
@@ -55,7 +63,10 @@ def expand(seed: bytes, moduli: Sequence[int], n: int) -> list[Limb]:
 
 
 def multiply(x: Limb, y: Limb, q: int) -> Limb:
-    """(x * y) mod q for q < 2^61, by a quotient in extended precision and one wrapped subtraction."""
+    """(x * y) mod q for q < 2^61, by a quotient in extended precision and one wrapped subtraction.
+
+    Two roundings to 64 significant bits: the quotient errs by at most 2^-2 before it is cut off, hence by at most one after.
+    """
     quotient = (x.astype(np.longdouble) * y.astype(np.longdouble) / np.longdouble(q)).astype(np.uint64)
     rest = (x * y - quotient * np.uint64(q)).view(np.int64)
     rest = np.where(rest < 0, rest + q, rest)

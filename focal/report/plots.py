@@ -1,4 +1,4 @@
-"""Three pictures of a run: how well it tells each disease apart, how that compares, where seconds and bytes went.
+"""Pictures of a run: how it tells each disease apart, how that compares, what its probabilities are worth, where seconds and bytes went.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines are labelled where they end and titles say the finding.
 Figures are drawn without pyplot: nothing here touches a display or global state.
@@ -17,10 +17,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
 from focal.config import Task, private_write
-from focal.report.metrics import auroc_per_class, macro_auroc, outcome_columns
+from focal.errors import FocalError
+from focal.report.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, outcome_columns, probabilities
 from focal.report.table import human_bytes
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
@@ -122,6 +124,45 @@ def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.fl
     axes.spines["left"].set_visible(False)
     wins = int(sum(encrypted[c] >= np.nanmax(alone[:, c]) for c in shown))
     _title(axes, f"At or above every single institution in {wins} of {len(shown)} classes", "encrypted training, test rows")
+    _save(figure, path)
+
+
+# --------------------------------------------------------------------------- calibration
+
+RELIABILITY_BINS = 8
+"""Of equally many rows each, so that every point means as much as its neighbour."""
+
+
+def plot_reliability(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task: Task, path: Path) -> None:
+    """Observed against predicted frequency of each class, one panel a class; arguments as those of :func:`plot_roc`."""
+    outcome, _ = outcome_columns(labels, scores, task)
+    predicted = probabilities(scores, task)[:, -outcome.shape[1] :]
+    errors = calibration_error_per_class(labels, scores, task)
+    names = list(classes)[-outcome.shape[1] :]
+    shown = [c for c in range(len(names)) if not np.isnan(errors[c])]
+    if not shown:
+        raise FocalError("calibration is undefined: the test rows hold one class only", hint="score rows of at least two classes")
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.35 * columns + 0.6, 2.3 * rows + 0.9), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, c in zip(panels, shown, strict=False):
+        observed, mean = calibration_curve(outcome[:, c], predicted[:, c], n_bins=RELIABILITY_BINS, strategy="quantile")
+        limit = 1.05 * max(observed.max(), mean.max())
+        axes.plot([0, limit], [0, limit], color=GREY, linewidth=0.8, linestyle=":")
+        axes.plot(mean, observed, "o-", color=BLUE, markersize=4, linewidth=1.4)
+        axes.set(xlim=(0, limit), ylim=(0, limit))
+        axes.set_box_aspect(1)
+        axes.locator_params(nbins=4)
+        _plain(axes)
+        axes.set_title(f"{names[c]}  error {errors[c]:.2f}", loc="left", fontsize=9, color=INK)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    figure.supxlabel("predicted probability", fontsize=9, color=INK)
+    figure.supylabel("observed frequency", fontsize=9, color=INK)
+    worst = max(shown, key=lambda c: errors[c])
+    figure.suptitle(f"Least well calibrated: {names[worst]}", x=0.01, ha="left", fontsize=11, color=INK)
     _save(figure, path)
 
 

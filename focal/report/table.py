@@ -43,12 +43,12 @@ def _models(summary: Summary) -> Table:
     table.add_column("AUROC", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("note")
-    for model, score, interval, note, style in _model_rows(summary):
+    for model, score, interval, note, style in model_rows(summary):
         table.add_row(model, f"{score:.3f}", "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}", note, style=style)
     return table
 
 
-def _model_rows(summary: Summary) -> Iterable[tuple[str, float, Interval | None, str, str]]:
+def model_rows(summary: Summary) -> Iterable[tuple[str, float, Interval | None, str, str]]:
     """(model, AUROC, interval, note, style), the encrypted model last."""
     auroc, interval = summary.auroc, summary.auroc_ci95
     institutions = auroc.institutions or {}

@@ -46,6 +46,8 @@ class Custodian(Party):
     """``run()`` takes part in one run from the nonces to the release; interrupted, the same call continues it."""
 
     role = "custodian"
+    carried = release.CARRIED_NOISE
+    """Bound on the noise of what is released."""
 
     def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
         super().__init__(manifest, local, report)
@@ -329,7 +331,7 @@ class Custodian(Party):
 
     def _release_share(self, item: str, digest: str, weights: object) -> bytes:
         lead = self.me.name == self.peers[0]
-        return self.ledger.answer("release", item, digest, lambda: release.share(self.scheme, self.share.key, weights, lead))
+        return self.ledger.answer("release", item, digest, lambda: release.share(self.scheme, self.share.key, weights, lead, self.carried))
 
     def _sealed(self, institution: Member, shares: bytes) -> str:
         """The shares of all class groups in one box that only ``institution`` opens; the box's digest."""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 MOMENTS = "moments"
-"""Label of a run's first secure sum, over all institutions. Blind: feature moments, and class counts behind them; interactive: class counts."""
+"""Label of a run's first secure sum, over all institutions: class counts, and in a blind run feature moments before them."""
 
 
 class Institution(Party):
@@ -157,7 +157,8 @@ class Institution(Party):
             moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, m.rows)
         self._check_classes(np.rint(counts))
 
-        first, key, context = self.names[0], self._group_key(MOMENTS, tuple(self.names)), b"projection" + self.run_id  # for institutions' eyes only
+        key = self._group_key(MOMENTS, tuple(self.names))
+        first, context = self.names[0], b"projection" + self.run_id  # sealed: for institutions' eyes only
         if self.me.name == first:
             made = (
                 proj.whiten(moments, size, bound, ridge)

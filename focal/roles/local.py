@@ -216,6 +216,8 @@ def _local_file(run: Run, name: str, role: str) -> LocalConfig:
         data=config.dataset.model_copy(update={**paths, "rows": folder / "rows.txt"}),
         weights=weights,
         device=config.device,
+        precision=config.precision,
+        logger=config.logger,
         threads=max(1, cores // len(config.consortium.institution_names())),
         cache=run.folder.absolute().parent / "cache",
         seed=config.seed,
@@ -233,10 +235,15 @@ def _free_port() -> int:
 
 
 class Processes:
-    """Every party of a run as a child process; events arrive on one queue. Leaving the ``with`` ends them all."""
+    """Every party of a run as a child process; events arrive on one queue. Leaving the ``with`` ends them all.
 
-    def __init__(self, run: Run, manifest: Manifest) -> None:
-        self.run, self.manifest = run, manifest
+    ``module`` is what runs a role, and ``roles`` are started: another module stands in for focal in comparisons (focal.baselines).
+    """
+
+    def __init__(
+        self, run: Run, manifest: Manifest, module: str = "focal", roles: tuple[str, ...] = ("server", "custodian", "institution")
+    ) -> None:
+        self.run, self.manifest, self.module, self.roles = run, manifest, module, roles
         self.events: queue.Queue[Event] = queue.Queue()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.errors: dict[str, str] = {}
@@ -245,7 +252,8 @@ class Processes:
 
     def __enter__(self) -> Processes:
         for member in self.manifest.members:
-            self._start(member.name, member.role)
+            if member.role in self.roles:
+                self._start(member.name, member.role)
         return self
 
     def _start(self, name: str, role: str) -> None:
@@ -253,7 +261,7 @@ class Processes:
         command = [
             sys.executable,
             "-m",
-            "focal",
+            self.module,
             role,
             "--manifest",
             str(self.run.manifest_file),
@@ -398,7 +406,9 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
         run.folder,
     )
     classes = manifest.classes[1:] if manifest.task == "binary" else manifest.classes
-    shutil.copy2(run.party(names[0]) / "model.pt", run.folder / "model.pt")
+    for file in ("model.pt", "velocity.npy"):  # the second one is an interactive run's
+        if (run.party(names[0]) / file).exists():
+            shutil.copy2(run.party(names[0]) / file, run.folder / file)
     plots.plot_roc(scores.labels, scores.encrypted, manifest.classes, manifest.task, run.folder / "roc.png")
     plots.plot_per_class(classes, scores.per_class, run.folder / "per_class.png")
     spans = [(e["party"], e["phase"], e["start"], e["start"] + e["seconds"]) for m in manifest.members for e in _work(run, m)]
@@ -487,12 +497,13 @@ def _traffic(run: Run, manifest: Manifest) -> dict[str, dict[str, dict[str, int]
     for member in manifest.members:
         if member.role == "server":
             continue
-        out[member.name] = _journal_traffic(run.party(member.name))
+        out[member.name] = journal_traffic(run.party(member.name))
         server = merge(server, {phase: {"up": b["down"], "down": b["up"]} for phase, b in out[member.name].items()})
     return {manifest.server.name: server, **out}
 
 
-def _journal_traffic(folder: Path) -> dict[str, dict[str, int]]:
+def journal_traffic(folder: Path) -> dict[str, dict[str, int]]:
+    """Bytes by phase as a party counted them."""
     from focal.net.store import Journal
 
     journal = Journal(folder / "journal.sqlite")

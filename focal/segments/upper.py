@@ -79,7 +79,7 @@ class UpperHead(nn.Module):
         self.register_buffer("weights", weights.to(torch.float64))
         self.bound, self.task = float(bound), task
         self.trained: dict[str, Tensor] = {}
-        """Name -> value of the lower segment's parameters that were trained with the head (:class:`focal.segments.trainable.TrainableSegment`)."""
+        """Name -> value of the lower segment's parameters that were trained with the head (focal.segments.trainable)."""
         self.max_norm = 2.0 * math.sqrt(components + 1)
 
     @classmethod
@@ -204,12 +204,8 @@ def lower_segment(meta: ModelMeta, weights: str | None = None, trained: Mapping[
     from focal.segments.trainable import TrainableSegment
 
     grown = TrainableSegment(segment, meta.interactive)  # with LoRA or adapters where the run had them
-    parameters = {name: p for name, p in grown.trained().items() if name.startswith("lower.")}
-    if (trained or {}).keys() != parameters.keys() or any(trained[name].shape != p.shape for name, p in parameters.items()):  # type: ignore[index]
-        raise FocalError("the released model holds other trained parameters than its settings say", hint="copy it again from the run that wrote it")
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(trained[name]).requires_grad_(False)  # type: ignore[index]
+    grown.load_trained(trained or {})
+    grown.requires_grad_(False)
     grown.lower.spec = lower_spec(grown.lower, meta.lower)
     return grown.lower
 
@@ -218,7 +214,8 @@ def released_digest(run: Path | str) -> str:
     """SHA-256 (hex) of a released head's numbers: the same at every institution, whatever its file says beside them."""
     head, _ = load(run)
     found = hashlib.sha256(b"focal/released/v1")
-    for value in (head.matrix, head.offset, head.weights, torch.tensor(head.bound, dtype=torch.float64)):
+    named = {"matrix": head.matrix, "offset": head.offset, "weights": head.weights, "bound": torch.tensor(head.bound), **head.trained}
+    for name, value in named.items():
         array = value.numpy()
-        found.update(f"{array.dtype.name} {array.shape}".encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
+        found.update(f"{name} {array.dtype.name} {array.shape}".encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
     return found.hexdigest()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import opening, wire
-from focal.ckks.interactive import OPENING, Weights
+from focal.ckks.interactive import HEAD_NOISE, OPENING, Weights
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.roles import ceremony
@@ -27,6 +27,7 @@ from focal.roles.interactive.steps import JointSteps
 class JointCustodian(Custodian):
     """``run()`` takes part in one interactive run from the nonces to the release; interrupted, the same call continues it."""
 
+    carried = HEAD_NOISE
     steps: JointSteps
     """With ``verify: lockstep``."""
 

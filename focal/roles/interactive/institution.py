@@ -12,7 +12,7 @@ In the end it has the averaged lower segment, and the head from the custodians' 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,10 @@ from focal.roles.interactive import steps as plan
 from focal.roles.party import merge
 from focal.roles.progress import Reporter, timeline
 
+if TYPE_CHECKING:
+    from focal.roles.interactive.result import Beginning
+    from focal.roles.interactive.upper import EncryptedUpper
+
 
 class JointInstitution(Institution):
     """``run()`` takes part in one interactive run; interrupted, the same call continues it after the last finished step."""
@@ -40,9 +44,7 @@ class JointInstitution(Institution):
         """Before anybody is spoken to: own data, lower segment, what trains of it."""
         from focal.data import load
         from focal.segments.lower import build_lower, test_image_features
-        from focal.segments.projection import Projection
         from focal.segments.trainable import TrainableSegment
-        from focal.training.split import Base
 
         m, config = self.manifest, self.config
         assert self.local.data is not None and self.local.weights is not None
@@ -54,15 +56,16 @@ class JointInstitution(Institution):
             self.labels = labels[:, 1:] if m.task == "binary" else labels
             lower, source = build_lower(m.lower, self.local.weights)
             self.test_features = test_image_features(lower)
-            start: Projection | None = None
-            self.base: Base | None = None
-            if m.start is not None:
-                start, self.base = self._start()
-            self.segment = TrainableSegment(lower, config, start, seed=config.seed)
+            begun = self._start() if m.start is not None else None
+            self.base = begun.base if begun else None
+            self.segment = TrainableSegment(lower, config, begun.projection if begun else None, seed=config.seed)
+            if begun and begun.trained:
+                self.segment.load_trained(begun.trained)
             size = self.segment.check_average(config.max_average_mb)
+            received = size * (len(self.names) - 1)
             self.report.say(
-                f"{self.me.name}: lower segment {m.lower.model}, {source}; {self.segment.count} parameters train ({config.trainable}), "
-                f"an average sends {size / 1e6:.1f} MB and receives {size * (len(self.names) - 1) / 1e6:.1f} MB every {config.average_every} steps"
+                f"{self.me.name}: lower segment {m.lower.model}, {source}; {self.segment.count} parameters train ({config.trainable}); "
+                f"every {config.average_every} steps an average sends {size / 1e6:.1f} MB and receives {received / 1e6:.1f} MB"
             )
 
     @property
@@ -70,8 +73,8 @@ class JointInstitution(Institution):
         """The interactive settings, with as many steps as this key's openings allow."""
         return plan.schedule(self.manifest)
 
-    def _start(self) -> tuple[Any, Any]:
-        """Bottleneck and head of the released model that the manifest pins."""
+    def _start(self) -> Beginning:
+        """What the run takes from the released model that the manifest pins."""
         from focal.roles.interactive.result import beginning
         from focal.segments.upper import released_digest
 
@@ -112,29 +115,53 @@ class JointInstitution(Institution):
         self.keep_traffic()
 
     def _fine_tune(self, joint: msg.JointKeys, counts: Array) -> None:
-        """Every joint step that is still to come, under Lightning."""
+        """Every joint step that is still to come, under an encrypted head."""
         from focal.roles.interactive.upper import EncryptedUpper, public_key
-        from focal.training.split import Based, Batches, Loss, SplitSegment, Upper, fit
 
         self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
-        encrypted = EncryptedUpper(self, scheme, public_key(self, scheme, joint), ceremony.joint_digest(joint))
-        upper: Upper = encrypted if self.base is None else Based(encrypted, self.base)
-        task, rows = self.manifest.task, self.manifest.rows
+        self.fine_tune(EncryptedUpper(self, scheme, public_key(self, scheme, joint), ceremony.joint_digest(joint)), counts)
+
+    def fine_tune(self, upper: EncryptedUpper, counts: Array) -> None:
+        """Every joint step that is still to come, under Lightning. ``counts``: rows of each class over all institutions."""
+        from focal.training.split import Based, Batches, Loss, SplitSegment, fit
+
+        task, rows, config = self.manifest.task, self.manifest.rows, self.config
         per_class = np.array([rows - counts[0], counts[0]]) if task == "binary" else counts
-        module = SplitSegment(self.segment, upper, Loss(task, per_class, self.config), self.config, rows=len(self.train_rows))
-        batches = Batches(self.table, self.train_rows, self.manifest.lower, self.config, name=self.me.name, seed=self.config.seed)
-        first, parameters = encrypted.joining()
-        fit(module, batches, folder=self.folder / "lightning", start_step=first, parameters=parameters, device=self.local.device)
+        under = upper if self.base is None else Based(upper, self.base)
+        module = SplitSegment(self.segment, under, Loss(task, per_class, config), config, rows=len(self.train_rows))
+        first, parameters = upper.joining()
+        fit(
+            module,
+            Batches(self.table, self.train_rows, self.manifest.lower, config, name=self.me.name, seed=config.seed),
+            folder=self.folder / "lightning",
+            start_step=first,
+            parameters=parameters,
+            device=self.local.device,
+            logger=self._logger(),
+            precision=self.local.precision,
+        )
         self.segment.cpu()
+
+    def _logger(self) -> Any:
+        """None: Lightning's CSV files."""
+        if self.local.logger == "csv":
+            return None
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        try:
+            return TensorBoardLogger(self.folder / "lightning", name="log")
+        except ModuleNotFoundError:
+            raise FocalError(
+                f"'{self.me.name}': TensorBoard is not installed here", hint=".venv/bin/pip install tensorboard, or set logger: csv"
+            ) from None
 
     def idle(self) -> None:
         """An averaging round may be closed without a result while this institution waits in it."""
         from focal.roles.interactive.upper import Abandoned
 
-        server = self.manifest.server.name
-        if self.round is not None and self.said(server, topic := f"average/{self.round}/closed"):
-            if not self.heard.get(self.scope, server, topic, msg.AverageClosed).done:
-                raise Abandoned
+        server, topic = self.manifest.server.name, f"average/{self.round}/closed"
+        if self.round is not None and self.said(server, topic) and not self.heard.get(self.scope, server, topic, msg.AverageClosed).done:
+            raise Abandoned
 
     # ----------------------------------------------------------------- the result
 
@@ -152,6 +179,7 @@ class JointInstitution(Institution):
         self._save_model()
 
     def _save_model(self) -> None:
+        from focal.roles.interactive.result import VELOCITY
         from focal.segments.upper import ModelMeta, save
 
         m = self.manifest
@@ -168,7 +196,7 @@ class JointInstitution(Institution):
             interactive=plan.settings(m),
         )
         save(self.folder / "model.pt", head, meta)
-        with open(os.open(self.folder / "velocity.npy", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
+        with open(os.open(self.folder / VELOCITY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
             np.save(f, self.velocity)
 
     def _auroc(self, held: Any) -> tuple[Any, Any]:

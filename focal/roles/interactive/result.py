@@ -7,6 +7,7 @@ ones absent in the same steps. The baselines are logistic regressions on the ini
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +37,29 @@ from focal.training.joint import scores as twin_scores
 from focal.training.split import Base
 
 Array = NDArray[np.float64]
+VELOCITY = "velocity.npy"
+"""Beside ``model.pt``: the head's last step, to go on with its momentum."""
 
 
-def beginning(run: Path, config: InteractiveConfig) -> tuple[Projection, Base]:
-    """Bottleneck, head and (of an interactive run) the head's velocity, from a released model."""
+@dataclass(frozen=True)
+class Beginning:
+    """What a run takes from a released model."""
+
+    projection: Projection
+    base: Base
+    trained: Mapping[str, torch.Tensor]
+    """Of an interactive run: the lower segment's trained parameters."""
+
+
+def beginning(run: Path, config: InteractiveConfig) -> Beginning:
+    """Bottleneck and head of a released model; of an interactive run also the head's velocity and what trained of the lower segment."""
     head, _ = load_model(run)
-    projection = Projection("whiten", head.matrix.numpy(), head.offset.numpy(), head.bound, len(head.offset) + 1, (1.0).hex())
-    velocity = model_file(run).with_name("velocity.npy")
-    return projection, Base(head.weights.numpy(), np.load(velocity) if velocity.exists() else None, config.momentum)
+    # an interactive bottleneck may be without a bound: nothing is clipped at one that no feature reaches
+    bound = min(head.bound, float(np.finfo(np.float32).max))
+    projection = Projection("whiten", head.matrix.numpy(), head.offset.numpy(), bound, len(head.offset) + 1, (1.0).hex())
+    file = model_file(run).with_name(VELOCITY)
+    velocity = np.load(file) if file.exists() else None
+    return Beginning(projection, Base(head.weights.numpy(), velocity, config.momentum), head.trained)
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,8 @@ def compare(
     encrypted = np.concatenate([outputs(table) for table in tables.values()])
 
     say("the plaintext twin repeats the run in the clear ...")
-    projection, base = beginning(start, config) if start else (None, None)
+    torch.set_num_threads(os.cpu_count() or 1)  # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
+    begun = beginning(start, config) if start else None
     sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
     absent = absences(manifest, store)
     twin = train_jointly(
@@ -107,8 +124,9 @@ def compare(
         config,
         sites,
         folder=folder / "twin",
-        start=projection,
-        base=base,
+        start=begun.projection if begun else None,
+        base=begun.base if begun else None,
+        trained=begun.trained if begun else None,
         seed=config.seed,
         device=device,
         absent=lambda step, name: name in absent.get(step, ()),

@@ -145,7 +145,7 @@ class JointServer(Server):
         opened = f"sum/{plan.average_label(number)}/opened"
         while missing := [n for n in owners if not self.said(n, opened)]:
             if time.monotonic() > deadline:
-                self.report.warn(f"average {number} is abandoned: nothing from {', '.join(missing)}; everybody goes on from its own parameters")
+                self.report.warn(f"average {number} is abandoned: nothing from {', '.join(missing)}; each goes on from its own parameters")
                 break
             self.read_board(0.5)
         self.say(f"{topic}/closed", msg.AverageClosed(round=number, done=not missing))

@@ -27,6 +27,7 @@ from focal.ckks.interactive import (
     InteractiveLayout,
     Update,
     Weights,
+    check_steps,
     row_table,
     zero_weights,
 )
@@ -64,6 +65,13 @@ def batches(manifest: Manifest) -> dict[str, int]:
 def table(manifest: Manifest) -> dict[str, range]:
     """Institution -> its rows of the joint batch. Raises :class:`focal.errors.FocalError` when they do not fit the ring."""
     return row_table(layout(manifest), batches(manifest))
+
+
+def update(manifest: Manifest) -> Update:
+    """The head's step. Raises :class:`focal.errors.FocalError` when its noise would outgrow the release's smudging."""
+    found = Update(settings(manifest).head_rate, settings(manifest).momentum)
+    check_steps(found, total(manifest), sum(batches(manifest).values()), len(manifest.custodians))
+    return found
 
 
 def weights_item(step: int) -> str:
@@ -108,6 +116,7 @@ def released(manifest: Manifest) -> tuple[tuple[str, ...], list[str]]:
 def describe(manifest: Manifest) -> str:
     """What a run will cost, in lines that a person can check before it begins."""
     config, shape, owners, n = settings(manifest), layout(manifest), table(manifest), manifest.ckks.ring
+    update(manifest)
     custodians, mb, count = len(manifest.custodians), 1e6, total(manifest)
     up = blob_bytes(n, ACTIVATIONS.limbs, 2) + blob_bytes(n, DERIVATIVES.limbs, 2)
     share, opened = blob_bytes(n, 1, 1), blob_bytes(n, OPENING.limbs, 2)
@@ -138,7 +147,7 @@ class JointSteps:
             scheme,
             self.layout,
             table(manifest),
-            Update(config.head_rate, config.momentum),
+            update(manifest),
             threads,
             min_rows_of_others=config.min_rows_of_others,
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, release, wire
+from focal.ckks import keys, opening, release, wire
 from focal.ckks.context import Scheme
 from focal.ckks.interactive import ACTIVATIONS, DERIVATIVES
 from focal.errors import Refused
@@ -50,6 +50,7 @@ class EncryptedUpper:
         """Activations (n, R) -> own logits (n, C). Raises :class:`Skipped` when the step went on without us."""
         self.party.report.progress(step, plan.total(self.party.manifest))
         rows = len(activations)
+        opening.check_activations(activations)
         self._still_wanted(f"present/{step}")
         chunk = self._chunk(f"activations/{step}", ACTIVATIONS, lambda: self.layout.activation_slots(activations, self.first))
         self.party.say(f"activations/{step}", msg.Activations(step=step, rows=rows, joint_keys=self.joint_keys, chunk=chunk))
@@ -63,7 +64,9 @@ class EncryptedUpper:
         chunk = self._chunk(f"derivatives/{step}", DERIVATIVES, lambda: self.layout.derivative_slots(derivatives, self.first))
         self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=rows, chunk=chunk))
         self._still_wanted(f"answered/{step}", wait=True)
-        return self.layout.gradients(self._opened(step, "gradients", "input-gradient"), self._rows(rows))
+        gradients = self.layout.gradients(self._opened(step, "gradients", "input-gradient"), self._rows(rows))
+        opening.check_head(gradients, derivatives)
+        return gradients
 
     def average(self, round: int, parameters: Array, rows: int) -> Array:
         """The average of everybody's parameters, weighted by rows; our own ones where the round came to nothing."""
@@ -88,9 +91,10 @@ class EncryptedUpper:
         """Raise :class:`Skipped` when the server has gone on without us."""
         if not wait:
             self.party.read_all()
-        if wait or self.party.said(self.server, topic):
-            if self.party.me.name not in self.party.hear(self.server, topic, msg.Present).owners:
-                raise Skipped(f"the consortium went on without '{self.party.me.name}'", resume=self.joining()[0])
+        if not wait and not self.party.said(self.server, topic):
+            return
+        if self.party.me.name not in self.party.hear(self.server, topic, msg.Present).owners:
+            raise Skipped(f"the consortium went on without '{self.party.me.name}'", resume=self.joining()[0])
 
     def _chunk(self, name: str, kind: wire.Kind, slots: Any) -> str:
         """Encrypt once, keep, send; returns the digest."""
@@ -143,12 +147,11 @@ class EncryptedUpper:
             raise Skipped(f"average {round} was abandoned") from None
         finally:
             party.round = None
-        if party.me.name == names[0] and (absent := [m for m in party.manifest.institutions if m.name not in names]):
-            if not party.repeat(f"{topic}/sealed"):
-                boxes = [party.identity.seal(m, total.tobytes(), self._context(round)) for m in absent]
-                digests = party.share_blobs(boxes, "all")
-                sealed = dict(zip((m.name for m in absent), digests, strict=True))
-                party.say(f"{topic}/sealed", msg.AverageSealed(round=round, sealed=sealed))
+        absent = [m for m in party.manifest.institutions if m.name not in names]
+        if absent and party.me.name == names[0] and not party.repeat(f"{topic}/sealed"):
+            boxes = [party.identity.seal(m, total.tobytes(), self._context(round)) for m in absent]
+            sealed = dict(zip((m.name for m in absent), party.share_blobs(boxes, "all"), strict=True))
+            party.say(f"{topic}/sealed", msg.AverageSealed(round=round, sealed=sealed))
         return total
 
     def _missed(self, round: int, names: tuple[str, ...]) -> Array | None:
@@ -178,9 +181,8 @@ class EncryptedUpper:
         step = 0
         while party.said(self.server, f"present/{step}"):
             step += 1
-        if step and party.me.name in party.hear(self.server, f"present/{step - 1}", msg.Present).owners:
-            if party.said(party.me.name, f"activations/{step - 1}") and not party.said(self.server, f"step/{step - 1}"):
-                step -= 1
+        if step and party.me.name in self._present(step - 1) and not party.said(self.server, f"step/{step - 1}"):
+            step -= 1
         for number in range(step // every, 0, -1):  # of the rounds that were closed without us, the newest one
             topic = f"average/{number}"
             if not (party.said(self.server, f"{topic}/closed") and party.hear(self.server, f"{topic}/closed", msg.AverageClosed).done):
@@ -192,6 +194,9 @@ class EncryptedUpper:
             if average is not None:
                 return step, average
         return step, None
+
+    def _present(self, step: int) -> tuple[str, ...]:
+        return self.party.hear(self.server, f"present/{step}", msg.Present).owners
 
     def _context(self, round: int) -> bytes:
         return f"average/{round}".encode() + self.party.run_id

@@ -1,0 +1,140 @@
+"""Plaintext split learning: the same modules, batches, averages and sockets as the interactive protocol, and no encryption.
+
+What it protects is the transport. The server sees every activation, derivative and weight; it exists to be compared with: encrypted
+training costs so many times the seconds of this. Custodians have nothing to do and are not started::
+
+    python -m focal.baselines.plain_split server      --manifest M --local L
+    python -m focal.baselines.plain_split institution --manifest M --local L
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.ckks.interactive import twin_step
+from focal.config import LocalConfig, Manifest, read
+from focal.net import messages as msg
+from focal.net.transport import Link
+from focal.roles.interactive import steps as plan
+from focal.roles.interactive.institution import JointInstitution
+from focal.roles.interactive.server import JointServer
+from focal.roles.interactive.upper import EncryptedUpper
+from focal.roles.progress import Reporter, json_lines
+
+Array = NDArray[np.float64]
+NO_KEYS = "0" * 64
+
+
+def _array(data: bytes, columns: int) -> Array:
+    return np.frombuffer(data, "<f8").reshape(-1, columns)
+
+
+class PlainServer(JointServer):
+    """The head in the clear."""
+
+    def run(self) -> None:
+        self.hub.start()
+        _agree(self)
+        shape = plan.layout(self.manifest)
+        self.weights: Array = np.zeros((shape.features, shape.outputs))
+        before, update, total = self.weights, plan.update(self.manifest), plan.total(self.manifest)
+        try:
+            with self.report.phase("train"):
+                for step in range(total):
+                    self.report.progress(step, total)
+                    present = self._gather(step, "present", "activations", self.names, self._expected(step), msg.Activations)
+                    x = {n: _array(self.blobs.get(h.chunk), shape.features) for n, h in present.items()}
+                    self._give(f"open/{step}/logits", {n: v @ self.weights for n, v in x.items()})
+                    answered = self._gather(step, "answered", "derivatives", list(present), list(present), msg.Derivatives)
+                    delta = {n: _array(self.blobs.get(h.chunk), shape.outputs) for n, h in answered.items()}
+                    self._give(f"open/{step}/gradients", {n: d @ self.weights.T for n, d in delta.items()})
+                    rows, wanted = (np.concatenate([part[n] for n in answered]) for part in (x, delta))
+                    self.weights, before = twin_step(self.weights, before, rows, wanted, update), self.weights
+                    self._average(step)
+            while not all(self.said(n, "finished") for n in self.names):
+                self.read_board(1.0)
+            time.sleep(0.5)
+        finally:
+            self.keep_traffic()
+            self.hub.stop()
+
+    def _give(self, topic: str, values: dict[str, Array]) -> None:
+        digests = self.net.put_many([v.tobytes() for v in values.values()], "all")
+        self.say(topic, msg.OpeningShares(items=(), ciphertexts=(), sealed=dict(zip(values, digests, strict=True))))
+
+
+class PlainInstitution(JointInstitution):
+    """The same module under a head that answers in the clear."""
+
+    def run(self) -> None:
+        _agree(self)
+        counts = self.labels.sum(axis=0).astype(float)
+        with self.report.phase("train"):
+            self.fine_tune(PlainUpper(self), counts)
+        self.finish()
+        self.keep_traffic()
+
+
+def _agree(party: PlainServer | PlainInstitution) -> None:
+    party.run_id = hashlib.sha256(b"focal/plain-split/v1" + party.session.encode()).digest()
+    party.scope = party.run_id.hex()
+
+
+class PlainUpper(EncryptedUpper):
+    """Arrays instead of ciphertexts; averages are the same secure sums."""
+
+    def __init__(self, party: PlainInstitution) -> None:
+        self.party, self.server = party, party.manifest.server.name
+        self.layout = plan.layout(party.manifest)
+
+    def logits(self, step: int, activations: Array) -> Array:
+        self.party.report.progress(step, plan.total(self.party.manifest))
+        self._still_wanted(f"present/{step}")
+        header = msg.Activations(step=step, rows=len(activations), joint_keys=NO_KEYS, chunk=self._put(activations))
+        self.party.say(f"activations/{step}", header)
+        self._still_wanted(f"present/{step}", wait=True)
+        return self._get(f"open/{step}/logits", self.layout.outputs)
+
+    def gradients(self, step: int, derivatives: Array) -> Array:
+        self._still_wanted(f"answered/{step}")
+        self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=len(derivatives), chunk=self._put(derivatives)))
+        self._still_wanted(f"answered/{step}", wait=True)
+        return self._get(f"open/{step}/gradients", self.layout.features)
+
+    def _put(self, values: Array) -> str:
+        return self.party.net.put_many([np.ascontiguousarray(values, "<f8").tobytes()], "server")[0]
+
+    def _get(self, topic: str, columns: int) -> Array:
+        given = self.party.hear(self.server, topic, msg.OpeningShares).sealed[self.party.me.name]
+        return _array(self.party.net.get(given), columns)
+
+
+def main(arguments: list[str]) -> None:
+    """``ROLE --manifest M --local L [--events]``: one party, to its end."""
+    role, _, manifest_file, _, local_file = arguments[:5]
+    manifest, local = read(Manifest, Path(manifest_file)), read(LocalConfig, Path(local_file))
+    report = Reporter(local.name, Path(local.state) / "events.jsonl", json_lines)
+    if role == "server":
+        PlainServer(manifest, local, report).run()
+        return
+    party = PlainInstitution(manifest, local, report)
+    link = Link(manifest, party.identity)
+    link.phase = "upload"
+    party.session = party.scope = link.open(120).session
+    party.net = link
+    try:
+        party.prepare()
+        party.run()
+    finally:
+        link.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+

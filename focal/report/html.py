@@ -1,0 +1,363 @@
+"""``focal report RUN``: one HTML page that holds everything a reader of a run needs, and fetches nothing.
+
+::
+
+    summary.json ----------------> models, seconds, bytes, release, who verified      always
+    *.png -----------------------> ROC, per class, timeline                           always, as data URIs
+    parties/*/rows.npz + model.pt > every measure, paired tests, sites, calibration   until `focal clean`
+    explanations/, or the data set > overlays and their sanity check                   unless `images=False`
+    config.json -----------------> configuration                                      file names without their folders
+
+Without overlays the page holds aggregates only: no file name, no patient id, no value of a single row. With them it shows patients' images
+and says so. It is 0600 like the rest of the run. A Content-Security-Policy in the page forbids every request and script.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import focal
+from focal.config import RunConfig, private_write, read
+from focal.errors import FocalError
+from focal.evaluation import InstitutionRows, baseline_scores, read_rows, test_rows
+from focal.report import plots
+from focal.report.metrics import Measured, Paired, measure_all, paired_bootstrap
+from focal.report.subgroups import score_subgroup
+from focal.report.summary import Summary, read_summary
+from focal.report.table import human_bytes, model_rows
+
+if TYPE_CHECKING:
+    from focal.explain import Explained, SanityStep, Verdict
+    from focal.segments.upper import ModelMeta, UpperHead
+
+Say = Callable[[str], None]
+
+FILE = "report.html"
+REPEATS = 1000
+SLOW_REPEATS = 200
+"""Resamples of the measures whose rows are copied; a tenth of a second each."""
+
+MEASURE_NAMES = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "balanced_accuracy": "balanced accuracy",
+    "calibration_error": "calibration error",
+}
+
+
+class Overlay(NamedTuple):
+    """One explanation on the page."""
+
+    uri: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Overlays:
+    """All explanations on the page."""
+
+    method: str
+    shown: list[Overlay]
+    sanity: list[SanityStep]
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the sanity check allows the reader to conclude."""
+        from focal.explain import verdict
+
+        return verdict(self.sanity)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the rows of a run still at hand say beyond its summary."""
+
+    classes: tuple[str, ...]
+    """Names of the scored columns."""
+    positives: list[int]
+    """Test rows of each."""
+    rows: int
+    patients: int
+    measured: dict[str, Measured]
+    against: dict[str, Paired]
+    """Other model -> the encrypted one minus it; empty where one institution reports on its own."""
+    sites: dict[str, dict[str, Any]]
+    """Institution -> its training rows, and the encrypted model on its own test rows."""
+    roc: str
+    reliability: str
+    """Figures, as data URIs."""
+
+
+def write_report(
+    run: Path | str,
+    out: Path | None = None,
+    *,
+    images: bool = True,
+    repeats: int = REPEATS,
+    slow_repeats: int = SLOW_REPEATS,
+    say: Say = lambda text: None,
+) -> Path:
+    """Write the page of a finished run (default: ``RUN/report.html``), whole or not at all; returns its path.
+
+    ``run`` is a local run's folder, or one institution's ``state`` folder on several machines. Raises :class:`FocalError` when the run has
+    no summary. Whatever else is missing is left out, and the page says so.
+    """
+    folder = Path(run)
+    summary = read_summary(folder)
+    config = read(RunConfig, folder / "config.json") if (folder / "config.json").exists() else None
+    seed = config.seed if config else 0
+    scored, unscored = _scored(folder, summary, seed, repeats, slow_repeats, say)
+    overlays, absent = _overlays(folder, config, say) if images else (None, "left out on request")
+    if scored is None:
+        say(f"{unscored}; the page shows what the summary has")
+    page = _template().render(
+        name=config.name if config else folder.resolve().name,
+        unit=f"{config.dataset.group}s" if config else "patients",  # what is never split, and resampled as a whole
+        summary=summary,
+        models=list(model_rows(summary)),
+        scale=_scale(summary),
+        scored=scored,
+        unscored=unscored,
+        measure_names=MEASURE_NAMES,
+        figures={name: _png_file(folder / f"{name}.png") for name in ("roc", "per_class", "timeline")},
+        overlays=overlays,
+        overlays_absent=absent,
+        verdict=overlays.verdict if overlays else None,
+        config=_flat(config.model_dump()) if config else {},
+        params=_flat(summary.params),
+        pinned=_pinned(folder),
+        version=focal.__version__,
+    )
+    path = out or folder / FILE
+    private_write(path, page.encode())
+    return path
+
+
+# --------------------------------------------------------------------------- what the rows say
+
+
+def _scored(folder: Path, summary: Summary, seed: int, repeats: int, slow_repeats: int, say: Say) -> tuple[Scored, str] | tuple[None, str]:
+    """What can be computed from rows and model, or why nothing can."""
+    from focal.segments import upper
+
+    if summary.protocol != "blind":
+        return None, "an interactive run keeps no features of its final segment"
+    rows = _institutions(folder, summary)
+    if not rows or not (folder / upper.FILE).is_file():
+        return None, "the institutions' rows are no longer on this machine (focal clean)"
+    head, meta = upper.load(folder)
+    say("measuring the released model on the test rows ...")
+    try:
+        return _measured(rows, head, meta, seed, repeats, slow_repeats, say), ""
+    except FocalError as e:
+        return None, e.message  # no test rows, or rows of one class only
+
+
+def _measured(
+    rows: Mapping[str, InstitutionRows], head: UpperHead, meta: ModelMeta, seed: int, repeats: int, slow_repeats: int, say: Say
+) -> Scored:
+    test = test_rows(rows)
+    scores = _logits(head, test)
+    names = meta.classes[-1:] if meta.task == "binary" else meta.classes
+    against = {}
+    if len(rows) > 1:
+        say("comparing it with every institution alone and with pooled plaintext ...")
+        pooled, alone = baseline_scores(rows, meta.task, seed=seed)
+        others = {"pooled plaintext": pooled, **{f"{name} alone": value for name, value in alone.items()}}
+        against = {
+            name: paired_bootstrap(test.labels, scores, other, test.groups, meta.task, repeats=repeats, seed=seed)
+            for name, other in others.items()
+        }
+    return Scored(
+        classes=names,
+        positives=[int(count) for count in test.labels.sum(axis=0)[-len(names) :]],
+        rows=len(test.labels),
+        patients=len(np.unique(test.groups)),
+        measured=measure_all(test.labels, scores, test.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats, seed=seed),
+        against=against,
+        sites={name: _site(own, head, meta, names, repeats) for name, own in rows.items()},
+        roc=_drawn(lambda path: plots.plot_roc(test.labels, scores, meta.classes, meta.task, path)),
+        reliability=_drawn(lambda path: plots.plot_reliability(test.labels, scores, meta.classes, meta.task, path)),
+    )
+
+
+def _institutions(folder: Path, summary: Summary) -> dict[str, InstitutionRows]:
+    """Rows by institution: of every party of a local run, or of the one whose state folder this is; empty when they were cleaned away."""
+    if (folder / "rows.npz").exists():
+        return {folder.resolve().name: read_rows(folder)[0]}
+    names = list(summary.auroc.institutions or {})
+    parties = {name: folder / "parties" / name for name in names}
+    if not names or not all((path / "rows.npz").exists() for path in parties.values()):
+        return {}
+    return {name: read_rows(path)[0] for name, path in parties.items()}
+
+
+def _logits(head: UpperHead, rows: InstitutionRows) -> NDArray[np.float64]:
+    """(n, C) in double precision, as the run itself scored them."""
+    import torch
+
+    with torch.inference_mode():
+        return (head.project(torch.from_numpy(rows.features)) @ head.weights).numpy()
+
+
+def _site(own: InstitutionRows, head: UpperHead, meta: ModelMeta, names: tuple[str, ...], repeats: int) -> dict[str, Any]:
+    """An institution's training rows, and the released model on its own test rows, if it has any."""
+    train = int((own.split == "train").sum())
+    try:
+        test = test_rows({"": own})
+    except FocalError:
+        return {"train": train, "n": 0, "patients": 0, "auroc": None, "auroc_ci95": None, "missing": list(names)}
+    found = score_subgroup(test.labels, _logits(head, test), test.groups, meta.task, names, repeats)
+    return {**found, "train": train, "missing": [name for name, value in found["auroc_per_class"].items() if value is None]}
+
+
+# --------------------------------------------------------------------------- explanations
+
+
+def _overlays(folder: Path, config: RunConfig | None, say: Say) -> tuple[Overlays | None, str]:
+    """What ``focal explain`` drew, or one test image of every class; or why there are none."""
+    from focal import explain
+
+    stored = folder / explain.FOLDER
+    if (stored / explain.INDEX).exists():
+        index = json.loads((stored / explain.INDEX).read_text())
+        shown = [
+            Overlay(
+                _uri((stored / entry["file"]).read_bytes(), "image/png"),
+                f"explained for {entry['class']}, probability {entry['probability']:.2f}",
+            )
+            for entry in index
+        ]
+        steps = [explain.SanityStep(**step) for step in json.loads((stored / explain.CHECK).read_text())]
+        return Overlays(index[0]["method"], shown, steps), ""
+    if config is None:
+        return None, "draw them with: focal explain RUN --images FOLDER_OR_ZIP"
+    say("drawing explanations and checking them against a random model ...")
+    try:
+        return _drawn_overlays(folder, config), ""
+    except FocalError as e:
+        return None, f"could not be drawn here: {e.message}"
+
+
+def _drawn_overlays(folder: Path, config: RunConfig) -> Overlays:
+    """One test image of each class, chosen by the run's seed and not by how well it is recognised."""
+    from focal.data import load
+    from focal.explain import check_images, explain_images
+    from focal.segments.upper import ReleasedModel
+
+    model = ReleasedModel.load(folder)
+    table = load(config.dataset, config.seed)
+    order = np.random.default_rng(config.seed).permutation(table.test_rows)
+    first = {name: order[table.labels[order, k] == 1][:1] for k, name in enumerate(table.classes)}
+    chosen = {name: int(rows[0]) for name, rows in first.items() if len(rows)}
+    images = [table.images.read(row) for row in chosen.values()]
+    found = explain_images(model, images)
+    shown = [
+        Overlay(_jpeg(one), f"labelled {label}; explained for {one.label}, probability {one.probability:.2f}")
+        for label, one in zip(chosen, found, strict=True)
+    ]
+    return Overlays(found[0].method, shown, check_images(model, images, found))
+
+
+# --------------------------------------------------------------------------- the page
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(bytes=human_bytes, number=_number, signed=lambda value: _minus(f"{value:+.3f}"))
+    return environment.get_template("report.html")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "\N{EN DASH}" if value is None or np.isnan(value) else _minus(f"{value:.{digits}f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _scale(summary: Summary) -> tuple[float, float]:
+    """Limits of the axis on which the models' intervals are drawn: all of them, rounded outwards to 0.05."""
+    ends = [end for _, score, interval, _, _ in model_rows(summary) for end in (score, *(interval or ()))]
+    low, high = np.floor(min(ends) * 20) / 20, np.ceil(max(ends) * 20) / 20
+    return float(low), float(max(high, low + 0.05))
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as ``a.b`` -> text; folders are nobody's business, so paths keep their last part; unset ones are left out."""
+    out: dict[str, str] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            out |= _flat(item, f"{prefix}{key}.")
+        elif item is not None:
+            out[prefix + key] = _setting(item)
+    return out
+
+
+def _setting(item: Any) -> str:
+    if isinstance(item, list | tuple):
+        return ", ".join(_setting(part) for part in item)
+    if isinstance(item, float):
+        return f"{item:g}"
+    text = str(item)
+    return Path(text).name if isinstance(item, Path) or text.startswith(("/", ".")) else text
+
+
+def _pinned(folder: Path) -> dict[str, str]:
+    """What identifies run and model, from ``model.pt``."""
+    from focal.segments import upper
+
+    if not (folder / upper.FILE).is_file():
+        return {}
+    _, meta = upper.load(folder)
+    return {
+        "run id": meta.run_id,
+        "manifest": meta.manifest_hash,
+        "lower segment's weights": meta.lower.weights_sha256,
+        "classes": ", ".join(meta.classes),
+        "task": meta.task,
+    }
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _png_file(path: Path) -> str:
+    """A figure of the run as a data URI; empty when there is none."""
+    return _uri(path.read_bytes(), "image/png") if path.is_file() else ""
+
+
+def _drawn(draw: Callable[[Path], None]) -> str:
+    """What ``draw`` writes, as a data URI."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.png"
+        draw(path)
+        return _png_file(path)
+
+
+def _jpeg(one: Explained) -> str:
+    """Photographs as JPEG: a tenth of the size."""
+    buffer = io.BytesIO()
+    picture: Image.Image = one.picture
+    picture.save(buffer, "JPEG", quality=88)
+    return _uri(buffer.getvalue(), "image/jpeg")

@@ -1,0 +1,99 @@
+"""A pooled ROC curve from secretly added counts: exact counts, a bound that holds, and nothing that shows one site's scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from focal.errors import ProtocolError
+from focal.report.histogram import BINS, LIMIT, WIDTH, from_sum, pooled_macro, pooled_roc, score_histogram, to_sum
+from focal.report.metrics import auroc_per_class, macro_auroc
+from focal.sums.masked import MaskedSum
+
+SITES = ("north", "south", "west")
+
+
+def site(seed: int, n: int = 400, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.eye(classes, dtype=np.uint8)[rng.choice(classes, n, p=[0.75, 0.2, 0.05])]
+    return labels, 1.5 * labels + rng.normal(-1, 1, (n, classes))
+
+
+def test_the_pooled_curve_from_masked_sums_is_that_of_all_rows_within_its_bound() -> None:
+    data = {name: site(i) for i, name in enumerate(SITES)}
+    secrets = {name: bytes([i + 1]) * 32 for i, name in enumerate(SITES)}
+    publics = {name: X25519PrivateKey.from_private_bytes(s).public_key().public_bytes_raw() for name, s in secrets.items()}
+    sides = {name: MaskedSum(bytes(32), "histogram", name, SITES, secrets[name], publics, b"g" * 32) for name in SITES}
+    own = {name: to_sum(score_histogram(*data[name], "multiclass")) for name in SITES}
+    sent = {name: sides[name].contribution(own[name]) for name in SITES}
+    opened = [sides[name].open(sent) for name in SITES]
+    assert all(np.array_equal(opened[0], other) for other in opened)
+    curves = pooled_roc(from_sum(opened[0], 3))
+
+    labels, scores = (np.concatenate([data[name][k] for name in SITES]) for k in (0, 1))
+    exact = auroc_per_class(labels, scores, "multiclass")
+    for c, curve in enumerate(curves):
+        assert (curve.positives, curve.negatives) == (labels[:, c].sum(), (1 - labels[:, c]).sum())
+        assert abs(curve.auroc - exact[c]) <= curve.bound + 1e-12
+        assert 0 < curve.bound < 0.01
+        # every point of the curve is one of the exact curve: thresholds at the bins' limits
+        false_positive, true_positive, _ = roc_curve(labels[:, c], scores[:, c], drop_intermediate=False)
+        points = set(zip(false_positive.round(12), true_positive.round(12), strict=True))
+        assert set(zip(curve.false_positive.round(12), curve.true_positive.round(12), strict=True)) <= points
+    macro, bound = pooled_macro(curves)
+    assert abs(macro - macro_auroc(labels, scores, "multiclass")) <= bound < 0.01
+    # What the server relays is uniform, not counts.
+    assert np.frombuffer(sent["north"], "<u8").astype(np.float64).mean() == pytest.approx(2.0**63, rel=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(3, 60), st.sampled_from([0.001, 0.02, 1.0, 30.0]))
+def test_the_bound_holds_whatever_the_spread(seed: int, n: int, spread: float) -> None:
+    """Down to scores that share one bin, where the histogram knows nothing and says so, and out to the overflow bins."""
+    rng = np.random.default_rng(seed)
+    outcome = rng.random(n) < 0.5
+    outcome[:2] = True, False
+    score = rng.normal(0, spread, n)
+    (curve,) = pooled_roc(score_histogram(np.c_[~outcome, outcome], score[:, None], "binary"))
+    assert abs(curve.auroc - roc_auc_score(outcome, score)) <= curve.bound + 1e-12
+    assert curve.bound <= 0.5
+
+
+def test_a_class_without_rows_anywhere_has_no_curve() -> None:
+    labels, scores = site(0)
+    labels = np.c_[labels, np.zeros(len(labels), np.uint8)]
+    curves = pooled_roc(score_histogram(labels, np.c_[scores, scores[:, 0]], "multiclass"))
+    assert np.isnan(curves[3].auroc) and curves[3].positives == 0
+    assert pooled_macro(curves)[0] == pytest.approx(np.mean([c.auroc for c in curves[:3]]))
+
+
+def test_scores_at_the_limits_and_beyond_are_counted_once() -> None:
+    value = np.array([-1e9, -LIMIT - 1e-9, -LIMIT, 0.0, WIDTH - 1e-9, WIDTH, LIMIT - 1e-9, LIMIT, 1e9])[:, None]
+    counts = score_histogram(np.tile([0, 1], (len(value), 1)), value, "binary")
+    assert counts.sum() == len(value)
+    middle = BINS // 2
+    assert {int(b): int(counts[0, 1, b]) for b in np.flatnonzero(counts[0, 1])} == {
+        0: 2,
+        1: 1,
+        middle: 2,
+        middle + 1: 1,
+        BINS - 2: 1,
+        BINS - 1: 2,
+    }
+
+
+def test_a_sum_that_is_no_histogram_is_refused() -> None:
+    good = to_sum(score_histogram(*site(0), "multiclass"))
+    with pytest.raises(ProtocolError, match=f"not {2 * 2 * BINS}"):
+        from_sum(good, 2)
+    negative, uneven = good.copy(), good.copy()
+    negative[5:6] -= np.uint64(7)  # wraps below zero
+    negative[6:7] += np.uint64(7)
+    uneven[0] += np.uint64(1)
+    for bad in (negative, uneven):
+        with pytest.raises(ProtocolError, match="negative counts, or classes with different"):
+            from_sum(bad, 3)

@@ -1,0 +1,207 @@
+"""``focal report``: what the page says is what the run says, it fetches nothing, shows no patient unasked, and a real browser likes it."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Browser, headless
+from consortium import Dataset, finished
+from PIL import Image
+
+from focal.errors import FocalError
+from focal.evaluation import read_rows, test_rows
+from focal.explain import explain_run
+from focal.report.html import write_report
+from focal.report.summary import read_summary
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of a finished run, so that what is written into it disturbs nobody."""
+    folder = tmp_path_factory.mktemp("report") / "eyes"
+    source = finished().folder
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("blobs", "cache"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Path:
+    return write_report(run, repeats=100, slow_repeats=5)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with headless() as found:
+        yield found
+
+
+def text(path: Path) -> str:
+    """The page's words, without markup, style and images."""
+    body = re.sub(r"<style>.*?</style>", "", path.read_text(), flags=re.S)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
+
+
+def changed(run: Path, tmp_path: Path, **fields: object) -> Path:
+    """A copy of the run without its rows, with other values in its summary."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("parties", "report.html"))
+    summary = copy / "summary.json"
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), **fields}))
+    return copy
+
+
+# --------------------------------------------------------------------------- what it says
+
+
+def test_the_page_says_what_the_run_says(run: Path, page: Path) -> None:
+    summary, words = read_summary(run), text(page)
+    assert page == run / "report.html" and page.stat().st_mode & 0o777 == 0o600
+    auroc, (low, high) = summary.auroc, summary.auroc_ci95.encrypted
+    assert f"Macro AUROC, encrypted {auroc.encrypted:.3f} 95 % interval {low:.3f} to {high:.3f}" in words
+    for name, score in (auroc.institutions or {}).items():
+        assert f"{name} alone {score:.3f}" in words
+    for heading in ("Results", "Class by class", "Calibration", "Institution by institution", "Time and traffic", "Security statement"):
+        assert heading in words
+    checkers = [name for name, policy in summary.verify.items() if policy == "lockstep"]
+    assert checkers and f"Verified in lockstep by {', '.join(checkers)}" in words
+    assert f"key shares of the release flooded by {summary.release.flooding_bits:.0f} bits" in words
+    assert "Not protected" in words and "Ill-formed uploads" in words
+    assert "projection.features" in words and "lower.model" in words
+
+
+def test_measures_and_differences_are_those_of_the_rows(page: Path, run: Path) -> None:
+    words, summary = text(page), read_summary(run)
+    pooled = summary.auroc.pooled_plaintext
+    assert pooled is not None
+    difference = f"{summary.auroc.encrypted - pooled:+.3f}".replace("-", "\N{MINUS SIGN}")
+    assert f"pooled plaintext {difference}" in words  # computed again from the rows, as the summary's figures were
+    measures = re.search(r"The encrypted model by other measures .*? AUROC ([\d.]+) ", words)
+    assert measures and float(measures[1]) == pytest.approx(summary.auroc.encrypted, abs=6e-4)
+
+
+def test_no_file_name_or_patient_is_on_it_and_images_only_when_wanted(run: Path, page: Path, tmp_path: Path) -> None:
+    plain = write_report(run, tmp_path / "plain.html", images=False, repeats=10, slow_repeats=2)
+    for path in (page, plain):
+        assert Dataset.NAME not in path.read_text() and Dataset.PATIENT not in path.read_text()
+        assert str(run.parent) not in path.read_text() and "/tmp" not in path.read_text()
+    assert page.read_text().count("data:image/jpeg") == 4 and "This page shows patients' images" in text(page)  # one a class
+    assert "data:image/jpeg" not in plain.read_text() and "left out on request" in text(plain)
+
+
+def test_stored_explanations_are_shown_without_their_names(run: Path, tmp_path: Path) -> None:
+    from consortium import dataset
+
+    folder, steps = explain_run(run, dataset().images, limit=2)
+    assert Dataset.NAME in (folder / "index.json").read_text()
+    try:
+        page = write_report(run, tmp_path / "stored.html", repeats=10, slow_repeats=2)
+    finally:
+        shutil.rmtree(folder)
+    assert text(page).count("explained for") == 2 and Dataset.NAME not in page.read_text()
+    assert all(step.randomised in text(page) for step in steps)
+
+
+def test_a_cleaned_run_still_has_a_report(run: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    copy = changed(run, tmp_path)
+    words = text(write_report(copy, images=False, say=said.append))
+    assert f"{read_summary(run).auroc.encrypted:.3f}" in words and "no longer on this machine" in words
+    assert "against pooled" not in words.lower().replace("against pooled plaintext", "", 1)  # the card stays, the paired test goes
+    assert any("focal clean" in line for line in said)
+    assert (copy / "report.html").read_text().count("data:image/png") == 3  # roc, per_class, timeline
+
+
+def test_nobody_verifying_is_in_red(run: Path, tmp_path: Path) -> None:
+    copy = changed(run, tmp_path, verify=dict.fromkeys(read_summary(run).verify, "off"))
+    page = write_report(copy, images=False)
+    assert "Nobody verified." in text(page) and "Server checked by nobody" in text(page)
+    assert '<div class="box bad"><p><b>Nobody verified.' in page.read_text() and "Verified in lockstep" not in text(page)
+
+
+def test_an_institution_reports_from_its_own_folder(run: Path, tmp_path: Path) -> None:
+    """On several machines: its state folder, and a summary without what it cannot know. One with test rows of one class says so."""
+    content = json.loads((run / "summary.json").read_text())
+    del content["max_abs_weight_error"]
+    for field in ("auroc", "auroc_ci95"):
+        content[field] = {"encrypted": content[field]["encrypted"]}
+    measured = 0
+    for name in read_summary(run).auroc.institutions or {}:
+        state = tmp_path / name
+        shutil.copytree(run / "parties" / name, state)
+        (state / "summary.json").write_text(json.dumps(content))
+        words = text(write_report(state, repeats=50, slow_repeats=3))
+        assert f"{name} One model" in words and "focal explain RUN" in words
+        assert "Encrypted model against" not in words and "Against pooled plaintext" not in words
+        own = test_rows({name: read_rows(state)[0]})
+        several = len(np.unique(own.labels, axis=0)) > 1
+        assert ("The encrypted model by other measures" in words) == several
+        assert ("not on this page: AUROC is undefined: the test rows hold one class only" in words) != several
+        measured += several
+    assert measured
+
+
+def test_a_run_that_is_not_finished_has_none(tmp_path: Path) -> None:
+    with pytest.raises(FocalError, match="summary.json: cannot be read"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------- in a browser
+
+
+def test_a_browser_shows_everything_and_asks_for_nothing(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.run("return document.title") == "eyes: FOCAL report"
+    images = browser.run("return [...document.images].map(i => [i.complete && i.naturalWidth > 0 && i.clientWidth > 40, i.alt])")
+    assert len(images) >= 8 and all(shown and alt for shown, alt in images)
+    assert browser.console() == []
+    asked = [url for url in browser.requests() if not url.startswith("data:")]
+    assert asked == [page.absolute().as_uri()]
+    broken = browser.run("return [...document.querySelectorAll('nav a')].filter(a => !document.querySelector(a.hash)).length")
+    assert broken == 0
+    styled = browser.run("return getComputedStyle(document.querySelector('section')).borderRadius")
+    assert styled != "0px"
+    picture = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("L"))
+    assert picture.std() > 20 and picture.max() == 255
+
+
+@pytest.mark.parametrize("width", [1280, 700, 500])  # chromium's windows are at least 500 wide
+def test_nothing_sticks_out_of_the_window(browser: Browser, page: Path, width: int) -> None:
+    browser.open(page, width)
+    inner, needed = browser.run("return [document.documentElement.clientWidth, document.documentElement.scrollWidth]")
+    assert needed <= inner <= width
+    hidden = browser.run(
+        "return [...document.querySelectorAll('h1, h2, h3, p, li, figcaption, .card')]"
+        ".filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"
+    )
+    assert hidden == []
+
+
+def test_intervals_are_drawn_where_the_numbers_say(browser: Browser, page: Path, run: Path) -> None:
+    browser.open(page)
+    rows = browser.run(
+        "return [...document.querySelectorAll('table.models tbody tr')].map(r => [r.cells[1].textContent,"
+        " r.querySelector('circle').getBoundingClientRect().x])"
+    )
+    order = [float(score) for score, _ in rows]
+    assert len(rows) == len(read_summary(run).auroc.institutions or {}) + 3 and len(set(order)) > 1
+    by_place = [score for score, _ in sorted(rows, key=lambda row: row[1])]
+    assert [float(score) for score in by_place] == sorted(order)
+
+
+def test_names_are_text_and_never_markup(browser: Browser, run: Path, tmp_path: Path) -> None:
+    hostile = "<img src=http://192.0.2.1/x onerror=alert(1)><script>document.title='taken'</script>"
+    copy = changed(run, tmp_path, dataset=hostile)
+    page = write_report(copy, images=False)
+    browser.open(page)
+    assert hostile in browser.run("return document.querySelector('header p').textContent")
+    assert browser.run("return document.title") != "taken"
+    assert not any("192.0.2.1" in url for url in browser.requests())
