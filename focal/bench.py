@@ -164,7 +164,7 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
         if step > 0:
             errors["logits"] = max(errors["logits"], float(np.abs(z - x @ w).max()))
             # of the last step: the head begins at zero, and relative to nothing everything errs
-            errors["activation_gradients_relative"] = float(np.abs(dx - delta @ w.T).max() / np.abs(delta @ w.T).max())
+            errors["activation_gradients_relative"] = float(np.linalg.norm(dx - delta @ w.T) / np.linalg.norm(delta @ w.T))
             if reference is not None:
                 theirs.append(_printed(reference, ["--steps", "2", "--threads", str(threads)], r"ms per joint step .* total (\d+)"))
         w, before = joint.twin_step(w, before, x, delta, update), w

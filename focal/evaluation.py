@@ -299,7 +299,7 @@ def _logits(
     from focal.segments.upper import lower_segment
     from focal.training.features import compute_features
 
-    segment = lower_segment(meta, weights)
+    segment = lower_segment(meta, weights, head.trained)
     features = compute_features(segment, table, np.arange(len(table)), device=device, cache=cache, progress=progress)
     with torch.inference_mode():
         return head(torch.from_numpy(features)).numpy().astype(np.float64)

@@ -32,6 +32,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
+from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -76,10 +77,12 @@ def attention_rollout(model: ReleasedModel, x: Tensor) -> Floats:
     """(b, h, w): the share of each patch in the pooled features; together with the class and register tokens' shares they sum to 1."""
     lower = _lower(model)
     backbone: Any = lower.backbone
-    if not all(hasattr(getattr(block, "attn", None), "attn_drop") for block in backbone.blocks):
+    # not block.attn: a block may be inside an adapter
+    attention: list[Any] = [module for module in backbone.blocks.modules() if isinstance(module, Attention)]
+    if len(attention) != len(backbone.blocks):
         raise _unknown(lower)
-    attention: list[nn.Module] = [block.attn.attn_drop for block in backbone.blocks]
-    with _unfused(backbone), _watched(lower, attention, lambda heads: heads.mean(1).double()) as seen, torch.inference_mode():
+    matrices = [module.attn_drop for module in attention]
+    with _unfused(attention), _watched(lower, matrices, lambda heads: heads.mean(1).double()) as seen, torch.inference_mode():
         lower(x)
     if not seen:
         raise FocalError(f"'{lower.spec.model}' is cut before its first attention", hint="there is nothing to roll out: cut later")
@@ -144,16 +147,16 @@ def _watched(lower: LowerSegment, modules: Sequence[nn.Module], look: Callable[[
 
 
 @contextmanager
-def _unfused(backbone: Any) -> Iterator[None]:
+def _unfused(attention: Sequence[Any]) -> Iterator[None]:
     """Attention written out, so that there is a matrix to look at."""
-    fused = [block.attn.fused_attn for block in backbone.blocks]
+    fused = [module.fused_attn for module in attention]
     try:
-        for block in backbone.blocks:
-            block.attn.fused_attn = False
+        for module in attention:
+            module.fused_attn = False
         yield
     finally:
-        for block, before in zip(backbone.blocks, fused, strict=True):
-            block.attn.fused_attn = before
+        for module, before in zip(attention, fused, strict=True):
+            module.fused_attn = before
 
 
 def _lower(model: ReleasedModel) -> LowerSegment:

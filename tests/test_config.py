@@ -101,7 +101,7 @@ class TestReading:
             (BASE + "training: {degree: 4}\n", "training.degree: Input should be 3, 5 or 7 (got 4)"),
             (BASE + "ckks: {ring: 8192}\n", "ckks.ring: Input should be 16384 or 32768 (got 8192)"),
             (BASE + "consortium: {custodians: 9}\n", "consortium.custodians: Input should be less than or equal to 8 (got 9)"),
-            (BASE + "protocol: open\n", "protocol: Input should be 'blind' (got 'open')"),
+            (BASE + "protocol: open\n", "protocol: Input should be 'blind' or 'interactive' (got 'open')"),
             ("name: Retina 1\ndataset: {kind: synthetic}\n", "name: String should match pattern"),
             ("dataset: {kind: synthetic}\n", "name: Field required"),
             ("name: a\ndataset: {kind: table}\n", "dataset: dataset kind 'table' needs 'table'"),
@@ -264,7 +264,7 @@ class TestCanonical:
     def test_pinned(self) -> None:
         """Everybody signs these bytes: a change of their spelling is a new version of the protocol."""
         m = manifest()
-        assert hashlib.sha256(m.canonical()).hexdigest() == "42563671f5cff5cc2944f2d252bdbb8a306e63bf38f73a63fdb8db0d3591daca"
+        assert hashlib.sha256(m.canonical()).hexdigest() == "bf57c79c6c94546515dc9d6de2031d62f007fc1d973661bcf31d0edae7b7892f"
         assert m.hash == hashlib.sha256(b"focal/manifest/v1" + m.canonical()).digest()
 
     def test_is_plain_sorted_json(self) -> None:

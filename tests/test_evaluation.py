@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from focal.config import ConfigError, LowerConfig, read
+from focal.config import ConfigError, InteractiveConfig, LowerConfig, read
 from focal.errors import FocalError
 from focal.evaluation import (
     InstitutionRows,
@@ -30,6 +30,7 @@ from focal.evaluation import (
 from focal.report.metrics import MEASURES, macro_auroc
 from focal.segments import upper
 from focal.segments.projection import Projection
+from focal.segments.trainable import TrainableSegment
 from focal.segments.upper import ModelMeta, ReleasedModel, UpperHead
 
 CLASSES = ("dark", "red", "green")
@@ -243,6 +244,32 @@ def test_predict_writes_private_probabilities_in_order(site: Path, tmp_path: Pat
 
     assert predict(site / "run", site / "images.zip", out, table_csv=site / "names.csv", device="cpu") == 5
     assert [row["filename"] for row in read_csv(out)] == [f"eye{i:02}.png" for i in (4, 3, 2, 1, 0)]
+
+
+def test_a_trained_lower_segment_is_the_one_that_predicts(site: Path, tmp_path: Path) -> None:
+    """An interactive run's model has parameters of the lower segment beside its head; its features never mix with the initial ones."""
+    head, meta = upper.load(site / "run")
+    config = InteractiveConfig(trainable="norm", features=32)
+    grown = TrainableSegment(upper.lower_segment(meta), config)
+    with torch.no_grad():
+        for p in grown.trained().values():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    head.trained = {name: p.detach().clone() for name, p in grown.trained().items() if name.startswith("lower.")}
+    assert head.trained
+    run = tmp_path / "run"
+    upper.save(run / "model.pt", head, meta.model_copy(update={"interactive": config}))
+    probabilities = []
+    for folder in (site / "run", run):
+        predict(folder, site / "images", tmp_path / "p.csv", device="cpu", cache=tmp_path / "cache")
+        probabilities.append([[float(row[c]) for c in CLASSES] for row in read_csv(tmp_path / "p.csv")])
+    model = ReleasedModel.load(run)
+    from focal.segments.lower import preprocess
+
+    images = [Image.open(site / "images" / f"eye{i:02}.png").convert("RGB") for i in range(36)]
+    with torch.inference_mode():
+        expected = model.probabilities(torch.stack([preprocess(image, model.meta.lower) for image in images])).numpy()
+    np.testing.assert_allclose(probabilities[1], expected, atol=1e-4)
+    assert np.abs(np.subtract(*probabilities)).max() > 0.01
 
 
 def scored(site: Path, table: str, **options: Any) -> dict[str, Any]:

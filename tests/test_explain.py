@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from focal.config import LowerConfig
+from focal.config import InteractiveConfig, LowerConfig
 from focal.errors import FocalError
 from focal.explain import (
     CHECK,
@@ -29,6 +29,7 @@ from focal.explain import (
 )
 from focal.segments import upper
 from focal.segments.lower import LowerSegment, build_lower
+from focal.segments.trainable import TrainableSegment
 from focal.segments.upper import ModelMeta, ReleasedModel, UpperHead
 
 CLASSES = ("mild", "severe", "other")
@@ -103,6 +104,17 @@ def test_rollout_stops_at_the_cut_and_pools_every_token_there() -> None:
     assert total < 2  # the class token's share is not on the map
     with pytest.raises(FocalError, match="cut before its first attention"):
         attention_rollout(released(config.model_copy(update={"cut": "patch_embed.proj"})), x)
+
+
+@pytest.mark.parametrize("trainable", ["lora", "adapter"])
+def test_what_an_interactive_run_adds_to_a_vit_is_looked_through(trainable: str) -> None:
+    """At the start additions change nothing, so the maps are the same; randomised they change them, low-rank weights too."""
+    model, x = released(LOWER["vit"]), pictures(2, 64)
+    before = attention_rollout(model, x)
+    TrainableSegment(model.lower, InteractiveConfig(trainable=trainable, rank=2, features=32)).requires_grad_(False)  # type: ignore[arg-type]
+    np.testing.assert_allclose(attention_rollout(model, x), before, atol=1e-6)
+    last = sanity_check(model, x, [0, 1])[-1]
+    assert last.correlation is not None and abs(last.correlation) < 0.9
 
 
 # --------------------------------------------------------------------------- Grad-CAM

@@ -445,7 +445,7 @@ def test_the_benchmark_prints_json_last() -> None:
         "focal",
         "bench",
         "interactive",
-        *["--features", "32", "--classes", "2", "--owners", "3", "--steps", "1", "--threads", "1", "--json"],
+        *["--features", "32", "--classes", "2", "--owners", "3", "--steps", "3", "--threads", "1", "--json"],
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     numbers = json.loads(done.stdout.splitlines()[-1])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from consortium import focal, said
 from quick_joint import JointConsortium
 
 from focal.net import messages as msg
@@ -67,6 +68,33 @@ def test_nothing_is_opened_in_the_first_step(done: JointConsortium) -> None:
     """Its weights are the all-zero ciphertext: logits and gradients are zero, and everybody knows."""
     items = [item for protocol, item, *_ in done.ledger("custodian-1") if protocol == "open"]
     assert len(items) == 2 * 4 * 5 and not any(item.startswith("train/0/") for item in items)
+
+
+def test_the_audit_repeats_every_digest_and_finds_an_altered_bit(done: JointConsortium) -> None:
+    """In processes of their own: a second audit would find the first one's evaluation keys."""
+    last = max((b for _, _, b in done.bodies(msg.StepDone)), key=lambda b: b.step)
+    whole = focal("audit", done.run.folder)
+    assert f"chain {last.chain}" in said(whole) and whole.stdout.count("step ") == 6
+    path = done.folder("server") / "blobs" / last.inputs[0][:2] / last.inputs[0][2:]
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    try:
+        assert "the disk returns other bytes" in said(focal("audit", done.run.folder))
+    finally:
+        path.write_bytes(data)
+
+
+def test_no_party_receives_anothers_numbers(done: JointConsortium) -> None:
+    """Activations, logits and weights in the clear, as the bytes of their floats: not in anything that lies at the server or a custodian."""
+    given = dict(np.load(done.folder("hospital-a") / "given.npz"))
+    opened = done.opened("hospital-a")
+    secret = [given["x"][0, 0], opened["z/3"][0, 0], opened["g/3"][0, 0], done.head()[0][0, 0]]
+    needles = [np.array(v, dtype).tobytes() for v in secret for dtype in ("<f8", "<f4")]
+    for name in ("server", *done.custodians):
+        for path in done.folder(name).rglob("*"):
+            if path.is_file():
+                data = path.read_bytes()
+                assert not any(n in data for n in needles), f"{path} holds a number of hospital-a in the clear"
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     ),
     "sealed": st.dictionaries(NAME, st.binary(max_size=40), max_size=3),
     "participants": st.lists(NAME, max_size=3).map(tuple),
+    "owners": st.lists(NAME, max_size=3).map(tuple),
+    "done": st.booleans(),
     "items": st.lists(TEXT, max_size=3).map(tuple),
     "rotations": st.dictionaries(TEXT, HEX, max_size=3),
     "sizes": st.lists(st.integers(-1, msg.MAX_BLOB), max_size=4).map(tuple),
@@ -42,6 +44,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 }
 BY_TYPE: list[tuple[str, st.SearchStrategy[Any]]] = [
     ("^[0-9a-f]{64}$", HEX),
+    ("Ge(ge=1), Le(le=65536)", st.integers(1, 1 << 16)),
     ("class 'int'", st.integers(0, 1 << 31)),
     ("class 'str'", TEXT),
 ]

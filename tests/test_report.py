@@ -126,6 +126,13 @@ def test_nobody_verifying_is_in_red(run: Path, tmp_path: Path) -> None:
     assert '<div class="box bad"><p><b>Nobody verified.' in page.read_text() and "Verified in lockstep" not in text(page)
 
 
+def test_an_interactive_run_states_what_its_openings_give_away(run: Path, tmp_path: Path) -> None:
+    words = text(write_report(changed(run, tmp_path, protocol="interactive"), images=False))
+    assert "interactive protocol" in words and "learns the head from its own openings" in words
+    assert "its own logits and gradients of each step" in words and "(the final weights)" not in words
+    assert "an interactive run keeps no features" in words
+
+
 def test_an_institution_reports_from_its_own_folder(run: Path, tmp_path: Path) -> None:
     """On several machines: its state folder, and a summary without what it cannot know. One with test rows of one class says so."""
     content = json.loads((run / "summary.json").read_text())

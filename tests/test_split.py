@@ -231,12 +231,26 @@ def test_it_learns_and_the_released_model_scores_what_was_trained(lower: LowerSe
         raw = lower(images).numpy()
     bound, n, ridge = 8.0, len(rows), 0.1
     start = whiten(pooled_moments(moment_values(raw, bound, n), lower.spec.dim, bound, n), CONFIG.features, bound, ridge)
-    config = CONFIG.model_copy(update={"steps": 40, "trainable": "all", "augment": False})
+    config = CONFIG.model_copy(update={"steps": 25, "augment": False})
     trained = train_jointly(lower, config, sites(table, 3), folder=tmp_path, start=start, device="cpu")
     found = scores(trained.segment, trained.weights, table, rows)
     with torch.no_grad():
         np.testing.assert_allclose(found, trained.segment(images).numpy() @ trained.weights, rtol=1e-3, atol=1e-3)
     assert macro_auroc(table.labels[rows], found, table.task) > 0.75, "an untrained head scores 0.5"
+
+
+def test_callbacks_precision_and_logging_are_lightnings(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
+    class Sink(lightning.pytorch.loggers.CSVLogger):
+        pass
+
+    upper, logger, dtypes = Fixed(table.labels.shape[1]), Sink(tmp_path / "elsewhere"), set()
+    module, batches = institution(lower, table, upper)
+    module.segment.lower.backbone.layer4.register_forward_hook(lambda _m, _i, y: dtypes.add(y.dtype))
+    bar = lightning.pytorch.callbacks.RichProgressBar()
+    fit(module, batches, folder=tmp_path, device="cpu", precision="bf16-mixed", logger=logger, callbacks=[bar], enable_progress_bar=True)
+    assert dtypes == {torch.bfloat16} and module.segment.vector().any()
+    assert bar.get_metrics(module.trainer, module)["loss"] > 0 and list((tmp_path / "elsewhere").rglob("metrics.csv"))
+    assert len([call for call, _ in upper.calls if call == "gradients"]) == CONFIG.steps
 
 
 # --------------------------------------------------------------------------- away, late, back again

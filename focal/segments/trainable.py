@@ -115,7 +115,7 @@ class TrainableSegment(nn.Module):
         own = {name: p for name, p in self.trained().items() if name.startswith("lower.")}
         if {name: value.shape for name, value in values.items()} != {name: p.shape for name, p in own.items()}:
             raise FocalError(
-                f"the released model holds {len(values)} trained parameters of the lower segment, these settings train {len(own)} or others",
+                f"the released model holds {len(values)} trained tensors of the lower segment, these settings train {len(own)}, or others",
                 hint="use the same 'interactive.trainable', 'blocks' and 'rank' as the run that it comes from",
             )
         with torch.no_grad():

@@ -243,9 +243,10 @@ def train_jointly(
 
 def scores(segment: TrainableSegment, weights: Array, table: Table, rows: ArrayLike) -> Array:
     """(n, C) logits of the table's ``rows`` by the released model: for :func:`focal.report.metrics.macro_auroc`."""
-    head = segment.head(weights, table.task)
-    images = [preprocess(table.images.read(int(row)), segment.lower.spec) for row in np.asarray(rows)]
     device = segment.lower.mean.device
-    with torch.inference_mode():
-        parts = [head.to(device)(segment.lower(torch.stack(images[i : i + SCORED]).to(device))) for i in range(0, len(images), SCORED)]
-    return torch.cat(parts).double().cpu().numpy()
+    head, wanted, parts = segment.head(weights, table.task).to(device), np.asarray(rows), []
+    for start in range(0, len(wanted), SCORED):
+        images = torch.stack([preprocess(table.images.read(int(row)), segment.lower.spec) for row in wanted[start : start + SCORED]])
+        with torch.inference_mode():
+            parts.append(head(segment.lower(images.to(device))).double().cpu())
+    return torch.cat(parts).numpy()

@@ -303,7 +303,6 @@ class SplitSegment(lightning.LightningModule):
             group["lr"] = group["peak"] * rate_factor(step, self.config)
         optimizer.zero_grad()
         self.manual_backward(activations, gradient=torch.from_numpy(returned).to(activations) / len(images))
-        self._pull_back()
         optimizer.step()
         return loss
 
@@ -342,8 +341,8 @@ class SplitSegment(lightning.LightningModule):
     def _parameters_now(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.segment.trained().values()]
 
-    def _pull_back(self) -> None:
-        """FedProx (Li et al. 2020): the gradient of mu / 2 |parameters - last average|^2."""
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """FedProx (Li et al. 2020): the gradient of mu / 2 |parameters - last average|^2. Here, where gradients are no longer scaled."""
         if self._anchor is not None:
             for p, anchor in zip(self.segment.trained().values(), self._anchor, strict=True):
                 assert p.grad is not None
@@ -410,7 +409,7 @@ def fit(
             plugins=[LightningEnvironment()],  # on a cluster each party is its own process, not a rank of one job
             max_epochs=1,  # the joint steps, from first to last
             callbacks=[*([saving] if checkpoint_every else []), _Join(start_step, parameters), *callbacks],
-            logger=CSVLogger(folder, name="log") if logger is None else logger,
+            logger=CSVLogger(folder, name="log", flush_logs_every_n_steps=1) if logger is None else logger,
             enable_checkpointing=checkpoint_every > 0,
             **options,
         )
