@@ -271,11 +271,24 @@ def split(config_file: Path, runs: Path, steps: int) -> Result:
     return Result(text + "  MB per step, averages apart: " + "; ".join(parts), numbers)
 
 
-def everything(reference: Path | None, runs: Path, configs: Path, say: Callable[[str], None], train: Callable[[Path, Path], None]) -> None:
-    """Head layouts, then the retina runs where the data is here."""
+def everything(
+    reference: Path | None,
+    joint_reference: Path | None,
+    runs: Path,
+    configs: Path,
+    say: Callable[[str], None],
+    train: Callable[[Path, Path], None],
+) -> None:
+    """Head layouts, the joint step, then runs on real images where they are here."""
     say("encrypted step (1024 x 64 x 8, one thread)")
     for k, f in ((8, 1), (4, 2), (2, 4), (1, 8)):
         say("  " + head(1024, 64, 8, 1, 3, k, f, 3, reference).text)
+    say("joint step of interactive training (two threads)")
+    say("  " + interactive(64, 8, 4, 2, 3, joint_reference).text)
+    try:
+        say(split(configs / "finetune-retina.yaml", runs, 8).text)
+    except (FocalError, ValueError) as e:
+        say(f"joint steps over sockets: skipped ({e})")
     for name, least in (("retina", 0.76), ("retina128", 0.77)):
         config = configs / f"{name}.yaml"
         try:

@@ -670,11 +670,14 @@ def bench_all(
     reference: Annotated[
         Path | None, typer.Option(envvar="FOCAL_REFERENCE", help="A reference script to run in turn and compare with.")
     ] = None,
+    interactive_reference: Annotated[
+        Path | None, typer.Option(envvar="FOCAL_INTERACTIVE_REFERENCE", help="Likewise for the joint step.")
+    ] = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Every layout of the head, then whole runs on the data that is here; prints targets beside what was measured."""
+    """Every layout of the head, the joint step, then whole runs on the data that is here; prints targets beside what was measured."""
     from focal.bench import everything
 
     started = time.monotonic()
-    everything(reference, runs, CONFIGS, _say, _train)
+    everything(reference, interactive_reference, runs, CONFIGS, _say, _train)
     console.print(f"all measured in {time.monotonic() - started:.0f} s")
