@@ -193,22 +193,59 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
     table: Annotated[Path, typer.Option(help="CSV with filename,label[,patient][,split].")],
     images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="YAML 'labels: {theirs: ours}' that translates the table's labels; null leaves out.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Also subgroups: a column (sex, institution) or bands of one (age:50,65). Repeatable.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
     group: Annotated[str, typer.Option(help="Column whose rows belong together.")] = "patient",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
 ) -> None:
-    """Score a finished run on new data."""
+    """Score a finished run on new data: another hospital's, by site and by subgroup."""
     from focal import evaluation
 
+    translated = None if labels is None else read(evaluation.LabelMap, labels)
     with _bar("features") as progress:
-        result = evaluation.evaluate(run, table, images, weights=weights, group=group, device=device, cache=_cache(run), progress=progress)
+        result = evaluation.evaluate(
+            run,
+            table,
+            images,
+            labels=translated,
+            by=by or (),
+            weights=weights,
+            group=group,
+            device=device,
+            cache=_cache(run),
+            progress=progress,
+        )
     low, high = result["auroc_ci95"]
     _say(f"{result['dataset']}: macro AUROC {result['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}) on {result['n']} images")
+    if result["left_out"]:
+        _say(f"  {result['left_out']} rows of the table are left out: their labels have no counterpart")
     for name, value in result["auroc_per_class"].items():
         _say(f"  {name:<12} {'not scorable' if value is None else f'{value:.3f}'}")
+    for name, measure in result["measures"].items():
+        if name != "auroc":
+            low, high = measure["ci95"]
+            _say(f"{name.replace('_', ' ')}: {measure['macro']:.3f} ({low:.3f} to {high:.3f})")
+    for split, parts in result["subgroups"].items():
+        _say(f"AUROC by {split}")
+        for name, part in parts.items():
+            _say(f"  {name:<16} {_subgroup(part)}")
     if as_json:
         print(json.dumps(result))
+
+
+def _subgroup(part: dict[str, Any]) -> str:
+    size = f"{part['n']} images of {part['patients']} patients"
+    if part["auroc"] is None:
+        return f"not scorable: every class has one outcome only ({size})"
+    interval = "no interval" if part["auroc_ci95"] is None else "{:.3f} to {:.3f}".format(*part["auroc_ci95"])
+    without = [name for name, value in part["auroc_per_class"].items() if value is None]
+    return f"{part['auroc']:.3f} ({interval}) on {size}" + (f", without {', '.join(without)}" if without else "")
 
 
 @app.command()
@@ -226,6 +263,41 @@ def predict(
     with _bar("features") as progress:
         n = evaluation.predict(run, images, out, table_csv=table, weights=weights, device=device, cache=_cache(run), progress=progress)
     console.print(f"{n} images: {out}")
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
+    label: Annotated[str | None, typer.Option("--class", help="The class to explain; default: each image's most probable one.")] = None,
+    table: Annotated[Path | None, typer.Option(help="CSV whose filename column chooses the images.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 32,
+    check: Annotated[bool, typer.Option(help="Compare the maps with those of a randomised model.")] = True,
+) -> None:
+    """Draw where the model looks (RUN/explanations), and check that this depends on what it has learned."""
+    from focal.explain import explain_run, verdict
+
+    with _bar("explanations") as progress:
+        folder, steps = explain_run(run, images, label=label, table_csv=table, weights=weights, limit=limit, check=check, progress=progress)
+    _say(f"{folder}: overlays, index.json; they are patients' images")
+    for step in steps:
+        _say(f"  random down to {step.randomised:<16} rank correlation {'-' if step.correlation is None else f'{step.correlation:.2f}'}")
+    if steps:
+        _say(verdict(steps).text)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder, or an institution's state folder.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write (0600); default: RUN/report.html.")] = None,
+    images: Annotated[bool, typer.Option(help="Show explanations on patients' images.")] = True,
+) -> None:
+    """Write one self-contained HTML page about a run."""
+    from focal.report.html import write_report
+
+    path = write_report(run, out, images=images, say=_say)
+    _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB" + ("; it may show patients' images (--no-images leaves them out)" if images else ""))
 
 
 class _bar:

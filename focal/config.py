@@ -430,6 +430,8 @@ class LocalConfig(Model):
     logger: Literal["csv", "tensorboard"] = "csv"
     threads: int | None = Field(None, ge=1)
     """Worker threads for encrypted arithmetic; default: the number of processors."""
+    memory_gb: float = Field(2.0, gt=0)
+    """Server and custodian: encrypted rows kept in memory while training; the others are read from disk in every pass."""
     verify: Literal["off", "lockstep"] | None = None
     """Custodian: must repeat what the manifest says of it."""
     approve: Literal["auto", "human"] | None = None

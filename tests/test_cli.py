@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -30,7 +31,21 @@ def refused(*arguments: object) -> str:
 def test_help_lists_every_command() -> None:
     result = focal("--help")
     assert result.returncode == 0
-    for command in ("demo", "train", "evaluate", "predict", "approve", "server", "custodian", "institution", "keys", "manifest", "bench"):
+    for command in (
+        "demo",
+        "train",
+        "evaluate",
+        "predict",
+        "explain",
+        "report",
+        "approve",
+        "server",
+        "custodian",
+        "institution",
+        "keys",
+        "manifest",
+        "bench",
+    ):
         assert command in result.stdout
 
 
@@ -174,6 +189,43 @@ def test_scoring_other_labels_names_both_sets(run: Finished) -> None:
 def test_scoring_with_other_weights(run: Finished) -> None:
     text = refused("evaluate", run.folder, "--table", dataset().table, "--images", dataset().images, "--weights", "random:5")
     assert "random:5" in text and "sha256" in text
+
+
+def test_scoring_another_hospitals_table_by_subgroup(run: Finished, tmp_path: Path) -> None:
+    """Its own words for the classes, an age column, and one row that has no counterpart."""
+    rows = [{**row, "label": f"their-{row['label']}", "age": 30 + i} for i, row in enumerate(dataset().rows())]
+    table = write_csv(tmp_path / "there.csv", [{**rows[0], "label": "unreadable"}, *rows[1:]])
+    words = {f"their-{name}": name for name in ("healthy", "mild", "moderate", "severe")}
+    labels = tmp_path / "labels.yaml"
+    labels.write_text(yaml.safe_dump({"labels": {**words, "unreadable": None}}))
+    options = ["--table", table, "--images", dataset().images]
+    assert "their-mild" in refused("evaluate", run.folder, *options)
+    result = cli("evaluate", run.folder, *options, "--labels", labels, "--by", "age:60,120", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.strip().splitlines()[-1])
+    assert (found["n"], found["left_out"]) == (119, 1)
+    assert {name: part["n"] for name, part in found["subgroups"]["age:60,120"].items()} == {
+        "below 60": 29,
+        "60 to below 120": 60,
+        "120 and above": 30,
+    }
+    assert "1 rows of the table are left out" in result.stdout and "calibration error:" in result.stdout
+    assert "age 200 and above" in refused("evaluate", run.folder, *options, "--labels", labels, "--by", "age:200")
+
+
+def test_explanations_and_the_report_with_them_leave_with_clean(run: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "eyes"
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("blobs"))
+    result = cli("explain", folder, "--images", dataset().images, "--limit", 2)
+    assert result.returncode == 0 and "random down to head" in result.stdout and Dataset.NAME not in said(result)
+    assert "is no class" in refused("explain", folder, "--images", dataset().images, "--class", "gout")
+    page = folder / "report.html"
+    assert cli("report", folder).returncode == 0 and page.stat().st_size > 100_000
+    removed = cli("clean", folder)
+    assert str(page) in removed.stdout and str(folder / "explanations") in removed.stdout
+    assert not page.exists() and not (folder / "explanations").exists()
+    assert cli("report", folder, "--no-images").returncode == 0
+    assert str(page) not in cli("clean", folder).stdout and page.exists()
 
 
 def test_predicting_images_that_are_not_there(run: Finished, tmp_path: Path) -> None:

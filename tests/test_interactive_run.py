@@ -85,7 +85,7 @@ def test_the_audit_repeats_every_digest_and_finds_an_altered_bit(done: JointCons
 
 
 def test_no_party_receives_anothers_numbers(done: JointConsortium) -> None:
-    """Activations, logits and weights in the clear, as the bytes of their floats: not in anything that lies at the server or a custodian."""
+    """Activations, logits and weights in the clear, as the bytes of their floats: in nothing that lies at the server or a custodian."""
     given = dict(np.load(done.folder("hospital-a") / "given.npz"))
     opened = done.opened("hospital-a")
     secret = [given["x"][0, 0], opened["z/3"][0, 0], opened["g/3"][0, 0], done.head()[0][0, 0]]

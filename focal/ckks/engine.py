@@ -220,20 +220,10 @@ class Engine(Moves):
     def _backward(self, deltas: list[Ciphertext], dither: Ciphertext) -> list[Ciphertext]:
         """16 (eta / n) X' delta with 3 limbs, constant along i0, one ciphertext per class group."""
         layout = self.layout
-        groups, babies, giants = range(layout.class_groups), range(layout.babies), range(layout.giants)
+        groups, babies = range(layout.class_groups), range(layout.babies)
         sums: list[list[Ciphertext | None]] = [[None] * layout.babies for _ in groups]
         for b in range(layout.blocks):
-            data = self.block(b).data
-            turned = self._hoisted([deltas[b * len(groups) + u] for u in groups], layout.giant_rotations)
-            for ct in (ct for group in turned for ct in group[1:]):
-                self.cc.EvalAddInPlace(ct, dither)
-
-            def accumulate(uh: tuple[int, int], data: Any = data, turned: Any = turned) -> None:
-                u, h = uh
-                column = [self._drop(data[g][h], LIMBS - layout.backward_limbs) for g in giants]
-                sums[u][h] = self._products(column, turned[u], sums[u][h])
-
-            self._map(accumulate, [(u, h) for u in groups for h in babies])
+            self._accumulate(self.block(b).data, deltas[b * len(groups) : (b + 1) * len(groups)], dither, sums)
         flat = self._map(self.cc.Relinearize, [sums[u][h] for u in groups for h in babies])
 
         def horner(u: int) -> Ciphertext:
@@ -246,6 +236,20 @@ class Engine(Moves):
             return self.cc.Rescale(g)
 
         return self._map(horner, groups)
+
+    def _accumulate(self, data: list[list[Ciphertext]], deltas: list[Ciphertext], dither: Ciphertext, sums: list[list[Any]]) -> None:
+        """Add one block's products to ``sums`` [class group][h], which are not relinearised. The block is free when this returns."""
+        layout = self.layout
+        turned = self._hoisted(deltas, layout.giant_rotations)
+        for ct in (ct for group in turned for ct in group[1:]):
+            self.cc.EvalAddInPlace(ct, dither)
+
+        def add(uh: tuple[int, int]) -> None:
+            u, h = uh
+            column = [self._drop(row[h], LIMBS - layout.backward_limbs) for row in data]
+            sums[u][h] = self._products(column, turned[u], sums[u][h])
+
+        self._map(add, [(u, h) for u in range(layout.class_groups) for h in range(layout.babies)])
 
     def _updated(self, weights: Ciphertext, gradient: Ciphertext) -> Ciphertext:
         """(1 - eta ridge) W' - gradient, 3 limbs."""

@@ -27,6 +27,8 @@ PRODUCT = {6: 0.86, 5: 0.72, 4: 0.58}
 """One product and its addition, not relinearised, by limbs."""
 REFRESH_SERVER, REFRESH_CUSTODIAN = 15.0, 15.0
 """One collective refresh at the server and at each custodian, packing included."""
+BLOCK_MEMORY = 2 << 30
+"""Bytes of encrypted rows in memory, where nobody says otherwise (``memory_gb``): the other blocks stream from disk."""
 KEY_CUSTODIAN = 75.0
 """One rotation key: generated, packed, added up."""
 
@@ -97,9 +99,8 @@ def cost(
     switching_b, switching_ab = (blob_bytes(n, LIMBS, elements, extended=True) for elements in (DIGITS, 2 * DIGITS))
     keys = blob_bytes(n, LIMBS, 1) + (1 + len(layout.rotations)) * switching_b + switching_ab
     refresh = refreshes * (blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1) + blob_bytes(n, LIMBS, 1))
-    held = (
-        blocks * (layout.lane * 2 * LIMBS + groups * 2 * REFRESH_LIMBS) * n * 8 + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
-    )
+    rows = min(blocks * layout.lane * 2 * LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * REFRESH_LIMBS * n * 8
+    held = rows + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
     return Cost(
         layout,
         upload,

@@ -207,7 +207,8 @@ class Custodian(Party):
     def _train_in_lockstep(self, lists: dict[str, msg.Upload]) -> None:
         """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
         self._install_keys()
-        training = Training(self.manifest, self.scheme, self.layout, lists, self.fetch, self.local.threads or os.cpu_count() or 1)
+        threads = self.local.threads or os.cpu_count() or 1
+        training = Training(self.manifest, self.scheme, self.layout, lists, self.fetch, threads, int(self.local.memory_gb * 1e9))
         try:
             first = int(self.journal.read(f"{self.session}/verified") or b"0")
             weights, chain = training.start()

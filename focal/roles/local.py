@@ -391,6 +391,8 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
     names = [m.name for m in manifest.institutions]
     scores, facts = (_blind_result if manifest.protocol == "blind" else _interactive_result)(run, manifest, say)
     facts["params"]["peak_memory_mb"] = round(memory / 1e6)
+    if (compute := _verifier_compute(run, manifest)) is not None:
+        facts["params"]["verifier_compute"] = round(compute, 2)
     traffic = _traffic(run, manifest)
     write_summary(
         build_summary(
@@ -415,6 +417,17 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
     begin = min(start for _, _, start, _ in spans)
     spans = [(party, phase, start - begin, end - begin) for party, phase, start, end in spans]
     plots.plot_timeline(spans, traffic, run.folder / "timeline.png")
+
+
+def _verifier_compute(run: Run, manifest: Manifest) -> float | None:
+    """CPU seconds in training of the costliest verifying custodian, by those of the server; None without one, or after a kill."""
+
+    def spent(name: str) -> float:
+        return sum(e.get("cpu", 0.0) for e in timeline(run.party(name)) if e["phase"] == "train")
+
+    verifiers = [spent(m.name) for m in manifest.custodians if m.verify == "lockstep"]
+    server = spent(manifest.server.name)
+    return max(verifiers) / server if verifiers and min(*verifiers, server) > 0 else None
 
 
 def _blind_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
@@ -526,13 +539,17 @@ def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
 
 
 def clean(run: Path, cache: bool, force: bool) -> list[Path]:
-    """Delete what is private and no longer needed: parties' folders, cached features. Returns what was removed."""
+    """Delete what is private and no longer needed: parties' folders, cached features, pictures of patients. Returns what was removed."""
     if not (run / "manifest.json").exists():
         raise FocalError(f"{run} is no run's folder", hint="name a folder below runs/")
     if not force and not (run / "summary.json").exists() and not (run / "failed").exists():
         raise FocalError(f"{run} is not finished", hint="finish it with its own configuration, or give it up with --force")
-    found = [run / "parties", run / "cache"] + ([run.parent / "cache"] if cache else [])
+    found = [run / "parties", run / "cache", run / "explanations"] + ([run.parent / "cache"] if cache else [])
     removed = [path for path in found if path.exists()]
     for path in removed:
         shutil.rmtree(path)
+    page = run / "report.html"
+    if page.exists() and '<meta name="focal" content="shows patients\' images">' in page.read_text():
+        page.unlink()
+        removed.append(page)
     return removed

@@ -31,11 +31,12 @@ class Reporter:
         """Everything inside belongs to ``name``: keys, features, moments, upload, train, release, score."""
         before, self.current = self.current, name
         self._send("phase")
-        start, clock = time.time(), time.monotonic()
+        start, clock, cpu = time.time(), time.monotonic(), time.process_time()
         try:
             yield
         finally:
-            line = json.dumps({"party": self.party, "phase": name, "start": start, "seconds": time.monotonic() - clock})
+            spent = {"seconds": time.monotonic() - clock, "cpu": time.process_time() - cpu}
+            line = json.dumps({"party": self.party, "phase": name, "start": start, **spent})
             with os.fdopen(os.open(self.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as f:
                 f.write(line + "\n")
             self.current = before

@@ -161,7 +161,7 @@ class Server(Party):
 
     def _train(self, lists: dict[str, msg.Upload]) -> msg.StepDone:
         """Every step that is still to be taken; returns the last one's statement."""
-        training = Training(self.manifest, self.scheme, self.layout, lists, self.blobs.get, self.threads)
+        training = Training(self.manifest, self.scheme, self.layout, lists, self.blobs.get, self.threads, int(self.local.memory_gb * 1e9))
         try:
             done = self._last_step()
             weights, chain = training.start() if done is None else (training.load(done.outputs, self.blobs.get), done.chain)

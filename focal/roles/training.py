@@ -23,6 +23,7 @@ from focal.ckks import refresh, ring, wire
 from focal.ckks.context import LIMBS, Scheme
 from focal.ckks.engine import TARGET_LIMBS, Block, Engine, Refresh, chunk_kind, mask_digest, zero_weights
 from focal.ckks.layout import Layout
+from focal.ckks.plan import BLOCK_MEMORY
 from focal.ckks.twin import Scalars
 from focal.config import Manifest
 from focal.net import messages as msg
@@ -33,10 +34,6 @@ Fetch = Callable[[str], bytes]
 
 Place = tuple[int, str, int, int]
 """Where a chunk belongs, as :meth:`Layout.chunks` counts: block, ``data`` or ``target``, g or class group, h or 0."""
-
-BLOCK_MEMORY = 2 << 30
-"""Bytes of blocks in memory, where nobody says otherwise: with keys and intermediate results a party then stays below 4 GB."""
-
 
 class Training:
     """Encrypted training from signed upload lists. ``fetch`` yields uploaded chunks; they are checked here, before OpenFHE sees them.
