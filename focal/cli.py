@@ -80,6 +80,8 @@ def _train(config_file: Path, runs: Path) -> None:
 
     config = read(RunConfig, config_file)
     _check_data(config)
+    if config.start is not None and config.start.suffix == ".yaml":
+        config = config.model_copy(update={"start": _started(config_file.parent / config.start, runs)})
     run = local.open_run(config, runs)
     console.print(f"[bold]{config.name}[/] in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
     try:
@@ -90,6 +92,19 @@ def _train(config_file: Path, runs: Path) -> None:
         sys.exit(130)
     print_results(read_summary(folder), console)
     console.print(f"result: {folder}/summary.json, model.pt, roc.png, per_class.png, timeline.png")
+
+
+def _started(config_file: Path, runs: Path) -> Path:
+    """The newest finished run of a configuration, made now when there is none."""
+    from focal.roles import local
+
+    config = read(RunConfig, config_file)
+    if (found := local.newest_finished(config, runs)) is None:
+        _train(config_file, runs)
+        found = local.newest_finished(config, runs)
+    assert found is not None
+    console.print(f"starts from {found}")
+    return found
 
 
 def _check_data(config: RunConfig) -> None:

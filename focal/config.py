@@ -228,7 +228,8 @@ class RunConfig(Model):
     training: TrainingConfig = TrainingConfig()
     interactive: InteractiveConfig = InteractiveConfig()
     start: Path | None = None
-    """Interactive: the folder of a finished run whose released model is where this one begins."""
+    """Interactive: where this run begins. The folder of a finished run, or another configuration (``.yaml``, beside this one): its newest
+    finished run, which is made first when there is none."""
     ckks: CkksConfig = CkksConfig()
     layout: LayoutConfig = LayoutConfig()
     consortium: ConsortiumConfig = ConsortiumConfig()

@@ -100,6 +100,13 @@ def open_run(config: RunConfig, runs: Path) -> Run:
     raise FocalError(f"{runs}: too many runs named '{config.name}'", hint="delete old ones")
 
 
+def newest_finished(config: RunConfig, runs: Path) -> Path | None:
+    """The newest run of exactly this configuration that has a released model."""
+    folders = [path.parent for path in runs.glob(f"{config.name}*/summary.json")] if runs.is_dir() else []
+    own = [f for f in folders if (f / "model.pt").exists() and read(RunConfig, f / "config.json") == config]
+    return max(own, key=lambda f: (f / "summary.json").stat().st_mtime, default=None)
+
+
 # --------------------------------------------------------------------------- setting up
 
 
