@@ -129,6 +129,8 @@ class InteractiveConfig(Model):
     """Joint steps; every institution that is present brings one batch to each."""
     batch: int = Field(32, ge=1, le=4096)
     """Rows that an institution brings to a joint step at most."""
+    batches: dict[Name, Annotated[int, Field(ge=1, le=4096)]] = {}
+    """Institutions that bring another number: ``{small-clinic: 8}``."""
     features: Literal[32, 64, 128, 256] = 64
     """R: the bottleneck before the cut, R - 1 learned features and the bias column."""
     trainable: Literal["all", "last", "norm", "lora", "adapter", "bottleneck"] = "all"
@@ -360,6 +362,11 @@ class Manifest(Model):
                 f"a manifest needs at least {least} institutions, this one has {len(self.institutions)}; "
                 "with two, each learns the other's pooled moments (accept_leak: true, or --accept-leak, allows it)"
             )
+        unknown = set(self.interactive.batches if self.interactive else ()) - {m.name for m in self.institutions}
+        if unknown:
+            raise ConfigError(f"interactive.batches names {', '.join(sorted(unknown))}, which is no institution of the manifest")
+        if self.interactive is not None and len(self.institutions) < 3:
+            raise ConfigError("an interactive run needs at least three institutions: with two, each would learn the other's gradient")
 
     def by_role(self, role: str) -> tuple[Member, ...]:
         return tuple(m for m in self.members if m.role == role)
@@ -391,6 +398,11 @@ class Manifest(Model):
     def outputs(self) -> int:
         """C: columns of the head; a binary task trains its positive class only."""
         return 1 if self.task == "binary" else len(self.classes)
+
+    def batch(self, name: str) -> int:
+        """Interactive: the most rows that an institution brings to a joint step."""
+        assert self.interactive is not None
+        return min(self.interactive.batches.get(name, self.interactive.batch), self.member(name).rows or 0)
 
     @property
     def row_table(self) -> dict[str, tuple[int, int]]:

@@ -86,19 +86,19 @@ UPDATE = Update(rate=0.2, momentum=0.5)
 
 
 class JointConsortium(Consortium):
-    """Four institutions, two custodians, the first of them lockstep; six steps of eight rows each."""
+    """Four institutions, two custodians, the first of them lockstep; six steps of eight rows each, five of hospital-d."""
 
     def __init__(self, name: str, *, verify: str = "first", **interactive: Any) -> None:
         chosen = {
             "steps": 6, "batch": 8, "features": 32, "head_rate": UPDATE.rate, "momentum": UPDATE.momentum, "average_every": 2,
-            "straggler_seconds": 60, "min_rows_of_others": 16, **interactive,
+            "batches": {"hospital-d": 5}, "straggler_seconds": 60, "min_rows_of_others": 16, **interactive,
         }  # fmt: skip
         consortium = {"institutions": 4, "custodians": 2, "verify": verify}
         super().__init__(name, quick=False, protocol="interactive", interactive=chosen, consortium=consortium)
         for name_ in self.institutions:
-            rng = np.random.default_rng(ord(name_[-1]))
-            x = np.hstack([rng.uniform(-1, 1, (8, 31)), np.ones((8, 1))])
-            labels = np.eye(len(self.manifest.classes))[rng.integers(0, len(self.manifest.classes), 8)]
+            rng, n = np.random.default_rng(ord(name_[-1])), self.manifest.batch(name_)
+            x = np.hstack([rng.uniform(-1, 1, (n, 31)), np.ones((n, 1))])
+            labels = np.eye(len(self.manifest.classes))[rng.integers(0, len(self.manifest.classes), n)]
             np.savez(self.folder(name_) / "given.npz", x=x, labels=labels)
 
     def start(self, *names: str, prelude: str = "", **options: Any) -> Any:

@@ -129,3 +129,14 @@ def test_a_killed_party_goes_on_where_it_was(who: str) -> None:
         for name in c.custodians:
             items = [(protocol, item) for protocol, item, *_ in c.ledger(name)]
             assert len(items) == len(set(items)), "a share was made twice"
+
+
+@pytest.mark.slow
+def test_noise_on_the_head_is_recorded_and_verified() -> None:
+    """``dp_head_noise``: every custodian adds its own, lockstep goes on, and the released head differs from the twin by about that."""
+    with JointConsortium("noise", dp_head_noise=0.01) as c:
+        c.start_all()
+        c.finish()
+        off = c.head()[0] - c.joint_twin()[-1]
+        # six steps, two custodians, momentum 0.5 passes each on up to twice; the head answers to it, so only the size is known
+        assert 0.01 * 2**0.5 < off.std() < 0.01 * 2**0.5 * 2 * 6**0.5

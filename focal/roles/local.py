@@ -47,6 +47,8 @@ from focal.segments.projection import Projection, check_features
 if TYPE_CHECKING:
     from focal.evaluation import LocalScores
 
+MEASURE_SECONDS = 3.0
+"""Between two looks at the processes' memory: the kernel walks all their pages for each."""
 Event = dict[str, Any]
 Show = Callable[[Event], None]
 """Receives every event of every party."""
@@ -254,6 +256,7 @@ class Processes:
         self.events: queue.Queue[Event] = queue.Queue()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.errors: dict[str, str] = {}
+        self._measured = 0.0
         self.peak_memory = 0
         """Largest sum of the processes' proportional set sizes seen, bytes."""
 
@@ -305,8 +308,9 @@ class Processes:
         running = set(self.children)
         while running:
             event = self._next()
-            if event is None:
+            if time.monotonic() > self._measured + MEASURE_SECONDS:
                 self._measure()
+            if event is None:
                 continue
             if event["event"] == "error":
                 self.errors[event["party"]] = event["text"]
@@ -335,7 +339,7 @@ class Processes:
         raise FocalError(f"'{name}' {how} (its log: {self.run.party(name) / 'log.txt'})", hint=hint)
 
     def _measure(self) -> None:
-        total = 0
+        self._measured, total = time.monotonic(), 0
         for child in self.children.values():
             with contextlib.suppress(OSError, StopIteration, ValueError), open(f"/proc/{child.pid}/smaps_rollup") as f:
                 total += 1024 * int(next(line for line in f if line.startswith("Pss:")).split()[1])

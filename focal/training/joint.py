@@ -228,7 +228,8 @@ def train_jointly(
             if trained:
                 segment.load_trained(trained)
             module = SplitSegment(segment, Based(upper, base), loss, config, rows=len(site.rows))
-            batches = Batches(site.table, site.rows, lower.spec, config, name=name, seed=seed)
+            own = config.model_copy(update={"batch": config.batches.get(name, config.batch)})
+            batches = Batches(site.table, site.rows, lower.spec, own, name=name, seed=seed)
             fit(module, batches, folder=folder / name, device=device, **{"checkpoint_every": 0, **flags})
             ended[name] = segment
 

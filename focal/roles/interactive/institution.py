@@ -70,8 +70,8 @@ class JointInstitution(Institution):
 
     @property
     def config(self) -> InteractiveConfig:
-        """The interactive settings, with as many steps as this key's openings allow."""
-        return plan.schedule(self.manifest)
+        """The interactive settings, with as many steps as this key's openings allow and the own batch."""
+        return plan.schedule(self.manifest).model_copy(update={"batch": self.manifest.batch(self.me.name)})
 
     def _start(self) -> Beginning:
         """What the run takes from the released model that the manifest pins."""

@@ -59,7 +59,7 @@ def layout(manifest: Manifest) -> InteractiveLayout:
 
 def batches(manifest: Manifest) -> dict[str, int]:
     """Institution -> the most rows that it brings to a joint step."""
-    return {m.name: min(settings(manifest).batch, m.rows or 0) for m in manifest.institutions}
+    return {m.name: manifest.batch(m.name) for m in manifest.institutions}
 
 
 def table(manifest: Manifest) -> dict[str, range]:

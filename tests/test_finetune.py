@@ -1,0 +1,53 @@
+"""``focal train`` with the interactive protocol, torch and all: from a blind run's head, and on from there under a new key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from consortium import SAMPLES, config, dataset, focal, runs, said, write_config
+
+from focal.report.summary import read_summary
+from focal.segments.upper import ReleasedModel, load
+
+JOINT: dict[str, Any] = {"steps": 4, "batch": 8, "features": 32, "average_every": 2, "head_rate": 0.1, "min_rows_of_others": 16}
+
+
+def write_joint(folder: Path, name: str, start: str, **changes: Any) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**config(name), "protocol": "interactive", "interactive": {**JOINT, **changes}, "start": start}))
+    return path
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_a_blind_run_and_goes_on_under_a_new_key(tmp_path: Path) -> None:
+    write_config(tmp_path, "frozen")
+    first = write_joint(tmp_path, "tuned", "frozen.yaml", trainable="last", blocks=1)
+    output = said(focal("train", "--config", first, "--runs", runs(), timeout=300))
+    assert "starts from" in output and (runs() / "frozen" / "summary.json").exists(), "the blind run was not made first"
+    summary = read_summary(runs() / "tuned")
+    assert summary.protocol == "interactive" and summary.steps == 4
+    assert summary.max_abs_weight_error is not None and summary.max_abs_weight_error < 1e-3
+    assert summary.auroc.plaintext_twin is not None and abs(summary.auroc.encrypted - summary.auroc.plaintext_twin) < 0.01
+    assert summary.params["loss_difference"] < 0.01
+    assert {"openings", "average"} <= set(summary.bytes["hospital-a"].by_phase)
+
+    frozen, tuned = load(runs() / "frozen")[0], load(runs() / "tuned")[0]
+    moved = np.abs(tuned.weights.numpy() - frozen.weights.numpy()).max()
+    assert 1e-4 < moved < 1, "the head did not begin at the blind one, or did not move"
+    assert tuned.trained and not frozen.trained
+    evaluated = focal("evaluate", runs() / "tuned", "--table", dataset().table, "--images", dataset().images)
+    assert f"on {SAMPLES} images" in said(evaluated)
+    assert ReleasedModel.load(runs() / "tuned").lower.spec.weights_sha256 != ReleasedModel.load(runs() / "frozen").lower.spec.weights_sha256
+
+    second = write_joint(tmp_path, "further", str(runs() / "tuned"), trainable="last", blocks=1, max_openings_per_key=12)
+    output = said(focal("train", "--config", second, "--runs", runs(), timeout=300))
+    assert "the key allows 3 of 4 steps: continue in a new run with start: RUN" in output
+    further = read_summary(runs() / "further")
+    assert further.steps == 3 and further.max_abs_weight_error is not None and further.max_abs_weight_error < 1e-3
+
+    third = write_joint(tmp_path, "other", str(runs() / "tuned"), trainable="norm")
+    assert "use the same 'interactive.trainable'" in said(focal("train", "--config", third, "--runs", runs(), timeout=300))
