@@ -676,6 +676,12 @@ def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0)
         _say(f"data     {len(table)} images, {train} training rows, as declared")
         _, source = build_lower(m.lower, mine.weights)
         _say(f"weights  {str(source).removeprefix('weights ')}, as pinned")
+        if m.start is not None:
+            from focal.segments.upper import released_digest
+
+            if mine.start is None or released_digest(mine.start) != m.start:
+                raise FocalError(f"{local}: 'start' is not the released model that the manifest begins with", hint="name that run's folder")
+            _say(f"start    {mine.start}, as pinned")
     if me.role == "server":
         _say("link     the server is dialled; start it with: focal server")
         return
