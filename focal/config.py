@@ -139,7 +139,7 @@ class InteractiveConfig(Model):
     """``last``: how many blocks."""
     rank: int = Field(8, ge=1, le=256)
     """``lora`` and ``adapter``: their inner width."""
-    head_rate: float = Field(0.5, gt=0, lt=100)
+    head_rate: float = Field(0.1, gt=0, lt=100)
     """Step size of the encrypted head (SGD), divided by the rows present."""
     momentum: float = Field(0.9, ge=0, lt=1)
     rate: float = Field(2e-4, gt=0)
@@ -152,7 +152,7 @@ class InteractiveConfig(Model):
     """Classes weigh n^-p in the loss, n their rows over all institutions; 0: all the same."""
     augment: bool = True
     """Flips and brightness."""
-    average_every: int = Field(10, ge=1)
+    average_every: int = Field(5, ge=1)
     """Joint steps between two averages of the trainable parameters."""
     max_average_mb: float = Field(64.0, gt=0, le=64)
     """Largest contribution of an institution to one average; more trainable parameters are refused before the run begins."""

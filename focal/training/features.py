@@ -190,11 +190,11 @@ def _predict(
     segment: LowerSegment, table: Table, missing: dict[str, int], store: FeatureCache, device: str, report: Callable[[int], None]
 ) -> None:
     """Compute the rows in ``missing`` (content hash -> row) and put them into ``store``."""
-    accelerator = _accelerator(device)
+    chosen = accelerator(device)
     images = DataLoader(_Images(table, list(missing.values()), segment.spec), batch_size=BATCH)
-    with _quiet(), _interruptible(), _full_precision():
+    with quiet(), interruptible(), _full_precision():
         trainer = lightning.Trainer(
-            accelerator=accelerator,
+            accelerator=chosen,
             devices=1,
             callbacks=[_Keep(list(missing), store, report)],
             plugins=[LightningEnvironment()],  # on a cluster each party is its own process, not a rank of one job
@@ -207,7 +207,8 @@ def _predict(
     segment.cpu()
 
 
-def _accelerator(device: str) -> str:
+def accelerator(device: str) -> str:
+    """Lightning's name for ``auto``, ``cpu`` or ``cuda``. Raises :class:`FocalError` for another device, or a GPU that is not there."""
     if device not in ("auto", "cpu", "cuda"):
         raise FocalError(f"device '{device}' is none of auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -218,7 +219,7 @@ def _accelerator(device: str) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C stays a KeyboardInterrupt: Lightning turns it into SystemExit and leaves further ones ignored."""
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -237,7 +238,7 @@ def _full_precision() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(names: Iterable[str] = ("lightning", "lightning.pytorch", "lightning.fabric")) -> Iterator[None]:
+def quiet(names: Iterable[str] = ("lightning", "lightning.pytorch", "lightning.fabric")) -> Iterator[None]:
     """Silence Lightning's notes on hardware and data loaders, for the length of a prediction."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

@@ -41,7 +41,7 @@ from focal.data.table import Table
 from focal.errors import FocalError
 from focal.segments.lower import preprocess
 from focal.segments.trainable import TrainableSegment, sendable
-from focal.training.features import _accelerator, _interruptible, _quiet
+from focal.training.features import accelerator, interruptible, quiet
 
 Array = NDArray[np.float64]
 
@@ -402,9 +402,9 @@ def fit(
     checkpoint = folder / "newest.ckpt"  # written beside it, then renamed over it
     saving = ModelCheckpoint(folder, checkpoint.stem, every_n_train_steps=checkpoint_every, enable_version_counter=False)
     options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1, **flags}
-    with _quiet(), _interruptible():
+    with quiet(), interruptible():
         trainer = lightning.Trainer(
-            accelerator=_accelerator(device),
+            accelerator=accelerator(device),
             devices=1,
             plugins=[LightningEnvironment()],  # on a cluster each party is its own process, not a rank of one job
             max_epochs=1,  # the joint steps, from first to last

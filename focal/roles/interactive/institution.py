@@ -123,8 +123,12 @@ class JointInstitution(Institution):
 
     def fine_tune(self, upper: EncryptedUpper, counts: Array) -> None:
         """Every joint step that is still to come, under Lightning. ``counts``: rows of each class over all institutions."""
+        import torch
+
         from focal.training.split import Based, Batches, Loss, SplitSegment, fit
 
+        if self.local.threads:
+            torch.set_num_threads(self.local.threads)  # focal.ckks limits OpenMP, and with it torch, to one
         task, rows, config = self.manifest.task, self.manifest.rows, self.config
         per_class = np.array([rows - counts[0], counts[0]]) if task == "binary" else counts
         under = upper if self.base is None else Based(upper, self.base)

@@ -7,6 +7,7 @@ ones absent in the same steps. The baselines are logistic regressions on the ini
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,7 +184,7 @@ def losses(folder: Path) -> dict[int, float]:
     for path in sorted(folder.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime):
         with path.open(newline="") as f:
             out |= {int(float(row["step"])): float(row["loss"]) for row in csv.DictReader(f) if row.get("loss")}
-    return out
+    return {step: loss for step, loss in out.items() if math.isfinite(loss)}  # a skipped step has none
 
 
 def loss_difference(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> float:
