@@ -631,10 +631,7 @@ def _say_interactive(m: Manifest) -> None:
     if m.start is not None:
         _say(f"start        the released model with sha256 {m.start[:16]}")
     _say(steps.describe(m))
-    console.print(
-        "[bold yellow]interactive: the institutions are trusted to encrypt honestly; one that does not can learn the joint key "
-        "from its own openings, whoever verifies[/]"
-    )
+    console.print(f"[bold yellow]{steps.TRUST}[/]")
 
 
 def _say_who_verifies(m: Manifest) -> None:

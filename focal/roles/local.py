@@ -187,6 +187,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
         manifest = manifest.model_copy(update={"layout": lanes})
     else:
         say(interactive.describe(manifest))
+        say(f"warning: {interactive.TRUST}")
     for name, at in parts.items():
         private_write(run.party(name) / "rows.txt", "".join(f"{i}\n" for i in at).encode())
     for member in manifest.members:

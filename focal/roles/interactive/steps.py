@@ -41,6 +41,11 @@ from focal.roles.training import Fetch
 
 WEIGHTS = wire.ciphertext(LIMBS)
 
+TRUST = (
+    "interactive: the institutions are trusted to encrypt honestly; one that does not can learn the joint key from its own openings, "
+    "whoever verifies; each learns the head, and the others' summed gradients (SECURITY.md)"
+)
+"""What everybody must be told who signs or starts an interactive run."""
 Header = msg.Activations | msg.Derivatives
 Openings = tuple[tuple[str, ...], list[bytes]]
 """Plan items and canonical ciphertexts, one for each owner."""
