@@ -178,6 +178,7 @@ def _groups(run: Finished, name: str) -> list[tuple[str, str]]:
 # --------------------------------------------------------------------------- other shapes
 
 
+@pytest.mark.slow
 def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> None:
     """`A;B` labels, a split column whose val rows are ignored because there are test rows, an institution column, one refresh more."""
     summary = train(
@@ -199,6 +200,7 @@ def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> 
     assert site == [sum(r["split"] == "train" and r["institution"] == f"site-{i}" for r in rows) for i in range(4)]
 
 
+@pytest.mark.slow
 def test_binary_with_a_random_projection(tmp_path: Path) -> None:
     summary = train(tmp_path, "pair", dataset={"table": str(dataset().binary)}, projection={"kind": "random"}, layout={"feature_lanes": 1})
     assert summary["params"]["projection"] == "random" and summary["params"]["outputs"] == 1

@@ -36,6 +36,7 @@ class Memory:
                 self.shares[name] = consortium.ledger(name)
 
 
+@pytest.mark.slow
 def test_kill_9_in_every_phase(tmp_path: Path) -> None:
     """Every role is killed at least once: in the key ceremony, the upload, the training and before the release."""
     wires = str(tmp_path)
