@@ -240,7 +240,7 @@ def split(config_file: Path, runs: Path, steps: int) -> Result:
         ("encrypted", "focal", ("server", "custodian", "institution")),
         ("plaintext", "focal.baselines.plain_split", ("server", "institution")),
     ):
-        run = local.open_run(config.model_copy(update={"name": f"bench-{name}", "interactive": settings}), runs)
+        run = local.open_run(config.model_copy(update={"name": f"bench-{name}", "interactive": settings, "start": None}), runs)
         manifest = local.prepare(run, lambda text: None)
         at: dict[int, float] = {}
 

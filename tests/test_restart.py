@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from consortium import ENV, Consortium, Process, dataset, focal, runs, said, write_config
 
 from focal.net import messages as msg

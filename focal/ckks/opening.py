@@ -53,8 +53,8 @@ SIGMA = 2.0**30
 """Standard deviation per coefficient of one custodian's noise in a share of an opening."""
 NOISE = 2.0**15
 """t: noise inside openings per coefficient, root mean square over those of one key."""
-MAX_ACTIVATION = 2.0
-"""Largest root mean square of an institution's activations in one step."""
+MAX_ACTIVATION = 2.01
+"""Largest root mean square of an institution's activations in one step: where a bottleneck clips every norm to 2 sqrt(R), and a bias."""
 MAX_WEIGHT = 2.0
 """Largest size of the head, as the ratio of an activation gradient's root mean square to its derivative's length."""
 
