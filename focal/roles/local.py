@@ -539,14 +539,15 @@ def journal_traffic(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
-    """The server's clock for what happens together; the slowest institution's for features."""
+    """The server's clock for what happens together; the slowest institution's for features, and for what it sends in joint steps."""
     seconds = dict.fromkeys(("keys", "features", "upload", "train", "release"), 0.0)
     for event in timeline(run.party(manifest.server.name)):
         if event["phase"] in seconds:
             seconds[event["phase"]] += event["seconds"]
-    for member in manifest.institutions:
-        spent = sum(e["seconds"] for e in timeline(run.party(member.name)) if e["phase"] == "features")
-        seconds["features"] = max(seconds["features"], spent)
+    for phase in ("features",) if manifest.protocol == "blind" else ("features", "upload"):
+        for member in manifest.institutions:
+            spent = sum(e["seconds"] for e in timeline(run.party(member.name)) if e["phase"] == phase)
+            seconds[phase] = max(seconds[phase], spent)
     return seconds
 
 

@@ -35,11 +35,17 @@ class Reporter:
         try:
             yield
         finally:
-            spent = {"seconds": time.monotonic() - clock, "cpu": time.process_time() - cpu}
-            line = json.dumps({"party": self.party, "phase": name, "start": start, **spent})
-            with os.fdopen(os.open(self.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as f:
-                f.write(line + "\n")
+            self._note(name, start, {"seconds": time.monotonic() - clock, "cpu": time.process_time() - cpu})
             self.current = before
+
+    def spent(self, name: str, start: float, seconds: float) -> None:
+        """Seconds of ``name`` that lie scattered within another phase, since ``start`` (Unix time)."""
+        self._note(name, start, {"seconds": seconds, "cpu": 0.0})
+
+    def _note(self, name: str, start: float, spent: dict[str, float]) -> None:
+        line = json.dumps({"party": self.party, "phase": name, "start": start, **spent})
+        with os.fdopen(os.open(self.events, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as f:
+            f.write(line + "\n")
 
     def progress(self, done: float, total: float) -> None:
         """How far the current phase is."""

@@ -12,6 +12,7 @@ In the end it has the averaged lower segment, and the head from the custodians' 
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class JointInstitution(Institution):
             self._compare_test_features()
             counts = np.rint(self.secure_sum(MOMENTS, tuple(self.names), self.labels.sum(axis=0) / self.manifest.rows) * self.manifest.rows)
             self._check_classes(counts)
-        with self.report.phase("upload"):
+        with self.report.phase("keys"):
             self.enter("keys")
             joint = self._joint_keys()
         with self.report.phase("train"):
@@ -119,7 +120,11 @@ class JointInstitution(Institution):
         from focal.roles.interactive.upper import EncryptedUpper, public_key
 
         self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
-        self.fine_tune(EncryptedUpper(self, scheme, public_key(self, scheme, joint), ceremony.joint_digest(joint)), counts)
+        upper, start = EncryptedUpper(self, scheme, public_key(self, scheme, joint), ceremony.joint_digest(joint)), time.time()
+        try:
+            self.fine_tune(upper, counts)
+        finally:
+            self.report.spent("upload", start, upper.on_the_wire)
 
     def fine_tune(self, upper: EncryptedUpper, counts: Array) -> None:
         """Every joint step that is still to come, under Lightning. ``counts``: rows of each class over all institutions."""

@@ -43,6 +43,8 @@ class EncryptedUpper:
         self.layout = plan.layout(party.manifest)
         self.first = plan.table(party.manifest)[party.me.name].start
         self.server = party.manifest.server.name
+        self.on_the_wire = 0.0
+        """Seconds that activations and derivatives took to the server."""
 
     # ----------------------------------------------------------------- the seam
 
@@ -105,7 +107,9 @@ class EncryptedUpper:
 
         digest = self.party.journal.once(f"{self.party.session}/chunk/{name}", make).decode()
         self.party.net.phase = "upload"
-        self.party.net.put_many([self.party.blobs.get(digest)], "custodians")
+        data, start = self.party.blobs.get(digest), time.monotonic()
+        self.party.net.put_many([data], "custodians")
+        self.on_the_wire += time.monotonic() - start
         return digest
 
     def _opened(self, step: int, what: str, kind: str) -> Array:
