@@ -94,16 +94,30 @@ def score_local_run(
     :class:`FocalError` when there is nothing to score.
     """
     released, exact = np.asarray(weights, dtype=np.float64), np.asarray(twin, dtype=np.float64)
+    columns = projection.apply(test_rows(rows).features)
+    error = float(np.abs(released - exact).max())
+    return compare_scores(rows, columns @ released, columns @ exact, error, task, seed=seed, repeats=repeats)
+
+
+def compare_scores(
+    rows: Mapping[str, InstitutionRows],
+    encrypted: Floats,
+    in_clear: Floats,
+    weight_error: float,
+    task: Task,
+    *,
+    seed: int = 0,
+    repeats: int = 1000,
+) -> LocalScores:
+    """Linear outputs (n, C) on :func:`test_rows` of a released model and of its plaintext twin, scored beside the baselines."""
     test = test_rows(rows)
-    labels, groups, columns = test.labels, test.groups, projection.apply(test.features)
     pooled, alone = baseline_scores(rows, task, seed=seed)
-    encrypted, in_clear = columns @ released, columns @ exact
 
     def auroc(scores: Floats) -> float:
-        return macro_auroc(labels, scores, task)
+        return macro_auroc(test.labels, scores, task)
 
     def interval(scores: Floats) -> tuple[float, float]:
-        return bootstrap_ci(labels, scores, groups, task, repeats=repeats, seed=seed)
+        return bootstrap_ci(test.labels, scores, test.groups, task, repeats=repeats, seed=seed)
 
     return LocalScores(
         auroc=Auroc(
@@ -118,11 +132,11 @@ def score_local_run(
             institutions={name: interval(scores) for name, scores in alone.items()},
             pooled_plaintext=interval(pooled),
         ),
-        max_abs_weight_error=float(np.abs(released - exact).max()),
-        labels=labels,
+        max_abs_weight_error=weight_error,
+        labels=test.labels,
         encrypted=encrypted,
         per_class={
-            name: auroc_per_class(labels, scores, task)
+            name: auroc_per_class(test.labels, scores, task)
             for name, scores in {"encrypted": encrypted, "pooled_plaintext": pooled, **alone}.items()
         },
     )
@@ -170,8 +184,15 @@ def score_site(
     """What one institution can say on its own, on several machines: the released weights (R, C) on its own test rows."""
     held = own.split == _test_name(own.split)
     scores = projection.apply(own.features[held]) @ np.asarray(weights, dtype=np.float64)
-    interval = bootstrap_ci(own.labels[held], scores, own.groups[held], task, repeats=repeats, seed=seed)
-    return Auroc(encrypted=macro_auroc(own.labels[held], scores, task)), AurocInterval(encrypted=interval)
+    return score_outputs(own.labels[held], scores, own.groups[held], task, seed=seed, repeats=repeats)
+
+
+def score_outputs(
+    labels: NDArray[np.uint8], scores: Floats, groups: NDArray[np.str_], task: Task, *, seed: int = 0, repeats: int = 1000
+) -> tuple[Auroc, AurocInterval]:
+    """Linear outputs (n, C) of a released model on labelled rows."""
+    interval = bootstrap_ci(labels, scores, groups, task, repeats=repeats, seed=seed)
+    return Auroc(encrypted=macro_auroc(labels, scores, task)), AurocInterval(encrypted=interval)
 
 
 def _union(rows: Mapping[str, InstitutionRows]) -> InstitutionRows:

@@ -40,6 +40,8 @@ from focal.sums.masked import MaskedSum, new_group_key, participants_digest
 
 if TYPE_CHECKING:
     from focal.evaluation import InstitutionRows
+    from focal.report.summary import Auroc, AurocInterval
+    from focal.segments.upper import UpperHead
 
 Array = NDArray[np.float64]
 MOMENTS = "moments"
@@ -319,20 +321,9 @@ class Institution(Party):
         ]
 
     def _save_model(self) -> None:
-        from focal.segments.upper import ModelMeta, UpperHead, save
+        from focal.segments.upper import UpperHead
 
-        m = self.manifest
-        head = UpperHead.from_projection(self.projection, self.weights, m.task)
-        meta = ModelMeta(
-            dataset=m.dataset,
-            classes=m.classes,
-            task=m.task,
-            lower=m.lower,
-            weights=str(self.local.weights),
-            run_id=self.scope,
-            manifest_hash=m.hash.hex(),
-        )
-        save(self.folder / "model.pt", head, meta)
+        self._save_head(UpperHead.from_projection(self.projection, self.weights, self.manifest.task))
         private_write(self.folder / "projection.bin", self.projection.to_bytes())
         with open(os.open(self.folder / "rows.npz", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
             np.savez(
@@ -344,33 +335,58 @@ class Institution(Party):
                 split=self.rows.split.astype(str),
             )
 
+    def _save_head(self, head: UpperHead) -> None:
+        from focal.segments.upper import ModelMeta, save
+
+        m = self.manifest
+        meta = ModelMeta(
+            dataset=m.dataset,
+            classes=m.classes,
+            task=m.task,
+            lower=m.lower,
+            weights=str(self.local.weights),
+            run_id=self.scope,
+            manifest_hash=m.hash.hex(),
+            interactive=m.interactive,
+        )
+        save(self.folder / "model.pt", head, meta)
+
     def _score(self) -> None:
         """This site's own summary: the released model on its own test rows."""
-        if not (self.rows.split == "test").any():
+        if not self._test_rows():
             self.report.warn(f"{self.me.name}: no test rows, so no score of its own")
             return
-        from focal.evaluation import score_site
         from focal.report.summary import build_summary, write_summary
 
-        server = self.manifest.server.name
-        reported = self.hear(server, "traffic", msg.Traffic).bytes
+        reported = self.hear(self.manifest.server.name, "traffic", msg.Traffic).bytes
         try:
-            auroc, interval = score_site(self.rows, self.projection, self.weights, self.manifest.task, seed=self.local.seed)
+            auroc, interval = self._auroc()
         except FocalError as e:  # few test rows, or one class only: the model is there all the same
             self.report.warn(f"{self.me.name}: no score of its own: {e.message}")
             return
         traffic: dict[str, Any] = {**reported, self.me.name: merge(self._before, self.net.traffic)}
-        seconds = phase_seconds(self.folder)
         summary = build_summary(
-            protocol="blind",
+            protocol=self.manifest.protocol,
             dataset=self.manifest.dataset,
             auroc=auroc,
             auroc_ci95=interval,
-            seconds={**seconds, "total": sum(span["seconds"] for span in timeline(self.folder))},
+            seconds={**phase_seconds(self.folder), "total": sum(span["seconds"] for span in timeline(self.folder))},
             traffic=traffic,
-            **protocol_facts(self.manifest, self.scheme),
+            **self._facts(),
         )
         write_summary(summary, self.folder)
+
+    def _test_rows(self) -> int:
+        return int((self.rows.split == "test").sum())
+
+    def _auroc(self) -> tuple[Auroc, AurocInterval]:
+        """Of the released model on own test rows."""
+        from focal.evaluation import score_site
+
+        return score_site(self.rows, self.projection, self.weights, self.manifest.task, seed=self.local.seed)
+
+    def _facts(self) -> dict[str, Any]:
+        return protocol_facts(self.manifest, self.scheme)
 
 
 def phase_seconds(folder: Path) -> dict[str, float]:

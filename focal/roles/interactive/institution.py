@@ -23,12 +23,12 @@ from focal.config import InteractiveConfig, LocalConfig, Manifest
 from focal.errors import FocalError
 from focal.net import messages as msg
 from focal.roles import ceremony
-from focal.roles.institution import MOMENTS, Array, Institution, phase_seconds
+from focal.roles.institution import MOMENTS, Array, Institution
 from focal.roles.interactive import steps as plan
-from focal.roles.party import merge
-from focal.roles.progress import Reporter, timeline
+from focal.roles.progress import Reporter
 
 if TYPE_CHECKING:
+    from focal.report.summary import Auroc, AurocInterval
     from focal.roles.interactive.result import Beginning
     from focal.roles.interactive.upper import EncryptedUpper
 
@@ -189,33 +189,25 @@ class JointInstitution(Institution):
 
     def _save_model(self) -> None:
         from focal.roles.interactive.result import VELOCITY
-        from focal.segments.upper import ModelMeta, save
 
-        m = self.manifest
-        head = self.segment.head(self.weights, m.task)
+        head = self.segment.head(self.weights, self.manifest.task)
         head.trained = {name: p.detach() for name, p in self.segment.trained().items() if name.startswith("lower.")}
-        meta = ModelMeta(
-            dataset=m.dataset,
-            classes=m.classes,
-            task=m.task,
-            lower=m.lower,
-            weights=str(self.local.weights),
-            run_id=self.scope,
-            manifest_hash=m.hash.hex(),
-            interactive=plan.settings(m),
-        )
-        save(self.folder / "model.pt", head, meta)
+        self._save_head(head)
         with open(os.open(self.folder / VELOCITY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
             np.save(f, self.velocity)
 
-    def _auroc(self, held: Any) -> tuple[Any, Any]:
-        """Macro AUROC and interval of the released model on own rows."""
-        from focal.report.metrics import bootstrap_ci, macro_auroc
-        from focal.report.summary import Auroc, AurocInterval
+    def _test_rows(self) -> int:
+        return int((self.table.split == "test").sum())
 
-        scores, labels, task = self.scores(held), self.table.labels[held], self.manifest.task
-        interval = bootstrap_ci(labels, scores, self.table.groups[held], task, seed=self.local.seed)
-        return Auroc(encrypted=macro_auroc(labels, scores, task)), AurocInterval(encrypted=interval)
+    def _auroc(self) -> tuple[Auroc, AurocInterval]:
+        from focal.evaluation import score_outputs
+
+        held = np.flatnonzero(self.table.split == "test")
+        table, task = self.table, self.manifest.task
+        return score_outputs(table.labels[held], self.scores(held), table.groups[held], task, seed=self.local.seed)
+
+    def _facts(self) -> dict[str, Any]:
+        return plan.facts(self.manifest, self.scheme)
 
     def scores(self, rows: Any) -> Array:
         """(n, C) linear outputs of the released model on own rows."""
@@ -228,30 +220,3 @@ class JointInstitution(Institution):
         lower = lower_segment(meta, self.local.weights, head.trained)
         raw = compute_features(lower, self.table, rows, device=self.local.device, cache=self.folder / "features")
         return head(torch.from_numpy(raw)).double().numpy()
-
-    def _score(self) -> None:
-        """This site's own summary: the released model on its own test rows."""
-        from focal.report.summary import build_summary, write_summary
-
-        held = np.flatnonzero(self.table.split == "test")
-        if not len(held):
-            self.report.warn(f"{self.me.name}: no test rows, so no score of its own")
-            return
-        reported = self.hear(self.manifest.server.name, "traffic", msg.Traffic).bytes
-        try:
-            auroc, interval = self._auroc(held)
-        except FocalError as e:  # few test rows, or one class only: the model is there all the same
-            self.report.warn(f"{self.me.name}: no score of its own: {e.message}")
-            return
-        traffic: dict[str, Any] = {**reported, self.me.name: merge(self._before, self.net.traffic)}
-        summary = build_summary(
-            protocol="interactive",
-            dataset=self.manifest.dataset,
-            auroc=auroc,
-            auroc_ci95=interval,
-            seconds={**phase_seconds(self.folder), "total": sum(span["seconds"] for span in timeline(self.folder))},
-            traffic=traffic,
-            **plan.facts(self.manifest, self.scheme),
-        )
-        write_summary(summary, self.folder)
-

@@ -22,10 +22,8 @@ from focal.config import DatasetConfig, InteractiveConfig, Manifest
 from focal.data import load
 from focal.data.table import Table
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows, LocalScores, baseline_scores, test_rows
+from focal.evaluation import InstitutionRows, LocalScores, compare_scores
 from focal.net import messages as msg
-from focal.report.metrics import auroc_per_class, bootstrap_ci, macro_auroc
-from focal.report.summary import Auroc, AurocInterval
 from focal.roles.audit import recorded
 from focal.roles.interactive import steps as plan
 from focal.segments.lower import build_lower
@@ -102,9 +100,7 @@ def compare(
         wanted = np.flatnonzero(np.isin(table.split, ("train", "val", "test")))
         features = compute_features(lower, table, wanted, device=device, cache=cache)
         rows[name] = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
-    test = test_rows(rows)
     held = "test" if any((t.split == "test").any() for t in tables.values()) else "val"
-    pooled, alone = baseline_scores(rows, task, seed=seed)
 
     head, meta = load_model(members[first].folder)
     tuned = lower_segment(meta, source, head.trained)
@@ -136,33 +132,8 @@ def compare(
         [twin_scores(twin.segment, twin.weights, table, np.flatnonzero(table.split == held)) for table in tables.values()]
     )
 
-    def auroc(scores: Array) -> float:
-        return macro_auroc(test.labels, scores, task)
-
-    def interval(scores: Array) -> tuple[float, float]:
-        return bootstrap_ci(test.labels, scores, test.groups, task, seed=seed)
-
-    found = LocalScores(
-        auroc=Auroc(
-            encrypted=auroc(encrypted),
-            plaintext_twin=auroc(in_clear),
-            institutions={name: auroc(scores) for name, scores in alone.items()},
-            pooled_plaintext=auroc(pooled),
-        ),
-        auroc_ci95=AurocInterval(
-            encrypted=interval(encrypted),
-            plaintext_twin=interval(in_clear),
-            institutions={name: interval(scores) for name, scores in alone.items()},
-            pooled_plaintext=interval(pooled),
-        ),
-        max_abs_weight_error=float(np.abs(head.weights.numpy() - twin.weights).max()),
-        labels=test.labels,
-        encrypted=encrypted,
-        per_class={
-            name: auroc_per_class(test.labels, scores, task)
-            for name, scores in {"encrypted": encrypted, "pooled_plaintext": pooled, **alone}.items()
-        },
-    )
+    error = float(np.abs(head.weights.numpy() - twin.weights).max())
+    found = compare_scores(rows, encrypted, in_clear, error, task, seed=seed)
     ours = {name: losses(m.folder / "lightning") for name, m in members.items()}
     theirs = {name: losses(folder / "twin" / name) for name in members}
     return found, {"loss_difference": loss_difference(ours, theirs)}
