@@ -9,7 +9,7 @@ export FOCAL_DATA := $(abspath $(FOCAL_DATA))
 bin := .venv/bin
 trainings := retina severity pathology xray
 
-.PHONY: help setup demo $(trainings:%=train-%) finetune-retina bench test test-slow fuzz crash lint types check clean
+.PHONY: help setup demo $(trainings:%=train-%) finetune-retina reproduce bench test test-slow fuzz crash lint types check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ $(trainings:%=train-%): train-%: setup
 
 finetune-retina: setup ## ODIR-5K again, the lower segment learns too (interactive protocol)
 	$(bin)/focal train --config configs/finetune-retina.yaml
+
+BUDGET ?= 60
+
+reproduce: setup ## the paper's tables on public data (BUDGET=minutes)
+	$(bin)/focal reproduce --budget $(BUDGET) --out experiments/results
 
 bench: setup ## speed, size and accuracy against their targets
 	$(bin)/focal bench all

@@ -339,6 +339,21 @@ def _cache(run: Path) -> Path | None:
 
 
 @app.command()
+def reproduce(
+    budget: Annotated[float, typer.Option(min=0, help="Minutes; they decide how many seeds each table gets.")] = 60.0,
+    out: Annotated[Path, typer.Option(help="Folder for cells, tables and pictures; the same one continues.")] = Path("experiments/results"),
+) -> None:
+    """The paper's tables on public data: every method beside the encrypted blind head."""
+    from focal.reproduce.study import reproduce as study
+
+    try:
+        study(budget, out, CONFIGS, _say)
+    except KeyboardInterrupt:  # typer would end without a word
+        print("interrupted; give the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
 def audit(
     run: Annotated[Path, typer.Argument(help="A finished run's folder, or the manifest with --from.")],
     store: Annotated[Path | None, typer.Option("--from", help="The server's state folder, where it lies elsewhere.")] = None,

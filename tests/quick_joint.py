@@ -41,7 +41,7 @@ def _fine_tune(self, joint, counts):
     upper = EncryptedUpper(self, self.scheme, public_key(self, self.scheme, joint), ceremony.joint_digest(joint))
     step, parameters = upper.joining()
     every, total = self.config.average_every, self.config.steps
-    own = np.arange(3.0) + ord(self.me.name[-1]) if parameters is None else parameters
+    own = np.arange(3.0) + ord(self.me.name[-1]) / 100 if parameters is None else parameters
     opened, rounds = {}, step // every
     path = self.folder / "opened.npz"
     if path.exists():

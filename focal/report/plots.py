@@ -85,8 +85,8 @@ def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task:
     figure.legend(handles, texts, title=heading, loc="outside right center", frameon=False, fontsize=8, title_fontsize=8, alignment="left")
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="false positive rate", ylabel="true positive rate")
     kind = f"AUROC of '{names[0]}'" if task == "binary" else f"Macro AUROC of {len(entries)} classes"
-    _title(axes, f"{kind}: {macro:.3f}", f"encrypted training, {len(outcome)} test rows")
-    _save(figure, path)
+    title(axes, f"{kind}: {macro:.3f}", f"encrypted training, {len(outcome)} test rows")
+    save(figure, path)
 
 
 # --------------------------------------------------------------------------- comparison by class
@@ -123,8 +123,8 @@ def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.fl
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     wins = int(sum(encrypted[c] >= np.nanmax(alone[:, c]) for c in shown))
-    _title(axes, f"At or above every single institution in {wins} of {len(shown)} classes", "encrypted training, test rows")
-    _save(figure, path)
+    title(axes, f"At or above every single institution in {wins} of {len(shown)} classes", "encrypted training, test rows")
+    save(figure, path)
 
 
 # --------------------------------------------------------------------------- calibration
@@ -155,7 +155,7 @@ def plot_reliability(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str
         axes.set(xlim=(0, limit), ylim=(0, limit))
         axes.set_box_aspect(1)
         axes.locator_params(nbins=4)
-        _plain(axes)
+        plain(axes)
         axes.set_title(f"{names[c]}  error {errors[c]:.2f}", loc="left", fontsize=9, color=INK)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
@@ -163,7 +163,7 @@ def plot_reliability(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str
     figure.supylabel("observed frequency", fontsize=9, color=INK)
     worst = max(shown, key=lambda c: errors[c])
     figure.suptitle(f"Least well calibrated: {names[worst]}", x=0.01, ha="left", fontsize=11, color=INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 # --------------------------------------------------------------------------- seconds and bytes
@@ -186,19 +186,19 @@ def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic
         _stack(wire, row[party] + 0.17, phases, "up", alpha=1.0)
         _stack(wire, row[party] - 0.17, phases, "down", alpha=0.55)
     for axes in (clock, wire):
-        _plain(axes)
+        plain(axes)
         axes.set_ylim(-0.7, len(parties) - 0.3)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     clock.set(yticks=list(row.values()), yticklabels=list(row), xlabel="seconds since the start")
     clock.set_xlim(left=0)
     wire.set(xlabel="MB (upper bar: sent, lower: received)", xlim=(0, 1.2 * max(wire.get_xlim()[1], 1e-3)))  # room for the totals
-    _title(clock, _seconds_finding(busy))
-    _title(wire, _bytes_finding(traffic))
+    title(clock, _seconds_finding(busy))
+    title(wire, _bytes_finding(traffic))
     used = {span.phase for span in busy} | {phase for phases in traffic.values() for phase, t in phases.items() if t["up"] + t["down"]}
     handles = [Line2D([], [], color=colour, linewidth=7, label=label) for label, colour in _phase_legend(used)]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _stack(axes: Axes, y: float, phases: Mapping[str, Mapping[str, int]], direction: str, *, alpha: float) -> None:
@@ -247,22 +247,22 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    _plain(axes)
+    plain(axes)
     return figure, axes
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=INK, fontsize=9)
 
 
-def _title(axes: Axes, finding: str, context: str = "") -> None:
+def title(axes: Axes, finding: str, context: str = "") -> None:
     axes.set_title(finding + (f"\n{context}" if context else ""), loc="left", fontsize=11, color=INK)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """PNG, whole or not at all; 0600, as everything of a run."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
