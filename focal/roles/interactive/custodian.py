@@ -56,11 +56,9 @@ class JointCustodian(Custodian):
         """The own computation at step ``first``: its weights are on the own disk."""
         self._install_keys()
         self.steps = JointSteps(self.manifest, self.scheme, self.net.get, self.local.threads or os.cpu_count() or 1)
-        weights, chain = self.steps.start(self.joint_keys)
-        for step in range(max(0, first - 2), first):
-            done = msg.decode(msg.StepDone, self.journal.once(f"{self.session}/step/{step}", bytes))
-            weights, chain = Weights(self.steps.load(done.outputs[0], self.blobs.get), weights.now), done.chain
-        return weights, chain
+        last = range(max(0, first - 2), first)
+        done = [msg.decode(msg.StepDone, self.journal.once(f"{self.session}/step/{step}", bytes)) for step in last]
+        return self.steps.start(self.joint_keys, done, self.blobs.get)
 
     # ----------------------------------------------------------------- one step
 

@@ -41,14 +41,11 @@ class JointServer(Server):
         """Every step that is still to be taken; returns the digests of the weights after each."""
         self.steps = JointSteps(self.manifest, self.scheme, self.blobs.get, self.threads)
         try:
-            weights, chain = self.steps.start(ceremony.joint_digest(joint))
-            total, outputs = plan.total(self.manifest), []
-            last = self._last_step()
-            if last is not None:
-                chain = last.chain
-                outputs = [self.hear(self.me.name, f"step/{t}", msg.StepDone).outputs[0] for t in range(last.step + 1)]
-                now, before = self.steps.load(outputs[-1], self.blobs.get), weights.now
-                weights = Weights(now, self.steps.load(outputs[-2], self.blobs.get) if len(outputs) > 1 else before)
+            last, total = self._last_step(), plan.total(self.manifest)
+            done = [self.hear(self.me.name, f"step/{t}", msg.StepDone) for t in range(last.step + 1 if last else 0)]
+            weights, chain = self.steps.start(ceremony.joint_digest(joint), done[-2:], self.blobs.get)
+            outputs = [d.outputs[0] for d in done]
+            if last:
                 self._average(last.step)
             for step in range(len(outputs), total):
                 self.report.progress(step, total)

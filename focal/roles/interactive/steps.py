@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -164,10 +164,13 @@ class JointSteps:
         self.engine.close()
         self.pool.shutdown()
 
-    def start(self, joint_keys: str) -> tuple[Weights, str]:
-        """The untrained head, and the chain's beginning."""
+    def start(self, joint_keys: str, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None) -> tuple[Weights, str]:
+        """Head and chain to go on from: the untrained head, or after ``done``, the last steps (two are enough), from the own disk."""
         masks = bytes.fromhex(self.engine.mask_digest)
-        return zero_weights(self.scheme), hashlib.sha256(self._begin + bytes.fromhex(joint_keys) + masks).hexdigest()
+        weights, chain = zero_weights(self.scheme), hashlib.sha256(self._begin + bytes.fromhex(joint_keys) + masks).hexdigest()
+        for step in done:
+            weights, chain = Weights(self._load(step.outputs[0], fetch or self.fetch), weights.now), step.chain
+        return weights, chain
 
     def forward(self, step: int, weights: Weights, headers: Mapping[str, msg.Activations]) -> tuple[Forward, Openings]:
         """The logits of everybody who is present, to be opened."""
@@ -206,7 +209,7 @@ class JointSteps:
         """Canonical bytes of a weight ciphertext."""
         return wire.pack(self.scheme, WEIGHTS, self.scheme.limbs(ciphertext))
 
-    def load(self, digest: str, fetch: Fetch) -> Ciphertext:
+    def _load(self, digest: str, fetch: Fetch) -> Ciphertext:
         """A weight ciphertext from bytes that this party wrote itself."""
         return self.scheme.ciphertext(wire.unpack(self.scheme, WEIGHTS, fetch(digest), "the own disk"))
 

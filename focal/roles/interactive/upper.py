@@ -145,7 +145,8 @@ class EncryptedUpper:
                     raise Refused("participants", f"'{name}' was proposed another list for average {round} than we were")
             weight = (party.me.rows or 0) / sum(party.manifest.member(n).rows or 0 for n in names)
             total = party.secure_sum(plan.average_label(round), names, weight * parameters)
-            party.hear(self.server, f"{topic}/closed", msg.AverageClosed)
+            if not party.hear(self.server, f"{topic}/closed", msg.AverageClosed).done:  # heard before a restart, when nobody waited in it
+                raise Abandoned
         except Abandoned:
             party.report.warn(f"{party.me.name}: average {round} was abandoned; going on from the own parameters")
             raise Skipped(f"average {round} was abandoned") from None
