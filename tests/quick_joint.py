@@ -1,7 +1,8 @@
 """Interactive runs without torch: the real roles, sockets and keys, and an institution whose lower segment is a table of activations.
 
 ``given.npz`` of an institution holds its activations (n, R) and labels (n, C). Each joint step it brings the same rows, takes the
-derivatives of squared errors, and keeps what was opened to it in ``opened.npz``. Its "parameters" are three numbers, to be averaged.
+derivatives of squared errors, and keeps what was opened to it in ``opened.npz``, with the number of the last average that it went to.
+Its "parameters" are three numbers, to be averaged.
 """
 
 from __future__ import annotations
@@ -27,30 +28,25 @@ from focal.config import private_write
 from focal.roles.institution import Institution
 from focal.roles.interactive import steps as plan
 from focal.roles.interactive.institution import JointInstitution as J
-from focal.roles.interactive.upper import EncryptedUpper, public_key
-from focal.roles import ceremony
-from focal.ckks.context import Scheme
 
 def prepare(self):
     with np.load(self.folder / "given.npz") as f:
         self.x, self.labels = f["x"], f["labels"]
     self.base = None
 
-def _fine_tune(self, joint, counts):
-    self.scheme = Scheme(self.manifest.ckks, self.scope)
-    upper = EncryptedUpper(self, self.scheme, public_key(self, self.scheme, joint), ceremony.joint_digest(joint))
+def fine_tune(self, upper, counts):
     step, parameters = upper.joining()
     every, total = self.config.average_every, self.config.steps
     own = np.arange(3.0) + ord(self.me.name[-1]) / 100 if parameters is None else parameters
-    opened, rounds = {}, step // every
+    opened = {"rounds": np.array(step // every)}
     path = self.folder / "opened.npz"
     if path.exists():
         with np.load(path) as f:
             opened = dict(f)
     def average(due):
-        nonlocal own, rounds
-        if due > rounds:
-            rounds = due
+        nonlocal own
+        if due > opened["rounds"]:
+            opened["rounds"] = np.array(due)
             try:
                 own = upper.average(due, own, len(self.x))
                 opened[f"average/{due}"] = own
@@ -77,10 +73,18 @@ def _save_model(self):
 
 def PAUSE(self, step): ...
 
-J.prepare, J._fine_tune, J._save_model = prepare, _fine_tune, _save_model
+J.prepare, J.fine_tune, J._save_model = prepare, fine_tune, _save_model
 J._compare_test_features = lambda self: None
 J._score = lambda self: None
 """
+
+PLAIN_SPLIT = """
+import sys
+from focal.baselines.plain_split import main
+main(sys.argv[1:])
+sys.exit()
+"""
+"""Prelude of a party that takes part in plaintext split learning instead."""
 
 UPDATE = Update(rate=0.2, momentum=0.5)
 

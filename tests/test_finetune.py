@@ -9,23 +9,32 @@ import numpy as np
 import pytest
 import yaml
 from consortium import SAMPLES, config, dataset, focal, runs, said, write_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from focal.report.summary import read_summary
+from focal.roles.interactive.result import loss_difference, losses
 from focal.segments.upper import ReleasedModel, load
 
 JOINT: dict[str, Any] = {"steps": 4, "batch": 8, "features": 32, "average_every": 2, "head_rate": 0.1, "min_rows_of_others": 16}
 
 
-def write_joint(folder: Path, name: str, start: str, **changes: Any) -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**config(name), "protocol": "interactive", "interactive": {**JOINT, **changes}, "start": start}))
+def write_joint(folder: Path, name: str, start: str, *, logger: str = "csv", **changes: Any) -> Path:
+    path, joint = folder / f"{name}.yaml", {"protocol": "interactive", "interactive": {**JOINT, **changes}, "start": start}
+    path.write_text(yaml.safe_dump({**config(name), **joint, "logger": logger}))
     return path
+
+
+def test_the_loss_difference_is_that_of_the_steps_that_all_took() -> None:
+    ours = {"a": {0: 1.0, 1: 2.0}, "b": {0: 3.0, 1: 4.0, 2: 9.0}}
+    assert loss_difference(ours, ours) == 0.0
+    assert loss_difference(ours, {"a": ours["a"], "b": {1: 4.5}}) == pytest.approx(1 - 3 / 3.25)
+    assert loss_difference(ours, {"a": {}, "b": ours["b"]}) is None, "nothing was compared"
 
 
 @pytest.mark.slow
 def test_fine_tuning_starts_from_a_blind_run_and_goes_on_under_a_new_key(tmp_path: Path) -> None:
     write_config(tmp_path, "frozen")
-    first = write_joint(tmp_path, "tuned", "frozen.yaml", trainable="last", blocks=1)
+    first = write_joint(tmp_path, "tuned", "frozen.yaml", trainable="last", blocks=1, logger="tensorboard")
     output = said(focal("train", "--config", first, "--runs", runs(), timeout=300))
     assert "starts from" in output and (runs() / "frozen" / "summary.json").exists(), "the blind run was not made first"
     summary = read_summary(runs() / "tuned")
@@ -33,6 +42,8 @@ def test_fine_tuning_starts_from_a_blind_run_and_goes_on_under_a_new_key(tmp_pat
     assert summary.max_abs_weight_error is not None and summary.max_abs_weight_error < 1e-3
     assert summary.auroc.plaintext_twin is not None and abs(summary.auroc.encrypted - summary.auroc.plaintext_twin) < 0.01
     assert summary.params["loss_difference"] < 0.01
+    logged = EventAccumulator(str(next((runs() / "tuned/parties/hospital-a/lightning/tensorboard").iterdir()))).Reload().Scalars("loss")
+    assert [point.value for point in logged] == pytest.approx(list(losses(runs() / "tuned/parties/hospital-a/lightning").values()))
     assert {"openings", "average"} <= set(summary.bytes["hospital-a"].by_phase)
 
     frozen, tuned = load(runs() / "frozen")[0], load(runs() / "tuned")[0]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from consortium import focal, said
-from quick_joint import JointConsortium
+from quick_joint import PLAIN_SPLIT, JointConsortium
 
 from focal.net import messages as msg
 
@@ -95,6 +95,50 @@ def test_no_party_receives_anothers_numbers(done: JointConsortium) -> None:
             if path.is_file():
                 data = path.read_bytes()
                 assert not any(n in data for n in needles), f"{path} holds a number of hospital-a in the clear"
+
+
+def test_plaintext_split_learning_is_the_same_training(done: JointConsortium) -> None:
+    """What encrypted steps are compared with: the same roles, batches and averages, and arrays where ciphertexts were."""
+    with JointConsortium("plain") as c:
+        c.start("server", *c.institutions, prelude=PLAIN_SPLIT)
+        c.finish()
+        for name in c.institutions:
+            plain, encrypted = c.opened(name), done.opened(name)
+            assert plain.keys() == encrypted.keys() and len(plain) == 1 + 2 * 6 + 3
+            for key, value in plain.items():
+                np.testing.assert_allclose(encrypted[key], value, atol=ERROR * max(1.0, np.abs(value).max()))
+            activations = np.load(c.folder(name) / "given.npz")["x"].tobytes()
+            assert any(activations == path.read_bytes() for path in (c.folder("server") / "blobs").rglob("*") if path.is_file())
+
+
+DIES_IN_AVERAGE_1 = """
+import os
+from focal.sums.masked import MaskedSum
+_open = MaskedSum.open
+def open_(self, contributions):
+    if self.label == plan.average_label(1):
+        os._exit(9)
+    return _open(self, contributions)
+MaskedSum.open = open_
+"""
+"""An institution that has contributed, and dies before it says that it has the sum."""
+
+
+@pytest.mark.slow
+def test_an_average_that_was_abandoned_stays_so_for_one_that_comes_back() -> None:
+    """All contributions lie at the server, so that hospital-b could still open the sum that the others did without."""
+    with JointConsortium("abandoned", straggler_seconds=6) as c:
+        c.start(*(n for n in c.roles if n != "hospital-b"))
+        c.start("hospital-b", prelude=DIES_IN_AVERAGE_1)
+        assert c.processes["hospital-b"].end() == 9
+        c.processes["server"].reach(lambda e: e["event"] == "warn" and "average 1 is abandoned" in e["text"])
+        c.start("hospital-b")
+        c.finish()
+        assert any("average 1 was abandoned" in e.get("text", "") for e in c.processes["hospital-b"].events)
+        for name in c.institutions:
+            opened = c.opened(name)
+            assert "average/1" not in opened and {"average/2", "average/3"} <= opened.keys()
+            np.testing.assert_array_equal(opened["average/3"], c.opened("hospital-a")["average/3"])
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from focal.roles.progress import Reporter, json_lines
 
 Array = NDArray[np.float64]
 NO_KEYS = "0" * 64
+"""Stands in headers where the digest of the joint keys does."""
 
 
 def _array(data: bytes, columns: int) -> Array:
@@ -87,32 +88,18 @@ def _agree(party: PlainServer | PlainInstitution) -> None:
 
 
 class PlainUpper(EncryptedUpper):
-    """Arrays instead of ciphertexts; averages are the same secure sums."""
+    """Arrays travel instead of ciphertexts; all else is the same, averages by secure sum included."""
 
     def __init__(self, party: PlainInstitution) -> None:
-        self.party, self.server = party, party.manifest.server.name
-        self.layout = plan.layout(party.manifest)
+        self.party, self.server, self.joint_keys = party, party.manifest.server.name, NO_KEYS
+        self.columns = {"logits": plan.layout(party.manifest).outputs, "gradients": plan.layout(party.manifest).features}
 
-    def logits(self, step: int, activations: Array) -> Array:
-        self.party.report.progress(step, plan.total(self.party.manifest))
-        self._still_wanted(f"present/{step}")
-        header = msg.Activations(step=step, rows=len(activations), joint_keys=NO_KEYS, chunk=self._put(activations))
-        self.party.say(f"activations/{step}", header)
-        self._still_wanted(f"present/{step}", wait=True)
-        return self._get(f"open/{step}/logits", self.layout.outputs)
-
-    def gradients(self, step: int, derivatives: Array) -> Array:
-        self._still_wanted(f"answered/{step}")
-        self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=len(derivatives), chunk=self._put(derivatives)))
-        self._still_wanted(f"answered/{step}", wait=True)
-        return self._get(f"open/{step}/gradients", self.layout.features)
-
-    def _put(self, values: Array) -> str:
+    def send(self, step: int, what: str, values: Array) -> str:
         return self.party.net.put_many([np.ascontiguousarray(values, "<f8").tobytes()], "server")[0]
 
-    def _get(self, topic: str, columns: int) -> Array:
-        given = self.party.hear(self.server, topic, msg.OpeningShares).sealed[self.party.me.name]
-        return _array(self.party.net.get(given), columns)
+    def receive(self, step: int, what: str, rows: int) -> Array:
+        given = self.party.hear(self.server, f"open/{step}/{what}", msg.OpeningShares).sealed[self.party.me.name]
+        return _array(self.party.net.get(given), self.columns[what])
 
 
 def main(arguments: list[str]) -> None:

@@ -388,14 +388,14 @@ def fit(
     device: str = "auto",
     checkpoint_every: int = 1,
     callbacks: Sequence[lightning.Callback] = (),
-    logger: Logger | None = None,
+    loggers: Sequence[Logger] = (),
     **flags: Any,
 ) -> None:
     """Take part in the joint steps up to the last one, going on from the checkpoint in ``folder`` if there is one.
 
     ``start_step``: the first step that is still to come; a checkpoint of an earlier one is used, and the steps between are left out.
     ``parameters``: the average to begin with, which wins over a checkpoint's. ``device``: ``auto``, ``cpu`` or ``cuda``. A checkpoint is
-    written after every ``checkpoint_every`` steps (0: never). ``logger``: default a CSV file in ``folder``. Further ``flags``
+    written after every ``checkpoint_every`` steps (0: never). ``loggers``: beside the CSV file in ``folder``. Further ``flags``
     (``precision``, ``enable_progress_bar``, ...) are the Trainer's own.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -409,7 +409,7 @@ def fit(
             plugins=[LightningEnvironment()],  # on a cluster each party is its own process, not a rank of one job
             max_epochs=1,  # the joint steps, from first to last
             callbacks=[*([saving] if checkpoint_every else []), _Join(start_step, parameters), *callbacks],
-            logger=CSVLogger(folder, name="log", flush_logs_every_n_steps=1) if logger is None else logger,
+            logger=[CSVLogger(folder, name="log", flush_logs_every_n_steps=1), *loggers],
             enable_checkpointing=checkpoint_every > 0,
             **options,
         )

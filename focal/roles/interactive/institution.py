@@ -146,23 +146,18 @@ class JointInstitution(Institution):
             start_step=first,
             parameters=parameters,
             device=self.local.device,
-            logger=self._logger(),
+            loggers=self._loggers(),
             precision=self.local.precision,
         )
         self.segment.cpu()
 
-    def _logger(self) -> Any:
-        """None: Lightning's CSV files."""
+    def _loggers(self) -> list[Any]:
+        """Those beside Lightning's CSV files."""
         if self.local.logger == "csv":
-            return None
+            return []
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        try:
-            return TensorBoardLogger(self.folder / "lightning", name="log")
-        except ModuleNotFoundError:
-            raise FocalError(
-                f"'{self.me.name}': TensorBoard is not installed here", hint=".venv/bin/pip install tensorboard, or set logger: csv"
-            ) from None
+        return [TensorBoardLogger(self.folder / "lightning", name="tensorboard")]
 
     def idle(self) -> None:
         """An averaging round may be closed without a result while this institution waits in it."""

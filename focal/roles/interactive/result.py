@@ -136,7 +136,8 @@ def compare(
     found = compare_scores(rows, encrypted, in_clear, error, task, seed=seed)
     ours = {name: losses(m.folder / "lightning") for name, m in members.items()}
     theirs = {name: losses(folder / "twin" / name) for name in members}
-    return found, {"loss_difference": loss_difference(ours, theirs)}
+    difference = loss_difference(ours, theirs)
+    return found, {} if difference is None else {"loss_difference": difference}
 
 
 def absences(manifest: Manifest, store: Path) -> dict[int, set[str]]:
@@ -158,12 +159,15 @@ def losses(folder: Path) -> dict[int, float]:
     return {step: loss for step, loss in out.items() if math.isfinite(loss)}  # a skipped step has none
 
 
-def loss_difference(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> float:
-    """Largest relative difference over joint steps between the two mean loss curves, each a running mean over ten steps."""
-    curves = []
-    for logs in (ours, theirs):
-        steps = sorted(set.intersection(*(set(log) for log in logs.values()))) if logs else []
-        mean = np.array([np.mean([log[s] for log in logs.values()]) for s in steps])
-        curves.append(np.convolve(mean, np.ones(min(10, len(mean))) / min(10, len(mean)), "valid") if len(mean) else mean)
-    n = min(map(len, curves))
-    return float(np.abs(curves[0][:n] / curves[1][:n] - 1).max()) if n else 0.0
+def loss_difference(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> float | None:
+    """Largest relative difference over joint steps between the two mean loss curves, each a running mean over ten steps.
+
+    Compared are the steps that all institutions took in both runs; ``None`` when there is none.
+    """
+    steps = sorted(set.intersection(*(set(log) for logs in (ours, theirs) for log in logs.values())))
+    if not steps:
+        return None
+    window = np.full(min(10, len(steps)), 1 / min(10, len(steps)))
+    means = (np.array([np.mean([log[s] for log in logs.values()]) for s in steps]) for logs in (ours, theirs))
+    a, b = (np.convolve(mean, window, "valid") for mean in means)
+    return float(np.abs(a / b - 1).max())

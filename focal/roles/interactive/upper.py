@@ -11,7 +11,7 @@ made once and is on the own disk before it leaves: a restarted process sends the
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,24 +51,48 @@ class EncryptedUpper:
     def logits(self, step: int, activations: Array) -> Array:
         """Activations (n, R) -> own logits (n, C). Raises :class:`Skipped` when the step went on without us."""
         self.party.report.progress(step, plan.total(self.party.manifest))
-        rows = len(activations)
         opening.check_activations(activations)
         self._still_wanted(f"present/{step}")
-        chunk = self._chunk(f"activations/{step}", ACTIVATIONS, lambda: self.layout.activation_slots(activations, self.first))
-        self.party.say(f"activations/{step}", msg.Activations(step=step, rows=rows, joint_keys=self.joint_keys, chunk=chunk))
+        chunk = self.send(step, "activations", activations)
+        header = msg.Activations(step=step, rows=len(activations), joint_keys=self.joint_keys, chunk=chunk)
+        self.party.say(f"activations/{step}", header)
         self._still_wanted(f"present/{step}", wait=True)
-        return self.layout.logits(self._opened(step, "logits", "logits"), self._rows(rows))
+        return self.receive(step, "logits", len(activations))
 
     def gradients(self, step: int, derivatives: Array) -> Array:
         """d loss / d logit (n, C) -> d loss / d activation (n, R). Raises :class:`Skipped` likewise."""
-        rows = len(derivatives)
         self._still_wanted(f"answered/{step}")
-        chunk = self._chunk(f"derivatives/{step}", DERIVATIVES, lambda: self.layout.derivative_slots(derivatives, self.first))
-        self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=rows, chunk=chunk))
+        chunk = self.send(step, "derivatives", derivatives)
+        self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=len(derivatives), chunk=chunk))
         self._still_wanted(f"answered/{step}", wait=True)
-        gradients = self.layout.gradients(self._opened(step, "gradients", "input-gradient"), self._rows(rows))
+        gradients = self.receive(step, "gradients", len(derivatives))
         opening.check_head(gradients, derivatives)
         return gradients
+
+    # ----------------------------------------------------------------- ciphertexts, to and fro
+
+    def send(self, step: int, what: Literal["activations", "derivatives"], values: Array) -> str:
+        """Encrypt once, keep, send; returns the digest."""
+        kind, slots = {
+            "activations": (ACTIVATIONS, self.layout.activation_slots),
+            "derivatives": (DERIVATIVES, self.layout.derivative_slots),
+        }[what]
+
+        def make() -> bytes:
+            encrypted = self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots(values, self.first), kind.limbs))
+            return self.party.blobs.put(wire.pack(self.scheme, kind, self.scheme.limbs(encrypted))).encode()
+
+        digest = self.party.journal.once(f"{self.party.session}/chunk/{what}/{step}", make).decode()
+        self.party.net.phase = "upload"
+        data, start = self.party.blobs.get(digest), time.monotonic()
+        self.party.net.put_many([data], "custodians")
+        self.on_the_wire += time.monotonic() - start
+        return digest
+
+    def receive(self, step: int, what: Literal["logits", "gradients"], rows: int) -> Array:
+        """(``rows``, C or R): what every custodian opened to us."""
+        kind, read = {"logits": ("logits", self.layout.logits), "gradients": ("input-gradient", self.layout.gradients)}[what]
+        return read(self._opened(step, what, kind), range(self.first, self.first + rows))
 
     def average(self, round: int, parameters: Array, rows: int) -> Array:
         """The average of everybody's parameters, weighted by rows; our own ones where the round came to nothing."""
@@ -84,11 +108,6 @@ class EncryptedUpper:
         finally:
             self.party.net.phase = before
 
-    # ----------------------------------------------------------------- openings
-
-    def _rows(self, count: int) -> range:
-        return range(self.first, self.first + count)
-
     def _still_wanted(self, topic: str, wait: bool = False) -> None:
         """Raise :class:`Skipped` when the server has gone on without us."""
         if not wait:
@@ -97,20 +116,6 @@ class EncryptedUpper:
             return
         if self.party.me.name not in self.party.hear(self.server, topic, msg.Present).owners:
             raise Skipped(f"the consortium went on without '{self.party.me.name}'", resume=self.joining()[0])
-
-    def _chunk(self, name: str, kind: wire.Kind, slots: Any) -> str:
-        """Encrypt once, keep, send; returns the digest."""
-
-        def make() -> bytes:
-            encrypted = self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots(), kind.limbs))
-            return self.party.blobs.put(wire.pack(self.scheme, kind, self.scheme.limbs(encrypted))).encode()
-
-        digest = self.party.journal.once(f"{self.party.session}/chunk/{name}", make).decode()
-        self.party.net.phase = "upload"
-        data, start = self.party.blobs.get(digest), time.monotonic()
-        self.party.net.put_many([data], "custodians")
-        self.on_the_wire += time.monotonic() - start
-        return digest
 
     def _opened(self, step: int, what: str, kind: str) -> Array:
         """Slots of what every custodian opened to us."""
