@@ -502,6 +502,7 @@ def manifest_new(
         start=released_digest(c.start) if c.start else None,
         approve=c.consortium.approve,
         accept_leak=c.consortium.accept_leak,
+        pooled_roc=c.consortium.pooled_roc,
     )
     _check_features(manifest)
     write(manifest, out)

@@ -202,6 +202,8 @@ class ConsortiumConfig(Model):
     """Which custodians re-run every step before they answer (lockstep); one honest verifier keeps the joint key safe."""
     accept_leak: bool = False
     """Allow fewer than three institutions although each then learns the other's pooled moments."""
+    pooled_roc: bool = False
+    """A ROC curve over all institutions' test rows, from histograms that they add up by secure sum (:attr:`Manifest.pooled_roc`)."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> ConsortiumConfig:
@@ -330,6 +332,9 @@ class Manifest(Model):
     """Interactive: SHA-256 of the released model from which all begin."""
     approve: Literal["auto", "human"] = "auto"
     accept_leak: bool = False
+    pooled_roc: bool = False
+    """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites, and no site's scores
+    shown. Every institution has to come back for it."""
     signatures: dict[str, str] = {}
     """Member name -> Ed25519 signature (hex) over :meth:`canonical`."""
 

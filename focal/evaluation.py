@@ -237,7 +237,7 @@ def evaluate(
     repeats: int = 1000,
     slow_repeats: int = 200,
 ) -> dict[str, Any]:
-    """Score a finished run on a labelled table, another hospital's too.
+    """Score a finished run on a labelled table, another hospital's too; an interactive run with the lower segment that it fine-tuned.
 
     Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups"}``: ``measures`` has
     ``{"macro", "ci95", "per_class"}`` of every measure of :data:`focal.report.metrics.MEASURES`, ``subgroups`` has

@@ -329,6 +329,7 @@ def explain_run(
 ) -> tuple[Path, list[SanityStep]]:
     """Write overlays of the first ``limit`` images (of the table, or of the folder or zip) below ``run``; returns folder and sanity check.
 
+    The lower segment is the released one: of an interactive run, with the parameters that it trained.
     The folder has ``000.png`` ..., ``index.json`` (which image, class and probability each is) and ``sanity.json``, all 0600: they are
     patients' images, and :file:`index.json` names their files.
     """

@@ -17,6 +17,7 @@ import yaml
 from consortium import ENV, LOWER, Dataset, Finished, Process, cli, config, dataset, finished, focal, runs, said, write_config
 
 from focal.config import Manifest, read
+from focal.report.metrics import macro_auroc
 from focal.segments.projection import Projection
 
 CONTRACT = Path(__file__).parents[2] / "shared" / "tools" / "contract_check.py"
@@ -98,6 +99,23 @@ def test_the_run_says_what_it_does_not_protect(run: Finished) -> None:
     off = all(m.verify == "off" for m in run.manifest.custodians)
     assert ("verify: off" in run.output) == off
     assert "Traceback" not in run.output
+
+
+def test_every_institution_has_the_roc_curve_of_all_sites_and_no_one_a_score(run: Finished) -> None:
+    """Histograms by secure sum: the AUROC of all test rows, within the bound that the histograms state."""
+    rows = [np.load(path) for path in sorted(run.folder.glob("parties/*/rows.npz"))]
+    projection = Projection.from_bytes((run.party("hospital-a") / "projection.bin").read_bytes())
+    held = [r["split"] == "test" for r in rows]
+    scores = [projection.apply(r["features"][own]) @ r["weights"] for r, own in zip(rows, held, strict=True)]
+    exact = macro_auroc(np.concatenate([r["labels"][own] for r, own in zip(rows, held, strict=True)]), np.concatenate(scores), "multiclass")
+    pooled = [json.loads(path.read_text()) for path in sorted(run.folder.glob("parties/hospital-*/pooled_roc.json"))]
+    assert len(pooled) == 3 and pooled[0] == pooled[1] == pooled[2]
+    assert abs(pooled[0]["auroc"] - exact) <= pooled[0]["bound"] + 1e-12 < 0.02
+    assert pooled[0]["rows"] == sum(map(len, scores)) and pooled[0]["sites"] == 3
+    assert f"all 3 sites ({pooled[0]['rows']})" in run.output
+    for part in scores:  # the order of float64 bytes on a wire
+        for name in ("server", "custodian-1", "hospital-a", "hospital-b", "hospital-c"):
+            assert not any(part[i, :2].tobytes() in run.received(name) for i in range(len(part)))
 
 
 def test_upload_bytes_are_those_of_the_chunks(run: Finished) -> None:

@@ -65,7 +65,7 @@ POINTS: dict[str, list[Point]] = {
     "hospital-b": [
         ("moments", "focal.roles.institution:Institution.secure_sum", 1),
         ("upload", "focal.net.link:Link.put_many", 1),
-        ("score", "focal.roles.institution:Institution._score", 1),
+        ("score", "focal.roles.institution:Institution.score", 1),
     ],
     "hospital-c": [],
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -246,8 +247,9 @@ def test_predict_writes_private_probabilities_in_order(site: Path, tmp_path: Pat
     assert [row["filename"] for row in read_csv(out)] == [f"eye{i:02}.png" for i in (4, 3, 2, 1, 0)]
 
 
-def test_a_trained_lower_segment_is_the_one_that_predicts(site: Path, tmp_path: Path) -> None:
-    """An interactive run's model has parameters of the lower segment beside its head; its features never mix with the initial ones."""
+@pytest.fixture(scope="module")
+def tuned(site: Path) -> Path:
+    """An interactive run's folder: parameters of the lower segment lie beside its head."""
     head, meta = upper.load(site / "run")
     config = InteractiveConfig(trainable="norm", features=32)
     grown = TrainableSegment(upper.lower_segment(meta), config)
@@ -256,20 +258,49 @@ def test_a_trained_lower_segment_is_the_one_that_predicts(site: Path, tmp_path: 
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     head.trained = {name: p.detach().clone() for name, p in grown.trained().items() if name.startswith("lower.")}
     assert head.trained
-    run = tmp_path / "run"
+    run = site / "tuned"
     upper.save(run / "model.pt", head, meta.model_copy(update={"interactive": config}))
-    probabilities = []
-    for folder in (site / "run", run):
-        predict(folder, site / "images", tmp_path / "p.csv", device="cpu", cache=tmp_path / "cache")
-        probabilities.append([[float(row[c]) for c in CLASSES] for row in read_csv(tmp_path / "p.csv")])
-    model = ReleasedModel.load(run)
+    return run
+
+
+def logits(run: Path, site: Path) -> NDArray[np.float32]:
+    """(36, 3) of the released module, image by image."""
     from focal.segments.lower import preprocess
 
+    model = ReleasedModel.load(run)
     images = [Image.open(site / "images" / f"eye{i:02}.png").convert("RGB") for i in range(36)]
     with torch.inference_mode():
-        expected = model.probabilities(torch.stack([preprocess(image, model.meta.lower) for image in images])).numpy()
+        return model(torch.stack([preprocess(image, model.meta.lower) for image in images])).numpy()
+
+
+def test_a_trained_lower_segment_is_the_one_that_predicts(site: Path, tuned: Path, tmp_path: Path) -> None:
+    """Its features never mix with the initial ones, though both lie in one cache."""
+    probabilities = []
+    for folder in (site / "run", tuned):
+        predict(folder, site / "images", tmp_path / "p.csv", device="cpu", cache=tmp_path / "cache")
+        probabilities.append([[float(row[c]) for c in CLASSES] for row in read_csv(tmp_path / "p.csv")])
+    expected = upper.class_probabilities(torch.from_numpy(logits(tuned, site)), "multiclass").numpy()
     np.testing.assert_allclose(probabilities[1], expected, atol=1e-4)
     assert np.abs(np.subtract(*probabilities)).max() > 0.01
+
+
+def test_an_interactive_run_is_evaluated_at_another_hospital(site: Path, tuned: Path, tmp_path: Path) -> None:
+    """Translated labels, sites and all, by the fine-tuned segment; a cache that holds the initial features does not mislead it."""
+    labels = read(LabelMap, site / "labels.yaml")
+    found = [
+        evaluate(run, site / "there.csv", site / "images", labels=labels, by=["institution"], device="cpu", cache=tmp_path, repeats=50)
+        for run in (site / "run", tuned)
+    ]
+    kept = np.array([i not in (4, 9) for i in range(36)])
+    y, clinic = np.arange(36) % 3, np.arange(36) // 9
+    for run, scores in zip((site / "run", tuned), found, strict=True):
+        raw = logits(run, site)
+        for rows, values in ((kept, scores), (kept & (clinic == 2), scores["subgroups"]["institution"]["clinic-2"])):
+            for c, name in enumerate(CLASSES):
+                assert values["auroc_per_class"][name] == pytest.approx(roc_auc_score(y[rows] == c, raw[rows, c]), abs=1e-12)
+    assert found[0]["auroc_per_class"] != found[1]["auroc_per_class"]
+    with pytest.raises(FocalError, match="weights 'random:1' are not the lower segment"):
+        evaluate(tuned, site / "all.csv", site / "images", weights="random:1", device="cpu")
 
 
 def scored(site: Path, table: str, **options: Any) -> dict[str, Any]:

@@ -52,6 +52,19 @@ def released(config: LowerConfig, *, bound: float = 1e3, task: str = "multiclass
     return ReleasedModel(segment, head, ModelMeta(classes=classes, task=task, lower=segment.spec, **pinned)).eval()  # type: ignore[arg-type]
 
 
+def fine_tuned(model: ReleasedModel, trainable: str) -> ReleasedModel:
+    """The same model after an interactive run that moved what trains of its lower segment; ``head.trained`` has it."""
+    config = InteractiveConfig(trainable=trainable, blocks=1, rank=2, features=32)  # type: ignore[arg-type]
+    grown = TrainableSegment(model.lower, config)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in grown.trained().values():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    model.head.trained = {name: p.detach() for name, p in grown.trained().items() if name.startswith("lower.")}
+    grown.requires_grad_(False)
+    return ReleasedModel(grown.lower, model.head, model.meta.model_copy(update={"interactive": config})).eval()
+
+
 def pictures(n: int, size: int) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
@@ -277,3 +290,22 @@ def test_explaining_a_run_writes_private_files(tmp_path: Path) -> None:
         assert picture.size == (192, 96)
     explain_run(run, images, limit=1, check=False)  # replaces the earlier pictures
     assert sorted(p.name for p in folder.iterdir()) == ["000.png", INDEX, CHECK] and json.loads((folder / CHECK).read_text()) == []
+
+
+@pytest.mark.parametrize(("kind", "trainable"), [("vit", "last"), ("vit", "lora"), ("cnn", "norm"), ("squeezenet", "adapter")])
+def test_an_interactive_run_is_explained_by_its_fine_tuned_segment(kind: str, trainable: str, tmp_path: Path) -> None:
+    """What is read from ``model.pt`` looks where the model in memory does, and not where its lower segment looked before."""
+    before, size = released(LOWER[kind]), LOWER[kind].image_size
+    tuned, x = fine_tuned(before, trainable), pictures(3, size)
+    upper.save(tmp_path / "model.pt", tuned.head, tuned.meta)
+    (tmp_path / "images").mkdir()
+    for i, p in enumerate(x):
+        Image.fromarray(p.permute(1, 2, 0).numpy()).save(tmp_path / "images" / f"eye{i}.png")
+    read = ReleasedModel.load(tmp_path)
+    assert torch.equal(read(x), tuned(x)) and not torch.allclose(read(x), before(x), atol=1e-3)
+    np.testing.assert_array_equal(explain(read, x, [0, 1, 2]).values, explain(tuned, x, [0, 1, 2]).values)
+    folder, _ = explain_run(tmp_path, tmp_path / "images", label="other", check=False)
+    drawn = [np.asarray(Image.open(folder / f"00{i}.png")) for i in range(3)]
+    for model, same in ((tuned, True), (before, False)):
+        maps = [explain(model, image[None], [2]).values[0] for image in x]
+        assert [np.array_equal(a, np.asarray(overlay(image, m))) for a, image, m in zip(drawn, x, maps, strict=True)] == [same] * 3

@@ -11,8 +11,8 @@ import yaml
 from consortium import SAMPLES, config, dataset, focal, runs, said, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from focal.report.losses import loss_difference, read_losses
 from focal.report.summary import read_summary
-from focal.roles.interactive.result import loss_difference, losses
 from focal.segments.upper import ReleasedModel, load
 
 JOINT: dict[str, Any] = {"steps": 4, "batch": 8, "features": 32, "average_every": 2, "head_rate": 0.1, "min_rows_of_others": 16}
@@ -25,10 +25,10 @@ def write_joint(folder: Path, name: str, start: str, *, logger: str = "csv", **c
 
 
 def test_the_loss_difference_is_that_of_the_steps_that_all_took() -> None:
-    ours = {"a": {0: 1.0, 1: 2.0}, "b": {0: 3.0, 1: 4.0, 2: 9.0}}
+    ours = [{0: 1.0, 1: 2.0}, {0: 3.0, 1: 4.0, 2: 9.0}]
     assert loss_difference(ours, ours) == 0.0
-    assert loss_difference(ours, {"a": ours["a"], "b": {1: 4.5}}) == pytest.approx(1 - 3 / 3.25)
-    assert loss_difference(ours, {"a": {}, "b": ours["b"]}) is None, "nothing was compared"
+    assert loss_difference(ours, [ours[0], {1: 4.5}]) == pytest.approx(1 - 3 / 3.25)
+    assert loss_difference(ours, [{}, ours[1]]) is None, "nothing was compared"
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_fine_tuning_starts_from_a_blind_run_and_goes_on_under_a_new_key(tmp_pat
     assert summary.auroc.plaintext_twin is not None and abs(summary.auroc.encrypted - summary.auroc.plaintext_twin) < 0.01
     assert summary.params["loss_difference"] < 0.01
     logged = EventAccumulator(str(next((runs() / "tuned/parties/hospital-a/lightning/tensorboard").iterdir()))).Reload().Scalars("loss")
-    assert [point.value for point in logged] == pytest.approx(list(losses(runs() / "tuned/parties/hospital-a/lightning").values()))
+    assert [point.value for point in logged] == pytest.approx(list(read_losses(runs() / "tuned/parties/hospital-a/lightning").values()))
     assert {"openings", "average"} <= set(summary.bytes["hospital-a"].by_phase)
 
     frozen, tuned = load(runs() / "frozen")[0], load(runs() / "tuned")[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -10,8 +13,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from focal.errors import ProtocolError
-from focal.report.histogram import BINS, LIMIT, WIDTH, from_sum, pooled_macro, pooled_roc, score_histogram, to_sum
+from focal.report.histogram import BINS, LIMIT, WIDTH, from_sum, pooled_macro, pooled_roc, score_histogram, write_pooled
 from focal.report.metrics import auroc_per_class, macro_auroc
+from focal.sums.fixed import decode, encode
 from focal.sums.masked import MaskedSum
 
 SITES = ("north", "south", "west")
@@ -28,11 +32,11 @@ def test_the_pooled_curve_from_masked_sums_is_that_of_all_rows_within_its_bound(
     secrets = {name: bytes([i + 1]) * 32 for i, name in enumerate(SITES)}
     publics = {name: X25519PrivateKey.from_private_bytes(s).public_key().public_bytes_raw() for name, s in secrets.items()}
     sides = {name: MaskedSum(bytes(32), "histogram", name, SITES, secrets[name], publics, b"g" * 32) for name in SITES}
-    own = {name: to_sum(score_histogram(*data[name], "multiclass")) for name in SITES}
+    own = {name: encode(score_histogram(*data[name], "multiclass").ravel(), 0) for name in SITES}
     sent = {name: sides[name].contribution(own[name]) for name in SITES}
     opened = [sides[name].open(sent) for name in SITES]
     assert all(np.array_equal(opened[0], other) for other in opened)
-    curves = pooled_roc(from_sum(opened[0], 3))
+    curves = pooled_roc(from_sum(decode(opened[0], 0), 3))
 
     labels, scores = (np.concatenate([data[name][k] for name in SITES]) for k in (0, 1))
     exact = auroc_per_class(labels, scores, "multiclass")
@@ -87,13 +91,25 @@ def test_scores_at_the_limits_and_beyond_are_counted_once() -> None:
 
 
 def test_a_sum_that_is_no_histogram_is_refused() -> None:
-    good = to_sum(score_histogram(*site(0), "multiclass"))
+    good = score_histogram(*site(0), "multiclass").ravel().astype(float)
     with pytest.raises(ProtocolError, match=f"not {2 * 2 * BINS}"):
         from_sum(good, 2)
     negative, uneven = good.copy(), good.copy()
-    negative[5:6] -= np.uint64(7)  # wraps below zero
-    negative[6:7] += np.uint64(7)
-    uneven[0] += np.uint64(1)
+    negative[5:7] += -7, 7
+    uneven[0] += 1
     for bad in (negative, uneven):
         with pytest.raises(ProtocolError, match="negative counts, or classes with different"):
             from_sum(bad, 3)
+
+
+def test_what_is_written_holds_the_curve_and_says_where_there_is_none(tmp_path: Path) -> None:
+    labels, scores = site(0)
+    curves = pooled_roc(score_histogram(labels, scores, "multiclass"))
+    line = write_pooled(curves, ("a", "b", "c"), 3, tmp_path)
+    macro, bound = pooled_macro(curves)
+    assert f"all 3 sites (400): {macro:.4f} +- {bound:.4f}" in line and (tmp_path / "pooled_roc.png").stat().st_size > 10_000
+    content = json.loads((tmp_path / "pooled_roc.json").read_text())
+    assert content["auroc"] == macro and content["classes"]["b"]["true_positive"] == curves[1].true_positive.tolist()
+    alone = pooled_roc(score_histogram(np.tile([1, 0], (5, 1)), np.zeros((5, 1)), "binary"))
+    assert "no ROC curve" in write_pooled(alone, ("ill",), 3, tmp_path)
+    assert json.loads((tmp_path / "pooled_roc.json").read_text())["auroc"] is None

@@ -386,7 +386,7 @@ _time.time = lambda: _real() + ({seconds} if _time.monotonic() - _start > {after
 """
 
 
-SUMMARY = "\nfrom focal.roles.institution import Institution\n_score = Institution._score\n"
+SUMMARY = "\nfrom focal.roles.institution import Institution\nscore = Institution.score\n"
 """Before :data:`QUICK`: keeps the scoring that it switches off."""
 
 
@@ -405,7 +405,7 @@ def test_clocks_that_jump() -> None:
             "institution",
             c.run.manifest_file,
             c.folder("hospital-a") / "local.json",
-            prelude=jump(day, after=4) + SUMMARY + QUICK + "Institution._score = _score\n",
+            prelude=jump(day, after=4) + SUMMARY + QUICK + "Institution.score = score\n",
         )
         c.finish()
         passed = time.monotonic() - began

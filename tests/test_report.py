@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import json
@@ -13,14 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, headless
-from consortium import Dataset, finished
+from consortium import Dataset, config, finished
 from PIL import Image
 
+from focal.config import RunConfig
 from focal.errors import FocalError
 from focal.evaluation import read_rows, test_rows
-from focal.explain import explain_run
-from focal.report.html import write_report
+from focal.explain import explain_images, explain_run
+from focal.report.html import _jpeg, write_report
+from focal.report.losses import plot_losses, read_losses
 from focal.report.summary import read_summary
+from focal.roles import local
+from focal.segments import upper
+from focal.segments.upper import ModelMeta, ReleasedModel
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,47 @@ def page(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished interactive run with everything but encryption: its institutions' training is that of the plaintext twin."""
+    from focal.data import load
+    from focal.roles.interactive import steps
+    from focal.segments.lower import build_lower
+    from focal.training.joint import Site, train_jointly
+
+    chosen = {"steps": 3, "batch": 8, "features": 32, "average_every": 2, "min_rows_of_others": 16, "trainable": "last", "blocks": 1}
+    settings = config("tuned", protocol="interactive", interactive={**chosen, "rate": 0.05, "schedule": "constant"})
+    run = local.open_run(RunConfig.model_validate(settings), tmp_path_factory.mktemp("joint"))
+    manifest = local.prepare(run, lambda text: None)
+    names = [m.name for m in manifest.institutions]
+    data = {
+        name: run.config.dataset.model_copy(update={"rows": run.party(name) / "rows.txt", "classes": manifest.classes}) for name in names
+    }
+    tables = {name: load(part, run.config.seed) for name, part in data.items()}
+    sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
+    lower, _ = build_lower(manifest.lower, "random:0")
+    logs = run.folder / "twin"
+    schedule = steps.schedule(manifest)
+    trained = train_jointly(lower, schedule, sites, folder=logs, seed=schedule.seed, device="cpu")
+    head = trained.segment.head(trained.weights, manifest.task)
+    head.trained = {name: p.detach() for name, p in trained.segment.trained().items() if name.startswith("lower.")}
+    pinned = {"dataset": manifest.dataset, "weights": "random:0", "run_id": "01" * 32, "manifest_hash": manifest.hash.hex()}
+    meta = ModelMeta(classes=manifest.classes, task=manifest.task, lower=manifest.lower, interactive=manifest.interactive, **pinned)
+    for name in names:
+        upper.save(run.party(name) / "model.pt", head, meta)
+        (logs / name).rename(run.party(name) / "lightning")
+        (run.party(name) / "events.jsonl").write_text(json.dumps({"party": name, "phase": "features", "start": 0.0, "seconds": 1.0}) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("focal.roles.interactive.result.absences", lambda *_: {})  # nobody was, and there is no server's board
+        local.finish(run, manifest, 0, lambda text: None)
+    return run.folder
+
+
+@pytest.fixture(scope="module")
+def joint_page(joint: Path) -> Path:
+    return write_report(joint, repeats=100, slow_repeats=5)
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with headless() as found:
         yield found
@@ -47,6 +94,11 @@ def text(path: Path) -> str:
     """The page's words, without markup, style and images."""
     body = re.sub(r"<style>.*?</style>", "", path.read_text(), flags=re.S)
     return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)))
+
+
+def signed(value: float) -> str:
+    """As the page writes a difference."""
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def changed(run: Path, tmp_path: Path, **fields: object) -> Path:
@@ -81,8 +133,9 @@ def test_measures_and_differences_are_those_of_the_rows(page: Path, run: Path) -
     words, summary = text(page), read_summary(run)
     pooled = summary.auroc.pooled_plaintext
     assert pooled is not None
-    difference = f"{summary.auroc.encrypted - pooled:+.3f}".replace("-", "\N{MINUS SIGN}")
-    assert f"pooled plaintext {difference}" in words  # computed again from the rows, as the summary's figures were
+    assert (
+        f"pooled plaintext {signed(summary.auroc.encrypted - pooled)}" in words
+    )  # computed again from the rows, as the summary's figures were
     measures = re.search(r"The encrypted model by other measures .*? AUROC ([\d.]+) ", words)
     assert measures and float(measures[1]) == pytest.approx(summary.auroc.encrypted, abs=6e-4)
 
@@ -126,13 +179,6 @@ def test_nobody_verifying_is_in_red(run: Path, tmp_path: Path) -> None:
     assert '<div class="box bad"><p><b>Nobody verified.' in page.read_text() and "Verified in lockstep" not in text(page)
 
 
-def test_an_interactive_run_states_what_its_openings_give_away(run: Path, tmp_path: Path) -> None:
-    words = text(write_report(changed(run, tmp_path, protocol="interactive"), images=False))
-    assert "interactive protocol" in words and "learns the head from its own openings" in words
-    assert "its own logits and gradients of each step" in words and "(the final weights)" not in words
-    assert "an interactive run keeps no features" in words
-
-
 def test_an_institution_reports_from_its_own_folder(run: Path, tmp_path: Path) -> None:
     """On several machines: its state folder, and a summary without what it cannot know. One with test rows of one class says so."""
     content = json.loads((run / "summary.json").read_text())
@@ -155,6 +201,80 @@ def test_an_institution_reports_from_its_own_folder(run: Path, tmp_path: Path) -
     assert measured
 
 
+# --------------------------------------------------------------------------- an interactive run
+
+
+def test_a_fine_tuned_model_is_measured_by_the_features_of_its_own_segment(joint: Path, joint_page: Path) -> None:
+    """Computed again from images, split and ``model.pt``: figures of the summary, which features before training would miss."""
+    summary, words = read_summary(joint), text(joint_page)
+    measured = re.search(r"The encrypted model by other measures .*? AUROC ([\d.]+) ([\d.]+) to ([\d.]+) ", words)
+    assert measured and float(measured[1]) == pytest.approx(summary.auroc.encrypted, abs=6e-4)
+    pooled, alone = summary.auroc.pooled_plaintext, summary.auroc.institutions or {}
+    assert pooled is not None and alone
+    for other, score in {"pooled plaintext": pooled, **{f"{name} alone": value for name, value in alone.items()}}.items():
+        assert f"{other} {signed(summary.auroc.encrypted - score)} " in words
+    trained = {name: len(path.read_text().split()) for name in alone if (path := joint / "parties" / name / "rows.txt")}
+    for name in alone:
+        row = re.search(rf"classes it cannot score .*?{name} (\d+) (\d+) ", words)
+        assert row and int(row[1]) + int(row[2]) == trained[name]
+    assert "Observed against predicted frequency" in joint_page.read_text()
+    assert Dataset.NAME not in joint_page.read_text() and Dataset.PATIENT not in joint_page.read_text()
+
+
+def test_an_interactive_run_states_what_it_gives_away(joint: Path, joint_page: Path, page: Path) -> None:
+    words, summary = text(joint_page), read_summary(joint)
+    assert "interactive protocol" in words and "trusted to encrypt honestly" in words and "learns the head from its own openings" in words
+    assert re.search(rf"ciphertexts opened, at most: .*? {summary.release.openings} ", words) and "(the final weights)" not in words
+    assert "rows of other institutions in a step, at least 16 " in words
+    assert "its own logits and gradients of each step" in words and "every average of the trained parameters" in words
+    assert "pooled feature moments" not in words and "pooled moments" not in words  # only class counts are pooled
+    assert "interactive.trainable last" in words and "projection.features" not in words and "training.steps" not in words
+    values = sum(value.numel() for value in upper.load(joint)[0].trained.values())
+    assert f"trained in the lower segment {values} values (last)" in words and upper.released_digest(joint) in words
+    blind = text(page)
+    assert (
+        "trusted to encrypt honestly" not in blind
+        and "pooled feature moments" in blind
+        and "interactive.steps" not in blind
+        and "Loss by joint step" not in blind
+    )
+
+
+def test_the_loss_is_that_of_the_logs(joint: Path, joint_page: Path, tmp_path: Path) -> None:
+    logs = [read_losses(path) for path in sorted(joint.glob("parties/*/lightning"))]
+    assert [sorted(log) for log in logs] == [[0, 1, 2]] * 3
+    assert f"differs by at most {read_summary(joint).params['loss_difference']:.1e} of its value" in text(joint_page)
+    plot_losses(logs, [read_losses(path) for path in joint.glob("twin/*")], tmp_path / "loss.png")
+    drawn = base64.b64encode((tmp_path / "loss.png").read_bytes()).decode()
+    assert drawn in joint_page.read_text() and "Loss by joint step" in text(joint_page)
+    with pytest.raises(FocalError, match="no joint step has a loss of every institution"):
+        plot_losses([{0: 1.0}, {1: 1.0}], [], tmp_path / "none.png")
+
+
+def test_overlays_are_drawn_by_the_fine_tuned_segment(joint: Path, joint_page: Path) -> None:
+    from focal.config import read
+    from focal.data import load
+
+    tuned, settings = ReleasedModel.load(joint), read(RunConfig, joint / "config.json")
+    before = ReleasedModel(upper.lower_segment(tuned.meta.model_copy(update={"interactive": None})), tuned.head, tuned.meta).eval()
+    table, page = load(settings.dataset, settings.seed), joint_page.read_text()
+    images = [table.images.read(int(row)) for row in table.test_rows]
+    shown = [image for image, one in zip(images, explain_images(tuned, images), strict=True) if _jpeg(one) in page]
+    assert len(shown) == 4  # one of each class
+    assert not any(_jpeg(one) in page for one in explain_images(before, shown))
+    assert "The maps are those of the fine-tuned lower segment." in text(joint_page)
+
+
+def test_a_cleaned_interactive_run_and_one_institutions_folder_say_what_is_missing(joint: Path, tmp_path: Path) -> None:
+    words = text(write_report(changed(joint, tmp_path), images=False))
+    assert "no longer on this machine (focal clean)" in words and "Loss by joint step" not in words and "trusted to encrypt" in words
+    state = tmp_path / "hospital-a"
+    shutil.copytree(joint / "parties" / "hospital-a", state)
+    shutil.copy(joint / "summary.json", state)
+    words = text(write_report(state))
+    assert "measure its model with: focal evaluate RUN" in words and "Loss by joint step" in words
+
+
 def test_a_run_that_is_not_finished_has_none(tmp_path: Path) -> None:
     with pytest.raises(FocalError, match="summary.json: cannot be read"):
         write_report(tmp_path)
@@ -164,9 +284,13 @@ def test_a_run_that_is_not_finished_has_none(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- in a browser
 
 
-def test_a_browser_shows_everything_and_asks_for_nothing(browser: Browser, page: Path) -> None:
+@pytest.mark.parametrize(("fixture", "title"), [("page", "eyes"), ("joint_page", "tuned")])
+def test_a_browser_shows_everything_and_asks_for_nothing(
+    browser: Browser, fixture: str, title: str, request: pytest.FixtureRequest
+) -> None:
+    page: Path = request.getfixturevalue(fixture)
     browser.open(page)
-    assert browser.run("return document.title") == "eyes: FOCAL report"
+    assert browser.run("return document.title") == f"{title}: FOCAL report"
     images = browser.run("return [...document.images].map(i => [i.complete && i.naturalWidth > 0 && i.clientWidth > 40, i.alt])")
     assert len(images) >= 8 and all(shown and alt for shown, alt in images)
     assert browser.console() == []
@@ -180,9 +304,10 @@ def test_a_browser_shows_everything_and_asks_for_nothing(browser: Browser, page:
     assert picture.std() > 20 and picture.max() == 255
 
 
+@pytest.mark.parametrize("fixture", ["page", "joint_page"])
 @pytest.mark.parametrize("width", [1280, 700, 500])  # chromium's windows are at least 500 wide
-def test_nothing_sticks_out_of_the_window(browser: Browser, page: Path, width: int) -> None:
-    browser.open(page, width)
+def test_nothing_sticks_out_of_the_window(browser: Browser, fixture: str, width: int, request: pytest.FixtureRequest) -> None:
+    browser.open(request.getfixturevalue(fixture), width)
     inner, needed = browser.run("return [document.documentElement.clientWidth, document.documentElement.scrollWidth]")
     assert needed <= inner <= width
     hidden = browser.run(

@@ -27,7 +27,7 @@ from conftest import Opened
 from PIL import Image
 from test_release import coefficients, rms
 
-from focal.baselines.scratch import EncryptedRun, Settings, Site, pixels, sites, train_from_scratch, train_twin
+from focal.baselines.scratch import CARRIED_NOISE, EncryptedRun, Settings, Site, pixels, sites, train_from_scratch, train_twin
 from focal.ckks import network, release, wire
 from focal.ckks.context import LIMBS
 from focal.ckks.network import HIDDEN, INPUTS, SCALE, Carried, NetworkLayout, Weights
@@ -247,11 +247,11 @@ def test_what_is_opened_is_the_weights_and_nothing_else(run: EncryptedRun, opene
 
 
 def test_the_weights_carry_less_noise_than_the_smudging_assumes(run: EncryptedRun, opened: Opened, stepped: Any) -> None:
-    """As in test_release.py. Errors of steps on the same rows point the same way, so that the errors of all steps are at most as many times one's."""
+    """As in test_release.py. Errors of steps on the same rows point the same way: those of all steps are at most as many times one's."""
     for ciphertext in run.net.readable(stepped[0]):
         shown = opened.slots(ciphertext)
         noise = opened.coefficients(ciphertext) - coefficients(shown) * run.scheme.scale
-        assert Settings().steps * 2**0.5 * rms(noise) < release.CARRIED_NOISE
+        assert Settings().steps * 2**0.5 * rms(noise) < CARRIED_NOISE
 
 
 def test_what_an_institution_sends_is_encrypted_afresh(run: EncryptedRun, opened: Opened, own: dict[str, Site]) -> None:
@@ -301,7 +301,7 @@ def test_a_whole_run_opens_what_the_twin_computes() -> None:
     """
     rows, settings = {"a": institution(0, 9), "b": institution(1, 6)}, Settings(steps=2, custodians=2, rate=RATE)
     found = train_from_scratch(rows, "multiclass", settings, threads=1)
-    assert found.max_abs_weight_error < 6 * release.SIGMA * (2 * 8192) ** 0.5 / 2**45 / SCALE / 8**0.5 + 1e-5
+    assert found.max_abs_weight_error < 6 * release.sigma(CARRIED_NOISE) * (2 * 8192) ** 0.5 / 2**45 / SCALE / 8**0.5 + 1e-5
     test = test_rows(rows)
     np.testing.assert_array_equal(found.scores, found.weights.scores(test.features.astype(float)))
     twin = train_twin(Weights.draw(OUTPUTS, settings.size, 0), list(sites(rows, "multiclass", settings).values()), settings)

@@ -13,7 +13,8 @@ Within a bin positives and negatives count as tied, one half each. Whatever thei
 
     bound = sum over bins of positives x negatives / (2 P N)
 
-of what the histogram gives. The sum is exact: counts travel as integers (:mod:`focal.sums.fixed`, no fraction bits).
+of what the histogram gives. The sum is exact: counts travel as integers (:mod:`focal.sums.fixed`, no fraction bits), C x 2 x BINS of them.
+:meth:`focal.roles.institution.Institution.run` makes it after the release, where the manifest says ``pooled_roc``.
 
 What it shows: the pooled counts, to every site, which can subtract its own. With two sites each gets the other's histogram, as with pooled
 moments: a manifest refuses fewer than three institutions unless ``accept_leak`` is set. A bin with one row in it is that patient's score,
@@ -22,16 +23,19 @@ without a name.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from focal.config import Task
+from focal.config import Task, private_write
 from focal.errors import ProtocolError
 from focal.report.metrics import Floats, outcome_columns
-from focal.sums.fixed import decode, encode
+from focal.report.plots import Curve, plot_curves
 
 Counts = NDArray[np.int64]
 
@@ -66,21 +70,16 @@ def score_histogram(labels: ArrayLike, scores: ArrayLike, task: Task) -> Counts:
     return counts
 
 
-def to_sum(counts: Counts) -> NDArray[np.uint64]:
-    """What a site contributes to the secure sum: C x 2 x BINS words."""
-    return encode(counts.ravel(), 0)
-
-
-def from_sum(opened: NDArray[np.uint64], outputs: int) -> Counts:
-    """Pooled counts (C, 2, BINS) from the opened sum. Raises :class:`ProtocolError` when it cannot be a sum of histograms."""
-    if opened.size != outputs * 2 * BINS:
-        raise ProtocolError(f"the pooled histogram has {opened.size} values, not {outputs * 2 * BINS}")
-    counts = decode(opened, 0).astype(np.int64).reshape(outputs, 2, BINS)
+def from_sum(total: Floats, outputs: int) -> Counts:
+    """Pooled counts (C, 2, BINS) from the sum of all sites'. Raises :class:`ProtocolError` when it cannot be a sum of histograms."""
+    if total.size != outputs * 2 * BINS:
+        raise ProtocolError(f"the pooled histogram has {total.size} values, not {outputs * 2 * BINS}")
+    counts = total.astype(np.int64).reshape(outputs, 2, BINS)
     rows = counts.sum(axis=(1, 2))
     if (counts < 0).any() or (rows != rows[0]).any():
         raise ProtocolError(
             "the pooled histogram has negative counts, or classes with different numbers of rows",
-            hint="a site's contribution was malformed; start the sum again under a new label",
+            hint="a site's contribution was malformed: no site's rows can be told from it, and the released model is not touched",
         )
     return counts
 
@@ -95,6 +94,35 @@ def pooled_macro(curves: list[PooledRoc]) -> tuple[float, float]:
     defined = [(c.auroc, c.bound) for c in curves if not np.isnan(c.auroc)]
     mean = np.mean(defined, axis=0) if defined else (np.nan, np.nan)
     return float(mean[0]), float(mean[1])
+
+
+def write_pooled(curves: list[PooledRoc], classes: Sequence[str], sites: int, folder: Path) -> str:
+    """Write ``pooled_roc.json`` and ``pooled_roc.png``; returns one line for a person. ``classes``: the scored ones."""
+    macro, bound = pooled_macro(curves)
+    rows = curves[0].positives + curves[0].negatives
+    content = {
+        "sites": sites,
+        "rows": rows,
+        "auroc": None if np.isnan(macro) else macro,
+        "bound": None if np.isnan(macro) else bound,
+        "classes": {
+            name: {
+                "auroc": None if np.isnan(c.auroc) else c.auroc,
+                "bound": None if np.isnan(c.auroc) else c.bound,
+                "positives": c.positives,
+                "negatives": c.negatives,
+                "false_positive": c.false_positive.tolist(),
+                "true_positive": c.true_positive.tolist(),
+            }
+            for name, c in zip(classes, curves, strict=True)
+        },
+    }
+    private_write(folder / "pooled_roc.json", json.dumps(content, allow_nan=False).encode())
+    if np.isnan(macro):
+        return f"test rows of all {sites} sites ({rows}): every class has one outcome only, so there is no ROC curve"
+    drawn = [Curve(name, c.false_positive, c.true_positive, c.auroc, c.positives) for name, c in zip(classes, curves, strict=True)]
+    plot_curves(drawn, macro, f"{rows} test rows of {sites} sites, from summed histograms (+- {bound:.4f})", folder / "pooled_roc.png")
+    return f"macro AUROC over the test rows of all {sites} sites ({rows}): {macro:.4f} +- {bound:.4f}, from summed histograms"
 
 
 def _curve(negatives: Counts, positives: Counts) -> PooledRoc:

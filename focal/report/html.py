@@ -4,7 +4,10 @@
 
     summary.json ----------------> models, seconds, bytes, release, who verified      always
     *.png -----------------------> ROC, per class, timeline                           always, as data URIs
-    parties/*/rows.npz + model.pt > every measure, paired tests, sites, calibration   until `focal clean`
+    parties/*/rows.npz + model.pt > every measure, paired tests, sites, calibration   blind: until `focal clean`
+    parties/*/rows.txt + model.pt +
+      the data set, cached features > the same                                        interactive: until `focal clean`
+    parties/*/lightning, twin/ ---> loss by joint step                                interactive: until `focal clean`
     explanations/, or the data set > overlays and their sanity check                   unless `images=False`
     config.json -----------------> configuration                                      file names without their folders
 
@@ -33,6 +36,7 @@ from focal.config import RunConfig, private_write, read
 from focal.errors import FocalError
 from focal.evaluation import InstitutionRows, baseline_scores, read_rows, test_rows
 from focal.report import plots
+from focal.report.losses import plot_losses, read_losses
 from focal.report.metrics import Measured, Paired, measure_all, paired_bootstrap
 from focal.report.subgroups import score_subgroup
 from focal.report.summary import Summary, read_summary
@@ -40,6 +44,7 @@ from focal.report.table import human_bytes, model_rows
 
 if TYPE_CHECKING:
     from focal.explain import Explained, SanityStep, Verdict
+    from focal.segments.lower import LowerSegment
     from focal.segments.upper import ModelMeta, UpperHead
 
 Say = Callable[[str], None]
@@ -56,6 +61,10 @@ MEASURE_NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "calibration_error": "calibration error",
 }
+
+
+OTHERS = {"blind": {"interactive", "precision", "logger"}, "interactive": {"projection", "training", "layout"}}
+"""Settings that a run of this protocol has and does not read."""
 
 
 class Overlay(NamedTuple):
@@ -119,7 +128,7 @@ def write_report(
     summary = read_summary(folder)
     config = read(RunConfig, folder / "config.json") if (folder / "config.json").exists() else None
     seed = config.seed if config else 0
-    scored, unscored = _scored(folder, summary, seed, repeats, slow_repeats, say)
+    scored, unscored = _scored(folder, summary, config, seed, repeats, slow_repeats, say)
     overlays, absent = _overlays(folder, config, say) if images else (None, "left out on request")
     if scored is None:
         say(f"{unscored}; the page shows what the summary has")
@@ -133,10 +142,11 @@ def write_report(
         unscored=unscored,
         measure_names=MEASURE_NAMES,
         figures={name: _png_file(folder / f"{name}.png") for name in ("roc", "per_class", "timeline")},
+        losses=_losses(folder) if summary.protocol == "interactive" else "",
         overlays=overlays,
         overlays_absent=absent,
         verdict=overlays.verdict if overlays else None,
-        config=_flat(config.model_dump()) if config else {},
+        config=_flat(config.model_dump(exclude=OTHERS[summary.protocol])) if config else {},
         params=_flat(summary.params),
         pinned=_pinned(folder),
         version=focal.__version__,
@@ -149,27 +159,33 @@ def write_report(
 # --------------------------------------------------------------------------- what the rows say
 
 
-def _scored(folder: Path, summary: Summary, seed: int, repeats: int, slow_repeats: int, say: Say) -> tuple[Scored, str] | tuple[None, str]:
+Rows = Mapping[str, InstitutionRows]
+"""Institution -> its rows."""
+
+
+def _scored(
+    folder: Path, summary: Summary, config: RunConfig | None, seed: int, repeats: int, slow_repeats: int, say: Say
+) -> tuple[Scored, str] | tuple[None, str]:
     """What can be computed from rows and model, or why nothing can."""
     from focal.segments import upper
 
-    if summary.protocol != "blind":
-        return None, "an interactive run keeps no features of its final segment"
-    rows = _institutions(folder, summary)
-    if not rows or not (folder / upper.FILE).is_file():
-        return None, "the institutions' rows are no longer on this machine (focal clean)"
+    if not (folder / upper.FILE).is_file():
+        return None, "the released model is not in this folder"
     head, meta = upper.load(folder)
-    say("measuring the released model on the test rows ...")
     try:
-        return _measured(rows, head, meta, seed, repeats, slow_repeats, say), ""
+        if summary.protocol == "blind":
+            rows = tuned = _kept_rows(folder, summary)
+        else:
+            rows, tuned = _joint_rows(folder, summary, config, head, meta, say)
+        return _measured(rows, tuned, head, meta, seed, repeats, slow_repeats, say), ""
     except FocalError as e:
-        return None, e.message  # no test rows, or rows of one class only
+        return None, e.message  # rows were cleaned away, images are elsewhere, no test rows, or rows of one class only
 
 
-def _measured(
-    rows: Mapping[str, InstitutionRows], head: UpperHead, meta: ModelMeta, seed: int, repeats: int, slow_repeats: int, say: Say
-) -> Scored:
-    test = test_rows(rows)
+def _measured(rows: Rows, tuned: Rows, head: UpperHead, meta: ModelMeta, seed: int, repeats: int, slow_repeats: int, say: Say) -> Scored:
+    """``rows`` have the features that baselines learn from; ``tuned`` those that the released head reads, of the test rows at least."""
+    say("measuring the released model on the test rows ...")
+    test = test_rows(tuned)
     scores = _logits(head, test)
     names = meta.classes[-1:] if meta.task == "binary" else meta.classes
     against = {}
@@ -181,6 +197,7 @@ def _measured(
             name: paired_bootstrap(test.labels, scores, other, test.groups, meta.task, repeats=repeats, seed=seed)
             for name, other in others.items()
         }
+    train = {name: int((own.split == "train").sum()) for name, own in rows.items()}
     return Scored(
         classes=names,
         positives=[int(count) for count in test.labels.sum(axis=0)[-len(names) :]],
@@ -188,21 +205,55 @@ def _measured(
         patients=len(np.unique(test.groups)),
         measured=measure_all(test.labels, scores, test.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats, seed=seed),
         against=against,
-        sites={name: _site(own, head, meta, names, repeats) for name, own in rows.items()},
+        sites={name: {"train": train[name], **_site(own, head, meta, names, repeats)} for name, own in tuned.items()},
         roc=_drawn(lambda path: plots.plot_roc(test.labels, scores, meta.classes, meta.task, path)),
         reliability=_drawn(lambda path: plots.plot_reliability(test.labels, scores, meta.classes, meta.task, path)),
     )
 
 
-def _institutions(folder: Path, summary: Summary) -> dict[str, InstitutionRows]:
-    """Rows by institution: of every party of a local run, or of the one whose state folder this is; empty when they were cleaned away."""
+CLEANED = "the institutions' rows are no longer on this machine (focal clean)"
+
+
+def _kept_rows(folder: Path, summary: Summary) -> Rows:
+    """What institutions keep of a blind run: every party of a local run, or the one whose state folder this is."""
     if (folder / "rows.npz").exists():
         return {folder.resolve().name: read_rows(folder)[0]}
-    names = list(summary.auroc.institutions or {})
-    parties = {name: folder / "parties" / name for name in names}
-    if not names or not all((path / "rows.npz").exists() for path in parties.values()):
-        return {}
+    parties = {name: folder / "parties" / name for name in summary.auroc.institutions or {}}
+    if not parties or not all((path / "rows.npz").exists() for path in parties.values()):
+        raise FocalError(CLEANED)
     return {name: read_rows(path)[0] for name, path in parties.items()}
+
+
+def _joint_rows(folder: Path, summary: Summary, config: RunConfig | None, head: UpperHead, meta: ModelMeta, say: Say) -> tuple[Rows, Rows]:
+    """All rows with the features before training, and the test rows with those of the fine-tuned segment, of every institution.
+
+    An interactive run keeps neither. Both are computed from the images again, as far as the run's own comparison did not cache them.
+    """
+    from focal.data import load
+    from focal.segments.upper import lower_segment
+    from focal.training.features import compute_features
+
+    if config is None:
+        raise FocalError("an interactive run keeps no rows; measure its model with: focal evaluate RUN --table CSV --images FOLDER_OR_ZIP")
+    dealt = {name: folder / "parties" / name / "rows.txt" for name in summary.auroc.institutions or {}}
+    if not dealt or not all(path.exists() for path in dealt.values()):
+        raise FocalError(CLEANED)
+    say("reading features before and after fine-tuning; what no cache holds is computed ...")
+    whole = config.dataset.model_copy(update={"classes": meta.classes, "task": meta.task})
+    tables = {name: load(whole.model_copy(update={"rows": path}), config.seed) for name, path in dealt.items()}
+    held = "test" if any((table.split == "test").any() for table in tables.values()) else "val"
+    shared = folder.resolve().parent / "cache"
+
+    def rows(segment: LowerSegment, *split: str) -> Rows:
+        out = {}
+        for name, table in tables.items():
+            at = np.flatnonzero(np.isin(table.split, split))
+            features = compute_features(segment, table, at, device=config.device, cache=shared if shared.is_dir() else folder / "cache")
+            out[name] = InstitutionRows(features, table.labels[at], table.groups[at], table.split[at])
+        return out
+
+    before = lower_segment(meta.model_copy(update={"interactive": None}))
+    return rows(before, "train", "val", "test"), rows(lower_segment(meta, trained=head.trained), held)
 
 
 def _logits(head: UpperHead, rows: InstitutionRows) -> NDArray[np.float64]:
@@ -214,14 +265,23 @@ def _logits(head: UpperHead, rows: InstitutionRows) -> NDArray[np.float64]:
 
 
 def _site(own: InstitutionRows, head: UpperHead, meta: ModelMeta, names: tuple[str, ...], repeats: int) -> dict[str, Any]:
-    """An institution's training rows, and the released model on its own test rows, if it has any."""
-    train = int((own.split == "train").sum())
+    """The released model on an institution's own test rows, if it has any."""
     try:
         test = test_rows({"": own})
     except FocalError:
-        return {"train": train, "n": 0, "patients": 0, "auroc": None, "auroc_ci95": None, "missing": list(names)}
+        return {"n": 0, "patients": 0, "auroc": None, "auroc_ci95": None, "missing": list(names)}
     found = score_subgroup(test.labels, _logits(head, test), test.groups, meta.task, names, repeats)
-    return {**found, "train": train, "missing": [name for name, value in found["auroc_per_class"].items() if value is None]}
+    return {**found, "missing": [name for name, value in found["auroc_per_class"].items() if value is None]}
+
+
+def _losses(folder: Path) -> str:
+    """The loss by joint step as a data URI; empty when its logs were cleaned away, or no step was taken by all."""
+    parties = [folder / "lightning"] if (folder / "lightning").is_dir() else folder.glob("parties/*/lightning")
+    ours, twin = ([log for path in paths if (log := read_losses(path))] for paths in (parties, folder.glob("twin/*")))
+    try:
+        return _drawn(lambda path: plot_losses(ours, twin, path))
+    except FocalError:
+        return ""
 
 
 # --------------------------------------------------------------------------- explanations
@@ -323,16 +383,22 @@ def _setting(item: Any) -> str:
 
 
 def _pinned(folder: Path) -> dict[str, str]:
-    """What identifies run and model, from ``model.pt``."""
+    """What identifies run and model, and what trained of it, from ``model.pt``."""
     from focal.segments import upper
 
     if not (folder / upper.FILE).is_file():
         return {}
-    _, meta = upper.load(folder)
+    head, meta = upper.load(folder)
+    trained = {}
+    if meta.interactive is not None:
+        values = sum(value.numel() for value in head.trained.values())
+        trained = {"trained in the lower segment": f"{values} values ({meta.interactive.trainable})"}
     return {
         "run id": meta.run_id,
         "manifest": meta.manifest_hash,
-        "lower segment's weights": meta.lower.weights_sha256,
+        "lower segment's weights" + (" before training" if trained else ""): meta.lower.weights_sha256,
+        **trained,
+        "released model": upper.released_digest(folder),
         "classes": ", ".join(meta.classes),
         "task": meta.task,
     }

@@ -61,6 +61,18 @@ class Span(NamedTuple):
 # --------------------------------------------------------------------------- ROC curves
 
 
+class Curve(NamedTuple):
+    """One class's ROC curve."""
+
+    name: str
+    false_positive: NDArray[np.float64]
+    true_positive: NDArray[np.float64]
+    auroc: float
+    """NaN where the rows hold one outcome only: not drawn."""
+    rows: int
+    """With the disease."""
+
+
 def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task: Task, path: Path) -> None:
     """ROC curve of each class of the encrypted model; ``labels`` (n, K), ``scores`` (n, C) of the test rows.
 
@@ -69,23 +81,32 @@ def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task:
     outcome, value = outcome_columns(labels, scores, task)
     aurocs, macro = auroc_per_class(labels, scores, task), macro_auroc(labels, scores, task)
     names = [classes[-1]] if task == "binary" else list(classes)
-    figure, axes = _figure(5.4 + 0.065 * max(map(len, names)) + 0.6, 4.6)  # room for the names
+    curves = []
+    for c, name in enumerate(names):
+        false_positive, true_positive, _ = roc_curve(outcome[:, c], value[:, c]) if not np.isnan(aurocs[c]) else (np.empty(0),) * 3
+        curves.append(Curve(name, false_positive, true_positive, aurocs[c], int(outcome[:, c].sum())))
+    plot_curves(curves, macro, f"encrypted training, {len(outcome)} test rows", path)
+
+
+def plot_curves(curves: Sequence[Curve], macro: float, below: str, path: Path) -> None:
+    """The classes' curves, the best first in the legend; ``below``: the line under the title, which states the ``macro`` AUROC."""
+    figure, axes = _figure(5.4 + 0.065 * max(len(curve.name) for curve in curves) + 0.6, 4.6)  # room for the names
     axes.set_box_aspect(1)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     entries = []
-    for c in np.argsort(-np.nan_to_num(aurocs)):
-        if np.isnan(aurocs[c]):
+    for c in np.argsort([-np.nan_to_num(curve.auroc) for curve in curves]):
+        curve = curves[c]
+        if np.isnan(curve.auroc):
             continue
         colour, dashes = CLASS_COLOURS[c % len(CLASS_COLOURS)], CLASS_DASHES[c // len(CLASS_COLOURS) % len(CLASS_DASHES)]
-        false_positive, true_positive, _ = roc_curve(outcome[:, c], value[:, c])
-        (line,) = axes.plot(false_positive, true_positive, color=colour, linestyle=dashes, linewidth=1.6)
-        entries.append((line, f"{names[c]}  {aurocs[c]:.2f}  ({int(outcome[:, c].sum())})"))
+        (line,) = axes.plot(curve.false_positive, curve.true_positive, color=colour, linestyle=dashes, linewidth=1.6)
+        entries.append((line, f"{curve.name}  {curve.auroc:.2f}  ({curve.rows})"))
     handles, texts = zip(*entries, strict=True)
     heading = "class  AUROC  (rows)"
     figure.legend(handles, texts, title=heading, loc="outside right center", frameon=False, fontsize=8, title_fontsize=8, alignment="left")
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="false positive rate", ylabel="true positive rate")
-    kind = f"AUROC of '{names[0]}'" if task == "binary" else f"Macro AUROC of {len(entries)} classes"
-    title(axes, f"{kind}: {macro:.3f}", f"encrypted training, {len(outcome)} test rows")
+    kind = f"AUROC of '{curves[0].name}'" if len(curves) == 1 else f"Macro AUROC of {len(entries)} classes"
+    title(axes, f"{kind}: {macro:.3f}", below)
     save(figure, path)
 
 

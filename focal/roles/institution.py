@@ -40,12 +40,13 @@ from focal.sums.masked import MaskedSum, new_group_key, participants_digest
 
 if TYPE_CHECKING:
     from focal.evaluation import InstitutionRows
-    from focal.report.summary import Auroc, AurocInterval
     from focal.segments.upper import UpperHead
 
 Array = NDArray[np.float64]
 MOMENTS = "moments"
 """Label of a run's first secure sum, over all institutions: class counts, and in a blind run feature moments before them."""
+HISTOGRAM = "histogram"
+"""Label of the secure sum of all test rows' score histograms, after the release."""
 
 
 class Institution(Party):
@@ -104,7 +105,7 @@ class Institution(Party):
         with self.report.phase("release"):
             self._receive(answers)
         with self.report.phase("score"):
-            self._score()
+            self.score()
         self.finish()
         self.keep_traffic()
 
@@ -185,8 +186,11 @@ class Institution(Party):
                 raise Refused("projection", f"'{name}' accepted another projection: '{first}' or the server told us different things")
         return projection
 
-    def secure_sum(self, label: str, names: tuple[str, ...], values: Array) -> Array:
-        """The sum over the institutions ``names``. Made once, opened by all, used only when all signed the same digest."""
+    def secure_sum(self, label: str, names: tuple[str, ...], values: Array, fraction_bits: int = fixed.FRACTION_BITS) -> Array:
+        """The sum over the institutions ``names``. Made once, opened by all, used only when all signed the same digest.
+
+        ``fraction_bits``: of a value on its way (:mod:`focal.sums.fixed`); 0 for counts.
+        """
         masked = MaskedSum(
             self.run_id,
             label,
@@ -197,7 +201,7 @@ class Institution(Party):
             self._group_key(label, names),
         )
         own = self.journal.once(
-            f"{self.session}/sum/{label}", lambda: self.blobs.put(masked.contribution(fixed.encode(values))).encode()
+            f"{self.session}/sum/{label}", lambda: self.blobs.put(masked.contribution(fixed.encode(values, fraction_bits))).encode()
         ).decode()
         self.send_stored([own], "all")
         self.say(f"sum/{label}/contribution", msg.SumContribution(label=label, participants=names, blob=own))
@@ -212,7 +216,7 @@ class Institution(Party):
         for name, theirs_ in self.hear_all(names, f"sum/{label}/opened", msg.SumOpened).items():
             if theirs_.digest != digest:
                 raise Refused("sum", f"'{name}' opened another sum: the server showed us different contributions")
-        return fixed.decode(opened)
+        return fixed.decode(opened, fraction_bits)
 
     def _group_key(self, label: str, names: tuple[str, ...]) -> bytes:
         """The group mask's key: drawn by the first participant, sealed to each of the others; the server never has it."""
@@ -351,16 +355,38 @@ class Institution(Party):
         )
         save(self.folder / "model.pt", head, meta)
 
-    def _score(self) -> None:
-        """This site's own summary: the released model on its own test rows."""
-        if not self._test_rows():
+    def score(self) -> None:
+        """The released model on own test rows; with ``pooled_roc`` also on those of all institutions together."""
+        labels, outputs, groups = self.test_outputs()
+        self._score(labels, outputs, groups)
+        if self.manifest.pooled_roc:
+            self._pool_scores(labels, outputs)
+
+    def _pool_scores(self, labels: NDArray[np.uint8], outputs: Array) -> None:
+        """One ROC curve over everybody's test rows: each adds its histogram, nobody shows a score."""
+        from focal.report import histogram
+
+        m = self.manifest
+        self.enter("release")
+        counts = histogram.score_histogram(labels, outputs, m.task)
+        self.report.waiting(self.names, "histograms of everybody's test rows, for the ROC curve over all of them")
+        pooled = histogram.from_sum(self.secure_sum(HISTOGRAM, tuple(self.names), counts.ravel().astype(float), 0), len(counts))
+        scored = m.classes[1:] if m.task == "binary" else m.classes
+        told = histogram.write_pooled(histogram.pooled_roc(pooled), scored, len(self.names), self.folder)
+        if self.me.name == self.names[0]:  # the others have the same
+            self.report.say(told)
+
+    def _score(self, labels: NDArray[np.uint8], outputs: Array, groups: NDArray[np.str_]) -> None:
+        """This site's own summary."""
+        if not len(labels):
             self.report.warn(f"{self.me.name}: no test rows, so no score of its own")
             return
+        from focal.evaluation import score_outputs
         from focal.report.summary import build_summary, write_summary
 
         reported = self.hear(self.manifest.server.name, "traffic", msg.Traffic).bytes
         try:
-            auroc, interval = self._auroc()
+            auroc, interval = score_outputs(labels, outputs, groups, self.manifest.task, seed=self.local.seed)
         except FocalError as e:  # few test rows, or one class only: the model is there all the same
             self.report.warn(f"{self.me.name}: no score of its own: {e.message}")
             return
@@ -376,14 +402,10 @@ class Institution(Party):
         )
         write_summary(summary, self.folder)
 
-    def _test_rows(self) -> int:
-        return int((self.rows.split == "test").sum())
-
-    def _auroc(self) -> tuple[Auroc, AurocInterval]:
-        """Of the released model on own test rows."""
-        from focal.evaluation import score_site
-
-        return score_site(self.rows, self.projection, self.weights, self.manifest.task, seed=self.local.seed)
+    def test_outputs(self) -> tuple[NDArray[np.uint8], Array, NDArray[np.str_]]:
+        """Own test rows: labels (n, K), the released model's linear outputs (n, C), patients (n,)."""
+        own = self.rows.take(self.rows.split == "test")
+        return own.labels, self.projection.apply(own.features) @ self.weights, own.groups
 
     def _facts(self) -> dict[str, Any]:
         return protocol_facts(self.manifest, self.scheme)

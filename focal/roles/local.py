@@ -178,6 +178,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
         start=released_digest(config.start) if config.start else None,
         approve=consortium.approve,
         accept_leak=consortium.accept_leak,
+        pooled_roc=consortium.pooled_roc,
     )
     manifest.check_complete()
     if blind:

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from focal.ckks.context import Scheme
 from focal.ckks.layout import WEIGHT_SCALE
@@ -28,7 +29,6 @@ from focal.roles.interactive import steps as plan
 from focal.roles.progress import Reporter
 
 if TYPE_CHECKING:
-    from focal.report.summary import Auroc, AurocInterval
     from focal.roles.interactive.result import Beginning
     from focal.roles.interactive.upper import EncryptedUpper
 
@@ -111,7 +111,7 @@ class JointInstitution(Institution):
             self.enter("release")
             self._receive(self.hear_all(self.custodians, "release/shares", msg.ReleaseShares))
         with self.report.phase("score"):
-            self._score()
+            self.score()
         self.finish()
         self.keep_traffic()
 
@@ -191,20 +191,15 @@ class JointInstitution(Institution):
         with open(os.open(self.folder / VELOCITY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
             np.save(f, self.velocity)
 
-    def _test_rows(self) -> int:
-        return int((self.table.split == "test").sum())
-
-    def _auroc(self) -> tuple[Auroc, AurocInterval]:
-        from focal.evaluation import score_outputs
-
+    def test_outputs(self) -> tuple[NDArray[np.uint8], Array, NDArray[np.str_]]:
         held = np.flatnonzero(self.table.split == "test")
-        table, task = self.table, self.manifest.task
-        return score_outputs(table.labels[held], self.scores(held), table.groups[held], task, seed=self.local.seed)
+        outputs = self._outputs(held) if len(held) else np.empty((0, self.manifest.outputs))
+        return self.table.labels[held], outputs, self.table.groups[held]
 
     def _facts(self) -> dict[str, Any]:
         return plan.facts(self.manifest, self.scheme)
 
-    def scores(self, rows: Any) -> Array:
+    def _outputs(self, rows: NDArray[np.int64]) -> Array:
         """(n, C) linear outputs of the released model on own rows."""
         import torch
 

@@ -6,8 +6,6 @@ ones absent in the same steps. The baselines are logistic regressions on the ini
 
 from __future__ import annotations
 
-import csv
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from focal.data.table import Table
 from focal.errors import FocalError
 from focal.evaluation import InstitutionRows, LocalScores, compare_scores
 from focal.net import messages as msg
+from focal.report.losses import loss_difference, read_losses
 from focal.roles.audit import recorded
 from focal.roles.interactive import steps as plan
 from focal.segments.lower import build_lower
@@ -134,9 +133,8 @@ def compare(
 
     error = float(np.abs(head.weights.numpy() - twin.weights).max())
     found = compare_scores(rows, encrypted, in_clear, error, task, seed=seed)
-    ours = {name: losses(m.folder / "lightning") for name, m in members.items()}
-    theirs = {name: losses(folder / "twin" / name) for name in members}
-    difference = loss_difference(ours, theirs)
+    ours = [read_losses(m.folder / "lightning") for m in members.values()]
+    difference = loss_difference(ours, [read_losses(folder / "twin" / name) for name in members])
     return found, {} if difference is None else {"loss_difference": difference}
 
 
@@ -148,26 +146,3 @@ def absences(manifest: Manifest, store: Path) -> dict[int, set[str]]:
         if isinstance(record.body, msg.Present) and record.topic.startswith("answered/"):
             out[record.body.step] = names - set(record.body.owners)
     return out
-
-
-def losses(folder: Path) -> dict[int, float]:
-    """Joint step -> loss, from Lightning's CSV logs below ``folder``, restarts included."""
-    out: dict[int, float] = {}
-    for path in sorted(folder.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime):
-        with path.open(newline="") as f:
-            out |= {int(float(row["step"])): float(row["loss"]) for row in csv.DictReader(f) if row.get("loss")}
-    return {step: loss for step, loss in out.items() if math.isfinite(loss)}  # a skipped step has none
-
-
-def loss_difference(ours: Mapping[str, Mapping[int, float]], theirs: Mapping[str, Mapping[int, float]]) -> float | None:
-    """Largest relative difference over joint steps between the two mean loss curves, each a running mean over ten steps.
-
-    Compared are the steps that all institutions took in both runs; ``None`` when there is none.
-    """
-    steps = sorted(set.intersection(*(set(log) for logs in (ours, theirs) for log in logs.values())))
-    if not steps:
-        return None
-    window = np.full(min(10, len(steps)), 1 / min(10, len(steps)))
-    means = (np.array([np.mean([log[s] for log in logs.values()]) for s in steps]) for logs in (ours, theirs))
-    a, b = (np.convolve(mean, window, "valid") for mean in means)
-    return float(np.abs(a / b - 1).max())
