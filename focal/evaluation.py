@@ -178,19 +178,10 @@ def read_rows(party: Path) -> tuple[InstitutionRows, Floats]:
         raise FocalError(f"{path}: cannot be read ({why})", hint="'focal clean' removes it; the summary stays") from None
 
 
-def score_site(
-    own: InstitutionRows, projection: Projection, weights: ArrayLike, task: Task, *, seed: int = 0, repeats: int = 1000
-) -> tuple[Auroc, AurocInterval]:
-    """What one institution can say on its own, on several machines: the released weights (R, C) on its own test rows."""
-    held = own.split == _test_name(own.split)
-    scores = projection.apply(own.features[held]) @ np.asarray(weights, dtype=np.float64)
-    return score_outputs(own.labels[held], scores, own.groups[held], task, seed=seed, repeats=repeats)
-
-
 def score_outputs(
     labels: NDArray[np.uint8], scores: Floats, groups: NDArray[np.str_], task: Task, *, seed: int = 0, repeats: int = 1000
 ) -> tuple[Auroc, AurocInterval]:
-    """Linear outputs (n, C) of a released model on labelled rows."""
+    """What one institution can say on its own, on several machines: a released model's linear outputs (n, C) on its test rows."""
     interval = bootstrap_ci(labels, scores, groups, task, repeats=repeats, seed=seed)
     return Auroc(encrypted=macro_auroc(labels, scores, task)), AurocInterval(encrypted=interval)
 

@@ -25,7 +25,7 @@ from focal.evaluation import (
     predict,
     read_rows,
     score_local_run,
-    score_site,
+    score_outputs,
     test_rows,
 )
 from focal.report.metrics import MEASURES, macro_auroc
@@ -115,10 +115,10 @@ def test_one_class_institution_is_a_warning_and_scores_one_half() -> None:
 
 
 def test_a_site_scores_its_own_test_rows() -> None:
-    own, weights = institution(0), np.random.default_rng(5).normal(0, 1, (32, 3))
-    auroc, interval = score_site(own, projection(), weights, "multiclass", repeats=50)
-    held = own.split == "test"
-    assert auroc.encrypted == macro_auroc(own.labels[held], projection().apply(own.features[held]) @ weights, "multiclass")
+    own = institution(0).take(institution(0).split == "test")
+    outputs = projection().apply(own.features) @ np.random.default_rng(5).normal(0, 1, (32, 3))
+    auroc, interval = score_outputs(own.labels, outputs, own.groups, "multiclass", repeats=50)
+    assert auroc.encrypted == macro_auroc(own.labels, outputs, "multiclass")
     assert auroc.institutions is None and interval.encrypted[0] < auroc.encrypted < interval.encrypted[1]
 
 

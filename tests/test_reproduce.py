@@ -13,6 +13,7 @@ import consortium
 import numpy as np
 import pytest
 
+from focal.baselines import spe_fl
 from focal.errors import FocalError
 from focal.evaluation import baseline_scores, test_rows
 from focal.report.metrics import macro_auroc
@@ -151,6 +152,65 @@ def test_how_updates_are_added_does_not_change_the_head(case: Case) -> None:
         # masked sums round to 2^-48, encrypted ones err by 2^-21 a value and round; 20 rounds of R values times columns of norm <= 17
         np.testing.assert_allclose(NAMED[name].run(case).scores[MODEL], plain, atol=6 * 2**-21 * 17 * 20**0.5)
     assert not np.array_equal(NAMED["fedprox"].run(case).scores[MODEL], plain)
+
+
+@pytest.fixture(scope="module")
+def seen(configs: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """With features of the images, for methods that read these."""
+    return Source(EYES, configs, tmp_path_factory.mktemp("seen")).case(BY_PATIENT, 0)
+
+
+def test_split_learning_begins_at_the_blind_head(seen: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rates of nearly nothing its scores are the twin's; with its own they are not, and what it sends is counted."""
+    twin = NAMED["twin"].run(seen).scores[MODEL]
+    short = methods.SPLIT.model_copy(update={"steps": 4, "average_every": 2, "augment": False})
+    monkeypatch.setattr(methods, "SPLIT", short.model_copy(update={"head_rate": 1e-12, "rate": 1e-12, "bottleneck_rate": 1e-12}))
+    np.testing.assert_allclose(NAMED["split"].run(seen).scores[MODEL], twin, atol=1e-4)  # float32 sums in another order
+    monkeypatch.setattr(methods, "SPLIT", short)
+    made = NAMED["split"].run(seen)
+    assert np.abs(made.scores[MODEL] - twin).max() > 1e-2
+    features, outputs, batch = seen.projection.features, twin.shape[1], methods.SPLIT_ROWS // 3
+    sent = made.traffic["hospital-a"]
+    average = (sent.up - 4 * batch * (features + outputs) * 8) / 2
+    assert average > 100_000 and sent.down - sent.up == 2 * average  # two averages: one's own goes up, two others' come down
+
+
+def test_spe_fl_sees_the_images_of_each_institution(seen: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spe_fl, "SIZE", 8)
+    settings = replace(spe_fl.ABLATION["spe-fl-bare"], rounds=2, epochs=1)
+    given: dict[str, Any] = {}
+    real = spe_fl.spe_fl
+
+    def noted(train: Any, *rest: Any) -> Any:
+        given.update(train)
+        return real(train, *rest)
+
+    monkeypatch.setattr(spe_fl, "spe_fl", noted)
+    made = methods._spe_fl(settings)(seen)
+    for name, own in given.items():
+        np.testing.assert_array_equal(own.labels, seen.rows[name].labels[seen.rows[name].split == "train"])
+    assert made.scores[MODEL].shape == seen.labels.shape and len(made.curve) == 2 and set(made.traffic) == set(seen.rows)
+    assert made.curve[-1].auroc == macro_auroc(seen.labels, made.scores[MODEL], seen.task)
+
+
+@pytest.mark.slow
+def test_from_scratch_is_scored_beside_its_twin(seen: Case) -> None:
+    made = NAMED[methods.SCRATCH].run(seen)
+    assert made.facts["max_abs_weight_error"] < 0.01 and {"hospital-a", "custodian-1"} <= set(made.traffic)
+    assert abs(macro_auroc(seen.labels, made.scores[MODEL], seen.task) - made.facts["auroc_plaintext_twin"]) < 0.02
+
+
+def test_a_method_of_one_table_is_not_in_the_others(configs: Path, tmp_path: Path, given: None) -> None:
+    calls: list[str] = []
+    run(tmp_path, configs, [counted("a", calls), replace(counted("b", calls), tables=("xray",))])
+    assert [call[0] for call in calls] == ["a"] * len(EYES.dealings)
+    assert "method b" not in (tmp_path / "results.md").read_text()
+
+
+def test_measures_at_the_threshold_are_shown_where_a_table_asks_for_them(configs: Path, tmp_path: Path, case: Case) -> None:
+    reproduce(0.0, tmp_path, configs, lambda text: None, tables=(replace(EYES, measures=True),), methods=[counted("a", [])])
+    accuracy, *_ = spe_fl.measure(case.labels, NAMED["twin"].run(case).scores[MODEL], case.task)
+    assert f"| method a | {accuracy:.3f} |" in (tmp_path / "results.md").read_text()
 
 
 # --------------------------------------------------------------------------- the budget

@@ -1,35 +1,48 @@
 """What is compared: each method turns a :class:`~focal.reproduce.cases.Case` into scores on its test rows, with seconds and bytes.
 
 Every method sees the same rows, features, split and measure. The single institutions and the pooled model are scikit-learn's logistic
-regression on all raw features; all others train the one-vs-rest head on the R whitened columns, so that only the way of working
-together differs.
+regression on all raw features; those from images train more than a head; all others train the one-vs-rest head on the R whitened columns,
+so that only the way of working together differs.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
+from focal.baselines import scratch, spe_fl
 from focal.baselines.encrypted import EncryptedSum
-from focal.baselines.federated import Federated, MakeSum, MaskedSums, PlainSum, Settings, federate, personalise
+from focal.baselines.federated import Federated, MakeSum, MaskedSums, PlainSum, Round, Settings, federate, personalise
 from focal.baselines.logistic import LogisticModel, fit_logistic
 from focal.baselines.privacy import Privacy, federate_privately
+from focal.baselines.scratch import train_from_scratch
 from focal.ckks import twin
+from focal.config import InteractiveConfig
 from focal.errors import FocalError
 from focal.evaluation import Floats, InstitutionRows, read_rows, test_rows
+from focal.report.metrics import macro_auroc
 from focal.report.summary import Traffic, read_summary
 from focal.reproduce.cases import Case, pooled
 from focal.reproduce.cells import Point
 from focal.roles import local
+from focal.segments.lower import build_lower, lower_spec
 from focal.segments.projection import Projection
+from focal.segments.trainable import VALUE_BYTES
+from focal.training.joint import Site, train_jointly
+from focal.training.joint import scores as split_scores
+from focal.training.split import Base
 
 MODEL = "model"
 """The name of a method's model where it has one only."""
-ALONE, POOLED, BLIND, ENCRYPTED_FEDAVG = "alone", "pooled", "blind", "encrypted-fedavg"
+ALONE, POOLED, BLIND, ENCRYPTED_FEDAVG, SCRATCH = "alone", "pooled", "blind", "encrypted-fedavg", "scratch"
 """Methods that tables speak of; the encrypted blind head is what the others are compared with."""
 
 
@@ -58,6 +71,8 @@ class Method:
     """Of one repeat with 4000 rows on two cores: for the first estimate, until one has been measured."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What changes the result beside the run's configuration."""
+    tables: tuple[str, ...] = ()
+    """Names of the only tables that show it; none: all do."""
 
 
 class _Clock:
@@ -92,14 +107,18 @@ def _logistic(own: InstitutionRows, case: Case, name: str) -> LogisticModel:
 
 
 def _twin(case: Case) -> Outcome:
+    clock = _Clock()
+    weights = _twin_weights(case)
+    return Outcome({MODEL: case.by_table(case.projection.apply(test_rows(case.rows).features) @ weights)}, clock.seconds)
+
+
+def _twin_weights(case: Case) -> Floats:
+    """(R, C) of the blind protocol's plaintext twin."""
     everyone, training = pooled(case.rows), case.config.training
     train = everyone.take(everyone.split == "train")
     labels = train.labels[:, 1:] if case.task == "binary" else train.labels
-    clock = _Clock()
     scalars = twin.Scalars.derive(training.degree, case.projection.eta, training.ridge, len(labels))
-    weights, _ = twin.train(case.projection.apply(train.features), 0.5 - labels.astype(np.float64), scalars, training.steps)
-    scores = case.projection.apply(test_rows(case.rows).features) @ weights
-    return Outcome({MODEL: case.by_table(scores)}, clock.seconds)
+    return twin.train(case.projection.apply(train.features), 0.5 - labels.astype(np.float64), scalars, training.steps)[0]
 
 
 # --------------------------------------------------------------------------- encrypted
@@ -167,15 +186,74 @@ def _settings(case: Case, settings: Mapping[str, Any]) -> Settings:
 
 
 def _of_rounds(case: Case, made: Federated) -> Outcome:
-    curve = [
-        Point(auroc=r.auroc, seconds=r.seconds, bytes=float(np.mean([t.up + t.down for t in r.traffic.values()]))) for r in made.rounds
-    ]
     last = made.rounds[-1]
-    return Outcome({MODEL: case.by_table(made.scores)}, last.seconds, last.traffic, tuple(curve))
+    return Outcome({MODEL: case.by_table(made.scores)}, last.seconds, last.traffic, _curve(made.rounds))
+
+
+def _curve(rounds: Sequence[Round]) -> tuple[Point, ...]:
+    """Where a method stood after every round; bytes of a mean institution."""
+    return tuple(
+        Point(auroc=r.auroc, seconds=r.seconds, bytes=float(np.mean([t.up + t.down for t in r.traffic.values()]))) for r in rounds
+    )
 
 
 def _federated_method(name: str, title: str, sees: str, make_sum: MakeSum = PlainSum, rough_seconds: float = 2, **settings: Any) -> Method:
     return Method(name, title, sees, _federated(make_sum, **settings), rough_seconds, LOCAL_TRAINING | settings)
+
+
+# --------------------------------------------------------------------------- from images
+
+
+def _scratch(case: Case) -> Outcome:
+    made = train_from_scratch(case.pixels(), case.task, scratch.Settings(seed=case.config.seed))
+    twin = macro_auroc(case.labels, case.by_table(made.twin_scores), case.task)
+    facts = {"max_abs_weight_error": made.max_abs_weight_error, "auroc_plaintext_twin": twin}
+    return Outcome({MODEL: case.by_table(made.scores)}, made.seconds, made.traffic, facts=facts)
+
+
+SPLIT = InteractiveConfig(steps=100, trainable="all", head_rate=0.1, rate=4e-4, bottleneck_rate=1e-3, average_every=5)
+"""The rates are those of configs/finetune-retina.yaml, chosen there on patients held out of ODIR-5K's train rows."""
+SPLIT_ROWS = 96
+"""Of a joint step, over all institutions."""
+
+
+def _split(case: Case) -> Outcome:
+    """Plaintext split learning: the whole lower segment goes on from the projection and the head of the blind protocol's twin."""
+    segment, _ = build_lower(case.config.lower, case.config.lower.weights)
+    segment, _ = build_lower(lower_spec(segment, case.config.lower), case.config.lower.weights)
+    sites = {name: Site(case.table, at[case.table.split[at] == "train"]) for name, at in case.parts.items()}
+    batch, size = SPLIT_ROWS // len(sites), case.projection.features
+    config = SPLIT.model_copy(update={"batch": batch, "features": size, "seed": case.config.seed})
+    torch.set_num_threads(os.cpu_count() or 1)  # focal.ckks limits OpenMP, and with it torch, to one
+    clock = _Clock()
+    with TemporaryDirectory() as folder:
+        made = train_jointly(
+            segment,
+            config,
+            sites,
+            folder=Path(folder),
+            start=case.projection,
+            base=Base(_twin_weights(case)),
+            seed=case.config.seed,
+            device=case.config.device,
+        )
+    spent = clock.seconds
+    scores = split_scores(made.segment, made.weights, case.table, case.table.test_rows)
+    m, rounds, average = len(sites), -(-config.steps // config.average_every), made.segment.count * VALUE_BYTES
+    step = batch * (size + made.weights.shape[1]) * VALUE_BYTES  # activations and derivatives up, logits and gradients down
+    traffic = Traffic(up=config.steps * step + rounds * average, down=config.steps * step + rounds * average * (m - 1))
+    return Outcome({MODEL: scores}, spent, dict.fromkeys(sites, traffic))
+
+
+def _spe_fl(settings: spe_fl.Settings) -> Callable[[Case], Outcome]:
+    def run(case: Case) -> Outcome:
+        train = {name: spe_fl.read_images(case.table, at[case.table.split[at] == "train"]) for name, at in case.parts.items()}
+        test = spe_fl.read_images(case.table, case.table.test_rows)
+        made = spe_fl.spe_fl(train, test, case.task, replace(settings, seed=case.config.seed), case.config.device)
+        curve, last = _curve(made.rounds), made.rounds[-1]
+        return Outcome({MODEL: made.scores}, last.seconds, last.traffic, curve, {"rounds": float(settings.rounds)})
+
+    return run
 
 
 # --------------------------------------------------------------------------- all of them
@@ -183,6 +261,9 @@ def _federated_method(name: str, title: str, sees: str, make_sum: MakeSum = Plai
 SEES_ALL = "server: every update"
 PRIVACY = Privacy(unit="patient", epsilon=8.0, delta=1e-5, clip=4.0)
 """What the differentially private head promises every patient; delta is well below one of some thousand patients."""
+
+SPE_FL_TITLES = ("small ResNet", "without noise", "ten times the noise", "not encrypted", "not compressed", "none of the three")
+"""What each of :data:`focal.baselines.spe_fl.ABLATION` changes."""
 
 METHODS = (
     Method(ALONE, "every institution alone", "nothing leaves", _alone, 12),
@@ -202,6 +283,34 @@ METHODS = (
         _private,
         4,
         LOCAL_TRAINING | asdict(PRIVACY),
+    ),
+    Method(
+        "split",
+        f"plaintext split learning, whole segment, {SPLIT.steps} steps",
+        "server: activations, derivatives, the head",
+        _split,
+        180,
+        {**SPLIT.model_dump(mode="json"), "rows": SPLIT_ROWS},
+    ),
+    Method(
+        SCRATCH,
+        f"fully encrypted FL from scratch (8 x 8 pixels, {scratch.Settings().steps} steps)",
+        "server: ciphertexts; institutions: the final network",
+        _scratch,
+        60,
+        asdict(scratch.Settings()),
+    ),
+    *(
+        Method(
+            name,
+            f"SPE-FL, {title}",
+            "server: ciphertexts; institutions: every noisy sum" if chosen.encrypted else "server: every noisy update",
+            _spe_fl(chosen),
+            90,
+            asdict(chosen),
+            tables=("xray",),
+        )
+        for (name, chosen), title in zip(spe_fl.ABLATION.items(), SPE_FL_TITLES, strict=True)
     ),
 )
 FEDERATED = ("fedavg", ENCRYPTED_FEDAVG)

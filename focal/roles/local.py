@@ -558,7 +558,7 @@ def clean(run: Path, cache: bool, force: bool) -> list[Path]:
         raise FocalError(f"{run} is no run's folder", hint="name a folder below runs/")
     if not force and not (run / "summary.json").exists() and not (run / "failed").exists():
         raise FocalError(f"{run} is not finished", hint="finish it with its own configuration, or give it up with --force")
-    found = [run / "parties", run / "cache", run / "explanations"] + ([run.parent / "cache"] if cache else [])
+    found = [run / "parties", run / "cache", run / "explanations", run / "twin"] + ([run.parent / "cache"] if cache else [])
     removed = [path for path in found if path.exists()]
     for path in removed:
         shutil.rmtree(path)
