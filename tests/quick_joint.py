@@ -75,6 +75,7 @@ def PAUSE(self, step): ...
 
 J.prepare, J.fine_tune, J._save_model = prepare, fine_tune, _save_model
 J._compare_test_features = lambda self: None
+J.agree_start = lambda self: self.labels.sum(axis=0)
 J.score = lambda self: None
 """
 

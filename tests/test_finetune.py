@@ -11,14 +11,16 @@ import yaml
 from consortium import SAMPLES, config, dataset, focal, runs, said, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from focal.config import InteractiveConfig
 from focal.report.losses import loss_difference, read_losses
 from focal.report.summary import read_summary
+from focal.segments.projection import Projection
 from focal.segments.upper import ReleasedModel, load
 
 JOINT: dict[str, Any] = {"steps": 4, "batch": 8, "features": 32, "average_every": 2, "head_rate": 0.1, "min_rows_of_others": 16}
 
 
-def write_joint(folder: Path, name: str, start: str, *, logger: str = "csv", **changes: Any) -> Path:
+def write_joint(folder: Path, name: str, start: str | None, *, logger: str = "csv", **changes: Any) -> Path:
     path, joint = folder / f"{name}.yaml", {"protocol": "interactive", "interactive": {**JOINT, **changes}, "start": start}
     path.write_text(yaml.safe_dump({**config(name), **joint, "logger": logger}))
     return path
@@ -29,6 +31,20 @@ def test_the_loss_difference_is_that_of_the_steps_that_all_took() -> None:
     assert loss_difference(ours, ours) == 0.0
     assert loss_difference(ours, [ours[0], {1: 4.5}]) == pytest.approx(1 - 3 / 3.25)
     assert loss_difference(ours, [{}, ours[1]]) is None, "nothing was compared"
+
+
+@pytest.mark.slow
+def test_without_a_model_to_start_from_the_bottleneck_is_a_blind_runs_projection(tmp_path: Path) -> None:
+    said(focal("train", "--config", write_joint(tmp_path, "afresh", None, trainable="bottleneck"), "--runs", runs(), timeout=300))
+    summary = read_summary(runs() / "afresh")
+    assert summary.max_abs_weight_error is not None and summary.max_abs_weight_error < 1e-3
+    assert summary.params["loss_difference"] < 0.01
+    agreed = {path.read_bytes() for path in (runs() / "afresh").glob("parties/hospital-*/projection.bin")}
+    assert len(agreed) == 1
+    projection, model = Projection.from_bytes(agreed.pop()), load(runs() / "afresh")[0]
+    moved = np.abs(model.matrix.numpy() - projection.matrix).max()  # a step of AdamW moves a value by its rate, about
+    assert 0 < moved < 1.5 * JOINT["steps"] * InteractiveConfig().bottleneck_rate < 0.1 * np.abs(projection.matrix).max()
+    assert model.bound == projection.bound
 
 
 @pytest.mark.slow

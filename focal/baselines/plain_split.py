@@ -75,7 +75,7 @@ class PlainInstitution(JointInstitution):
 
     def run(self) -> None:
         _agree(self)
-        counts = self.labels.sum(axis=0).astype(float)
+        counts = self.agree_start()
         with self.report.phase("train"):
             self.fine_tune(PlainUpper(self), counts)
         self.finish()

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 MOMENTS = "moments"
-"""Label of a run's first secure sum, over all institutions: class counts, and in a blind run feature moments before them."""
+"""Label of a run's first secure sum, over all institutions: class counts, and feature moments before them where a projection is made."""
+PROJECTION = "projection.bin"
+"""In an institution's folder: the agreed projection."""
 HISTOGRAM = "histogram"
 """Label of the secure sum of all test rows' score histograms, after the release."""
 
@@ -93,7 +95,7 @@ class Institution(Party):
         with self.report.phase("moments"):
             self.enter("moments")
             self._compare_test_features()
-            self.projection = self._agree_projection()
+            self.projection, _ = self.agree_projection(self.manifest.projection.features)
         with self.report.phase("upload"):
             self.enter("keys")
             joint = self._joint_keys()
@@ -143,22 +145,25 @@ class Institution(Party):
 
     # ----------------------------------------------------------------- secure sum and projection
 
-    def _agree_projection(self) -> Projection:
-        """Pooled moments by secure sum; the first institution's projection, checked and signed by all."""
+    def agree_projection(self, size: int) -> tuple[Projection, Array]:
+        """The projection to ``size`` columns, and (C,) rows of each class over all institutions.
+
+        Pooled moments by secure sum; the first institution's projection of them, checked and signed by all.
+        """
         m = self.manifest
-        dim, size, bound, ridge = m.lower.dim, m.projection.features, m.projection.bound, m.training.ridge
+        dim, bound, ridge = m.lower.dim, m.projection.bound, m.training.ridge
         proj.check_features(size, dim)
         whiten = m.projection.kind == "whiten"
         own = (
             proj.moment_values(self.raw, bound, m.rows) if whiten else proj.random_moment_values(self.raw, self.run_id, size, bound, m.rows)
         )
         opened = self.secure_sum(MOMENTS, tuple(self.names), np.concatenate([own, self.labels.sum(axis=0) / m.rows]))
-        opened, counts = opened[: len(own)], opened[len(own) :] * m.rows
+        opened, counts = opened[: len(own)], np.rint(opened[len(own) :] * m.rows)
         if whiten:
             moments = proj.pooled_moments(opened, dim, bound, m.rows)
         else:
             moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, m.rows)
-        self._check_classes(np.rint(counts))
+        self._check_classes(counts)
 
         key = self._group_key(MOMENTS, tuple(self.names))
         first, context = self.names[0], b"projection" + self.run_id  # sealed: for institutions' eyes only
@@ -184,7 +189,7 @@ class Institution(Party):
         for name, theirs in self.hear_all(self.names, "projection/accepted", msg.ProjectionAccepted).items():
             if theirs != mine:
                 raise Refused("projection", f"'{name}' accepted another projection: '{first}' or the server told us different things")
-        return projection
+        return projection, counts
 
     def secure_sum(self, label: str, names: tuple[str, ...], values: Array, fraction_bits: int = fixed.FRACTION_BITS) -> Array:
         """The sum over the institutions ``names``. Made once, opened by all, used only when all signed the same digest.
@@ -328,7 +333,7 @@ class Institution(Party):
         from focal.segments.upper import UpperHead
 
         self._save_head(UpperHead.from_projection(self.projection, self.weights, self.manifest.task))
-        private_write(self.folder / "projection.bin", self.projection.to_bytes())
+        private_write(self.folder / PROJECTION, self.projection.to_bytes())
         with open(os.open(self.folder / "rows.npz", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
             np.savez(
                 f,

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from focal.ckks.context import Scheme
 from focal.ckks.layout import WEIGHT_SCALE
-from focal.config import InteractiveConfig, LocalConfig, Manifest
+from focal.config import InteractiveConfig, LocalConfig, Manifest, private_write
 from focal.errors import FocalError
 from focal.net import messages as msg
 from focal.roles import ceremony
-from focal.roles.institution import MOMENTS, Array, Institution
+from focal.roles.institution import MOMENTS, PROJECTION, Array, Institution
 from focal.roles.interactive import steps as plan
 from focal.roles.progress import Reporter
 
@@ -46,6 +46,7 @@ class JointInstitution(Institution):
         from focal.data import load
         from focal.segments.lower import build_lower, test_image_features
         from focal.segments.trainable import TrainableSegment
+        from focal.training.features import compute_features
 
         m, config = self.manifest, self.config
         assert self.local.data is not None and self.local.weights is not None
@@ -60,7 +61,10 @@ class JointInstitution(Institution):
             begun = self._start() if m.start is not None else None
             self.base = begun.base if begun else None
             self.segment = TrainableSegment(lower, config, begun.projection if begun else None, seed=config.seed)
-            if begun and begun.trained:
+            if begun is None:
+                cache = self.local.cache or self.folder / "features"
+                self.raw = compute_features(lower, self.table, self.train_rows, device=self.local.device, cache=cache)
+            elif begun.trained:
                 self.segment.load_trained(begun.trained)
             size = self.segment.check_average(config.max_average_mb)
             received = size * (len(self.names) - 1)
@@ -99,8 +103,7 @@ class JointInstitution(Institution):
         with self.report.phase("moments"):
             self.enter("moments")
             self._compare_test_features()
-            counts = np.rint(self.secure_sum(MOMENTS, tuple(self.names), self.labels.sum(axis=0) / self.manifest.rows) * self.manifest.rows)
-            self._check_classes(counts)
+            counts = self.agree_start()
         with self.report.phase("keys"):
             self.enter("keys")
             joint = self._joint_keys()
@@ -114,6 +117,19 @@ class JointInstitution(Institution):
             self.score()
         self.finish()
         self.keep_traffic()
+
+    def agree_start(self) -> Array:
+        """(C,) rows of each class over all institutions; where no model is given to start from, also the bottleneck: a blind projection."""
+        if self.base is None:
+            from focal.segments.trainable import Bottleneck
+
+            projection, counts = self.agree_projection(self.config.features)
+            self.segment.bottleneck = Bottleneck.from_projection(projection)
+            private_write(self.folder / PROJECTION, projection.to_bytes())
+            return counts
+        counts = np.rint(self.secure_sum(MOMENTS, tuple(self.names), self.labels.sum(axis=0) / self.manifest.rows) * self.manifest.rows)
+        self._check_classes(counts)
+        return counts
 
     def _fine_tune(self, joint: msg.JointKeys, counts: Array) -> None:
         """Every joint step that is still to come, under an encrypted head."""

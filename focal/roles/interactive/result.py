@@ -24,6 +24,7 @@ from focal.evaluation import InstitutionRows, LocalScores, compare_scores
 from focal.net import messages as msg
 from focal.report.losses import loss_difference, read_losses
 from focal.roles.audit import recorded
+from focal.roles.institution import PROJECTION
 from focal.roles.interactive import steps as plan
 from focal.segments.lower import build_lower
 from focal.segments.projection import Projection
@@ -113,6 +114,7 @@ def compare(
     say("the plaintext twin repeats the run in the clear ...")
     torch.set_num_threads(os.cpu_count() or 1)  # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
     begun = beginning(start, config) if start else None
+    projection = begun.projection if begun else Projection.from_bytes((members[first].folder / PROJECTION).read_bytes())
     sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
     absent = absences(manifest, store)
     twin = train_jointly(
@@ -120,7 +122,7 @@ def compare(
         config,
         sites,
         folder=folder / "twin",
-        start=begun.projection if begun else None,
+        start=projection,
         base=begun.base if begun else None,
         trained=begun.trained if begun else None,
         seed=config.seed,

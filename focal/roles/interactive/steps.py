@@ -136,7 +136,7 @@ def describe(manifest: Manifest) -> str:
         f"openings:   {2 * len(owners)} a step, {2 * len(owners) * (count - 1)} of at most {config.max_openings_per_key} under this key",
     ]
     if manifest.start is None:
-        lines.append("start:      a random bottleneck and an untrained head, which learn slowly; a blind run takes a minute (start: RUN)")
+        lines.append("start:      a blind run's projection and an untrained head; a trained one takes a minute more (start: RUN)")
     if count < config.steps:
         lines.append(f"            the key allows {count} of {config.steps} steps: continue in a new run with start: RUN")
     return "\n".join(lines)
