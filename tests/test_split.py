@@ -247,7 +247,7 @@ def test_callbacks_precision_and_logging_are_lightnings(lower: LowerSegment, tab
     module, batches = institution(lower, table, upper)
     module.segment.lower.backbone.layer4.register_forward_hook(lambda _m, _i, y: dtypes.add(y.dtype))
     bar = lightning.pytorch.callbacks.RichProgressBar()
-    fit(module, batches, folder=tmp_path, device="cpu", precision="bf16-mixed", logger=logger, callbacks=[bar], enable_progress_bar=True)
+    fit(module, batches, folder=tmp_path, device="cpu", precision="bf16-mixed", loggers=[logger], callbacks=[bar], enable_progress_bar=True)
     assert dtypes == {torch.bfloat16} and module.segment.vector().any()
     assert bar.get_metrics(module.trainer, module)["loss"] > 0 and list((tmp_path / "elsewhere").rglob("metrics.csv"))
     assert len([call for call, _ in upper.calls if call == "gradients"]) == CONFIG.steps
