@@ -653,7 +653,7 @@ def gates() -> None:
     """Stop at the end of each phase until the test opens the gate: ``stages.py`` takes its copies there."""
     for role, method, name in (
         (Custodian, "_key_ceremony", "gathered"),
-        (Institution, "_agree_projection", "gathered"),
+        (Institution, "agree_projection", "gathered"),
         (Institution, "_upload", "keyed"),
         (Custodian, "_catch_up", "uploaded"),
         (Server, "_train", "uploaded"),
