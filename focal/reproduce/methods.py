@@ -211,7 +211,7 @@ def _scratch(case: Case) -> Outcome:
     return Outcome({MODEL: case.by_table(made.scores)}, made.seconds, made.traffic, facts=facts)
 
 
-SPLIT = InteractiveConfig(steps=100, trainable="all", head_rate=0.1, rate=4e-4, bottleneck_rate=1e-3, average_every=5)
+SPLIT = InteractiveConfig(steps=60, trainable="all", head_rate=0.1, rate=4e-4, bottleneck_rate=1e-3, average_every=5)
 """The rates are those of configs/finetune-retina.yaml, chosen there on patients held out of ODIR-5K's train rows."""
 SPLIT_ROWS = 96
 """Of a joint step, over all institutions."""
@@ -289,7 +289,7 @@ METHODS = (
         f"plaintext split learning, whole segment, {SPLIT.steps} steps",
         "server: activations, derivatives, the head",
         _split,
-        180,
+        110,
         {**SPLIT.model_dump(mode="json"), "rows": SPLIT_ROWS},
     ),
     Method(
