@@ -200,11 +200,13 @@ def test_from_scratch_is_scored_beside_its_twin(seen: Case) -> None:
     assert abs(macro_auroc(seen.labels, made.scores[MODEL], seen.task) - made.facts["auroc_plaintext_twin"]) < 0.02
 
 
-def test_a_method_of_one_table_is_not_in_the_others(configs: Path, tmp_path: Path, given: None) -> None:
+def test_a_method_of_one_part_is_not_in_the_others(configs: Path, tmp_path: Path, given: None) -> None:
     calls: list[str] = []
-    run(tmp_path, configs, [counted("a", calls), replace(counted("b", calls), tables=("xray",))])
-    assert [call[0] for call in calls] == ["a"] * len(EYES.dealings)
-    assert "method b" not in (tmp_path / "results.md").read_text()
+    one = replace(counted("c", calls), dealings=(BY_PATIENT.name,))
+    run(tmp_path, configs, [counted("a", calls), replace(counted("b", calls), tables=("xray",)), one])
+    assert calls == ["a ocular-patient-3-s0", "c ocular-patient-3-s0", "a ocular-skewed-3-s0"]
+    text = (tmp_path / "results.md").read_text()
+    assert "method b" not in text and "method c: not run" not in text
 
 
 def test_measures_at_the_threshold_are_shown_where_a_table_asks_for_them(configs: Path, tmp_path: Path, case: Case) -> None:

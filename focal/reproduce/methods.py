@@ -30,7 +30,7 @@ from focal.errors import FocalError
 from focal.evaluation import Floats, InstitutionRows, read_rows, test_rows
 from focal.report.metrics import macro_auroc
 from focal.report.summary import Traffic, read_summary
-from focal.reproduce.cases import Case, pooled
+from focal.reproduce.cases import BY_PATIENT, Case, pooled
 from focal.reproduce.cells import Point
 from focal.roles import local
 from focal.segments.lower import build_lower, lower_spec
@@ -73,6 +73,12 @@ class Method:
     """What changes the result beside the run's configuration."""
     tables: tuple[str, ...] = ()
     """Names of the only tables that show it; none: all do."""
+    dealings: tuple[str, ...] = ()
+    """Likewise of the only dealings: what takes minutes is not run on each."""
+
+    def belongs(self, table: str, dealing: str) -> bool:
+        """Whether this part of this table shows it."""
+        return (not self.tables or table in self.tables) and (not self.dealings or dealing in self.dealings)
 
 
 class _Clock:
@@ -291,6 +297,7 @@ METHODS = (
         _split,
         110,
         {**SPLIT.model_dump(mode="json"), "rows": SPLIT_ROWS},
+        dealings=(BY_PATIENT.name,),
     ),
     Method(
         SCRATCH,
@@ -299,6 +306,7 @@ METHODS = (
         _scratch,
         60,
         asdict(scratch.Settings()),
+        dealings=(BY_PATIENT.name,),
     ),
     *(
         Method(

@@ -66,14 +66,14 @@ class Study:
 
     def __post_init__(self) -> None:
         for repeat in self.repeats(range(SEEDS)):
-            for method in self.shown(repeat.source):
+            for method in self.shown(repeat.source, repeat.dealing):
                 key = repeat.key(method)
                 if (cell := self.store.find(key, repeat.configuration(method))) is not None:
                     self.cells[key] = cell
 
-    def shown(self, source: Source) -> list[Method]:
-        """The methods of one paper table."""
-        return [method for method in self.methods if not method.tables or source.paper.name in method.tables]
+    def shown(self, source: Source, dealing: Dealing) -> list[Method]:
+        """The methods of one part of a paper table."""
+        return [method for method in self.methods if method.belongs(source.paper.name, dealing.name)]
 
     def repeats(self, seeds: Sequence[int] | range) -> list[Repeat]:
         return [Repeat(source, dealing, seed) for seed in seeds for source in self.sources for dealing in source.paper.dealings]
@@ -85,7 +85,7 @@ class Study:
 
     def open(self, repeat: Repeat) -> list[Method]:
         """The methods that are not finished."""
-        return [method for method in self.shown(repeat.source) if repeat.key(method) not in self.cells]
+        return [method for method in self.shown(repeat.source, repeat.dealing) if repeat.key(method) not in self.cells]
 
     def seconds(self, repeat: Repeat) -> float:
         """How long what is open will take: as another seed did, otherwise by rows."""
@@ -151,7 +151,7 @@ class Study:
         return [self._part(source, dealing) for dealing in source.paper.dealings]
 
     def _part(self, source: Source, dealing: Dealing) -> Part:
-        name, methods = source.paper.name, self.shown(source)
+        name, methods = source.paper.name, self.shown(source, dealing)
         done = {m: {k.seed for k in self.cells if k[:3] == (name, dealing.name, m.name)} for m in methods}
         shared = sorted(set.intersection(*[seeds for seeds in done.values() if seeds] or [set()]))
         cells = {m: [self.cells[Key(name, dealing.name, m.name, s)] for s in shared] for m in methods if done[m]}
