@@ -292,7 +292,7 @@ class Process:
         assert self.child.stderr is not None
         self._errors.extend(self.child.stderr)
 
-    def reach(self, test: Callable[[dict[str, Any]], bool], timeout: float = 60) -> None:
+    def reach(self, test: Callable[[dict[str, Any]], bool], timeout: float = 120) -> None:
         """Wait for an event that fits ``test``."""
         deadline = time.monotonic() + timeout
         with self._grown:
