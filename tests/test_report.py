@@ -26,6 +26,7 @@ from focal.report.losses import plot_losses, read_losses
 from focal.report.summary import read_summary
 from focal.roles import local
 from focal.segments import upper
+from focal.segments.projection import Projection
 from focal.segments.upper import ModelMeta, ReleasedModel
 
 
@@ -64,13 +65,16 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lower, _ = build_lower(manifest.lower, "random:0")
     logs = run.folder / "twin"
     schedule = steps.schedule(manifest)
-    trained = train_jointly(lower, schedule, sites, folder=logs, seed=schedule.seed, device="cpu")
+    matrix = np.random.default_rng(1).normal(0, manifest.lower.dim**-0.5, (31, manifest.lower.dim)).astype(np.float32)
+    start = Projection("random", matrix, np.zeros(31, np.float32), 4.0, 32, (1.0).hex())
+    trained = train_jointly(lower, schedule, sites, folder=logs, start=start, seed=schedule.seed, device="cpu")
     head = trained.segment.head(trained.weights, manifest.task)
     head.trained = {name: p.detach() for name, p in trained.segment.trained().items() if name.startswith("lower.")}
     pinned = {"dataset": manifest.dataset, "weights": "random:0", "run_id": "01" * 32, "manifest_hash": manifest.hash.hex()}
     meta = ModelMeta(classes=manifest.classes, task=manifest.task, lower=manifest.lower, interactive=manifest.interactive, **pinned)
     for name in names:
         upper.save(run.party(name) / "model.pt", head, meta)
+        (run.party(name) / "projection.bin").write_bytes(start.to_bytes())
         (logs / name).rename(run.party(name) / "lightning")
         (run.party(name) / "events.jsonl").write_text(json.dumps({"party": name, "phase": "features", "start": 0.0, "seconds": 1.0}) + "\n")
     with pytest.MonkeyPatch.context() as patch:
