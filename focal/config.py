@@ -536,7 +536,11 @@ def _keys(model: Any, loc: tuple[int | str, ...]) -> list[str]:
 
 
 def read(model: type[M], path: Path | str) -> M:
-    """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values."""
+    """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values.
+
+    ``${NAME}`` stands for the environment's value in what people write. A manifest is what all have signed, and a random key of a member
+    may spell ``${HA}``: Z85 has these characters.
+    """
     path = Path(path)
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
@@ -547,7 +551,7 @@ def read(model: type[M], path: Path | str) -> M:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold a mapping of options")
     try:
-        return model.model_validate(expand(raw, path))
+        return model.model_validate(raw if model is Manifest else expand(raw, path))
     except ValidationError as e:
         raise explain(e, path, model) from None
 

@@ -157,6 +157,14 @@ class TestEnvironment:
         message = refused(tmp_path, "name: a\ndataset: {kind: medmnist, file: '${FOCAL_TEST_B}/x.npz'}\n")
         assert message == "uses ${FOCAL_TEST_B}, which is not set (export FOCAL_TEST_B=/path/to/folder)"
 
+    def test_a_manifest_is_read_as_it_was_signed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Keys are random, and Z85 spells ``${HA}`` now and then."""
+        monkeypatch.setenv("HA", "other")
+        first = MEMBERS[0]
+        lucky = manifest(members=(first.model_copy(update={"curve": "${HA}" + first.curve[5:]}), *MEMBERS[1:]))
+        write(lucky, tmp_path / "manifest.json")
+        assert read(Manifest, tmp_path / "manifest.json") == lucky
+
     def test_values_are_not_expanded_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FOCAL_TEST_A", "${FOCAL_TEST_B}")
         assert expand("${FOCAL_TEST_A}", Path("f")) == "${FOCAL_TEST_B}"
