@@ -59,7 +59,7 @@ ENV.pop("FOCAL_RECORD_WIRE", None)
 class Dataset:
     """Files of a small data set. File names and patient ids are marked, so that they can be looked for where they must not be."""
 
-    NAME, PATIENT = "scan-of-", "mrn-"
+    NAME, PATIENT = "scan-of-", "record-number-"  # long enough not to be in random bytes by chance
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.images = folder, folder / "images.zip"
