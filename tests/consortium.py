@@ -39,6 +39,7 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
+from patience import PATIENCE
 
 from focal.config import LocalConfig, Manifest, RunConfig, read, write
 from focal.net.identity import Identity, open_record, sign_manifest
@@ -145,7 +146,7 @@ def write_config(folder: Path, name: str, **changes: Any) -> Path:
 # --------------------------------------------------------------------------- commands
 
 
-def focal(*arguments: object, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def focal(*arguments: object, timeout: float = PATIENCE, **env: str) -> subprocess.CompletedProcess[str]:
     """Run one ``focal`` command to its end."""
     command = [sys.executable, "-m", "focal", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**ENV, "COLUMNS": "200", **env})
@@ -219,7 +220,7 @@ def finished() -> Finished:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        output = child.communicate(timeout=180)[0]
+        output = child.communicate(timeout=PATIENCE)[0]
     finally:
         child.kill()
         stop.set()
@@ -292,7 +293,7 @@ class Process:
         assert self.child.stderr is not None
         self._errors.extend(self.child.stderr)
 
-    def reach(self, test: Callable[[dict[str, Any]], bool], timeout: float = 120) -> None:
+    def reach(self, test: Callable[[dict[str, Any]], bool], timeout: float = PATIENCE) -> None:
         """Wait for an event that fits ``test``."""
         deadline = time.monotonic() + timeout
         with self._grown:
@@ -313,7 +314,7 @@ class Process:
         self.child.kill()
         self.end()
 
-    def end(self, timeout: float = 90) -> int:
+    def end(self, timeout: float = PATIENCE) -> int:
         """Wait for the process to end; returns its status."""
         status = self.child.wait(timeout)
         for reader in self._readers:
@@ -391,7 +392,7 @@ class Consortium:
     def start_all(self, **options: Any) -> None:
         self.start(*self.roles, **options)
 
-    def finish(self, timeout: float = 120) -> None:
+    def finish(self, timeout: float = PATIENCE) -> None:
         """Wait until every party has ended well."""
         deadline = time.monotonic() + timeout
         for name, process in self.processes.items():

@@ -49,7 +49,7 @@ def crash_run(name: str, kills: int, rng: random.Random, begin: str) -> Counter[
             c.start(victim)
             for n, p in c.processes.items():
                 assert p.child.poll() in (None, 0), f"{n} gave up after the kill of {victim} in {phase}: {p.errors}"
-        c.finish(timeout=180)
+        c.finish()
         for n, rows in before.items():
             after = _ledger(c, n)
             assert after[: len(rows)] == rows, f"{n}: a share changed"

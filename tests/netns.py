@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from consortium import ENV
+from patience import PATIENCE
 
 HUB = "10.77.0.1"
 """Address of the server."""
@@ -87,7 +88,7 @@ class Machine:
         self.namespace, self.folder = namespace, folder
         folder.mkdir(parents=True)
 
-    def run(self, *arguments: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """One ``focal`` command to its end."""
         return subprocess.run(
             self._command(arguments), cwd=self.folder, env={**ENV, "COLUMNS": "200"}, capture_output=True, text=True, timeout=timeout
@@ -114,7 +115,7 @@ class Running:
         """All that this command printed here, earlier processes included."""
         return " ".join(self._printed.read_text().split())
 
-    def end(self, timeout: float = 90) -> int:
+    def end(self, timeout: float = PATIENCE) -> int:
         return self.child.wait(timeout)
 
     def kill(self) -> None:

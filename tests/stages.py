@@ -109,10 +109,10 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, copy_function=one, ignore=shutil.ignore_patterns("at-*", "open-*", "*.tmp"))
 
 
-def reason(c: Consortium, victim: str, timeout: float = 60) -> str:
+def reason(c: Consortium, victim: str) -> str:
     """Why a victim refused to go on: the stable short name of :class:`focal.errors.Refused`."""
     process = c.processes[victim]
-    assert process.end(timeout) == 1, f"{victim} ended well: {process.events[-3:]}"
+    assert process.end() == 1, f"{victim} ended well: {process.events[-3:]}"
     found = re.search(r"refused \(([a-z-]+)\)", process.errors)
     assert found, f"{victim} ended without a reason: {process.errors}"
     return found[1]

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 PACKAGE = Path(__file__).parents[1] / "focal"
 
 
 def python(program: str) -> str:
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env, timeout=120).stdout.strip()
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=PATIENCE).stdout.strip()
 
 
 def test_only_ckks_imports_openfhe() -> None:

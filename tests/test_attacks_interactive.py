@@ -74,7 +74,7 @@ def test_a_custodian_refuses(server: str, victim: str, why: str, request: pytest
     with JointConsortium(request.node.callspec.id) as c:
         c.start("server", prelude=server)
         c.start(*c.custodians, *c.institutions)
-        assert reason(c, victim, timeout=120) == why
+        assert reason(c, victim) == why
         if why == "contributors":
             assert not [item for protocol, item, *_ in c.ledger(victim) if protocol == "open"], "something was opened"
 
@@ -84,5 +84,5 @@ def test_two_lists_for_one_average() -> None:
     with JointConsortium("two-lists") as c:
         c.start("server", prelude=TWO_LISTS)
         c.start(*c.custodians, *c.institutions)
-        assert reason(c, "hospital-b", timeout=120) == "participants"
+        assert reason(c, "hospital-b") == "participants"
         assert not any(topic.startswith("sum/average-1/contribution") for _, topic in c.board()), "a value was contributed"

@@ -119,7 +119,7 @@ def _weights(tmp_path: Path, poison: float) -> Path:
 
 def failed(process: Process) -> str:
     """What a party said when it refused to go on."""
-    assert process.end(60) == 1, process.errors
+    assert process.end() == 1, process.errors
     return " ".join(process.errors.split())
 
 

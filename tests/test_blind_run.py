@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from consortium import ENV, LOWER, Dataset, Finished, Process, cli, config, dataset, finished, focal, runs, said, write_config
+from patience import PATIENCE
 
 from focal.config import Manifest, read
 from focal.report.metrics import macro_auroc
@@ -30,7 +31,7 @@ def run() -> Finished:
 
 def train(tmp_path: Path, name: str, **changes: Any) -> dict[str, Any]:
     """`focal train` to its end; returns the summary, after the checks that hold for every run."""
-    result = focal("train", "--config", write_config(tmp_path, name, **changes), "--runs", runs(), timeout=180)
+    result = focal("train", "--config", write_config(tmp_path, name, **changes), "--runs", runs())
     assert result.returncode == 0, result.stdout + result.stderr
     said(result)
     summary = json.loads((runs() / name / "summary.json").read_text())
@@ -79,7 +80,7 @@ def near_ties(folder: Path, error: float) -> float:
 def test_train_meets_the_result_contract(run: Finished) -> None:
     check_agreement(run.folder)
     if CONTRACT.exists():
-        checked = subprocess.run([sys.executable, CONTRACT, run.folder], capture_output=True, text=True, timeout=30)
+        checked = subprocess.run([sys.executable, CONTRACT, run.folder], capture_output=True, text=True, timeout=PATIENCE)
         assert checked.returncode == 0, checked.stdout
     summary = run.summary
     assert summary["protocol"] == "blind" and summary["dataset"] == "eyes" and summary["steps"] == 2
@@ -158,7 +159,7 @@ p = model.probabilities(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
 assert p.shape == (2, 4) and torch.allclose(p.sum(1), torch.ones(2)), p
 print(*model.meta.classes)
 """
-    result = subprocess.run([sys.executable, "-c", program, run.folder], capture_output=True, text=True, timeout=60, env=ENV)
+    result = subprocess.run([sys.executable, "-c", program, run.folder], capture_output=True, text=True, timeout=PATIENCE, env=ENV)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["healthy", "mild", "moderate", "severe"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from consortium import ENV, Dataset, Finished, cli, config, dataset, finished, focal, said, write_config, write_csv
+from patience import PATIENCE
 
 from focal.config import LayoutConfig, Manifest, RunConfig, read
 from focal.roles import local
@@ -58,7 +59,7 @@ def test_unknown_commands_and_options_are_usage_errors() -> None:
 @pytest.mark.parametrize("role", ["server", "custodian"])
 def test_server_and_custodians_never_import_torch(role: str) -> None:
     program = f"import sys, focal.cli, focal.roles.start, focal.roles.{role}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60, env=ENV).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=PATIENCE, env=ENV).returncode == 0
 
 
 # --------------------------------------------------------------------------- keys and manifest

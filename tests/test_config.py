@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 from pydantic import ValidationError
 
 from focal.config import (
@@ -371,5 +372,5 @@ class TestPrivateWrite:
 
 def test_config_imports_nothing_of_the_package() -> None:
     code = "import sys, focal.config; print(sorted(m for m in sys.modules if m.startswith('focal.') or m in ('torch', 'openfhe')))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert found.stdout.strip() == "['focal.config']"

@@ -114,7 +114,7 @@ class Walk(threading.Thread):
         try:
             for point in POINTS[self.party]:
                 process = self.consortium.start(self.party, prelude=freeze(point))
-                process.reach(lambda e: e["event"] == "frozen", timeout=150)
+                process.reach(lambda e: e["event"] == "frozen")
                 process.kill()
                 self.survived.append(point)
             self.consortium.start(self.party)

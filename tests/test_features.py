@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 from sklearn.metrics import roc_auc_score
 
 from focal.baselines.logistic import fit_logistic
@@ -98,7 +99,8 @@ def test_lightning_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
         segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
         compute_features(segment, generate(60, 0), np.arange(4), device="auto", cache=Path({str(tmp_path / "c")!r}))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENV)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=ENV)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
@@ -135,13 +137,13 @@ def worker(cache: Path, stop_at: int = -1, how: str = "SIGKILL") -> subprocess.P
 
 def test_a_killed_process_leaves_what_it_finished_and_two_may_write_at_once(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
     killed = worker(tmp_path, stop_at=24)
-    killed.communicate(timeout=120)
+    killed.communicate(timeout=PATIENCE)
     assert killed.returncode == -signal.SIGKILL
     other = worker(tmp_path)
     seen: list[int] = []
     stored = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path, progress=lambda done, _: seen.append(done))
     assert seen[0] == 24, "what was finished is not computed again"
-    out, err = other.communicate(timeout=120)
+    out, err = other.communicate(timeout=PATIENCE)
     assert other.returncode == 0 and out.split()[-1] == "80", err
     database = next(tmp_path.glob("*.sqlite"))
     assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
@@ -172,7 +174,7 @@ def test_several_processes_may_open_a_new_cache_at_once(segment: LowerSegment, t
 
 def test_ctrl_c_stays_a_keyboard_interrupt(tmp_path: Path) -> None:
     process = worker(tmp_path, stop_at=16, how="SIGINT")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert out.splitlines()[-1] == "interrupted True" and process.returncode == 0, err
 
 

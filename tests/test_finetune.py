@@ -35,7 +35,7 @@ def test_the_loss_difference_is_that_of_the_steps_that_all_took() -> None:
 
 @pytest.mark.slow
 def test_without_a_model_to_start_from_the_bottleneck_is_a_blind_runs_projection(tmp_path: Path) -> None:
-    said(focal("train", "--config", write_joint(tmp_path, "afresh", None, trainable="bottleneck"), "--runs", runs(), timeout=300))
+    said(focal("train", "--config", write_joint(tmp_path, "afresh", None, trainable="bottleneck"), "--runs", runs()))
     summary = read_summary(runs() / "afresh")
     assert summary.max_abs_weight_error is not None and summary.max_abs_weight_error < 1e-3
     assert summary.params["loss_difference"] < 0.01
@@ -51,7 +51,7 @@ def test_without_a_model_to_start_from_the_bottleneck_is_a_blind_runs_projection
 def test_fine_tuning_starts_from_a_blind_run_and_goes_on_under_a_new_key(tmp_path: Path) -> None:
     write_config(tmp_path, "frozen")
     first = write_joint(tmp_path, "tuned", "frozen.yaml", trainable="last", blocks=1, logger="tensorboard")
-    output = said(focal("train", "--config", first, "--runs", runs(), timeout=300))
+    output = said(focal("train", "--config", first, "--runs", runs()))
     assert "starts from" in output and (runs() / "frozen" / "summary.json").exists(), "the blind run was not made first"
     summary = read_summary(runs() / "tuned")
     assert summary.protocol == "interactive" and summary.steps == 4
@@ -71,10 +71,10 @@ def test_fine_tuning_starts_from_a_blind_run_and_goes_on_under_a_new_key(tmp_pat
     assert ReleasedModel.load(runs() / "tuned").lower.spec.weights_sha256 != ReleasedModel.load(runs() / "frozen").lower.spec.weights_sha256
 
     second = write_joint(tmp_path, "further", str(runs() / "tuned"), trainable="last", blocks=1, max_openings_per_key=12)
-    output = said(focal("train", "--config", second, "--runs", runs(), timeout=300))
+    output = said(focal("train", "--config", second, "--runs", runs()))
     assert "the key allows 3 of 4 steps: continue in a new run with start: RUN" in output
     further = read_summary(runs() / "further")
     assert further.steps == 3 and further.max_abs_weight_error is not None and further.max_abs_weight_error < 1e-3
 
     third = write_joint(tmp_path, "other", str(runs() / "tuned"), trainable="norm")
-    assert "use the same 'interactive.trainable'" in said(focal("train", "--config", third, "--runs", runs(), timeout=300))
+    assert "use the same 'interactive.trainable'" in said(focal("train", "--config", third, "--runs", runs()))

@@ -29,6 +29,7 @@ from conftest import Opened
 from hypothesis import given
 from hypothesis import strategies as st
 from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, opened_step, problem, rehearsal, uploads
+from patience import PATIENCE
 
 from focal.ckks import opening, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
@@ -447,7 +448,7 @@ def test_the_benchmark_prints_json_last() -> None:
         "interactive",
         *["--features", "32", "--classes", "2", "--owners", "3", "--steps", "3", "--threads", "1", "--json"],
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     numbers = json.loads(done.stdout.splitlines()[-1])
     assert numbers["server_ms_per_step"] > 0
     assert numbers["rotation_keys"] == len(InteractiveLayout(SLOTS, 32, 2).rotations)

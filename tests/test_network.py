@@ -25,6 +25,7 @@ import pytest
 import yaml
 from consortium import LOWER, QUICK, Consortium, Process, cli, dataset, said, write_csv
 from netns import HUB, Machine, Network, Running, enter
+from patience import PATIENCE
 
 from focal.ckks.release import MAX_ERROR
 from focal.net.link import Link
@@ -48,7 +49,7 @@ def network() -> Iterator[Network]:
         yield net
 
 
-def until(test: Callable[[], Any], what: str, timeout: float = 90) -> None:
+def until(test: Callable[[], Any], what: str, timeout: float = PATIENCE) -> None:
     deadline = time.monotonic() + timeout
     while not test():
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
@@ -356,13 +357,13 @@ def test_custodians_behind_slow_links_that_stall_for_a_minute(network: Network, 
         network.join("south")
 
         verifier = c.processes["custodian-1"]
-        verifier.reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1, timeout=300)
+        verifier.reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)
         given = len(c.ledger("custodian-1"))
         network.cut("north")
         time.sleep(60)
         assert all(p.child.poll() is None for p in c.processes.values()), "somebody went on without the verifier, or gave up"
         network.join("north")
-        c.finish(timeout=180)
+        c.finish()
 
         assert 0 < given < 4, "the verifier was not cut off in the middle of the training"
         spread.assert_silent("custodian-1", "custodian-2")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.segments.projection import (
@@ -515,4 +516,4 @@ class TestBytes:
 
 def test_server_and_custodians_can_import_it_without_torch() -> None:
     code = "import sys, focal.segments.projection, focal.sums.masked, focal.sums.fixed; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE).returncode == 0

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from consortium import ENV, Consortium, Process, dataset, focal, runs, said, write_config
+from patience import PATIENCE
 
 from focal.net import messages as msg
 from focal.net.messages import PIECE
@@ -161,7 +162,7 @@ def test_a_lost_key_share_ends_the_run_with_a_message() -> None:
         assert str(share) in again.errors and "start a new run" in again.errors
 
 
-def _until(test: Any, process: Process, timeout: float = 60) -> None:
+def _until(test: Any, process: Process, timeout: float = PATIENCE) -> None:
     deadline = time.monotonic() + timeout
     while not test():
         assert process.child.poll() is None, process.errors
@@ -181,20 +182,20 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True)
     server = folder / "parties" / "server"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not (server / "events.jsonl").exists() or '"upload"' not in (server / "events.jsonl").read_text():
             assert child.poll() is None and time.monotonic() < deadline, child.communicate()
             time.sleep(0.1)
         parties = _processes_of(folder)
         assert len(parties) == 6
         os.kill(child.pid, signal.SIGINT)
-        _, errors = child.communicate(timeout=30)
+        _, errors = child.communicate(timeout=PATIENCE)
         assert child.returncode == 130 and "same command" in errors and "Traceback" not in errors
         assert not any(Path(f"/proc/{pid}").exists() for pid in parties), "a party outlived its launcher"
         assert not (folder / "summary.json").exists()
 
         up = {n: _uploaded(folder, n) for n in ("hospital-a", "hospital-b", "hospital-c")}
-        result = focal("train", "--config", config, "--runs", runs(), timeout=180)
+        result = focal("train", "--config", config, "--runs", runs())
         assert result.returncode == 0, result.stderr
         assert "(continued)" in said(result)
         summary = json.loads((folder / "summary.json").read_text())

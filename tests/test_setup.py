@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from patience import PATIENCE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,7 +85,7 @@ def find(tmp: Path, *, path: str = "bin", **env: str) -> subprocess.CompletedPro
     """Run find-python.sh where only ``tmp`` can be seen; ``path`` holds folders of it, separated by colons."""
     folders = ":".join(str(tmp / p) for p in path.split(":"))
     env = {"PATH": folders, "HOME": str(tmp / "home"), "FOCAL_PYTHON_DIRS": str(tmp / "system"), **env}
-    return subprocess.run([BASH, str(ROOT / "scripts/find-python.sh")], env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run([BASH, str(ROOT / "scripts/find-python.sh")], env=env, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def found(result: subprocess.CompletedProcess[str]) -> Path:
@@ -105,13 +106,13 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
 
 def test_probe_of_this_interpreter_agrees_with_openfhe() -> None:
     """Unfaked: the tests run where ``import openfhe`` works, so the probe must say yes and name a Python of this version."""
-    probe = subprocess.run([sys.executable, "-E", str(ROOT / "scripts/probe_python.py")], capture_output=True, text=True, timeout=60)
+    probe = subprocess.run([sys.executable, "-E", str(ROOT / "scripts/probe_python.py")], capture_output=True, text=True, timeout=PATIENCE)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    loads = subprocess.run([sys.executable, "-c", "import openfhe"], env=env, capture_output=True, timeout=60)
+    loads = subprocess.run([sys.executable, "-c", "import openfhe"], env=env, capture_output=True, timeout=PATIENCE)
     assert loads.returncode == 0 and probe.returncode == 0, probe.stdout
     base = Path(probe.stdout.strip())
     assert base == base.resolve() and base != Path(sys.executable)
-    told = subprocess.run([str(base), "-c", "import sys; print(*sys.version_info[:3])"], capture_output=True, text=True, timeout=60)
+    told = subprocess.run([str(base), "-c", "import sys; print(*sys.version_info[:3])"], capture_output=True, text=True, timeout=PATIENCE)
     assert told.stdout.split() == [str(x) for x in sys.version_info[:3]]
 
 
@@ -228,7 +229,7 @@ class Checkout:
         self.log.write_text("")
         env = {"PATH": f"{self.python.parent}:/usr/bin:/bin", "HOME": str(self.folder), **env}
         run = [BASH, str(self.folder / "scripts/setup.sh")]
-        done = subprocess.run(run, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+        done = subprocess.run(run, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE)
         return done.returncode, done.stdout, self.log.read_text().split()
 
 
@@ -318,7 +319,7 @@ def test_set_up_names_no_package_registry() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_lists_every_command_and_shows_the_data_folder(tmp_path: Path) -> None:
     env = {**os.environ, "FOCAL_DATA": str(tmp_path)}
-    listed = subprocess.run(["make"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60).stdout
+    listed = subprocess.run(["make"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE).stdout
     commands = "help setup demo train-retina train-severity train-pathology train-xray bench test lint types check clean"
     for command in commands.split():
         assert f"make {command} " in listed
@@ -328,6 +329,6 @@ def test_make_lists_every_command_and_shows_the_data_folder(tmp_path: Path) -> N
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("name", ["retina", "severity", "pathology", "xray"])
 def test_each_training_names_its_configuration(name: str) -> None:
-    plan = subprocess.run(["make", "-n", f"train-{name}"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
+    plan = subprocess.run(["make", "-n", f"train-{name}"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE).stdout
     assert plan.splitlines()[-1] == f".venv/bin/focal train --config configs/{name}.yaml"
     assert "scripts/setup.sh" in plan

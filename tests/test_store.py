@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from parties import SCOPE, identities, manifest_of
+from patience import PATIENCE
 
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
@@ -157,7 +158,7 @@ except DiskError as e:
 
 def test_full_disk_loses_nothing_acknowledged(tmp_path: Path) -> None:
     """A file-size limit makes the kernel refuse writes, in SQLite and in ours, as a full disk does."""
-    done = subprocess.run([sys.executable, "-c", FILLER, str(tmp_path), "300000"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", FILLER, str(tmp_path), "300000"], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     word, count = done.stdout.split()[:2]
     assert word == "journal" and "blobs" in done.stdout
@@ -306,7 +307,7 @@ def test_second_process_on_the_same_journal_is_refused(tmp_path: Path) -> None:
     journal = Journal(path)
     journal.set("k", b"v")
     code = f"from pathlib import Path; from focal.net.store import *\ntry: Journal(Path({str(path)!r}))\nexcept DiskError as e: print(e)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert "in use by another process" in done.stdout, done.stdout + done.stderr
     assert journal.read("k") == b"v"
 
@@ -328,5 +329,5 @@ def test_audiences_only_widen(tmp_path: Path) -> None:
 
 def test_net_needs_neither_torch_nor_openfhe() -> None:
     code = "import sys, focal.net.transport, focal.net.store; print([m for m in ('torch', 'openfhe', 'numpy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
