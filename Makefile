@@ -42,7 +42,7 @@ bench: setup ## speed, size and accuracy against their targets
 test: setup ## the tests, with the reason of every skip and the slowest few
 	OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder -rs --durations=5 -m "not slow"
 
-test-slow: setup ## stalled links and pulled plugs, some minutes
+test-slow: setup ## stalled links, pulled plugs, whole runs: some minutes
 	OMP_NUM_THREADS=1 $(bin)/pytest -rs -m slow
 
 fuzz: setup ## two million mutated messages against every decoder

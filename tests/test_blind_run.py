@@ -230,6 +230,7 @@ def test_binary_with_a_random_projection(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- several machines
 
 
+@pytest.mark.slow
 def test_several_machines_by_hand(tmp_path: Path) -> None:
     """Keys, manifest and local files as an operator makes them; each party knows its own folder only; a person approves the release."""
     members = ["hub", "keeper-1", "keeper-2", "north", "south", "west"]

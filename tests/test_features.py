@@ -248,6 +248,7 @@ def shipped(name: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return read(RunConfig, Path(__file__).parents[1] / "configs" / f"{name}.yaml")
 
 
+@pytest.mark.slow
 def test_the_demo_can_be_learned_and_pooling_helps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = shipped("demo", monkeypatch)
     table = load(config.dataset, config.seed)

@@ -67,7 +67,13 @@ def test_a_refreshed_encryption_of_zero_carries_little(rehearsal: Rehearsal, ope
 
 @pytest.mark.parametrize(
     ("class_lanes", "feature_lanes", "rows", "custodians"),
-    [(8, 1, 600, 2), (8, 1, 2500, 2), (8, 1, 600, 8), (2, 4, 600, 2), (1, 8, 600, 2)],
+    [
+        (8, 1, 600, 2),
+        (2, 4, 600, 2),
+        (1, 8, 600, 2),
+        pytest.param(8, 1, 2500, 2, marks=pytest.mark.slow),
+        pytest.param(8, 1, 600, 8, marks=pytest.mark.slow),
+    ],
 )
 def test_trained_weights_carry_less_noise_than_the_smudging_assumes(
     class_lanes: int, feature_lanes: int, rows: int, custodians: int

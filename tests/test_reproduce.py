@@ -112,6 +112,7 @@ def test_single_and_pooled_models_are_those_of_a_run(case: Case) -> None:
     np.testing.assert_array_equal(NAMED[POOLED].run(case).scores[MODEL], case.by_table(pooled))
 
 
+@pytest.mark.slow
 def test_blind_head_is_a_real_run_and_leaves_no_private_file(configs: Path, tmp_path: Path) -> None:
     """Scores of the encrypted run lie as near to the twin's as its released weights lie to the twin's weights."""
     case = Source(EYES, configs, tmp_path / "runs").case(BY_PATIENT, 0)

@@ -173,6 +173,7 @@ def _until(test: Any, process: Process, timeout: float = PATIENCE) -> None:
 # --------------------------------------------------------------------------- one command for all
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     """Ctrl-C on `focal train`: every process ends, the same command finishes the run, and the uploads are not sent again."""
     name = "interrupted"

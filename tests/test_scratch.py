@@ -294,6 +294,7 @@ def test_bytes_of_the_keys_are_counted(run: EncryptedRun, stepped: Any) -> None:
     assert before["custodian-1"] == before["custodian-2"] == Traffic(up=each, down=each)
 
 
+@pytest.mark.slow
 def test_a_whole_run_opens_what_the_twin_computes() -> None:
     """Last, because it forgets all evaluation keys. Two steps, so that weights travel; the smudging is what the opened weights err by.
 

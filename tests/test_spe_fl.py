@@ -200,6 +200,7 @@ def test_compression_saves_ciphertexts_up_and_shares_down(
 # --------------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_it_learns_an_easy_task_with_noise_and_compression(train: dict[str, Images], held: Images) -> None:
     found = spe_fl(train, held, "binary", Settings(rounds=5, encrypted=False))
     assert found.scores.shape == (100, 1)
