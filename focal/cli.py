@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Member, Name, RunConfig, read, write
+from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, read, write
 from focal.errors import FocalError
 
 app = typer.Typer(
@@ -217,11 +217,17 @@ def evaluate(
     weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
     group: Annotated[str, typer.Option(help="Column whose rows belong together.")] = "patient",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    pool: Annotated[
+        Path | None, typer.Option(help="Folder with all sites' NAME.public.json: one ROC curve over all, and no site's scores shown.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="--pool: this site's NAME.key.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
 ) -> None:
     """Score a finished run on new data: another hospital's, by site and by subgroup."""
     from focal import evaluation
 
+    if (pool is None) != (key is None):
+        raise FocalError("--pool and --key go together", hint="focal keys new makes this site's NAME.key.json and NAME.public.json")
     translated = None if labels is None else read(evaluation.LabelMap, labels)
     with _bar("features") as progress:
         result = evaluation.evaluate(
@@ -235,6 +241,8 @@ def evaluate(
             device=device,
             cache=_cache(run),
             progress=progress,
+            pool=pool,
+            key=key,
         )
     low, high = result["auroc_ci95"]
     _say(f"{result['dataset']}: macro AUROC {result['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}) on {result['n']} images")
@@ -250,8 +258,21 @@ def evaluate(
         _say(f"AUROC by {split}")
         for name, part in parts.items():
             _say(f"  {name:<16} {_subgroup(part)}")
+    if pool is not None:
+        _say(_pooled(result["pooled"], pool))
     if as_json:
         print(json.dumps(result))
+
+
+def _pooled(found: dict[str, Any], folder: Path) -> str:
+    head = f"exchange {found['fingerprint']} of {', '.join(found['sites'])}: compare these digits with the other sites by telephone"
+    if found["missing"]:
+        waiting = ", ".join(f"{name}.counts" for name in found["missing"])
+        return f"{head}\n  give your .counts file in {folder} to the others; not here yet: {waiting}. Then the same command again"
+    if found["auroc"] is None:
+        return f"{head}\n  over all sites every class has one outcome only, so there is no ROC curve"
+    auroc, picture = f"{found['auroc']:.4f} +- {found['bound']:.4f}", folder / "pooled_roc.png"
+    return f"{head}\n  macro AUROC over all {len(found['sites'])} sites: {auroc} ({picture})"
 
 
 def _subgroup(part: dict[str, Any]) -> str:
@@ -528,17 +549,11 @@ def manifest_add(
     feature_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
 ) -> None:
     """Add a member and plan the layout again. Signatures given before are void."""
+    from focal.net.identity import read_public
+
     m = read(Manifest, manifest)
-    try:
-        entry = json.loads(public.read_text())
-    except (OSError, ValueError) as e:
-        raise FocalError(
-            f"{public}: cannot be read as a public identity ({e})", hint="it is the NAME.public.json of: focal keys new"
-        ) from None
-    if not isinstance(entry, dict):
-        raise FocalError(f"{public}: is no public identity", hint="it is the NAME.public.json of: focal keys new")
     own: dict[str, dict[str, Any]] = {"server": {"endpoint": endpoint}, "institution": {"rows": rows}, "custodian": {"verify": verify}}
-    member = _validated(Member, {**entry, "role": role, **own[role]}, public)
+    member = read_public(public, role=role, **own[role])
     grown = m.model_dump(mode="json") | {
         "members": [*(x.model_dump(mode="json") for x in m.members), member.model_dump(mode="json")],
         "signatures": {},

@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from focal.baselines.logistic import LogisticModel, fit_logistic
 from focal.config import DatasetConfig, Model, Task, private_write
 from focal.errors import FocalError
+from focal.report.histogram import score_histogram
 from focal.report.metrics import auroc_per_class, bootstrap_ci, macro_auroc, measure_all
 from focal.report.subgroups import Split, score_subgroup, subgroups
 from focal.report.summary import Auroc, AurocInterval
@@ -225,29 +226,36 @@ def evaluate(
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
+    pool: Path | None = None,
+    key: Path | None = None,
     repeats: int = 1000,
     slow_repeats: int = 200,
 ) -> dict[str, Any]:
     """Score a finished run on a labelled table, another hospital's too; an interactive run with the lower segment that it fine-tuned.
 
-    Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups"}``: ``measures`` has
+    Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups", "pooled"}``: ``measures`` has
     ``{"macro", "ci95", "per_class"}`` of every measure of :data:`focal.report.metrics.MEASURES`, ``subgroups`` has
     :func:`focal.report.subgroups.score_subgroup` of each part of every split in ``by`` (``sex``, ``age:50,65``, ``institution``).
 
     Scored are the table's ``test`` rows (``val`` where there is none), so that a run's own data is never scored on rows that trained it;
     a table without a ``split`` column is scored whole. ``labels`` translates its labels; ``group`` names the column for the intervals;
-    ``weights`` is the lower segment's source (default: the recorded one); ``cache`` keeps features. A class that cannot be scored is
-    ``None``. Raises :class:`FocalError` when the table's labels are not the run's classes, and for an empty subgroup.
+    ``weights`` is the lower segment's source (default: the recorded one); ``cache`` keeps features. ``pool`` and ``key`` add this site's
+    counts to those of others (:class:`focal.pooling.Pool`; otherwise ``pooled`` is ``None``). A class that cannot be scored is ``None``.
+    Raises :class:`FocalError` when the table's labels are not the run's classes, and for an empty subgroup.
     """
+    from focal.pooling import Pool
     from focal.segments import upper
 
     head, meta = upper.load(run)
+    exchange = None if pool is None or key is None else Pool(pool, key, meta)
     whole = _labelled_table(meta, Path(table_csv), Path(images), group, labels)
     table = whole.take(whole.test_rows)
     splits = {text: subgroups(split, _cells(table, split.column, Path(table_csv))) for text in by if (split := Split.parse(text))}
     scores = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
     names = meta.classes[-1:] if meta.task == "binary" else meta.classes
     measured = measure_all(table.labels, scores, table.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats)
+    if exchange is not None:
+        exchange.add(score_histogram(table.labels, scores, meta.task))
 
     def by_name(values: Floats) -> dict[str, float | None]:
         return {name: None if np.isnan(v) else float(v) for name, v in zip(names, values, strict=True)}
@@ -267,6 +275,7 @@ def evaluate(
             }
             for text, parts in splits.items()
         },
+        "pooled": None if exchange is None else exchange.result(),
     }
 
 

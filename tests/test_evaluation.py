@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from consortium import cli
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -208,7 +210,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def test_evaluate_scores_test_rows_and_agrees_with_predict(site: Path) -> None:
     found = evaluate(site / "run", site / "all.csv", site / "images.zip", device="cpu", repeats=200)
-    assert set(found) == {"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups"}
+    assert set(found) == {"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups", "pooled"}
+    assert found["pooled"] is None
     assert (found["left_out"], found["subgroups"], set(found["measures"])) == (0, {}, set(MEASURES))
     json.dumps(found, allow_nan=False)
     assert (found["n"], found["dataset"]) == (24, "all")
@@ -305,6 +308,33 @@ def test_an_interactive_run_is_evaluated_at_another_hospital(site: Path, tuned: 
 
 def scored(site: Path, table: str, **options: Any) -> dict[str, Any]:
     return evaluate(site / "run", site / table, site / "images", device="cpu", repeats=50, slow_repeats=5, **options)
+
+
+def test_three_hospitals_draw_one_curve_over_all_and_show_no_score(site: Path, tmp_path: Path) -> None:
+    """As people do it: keys, public files to everybody, each evaluates its own table, and whose files are complete has the curve."""
+    rows, sites = read_csv(site / "unsplit.csv"), tmp_path / "sites"
+    for k, name in enumerate(("north", "south", "west")):
+        write_csv(tmp_path / f"{name}.csv", rows[12 * k : 12 * k + 12])
+        assert cli("keys", "new", "--name", name, "--out", tmp_path / name).returncode == 0
+        sites.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / name / f"{name}.public.json", sites)
+
+    def run(name: str) -> str:
+        options = ["--images", site / "images", "--device", "cpu", "--pool", sites, "--key", tmp_path / name / f"{name}.key.json", "--json"]
+        result = cli("evaluate", site / "run", "--table", tmp_path / f"{name}.csv", *options)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert "not here yet: south.counts, west.counts" in " ".join(run("north").split())
+    run("south")
+    last = run("west")
+    found = json.loads(last.splitlines()[-1])["pooled"]
+    assert found["missing"] == [] and found["fingerprint"] in last and "pooled_roc.png" in last
+    whole = scored(site, "unsplit.csv")["auroc"]
+    assert abs(found["auroc"] - whole) <= found["bound"] < 0.02
+    assert json.loads(run("north").splitlines()[-1])["pooled"] == found and (sites / "pooled_roc.png").stat().st_size > 10_000
+    alone = cli("evaluate", site / "run", "--table", site / "all.csv", "--images", site / "images", "--pool", sites)
+    assert alone.returncode == 1 and "--pool and --key go together" in alone.stderr
 
 
 def test_other_labels_are_an_error_with_both_sets(site: Path) -> None:

@@ -28,7 +28,7 @@ from nacl.secret import SecretBox
 from nacl.signing import SigningKey, VerifyKey
 from pydantic import Field, ValidationError
 
-from focal.config import Hex32, Manifest, Member, Model, Name, private_write
+from focal.config import Hex32, Manifest, Member, Model, Name, explain, private_write
 from focal.errors import FocalError, ProtocolError
 from focal.net.messages import Body, Record, Signed, decode, encode
 
@@ -177,6 +177,22 @@ def open_for_group(key: bytes, data: bytes, context: bytes, sender: str) -> byte
         return SecretBox(_hash(GROUP_DOMAIN, key, context)).decrypt(data)
     except (CryptoError, ValueError):
         raise ProtocolError(f"what '{sender}' sealed for the group does not open: it was altered or is of another run") from None
+
+
+def read_public(path: Path, **entry: Any) -> Member:
+    """A member from its ``NAME.public.json`` and what its role needs. Raises :class:`FocalError` naming file and field."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise FocalError(
+            f"{path}: cannot be read as a public identity ({e})", hint="it is the NAME.public.json of: focal keys new"
+        ) from None
+    if not isinstance(found, dict):
+        raise FocalError(f"{path}: is no public identity", hint="it is the NAME.public.json of: focal keys new")
+    try:
+        return Member.model_validate({**found, **entry})
+    except ValidationError as e:
+        raise explain(e, path) from None
 
 
 def verify(member: Member, message: bytes, signature: bytes) -> None:
