@@ -393,9 +393,15 @@ class Consortium:
         self.start(*self.roles, **options)
 
     def finish(self, timeout: float = PATIENCE) -> None:
-        """Wait until every party has ended well."""
+        """Wait until every party has ended well, or one has not."""
         deadline = time.monotonic() + timeout
-        for name, process in self.processes.items():
+        while time.monotonic() < deadline:
+            ended = [process.child.poll() for process in self.processes.values()]
+            if any(ended) or None not in ended:
+                break
+            time.sleep(0.05)
+        # one that failed first: it is why the others still wait
+        for name, process in sorted(self.processes.items(), key=lambda item: not item[1].child.poll()):
             status = process.end(max(1.0, deadline - time.monotonic()))
             assert status == 0, f"{name}: {status}: {process.errors}"
 
@@ -451,14 +457,17 @@ class Consortium:
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
-    """Rows of a database that a process may hold open: read from a copy of it and its log."""
-    with tempfile.TemporaryDirectory() as folder:
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copy(f"{database}{suffix}", folder)
-        connection = sqlite3.connect(Path(folder) / database.name)
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
-
+    """Rows of a database that a process may hold open: read from a copy of it and its log, copied again where a write came between."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with tempfile.TemporaryDirectory() as folder:
+            for suffix in ("", "-wal"):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copy(f"{database}{suffix}", folder)
+            with contextlib.closing(sqlite3.connect(Path(folder) / database.name)) as connection:
+                try:
+                    return connection.execute(query).fetchall()
+                except sqlite3.DatabaseError:
+                    if time.monotonic() > deadline:
+                        raise
+        time.sleep(0.05)

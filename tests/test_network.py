@@ -389,6 +389,15 @@ _time.time = lambda: _real() + ({seconds} if _time.monotonic() - _start > {after
 
 SUMMARY = "\nfrom focal.roles.institution import Institution\nscore = Institution.score\n"
 """Before :data:`QUICK`: keeps the scoring that it switches off."""
+ALONE = """
+from focal.evaluation import InstitutionRows
+given = Institution._features
+def _features(self):
+    rows, test = given(self)
+    return InstitutionRows(**vars(rows)), test
+Institution._features, Institution.score, Institution._pool_scores = _features, score, lambda *_: None
+"""
+"""After it: one institution scores, and waits for no other's histogram."""
 
 
 def test_clocks_that_jump() -> None:
@@ -406,7 +415,7 @@ def test_clocks_that_jump() -> None:
             "institution",
             c.run.manifest_file,
             c.folder("hospital-a") / "local.json",
-            prelude=jump(day, after=4) + SUMMARY + QUICK + "Institution.score = score\n",
+            prelude=jump(day, after=4) + SUMMARY + QUICK + ALONE,
         )
         c.finish()
         passed = time.monotonic() - began
