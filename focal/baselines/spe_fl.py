@@ -161,7 +161,8 @@ class SpeFl:
 
 
 def spe_fl(train: Mapping[str, Images], test: Images, task: Task, settings: Settings, device: str = "auto") -> SpeFl:
-    """Train over the institutions ``train`` and score ``test``; on one machine the same seed gives the same rounds.
+    """Train over the institutions ``train`` and score ``test``; on one machine the same seed gives the same rounds, but for what training
+    makes of the noise of encryption (0.001 in AUROC after 8 rounds).
 
     Raises :class:`FocalError` for a multilabel task, for an institution without images, and when training diverges.
     """
