@@ -184,6 +184,24 @@ def test_a_damaged_zip_member_is_named(tmp_path: Path) -> None:
     assert table.images.read(1).size == (8, 6)
 
 
+@pytest.mark.parametrize("packed", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_that_does_not_unpack_is_named(tmp_path: Path, packed: int) -> None:
+    """Every decompressor has an error of its own."""
+    config = hospital(tmp_path, GOOD, zipped=True)
+    with zipfile.ZipFile(tmp_path / "images.zip") as z:
+        images = {name: z.read(name) for name in z.namelist()}
+    with zipfile.ZipFile(tmp_path / "images.zip", "w", packed) as z:
+        for name, data in images.items():
+            z.writestr(name, data)
+        start = z.getinfo("2.png").header_offset + 30 + len("2.png")
+        size = z.getinfo("2.png").compress_size
+    raw = bytearray((tmp_path / "images.zip").read_bytes())
+    raw[start : start + size] = b"\xff" * size
+    (tmp_path / "images.zip").write_bytes(raw)
+    with pytest.raises(FocalError, match="'2.png' cannot be read"):
+        load(config, 0).images.sha256(2)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"), [("0\n1\nx\n", "no row number"), ("0\n7\n", "row numbers from 0 to 6"), ("", "between 1"), ("1 1", "different")]
 )

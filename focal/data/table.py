@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
 import threading
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +59,11 @@ class ImageSource(Protocol):
         ...
 
 
+UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
+"""What reading an image's bytes raises: no such file, a torn archive, a member that is damaged or encrypted (RuntimeError), or packed in
+a way that Python's zipfile does not know (its subclass NotImplementedError)."""
+
+
 @dataclass(frozen=True)
 class EncodedImages:
     """Image files of a folder or a zip archive."""
@@ -88,7 +95,7 @@ class EncodedImages:
     def _bytes(self, i: int) -> bytes:
         try:
             return self.store.bytes(str(self.names[i]))
-        except (OSError, KeyError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as e:
+        except UNREADABLE as e:
             raise FocalError(
                 f"{self.store.path}: image '{self.names[i]}' cannot be read ({_reason(e)})",
                 hint="put the file back, or remove its line from the table",
