@@ -27,7 +27,6 @@ from numpy.typing import ArrayLike, NDArray
 from focal.baselines.logistic import LogisticModel, fit_logistic
 from focal.config import DatasetConfig, Model, Task, private_write
 from focal.errors import FocalError
-from focal.report.histogram import score_histogram
 from focal.report.metrics import auroc_per_class, bootstrap_ci, macro_auroc, measure_all
 from focal.report.subgroups import Split, score_subgroup, subgroups
 from focal.report.summary import Auroc, AurocInterval
@@ -243,11 +242,14 @@ def evaluate(
     counts to those of others (:class:`focal.pooling.Pool`; otherwise ``pooled`` is ``None``). A class that cannot be scored is ``None``.
     Raises :class:`FocalError` when the table's labels are not the run's classes, and for an empty subgroup.
     """
-    from focal.pooling import Pool
     from focal.segments import upper
 
     head, meta = upper.load(run)
-    exchange = None if pool is None or key is None else Pool(pool, key, meta)
+    exchange = None
+    if pool is not None and key is not None:
+        from focal.pooling import Pool
+
+        exchange = Pool(pool, key, meta)
     whole = _labelled_table(meta, Path(table_csv), Path(images), group, labels)
     table = whole.take(whole.test_rows)
     splits = {text: subgroups(split, _cells(table, split.column, Path(table_csv))) for text in by if (split := Split.parse(text))}
@@ -255,6 +257,8 @@ def evaluate(
     names = meta.classes[-1:] if meta.task == "binary" else meta.classes
     measured = measure_all(table.labels, scores, table.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats)
     if exchange is not None:
+        from focal.report.histogram import score_histogram
+
         exchange.add(score_histogram(table.labels, scores, meta.task))
 
     def by_name(values: Floats) -> dict[str, float | None]:

@@ -19,13 +19,13 @@ was sent lies beside the private key, 0600, and other counts are refused; a seco
 
 from __future__ import annotations
 
-import hashlib
+import math
 from pathlib import Path
 from typing import Any, Final
 
 from focal.config import Member, private_write
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.net.identity import Identity, read_public, verify
+from focal.net.identity import Identity, bound_hash, read_public, verify
 from focal.report import histogram
 from focal.segments.upper import ModelMeta
 from focal.sums import fixed
@@ -45,20 +45,19 @@ class Pool:
     """
 
     def __init__(self, folder: Path, key: Path, meta: ModelMeta) -> None:
-        self.folder, self.meta, self.identity = folder, meta, Identity.load(key)
+        self.folder, self.identity = folder, Identity.load(key)
         self.me = self.identity.name
         self.sites = _sites(folder)
-        mine = self.sites.get(self.me)
-        if mine is None or mine.seal != self.identity.member("custodian", verify="off").seal:
+        if self.sites.get(self.me) != self.identity.member("custodian", verify="off"):
             raise FocalError(
                 f"{folder}: no {self.me}{PUBLIC} that belongs to {key}",
                 hint=f"put the public file there that 'focal keys new' wrote beside {key.name}",
             )
         self.classes = meta.classes[1:] if meta.task == "binary" else meta.classes
-        self.exchange = self._exchange()
-        self._memory = key.with_name(f"{self.me}.pooled-{self.exchange.hex()[:16]}{COUNTS}")
+        self.exchange = self._exchange(meta)
+        self._memory = key.with_name(f"{self.me}.pooled-{self.fingerprint}{COUNTS}")
         publics = {name: bytes.fromhex(site.seal) for name, site in self.sites.items()}
-        group = hashlib.sha256(DOMAIN + b"/group" + self.exchange).digest()  # public: nothing is hidden from who holds all files
+        group = bound_hash(DOMAIN + b"/group", self.exchange)  # public: nothing is hidden from who holds all files
         self._sum = MaskedSum(self.exchange, "evaluation", self.me, tuple(self.sites), self.identity.seal_secret, publics, group)
 
     @property
@@ -97,8 +96,7 @@ class Pool:
         curves = histogram.pooled_roc(histogram.from_sum(fixed.decode(opened, 0), len(self.classes)))
         histogram.write_pooled(curves, self.classes, len(self.sites), self.folder)
         auroc, bound = histogram.pooled_macro(curves)
-        defined = auroc == auroc
-        return said | {"auroc": auroc if defined else None, "bound": bound if defined else None}
+        return said | ({"auroc": None, "bound": None} if math.isnan(auroc) else {"auroc": auroc, "bound": bound})
 
     def _read(self, site: Member) -> bytes:
         """The masked counts of ``site``."""
@@ -115,12 +113,11 @@ class Pool:
         verify(site, self._signed(site.name, data[96:]), data[:64])
         return data[96:]
 
-    def _exchange(self) -> bytes:
+    def _exchange(self, m: ModelMeta) -> bytes:
         """What masks and signatures are bound to."""
-        m = self.meta
         fields = [self.folder.resolve().name, m.run_id, m.manifest_hash, m.task, *m.classes, f"{histogram.BINS} {histogram.LIMIT}"]
         fields += [f"{s.name} {s.sign} {s.seal}" for s in self.sites.values()]
-        return hashlib.sha256(DOMAIN + b"".join(len(f.encode()).to_bytes(4, "big") + f.encode() for f in fields)).digest()
+        return bound_hash(DOMAIN, *(f.encode() for f in fields))
 
     def _signed(self, name: str, masked: bytes) -> bytes:
         return DOMAIN + self.exchange + name.encode().ljust(32) + masked

@@ -146,10 +146,10 @@ def write_config(folder: Path, name: str, **changes: Any) -> Path:
 # --------------------------------------------------------------------------- commands
 
 
-def focal(*arguments: object, timeout: float = PATIENCE, **env: str) -> subprocess.CompletedProcess[str]:
+def focal(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
     """Run one ``focal`` command to its end."""
     command = [sys.executable, "-m", "focal", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**ENV, "COLUMNS": "200", **env})
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**ENV, "COLUMNS": "200", **env})
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -392,9 +392,9 @@ class Consortium:
     def start_all(self, **options: Any) -> None:
         self.start(*self.roles, **options)
 
-    def finish(self, timeout: float = PATIENCE) -> None:
+    def finish(self) -> None:
         """Wait until every party has ended well, or one has not."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             ended = [process.child.poll() for process in self.processes.values()]
             if any(ended) or None not in ended:

@@ -88,10 +88,10 @@ class Machine:
         self.namespace, self.folder = namespace, folder
         folder.mkdir(parents=True)
 
-    def run(self, *arguments: object, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """One ``focal`` command to its end."""
         return subprocess.run(
-            self._command(arguments), cwd=self.folder, env={**ENV, "COLUMNS": "200"}, capture_output=True, text=True, timeout=timeout
+            self._command(arguments), cwd=self.folder, env={**ENV, "COLUMNS": "200"}, capture_output=True, text=True, timeout=PATIENCE
         )
 
     def start(self, *arguments: object) -> Running:
@@ -115,8 +115,8 @@ class Running:
         """All that this command printed here, earlier processes included."""
         return " ".join(self._printed.read_text().split())
 
-    def end(self, timeout: float = PATIENCE) -> int:
-        return self.child.wait(timeout)
+    def end(self) -> int:
+        return self.child.wait(PATIENCE)
 
     def kill(self) -> None:
         self.child.kill()

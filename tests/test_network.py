@@ -229,7 +229,7 @@ def test_three_hospitals_on_three_machines_one_behind_a_slow_link(network: Netwo
         hospitals.start("west", "institution")
 
         for site, custodian in zip(("north", "south"), custodians, strict=True):
-            until(lambda c=custodian: "the release waits for: focal approve state/custodian" in c.printed, "the release", 120)  # type: ignore[misc]
+            until(lambda c=custodian: "the release waits for: focal approve state/custodian" in c.printed, "the release")  # type: ignore[misc]
             assert "approved: state/custodian" in hospitals.at(site, "approve", "state/custodian")
         for (place, role), running in hospitals.running.items():
             assert running.end() == 0, f"{place} {role}: {running.printed}"

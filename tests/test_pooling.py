@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from consortium import cli
 
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.net.identity import Identity
 from focal.pooling import COUNTS, PUBLIC, Pool
 from focal.report.histogram import BINS, Counts, score_histogram
 from focal.report.metrics import macro_auroc
@@ -36,11 +36,7 @@ def counts(seed: int) -> Counts:
 
 def new_key(folder: Path, name: str) -> Path:
     """The two files of ``focal keys new``; returns the private one."""
-    identity = Identity.new(name)
-    member = identity.member("custodian", verify="off")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}{PUBLIC}").write_text(json.dumps({k: getattr(member, k) for k in ("name", "sign", "seal", "curve")}))
-    identity.save(folder / f"{name}.key.json")
+    assert cli("keys", "new", "--name", name, "--out", folder).returncode == 0
     return folder / f"{name}.key.json"
 
 

@@ -162,8 +162,8 @@ def test_a_lost_key_share_ends_the_run_with_a_message() -> None:
         assert str(share) in again.errors and "start a new run" in again.errors
 
 
-def _until(test: Any, process: Process, timeout: float = PATIENCE) -> None:
-    deadline = time.monotonic() + timeout
+def _until(test: Any, process: Process) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not test():
         assert process.child.poll() is None, process.errors
         assert time.monotonic() < deadline
