@@ -231,9 +231,25 @@ def test_a_run_with_masked_sums_is_the_plain_run(rows: dict[str, InstitutionRows
     assert 0 < np.abs(masked.weights - plain.weights).max() <= 2.0**-40
 
 
-def test_encrypted_sums_err_as_derived(encrypted: EncryptedSum) -> None:
+def on_the_grid(encrypted: EncryptedSum, part: np.ndarray) -> np.ndarray:
+    return np.rint(part / encrypted.grid) * encrypted.grid
+
+
+def test_encrypted_sums_are_exact_on_a_grid(encrypted: EncryptedSum) -> None:
+    """Grid points of at most 2^4 and 2^-15 apart have 19 bits: float64 adds them exactly."""
+    assert encrypted.grid == 2.0**-15
+    parts = parts_of()
+    first, second = (encrypted.add(label, parts)[0] for label in ("round/5", "round/6"))
+    np.testing.assert_array_equal(first, sum(on_the_grid(encrypted, part) for part in parts.values()))
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - PlainSum(NAMES).add("round/5", parts)[0]).max() <= 3 * encrypted.grid / 2
+
+
+def test_encrypted_sums_err_as_derived_before_they_are_rounded(encrypted: EncryptedSum, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gaussian: the error's root mean square over 512 values within a sixth (5 deviations), its largest below 6 deviations (10^-6)."""
     parts = parts_of()
+    assert encrypted.grid >= 16 * encrypted.deviation(3)
+    monkeypatch.setattr(encrypted, "grid", 2.0**-45)
     total, traffic = encrypted.add("round/0", parts)
     error, deviation = total - PlainSum(NAMES).add("round/0", parts)[0], encrypted.deviation(3)
     assert deviation < 2.0**-19
@@ -247,7 +263,7 @@ def test_more_values_than_slots_take_more_ciphertexts(encrypted: EncryptedSum) -
     rng = np.random.default_rng(3)
     parts = {name: rng.uniform(-1, 1, (1100, 8)) for name in ("a", "c")}
     total, traffic = encrypted.add("round/1", parts)
-    assert np.abs(total - parts["a"] - parts["c"]).max() < 6 * encrypted.deviation(2)
+    np.testing.assert_array_equal(total, on_the_grid(encrypted, parts["a"]) + on_the_grid(encrypted, parts["c"]))
     one = encrypted.add("round/2", parts_of(("a", "c")))[1]
     assert traffic["a"] == Traffic(up=2 * one["a"].up, down=2 * one["a"].down)
     assert one["b"] == Traffic(up=0, down=one["a"].down)  # b took no part and opens the sum all the same
@@ -256,7 +272,7 @@ def test_more_values_than_slots_take_more_ciphertexts(encrypted: EncryptedSum) -
 def test_the_largest_values_allowed_do_not_wrap(encrypted: EncryptedSum) -> None:
     largest = np.full((64, 8), encrypted.limit / 3 * 0.999)
     total, _ = encrypted.add("round/3", dict.fromkeys(NAMES, largest))
-    assert np.abs(total - 3 * largest).max() < 6 * encrypted.deviation(3)
+    np.testing.assert_array_equal(total, 3 * on_the_grid(encrypted, largest))
 
 
 @pytest.mark.parametrize("value", [6.0, math.nan, -math.inf])
@@ -266,7 +282,7 @@ def test_values_that_do_not_fit_name_the_institution(encrypted: EncryptedSum, va
 
 
 def test_a_run_with_encrypted_sums_is_the_plain_run(rows: dict[str, InstitutionRows], projection: Projection) -> None:
-    """Full batches at the rate of the convex loss's bound contract: errors of three rounds at most add up."""
+    """Full batches at the rate of the convex loss's bound contract: what three rounds round, half a grid each part, at most adds up."""
     plain = federate(rows, projection, "multiclass", FULL_BATCH)
     made: list[EncryptedSum] = []
 
@@ -275,8 +291,9 @@ def test_a_run_with_encrypted_sums_is_the_plain_run(rows: dict[str, InstitutionR
         return made[0]
 
     found = federate(rows, projection, "multiclass", FULL_BATCH, make_sum)
-    assert 0 < np.abs(found.weights - plain.weights).max() < 3 * 6 * made[0].deviation(3)
+    assert 0 < np.abs(found.weights - plain.weights).max() < 3 * 3 * made[0].grid / 2
     assert found.rounds[-1].auroc == pytest.approx(plain.rounds[-1].auroc, abs=1e-3)
+    np.testing.assert_array_equal(federate(rows, projection, "multiclass", FULL_BATCH, EncryptedSum).weights, found.weights)
 
 
 def test_bytes_of_plain_rounds(rows: dict[str, InstitutionRows], projection: Projection) -> None:

@@ -26,6 +26,10 @@ encoding, 1/12 each. Every share is smudged by :func:`focal.ckks.release.sigma` 
 nats are added to what is known of the key, as SECURITY.md derives for the release. A slot is a sum over N coefficients::
 
     rms error of a value = sqrt(N / 2) sqrt(t^2 + c sigma^2) / 2^45 / 2^9            2^-19.4 for m = c = 3 at N = 16384
+
+**Exact sums.** Institutions round their parts to a grid, and what is opened is rounded to it: with the grid 2^4 rms errors wide or wider
+(2^-15 here) a value goes astray with probability 2^-50, and the sum is that of the rounded parts to the last bit. Errors of encryption
+would be others in every run, and training amplifies them. A part loses half a grid at most.
 """
 
 from __future__ import annotations
@@ -47,6 +51,8 @@ GAIN = 2.0**9
 """What values are multiplied by before they are encrypted."""
 ERROR = 3.19
 """Standard deviation of the errors of ring-LWE."""
+SAFE = 16.0
+"""Root mean square errors in a step of the grid, at least: half a step is 8 of them, which a normal error passes once in 2^49.5 values."""
 FRESH = wire.ciphertext(1)
 
 
@@ -65,6 +71,8 @@ class EncryptedSum(Sum):
         public = keys.add_up(scheme, wire.PUBLIC_B, [(f"custodian {i}", s.public_b) for i, s in enumerate(self.shares)])
         self.public = keys.joint_public_key(scheme, self.run_id, public)
         self.setup = moved(up={}, down=dict.fromkeys(names, len(public)))
+        self.grid = 2.0 ** math.ceil(math.log2(SAFE * self.deviation(len(names))))
+        """What values are rounded to multiples of, before and after."""
 
     def add(self, label: str, parts: Parts) -> tuple[Array, dict[str, Traffic]]:
         (shape,) = {part.shape for part in parts.values()}
@@ -74,7 +82,8 @@ class EncryptedSum(Sum):
         slots = np.concatenate([release.open_slots(self.scheme, of_one) for of_one in shares])
         opening = sum(len(share) for of_one in shares for _, share in of_one)
         up = {name: sum(map(len, blobs)) for name, blobs in sent.items()}
-        return slots[: math.prod(shape)].reshape(shape) / GAIN, moved(up, down=dict.fromkeys(self.names, opening))
+        total = self._rounded(slots[: math.prod(shape)].reshape(shape) / GAIN)
+        return total, moved(up, down=dict.fromkeys(self.names, opening))
 
     def holders(self, returned: Collection[str]) -> frozenset[str]:
         return frozenset(self.names)  # custodians' shares go to every institution
@@ -83,9 +92,12 @@ class EncryptedSum(Sum):
         raise AssertionError("every institution opens every sum")
 
     def deviation(self, summands: int) -> float:
-        """Root mean square error of a value in a sum of ``summands`` parts."""
+        """Root mean square error of a value in a sum of ``summands`` parts, before it is rounded to the grid."""
         scheme, t = self.scheme, self._noise(summands)
         return math.sqrt(scheme.slots * (t**2 + len(self.shares) * release.sigma(t) ** 2)) / scheme.scale / GAIN
+
+    def _rounded(self, values: Array) -> Array:
+        return np.rint(values / self.grid) * self.grid
 
     def _noise(self, summands: int) -> float:
         """t: root mean square noise per coefficient of a sum of fresh ciphertexts."""
@@ -99,7 +111,7 @@ class EncryptedSum(Sum):
                 hint="train with a smaller rate or fewer epochs a round",
             )
         padded = np.zeros(-(-values.size // self.scheme.slots) * self.scheme.slots)
-        padded[: values.size] = GAIN * values
+        padded[: values.size] = GAIN * self._rounded(values)
         made = [self.scheme.cc.Encrypt(self.public, self.scheme.encode(s, 1)) for s in padded.reshape(-1, self.scheme.slots)]
         return [wire.pack(self.scheme, FRESH, self.scheme.limbs(ciphertext)) for ciphertext in made]
 

@@ -17,8 +17,9 @@ an institution's images would have to be averaged beside the weights, and noise 
 
 **Compression.** ``keep`` of the coordinates, the same ones at every institution, or ciphertexts could not be added: a seeded permutation of
 all coordinates is worked off round by round, so that each has its turn every 1 / ``keep`` rounds. What has no turn waits in a memory that
-never leaves the institution (error feedback: Seide et al., Interspeech 2014). Values are rounded as the encoding does it, which saves no
-bytes: a slot costs the same for any number. The sum comes back at the same coordinates.
+never leaves the institution (error feedback: Seide et al., Interspeech 2014). Encrypted values are rounded to the grid of
+:class:`~focal.baselines.encrypted.EncryptedSum`, which makes sums exact and saves no bytes: a slot costs the same for any number. The sum
+comes back at the same coordinates.
 
 **Noise.** (P - lambda) / sqrt(lambda), P from Poisson(lambda), has mean 0 and deviation 1; times ``noise`` clip / sqrt(k) on each of k kept
 coordinates its norm is about ``noise`` times the largest norm of an update. Cutting and noise come after compression: what leaves has norm
@@ -161,8 +162,7 @@ class SpeFl:
 
 
 def spe_fl(train: Mapping[str, Images], test: Images, task: Task, settings: Settings, device: str = "auto") -> SpeFl:
-    """Train over the institutions ``train`` and score ``test``; on one machine the same seed gives the same rounds, but for what training
-    makes of the noise of encryption (0.001 in AUROC after 8 rounds).
+    """Train over the institutions ``train`` and score ``test``; on one machine the same seed gives the same rounds, encrypted or not.
 
     Raises :class:`FocalError` for a multilabel task, for an institution without images, and when training diverges.
     """

@@ -15,10 +15,11 @@ import numpy as np
 
 from focal.baselines.spe_fl import measure
 from focal.config import private_write
+from focal.evaluation import Floats
 from focal.report.metrics import Paired, paired_bootstrap
 from focal.reproduce.cases import Dealing, PaperTable
 from focal.reproduce.cells import REPEATS, Arrays, Cell, Store, interval
-from focal.reproduce.methods import ALONE, BLIND, ENCRYPTED_FEDAVG, FEDERATED, MODEL, POOLED, SCRATCH, Method
+from focal.reproduce.methods import ALONE, BLIND, CONVERGED, ENCRYPTED_FEDAVG, FEDERATED, HEADS, MODEL, POOLED, SCRATCH, Method
 
 PAPER_ENCRYPTED_FL, PAPER_FOCAL = 0.5202, 0.9831
 """Macro AUROC by the paper's abstract: fully encrypted federated learning, and its own method."""
@@ -52,8 +53,8 @@ class Row(NamedTuple):
     """Bytes up and down of an institution, mean."""
     custodian: tuple[float, float] | None
     """Likewise of a custodian, where the method has them."""
-    difference: Paired | None
-    """The blind head minus this one, first seed."""
+    differences: dict[str, Paired]
+    """Encrypted head minus this one, first seed, by the head's name."""
     curve: list[tuple[float, float, float]]
     """(bytes, seconds, AUROC) by round, first seed; the end alone where the method shows no more."""
     facts: dict[str, float]
@@ -65,21 +66,26 @@ class Row(NamedTuple):
 def rows(part: Part, store: Store) -> list[Row]:
     """A line for each method; two, the mean and the best, where it makes a model for each institution."""
     arrays = {method: [store.arrays(cell) for cell in cells] for method, cells in part.cells.items()}
-    blind = next((own[0] for method, own in arrays.items() if method.name == BLIND), None)
+    heads = {method.name: own[0].scores[MODEL] for method, own in arrays.items() if method.name in HEADS}
     out = []
     for method, cells in part.cells.items():
         every = [sorted(cell.models) for cell in cells]
         if all(names == [MODEL] for names in every):
-            out.append(_row(method, method.title, cells, arrays[method], every, blind))
+            out.append(_row(method, method.title, cells, arrays[method], every, heads))
             continue
         best = [[max(cell.models.items(), key=lambda item: item[1].auroc)[0]] for cell in cells]
-        out.append(_row(method, f"{method.title}, mean", cells, arrays[method], every, None))
-        out.append(_row(method, f"{method.title}, best", cells, arrays[method], best, blind))
+        out.append(_row(method, f"{method.title}, mean", cells, arrays[method], every, {}))
+        out.append(_row(method, f"{method.title}, best", cells, arrays[method], best, heads))
     return out
 
 
 def _row(
-    method: Method, title: str, cells: Sequence[Cell], arrays: Sequence[Arrays], models: Sequence[Sequence[str]], blind: Arrays | None
+    method: Method,
+    title: str,
+    cells: Sequence[Cell],
+    arrays: Sequence[Arrays],
+    models: Sequence[Sequence[str]],
+    heads: Mapping[str, Floats],
 ) -> Row:
     chosen = [cell.models[name] for cell, names in zip(cells, models, strict=True) for name in names]
     resamples = [np.mean([own.resamples[name] for name in names], axis=0) for own, names in zip(arrays, models, strict=True)]
@@ -87,10 +93,11 @@ def _row(
     up, down = (_mean(cell, way, "custodian", wanted=False) for cell, way in ((cells[0], "up"), (cells[0], "down")))
     custodians = any(name.startswith("custodian") for name in cells[0].traffic)
     first = arrays[0]
-    difference = None
-    if blind is not None and method.name != BLIND:
-        pair = (blind.scores[MODEL], first.scores[models[0][0]])
-        difference = paired_bootstrap(first.labels, *pair, first.groups, first.task, repeats=REPEATS)
+    differences = {
+        name: paired_bootstrap(first.labels, scores, first.scores[models[0][0]], first.groups, first.task, repeats=REPEATS)
+        for name, scores in heads.items()
+        if name != method.name and (name == BLIND or method.name in FEDERATED)
+    }
     auroc, seconds = float(np.mean([s.auroc for s in chosen])), float(np.mean([cell.seconds for cell in cells]))
     curve = [(p.bytes, p.seconds, p.auroc) for p in cells[0].curve]
     return Row(
@@ -103,7 +110,7 @@ def _row(
         seconds=seconds,
         institution=(up, down),
         custodian=(_mean(cells[0], "up", "custodian"), _mean(cells[0], "down", "custodian")) if custodians else None,
-        difference=difference,
+        differences=differences,
         curve=curve or [(up + down, cells[0].seconds, chosen[0].auroc if len(models[0]) == 1 else auroc)],
         facts=dict(cells[0].facts),
     )
@@ -132,21 +139,18 @@ def _named(made: Sequence[Row], name: str) -> Row | None:
 
 def checks(paper: PaperTable, part: Part, made: Sequence[Row]) -> Iterator[tuple[str, bool, str]]:
     """(what must be reached, whether it is, the numbers) of one part."""
-    blind, skewed = _named(made, BLIND), part.dealing.by.by == "dirichlet"
-    if blind is None:
-        return
-    where = f"Table {paper.number}, {part.dealing.name}"
+    where, skewed = f"Table {paper.number}, {part.dealing.name}", part.dealing.by.by == "dirichlet"
     for row in made:
-        if row.difference is None:
-            continue
-        gap = blind.auroc - row.auroc
-        numbers = f"{gap:+.4f}, first seed {row.difference.low:+.4f} to {row.difference.high:+.4f}"
-        if row.method.name == POOLED:
-            yield f"{where}: not below pooled plaintext by more than {POOLED_MARGIN}", gap >= -POOLED_MARGIN, numbers
-        elif row.method.name == ALONE and skewed and paper.name == "ocular":
-            yield f"{where}: above every single institution", gap > 0, numbers
-        elif row.method.name in FEDERATED and skewed:
-            yield f"{where}: not below {row.title}", gap >= 0, numbers
+        for name, paired in row.differences.items():
+            head = next(other for other in made if other.method.name == name)
+            gap = head.auroc - row.auroc
+            numbers = f"{gap:+.4f}, first seed {paired.low:+.4f} to {paired.high:+.4f}"
+            if row.method.name == POOLED:
+                yield f"{where}: not below pooled plaintext by more than {POOLED_MARGIN}", gap >= -POOLED_MARGIN, numbers
+            elif row.method.name == ALONE and skewed and paper.name == "ocular":
+                yield f"{where}: above every single institution", gap > 0, numbers
+            elif row.method.name in FEDERATED and skewed:
+                yield f"{where}: {head.title} not below {row.title}, to the third digit", round(gap, 3) >= 0, numbers
 
 
 # --------------------------------------------------------------------------- files
@@ -207,7 +211,7 @@ def _part_text(paper: PaperTable, part: Part, made: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in made:
-        d = row.difference
+        d = row.differences.get(BLIND)
         against = ("", "") if d is None else (f"{d.difference:+.4f} ({d.low:+.4f} to {d.high:+.4f})", f"{d.p:.3f}")
         interval_, spread = f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}", f"{row.range[0]:.3f} to {row.range[1]:.3f}"
         size = ("", "") if not any(row.institution) else (f"{row.institution[0] / 1e6:.3g}", f"{row.institution[1] / 1e6:.3g}")
@@ -235,8 +239,8 @@ def _sentences(paper: PaperTable, made: Sequence[Row]) -> Iterator[str]:
             f"A much stronger opponent encrypts the updates of the same head on the same pretrained features: {federated.auroc:.4f} "
             f"({blind.auroc - federated.auroc:+.4f} for the blind head)."
         )
-    if blind is not None:
-        yield from (_when(row, blind) for row in made if row.method.name in FEDERATED)
+    for head in (row for row in made if row.method.name in HEADS):
+        yield from (_when(row, head) for row in made if row.method.name in FEDERATED)
     for row in made:
         if row.custodian is not None:
             yield f"{row.title}: a custodian sends {row.custodian[0] / 1e6:.3g} MB and receives {row.custodian[1] / 1e6:.3g} MB."
@@ -245,15 +249,14 @@ def _sentences(paper: PaperTable, made: Sequence[Row]) -> Iterator[str]:
             yield f"{row.title}: " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in row.facts.items()) + "."
 
 
-def _when(row: Row, blind: Row) -> str:
-    """What a method with rounds has cost when it first stands where the blind head ends."""
-    level = blind.curve[-1][2]
+def _when(row: Row, head: Row) -> str:
+    """What a method with rounds has cost when it first stands where an encrypted head ends."""
+    size, seconds, level = head.curve[-1]
+    ends = f"{head.title} ends at {level:.4f} ({size / 1e6:.3g} MB of an institution, {seconds:.3g} s, first seed)"
     for i, (size, seconds, auroc) in enumerate(row.curve):
         if auroc >= level:
-            return (
-                f"{row.title} reaches {level:.4f} after round {i + 1}: {size / 1e6:.3g} MB of an institution, {seconds:.3g} s (first seed)."
-            )
-    return f"{row.title} does not reach {level:.4f} in {len(row.curve)} rounds (first seed)."
+            return f"{ends}; {row.title} reaches that after round {i + 1}: {size / 1e6:.3g} MB, {seconds:.3g} s."
+    return f"{ends}; {row.title} does not reach that in {len(row.curve)} rounds: {row.curve[-1][2]:.4f}."
 
 
 def _per_class_text(made: Sequence[Row]) -> str:
@@ -298,7 +301,8 @@ def _part_json(part: Part, made: Sequence[Row]) -> dict[str, Any]:
                 "seconds": row.seconds,
                 "institution_bytes": {"up": row.institution[0], "down": row.institution[1]},
                 "custodian_bytes": None if row.custodian is None else {"up": row.custodian[0], "down": row.custodian[1]},
-                "blind_minus_this": None if row.difference is None else row.difference._asdict(),
+                "blind_minus_this": row.differences[BLIND]._asdict() if BLIND in row.differences else None,
+                "converged_minus_this": row.differences[CONVERGED]._asdict() if CONVERGED in row.differences else None,
                 "curve": [{"bytes": b, "seconds": s, "auroc": a} for b, s, a in row.curve],
                 "facts": row.facts,
             }
