@@ -314,10 +314,16 @@ def test_larger_budget_adds_seeds(configs: Path, tmp_path: Path, given: None) ->
     assert content["tables"]["ocular"]["parts"]["patient-3"]["seeds"] == list(range(study.SEEDS))
 
 
-def test_results_of_another_configuration_are_an_error(configs: Path, tmp_path: Path, given: None) -> None:
+def test_results_of_another_configuration_are_an_error(
+    configs: Path, tmp_path: Path, given: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path, configs, [counted("a", [], rounds=3)])
     with pytest.raises(FocalError, match=r"ocular\.patient-3\.a\.0\.json.*another configuration"):
         run(tmp_path, configs, [counted("a", [], rounds=4)])
+    run(tmp_path, configs, [counted("a", [], rounds=3)])
+    monkeypatch.setattr(study, "ARITHMETIC", 1)
+    with pytest.raises(FocalError, match="another configuration"):
+        run(tmp_path, configs, [counted("a", [], rounds=3)])
 
 
 @pytest.mark.parametrize("change", [{"training": {"steps": 3}}, {"projection": {"kind": "whiten", "features": 32, "bound": 5.0}}])

@@ -27,6 +27,8 @@ SEEDS = 5
 """Repeats at most: more would narrow what seeds change, and the test patients stay the same."""
 IMAGES_PER_SECOND = 60.0
 """Features on two cores, for the first estimate."""
+ARITHMETIC = 2
+"""Counts changes of what methods compute that no setting shows (2: encrypted sums on a grid): older cells are of another configuration."""
 ROWS = 4000
 """For which :attr:`Method.rough_seconds` holds."""
 
@@ -48,7 +50,7 @@ class Repeat:
         for field_ in ("table", "images", "file"):
             config["dataset"][field_] = None
         config["lower"]["weights"] = Path(config["lower"]["weights"]).name
-        return digest([config, self.source.fingerprint, method.name, method.settings])
+        return digest([ARITHMETIC, config, self.source.fingerprint, method.name, method.settings])
 
     def __str__(self) -> str:
         return f"{self.source.paper.name}, {self.dealing.title}, seed {self.seed}"
