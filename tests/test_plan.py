@@ -49,7 +49,9 @@ def test_odir_stays_below_its_upload_target() -> None:
     best = chosen()
     assert max(best.upload_bytes.values()) <= 120e6
     assert best.release_error <= 1e-3
-    text = best.describe(5)
+    text, shared = best.describe(5), best.describe(5, computing=2)
+    assert f"at least {best.step_seconds:.1f} s per step" in text and "same cores" not in text
+    assert f"at least {2 * best.step_seconds:.1f} s per step" in shared and "2 parties compute on the same cores" in shared
     assert f"k = {best.layout.class_lanes} class lanes" in text and "MB per institution" in text and len(text.splitlines()) == 3
 
 

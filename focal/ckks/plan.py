@@ -52,9 +52,11 @@ class Cost:
     """The slowest institution's upload at the given link speed."""
     release_error: float
 
-    def describe(self, steps: int) -> str:
-        """What the planner chose, in three lines a person can check."""
-        chosen, mb = self.layout, 1e6
+    def describe(self, steps: int, computing: int = 1) -> str:
+        """What the planner chose, in three lines a person can check. ``computing`` parties train on the same threads: the server, and the
+        custodians that verify it where all run on one machine."""
+        chosen, mb, seconds = self.layout, 1e6, self.step_seconds * computing
+        sharing = f" ({computing} parties compute on the same cores)" if computing > 1 else ""
         largest = max(self.upload_bytes.values())
         return (
             f"layout: k = {chosen.class_lanes} class lanes, f = {chosen.feature_lanes} feature lanes, "
@@ -62,7 +64,7 @@ class Cost:
             f"{len(chosen.rotations)} rotation keys\n"
             f"bytes:  upload {largest / mb:.0f} MB per institution at most, keys {self.key_bytes / mb:.0f} MB up per custodian, "
             f"refresh {self.refresh_bytes / mb:.1f} MB per custodian and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
-            f"time:   {self.step_seconds:.1f} s per step, {self.step_seconds * steps:.0f} s for {steps} steps; "
+            f"time:   at least {seconds:.1f} s per step, {seconds * steps:.0f} s for {steps} steps{sharing}; "
             f"upload {self.link_seconds:.0f} s on the slowest link; expected release error {self.release_error:.1e}"
         )
 
