@@ -433,7 +433,7 @@ def test_both_encrypted_heads_are_held_against_federated_averaging(configs: Path
     for head, key in ((quick, "blind_minus_this"), (converged, "converged_minus_this")):
         gap = rows[head.name]["auroc"] - rows["fedavg"]["auroc"]
         assert rows["fedavg"][key]["difference"] == pytest.approx(gap, abs=1e-12)
-        assert reached[f"Table 1, skewed-3: {head.title} not below FedAvg, to the third digit"] == (round(gap, 3) >= 0)
+        assert reached[f"Table 1, skewed-3: {head.title} not below FedAvg"] == (gap >= 0)
         assert f"{head.title} ends at {rows[head.name]['auroc']:.4f}" in text
     assert rows[CONVERGED]["auroc"] != rows[BLIND]["auroc"]
 
