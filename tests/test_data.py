@@ -202,6 +202,21 @@ def test_a_member_that_does_not_unpack_is_named(tmp_path: Path, packed: int) -> 
         load(config, 0).images.sha256(2)
 
 
+@pytest.mark.parametrize(("offset", "value"), [(0, 1), (2, 99)])
+def test_a_member_that_is_encrypted_or_packed_in_an_unknown_way_is_named(tmp_path: Path, offset: int, value: int) -> None:
+    """Flags (bit 0: encrypted) and packing, in the member's local header and in the directory's, where the name stands 46 bytes on."""
+    config = hospital(tmp_path, GOOD, zipped=True)
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive) as z:
+        local, directory = z.getinfo("2.png").header_offset, z.start_dir
+    raw = bytearray(archive.read_bytes())
+    for start in (local + 6, raw.index(b"2.png", directory) - 46 + 8):
+        raw[start + offset] = value
+    archive.write_bytes(raw)
+    with pytest.raises(FocalError, match="'2.png' cannot be read"):
+        load(config, 0).images.sha256(2)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"), [("0\n1\nx\n", "no row number"), ("0\n7\n", "row numbers from 0 to 6"), ("", "between 1"), ("1 1", "different")]
 )
