@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from focal.baselines import logistic
 from focal.baselines.logistic import STRENGTHS, fit_logistic
 from focal.report.metrics import macro_auroc
 
@@ -85,7 +86,21 @@ def test_the_strength_is_chosen_by_patient_not_by_row() -> None:
     assert by_patient < by_row
 
 
-def test_seeded() -> None:
+def test_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels, groups = blobs()
-    first, second = (fit_logistic(x, labels, groups, "multiclass", seed=5).scores(x) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
+    first = fit_logistic(x, labels, groups, "multiclass", seed=5)
+    monkeypatch.setattr(logistic, "_fitted", {})
+    second = fit_logistic(x, labels, groups, "multiclass", seed=5)
+    assert first is not second
+    np.testing.assert_array_equal(first.scores(x), second.scores(x))
+
+
+def test_the_same_rows_are_fitted_once_and_others_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic, "_fitted", {})
+    x, labels, groups = blobs()
+    model = fit_logistic(x, labels, groups, "multiclass")
+    assert fit_logistic(x.copy(), labels, np.char.add("eye/", groups), "multiclass") is model  # the same patients by other names
+    turned = labels[:, [1, 0, 2]]
+    for others in ((x + 1, labels, groups), (x, turned, groups), (x, labels, np.arange(len(x))), (x[:, ::-1], labels, groups)):
+        assert fit_logistic(*others, "multiclass") is not model
+    assert fit_logistic(x, labels, groups, "multilabel") is not model and fit_logistic(x, labels, groups, "multiclass", 1) is not model

@@ -13,14 +13,14 @@ import consortium
 import numpy as np
 import pytest
 
-from focal.baselines import spe_fl
+from focal.baselines import logistic, spe_fl
 from focal.errors import FocalError
 from focal.evaluation import baseline_scores, test_rows
 from focal.report.metrics import macro_auroc
 from focal.reproduce import cases, methods, study
 from focal.reproduce.cases import BY_PATIENT, SKEWED_3, Case, PaperTable, Source
 from focal.reproduce.cells import Cell, Key, Store
-from focal.reproduce.methods import ALONE, BLIND, CONVERGED, LOCAL_TRAINING, METHODS, MODEL, POOLED, Method, Outcome
+from focal.reproduce.methods import ALONE, BLIND, CONVERGED, FEDERATED, LOCAL_TRAINING, METHODS, MODEL, POOLED, Method, Outcome
 from focal.reproduce.study import Repeat, Study, reproduce
 
 NAMED = {method.name: method for method in METHODS}
@@ -124,7 +124,10 @@ def test_blind_head_is_a_real_run_and_leaves_no_private_file(
 ) -> None:
     """Scores of the encrypted run lie as near to the twin's as its released weights lie to the twin's weights."""
     case = Source(EYES, configs, tmp_path / "runs").case(BY_PATIENT, 0)
+    NAMED[ALONE].run(case), NAMED[POOLED].run(case)
+    fitted = len(logistic._fitted)
     outcome = NAMED[name].run(case)
+    assert len(logistic._fitted) == fitted  # the run's own baselines are those that the study has fitted
     exact = NAMED["twin"].run(with_training(case, training)).scores[MODEL]
     error = outcome.facts["max_abs_weight_error"]
     longest = 2 * np.sqrt(case.projection.features) + 1  # norm of a column vector after the clip, and the bias
@@ -138,7 +141,7 @@ def test_blind_head_is_a_real_run_and_leaves_no_private_file(
     assert (folder / "summary.json").exists() and not (folder / "parties").exists()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if "fed" in name])
+@pytest.mark.parametrize("name", [name for name in NAMED if "fed" in name and name not in methods.DEALT])
 def test_federated_methods_say_what_an_institution_pays(name: str, case: Case) -> None:
     if name == "fedavg-private":
         pytest.importorskip("opacus")
@@ -161,6 +164,19 @@ def test_how_updates_are_added_does_not_change_the_head(case: Case) -> None:
         # masked sums round three parts to 2^-48, encrypted ones to 2^-15: 2^-15 sqrt(3 / 12) a value and round, times columns of norm <= 17
         np.testing.assert_allclose(NAMED[name].run(case).scores[MODEL], plain, atol=6 * 2**-16 * 17 * 20**0.5)
     assert not np.array_equal(NAMED["fedprox"].run(case).scores[MODEL], plain)
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_several_dealings_change_federated_averaging_and_not_the_blind_head(name: str, case: Case) -> None:
+    made = NAMED[f"{name}-dealt"].run(case)
+    assert len(made.scores) == methods.DEALINGS and set(made.traffic) == set(case.rows)
+    for seed in (0, 3):
+        np.testing.assert_array_equal(made.scores[f"dealing {seed}"], NAMED[name].run(case.dealt(seed)).scores[MODEL])
+    again = NAMED[f"{name}-dealt"].run(case.dealt(1))
+    assert not set(again.scores) & set(made.scores)  # another seed has other dealings
+    assert np.abs(made.scores["dealing 0"] - made.scores["dealing 1"]).max() > 1e-3
+    heads = [NAMED["twin"].run(case.dealt(seed)).scores[MODEL] for seed in range(methods.DEALINGS)]
+    assert max(np.abs(head - heads[0]).max() for head in heads) < 1e-4  # sums in another order; columns are float32
 
 
 @pytest.fixture(scope="module")
@@ -424,7 +440,7 @@ def test_tables_say_what_was_measured(configs: Path, tmp_path: Path, case: Case)
 def test_both_encrypted_heads_are_held_against_federated_averaging(configs: Path, tmp_path: Path, case: Case) -> None:
     quick = replace_run(NAMED[BLIND], NAMED["twin"].run)
     converged = replace_run(NAMED[CONVERGED], lambda case: NAMED["twin"].run(with_training(case, methods.CONVERGENCE)))
-    run(tmp_path, configs, [quick, converged, NAMED["fedavg"]])
+    run(tmp_path, configs, [quick, converged, NAMED["fedavg"], NAMED["fedavg-dealt"]])
     text, content = (tmp_path / "results.md").read_text(), json.loads((tmp_path / "results.json").read_text())
     parts = content["tables"]["ocular"]["parts"]
     assert converged.title not in {row["title"] for row in parts["patient-3"]["rows"]}
@@ -435,6 +451,13 @@ def test_both_encrypted_heads_are_held_against_federated_averaging(configs: Path
         assert rows["fedavg"][key]["difference"] == pytest.approx(gap, abs=1e-12)
         assert reached[f"Table 1, skewed-3: {head.title} not below FedAvg"] == (gap >= 0)
         assert f"{head.title} ends at {rows[head.name]['auroc']:.4f}" in text
+        made = NAMED["fedavg-dealt"].run(case).scores.values()
+        dealt = np.mean([macro_auroc(case.labels, scores, case.task) for scores in made])
+        row = rows["fedavg-dealt"]
+        assert row["auroc"] == pytest.approx(dealt, abs=1e-12) and row["range"][0] < dealt < row["range"][1]
+        gap = rows[head.name]["auroc"] - dealt
+        assert row[key]["difference"] == pytest.approx(gap, abs=1e-12) and row[key]["low"] < gap < row[key]["high"]
+        assert reached[f"Table 1, skewed-3: {head.title} not below {row['title']}"] == (gap >= 0)
     assert rows[CONVERGED]["auroc"] != rows[BLIND]["auroc"]
 
 

@@ -156,11 +156,14 @@ def paired_bootstrap(
     What moves both together (an easy patient drawn twice) cancels, so this sees differences that two overlapping intervals hide.
     """
     one, other = (resampled_auroc(labels, scores, groups, task, repeats=repeats, seed=seed) for scores in (first, second))
-    difference = one - other
-    low, high = _percentiles(difference)
-    defined = difference[~np.isnan(difference)]
+    return paired(macro_auroc(labels, first, task) - macro_auroc(labels, second, task), one - other)
+
+
+def paired(observed: float, resampled: Floats) -> Paired:
+    """The comparison from a difference of AUROCs and that difference in every resample of the patients, (repeats,)."""
+    low, high = _percentiles(resampled)
+    defined = resampled[~np.isnan(resampled)]
     tail = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    observed = macro_auroc(labels, first, task) - macro_auroc(labels, second, task)
     return Paired(observed, low, high, min(1.0, 2 * tail / (len(defined) + 1)))
 
 

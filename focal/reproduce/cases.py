@@ -125,6 +125,8 @@ class Case:
     """Institution -> the table's rows that are its own, in the order of ``rows``."""
     pixels: Callable[[], Mapping[str, InstitutionRows]]
     """``rows`` with 8 x 8 grey pixels for features, read when asked for (:func:`focal.baselines.scratch.pixels`)."""
+    dealt: Callable[[int], Case]
+    """The same rows dealt the same way with another seed."""
     projection: Projection
     task: Task
     classes: tuple[str, ...]
@@ -209,6 +211,7 @@ class Source:
             table=table,
             parts=parts,
             pixels=lambda: {name: replace(rows[name], features=self.pixels[at]) for name, at in parts.items()},
+            dealt=lambda other: self.case(dealing, other),
             projection=pooled_projection(rows, config),
             task=table.task,
             classes=table.classes[-1:] if table.task == "binary" else table.classes,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from focal.report.plots import BLUE, DPI, GREY, INK, ORANGE, plain, save, title
 from focal.reproduce.cases import PaperTable
-from focal.reproduce.methods import BLIND, HEADS
+from focal.reproduce.methods import ASIDE, BLIND, HEADS
 
 if TYPE_CHECKING:
     from focal.reproduce.tables import Part, Row
@@ -72,7 +72,7 @@ def _finding(made: Sequence[Row]) -> str:
     blind = next((row for row in made if row.method.name == BLIND), None)
     if blind is None:
         return "The encrypted blind head is missing"
-    others = [row for row in made if row.method.name not in HEADS and any(row.institution)]
+    others = [row for row in made if row.method.name not in HEADS + ASIDE and any(row.institution)]
     below = [row for row in others if row.auroc > blind.auroc]
     if not others:
         return f"Encrypted blind head: AUROC {blind.auroc:.3f}"

@@ -43,7 +43,7 @@ from focal.training.split import Base
 MODEL = "model"
 """The name of a method's model where it has one only."""
 ALONE, POOLED, BLIND, ENCRYPTED_FEDAVG, SCRATCH = "alone", "pooled", "blind", "encrypted-fedavg", "scratch"
-CONVERGED = "blind-converged"
+CONVERGED, PERSONAL = "blind-converged", "fedavg-personal"
 """Methods that tables speak of; the encrypted blind head is what the others are compared with."""
 
 
@@ -183,6 +183,22 @@ def _federated(make_sum: MakeSum = PlainSum, **settings: Any) -> Callable[[Case]
     return run
 
 
+DEALINGS = 5
+"""How often rows are dealt anew where what matters is the dealing."""
+
+
+def _dealt(make_sum: MakeSum) -> Callable[[Case], Outcome]:
+    """FedAvg on :data:`DEALINGS` dealings of the same rows, a model for each: by what label skew does to it, not by one draw of it."""
+
+    def run(case: Case) -> Outcome:
+        first = case.config.seed * DEALINGS
+        made = {f"dealing {seed}": _federated(make_sum)(case.dealt(seed)) for seed in range(first, first + DEALINGS)}
+        seconds = float(np.mean([one.seconds for one in made.values()]))
+        return Outcome({name: one.scores[MODEL] for name, one in made.items()}, seconds, next(iter(made.values())).traffic)
+
+    return run
+
+
 def _personal(case: Case) -> Outcome:
     """FedAvg, then every institution goes on alone; a test row is scored by its own institution's head."""
     shared = federate(case.rows, case.projection, case.task, _settings(case, {}))
@@ -304,9 +320,24 @@ METHODS = (
     _federated_method("fedavg", "FedAvg", SEES_ALL),
     _federated_method("fedprox", "FedProx, mu 0.1", SEES_ALL, mu=0.1),
     _federated_method("fedavg-partial", "FedAvg, half of them a round, 1 of 5 lost", SEES_ALL, fraction=0.5, dropout=0.2),
-    Method("fedavg-personal", "FedAvg, then local fine-tuning (*)", SEES_ALL, _personal, 2, LOCAL_TRAINING),
+    Method(PERSONAL, "FedAvg, then local fine-tuning (*)", SEES_ALL, _personal, 2, LOCAL_TRAINING),
     _federated_method("fedavg-masked", "FedAvg, masked sums", "server: masked updates; institutions: every sum", MaskedSums, 2),
     _federated_method(ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", "server: ciphertexts; institutions: every sum", EncryptedSum, 8),
+    *(
+        Method(
+            f"{name}-dealt",
+            f"{title}, mean of {DEALINGS} dealings",
+            sees,
+            _dealt(make_sum),
+            DEALINGS * seconds,
+            LOCAL_TRAINING | {"dealings": DEALINGS},
+            dealings=(SKEWED_3.name, SKEWED_8.name),
+        )
+        for name, title, sees, make_sum, seconds in (
+            ("fedavg", "FedAvg", SEES_ALL, PlainSum, 1),
+            (ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", "server: ciphertexts; institutions: every sum", EncryptedSum, 6),
+        )
+    ),
     Method(
         "fedavg-private",
         f"FedAvg, differentially private (epsilon {PRIVACY.epsilon:g} for a patient)",
@@ -350,3 +381,7 @@ HEADS = (BLIND, CONVERGED)
 """The encrypted blind head, with the quick settings of its configuration and with :data:`CONVERGENCE`."""
 FEDERATED = ("fedavg", ENCRYPTED_FEDAVG)
 """Federated learning of the same head: what the encrypted blind head must not fall below where labels are skewed."""
+DEALT = tuple(f"{name}-dealt" for name in FEDERATED)
+"""The same on several dealings. The blind head needs one: it works on sums over all patients, whoever holds them."""
+ASIDE = (PERSONAL, *DEALT)
+"""What is not counted among the federated methods: scored by other heads on other rows (*), or one of them once more."""

@@ -1,7 +1,7 @@
 """``results.md``, ``results.json`` and a picture per table, from finished cells alone.
 
 AUROC is the mean over seeds (which deal the rows anew and order the batches); its interval resamples the test patients, the same ones for
-every method. Differences are tested on the first seed by :func:`focal.report.metrics.paired_bootstrap`.
+every method. Differences are tested on the first seed, in those resamples (:func:`focal.report.metrics.paired`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from focal.baselines.spe_fl import measure
 from focal.config import private_write
 from focal.evaluation import Floats
-from focal.report.metrics import Paired, paired_bootstrap
+from focal.report.metrics import Paired, paired
 from focal.reproduce.cases import Dealing, PaperTable
-from focal.reproduce.cells import REPEATS, Arrays, Cell, Store, interval
-from focal.reproduce.methods import ALONE, BLIND, CONVERGED, ENCRYPTED_FEDAVG, FEDERATED, HEADS, MODEL, POOLED, SCRATCH, Method
+from focal.reproduce.cells import Arrays, Cell, Store, interval
+from focal.reproduce.methods import ALONE, BLIND, CONVERGED, DEALT, ENCRYPTED_FEDAVG, FEDERATED, HEADS, MODEL, POOLED, SCRATCH, Method
 
 PAPER_ENCRYPTED_FL, PAPER_FOCAL = 0.5202, 0.9831
 """Macro AUROC by the paper's abstract: fully encrypted federated learning, and its own method."""
@@ -64,13 +64,17 @@ class Row(NamedTuple):
 
 
 def rows(part: Part, store: Store) -> list[Row]:
-    """A line for each method; two, the mean and the best, where it makes a model for each institution."""
+    """A line for each method, the mean of its models; two, the mean and the best, where institutions stay alone."""
     arrays = {method: [store.arrays(cell) for cell in cells] for method, cells in part.cells.items()}
-    heads = {method.name: own[0].scores[MODEL] for method, own in arrays.items() if method.name in HEADS}
+    heads = {
+        method.name: (cells[0].models[MODEL].auroc, arrays[method][0].resamples[MODEL])
+        for method, cells in part.cells.items()
+        if method.name in HEADS
+    }
     out = []
     for method, cells in part.cells.items():
         every = [sorted(cell.models) for cell in cells]
-        if all(names == [MODEL] for names in every):
+        if method.name != ALONE:
             out.append(_row(method, method.title, cells, arrays[method], every, heads))
             continue
         best = [[max(cell.models.items(), key=lambda item: item[1].auroc)[0]] for cell in cells]
@@ -85,18 +89,19 @@ def _row(
     cells: Sequence[Cell],
     arrays: Sequence[Arrays],
     models: Sequence[Sequence[str]],
-    heads: Mapping[str, Floats],
+    heads: Mapping[str, tuple[float, Floats]],
 ) -> Row:
+    """``models``: of each cell, those whose mean is shown. ``heads``: AUROC and resamples of the encrypted heads, first seed."""
     chosen = [cell.models[name] for cell, names in zip(cells, models, strict=True) for name in names]
     resamples = [np.mean([own.resamples[name] for name in names], axis=0) for own, names in zip(arrays, models, strict=True)]
     classes = [name for name in chosen[0].per_class if all(s.per_class.get(name) is not None for s in chosen)]
     up, down = (_mean(cell, way, "custodian", wanted=False) for cell, way in ((cells[0], "up"), (cells[0], "down")))
     custodians = any(name.startswith("custodian") for name in cells[0].traffic)
-    first = arrays[0]
+    first = float(np.mean([s.auroc for s in chosen[: len(models[0])]]))
     differences = {
-        name: paired_bootstrap(first.labels, scores, first.scores[models[0][0]], first.groups, first.task, repeats=REPEATS)
-        for name, scores in heads.items()
-        if name != method.name and (name == BLIND or method.name in FEDERATED)
+        name: paired(head - first, resampled - resamples[0])
+        for name, (head, resampled) in heads.items()
+        if name != method.name and (name == BLIND or method.name in FEDERATED + DEALT)
     }
     auroc, seconds = float(np.mean([s.auroc for s in chosen])), float(np.mean([cell.seconds for cell in cells]))
     curve = [(p.bytes, p.seconds, p.auroc) for p in cells[0].curve]
@@ -141,16 +146,16 @@ def checks(paper: PaperTable, part: Part, made: Sequence[Row]) -> Iterator[tuple
     """(what must be reached, whether it is, the numbers) of one part."""
     where, skewed = f"Table {paper.number}, {part.dealing.name}", part.dealing.by.by == "dirichlet"
     for row in made:
-        for name, paired in row.differences.items():
+        for name, by in row.differences.items():
             head = _named(made, name)
             assert head is not None  # differences are those of rows that are shown
             gap = head.auroc - row.auroc
-            numbers = f"{gap:+.4f}, first seed {paired.low:+.4f} to {paired.high:+.4f}"
+            numbers = f"{gap:+.4f}, first seed {by.low:+.4f} to {by.high:+.4f}"
             if row.method.name == POOLED:
                 yield f"{where}: not below pooled plaintext by more than {POOLED_MARGIN}", gap >= -POOLED_MARGIN, numbers
             elif row.method.name == ALONE and skewed and paper.name == "ocular":
                 yield f"{where}: above every single institution", gap > 0, numbers
-            elif row.method.name in FEDERATED and skewed:
+            elif row.method.name in FEDERATED + DEALT and skewed:
                 yield f"{where}: {head.title} not below {row.title}", gap >= 0, numbers
 
 
@@ -198,6 +203,9 @@ HEAD = """# The paper's tables on public data
 seeds, which deal the rows anew. "Blind head minus this" is the difference on the first seed with its interval (paired bootstrap by patient)
 and two-sided p. Seconds are the method's own, without the features, which are the same for all; encrypted blind runs are processes with
 real sockets; all else runs in one process, so that its seconds hold no network. MB are an institution's, sent and received.
+
+Where labels are skewed, one dealing helps federated averaging and the next one hurts it: rows "mean of 5 dealings" deal the same patients
+five times, "lowest, highest" says how far that moves it. The blind head works on sums over all patients, and no dealing moves it.
 
 (*) Every test row is scored by its own institution's head. Where labels are skewed, the test rows repeat an institution's share of each
 disease, which its head has learned: this is another task, and not comparable with one head for all.
