@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS
+from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.layout import Layout, power_of_two
 from focal.ckks.release import MAX_ERROR, expected_error
 from focal.ckks.wire import HEADER
@@ -52,10 +52,10 @@ class Cost:
     """The slowest institution's upload at the given link speed."""
     release_error: float
 
-    def describe(self, steps: int, computing: int = 1) -> str:
+    def describe(self, steps: int, computing: int = 1, slowness: float = 1.0) -> str:
         """What the planner chose, in three lines a person can check. ``computing`` parties train on the same threads: the server, and the
-        custodians that verify it where all run on one machine."""
-        chosen, mb, seconds = self.layout, 1e6, self.step_seconds * computing
+        custodians that verify it where all run on one machine, of which :func:`slowness` has been measured."""
+        chosen, mb, seconds = self.layout, 1e6, self.step_seconds * computing * slowness
         sharing = f" ({computing} parties compute on the same cores)" if computing > 1 else ""
         largest = max(self.upload_bytes.values())
         return (
@@ -67,6 +67,12 @@ class Cost:
             f"time:   at least {seconds:.1f} s per step, {seconds * steps:.0f} s for {steps} steps{sharing}; "
             f"upload {self.link_seconds:.0f} s on the slowest link; expected release error {self.release_error:.1e}"
         )
+
+
+def slowness(scheme: Scheme) -> float:
+    """How many times the unit costs of this module a key switch takes here: for what a person is told. The choice of a layout does not
+    depend on it, so that every machine makes the same one."""
+    return scheme.switch_ms() / (SWITCH[6] * scheme.n / 16384)
 
 
 def blob_bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:

@@ -183,7 +183,8 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     manifest.check_complete()
     if blind:
         chosen = _planned(manifest, config)
-        say(chosen.describe(training.steps, computing=1 + sum(m.verify == "lockstep" for m in manifest.custodians)))
+        computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
+        say(chosen.describe(training.steps, computing, plan.slowness(Scheme(config.ckks, "estimate"))))
         lanes = LayoutSpec(class_lanes=chosen.layout.class_lanes, feature_lanes=chosen.layout.feature_lanes)
         manifest = manifest.model_copy(update={"layout": lanes})
     else:
