@@ -29,6 +29,8 @@ IMAGES_PER_SECOND = 60.0
 """Features on two cores, for the first estimate."""
 ARITHMETIC = 2
 """Counts changes of what methods compute that no setting shows (2: encrypted sums on a grid): older cells are of another configuration."""
+SLACK = 1.1
+"""By how much a repeat may take longer than the last one of its kind."""
 ROWS = 4000
 """For which :attr:`Method.rough_seconds` holds."""
 
@@ -186,7 +188,7 @@ def reproduce(
     try:
         for done, repeat in enumerate(chosen):
             used = before + time.monotonic() - started
-            if repeat.seed > 0 and used + study.seconds(repeat) > 60 * budget:
+            if repeat.seed > 0 and used + SLACK * study.seconds(repeat) > 60 * budget:
                 say(f"[{done + 1}/{len(chosen)}] {repeat}: left out, it would not fit the budget")
                 continue
             say(f"[{done + 1}/{len(chosen)}] {repeat}")
