@@ -335,7 +335,7 @@ METHODS = (
         )
         for name, title, sees, make_sum, seconds in (
             ("fedavg", "FedAvg", SEES_ALL, PlainSum, 1),
-            (ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", "server: ciphertexts; institutions: every sum", EncryptedSum, 6),
+            (ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", "server: ciphertexts; institutions: every sum", EncryptedSum, 3),
         )
     ),
     Method(

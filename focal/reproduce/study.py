@@ -128,8 +128,10 @@ class Study:
                 say(f"  {key}: failed: {e}")
                 continue
             self.cells[key] = cell
-            best = max(score.auroc for score in cell.models.values())
-            say(f"  {method.title:<44} AUROC {best:.3f}  {cell.seconds:7.1f} s")
+            reached = [score.auroc for score in cell.models.values()]
+            low, high = f"{min(reached):.3f}", f"{max(reached):.3f}"
+            spread = low if low == high else f"{low} to {high}"
+            say(f"  {method.title:<44} AUROC {spread:<14} {cell.seconds:7.1f} s")
 
     def _cell(self, repeat: Repeat, method: Method, case: Case) -> Cell:
         started = time.perf_counter()
