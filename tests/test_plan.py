@@ -60,7 +60,8 @@ def test_what_a_person_is_told_is_for_this_machine(rehearsal: Rehearsal, monkeyp
     monkeypatch.setattr(rehearsal.scheme, "switch_ms", lambda: 3 * plan.SWITCH[6])
     assert plan.slowness(rehearsal.scheme) == pytest.approx(3 * 16384 / rehearsal.scheme.n)
     best = chosen()
-    assert f"at least {6 * best.step_seconds:.1f} s per step, {30 * best.step_seconds:.0f} s for 5 steps" in best.describe(5, 2, slowness=3.0)
+    told = f"at least {6 * best.step_seconds:.1f} s per step, {30 * best.step_seconds:.0f} s for 5 steps"
+    assert told in best.describe(5, 2, slowness=3.0)
 
 
 def test_the_choice_is_the_cheapest_of_those_that_fit() -> None:
