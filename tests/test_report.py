@@ -147,8 +147,10 @@ def test_measures_and_differences_are_those_of_the_rows(page: Path, run: Path) -
 def test_no_file_name_or_patient_is_on_it_and_images_only_when_wanted(run: Path, page: Path, tmp_path: Path) -> None:
     plain = write_report(run, tmp_path / "plain.html", images=False, repeats=10, slow_repeats=2)
     for path in (page, plain):
-        assert Dataset.NAME not in path.read_text() and Dataset.PATIENT not in path.read_text()
-        assert str(run.parent) not in path.read_text() and "/tmp" not in path.read_text()
+        words = re.sub(r"base64,[A-Za-z0-9+/=]+", "", path.read_text())  # a picture spells any four letters sooner or later
+        assert len(words) < len(path.read_text()) / 2, "the pictures are still in it"
+        assert Dataset.NAME not in words and Dataset.PATIENT not in words
+        assert str(run.parent) not in words and "/tmp" not in words
     assert page.read_text().count("data:image/jpeg") == 4 and "This page shows patients' images" in text(page)  # one a class
     assert "data:image/jpeg" not in plain.read_text() and "left out on request" in text(plain)
 

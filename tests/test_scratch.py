@@ -247,11 +247,19 @@ def test_what_is_opened_is_the_weights_and_nothing_else(run: EncryptedRun, opene
 
 
 def test_the_weights_carry_less_noise_than_the_smudging_assumes(run: EncryptedRun, opened: Opened, stepped: Any) -> None:
-    """As in test_release.py. Errors of steps on the same rows point the same way: those of all steps are at most as many times one's."""
-    for ciphertext in run.net.readable(stepped[0]):
-        shown = opened.slots(ciphertext)
-        noise = opened.coefficients(ciphertext) - coefficients(shown) * run.scheme.scale
-        assert Settings().steps * 2**0.5 * rms(noise) < CARRIED_NOISE
+    """As in test_release.py, at the rate of a real run. Errors of steps on the same rows point the same way and add up.
+
+    Measured: after 30 steps 8.4 and 7.1 times what it is after four (the layers). After four, over 22 draws of the keys: 300 to 3100, the
+    root mean square is 1500. It follows the secret's value s(zeta), a Gaussian (SECURITY.md, "Smudging of the release"): what is allowed
+    here is 3.6 times 1500, which one key in 400,000 passes.
+    """
+    steps, carried = 4, run.net.start(Weights.draw(OUTPUTS, 1.0, SEED))
+    own = {name: site(seed, n, steps) for seed, (name, n) in enumerate(ROWS.items())}
+    for s in range(steps):
+        carried = run.step(s, carried, own, Settings().rate)
+    for ciphertext in run.net.readable(carried):
+        noise = opened.coefficients(ciphertext) - coefficients(opened.slots(ciphertext)) * run.scheme.scale
+        assert 1.15 * Settings().steps / steps * 2**0.5 * rms(noise) < CARRIED_NOISE
 
 
 def test_what_an_institution_sends_is_encrypted_afresh(run: EncryptedRun, opened: Opened, own: dict[str, Site]) -> None:

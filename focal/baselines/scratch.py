@@ -57,7 +57,8 @@ SIDE = 8
 """Pixels of a side; the network has SIDE x SIDE inputs."""
 THREADS = 2
 CARRIED_NOISE = 2.0**16
-"""t of the opening (:mod:`focal.ckks.release`): root mean square noise of the last weights. Errors of all steps may point the same way."""
+"""t of the opening (:mod:`focal.ckks.release`): root mean square noise of the last weights. Those of all steps may add up, and
+they depend on the keys drawn: test_scratch.py has the measurements."""
 WEIGHTS, GRADIENT = wire.ciphertext(LIMBS), wire.ciphertext(REFRESH_LIMBS)
 
 

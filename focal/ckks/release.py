@@ -35,7 +35,8 @@ from focal.ckks.layout import WEIGHT_SCALE, Layout
 KAPPA = 30
 """Bits of statistical flooding."""
 CARRIED_NOISE = 2.0**14
-"""t: bound on the root mean square, over the coefficients, of the noise of a refreshed weight ciphertext."""
+"""t: bound on the root mean square, over the coefficients, of the noise of a refreshed weight ciphertext. It depends on the keys drawn:
+with 8 custodians three keys in a hundred pass it, by 1.4 at most in 10^4 (SECURITY.md, "Smudging of the release")."""
 MAX_ERROR = 1e-3
 """Largest error of a released weight that a layout may cause."""
 
