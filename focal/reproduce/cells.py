@@ -3,7 +3,7 @@
 ::
 
     OUT/cells/ocular.skewed-3.fedavg.0.json   AUROC, intervals, seconds, bytes, hash of the configuration
-    OUT/cells/ocular.skewed-3.fedavg.0.npz    scores and labels of the test rows, patients by number: what intervals are made of
+    OUT/cells/ocular.skewed-3.fedavg.0.npz    scores and labels of the test rows, AUROC of every resample: what intervals are made of
 
 The JSON is written last: it marks a cell as finished. The arrays are 0600, as everything with one row per patient is.
 """
@@ -91,8 +91,6 @@ class Arrays:
     task: Task
     labels: NDArray[np.uint8]
     """(n, K)"""
-    groups: NDArray[np.int64]
-    """(n,)"""
     scores: dict[str, Floats]
     """Model -> (n, C)."""
     resamples: dict[str, Floats]
@@ -150,7 +148,7 @@ class Store:
         buffer = io.BytesIO()
         named: dict[str, Any] = {f"scores/{m}": v for m, v in arrays.scores.items()}
         named |= {f"resamples/{m}": v for m, v in arrays.resamples.items()}
-        np.savez_compressed(buffer, task=np.array(arrays.task), labels=arrays.labels, groups=arrays.groups, **named)
+        np.savez_compressed(buffer, task=np.array(arrays.task), labels=arrays.labels, **named)
         private_write(self._path(key, "npz"), buffer.getvalue())
         write(cell, self._path(key, "json"))
 
@@ -159,7 +157,7 @@ class Store:
         try:
             with np.load(path) as f:
                 parts = {kind: {m: f[f"{kind}/{m}"] for m in cell.models} for kind in ("scores", "resamples")}
-                return Arrays(str(f["task"]), f["labels"], f["groups"], **parts)  # type: ignore[arg-type]  # a Task was written
+                return Arrays(str(f["task"]), f["labels"], **parts)  # type: ignore[arg-type]  # a Task was written
         except (OSError, KeyError, ValueError, zipfile.BadZipFile):
             hint = f"delete {path.with_suffix('.json').name}: the cell is run again"
             raise FocalError(f"{path}: is missing or damaged", hint=hint) from None

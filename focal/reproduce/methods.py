@@ -296,7 +296,7 @@ def _spe_fl(settings: spe_fl.Settings) -> Callable[[Case], Outcome]:
 
 # --------------------------------------------------------------------------- all of them
 
-SEES_ALL = "server: every update"
+SEES_ALL, SEES_SUMS = "server: every update", "server: ciphertexts; institutions: every sum"
 PRIVACY = Privacy(unit="patient", epsilon=8.0, delta=1e-5, clip=4.0)
 """What the differentially private head promises every patient; delta is well below one of some thousand patients."""
 
@@ -322,7 +322,7 @@ METHODS = (
     _federated_method("fedavg-partial", "FedAvg, half of them a round, 1 of 5 lost", SEES_ALL, fraction=0.5, dropout=0.2),
     Method(PERSONAL, "FedAvg, then local fine-tuning (*)", SEES_ALL, _personal, 2, LOCAL_TRAINING),
     _federated_method("fedavg-masked", "FedAvg, masked sums", "server: masked updates; institutions: every sum", MaskedSums, 2),
-    _federated_method(ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", "server: ciphertexts; institutions: every sum", EncryptedSum, 8),
+    _federated_method(ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", SEES_SUMS, EncryptedSum, 8),
     *(
         Method(
             f"{name}-dealt",
@@ -335,7 +335,7 @@ METHODS = (
         )
         for name, title, sees, make_sum, seconds in (
             ("fedavg", "FedAvg", SEES_ALL, PlainSum, 1),
-            (ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", "server: ciphertexts; institutions: every sum", EncryptedSum, 3),
+            (ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", SEES_SUMS, EncryptedSum, 3),
         )
     ),
     Method(

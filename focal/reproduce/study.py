@@ -149,7 +149,7 @@ class Study:
             facts=outcome.facts,
         )
         resamples = {name: drawn for name, (_, drawn) in measured.items()}
-        self.store.keep(cell, Arrays(case.task, case.labels, case.groups, outcome.scores, resamples))
+        self.store.keep(cell, Arrays(case.task, case.labels, outcome.scores, resamples))
         return cell
 
     def parts(self, source: Source) -> list[Part]:

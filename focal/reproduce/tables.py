@@ -97,7 +97,7 @@ def _row(
     classes = [name for name in chosen[0].per_class if all(s.per_class.get(name) is not None for s in chosen)]
     up, down = (_mean(cell, way, "custodian", wanted=False) for cell, way in ((cells[0], "up"), (cells[0], "down")))
     custodians = any(name.startswith("custodian") for name in cells[0].traffic)
-    first = float(np.mean([s.auroc for s in chosen[: len(models[0])]]))
+    first = float(np.mean([cells[0].models[name].auroc for name in models[0]]))
     differences = {
         name: paired(head - first, resampled - resamples[0])
         for name, (head, resampled) in heads.items()
