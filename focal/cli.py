@@ -545,6 +545,7 @@ def manifest_add(
     rows: Annotated[int | None, typer.Option(help="Institution: its number of training rows.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Server: tcp://host:port that the others dial.")] = None,
     verify: Annotated[Literal["off", "lockstep"], typer.Option(help="Custodian: whether it re-runs every step.")] = "off",
+    guard: Annotated[bool | None, typer.Option(help="Custodian: answers last (default: the first that verifies).")] = None,
     class_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
     feature_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
 ) -> None:
@@ -552,7 +553,12 @@ def manifest_add(
     from focal.net.identity import read_public
 
     m = read(Manifest, manifest)
-    own: dict[str, dict[str, Any]] = {"server": {"endpoint": endpoint}, "institution": {"rows": rows}, "custodian": {"verify": verify}}
+    guards = guard if guard is not None else verify == "lockstep" and m.guard is None
+    own: dict[str, dict[str, Any]] = {
+        "server": {"endpoint": endpoint},
+        "institution": {"rows": rows},
+        "custodian": {"verify": verify, "guard": guards},
+    }
     member = read_public(public, role=role, **own[role])
     grown = m.model_dump(mode="json") | {
         "members": [*(x.model_dump(mode="json") for x in m.members), member.model_dump(mode="json")],
@@ -627,7 +633,8 @@ def manifest_check(manifest: Annotated[Path, typer.Argument(help="The manifest."
     check_signatures(m, need_all=False)
     _check_features(m)
     for member in m.members:
-        facts = {"server": member.endpoint, "institution": f"{member.rows} training rows", "custodian": f"verify: {member.verify}"}
+        policy = f"verify: {member.verify}{', guard' * member.guard}"
+        facts = {"server": member.endpoint, "institution": f"{member.rows} training rows", "custodian": policy}
         signed = "signed" if member.name in m.signatures else "not signed yet"
         _say(f"{member.role:<12} {member.name:<16} {facts[member.role]:<28} {signed}")
     _say(f"model        {m.lower.model} up to '{m.lower.cut}', weights sha256 {m.lower.weights_sha256[:16]}")
@@ -666,11 +673,18 @@ def _say_interactive(m: Manifest) -> None:
 
 
 def _say_who_verifies(m: Manifest) -> None:
+    from focal.ckks import refresh
+    from focal.ckks.context import Scheme
+    from focal.roles.local import refreshes
+
     verifiers = [c.name for c in m.custodians if c.verify == "lockstep"]
-    if verifiers:
-        console.print(f"verification {', '.join(verifiers)} re-run(s) every step and answer(s) only for identical ciphertexts")
-    else:
+    if m.guard is None:
         console.print("[bold yellow]no custodian verifies (verify: off): the server is trusted to follow the protocol[/]")
+        return
+    console.print(f"verification {', '.join(verifiers)} re-run(s) every step and answer(s) only for identical ciphertexts")
+    bounds = refresh.guard(Scheme(m.ckks, "check"), len(m.custodians))
+    bounds.check()
+    _say(f"guard        {m.guard.name} answers every refresh last: {bounds.describe(refreshes(m))}")
 
 
 @app.command()

@@ -199,7 +199,7 @@ class ConsortiumConfig(Model):
     approve: Literal["auto", "human"] = "auto"
     """``human``: every custodian waits for ``focal approve RUN`` before the release."""
     verify: Literal["first", "all", "none"] = "first"
-    """Which custodians re-run every step before they answer (lockstep); one honest verifier keeps the joint key safe."""
+    """Which custodians re-run every step before they answer (lockstep). The first of them is the guard, which answers last."""
     accept_leak: bool = False
     """Allow fewer than three institutions although each then learns the other's pooled moments."""
     pooled_roc: bool = False
@@ -272,9 +272,13 @@ class Member(Model):
     """Institution: the number of its training rows."""
     verify: Literal["off", "lockstep"] | None = None
     """Custodian: whether it re-runs every step before it answers."""
+    guard: bool = False
+    """Custodian that verifies: it answers every refresh last, and only when what is to be refreshed is small (focal.ckks.refresh)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Member:
+        if self.guard and self.verify != "lockstep":
+            raise ValueError(f"member '{self.name}': a guard is a custodian with verify: lockstep")
         for field, role in (("endpoint", "server"), ("rows", "institution"), ("verify", "custodian")):
             if (getattr(self, field) is not None) != (self.role == role):
                 raise ValueError(f"member '{self.name}': '{field}' belongs to a {role}, and every {role} needs it")
@@ -361,6 +365,18 @@ class Manifest(Model):
             raise ConfigError("a manifest needs exactly one server (focal manifest add --role server)")
         if not 2 <= len(self.custodians) <= 8:
             raise ConfigError(f"a manifest needs 2 to 8 custodians, this one has {len(self.custodians)}")
+        guards = [m.name for m in self.custodians if m.guard]
+        verifiers = [m.name for m in self.custodians if m.verify == "lockstep"]
+        if len(guards) > 1:
+            raise ConfigError(
+                f"{' and '.join(guards)} are both marked as guard; a run has one, because only one custodian can answer last "
+                "(focal manifest add --no-guard for the others)"
+            )
+        if verifiers and not guards:
+            raise ConfigError(
+                f"{', '.join(verifiers)} verifies, but no custodian is the guard, so that one hospital with malformed ciphertexts and one "
+                f"reader of the shares would have the joint key; add {verifiers[0]} with focal manifest add --guard"
+            )
         least = 2 if self.accept_leak else 3
         if len(self.institutions) < least:
             raise ConfigError(
@@ -387,6 +403,11 @@ class Manifest(Model):
     @property
     def custodians(self) -> tuple[Member, ...]:
         return self.by_role("custodian")
+
+    @property
+    def guard(self) -> Member | None:
+        """The custodian that answers every refresh last; None where nobody verifies."""
+        return next((m for m in self.custodians if m.guard), None)
 
     def member(self, name: str) -> Member:
         for m in self.members:

@@ -22,7 +22,7 @@ class Opened:
     def __init__(self, run: Rehearsal) -> None:
         self.run, self.scheme = run, run.scheme
         self.q = self.scheme.moduli[0]
-        self.secret = ring.total([self.scheme.limbs(s.key)[0] for s in run.secrets], self.scheme.moduli)[0]
+        self.secret = ring.total([s.limbs for s in run.secrets], self.scheme.extended)[0]
 
     def coefficients(self, ciphertext: object) -> np.ndarray:
         """c0 + c1 s modulo q_0 as N signed integers: scale times the message, plus the noise."""

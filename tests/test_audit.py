@@ -103,7 +103,7 @@ def other_chunk(store: Store) -> str:
 
 def other_keys(store: Store) -> str:
     joint = store.body("custodian-2", "keys/joint")
-    store.say("custodian-2", "keys/joint", multiplication=joint.public)
+    store.say("custodian-2", "keys/joint", relinearisation=(joint.public, joint.relinearisation[1]))
     return "refused (joint-keys): 'custodian-2'"
 
 

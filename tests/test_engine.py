@@ -187,7 +187,7 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
             key = (item, wire.digest(asked))
             if key not in given:
                 c1 = wire.unpack(run.scheme, wire.ciphertext(3), asked, "")[1]
-                given[key] = [(str(i), *refresh.share(run.scheme, s.key, c1, a)) for i, s in enumerate(run.secrets)]
+                given[key] = [(str(i), *refresh.share(run.scheme, s.limbs, c1, a, 98)) for i, s in enumerate(run.secrets)]
             out.append(refresh.combine(run.scheme, asked, a, given[key]))
         return out
 

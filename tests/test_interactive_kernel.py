@@ -230,7 +230,7 @@ def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
 
 def released(base: Rehearsal, layout: InteractiveLayout, ciphertext: Any) -> np.ndarray:
     """(R, C) weights by smudged shares, as an institution gets them."""
-    shares = [(str(i), release.share(base.scheme, s.key, ciphertext, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
+    shares = [(str(i), release.share(base.scheme, s.limbs, ciphertext, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
     return release.weights(cast(Layout, layout), [release.open_slots(base.scheme, shares)])
 
 

@@ -30,9 +30,9 @@ class Ceremony:
             self.first = [dict(zip(self.names, s.first_round(ROTATIONS, pool), strict=True)) for s in self.secrets]
         kinds = dict(keys.first_round_kinds(ROTATIONS))
         self.sums = {name: self.added(kinds[name], [part[name] for part in self.first]) for name in self.names}
-        self.second = [s.second_round(self.sums["switching"])[0] for s in self.secrets]
-        multiplication = self.added(wire.SWITCHING_AB, self.second)
-        keys.install(self.scheme, RUN, multiplication, ROTATIONS, lambda r: self.sums[f"rotation/{r}"])
+        self.second = [s.second_round(self.sums["relinearisation/h0"], self.sums["relinearisation/h1"])[0] for s in self.secrets]
+        b = self.added(wire.SWITCHING_B, self.second)
+        keys.install(self.scheme, RUN, self.sums["relinearisation/h1"], b, ROTATIONS, lambda r: self.sums[f"rotation/{r}"])
         self.public = keys.joint_public_key(self.scheme, RUN, self.sums["public"])
 
     names = [name for name, _ in keys.first_round_kinds(ROTATIONS)]
@@ -67,7 +67,7 @@ def test_one_missing_share_decrypts_nothing(ceremony: Ceremony, missing: int) ->
     """c0 + c1 (s - s_i) is uniform modulo q_0: its values spread over all of 2^60, against a message of 2^45."""
     without = Opened(ceremony)  # type: ignore[arg-type]
     scheme = ceremony.scheme
-    without.secret = ring.total([scheme.limbs(s.key)[0] for i, s in enumerate(ceremony.secrets) if i != missing], scheme.moduli)[0]
+    without.secret = ring.total([s.limbs for i, s in enumerate(ceremony.secrets) if i != missing], scheme.extended)[0]
     x = np.random.default_rng(1).uniform(-1, 1, scheme.slots)
     ct = ceremony.encrypt(x)
     coefficients, found = without.coefficients(ct), without.slots(ct)
@@ -92,27 +92,50 @@ def plain(scheme: Scheme, secret: list[ring.Limb]) -> np.ndarray:
 def test_contributions_are_made_with_the_derived_randomness(ceremony: Ceremony, custodian: int) -> None:
     """b_i + a s_i is a small error for both custodians: the same ``a``, expanded by us, was used by each. sigma = 3.19; 8 of them.
 
-    Of the switching key, digit 0 carries P g s_i on the limbs of its own digit (q_0, q_1) only, so q_5
-    shows the bare error.
+    Of the relinearisation key's h0, digit 0 carries P g s_i on the limbs of its own digit (q_0, q_1) only, so q_5 shows the bare
+    error, and under u_i, not under s_i. h1 = a s_i + e has the same ``a``.
     """
     scheme, parts = ceremony.scheme, ceremony.first[custodian]
-    secret = scheme.limbs(ceremony.secrets[custodian].key)[0]
+    secret, u = ceremony.secrets[custodian].limbs, ceremony.secrets[custodian].ephemeral
+    assert u is not None and set(np.unique(u)) == {-1, 0, 1} and (u != ceremony.secrets[custodian].secret).any()
+    u = [ring.ntt((u % q).astype(np.uint64), q, scheme.roots[q]) for q in scheme.extended]
     (a,) = keys.public_random(scheme, RUN, "public", 1, extended=False)
     (b,) = wire.unpack(scheme, wire.PUBLIC_B, parts["public"], "")
     for j in range(LIMBS):
         e = noise(scheme, b[j], a[j], secret[j], j)
         assert 2 < e.std() < 4.5 and np.abs(e).max() < 8 * 3.19
-    a_digits, b_digits = keys.public_random(scheme, RUN, "switching", 3), wire.unpack(scheme, wire.SWITCHING_B, parts["switching"], "")
-    assert np.abs(noise(scheme, b_digits[0][5], a_digits[0][5], secret[5], 5)).max() < 8 * 3.19
+    a_digits = keys.public_random(scheme, RUN, "relinearisation", 3)
+    h0, h1 = (wire.unpack(scheme, wire.SWITCHING_B, parts[f"relinearisation/{half}"], "") for half in ("h0", "h1"))
+    assert np.abs(noise(scheme, h0[0][5], a_digits[0][5], u[5], 5)).max() < 8 * 3.19
+    minus = [ring.subtract(np.zeros_like(x), x, q) for x, q in zip(secret, scheme.extended, strict=True)]
+    assert np.abs(noise(scheme, h1[0][5], a_digits[0][5], minus[5], 5)).max() < 8 * 3.19
     q = scheme.moduli[0]
     (special,) = ring.centred(np.array([math.prod(scheme.extended[LIMBS:]) % q], np.uint64), q)
-    own = noise(scheme, b_digits[0][0], a_digits[0][0], secret[0], 0) - special * plain(scheme, secret)
+    own = noise(scheme, h0[0][0], a_digits[0][0], u[0], 0) - special * plain(scheme, secret)
     assert np.abs(own).max() < 8 * 3.19, "on the digit's own limb stands P s_i beside the error"
+
+
+def test_the_relinearisation_key_is_one_of_the_joint_secret(ceremony: Ceremony) -> None:
+    """b + h1 s = P g s^2 + s e + u e' + e'': outside the digit's own limbs the noise alone, and no larger than three secrets make it."""
+    scheme, joint = ceremony.scheme, ring.total([s.limbs for s in ceremony.secrets], ceremony.scheme.extended)
+    b = wire.unpack(scheme, wire.SWITCHING_B, ceremony.added(wire.SWITCHING_B, ceremony.second), "")
+    h1 = wire.unpack(scheme, wire.SWITCHING_B, ceremony.sums["relinearisation/h1"], "")
+    left = noise(scheme, b[0][5], h1[0][5], joint[5], 5)
+    expected = 3.19 * math.sqrt(2 * 3 * 3 * scheme.n * 2 / 3)  # two products of sums of three
+    assert 0.8 * expected < left.std() < 1.2 * expected
+
+
+def test_nothing_is_made_with_an_erased_ephemeral_secret(ceremony: Ceremony) -> None:
+    share = keys.SecretShare.load(ceremony.scheme, RUN, ceremony.secrets[0].dump())
+    with pytest.raises(ValueError, match="erased"):
+        share.second_round(ceremony.sums["relinearisation/h0"], ceremony.sums["relinearisation/h1"])
+    again = keys.SecretShare.load(ceremony.scheme, RUN, ceremony.secrets[0].dump(), ceremony.secrets[0].dump_ephemeral())
+    assert again.ephemeral is not None and np.array_equal(again.ephemeral, ceremony.secrets[0].ephemeral)
 
 
 def test_shares_are_ternary_and_differ(ceremony: Ceremony) -> None:
     scheme = ceremony.scheme
-    drawn = [plain(scheme, scheme.limbs(s.key)[0]) for s in ceremony.secrets]
+    drawn = [plain(scheme, s.limbs) for s in ceremony.secrets]
     for s in drawn:
         assert set(np.unique(s)) == {-1, 0, 1}
         assert np.abs(np.bincount(s + 1) / scheme.n - 1 / 3).max() < 6 * (2 / 9 / scheme.n) ** 0.5
@@ -137,17 +160,20 @@ def test_a_malformed_contribution_is_refused_by_name(ceremony: Ceremony, spoil: 
 
 
 def test_sums_do_not_depend_on_the_order(ceremony: Ceremony) -> None:
-    parts = [part["switching"] for part in ceremony.first]
-    assert ceremony.added(wire.SWITCHING_B, parts[::-1]) == ceremony.sums["switching"]
+    parts = [part["relinearisation/h0"] for part in ceremony.first]
+    assert ceremony.added(wire.SWITCHING_B, parts[::-1]) == ceremony.sums["relinearisation/h0"]
 
 
 def test_a_share_survives_its_file(ceremony: Ceremony) -> None:
     scheme, share = ceremony.scheme, ceremony.secrets[0]
     loaded = keys.SecretShare.load(scheme, RUN, share.dump())
-    assert loaded.public_b == share.public_b
-    assert all(np.array_equal(x, y) for x, y in zip(scheme.limbs(share.key)[0], scheme.limbs(loaded.key)[0], strict=True))
+    assert len(share.dump()) == scheme.n
+    assert all(np.array_equal(x, y) for x, y in zip(share.limbs, loaded.limbs, strict=True))
     other = keys.SecretShare.draw(scheme, RUN)
-    assert other.public_b != share.public_b, "a second draw must be another secret"
+    assert (other.secret != share.secret).mean() > 0.6, "a second draw must be another secret"
+    for spoilt in (b"", share.dump()[:-1], b"\2" + share.dump()[1:]):
+        with pytest.raises(ValueError, match="ternary"):
+            keys.SecretShare.load(scheme, RUN, spoilt)
 
 
 def test_sizes_are_announced_rightly(ceremony: Ceremony) -> None:

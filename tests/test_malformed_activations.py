@@ -54,7 +54,7 @@ def secret_slots(base: Rehearsal) -> np.ndarray:
 def opened(base: Rehearsal, ciphertext: Any) -> np.ndarray:
     """(S,) complex: release.open_slots, but the attacker keeps the imaginary parts too."""
     q, scheme = base.scheme.moduli[0], base.scheme
-    shares = [opening.share(scheme, s.key, ciphertext, i == 0) for i, s in enumerate(base.secrets)]
+    shares = [opening.share(scheme, s.limbs, ciphertext, i == 0) for i, s in enumerate(base.secrets)]
     (limb,) = ring.total([wire.unpack(scheme, wire.DECRYPTION, data, "")[0] for data in shares], [q])
     return ring.embed(ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q) / scheme.scale)
 

@@ -48,7 +48,7 @@ def test_a_malformed_target_and_the_server_together_read_the_joint_secret() -> N
             asked = refresh.request(scheme, ciphertexts[0])
             c0, c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "request")
             a = refresh.common_random(scheme, run.run_id, items[0], wire.digest(asked))
-            shares = [wire.unpack(scheme, wire.REFRESH_H0, refresh.share(scheme, s.key, c1, a)[0], "custodian")[0] for s in run.secrets]
+            shares = [wire.unpack(scheme, wire.REFRESH_H0, refresh.share(scheme, s.limbs, c1, a)[0], "custodian")[0] for s in run.secrets]
             overheard.extend(ring.total([c0, *shares], moduli))
         return run.refresh(items, ciphertexts)
 
@@ -57,7 +57,7 @@ def test_a_malformed_target_and_the_server_together_read_the_joint_secret() -> N
     engine.close()
 
     read = [round(v / (1 << SHIFT)) for v in coefficients(overheard, moduli, roots)]
-    secrets = [coefficients(scheme.limbs(s.key)[0][:1], moduli[:1], roots) for s in run.secrets]
+    secrets = [coefficients(s.limbs[:1], moduli[:1], roots) for s in run.secrets]
     joint = np.sum(secrets, axis=0)
     right = int(np.sum(np.array(read) == joint))
     print(f"a malformed target upload, pooled with the server's view, yields {right} of {scheme.n} coefficients of the joint secret")

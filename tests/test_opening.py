@@ -140,7 +140,7 @@ def test_a_share_is_smudged_as_stated(pair: tuple[Rehearsal, Rehearsal]) -> None
     scheme, q = pair[0].scheme, pair[0].scheme.moduli[0]
     zero = scheme.ciphertext([scheme.zero(1), scheme.zero(1)])
     for lead, secret in zip((True, False), pair[0].secrets, strict=False):
-        (limb,) = wire.unpack(scheme, wire.DECRYPTION, opening.share(scheme, secret.key, zero, lead), "")[0]
+        (limb,) = wire.unpack(scheme, wire.DECRYPTION, opening.share(scheme, secret.limbs, zero, lead), "")[0]
         noise = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
         assert abs(rms(noise) / opening.SIGMA - 1) < 0.03
 
@@ -158,14 +158,14 @@ def test_an_owner_reads_its_values_and_nobody_without_all_shares(pair: tuple[Reh
     dx = LAYOUT.gradients(base.open(backward.gradients["b"]), own)
     assert np.abs(z - (x @ w)[32:64]).max() < each / SCALE < 1e-3
     assert np.abs(dx - (delta @ w.T)[32:64]).max() < each / GRADIENT_SCALE < 1.5e-4
-    shares = [(str(i), opening.share(base.scheme, s.key, forward.logits["b"], i == 0)) for i, s in enumerate(base.secrets)]
+    shares = [(str(i), opening.share(base.scheme, s.limbs, forward.logits["b"], i == 0)) for i, s in enumerate(base.secrets)]
     found = LAYOUT.logits(release.open_slots(base.scheme, shares[:2]), own)
     assert abs(np.corrcoef(found.ravel(), z.ravel())[0, 1]) < 5 / math.sqrt(z.size)
 
 
 def test_only_one_limb_is_opened(pair: tuple[Rehearsal, Rehearsal]) -> None:
     with pytest.raises(ValueError, match="exactly one limb"):
-        opening.share(pair[0].scheme, pair[0].secrets[0].key, pair[0].encrypt(np.zeros(SLOTS), 2), True)
+        opening.share(pair[0].scheme, pair[0].secrets[0].limbs, pair[0].encrypt(np.zeros(SLOTS), 2), True)
 
 
 # --------------------------------------------------------------------- limits

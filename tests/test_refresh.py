@@ -46,7 +46,10 @@ def a(rehearsal: Rehearsal, asked: bytes) -> list[ring.Limb]:
 @pytest.fixture(scope="module")
 def shares(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb]) -> Shares:
     c1 = wire.unpack(rehearsal.scheme, KIND, asked, "server")[1]
-    return [(f"custodian-{i}", *refresh.share(rehearsal.scheme, s.key, c1, a)) for i, s in enumerate(rehearsal.secrets)]
+    bounds = refresh.guard(rehearsal.scheme, 3)
+    widths = (bounds.guard_bits, bounds.others_bits, bounds.others_bits)
+    made = (refresh.share(rehearsal.scheme, s.limbs, c1, a, w) for s, w in zip(rehearsal.secrets, widths, strict=True))
+    return [(f"custodian-{i}", *share) for i, share in enumerate(made)]
 
 
 def digest_of(run: Rehearsal, ciphertext: Any) -> str:
@@ -70,7 +73,7 @@ def test_the_message_survives_with_all_limbs(
 
 
 def test_messages_far_larger_than_one_survive(rehearsal: Rehearsal, opened: Opened) -> None:
-    """delta' = 256 delta reaches some hundreds: the masks leave 2^105 of room."""
+    """delta' = 256 delta reaches some hundreds: requests may be 2^11 in a slot."""
     values = np.linspace(-1000, 1000, rehearsal.scheme.slots, dtype=np.float64)
     ct = rehearsal.encrypt(values, REFRESH_LIMBS)
     (refreshed,) = rehearsal.refresh([ITEM], [ct])
@@ -104,7 +107,8 @@ def test_a_share_hides_the_secret_product(rehearsal: Rehearsal, a: list[ring.Lim
     """Two shares of one custodian for one request differ on every coefficient: the mask is drawn anew (and the ledger gives only one)."""
     scheme = rehearsal.scheme
     c1 = wire.unpack(scheme, KIND, asked, "server")[1]
-    one, two = (wire.unpack(scheme, wire.REFRESH_H0, refresh.share(scheme, rehearsal.secrets[0].key, c1, a)[0], "")[0] for _ in range(2))
+    made = (refresh.share(scheme, rehearsal.secrets[0].limbs, c1, a, 98)[0] for _ in range(2))
+    one, two = (wire.unpack(scheme, wire.REFRESH_H0, data, "")[0] for data in made)
     assert (one[0] != two[0]).mean() > 0.999
 
 
@@ -122,8 +126,8 @@ def test_a_depends_on_run_item_and_digest(rehearsal: Rehearsal) -> None:
 
 
 def test_a_is_its_definition(rehearsal: Rehearsal) -> None:
-    """SHAKE-256('focal/refresh/v1' || run id || item with its length || digest), every limb below its prime."""
-    seed = b"focal/refresh/v1" + bytes(32) + b"\6\0item/1" + bytes(range(32))
+    """SHAKE-256('focal/refresh/v2' || run id || item with its length || digest), every limb below its prime."""
+    seed = b"focal/refresh/v2" + bytes(32) + b"\6\0item/1" + bytes(range(32))
     made = refresh.common_random(rehearsal.scheme, bytes(32), "item/1", bytes(range(32)).hex())
     assert len(made) == LIMBS
     for i, (limb, q) in enumerate(zip(made, rehearsal.scheme.moduli, strict=True)):
@@ -155,7 +159,7 @@ def test_another_limb_count_is_refused(rehearsal: Rehearsal, a: list[ring.Limb],
     with pytest.raises(ValueError, match="exactly 3 limbs"):
         refresh.request(rehearsal.scheme, ct)
     with pytest.raises(ValueError, match="exactly 3 limbs"):
-        refresh.share(rehearsal.scheme, rehearsal.secrets[0].key, rehearsal.scheme.limbs(ct)[1], a)
+        refresh.share(rehearsal.scheme, rehearsal.secrets[0].limbs, rehearsal.scheme.limbs(ct)[1], a, 98)
 
 
 def test_an_unrescaled_ciphertext_is_refused(rehearsal: Rehearsal, ciphertext: Any) -> None:

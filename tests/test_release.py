@@ -46,7 +46,7 @@ def refreshed(rehearsal: Rehearsal, small: Layout, weights: np.ndarray) -> Any:
 
 @pytest.fixture(scope="module")
 def shares(rehearsal: Rehearsal, refreshed: Any) -> list[tuple[str, bytes]]:
-    return [(f"custodian-{i}", release.share(rehearsal.scheme, s.key, refreshed, lead=i == 0)) for i, s in enumerate(rehearsal.secrets)]
+    return [(f"custodian-{i}", release.share(rehearsal.scheme, s.limbs, refreshed, lead=i == 0)) for i, s in enumerate(rehearsal.secrets)]
 
 
 def test_the_test_inverts_the_embedding() -> None:
@@ -135,7 +135,7 @@ def test_gaussians_come_in_the_number_and_size_asked_for() -> None:
 def test_a_share_is_smudged_for_the_noise_that_is_stated(rehearsal: Rehearsal) -> None:
     scheme, q = rehearsal.scheme, rehearsal.scheme.moduli[0]
     zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
-    data = release.share(scheme, rehearsal.secrets[1].key, zero, False, 4 * release.CARRIED_NOISE)
+    data = release.share(scheme, rehearsal.secrets[1].limbs, zero, False, 4 * release.CARRIED_NOISE)
     (limb,) = wire.unpack(scheme, wire.DECRYPTION, data, "")[0]
     noise = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
     assert abs(rms(noise) / (4 * release.SIGMA) - 1) < 0.03
@@ -147,7 +147,7 @@ def test_the_smudging_is_gaussian_with_the_stated_deviation(rehearsal: Rehearsal
     zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
     noise = []
     for lead, secret in zip((True, False), rehearsal.secrets, strict=False):
-        (limb,) = wire.unpack(scheme, wire.DECRYPTION, release.share(scheme, secret.key, zero, lead), "")[0]
+        (limb,) = wire.unpack(scheme, wire.DECRYPTION, release.share(scheme, secret.limbs, zero, lead), "")[0]
         noise.append(ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q).astype(float))
     both = np.concatenate(noise)
     print(f"smudging: standard deviation {both.std() / release.SIGMA:.4f} of SIGMA")

@@ -21,7 +21,7 @@ from focal.config import CkksConfig
 from focal.errors import FocalError, Refused
 
 KINDS = [wire.ciphertext(n) for n in (1, 3, LIMBS)] + [
-    wire.REFRESH_H0, wire.REFRESH_H1, wire.DECRYPTION, wire.PUBLIC_B, wire.SWITCHING_B, wire.SWITCHING_AB,
+    wire.REFRESH_H0, wire.REFRESH_H1, wire.DECRYPTION, wire.PUBLIC_B, wire.SWITCHING_B,
 ]  # fmt: skip
 
 FIELDS = {  # name in the error -> (offset, struct code, another value)

@@ -68,7 +68,7 @@ class EncryptedSum(Sum):
         self.limit = scheme.moduli[0] / 4 / scheme.scale / GAIN
         """Bound on the sum of all institutions' largest values."""
         self.shares = [keys.SecretShare.draw(scheme, self.run_id) for _ in range(custodians)]
-        public = keys.add_up(scheme, wire.PUBLIC_B, [(f"custodian {i}", s.public_b) for i, s in enumerate(self.shares)])
+        public = keys.add_up(scheme, wire.PUBLIC_B, [(f"custodian {i}", s.public()) for i, s in enumerate(self.shares)])
         self.public = keys.joint_public_key(scheme, self.run_id, public)
         self.setup = moved(up={}, down=dict.fromkeys(names, len(public)))
         self.grid = 2.0 ** math.ceil(math.log2(SAFE * self.deviation(len(names))))
@@ -119,4 +119,4 @@ class EncryptedSum(Sum):
         """Every custodian's (name, share) of a sum."""
         ciphertext = self.scheme.ciphertext(wire.unpack(self.scheme, FRESH, data, "the server's sum"))
         noise = self._noise(summands)
-        return [(f"custodian {i}", release.share(self.scheme, s.key, ciphertext, i == 0, noise)) for i, s in enumerate(self.shares)]
+        return [(f"custodian {i}", release.share(self.scheme, s.limbs, ciphertext, i == 0, noise)) for i, s in enumerate(self.shares)]

@@ -235,21 +235,13 @@ class EncryptedRun:
 
     def _make_keys(self) -> Any:
         """Both rounds of the ceremony; returns the joint public key."""
-        scheme, rotations = self.scheme, self.layout.rotations
-        kinds = keys.first_round_kinds(rotations)
-        first = {name: list(share.first_round(rotations, self._pool)) for name, share in self.shares.items()}
-        sums = {kind: keys.add_up(scheme, form, [(n, r[k]) for n, r in first.items()]) for k, (kind, form) in enumerate(kinds)}
-        second = {name: share.second_round(sums["switching"])[0] for name, share in self.shares.items()}
-        multiplication = keys.add_up(scheme, wire.SWITCHING_AB, list(second.items()))
-        keys.install(scheme, self.run_id, multiplication, rotations, lambda r: sums[f"rotation/{r}"])
-        for name in self.custodians:
-            self._up[name] += sum(map(len, first[name])) + len(second[name])
-        for name in self.custodians:
-            self._down[name] += sum(self._up[other] for other in self.custodians if other != name)
-        joint = len(multiplication) + sum(len(data) for kind, data in sums.items() if kind != "switching")
+        made = keys.ceremony(self.scheme, self.run_id, self.shares, self.layout.rotations, self._pool)
+        for name, sent in made.sent.items():
+            self._up[name] += sent
+            self._down[name] += sum(made.sent.values()) - sent
         for name in self.names:
-            self._down[name] += joint
-        return keys.joint_public_key(scheme, self.run_id, sums["public"])
+            self._down[name] += made.joint_bytes
+        return made.public
 
     def _refresh(self, items: list[str], ciphertexts: list[Any], name: str | None = None) -> list[Any]:
         """Every custodian's share of each, combined by the server; for institution ``name``, or for the server itself."""
@@ -266,17 +258,11 @@ class EncryptedRun:
 
     def _answered(self, item: str, asked: bytes) -> tuple[Any, dict[str, int]]:
         """The refreshed ciphertext, and the bytes of every custodian's share. Counted by the caller: this runs in several threads."""
-        scheme = self.scheme
-        a = refresh.common_random(scheme, self.run_id, item, wire.digest(asked))
-        shares = []
-        for name, own in self.shares.items():
-            c1 = wire.unpack(scheme, GRADIENT, asked, "the server")[1]
-            shares.append((name, *refresh.share(scheme, own.key, c1, a)))
-        return refresh.combine(scheme, asked, a, shares), {name: len(h0) + len(h1) for name, h0, h1 in shares}
+        return refresh.together(self.scheme, self.run_id, {name: own.limbs for name, own in self.shares.items()}, item, asked)
 
     def _opened(self, ciphertext: Any) -> Array:
         (one,) = self._sent([self.scheme.cc.Compress(ciphertext, 1)], wire.ciphertext(1), to=self.custodians)
-        shares = [(n, release.share(self.scheme, own.key, one, n == self.custodians[0], CARRIED_NOISE)) for n, own in self.shares.items()]
+        shares = [(n, release.share(self.scheme, own.limbs, one, n == self.custodians[0], CARRIED_NOISE)) for n, own in self.shares.items()]
         for custodian, data in shares:
             self._up[custodian] += len(data)
             for name in self.names:

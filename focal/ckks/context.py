@@ -148,12 +148,15 @@ class Scheme:
         """Classical security in bits; construction fails below it."""
         return 128
 
-    @property
+    @cached_property
     def roots(self) -> dict[int, int]:
-        """Modulus -> the primitive 2N-th root of unity that OpenFHE's transform uses, read from our own bytes."""
-        data = bytes(openfhe.Serialize(self.cc, openfhe.BINARY)) + self._key_map[: parse(self._key_map, self.n)[0][0][0]]
-        words = {struct.unpack_from("<Q", data, i)[0] for i in range(len(data) - 7)}
-        return {q: next(w for w in sorted(words) if 1 < w < q and pow(w, self.n, q) == q - 1) for q in self.moduli}
+        """Modulus (of P too) -> the primitive 2N-th root of unity that OpenFHE's transform uses, read from our own bytes: it stands
+        behind each limb."""
+        found = {}
+        for offset, q in parse(self._key_map, self.n)[0]:
+            behind = (struct.unpack_from("<Q", self._key_map, offset + 8 * self.n + i)[0] for i in range(64))
+            found[q] = next(w for w in behind if 1 < w < q and pow(w, self.n, q) == q - 1)
+        return found
 
     def switch_ms(self, repeats: int = 9) -> float:
         """Milliseconds of one key switch of a fresh ciphertext on this thread and machine: the median, a warm-up apart."""
@@ -236,10 +239,6 @@ class Scheme:
     def joint_tag_key(self) -> Any:
         """A public key of which OpenFHE reads nothing but the joint tag (``IntMPBootEncrypt``)."""
         return self.public_key(self.zero(LIMBS), self.zero(LIMBS))
-
-    def secret_key(self, data: bytes) -> Any:
-        """A secret share from this party's own key file (bytes that this party wrote itself)."""
-        return openfhe.DeserializePrivateKeyString(data, openfhe.BINARY)
 
     def switching_key(self, a: Sequence[Sequence[Limb]], b: Sequence[Sequence[Limb]]) -> Any:
         """An evaluation key from its ``DIGITS`` a and b polynomials modulo QP."""

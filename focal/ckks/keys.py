@@ -3,102 +3,167 @@
 The joint secret is s = s_1 + ... + s_N and exists nowhere. Every evaluation key is linear in it, so the custodians' parts
 add up, as long as all use the same public randomness ``a``, which is expanded from the run id and chosen by nobody::
 
-    round 1   public key        b_i = e - a s_i
-              switching key     b_i = P g s_i - a' s_i + e                 (one polynomial per digit)
-              rotation r        b_i = P g rot_r(s_i) - a'' s_i + e         (one such key per rotation)
-              sum over i ->  joint public key, joint rotation keys, and the switching key of s
-    round 2   multiplication    (s_i a_j + e, s_i b_j + e')  for every digit j of the *summed* switching key
-              sum over i ->  relinearisation key for s^2
+    round 1   public key          b_i  = e - a s_i
+              relinearisation     h0_i = P g s_i - a' u_i + e       h1_i = a' s_i + e'          (one polynomial per digit)
+              rotation r          b_i  = P g s_i - a'' rot_-r(s_i) + e                          (one such key per rotation)
+              sum over i ->  joint public key, joint rotation keys, h0 and h1
+    round 2   relinearisation     b_i  = s_i h0 + (u_i - s_i) h1 + e''
+              sum over i ->  relinearisation key (b, h1):  b + h1 s = s h0 + u h1 + e'' = P g s^2 + s e + u e' + e''
 
-Only b halves travel in round 1. Round 2 depends on round 1, and that is where a custodian that answers last could choose
-its round-1 part so that the others' answers spell out their secrets: rounds are therefore committed before they are
-revealed, and round 2 is answered only after all signed the same transcript of round 1 (focal.roles.custodian).
-References: Mouchet et al., "Multiparty Homomorphic Encryption from RLWE", PoPETs 2021, protocols 1 to 3.
+**Who could have made these without the secret.** u_i is drawn for this key alone, ternary like s_i, and erased after round 2. Given s_i,
+h0_i is a ring-LWE sample under u_i; without it, b_i, h1_i and the public key are samples under s_i, each with an ``a`` of its own: each
+is pseudo-random, whatever P g s_i is added to it (circular security). What must never happen is that *one* secret meets *one* ``a`` in
+two published elements: OpenFHE's MultiKeySwitchGen and MultiMultEvalKey publish P g s_i - a' s_i + e and a' s_i + e', whose sum is s_i
+(docs/security-notes.md). So: no u_i is used twice, tests/test_scan.py adds up all that a run publishes, and SECURITY.md says the rest.
+
+Only b halves travel. Round 2 depends on round 1, and that is where a custodian that answers last could choose its round-1 part so
+that the others' answers spell out their secrets (h1 = 0 would show P g s_i): rounds are therefore committed before they are revealed,
+and round 2 is answered only after all signed the same transcript of round 1 (focal.roles.custodian).
+References: Mouchet et al., "Multiparty Homomorphic Encryption from RLWE", PoPETs 2021, protocols 1 to 3 (relinearisation: protocol 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-import openfhe
+import numpy as np
+from numpy.typing import NDArray
 
-from focal.ckks import ring, wire
+from focal.ckks import ring, sampling, wire
 from focal.ckks.context import DIGITS, LIMBS, Scheme
 from focal.ckks.ring import Limb
 
 Polynomials = list[list[Limb]]
+Ternary = NDArray[np.int64]
+"""N coefficients -1, 0, 1 (of a difference of two: up to 2)."""
 
 
 def public_random(scheme: Scheme, run_id: bytes, label: str, polynomials: int, extended: bool = True) -> Polynomials:
-    """The ``a`` polynomials of one key, expanded from the run id: SHAKE-256('focal/keys/v1' || run id || label || index)."""
+    """The ``a`` polynomials of one key, expanded from the run id: SHAKE-256('focal/keys/v2' || run id || label || index)."""
     primes = scheme.extended if extended else scheme.moduli
-    return [ring.expand(b"focal/keys/v1" + run_id + f"{label}/{i}/".encode(), primes, scheme.n) for i in range(polynomials)]
+    return [ring.expand(b"focal/keys/v2" + run_id + f"{label}/{i}/".encode(), primes, scheme.n) for i in range(polynomials)]
 
 
 def first_round_kinds(rotations: Sequence[int]) -> list[tuple[str, wire.Kind]]:
     """Names and kinds of a custodian's round-1 contributions, in order."""
-    return [("public", wire.PUBLIC_B), ("switching", wire.SWITCHING_B)] + [(f"rotation/{r}", wire.SWITCHING_B) for r in rotations]
+    fixed = [("public", wire.PUBLIC_B), ("relinearisation/h0", wire.SWITCHING_B), ("relinearisation/h1", wire.SWITCHING_B)]
+    return fixed + [(f"rotation/{r}", wire.SWITCHING_B) for r in rotations]
 
 
-SECOND_ROUND: list[tuple[str, wire.Kind]] = [("multiplication", wire.SWITCHING_AB)]
+SECOND_ROUND: list[tuple[str, wire.Kind]] = [("relinearisation/b", wire.SWITCHING_B)]
 
 
 class SecretShare:
     """A custodian's share s_i of the secret key. It leaves the process only into the custodian's own key file."""
 
-    def __init__(self, scheme: Scheme, run_id: bytes, key: Any, public_b: bytes) -> None:
-        self.scheme, self.run_id, self.key, self.public_b = scheme, run_id, key, public_b
+    def __init__(self, scheme: Scheme, run_id: bytes, secret: Ternary, ephemeral: Ternary | None) -> None:
+        self.scheme, self.run_id, self.secret, self.ephemeral = scheme, run_id, secret, ephemeral
+        self.limbs = _evaluated(scheme, secret, scheme.extended)
+        """s_i in evaluation form, modulo q_0 ... q_5 and the primes of P."""
 
     @classmethod
     def draw(cls, scheme: Scheme, run_id: bytes) -> SecretShare:
-        """A fresh share and its part of the public key."""
-        seed = scheme.public_key(scheme.zero(LIMBS), public_random(scheme, run_id, "public", 1, extended=False)[0])
-        pair = scheme.cc.MultipartyKeyGen(seed, False, True)
-        return cls(scheme, run_id, pair.secretKey, wire.pack(scheme, wire.PUBLIC_B, scheme.limbs(pair.publicKey)[:1]))
+        """A fresh share, and the ephemeral u_i of the relinearisation key: both uniform ternary."""
+        return cls(scheme, run_id, sampling.ternary(scheme.n), sampling.ternary(scheme.n))
 
     def dump(self) -> bytes:
         """Bytes for the custodian's own key file (0600)."""
-        secret = bytes(openfhe.Serialize(self.key, openfhe.BINARY))
-        return len(secret).to_bytes(8, "little") + secret + self.public_b
+        return self.secret.astype(np.int8).tobytes()
+
+    def dump_ephemeral(self) -> bytes:
+        """Bytes for a second file (0600), to be deleted when round 2 is on disk."""
+        return self._ephemeral.astype(np.int8).tobytes()
 
     @classmethod
-    def load(cls, scheme: Scheme, run_id: bytes, data: bytes) -> SecretShare:
-        """Read what :meth:`dump` wrote; only ever this party's own file."""
-        end = 8 + int.from_bytes(data[:8], "little")
-        return cls(scheme, run_id, scheme.secret_key(data[8:end]), data[end:])
+    def load(cls, scheme: Scheme, run_id: bytes, data: bytes, ephemeral: bytes | None = None) -> SecretShare:
+        """Read what :meth:`dump` and :meth:`dump_ephemeral` wrote; only ever this party's own files. ValueError for anything else."""
+
+        def read(data: bytes) -> Ternary:
+            values = np.frombuffer(data, np.int8).astype(np.int64)
+            if len(values) != scheme.n or np.abs(values).max() > 1:
+                raise ValueError("this is no ternary secret of the run's ring")
+            return values
+
+        return cls(scheme, run_id, read(data), None if ephemeral is None else read(ephemeral))
+
+    # ----------------------------------------------------------------- contributions
+
+    def public(self) -> bytes:
+        """b_i = e - a s_i: the part of the public key. Anew at each call."""
+        scheme = self.scheme
+        (a,) = public_random(scheme, self.run_id, "public", 1, extended=False)
+        error = _evaluated(scheme, sampling.errors(scheme.n), scheme.moduli)
+        own = zip(error, a, self.limbs, scheme.moduli, strict=False)
+        return wire.pack(scheme, wire.PUBLIC_B, [[ring.subtract(e, ring.multiply(x, s, q), q) for e, x, s, q in own]])
 
     def first_round(self, rotations: Sequence[int], pool: ThreadPoolExecutor) -> Iterator[bytes]:
         """Round-1 contributions in the order of :func:`first_round_kinds`."""
-        yield self.public_b
-        yield self._switching()
+        u = _evaluated(self.scheme, self._ephemeral, self.scheme.extended)
+        minus = [ring.subtract(np.zeros_like(s), s, q) for s, q in zip(self.limbs, self.scheme.extended, strict=True)]
+        yield self.public()
+        yield self._switching("relinearisation", self.limbs, u)
+        yield self._switching("relinearisation", None, minus)
         yield from pool.map(self._rotation, rotations)
 
-    def _zeros(self) -> Polynomials:
-        return [self.scheme.zero(len(self.scheme.extended))] * DIGITS
-
-    def _b_half(self, key: Any) -> Polynomials:
-        return self.scheme.limbs(key)[DIGITS:]
-
-    def _switching(self) -> bytes:
-        template = self.scheme.switching_key(public_random(self.scheme, self.run_id, "switching", DIGITS), self._zeros())
-        made = self.scheme.cc.MultiKeySwitchGen(self.key, self.key, template)
-        return wire.pack(self.scheme, wire.SWITCHING_B, self._b_half(made))
-
     def _rotation(self, rotation: int) -> bytes:
-        template = self.scheme.rotation_key(
-            rotation, public_random(self.scheme, self.run_id, f"rotation/{rotation}", DIGITS), self._zeros()
-        )
-        made = self.scheme.cc.MultiEvalAtIndexKeyGen(self.key, template, [rotation], self.scheme.tag)
-        return wire.pack(self.scheme, wire.SWITCHING_B, self._b_half(made))
+        # OpenFHE switches first and turns the result: its key carries s under the secret turned back
+        back = pow(5, -rotation % self.scheme.slots, 2 * self.scheme.n)
+        turned = _evaluated(self.scheme, _automorphism(self.secret, back), self.scheme.extended)
+        return self._switching(f"rotation/{rotation}", self.limbs, turned)
 
-    def second_round(self, switching_sum: bytes) -> list[bytes]:
-        """Round-2 contribution from the summed switching key, which this custodian added up itself."""
-        b = wire.unpack(self.scheme, wire.SWITCHING_B, switching_sum, "the sum of round 1")
-        joint = self.scheme.switching_key(public_random(self.scheme, self.run_id, "switching", DIGITS), b)
-        made = self.scheme.cc.MultiMultEvalKey(self.key, joint, self.scheme.tag)
-        return [wire.pack(self.scheme, wire.SWITCHING_AB, self.scheme.limbs(made))]
+    def _switching(self, label: str, carried: Sequence[Limb] | None, under: Sequence[Limb]) -> bytes:
+        """P g x - a y + e for every digit: x = ``carried`` (None: zero), y = ``under``, a = that of ``label``.
+
+        P g is P on the limbs of the digit's own primes and zero on all others (Han and Ki 2020, section 3.1).
+        """
+        scheme = self.scheme
+        special, each = math.prod(scheme.extended[LIMBS:]), LIMBS // DIGITS
+        polynomials = []
+        for digit, a in enumerate(public_random(scheme, self.run_id, label, DIGITS)):
+            error, limbs = _evaluated(scheme, sampling.errors(scheme.n), scheme.extended), []
+            for i, q in enumerate(scheme.extended):
+                b = ring.subtract(error[i], ring.multiply(a[i], under[i], q), q)
+                if carried is not None and i // each == digit:
+                    b = ring.add(b, ring.multiply(carried[i], np.full(scheme.n, special % q, np.uint64), q), q)
+                limbs.append(b)
+            polynomials.append(limbs)
+        return wire.pack(scheme, wire.SWITCHING_B, polynomials)
+
+    def second_round(self, h0: bytes, h1: bytes) -> list[bytes]:
+        """Round-2 contribution s_i h0 + (u_i - s_i) h1 + e'' from the sums of round 1, which this custodian added up itself."""
+        scheme = self.scheme
+        weight = _evaluated(scheme, self._ephemeral - self.secret, scheme.extended)
+        first, second = (wire.unpack(scheme, wire.SWITCHING_B, data, "the sum of round 1") for data in (h0, h1))
+        polynomials = []
+        for x, y in zip(first, second, strict=True):
+            error = _evaluated(scheme, sampling.errors(scheme.n), scheme.extended)
+            parts = zip(x, y, self.limbs, weight, error, scheme.extended, strict=True)
+            polynomials.append([ring.add(ring.add(ring.multiply(s, a, q), ring.multiply(w, b, q), q), e, q) for a, b, s, w, e, q in parts])
+        return [wire.pack(scheme, wire.SWITCHING_B, polynomials)]
+
+    @property
+    def _ephemeral(self) -> Ternary:
+        if self.ephemeral is None:
+            raise ValueError("the ephemeral secret was erased after round 2, and nothing is made with it again")
+        return self.ephemeral
+
+
+def _evaluated(scheme: Scheme, coefficients: Ternary, primes: Sequence[int]) -> list[Limb]:
+    """Small signed coefficients in evaluation form."""
+    return [ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q]) for q in primes]
+
+
+def _automorphism(coefficients: Ternary, k: int) -> Ternary:
+    """The polynomial at X^k, modulo X^N + 1, for odd k."""
+    n = len(coefficients)
+    places = np.arange(n) * k % (2 * n)
+    out = np.empty_like(coefficients)
+    out[places % n] = np.where(places < n, coefficients, -coefficients)
+    return out
 
 
 def add_up(scheme: Scheme, kind: wire.Kind, parts: Sequence[tuple[str, bytes]]) -> bytes:
@@ -108,14 +173,46 @@ def add_up(scheme: Scheme, kind: wire.Kind, parts: Sequence[tuple[str, bytes]]) 
     return wire.pack(scheme, kind, [ring.total(polynomials, primes) for polynomials in zip(*unpacked, strict=True)])
 
 
-def install(scheme: Scheme, run_id: bytes, multiplication: bytes, rotations: Sequence[int], rotation_sum: Callable[[int], bytes]) -> None:
-    """Give OpenFHE the joint evaluation keys. ``rotation_sum(r)`` yields the summed b halves, one key in memory at a time."""
-    ab = wire.unpack(scheme, wire.SWITCHING_AB, multiplication, "the joint multiplication key")
-    scheme.cc.InsertEvalMultKey([scheme.switching_key(ab[:DIGITS], ab[DIGITS:])], scheme.tag)
+def install(
+    scheme: Scheme, run_id: bytes, h1: bytes, b: bytes, rotations: Sequence[int], rotation_sum: Callable[[int], bytes]
+) -> None:
+    """Give OpenFHE the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation. ``rotation_sum(r)`` yields
+    the summed b halves, one key in memory at a time."""
+    a, b_ = (wire.unpack(scheme, wire.SWITCHING_B, data, "the joint relinearisation key") for data in (h1, b))
+    scheme.cc.InsertEvalMultKey([scheme.switching_key(a, b_)], scheme.tag)
     for r in rotations:
-        b = wire.unpack(scheme, wire.SWITCHING_B, rotation_sum(r), f"the joint key of rotation {r}")
-        key = scheme.rotation_key(r, public_random(scheme, run_id, f"rotation/{r}", DIGITS), b)
+        half = wire.unpack(scheme, wire.SWITCHING_B, rotation_sum(r), f"the joint key of rotation {r}")
+        key = scheme.rotation_key(r, public_random(scheme, run_id, f"rotation/{r}", DIGITS), half)
         scheme.cc.InsertEvalAutomorphismKey(key, scheme.tag)
+
+
+@dataclass(frozen=True)
+class Ceremony:
+    """Both rounds among custodians of one process."""
+
+    public: Any
+    """The joint public key; the evaluation keys are installed."""
+    joint_bytes: int
+    """What everybody who evaluates must have: public, relinearisation and rotation keys."""
+    sent: dict[str, int]
+    """Custodian -> bytes of its contributions."""
+
+
+def ceremony(
+    scheme: Scheme, run_id: bytes, shares: Mapping[str, SecretShare], rotations: Sequence[int], pool: ThreadPoolExecutor
+) -> Ceremony:
+    """The key ceremony where all custodians are in this process: rehearsals and encrypted baselines. The roles' is the same two rounds."""
+    kinds = first_round_kinds(rotations)
+    first = {name: list(share.first_round(rotations, pool)) for name, share in shares.items()}
+    sums = {kind: add_up(scheme, form, [(name, r[i]) for name, r in first.items()]) for i, (kind, form) in enumerate(kinds)}
+    h0, h1 = sums.pop("relinearisation/h0"), sums["relinearisation/h1"]
+    second = {name: share.second_round(h0, h1)[0] for name, share in shares.items()}
+    for share in shares.values():
+        share.ephemeral = None
+    b = add_up(scheme, wire.SWITCHING_B, list(second.items()))
+    install(scheme, run_id, h1, b, rotations, lambda r: sums[f"rotation/{r}"])
+    sent = {name: sum(map(len, first[name])) + len(second[name]) for name in shares}
+    return Ceremony(joint_public_key(scheme, run_id, sums["public"]), len(b) + sum(map(len, sums.values())), sent)
 
 
 def joint_public_key(scheme: Scheme, run_id: bytes, public: bytes) -> Any:
@@ -126,4 +223,4 @@ def joint_public_key(scheme: Scheme, run_id: bytes, public: bytes) -> Any:
 
 def contribution_bytes(scheme: Scheme, rotations: int) -> int:
     """Bytes that one custodian sends in both rounds."""
-    return wire.size(scheme, wire.PUBLIC_B) + (1 + rotations) * wire.size(scheme, wire.SWITCHING_B) + wire.size(scheme, wire.SWITCHING_AB)
+    return wire.size(scheme, wire.PUBLIC_B) + (3 + rotations) * wire.size(scheme, wire.SWITCHING_B)

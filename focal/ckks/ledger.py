@@ -35,6 +35,7 @@ class Ledger:
                 "CREATE TABLE IF NOT EXISTS shares (number INTEGER PRIMARY KEY, protocol TEXT NOT NULL, item TEXT NOT NULL, "
                 "digest TEXT NOT NULL, share BLOB NOT NULL, UNIQUE (protocol, item), UNIQUE (protocol, digest))"
             )
+            self._db.execute("CREATE TABLE IF NOT EXISTS pins (topic TEXT PRIMARY KEY, digest TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as e:
             raise FocalError(
                 f"{path}: the ledger cannot be opened ({e})", hint="without its ledger a custodian must not go on: start a new run"
@@ -63,6 +64,22 @@ class Ledger:
                 return share
             return row
 
+    def pin(self, topic: str, digest: str) -> None:
+        """Remember, before an answer is weighed, what is weighed under ``topic``: whoever is refused may not try again with something else.
+
+        Raises :class:`Refused` (``second-answers``) when something else was weighed under it before.
+        """
+        with self._lock:
+            try:
+                self._db.execute("INSERT OR IGNORE INTO pins (topic, digest) VALUES (?, ?)", (topic, digest))
+            except sqlite3.OperationalError as e:
+                raise FocalError(
+                    f"{self.path}: the ledger cannot be written ({e})", hint="free space on this disk, then give the same command again"
+                ) from None
+            (stored,) = self._db.execute("SELECT digest FROM pins WHERE topic = ?", (topic,)).fetchone()
+        if stored != digest:
+            raise Refused("second-answers", f"other requests or shares are shown under '{topic}' than were weighed before")
+
     def _find(self, protocol: str, item: str, digest: str) -> bytes | None:
         rows = self._db.execute(
             "SELECT item, digest, share FROM shares WHERE protocol = ? AND (item = ? OR digest = ?)", (protocol, item, digest)
@@ -74,6 +91,11 @@ class Ledger:
                 raise Refused("second-digest", f"plan item '{item}' was answered for another ciphertext")
             return bytes(share)
         return None
+
+    def holds(self, protocol: str, item: str) -> bool:
+        """Was a share given for this plan item?"""
+        with self._lock:
+            return self._db.execute("SELECT 1 FROM shares WHERE protocol = ? AND item = ?", (protocol, item)).fetchone() is not None
 
     @property
     def count(self) -> int:

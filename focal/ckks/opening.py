@@ -40,6 +40,7 @@ uploads what it likes needs no noise to read: nothing proves an upload well form
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ from numpy.typing import NDArray
 
 from focal.ckks import release
 from focal.ckks.context import Scheme
+from focal.ckks.ring import Limb
 from focal.errors import FocalError
 
 SIGMA = 2.0**30
@@ -59,7 +61,7 @@ MAX_WEIGHT = 2.0
 """Largest size of the head, as the ratio of an activation gradient's root mean square to its derivative's length."""
 
 
-def share(scheme: Scheme, secret: Any, ciphertext: Any, lead: bool) -> bytes:
+def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool) -> bytes:
     """One custodian's share of an opening, as canonical bytes (``wire.DECRYPTION``). Made once, through the ledger.
 
     ``ciphertext`` has one limb; ``lead``: the manifest's first custodian, which adds c0. Seal it to the owner.

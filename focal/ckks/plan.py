@@ -104,8 +104,7 @@ def cost(
     step = (switching / threads + refreshes * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
     data, target = blob_bytes(n, LIMBS, 2), blob_bytes(n, REFRESH_LIMBS, 2)
     upload = {name: len(layout.touched(*rows)) * (layout.lane * data + groups * target) for name, rows in row_table.items()}
-    switching_b, switching_ab = (blob_bytes(n, LIMBS, elements, extended=True) for elements in (DIGITS, 2 * DIGITS))
-    keys = blob_bytes(n, LIMBS, 1) + (1 + len(layout.rotations)) * switching_b + switching_ab
+    keys = blob_bytes(n, LIMBS, 1) + (3 + len(layout.rotations)) * blob_bytes(n, LIMBS, DIGITS, extended=True)
     refresh = refreshes * (blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1) + blob_bytes(n, LIMBS, 1))
     rows = min(blocks * layout.lane * 2 * LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * REFRESH_LIMBS * n * 8
     held = rows + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8

@@ -3,35 +3,140 @@
 ::
 
     server:     (c0, c1) with 3 limbs                      a = SHAKE-256(run id, plan item, digest of (c0, c1))
-    custodian:  h0 = s_i c1 - M_i      h1 = -s_i a + e + M_i          M_i uniform modulo the first primes
+    custodian:  h0 = s_i c1 - M_i      h1 = -s_i a + e + M_i          M_i uniform, as wide as :class:`Guard` says
+    guard, last:  w = c0 + sum of the others' h0 + s_V c1     refused unless |w| < T in every coefficient; then its own h0, h1
     anyone:     new c0 = lift(c0 + sum h0) + sum h1,    new c1 = a
 
-The masks M_i hide the message statistically (2^105 against a scale of 2^45 and values up to 2^8) and cancel in the sum.
-``a`` must be fresh and nobody's choice: with a repeated ``a`` the masks cancel between two refreshes, and a share on a c1 of
-the server's choice spells out the custodian's secret (openfhe-facts, section 3; attacks/key_extraction.py). Hence ``a`` is
-derived here from what is refreshed, and the ledger admits one share per plan item and per digest.
+``a`` must be fresh and nobody's choice: with a repeated ``a`` the masks cancel between two refreshes. Hence it is derived here from
+what is refreshed, and the ledger admits one share per plan item and per digest.
 
-A custodian may add a message of its own (``added``), noise on a head: it goes into h1, which is recorded, so whoever recomputes
-the refresh from the recorded shares gets the same limbs; and M_i hides it as it hides the rest.
+**Who could have made a share without the secret.** h1 is a ring-LWE sample under s_i with an ``a`` of its own, plus M_i: pseudo-random.
+Given that, h0 is all that shows s_i's part of the message. With the guard V honest, h0_V = w - M_V - (what the others sent), |w| < T
+was checked, and M_V is uniform over 2^b: so h0_V is within N T / 2^b, statistically, of a value made without s_V, *whatever c1 is and
+whoever made it* (:attr:`Guard.leak`). With V dishonest, another custodian's M_i hides a phase below 2^11 scale to 2^-42 a coefficient
+(:attr:`Guard.hiding`), but nothing hides s_i c1 for a c1 of somebody's choice: then everybody else must be honest (SECURITY.md).
+
+Without a guard all masks are as wide as their sum allows. A custodian may add a message of its own (``added``), noise on a head: it goes
+into h1, which is recorded, so whoever recomputes the refresh from the recorded shares gets the same limbs; and M_i hides it as it hides
+the rest.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import ring, wire
+from focal.ckks import ring, sampling, wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.ring import Limb
+from focal.errors import FocalError
+
+PHASE_BITS = 11
+"""Honest messages, 256 residuals or 64 weights, stay below 2^11 in a slot, so their coefficients below 2^11 scale."""
+HIDING = 42
+"""Bits by which another custodian's mask is wider than an honest phase: 2^-42 a coefficient."""
+LEAK = 30
+"""An answer of the guard may lie 2^-30, at most, from what is made without its share (statistical distance over all N coefficients)."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Widths of masks and the bound T of what the guard accepts, for ``custodians`` custodians of a ring ``n`` with these first moduli.
+
+    Integers, so that everybody has the same.
+    """
+
+    n: int
+    moduli: tuple[int, ...]
+    """Those of a request: q_0, q_1, q_2."""
+    scale_bits: int
+    custodians: int
+
+    def check(self) -> None:
+        """Raise :class:`FocalError` when the moduli are too small for both hiding bounds at once."""
+        if self.leak > -LEAK or 8 * self.n * self.limit >= self.q:
+            raise FocalError(
+                f"refresh: with {self.custodians} custodians and moduli of {math.log2(self.q):.0f} bits the guard's answers would leak "
+                f"2^{self.leak:.1f} an item; 2^-{LEAK} is the bound",
+                hint="use ckks.first_bits 60 and scale_bits 45, the defaults, or fewer custodians",
+            )
+
+    @property
+    def q(self) -> int:
+        return math.prod(self.moduli)
+
+    @property
+    def phase(self) -> int:
+        """Largest coefficient of an honest request."""
+        return 1 << self.scale_bits + PHASE_BITS
+
+    @property
+    def others_bits(self) -> int:
+        """The mask of each custodian but the guard is uniform over so many bits."""
+        return self.scale_bits + PHASE_BITS + HIDING
+
+    @property
+    def guard_bits(self) -> int:
+        """The guard's: less than half of q_0 q_1 q_2, so that the sum of all masks never wraps."""
+        return round(math.log2(self.q)) - 2
+
+    @property
+    def alone_bits(self) -> int:
+        """Everybody's, where no custodian guards."""
+        return self.guard_bits - (self.custodians - 1).bit_length()
+
+    @property
+    def limit(self) -> int:
+        """T: the others' masks can never reach it, so an honest request is never refused."""
+        return (self.custodians - 1) * (1 << self.others_bits - 1) + 16 * self.phase
+
+    @property
+    def leak(self) -> float:
+        """log2 of the statistical distance of the guard's answer to one item from what is made without its share: N T / 2^bits."""
+        return math.log2(self.n) + math.log2(self.limit) - self.guard_bits
+
+    @property
+    def hiding(self) -> float:
+        """log2 of the distance, per coefficient, within which another custodian's mask alone hides an honest request."""
+        return math.log2(self.phase) - self.others_bits
+
+    def facts(self, items: int) -> dict[str, float]:
+        """The bounds as a summary has them, exponents of two; ``items``: refreshes of the run."""
+        return {
+            "items": items,
+            "phase_bits": math.log2(self.phase),
+            "others_mask_bits": self.others_bits,
+            "limit_bits": math.log2(self.limit),
+            "mask_bits": self.guard_bits,
+            "hiding_bits": self.hiding,
+            "leak_bits_per_item": self.leak,
+            "leak_bits": self.leak + math.log2(items),
+            "answers_bits": math.log2(items + 1),
+        }
+
+    def describe(self, items: int) -> str:
+        """The bounds in a line that a person can check; ``items``: refreshes of the run."""
+        return (
+            f"the others' masks (2^{self.others_bits}) hide a request to 2^{self.hiding:.0f} a coefficient; accepted below T = 2^"
+            f"{math.log2(self.limit):.1f}; its own mask (2^{self.guard_bits}) hides what passed to 2^{self.leak:.1f} an item, "
+            f"2^{self.leak + math.log2(items):.1f} over {items} items; that it answers tells {math.log2(items + 1):.1f} bits at most"
+        )
+
+
+def guard(scheme: Scheme, custodians: int) -> Guard:
+    """The bounds of a run with these parameters."""
+    return Guard(scheme.n, scheme.moduli[:REFRESH_LIMBS], scheme.params.scale_bits, custodians)
 
 
 def common_random(scheme: Scheme, run_id: bytes, item: str, digest: str) -> list[Limb]:
     """``a``, all limbs, for the refresh of the ciphertext ``digest`` under plan item ``item``."""
-    seed = b"focal/refresh/v1" + run_id + len(item).to_bytes(2, "little") + item.encode() + bytes.fromhex(digest)
+    seed = b"focal/refresh/v2" + run_id + len(item).to_bytes(2, "little") + item.encode() + bytes.fromhex(digest)
     return _expanded(seed, scheme.moduli, scheme.n)
 
 
@@ -49,21 +154,60 @@ def request(scheme: Scheme, ciphertext: Any) -> bytes:
 
 
 def share(
-    scheme: Scheme, secret: Any, c1: Sequence[Limb], a: Sequence[Limb], added: NDArray[np.float64] | None = None
+    scheme: Scheme, secret: Sequence[Limb], c1: Sequence[Limb], a: Sequence[Limb], bits: int, added: NDArray[np.float64] | None = None
 ) -> tuple[bytes, bytes]:
-    """One custodian's (h0, h1) as canonical bytes; ``added``: slots (S,) that it adds to the message.
+    """One custodian's (h0, h1) as canonical bytes under its share ``secret`` (limbs), with a mask uniform over ``bits`` bits.
 
-    Call it through the ledger only: each share is made once.
+    ``added``: slots (S,) that it adds to the message. Call it through the ledger only: each share is made once.
     """
     if len(c1) != REFRESH_LIMBS:
         raise ValueError(f"a refresh takes exactly 3 limbs, not {len(c1)}")
-    h0, h1 = scheme.cc.IntMPBootDecrypt(secret, scheme.second_half(c1), scheme.common(a))
-    (limbs,) = scheme.limbs(h1)
-    if added is not None:
-        nothing = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
-        encoded = scheme.limbs(scheme.cc.EvalAdd(nothing, scheme.encode(added)))[0]  # the bindings show a plaintext's limbs only this way
-        limbs = ring.total([limbs, encoded], scheme.moduli)
-    return wire.pack(scheme, wire.REFRESH_H0, scheme.limbs(h0)), wire.pack(scheme, wire.REFRESH_H1, [limbs])
+    words, error = sampling.uniform(scheme.n, bits), sampling.errors(scheme.n)
+    message = _encoded(scheme, added) if added is not None else None
+    h0, h1 = [], []
+    for i, (q, s) in enumerate(zip(scheme.moduli, secret, strict=False)):
+        root, mask = scheme.roots[q], sampling.residues(words, -(1 << bits - 1), q)
+        small = (error % q).astype(np.uint64)
+        if i < REFRESH_LIMBS:
+            hidden = ring.ntt(mask, q, root)
+            h0.append(ring.subtract(ring.multiply(s, c1[i], q), hidden, q))
+            upper = ring.add(hidden, ring.ntt(small, q, root), q)
+        else:
+            upper = ring.ntt(ring.add(mask, small, q), q, root)
+        upper = ring.subtract(upper, ring.multiply(s, a[i], q), q)
+        h1.append(upper if message is None else ring.add(upper, message[i], q))
+    return wire.pack(scheme, wire.REFRESH_H0, [h0]), wire.pack(scheme, wire.REFRESH_H1, [h1])
+
+
+def _encoded(scheme: Scheme, slots: NDArray[np.float64]) -> list[Limb]:
+    nothing = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
+    return scheme.limbs(scheme.cc.EvalAdd(nothing, scheme.encode(slots)))[0]  # the bindings show a plaintext's limbs only this way
+
+
+def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: bytes, others: Sequence[tuple[str, bytes]]) -> bool:
+    """The guard's question: is |c0 + sum of the others' h0 + s_V c1| < T in every coefficient? ``others``: (name, h0) of each.
+
+    Whoever makes that sum small with a c1 that would show s_V knows s_V c1 already, to within T. Exact: in mixed radix w + T =
+    v0 + v1 q0 + v2 q0 q1 (Garner 1959) is compared with 2 T digit by digit.
+    """
+    primes = scheme.moduli[:REFRESH_LIMBS]
+    c0, c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "refresh request")
+    total = ring.total([c0, *(wire.unpack(scheme, wire.REFRESH_H0, data, name)[0] for name, data in others)], primes)
+    digits: list[Limb] = []
+    for i, q in enumerate(primes):
+        seen = ring.add(total[i], ring.multiply(secret[i], c1[i], q), q)
+        value = ring.inverse_ntt(seen, q, scheme.roots[q])
+        value = ring.add(value, np.full(scheme.n, bounds.limit % q, np.uint64), q)
+        for digit, prime in zip(digits, primes, strict=False):
+            value = ring.subtract(value, digit % np.uint64(q), q)
+            value = ring.multiply(value, np.full(scheme.n, pow(prime, -1, q), np.uint64), q)
+        digits.append(value)
+    below, rest = np.zeros(scheme.n, bool), 2 * bounds.limit
+    for digit, q in zip(digits, primes, strict=True):  # from the least digit on: a larger one decides anew
+        wanted = np.uint64(rest % q)
+        below = (digit < wanted) | ((digit == wanted) & below)
+        rest //= q
+    return bool(below.all())
 
 
 def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tuple[str, bytes, bytes]]) -> Any:
@@ -75,3 +219,27 @@ def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tu
     h0 = ring.total([wire.unpack(scheme, wire.REFRESH_H0, data, name)[0] for name, data, _ in shares], scheme.moduli[:REFRESH_LIMBS])
     h1 = ring.total([wire.unpack(scheme, wire.REFRESH_H1, data, name)[0] for name, _, data in shares], scheme.moduli)
     return scheme.cc.IntMPBootEncrypt(scheme.joint_tag_key, scheme.refresh_shares(h0, h1), scheme.common(a), ciphertext)
+
+
+def together(
+    scheme: Scheme,
+    run_id: bytes,
+    secrets: Mapping[str, Sequence[Limb]],
+    item: str,
+    asked: bytes,
+    added: Sequence[NDArray[np.float64]] | None = None,
+) -> tuple[Any, dict[str, int]]:
+    """One refresh by custodians of one process, the first of them the guard: the ciphertext, and the bytes of everybody's share.
+
+    For rehearsals and encrypted baselines; the roles do the same over the wire. ``added``: slots of each custodian's own message.
+    """
+    bounds, (first, *names) = guard(scheme, len(secrets)), secrets
+    a = common_random(scheme, run_id, item, wire.digest(asked))
+    c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "refresh request")[1]
+    own = dict(zip(secrets, added, strict=True)) if added is not None else {}
+    made = {n: share(scheme, secrets[n], c1, a, bounds.others_bits, own.get(n)) for n in names}
+    if not small_enough(scheme, bounds, secrets[first], asked, [(n, h0) for n, (h0, _) in made.items()]):
+        raise FocalError(f"'{item}': the guard refuses what is to be refreshed: values beyond what a training step gives")
+    made[first] = share(scheme, secrets[first], c1, a, bounds.guard_bits, own.get(first))
+    shares = [(n, *made[n]) for n in secrets]
+    return combine(scheme, asked, a, shares), {n: len(h0) + len(h1) for n, h0, h1 in shares}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, opening, refresh, release, wire
+from focal.ckks import keys, opening, refresh, release
 from focal.ckks.context import LIMBS, Scheme
 from focal.ckks.engine import Block, Engine, Refresh, chunk_kind
 from focal.ckks.layout import Layout
@@ -35,16 +35,9 @@ class Rehearsal:
         self.scheme = scheme = Scheme(params or CkksConfig(), self.run_id.hex())
         self.pool = ThreadPoolExecutor(threads)
         self.secrets = [keys.SecretShare.draw(scheme, self.run_id) for _ in range(custodians)]
-        kinds = keys.first_round_kinds(layout.rotations)
-        rounds = [list(s.first_round(layout.rotations, self.pool)) for s in self.secrets]
-        sums = {
-            name: keys.add_up(scheme, kind, [(f"custodian {i}", r[j]) for i, r in enumerate(rounds)])
-            for j, (name, kind) in enumerate(kinds)
-        }
-        second = [s.second_round(sums["switching"])[0] for s in self.secrets]
-        multiplication = keys.add_up(scheme, wire.SWITCHING_AB, [(f"custodian {i}", b) for i, b in enumerate(second)])
-        keys.install(scheme, self.run_id, multiplication, layout.rotations, lambda r: sums[f"rotation/{r}"])
-        self.public = keys.joint_public_key(scheme, self.run_id, sums["public"])
+        named = {f"custodian {i}": share for i, share in enumerate(self.secrets)}
+        self.public = keys.ceremony(scheme, self.run_id, named, layout.rotations, self.pool).public
+        self._limbs = {name: share.limbs for name, share in named.items()}
 
     def encrypt(self, slots: Array, limbs: int = LIMBS) -> Any:
         return self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots, limbs))
@@ -62,29 +55,16 @@ class Rehearsal:
         return Engine(self.scheme, self.layout, scalars, blocks.__getitem__, self.threads)
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
-        """Collective refresh by all custodians in turn, with the derived ``a``; shares are added as objects, no bytes travel."""
+        """Collective refresh by all custodians in turn, the first of them the guard."""
         return [self._refresh(item, ct) for item, ct in zip(items, ciphertexts, strict=True)]
 
     def noisy_refresh(self, noise: Callable[[], Array]) -> Refresh:
         """A refresh in which each custodian adds slots of its own drawing to every message."""
+        return lambda items, cts: [self._refresh(i, ct, [noise() for _ in self.secrets]) for i, ct in zip(items, cts, strict=True)]
 
-        def one(item: str, ciphertext: Any) -> Any:
-            asked = refresh.request(self.scheme, ciphertext)
-            a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(asked))
-            c1 = self.scheme.limbs(ciphertext)[1]
-            shares = [(f"custodian {i}", *refresh.share(self.scheme, s.key, c1, a, noise())) for i, s in enumerate(self.secrets)]
-            return refresh.combine(self.scheme, asked, a, shares)
-
-        return lambda items, ciphertexts: [one(item, ct) for item, ct in zip(items, ciphertexts, strict=True)]
-
-    def _refresh(self, item: str, ciphertext: Any) -> Any:
-        scheme = self.scheme
-        digest = wire.digest(refresh.request(scheme, ciphertext))
-        a = scheme.common(refresh.common_random(scheme, self.run_id, item, digest))
-        c1 = ciphertext.Clone()
-        c1.RemoveElement(0)
-        shares = [scheme.cc.IntMPBootDecrypt(s.key, c1, a) for s in self.secrets]
-        return scheme.cc.IntMPBootEncrypt(scheme.joint_tag_key, scheme.cc.IntMPBootAdd(shares), a, ciphertext)
+    def _refresh(self, item: str, ciphertext: Any, added: list[Array] | None = None) -> Any:
+        asked = refresh.request(self.scheme, ciphertext)
+        return refresh.together(self.scheme, self.run_id, self._limbs, item, asked, added)[0]
 
     def release(self, weights: list[Any], noise: float = release.CARRIED_NOISE) -> Array:
         """(R, C) weights by smudged shares of all custodians."""
@@ -95,5 +75,5 @@ class Rehearsal:
         return self._opened(opening.share, ciphertext)
 
     def _opened(self, share: Callable[[Scheme, Any, Any, bool], bytes], ciphertext: Any) -> Array:
-        shares = [(f"custodian {i}", share(self.scheme, s.key, ciphertext, i == 0)) for i, s in enumerate(self.secrets)]
+        shares = [(f"custodian {i}", share(self.scheme, s.limbs, ciphertext, i == 0)) for i, s in enumerate(self.secrets)]
         return release.open_slots(self.scheme, shares)

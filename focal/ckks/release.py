@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from focal.ckks import ring, wire
 from focal.ckks.context import Scheme
 from focal.ckks.layout import WEIGHT_SCALE, Layout
+from focal.ckks.ring import Limb
 
 KAPPA = 30
 """Bits of statistical flooding."""
@@ -50,7 +51,7 @@ SIGMA = sigma(CARRIED_NOISE)
 """Standard deviation per coefficient of one custodian's smudging noise in the blind protocol."""
 
 
-def share(scheme: Scheme, secret: Any, ciphertext: Any, lead: bool, noise: float = CARRIED_NOISE) -> bytes:
+def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, noise: float = CARRIED_NOISE) -> bytes:
     """One custodian's smudged share of a refreshed weight ciphertext. Made once, through the ledger.
 
     ``noise``: bound on the carried noise; a head of the interactive protocol has its own (interactive.HEAD_NOISE).
@@ -58,14 +59,13 @@ def share(scheme: Scheme, secret: Any, ciphertext: Any, lead: bool, noise: float
     return smudged(scheme, secret, scheme.cc.Compress(ciphertext, 1), lead, sigma(noise))
 
 
-def smudged(scheme: Scheme, secret: Any, one_limb: Any, lead: bool, deviation: float) -> bytes:
+def smudged(scheme: Scheme, secret: Sequence[Limb], one_limb: Any, lead: bool, deviation: float) -> bytes:
     """Canonical bytes of s_i c1 (the lead: + c0) + noise, Gaussian with ``deviation`` on each of the N coefficients."""
-    decrypt = scheme.cc.MultipartyDecryptLead if lead else scheme.cc.MultipartyDecryptMain
-    made = decrypt([one_limb], secret)[0]
+    (c0, *_), (c1, *_) = scheme.limbs(one_limb)
     q = scheme.moduli[0]
     coefficients = np.rint(gaussian(scheme.n, deviation)).astype(np.int64)
-    noise = ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q])
-    return wire.pack(scheme, wire.DECRYPTION, [[ring.add(scheme.limbs(made)[0][0], noise, q)]])
+    made = ring.add(ring.multiply(secret[0], c1, q), ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q]), q)
+    return wire.pack(scheme, wire.DECRYPTION, [[ring.add(made, c0, q) if lead else made]])
 
 
 def gaussian(count: int, deviation: float) -> NDArray[np.float64]:

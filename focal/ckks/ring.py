@@ -10,26 +10,31 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.errors import FocalError
-
 Limb = NDArray[np.uint64]
 """N residues of one prime."""
 
-if np.finfo(np.longdouble).nmant < 63:  # multiply() would return wrong residues, and nothing would notice
-    raise FocalError(
-        f"this machine's long double has {np.finfo(np.longdouble).nmant} bits after the point, the limb arithmetic needs 63",
-        hint="use x86-64 Linux, whose long double has 80 bits",
-    )
+Signed = NDArray[np.int64]
+
+_SPLIT = 31
+"""Factors of moduli beyond :data:`_ONE_QUOTIENT` are split here, so that every quotient stays far below float64's 53 bits."""
+_ONE_QUOTIENT = 1 << 50
+"""Below it a product's quotient by q fits into float64."""
 
 
 def add(x: Limb, y: Limb, q: int) -> Limb:
     """(x + y) mod q for residues below q < 2^63."""
     total = x + y
     return np.where(total >= np.uint64(q), total - np.uint64(q), total)
+
+
+def subtract(x: Limb, y: Limb, q: int) -> Limb:
+    """(x - y) mod q for residues below q < 2^63."""
+    return np.where(x >= y, x - y, x + np.uint64(q) - y)
 
 
 def total(parts: Sequence[Sequence[Limb]], moduli: Sequence[int]) -> list[Limb]:
@@ -63,14 +68,27 @@ def expand(seed: bytes, moduli: Sequence[int], n: int) -> list[Limb]:
 
 
 def multiply(x: Limb, y: Limb, q: int) -> Limb:
-    """(x * y) mod q for q < 2^61, by a quotient in extended precision and one wrapped subtraction.
+    """(x * y) mod q for residues x, y and any q < 2^61.
 
-    Two roundings to 64 significant bits: the quotient errs by at most 2^-2 before it is cut off, hence by at most one after.
+    float64 gives the quotient, int64 the rest: the true rest is small, so that wrapping around 2^64 on the way does no harm.
     """
-    quotient = (x.astype(np.longdouble) * y.astype(np.longdouble) / np.longdouble(q)).astype(np.uint64)
-    rest = (x * y - quotient * np.uint64(q)).view(np.int64)
-    rest = np.where(rest < 0, rest + q, rest)
-    return np.where(rest >= q, rest - q, rest).view(np.uint64)
+    rest = _signed_product(x.view(np.int64), y.view(np.int64), q)
+    return np.where(rest < 0, rest + q, rest).view(np.uint64)
+
+
+def _signed_product(x: Signed, y: Signed, q: int) -> Signed:
+    """x y modulo q, in (-q, q), for 0 <= y < q and |x| < 2^63.
+
+    q < 2^50 and |x| < q: the quotient is below 2^50 and errs by less than 3/8 before it is rounded. Otherwise y = 2^31 high + low, and
+    both quotients are below 2^33: they err by less than 2^-17.
+    """
+    real, inverse = x.astype(np.float64), 1.0 / q
+    if q < _ONE_QUOTIENT:
+        return x * y - np.rint(real * y.astype(np.float64) * inverse).astype(np.int64) * q
+    high, low = y >> _SPLIT, y & ((1 << _SPLIT) - 1)
+    upper = x * high - np.rint(real * high.astype(np.float64) * inverse).astype(np.int64) * q
+    quotient = np.rint((upper.astype(np.float64) * 2.0**_SPLIT + real * low.astype(np.float64)) * inverse)
+    return (upper << _SPLIT) + x * low - quotient.astype(np.int64) * q
 
 
 def bit_reversal(n: int) -> NDArray[np.int64]:
@@ -81,14 +99,112 @@ def bit_reversal(n: int) -> NDArray[np.int64]:
     return out
 
 
-@functools.lru_cache(maxsize=8)
-def _twiddles(q: int, root: int, n: int) -> Limb:
-    """Powers of ``root`` in bit-reversed order."""
-    power, powers = 1, np.empty(n, dtype=np.uint64)
-    for i in range(n):
-        powers[i] = power
-        power = power * root % q
-    return powers[bit_reversal(n)]
+class _Transform:
+    """Both transforms modulo one prime: twiddles, and butterflies on signed residues that are reduced only when they grow.
+
+    Every butterfly multiplies by a known w, so w / q is known too (Shoup). Residues are int64 in any range the quotients allow. A stage
+    whose blocks are short would make numpy's inner loop short, so the last stages run on the transpose::
+
+        (chunks, side)   blocks of side or more: half runs along a row          one transpose          (side, chunks)   a row is one
+        | . . . . . . |  ------------------------------------------------>                             chunk's place j in all chunks
+    """
+
+    def __init__(self, q: int, root: int, n: int) -> None:
+        power, powers = 1, np.empty(n, dtype=np.int64)
+        for i in range(n):
+            powers[i] = power
+            power = power * root % q
+        self.q, self.n, self.inverse = q, n, 1.0 / q
+        self.side = 1 << (n.bit_length() - 1) // 2
+        self.chunks = n // self.side
+        self.twiddles = powers[bit_reversal(n)]
+        self.small = q < _ONE_QUOTIENT
+        self.patience = 6 if self.small else 2
+        """Stages between two reductions: residues double in a stage, at most; they may reach 2^6 q < 2^56 or 4 q < 2^63."""
+
+    def stages(self) -> list[tuple[tuple[int, ...], Signed, bool]]:
+        """(shape, twiddles of that shape, on the transpose) of every stage, Cooley-Tukey's order."""
+        out: list[tuple[tuple[int, ...], Signed, bool]] = []
+        blocks = 1
+        while blocks < self.n:
+            w = self.twiddles[blocks : 2 * blocks]
+            if blocks < self.chunks:
+                out.append(((blocks, 2, self.n // (2 * blocks)), w[:, None], False))
+            else:
+                each = blocks // self.chunks
+                shaped = np.ascontiguousarray(w.reshape(self.chunks, each).T)[:, None]
+                out.append(((each, 2, self.side // (2 * each), self.chunks), shaped, True))
+            blocks *= 2
+        return out
+
+    @functools.cached_property
+    def planned(self) -> list[tuple[tuple[int, ...], tuple[Any, ...], bool]]:
+        """The stages with what a product by their twiddles needs."""
+        out = []
+        for shape, w, turned in self.stages():
+            if self.small:
+                factors: tuple[Any, ...] = (w, w.astype(np.float64) * self.inverse)
+            else:
+                high, low = w >> _SPLIT, w & ((1 << _SPLIT) - 1)
+                factors = (high, low, high.astype(np.float64) * self.inverse, low.astype(np.float64) * self.inverse)
+            out.append((shape, factors, turned))
+        return out
+
+    def product(self, x: Signed, factors: tuple[Any, ...]) -> Signed:
+        """x w modulo q, in (-q, q)."""
+        if self.small:
+            w, ratio = factors
+            return x * w - np.rint(x * ratio).astype(np.int64) * self.q
+        high, low, ratio_high, ratio_low = factors
+        upper = x * high - np.rint(x * ratio_high).astype(np.int64) * self.q
+        quotient = np.rint(upper * (2.0**_SPLIT * self.inverse) + x * ratio_low)
+        return (upper << _SPLIT) + x * low - quotient.astype(np.int64) * self.q
+
+    def reduced(self, x: Signed) -> Signed:
+        """x modulo q, in [-q / 2, q / 2] up to rounding."""
+        return x - np.rint(x * self.inverse).astype(np.int64) * self.q
+
+    def turned(self, x: Signed, back: bool = False) -> Signed:
+        shape = (self.side, self.chunks) if back else (self.chunks, self.side)
+        return np.ascontiguousarray(x.reshape(shape).T)
+
+    def residues(self, x: Signed) -> Limb:
+        x = self.reduced(x).reshape(self.n)
+        return np.where(x < 0, x + self.q, x).view(np.uint64)
+
+    def forward(self, coefficients: Limb) -> Limb:
+        a, transposed = self.reduced(coefficients.astype(np.int64)), False
+        for number, (shape, factors, turned) in enumerate(self.planned):
+            if turned and not transposed:
+                a, transposed = self.turned(a), True
+            elif number % self.patience == 0 and number:
+                a = self.reduced(a)
+            v = a.reshape(shape)
+            product = self.product(v[:, 1], factors)
+            np.subtract(v[:, 0], product, out=v[:, 1])
+            v[:, 0] += product
+        return self.residues(self.turned(a, back=True) if transposed else a)
+
+    def backward(self, values: Limb) -> Limb:
+        """With the transform of the inverse root: Gentleman-Sande's order, without the division by n."""
+        a, transposed = self.reduced(values.astype(np.int64)), True
+        if self.planned[-1][2]:
+            a = self.turned(a)
+        for number, (shape, factors, turned) in enumerate(reversed(self.planned)):
+            if transposed and not turned:
+                a, transposed = self.turned(a, back=True), False
+            if number % self.patience == 0 and number:
+                a = self.reduced(a)
+            v = a.reshape(shape)
+            difference = v[:, 0] - v[:, 1]
+            v[:, 0] += v[:, 1]
+            v[:, 1] = self.product(difference, factors)
+        return self.residues(self.turned(a, back=True) if transposed and self.planned[0][2] else a)
+
+
+@functools.lru_cache(maxsize=32)
+def _transform(q: int, root: int, n: int) -> _Transform:
+    return _Transform(q, root, n)
 
 
 def ntt(coefficients: Limb, q: int, root: int) -> Limb:
@@ -97,17 +213,7 @@ def ntt(coefficients: Limb, q: int, root: int) -> Limb:
     ``root`` is the primitive 2N-th root of unity that OpenFHE uses (Cooley-Tukey butterflies, as in Longa and Naehrig 2016,
     Algorithm 1).
     """
-    n = len(coefficients)
-    twiddles, a = _twiddles(q, root, n), coefficients
-    blocks = 1
-    while blocks < n:
-        half = n // (2 * blocks)
-        v = a.reshape(blocks, 2, half)
-        low = v[:, 0]
-        high = multiply(v[:, 1], np.repeat(twiddles[blocks : 2 * blocks], half).reshape(blocks, half), q)
-        a = np.stack([add(low, high, q), add(low, np.uint64(q) - high, q)], axis=1).reshape(n)  # high < q: no sum reaches 2q
-        blocks *= 2
-    return a
+    return _transform(q, root, len(coefficients)).forward(coefficients)
 
 
 def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
@@ -116,17 +222,8 @@ def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
     Gentleman-Sande butterflies, bit-reversed input, as in Longa and Naehrig 2016, Algorithm 2.
     """
     n = len(limb)
-    twiddles, a = _twiddles(q, pow(root, -1, q), n), limb
-    half = 1
-    while half < n:
-        blocks = n // (2 * half)
-        v = a.reshape(blocks, 2, half)
-        w = np.repeat(twiddles[blocks : 2 * blocks], half).reshape(blocks, half)
-        low, high = v[:, 0], v[:, 1]
-        difference = add(low, np.uint64(q) - high, q)  # high < q, so the result stays below 2q
-        a = np.stack([add(low, high, q), multiply(difference, w, q)], axis=1).reshape(n)
-        half *= 2
-    return multiply(a, np.full(n, pow(n, -1, q), dtype=np.uint64), q)
+    values = _transform(q, pow(root, -1, q), n).backward(limb)
+    return multiply(values, np.full(n, pow(n, -1, q), dtype=np.uint64), q)
 
 
 def centred(coefficients: Limb, q: int) -> NDArray[np.int64]:

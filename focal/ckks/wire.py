@@ -50,7 +50,6 @@ REFRESH_H1 = Kind(3, "refresh share h1", 1, LIMBS)
 DECRYPTION = Kind(4, "decryption share", 1, 1)
 PUBLIC_B = Kind(5, "public-key contribution", 1, LIMBS)
 SWITCHING_B = Kind(6, "key-switching contribution (b half)", DIGITS, LIMBS, extended=True)
-SWITCHING_AB = Kind(7, "multiplication-key contribution (a and b halves)", 2 * DIGITS, LIMBS, extended=True)
 
 
 def moduli(scheme: Scheme, kind: Kind) -> tuple[int, ...]:

@@ -135,14 +135,15 @@ class KeyTranscript(Model):
 
 
 class JointKeys(Model):
-    """Digests of the joint public, multiplication and rotation keys, as this custodian added them up.
+    """Digests of the joint public, relinearisation and rotation keys, as this custodian added them up.
 
     ``public`` is also the blob that institutions fetch.
     """
 
     kind: Literal["joint-keys"] = "joint-keys"
     public: Digest
-    multiplication: Digest
+    relinearisation: tuple[Digest, Digest]
+    """(h1, b): its two halves."""
     rotations: dict[str, Digest]
 
 

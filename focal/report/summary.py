@@ -102,6 +102,27 @@ class Release(Model):
     """Ciphertexts that were opened."""
 
 
+class Guard(Model):
+    """Who answered refreshes last, and what that bounds (:class:`focal.ckks.refresh.Guard`): exponents of two."""
+
+    name: Name
+    items: Annotated[int, Field(ge=1)]
+    """Refreshes of the run."""
+    phase_bits: Finite
+    """Largest coefficient of an honest request."""
+    others_mask_bits: Finite
+    limit_bits: Finite
+    """T: what it accepted was smaller."""
+    mask_bits: Finite
+    hiding_bits: Finite
+    """Distance within which another custodian's mask alone hides an honest request, per coefficient."""
+    leak_bits_per_item: Finite
+    """Distance of its answer from one that is made without its share."""
+    leak_bits: Finite
+    answers_bits: Finite
+    """Bits that its answering or refusing tells, at most."""
+
+
 class Summary(Model):
     """The contract of system.md, "Result files"."""
 
@@ -118,6 +139,7 @@ class Summary(Model):
     max_abs_weight_error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     release: Release
     verify: dict[Name, Literal["lockstep", "off"]] = Field(min_length=2)
+    guard: Guard | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Summary:
@@ -167,6 +189,7 @@ def build_summary(
     security_bits: float,
     release: Mapping[str, float],
     verify: Mapping[str, str],
+    guard: Mapping[str, Any] | None = None,
     max_abs_weight_error: float | None = None,
 ) -> Summary:
     """Assemble the contract. ``traffic`` maps party -> phase -> ``{"up", "down"}``; phases without bytes and the totals are filled in.
@@ -186,6 +209,7 @@ def build_summary(
         "max_abs_weight_error": max_abs_weight_error,
         "release": dict(release),
         "verify": dict(verify),
+        "guard": dict(guard) if guard else None,
     }
     return _validated(content, FILE)
 

@@ -95,7 +95,13 @@ def _verification(summary: Summary) -> RenderableType:
             style="bold red",
         )
     checkers = [name for name, policy in summary.verify.items() if policy == "lockstep"]
-    return Text(f"Verification: {', '.join(checkers)} re-ran every step and answered only for identical ciphertexts.")
+    told = f"Verification: {', '.join(checkers)} re-ran every step and answered only for identical ciphertexts."
+    if (guard := summary.guard) is not None:
+        told += (
+            f"\nGuard: {guard.name} answered every refresh last, only below 2^{guard.limit_bits:.0f}; its {guard.items} answers lie within "
+            f"2^{guard.leak_bits:.0f} of what is made without its share."
+        )
+    return Text(told)
 
 
 def human_bytes(count: float) -> str:

@@ -105,7 +105,8 @@ class Audit:
         for name, theirs in self._all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():
             if theirs != joint:
                 raise Refused("joint-keys", f"'{name}' signed other joint keys than the contributions add up to")
-        keys.install(self.scheme, self.run_id, made[joint.multiplication], self.layout.rotations, lambda r: made[joint.rotations[str(r)]])
+        h1, b = (made[d] for d in joint.relinearisation)
+        keys.install(self.scheme, self.run_id, h1, b, self.layout.rotations, lambda r: made[joint.rotations[str(r)]])
         return joint
 
     def _training(self, lists: dict[str, msg.Upload]) -> msg.StepDone:

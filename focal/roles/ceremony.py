@@ -51,7 +51,8 @@ def sums(
 def joint(first: dict[str, str], second: dict[str, str]) -> msg.JointKeys:
     """The statement of all joint keys that every custodian signs."""
     rotations = {name.removeprefix("rotation/"): d for name, d in first.items() if name.startswith("rotation/")}
-    return msg.JointKeys(public=first["public"], multiplication=second["multiplication"], rotations=rotations)
+    halves = (first["relinearisation/h1"], second["relinearisation/b"])
+    return msg.JointKeys(public=first["public"], relinearisation=halves, rotations=rotations)
 
 
 def joint_digest(keys_: msg.JointKeys) -> str:

@@ -7,7 +7,12 @@
 
 Every answer is a function of the plan, of public digests and of the own share, is made once, and is on disk before it
 leaves (focal.ckks.ledger). With ``verify: lockstep`` the custodian re-runs every step with the project's own engine and
-answers only for limbs equal to its own; with ``verify: off`` it trusts the server to compute what was agreed.
+answers only for limbs equal to its own; with ``verify: off`` it trusts the server to compute what was agreed. One verifier is the
+guard. It answers each batch of refreshes last::
+
+    server    request ------------------------------------------------------------------------+--> combine
+    others       \--> shares, masks of 98 bits --------------------------------------------- --+
+    guard         \--> lockstep ---> the others' shares: pinned, then weighed (focal.ckks.refresh) --> its shares, or ``range`` and no key
 """
 
 from __future__ import annotations
@@ -57,7 +62,7 @@ class Custodian(Party):
                 f"'{self.me.name}': the local file says verify: {local.verify}, the signed manifest says {declared}",
                 hint="make both say the same",
             )
-        self.verifies = declared == "lockstep"
+        self.verifies, self.guards = declared == "lockstep", self.me.guard
         self.peers = [m.name for m in manifest.custodians]
         self.names = [m.name for m in manifest.institutions]
         self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="custodian")
@@ -70,6 +75,9 @@ class Custodian(Party):
             self.agree_run()
         with self.report.phase("keys"):
             self.scheme = Scheme(self.manifest.ckks, self.scope)
+            self.bounds = refresh.guard(self.scheme, len(self.peers))
+            if self.manifest.guard is not None:
+                self.bounds.check()
             self.ledger = Ledger(self.folder / f"ledger-{self.scope[:16]}.sqlite")
             self.joint = self._key_ceremony()
         self._protocol()
@@ -113,8 +121,9 @@ class Custodian(Party):
             return digests
 
         sums = self._round(1, first_kinds, first)
+        h0, h1 = (sums[f"relinearisation/{half}"] for half in ("h0", "h1"))
         second = self._round(
-            2, keys.SECOND_ROUND, lambda: [self.blobs.put(b) for b in self.share.second_round(self.blobs.get(sums["switching"]))]
+            2, keys.SECOND_ROUND, lambda: list(map(self.blobs.put, self.share.second_round(self.blobs.get(h0), self.blobs.get(h1))))
         )
         joint = ceremony.joint(sums, second)
         self.say("keys/joint", joint)
@@ -127,6 +136,16 @@ class Custodian(Party):
     def _key_file(self) -> Path:
         return self.folder / f"secret-{self.scope[:16]}.key"
 
+    @property
+    def _ephemeral_file(self) -> Path:
+        """u_i of the relinearisation key: from the first round until the second is on disk."""
+        return self.folder / f"ephemeral-{self.scope[:16]}.key"
+
+    def _forget(self, *files: Path) -> None:
+        """Unlink key files. What is in memory ends with the process."""
+        for file in files:
+            file.unlink(missing_ok=True)
+
     @functools.cached_property
     def share(self) -> keys.SecretShare:
         """This run's key share, drawn once; the file is the only copy."""
@@ -135,7 +154,9 @@ class Custodian(Party):
                 raise FocalError(
                     f"'{self.me.name}': the key share {self._key_file} is gone", hint="an N-of-N key cannot do without it: start a new run"
                 )
-            private_write(self._key_file, keys.SecretShare.draw(self.scheme, self.run_id).dump())
+            drawn = keys.SecretShare.draw(self.scheme, self.run_id)
+            private_write(self._ephemeral_file, drawn.dump_ephemeral())
+            private_write(self._key_file, drawn.dump())
             self.journal.once(f"{self.session}/secret", lambda: hashlib.sha256(self._key_file.read_bytes()).digest())
         data = self._key_file.read_bytes()
         if self.journal.once(f"{self.session}/secret", lambda: hashlib.sha256(data).digest()) != hashlib.sha256(data).digest():
@@ -143,12 +164,16 @@ class Custodian(Party):
                 f"'{self.me.name}': {self._key_file} is not the share that was drawn for this run",
                 hint="restore the file, or start a new run",
             )
-        return keys.SecretShare.load(self.scheme, self.run_id, data)
+        ephemeral = self._ephemeral_file.read_bytes() if self._ephemeral_file.exists() else None
+        return keys.SecretShare.load(self.scheme, self.run_id, data, ephemeral)
 
     def _round(self, number: int, kinds: list[tuple[str, wire.Kind]], make: Callable[[], list[str]]) -> dict[str, str]:
         """One commit-then-reveal round; returns key name -> digest of the sum, which is kept in the own store."""
         round = f"keys/{number}"
         own = self.remembered(f"{round}/blobs", make)
+        if number == 2:  # u_i has done its work, and what was made with it is on disk
+            self._forget(self._ephemeral_file)
+            self.share.ephemeral = None
         salt, commits = self.commit(round, self.peers, ceremony.blobs_digest(own), lambda c: msg.KeyCommit(round=number, commitment=c))
         self.send_stored(own, "custodians")
         self.say(f"{round}/reveal", msg.KeyReveal(round=number, salt=salt.hex(), blobs=tuple(own)))
@@ -200,9 +225,8 @@ class Custodian(Party):
 
     def _install_keys(self) -> None:
         """Give OpenFHE the joint evaluation keys, as this custodian added them up."""
-        sums = self.remembered("keys/1/sums", dict) | self.remembered("keys/2/sums", dict)
-        multiplication = self.blobs.get(sums["multiplication"])
-        keys.install(self.scheme, self.run_id, multiplication, self.rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"]))
+        h1, b = map(self.blobs.get, self.joint.relinearisation)
+        keys.install(self.scheme, self.run_id, h1, b, self.rotations, lambda r: self.blobs.get(self.joint.rotations[str(r)]))
 
     def _train_in_lockstep(self, lists: dict[str, msg.Upload]) -> None:
         """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
@@ -247,24 +271,65 @@ class Custodian(Party):
             differs = next(item for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True) if mine != theirs)
             raise Refused("lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields")
         if not self.repeat(topic):
-            shares = [self._refresh_share(item, digest) for item, digest in zip(items, asked.ciphertexts, strict=True)]
+            if self.guards:
+                self._weigh(topic, asked)
+            shares = self._refresh_shares(items, asked.ciphertexts)
             digests = self.share_blobs([b for pair in shares for b in pair], "custodians")
             self.say(topic, msg.RefreshShares(items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])))
         return asked
 
-    def _refresh_share(self, item: str, digest: str) -> tuple[bytes, bytes]:
-        """(h0, h1) for one plan item: made once, the stored bytes ever after."""
+    def _weigh(self, topic: str, asked: msg.RefreshRequest) -> None:
+        """The guard's part: everybody else has answered, and what they leave to be seen is small in every item, or the run ends here.
 
-        def make() -> bytes:
-            data = self.fetch(digest)
-            c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), data, f"'{self.manifest.server.name}'")[1]
-            a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(data))
-            h0, h1 = refresh.share(self.scheme, self.share.key, c1, a, self._added())
-            return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
+        The request and all answers are pinned before they are weighed, and all of a batch is weighed before any of it is answered: every
+        decision is one bit, and nobody may have two for one batch. On ``range`` the key share is gone before the word is out, and
+        the word says neither item nor size.
+        """
+        others = self.hear_all([p for p in self.peers if p != self.me.name], topic, msg.RefreshShares)
+        agreed.check_answers(asked, others)
+        pinned = hashlib.sha256(b"focal/guard/v1" + b"".join(map(msg.encode, (asked, *others.values())))).hexdigest()
+        self.ledger.pin(topic, pinned)
 
-        stored = self.ledger.answer("refresh", item, digest, make)
-        end = H0_FIRST + int.from_bytes(stored[:H0_FIRST], "little")
-        return stored[H0_FIRST:end], stored[end:]
+        def small(i: int) -> bool:
+            h0 = [(name, self.fetch(theirs.h0[i])) for name, theirs in others.items()]
+            return refresh.small_enough(self.scheme, self.bounds, self.share.limbs, self.fetch(asked.ciphertexts[i]), h0)
+
+        if not all(list(self.pool.map(small, range(len(asked.items))))):
+            self._forget(self._key_file, self._ephemeral_file)
+            raise Refused(
+                "range",
+                "what is to be refreshed is larger than anything a training step gives: an upload, a share or the request is malformed",
+                hint="the key share is deleted, and this run is over; 'focal audit' tells whether it was the server",
+            )
+
+    def _refresh_shares(self, items: tuple[str, ...], digests: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
+        """(h0, h1) for each plan item: made once, several at a time, the stored bytes ever after; stored in the plan's order."""
+        making = {
+            item: self.pool.submit(self._made, item, digest)
+            for item, digest in zip(items, digests, strict=True)
+            if not self.ledger.holds("refresh", item)
+        }
+        out = []
+        for item, digest in zip(items, digests, strict=True):
+            stored = self.ledger.answer("refresh", item, digest, lambda item=item: making[item].result())  # type: ignore[misc]
+            end = H0_FIRST + int.from_bytes(stored[:H0_FIRST], "little")
+            out.append((stored[H0_FIRST:end], stored[end:]))
+        return out
+
+    def _made(self, item: str, digest: str) -> bytes:
+        """A fresh share, as the ledger stores it."""
+        data = self.fetch(digest)
+        c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), data, f"'{self.manifest.server.name}'")[1]
+        a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(data))
+        h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits, self._added())
+        return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
+
+    @property
+    def _mask_bits(self) -> int:
+        """How wide this custodian's masks are: the guard's hide what it has let pass, the others' an honest message."""
+        if self.manifest.guard is None:
+            return self.bounds.alone_bits
+        return self.bounds.guard_bits if self.guards else self.bounds.others_bits
 
     def _added(self) -> NDArray[np.float64] | None:
         """Slots that this custodian adds to what is refreshed: nothing in a blind run."""
@@ -325,14 +390,15 @@ class Custodian(Party):
             sealed = {m.name: self._sealed(m, shares) for m in self.manifest.institutions}
             self.say("release/shares", msg.ReleaseShares(items=items, ciphertexts=ciphertexts, sealed=sealed))
         # Every sealed share is on our disk and acknowledged from the server's: the key has done its work.
-        self._key_file.unlink(missing_ok=True)
+        self._forget(self._key_file)
         self.report.say("the key share was used for the last time and is deleted")
         self.hear_all(self.peers, "release/shares", msg.ReleaseShares)  # stay until then: a peer may restart and ask
         self.finish()
 
     def _release_share(self, item: str, digest: str, weights: object) -> bytes:
         lead = self.me.name == self.peers[0]
-        return self.ledger.answer("release", item, digest, lambda: release.share(self.scheme, self.share.key, weights, lead, self.carried))
+        make = functools.partial(release.share, self.scheme, self.share.limbs, weights, lead, self.carried)
+        return self.ledger.answer("release", item, digest, make)
 
     def _sealed(self, institution: Member, shares: bytes) -> str:
         """The shares of all class groups in one box that only ``institution`` opens; the box's digest."""

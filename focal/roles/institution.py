@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, release, wire
+from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import Scheme
 from focal.ckks.engine import chunk_kind
 from focal.ckks.interactive import InteractiveLayout
@@ -439,13 +439,16 @@ def protocol_facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
         "projection": manifest.projection.kind,
         "bound": manifest.projection.bound,
     }
-    return common_facts(manifest, scheme, layout, manifest.training.steps, layout.class_groups, own)
+    refreshes = sum(len(items) for _, items in agreed.batches(layout, manifest))
+    return common_facts(manifest, scheme, layout, manifest.training.steps, layout.class_groups, refreshes, own)
 
 
 def common_facts(
-    manifest: Manifest, scheme: Scheme, layout: Layout | InteractiveLayout, steps: int, openings: int, own: dict[str, Any]
+    manifest: Manifest, scheme: Scheme, layout: Layout | InteractiveLayout, steps: int, openings: int, refreshes: int, own: dict[str, Any]
 ) -> dict[str, Any]:
     """What a summary says of a run of either protocol; ``own`` are its parameters."""
+    guard = manifest.guard
+    bounds = refresh.guard(scheme, len(manifest.custodians))
     return {
         "steps": steps,
         "params": {
@@ -465,4 +468,5 @@ def common_facts(
             "openings": openings,
         },
         "verify": {m.name: m.verify for m in manifest.custodians},
+        "guard": {"name": guard.name, **bounds.facts(refreshes)} if guard else None,
     }

@@ -38,6 +38,7 @@ from focal.ckks.context import Scheme
 from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, private_write, read, write
 from focal.errors import FocalError
 from focal.net.identity import Identity, sign_manifest
+from focal.roles import agreed
 from focal.roles.institution import protocol_facts
 from focal.roles.interactive import steps as interactive
 from focal.roles.party import merge
@@ -159,7 +160,8 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     members = [identities["server"].member("server", endpoint=f"tcp://127.0.0.1:{port}")]
     verifiers = {"first": 1, "all": consortium.custodians, "none": 0}[consortium.verify]
     members += [
-        identities[n].member("custodian", verify="lockstep" if i < verifiers else "off") for i, n in enumerate(consortium.custodian_names())
+        identities[n].member("custodian", verify="lockstep" if i < verifiers else "off", guard=i == 0 < verifiers)
+        for i, n in enumerate(consortium.custodian_names())
     ]
     members += [identities[n].member("institution", rows=rows[n]) for n in names]
     manifest = Manifest(
@@ -195,6 +197,13 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     for member in manifest.members:
         write(_local_file(run, member.name, member.role), run.party(member.name) / "local.json")
     return manifest
+
+
+def refreshes(manifest: Manifest) -> int:
+    """Collective refreshes of a run."""
+    if manifest.protocol == "interactive":
+        return interactive.total(manifest)
+    return sum(len(items) for _, items in agreed.batches(agreed.layout(manifest), manifest))
 
 
 def _planned(manifest: Manifest, config: RunConfig) -> plan.Cost:

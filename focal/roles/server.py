@@ -142,9 +142,8 @@ class Server(Party):
                 raise ceremony.disagreement(name)
         self.net.put_many([self.blobs.get(joint.public)], "all")
         self.say("keys/joint", joint)  # from here on institutions can fetch the public key
-        keys.install(
-            self.scheme, self.run_id, self.blobs.get(joint.multiplication), rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"])
-        )
+        h1, b = map(self.blobs.get, joint.relinearisation)
+        keys.install(self.scheme, self.run_id, h1, b, rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"]))
         return joint
 
     # ----------------------------------------------------------------- uploads

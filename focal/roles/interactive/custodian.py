@@ -134,7 +134,7 @@ class JointCustodian(Custodian):
 
         def make() -> bytes:
             ciphertext = self.scheme.ciphertext(wire.unpack(self.scheme, OPENING, data, f"'{self.manifest.server.name}'"))
-            return opening.share(self.scheme, self.share.key, ciphertext, lead=self.me.name == self.peers[0])
+            return opening.share(self.scheme, self.share.limbs, ciphertext, lead=self.me.name == self.peers[0])
 
         return self.ledger.answer("open", item, digest, make, limit=plan.settings(self.manifest).max_openings_per_key)
 

@@ -246,7 +246,7 @@ def facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
     shape, steps = layout(manifest), total(manifest)
     own = {"rows": manifest.rows, "joint_rows": shape.rows, "interactive": json.loads(settings(manifest).model_dump_json())}
     openings = 2 * len(manifest.institutions) * (steps - 1) + min(2, steps)
-    return common_facts(manifest, scheme, shape, steps, openings, own)
+    return common_facts(manifest, scheme, shape, steps, openings, steps, own)
 
 
 def average_label(number: int) -> str:
