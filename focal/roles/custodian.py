@@ -10,9 +10,10 @@ leaves (focal.ckks.ledger). With ``verify: lockstep`` the custodian re-runs ever
 answers only for limbs equal to its own; with ``verify: off`` it trusts the server to compute what was agreed. One verifier is the
 guard. It answers each batch of refreshes last::
 
-    server    request ------------------------------------------------------------------------+--> combine
-    others       \--> shares, masks of 98 bits --------------------------------------------- --+
-    guard         \--> lockstep ---> the others' shares: pinned, then weighed (focal.ckks.refresh) --> its shares, or ``range`` and no key
+    server    request -----+--------------------------------------------------------------------------------------> combine
+    others                 +--> shares, masks of 98 bits ---------------+                                              ^
+    guard                  +--> lockstep --> all of these, pinned, then weighed (focal.ckks.refresh) --> its shares ---+
+                                                                                             `-----> or ``range``, and no key
 """
 
 from __future__ import annotations

@@ -1,0 +1,266 @@
+"""The algebraic scan: of all ring elements that a run publishes, does a small combination exist that would spell out a secret?
+
+Two published elements made from one secret with one ``a`` add up to something without that secret's mask (docs/security-notes.md: that is how
+every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by chance
+never. So, per family (all that depends on one party's secret) and per prime::
+
+    base       every published polynomial of the family, and its images under every published rotation's automorphism and its inverse
+    products   base x every published ``a``
+    search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
+
+By first coefficients only: pairs are found by sorting the first coefficient, and a hit must be small on eight. SMALL leaves room for errors,
+2^26 of 2^45; eight coefficients are small by chance once in 2^144.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from focal.ckks import keys, refresh, ring, wire
+from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.interactive import ACTIVATIONS, DERIVATIVES
+from focal.config import Manifest, read
+from focal.net import messages as msg
+from focal.net.identity import Identity
+from focal.net.store import Blobs
+from focal.roles.audit import recorded
+from focal.roles.interactive.custodian import opening_context
+
+LOOK = 8
+FIRST = np.arange(1, LOOK + 1)
+"""Which coefficients: not the constant one, which every automorphism leaves where it is."""
+SMALL = 1 << 26
+"""Errors, and noise of relinearisation, stay below 2^16; three terms of them too."""
+
+
+@dataclass
+class Published:
+    """What one run shows: polynomials by family, and all public randomness."""
+
+    scheme: Scheme
+    rotations: Sequence[int]
+    families: dict[str, list[tuple[str, Sequence[ring.Limb]]]] = field(default_factory=dict)
+    """Family -> (name, limbs in evaluation form, in the order of ``scheme.extended``)."""
+    public: dict[str, Sequence[ring.Limb]] = field(default_factory=dict)
+    """Every ``a``, sum and c1 that anybody may multiply with."""
+    requests: dict[str, list[list[ring.Limb]]] = field(default_factory=dict)
+    """Plan item -> (c0, c1) that was to be refreshed."""
+
+    def add(self, family: str, name: str, kind: wire.Kind, data: bytes) -> None:
+        for i, polynomial in enumerate(wire.unpack(self.scheme, kind, data, name)):
+            self.families.setdefault(family, []).append((f"{name}[{i}]", polynomial))
+
+    def add_keys(self, run_id: bytes) -> None:
+        """The public randomness of the ceremony."""
+        (self.public["a/public"],) = keys.public_random(self.scheme, run_id, "public", 1, extended=False)
+        for label in ("relinearisation", *(f"rotation/{r}" for r in self.rotations)):
+            for i, a in enumerate(keys.public_random(self.scheme, run_id, label, DIGITS)):
+                self.public[f"a/{label}[{i}]"] = a
+
+
+def of_run(parties: Path, manifest: Manifest) -> Published:
+    """Everything in the server's folder of a finished run, and what was sealed: the identities of the run lie beside it."""
+    board, blobs = recorded(manifest, parties / "server"), Blobs(parties / "server" / "blobs")
+    bodies = [(r.sender, r.topic, r.body) for r in board]
+    run_id = next(b.run_id for _, _, b in bodies if isinstance(b, msg.RunStart))
+    scheme = Scheme(manifest.ckks, run_id)
+    joint = next(b for _, _, b in bodies if isinstance(b, msg.JointKeys))
+    out = Published(scheme, sorted(map(int, joint.rotations)))
+    out.add_keys(bytes.fromhex(run_id))
+    for i, polynomial in enumerate(wire.unpack(scheme, wire.SWITCHING_B, blobs.get(joint.relinearisation[0]), "h1")):
+        out.public[f"h1[{i}]"] = polynomial
+    kinds = {1: keys.first_round_kinds(out.rotations), 2: keys.SECOND_ROUND}
+    identities = {m.name: Identity.load(parties / m.name / "identity.json") for m in manifest.members}
+
+    def unsealed(sender: str, reader: str, digest: str, context: bytes) -> bytes:
+        return identities[reader].unseal(manifest.member(sender), blobs.get(digest), context)
+
+    for sender, topic, body in bodies:
+        if isinstance(body, msg.KeyReveal):
+            for (name, kind), digest in zip(kinds[body.round], body.blobs, strict=True):
+                out.add(sender, name, kind, blobs.get(digest))
+        elif isinstance(body, msg.RefreshRequest):
+            for item, digest in zip(body.items, body.ciphertexts, strict=True):
+                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest)
+                out.requests[item] = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
+                out.public[f"c1/{item}"] = out.requests[item][1]
+        elif isinstance(body, msg.RefreshShares):
+            for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
+                out.add(sender, f"h0/{item}", wire.REFRESH_H0, blobs.get(h0))
+                out.add(sender, f"h1/{item}", wire.REFRESH_H1, blobs.get(h1))
+        elif isinstance(body, msg.ReleaseShares):
+            reader = manifest.institutions[0].name
+            data = unsealed(sender, reader, body.sealed[reader], f"release/{reader}".encode() + bytes.fromhex(run_id))
+            size = wire.size(scheme, wire.DECRYPTION)
+            for i, item in enumerate(body.items):
+                out.add(sender, item, wire.DECRYPTION, data[i * size : (i + 1) * size])
+        elif isinstance(body, msg.OpeningShares):
+            for item in body.items:
+                reader = item.rpartition("/")[2]
+                data = unsealed(sender, reader, body.sealed[reader], opening_context(item, bytes.fromhex(run_id)))
+                out.add(sender, item, wire.DECRYPTION, data)
+        elif isinstance(body, msg.Upload):
+            for i, digest in enumerate(body.chunks):
+                data = blobs.get(digest)
+                kind = next(k for k in map(wire.ciphertext, range(1, LIMBS + 1)) if wire.size(scheme, k) == len(data))
+                out.add(sender, f"chunk {i}", kind, data)
+        elif isinstance(body, msg.Activations | msg.Derivatives):
+            out.add(sender, topic, ACTIVATIONS if isinstance(body, msg.Activations) else DERIVATIVES, blobs.get(body.chunk))
+    return out
+
+
+def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], bytes]], run: Callable[[], object]) -> Published:
+    """What custodians of one process hand out while ``run`` runs: every share's contributions, refresh and decryption shares."""
+    from focal.ckks import release
+
+    given: list[tuple[bytes, str, wire.Kind, bytes]] = []
+    first, second, public = keys.SecretShare.first_round, keys.SecretShare.second_round, keys.SecretShare.public
+    refreshed, smudged = refresh.share, release.smudged
+
+    def who(limbs: Sequence[ring.Limb]) -> bytes:
+        return limbs[0][:64].tobytes()
+
+    def publics(self: keys.SecretShare) -> bytes:
+        data = public(self)
+        given.append((who(self.limbs), "public", wire.PUBLIC_B, data))
+        return data
+
+    def firsts(self: keys.SecretShare, rotations: Sequence[int], pool: Any) -> Iterator[bytes]:
+        for (name, kind), data in zip(keys.first_round_kinds(rotations), first(self, rotations, pool), strict=True):
+            if name != "public":
+                given.append((who(self.limbs), name, kind, data))
+            yield data
+
+    def seconds(self: keys.SecretShare, h0: bytes, h1: bytes) -> list[bytes]:
+        made = second(self, h0, h1)
+        given.append((who(self.limbs), "relinearisation/b", wire.SWITCHING_B, made[0]))
+        return made
+
+    def shares(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> tuple[bytes, bytes]:
+        h0, h1 = refreshed(scheme, secret, *rest)
+        given.append((who(secret), f"h0/{len(given)}", wire.REFRESH_H0, h0))
+        given.append((who(secret), f"h1/{len(given)}", wire.REFRESH_H1, h1))
+        return h0, h1
+
+    def opened(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> bytes:
+        data = smudged(scheme, secret, *rest)
+        given.append((who(secret), f"opening/{len(given)}", wire.DECRYPTION, data))
+        return data
+
+    patch.setattr(keys.SecretShare, "first_round", firsts)
+    patch.setattr(keys.SecretShare, "second_round", seconds)
+    patch.setattr(keys.SecretShare, "public", publics)
+    patch.setattr(refresh, "share", shares)
+    patch.setattr(release, "smudged", opened)
+    run()
+    scheme, rotations, run_id = scheme_of()
+    out = Published(scheme, list(rotations))
+    out.add_keys(run_id)
+    names = {secret: f"custodian-{i + 1}" for i, secret in enumerate(dict.fromkeys(secret for secret, *_ in given))}
+    for secret, name, kind, data in given:
+        out.add(names[secret], name, kind, data)
+    return out
+
+
+# --------------------------------------------------------------------------- the search
+
+
+def coefficients(published: Published, limb: ring.Limb, q: int) -> np.ndarray:
+    return ring.inverse_ntt(limb, q, published.scheme.roots[q])
+
+
+def turned(values: np.ndarray, k: int, q: int) -> np.ndarray:
+    """The first coefficients of a polynomial at X^k."""
+    n = len(values)
+    places = FIRST * pow(k, -1, 2 * n) % (2 * n)
+    found = values[places % n]
+    return np.where(places < n, found, (np.uint64(q) - found) % np.uint64(q))
+
+
+def candidates(published: Published, family: str, q: int, products: bool) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    """Names and first coefficients, (m, LOOK) each, of the base and of the products modulo q."""
+    place = published.scheme.extended.index(q)
+    own = [(name, limbs[place]) for name, limbs in published.families[family] if len(limbs) > place]
+    whole = {name: coefficients(published, limb, q) for name, limb in own}
+    order = 2 * published.scheme.n
+    powers = {pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in published.rotations for sign in (1, -1)}
+    turns = {name: k for k, name in powers.items()} | {"conjugate": order - 1}
+    names = [*whole, *(f"{t} {name}" for name in whole for t in turns)]
+    base = [*(v[FIRST] for v in whole.values()), *(turned(v, k, q) for v in whole.values() for k in turns.values())]
+    names += [f"public {name}" for name, limbs in published.public.items() if len(limbs) > place]
+    base += [coefficients(published, limbs[place], q)[FIRST] for limbs in published.public.values() if len(limbs) > place]
+    made, labels = [], []
+    for name, limb in own if products else []:
+        for other, limbs in published.public.items():
+            if len(limbs) > place:
+                made.append(coefficients(published, ring.multiply(limb, limbs[place], q), q)[FIRST])
+                labels.append(f"{name} x {other}")
+    empty = np.empty((0, LOOK), np.uint64)
+    return names, np.array(base), labels, np.array(made) if made else empty
+
+
+def is_small(values: np.ndarray, q: int) -> np.ndarray:
+    return (np.minimum(values, np.uint64(q) - values) < SMALL).all(axis=-1)
+
+
+def small_combinations(names: Sequence[str], base: np.ndarray, labels: Sequence[str], made: np.ndarray, q: int, singles: int) -> Iterator[str]:
+    """All small combinations: one term (of the first ``singles``), two of anything, three with at most one product or image.
+
+    ``singles``: how many of ``base`` are polynomials themselves; combinations of three take two of these.
+    """
+    every, told = np.concatenate([base, made]), [*names, *labels]
+    modulus = np.uint64(q)
+    for i in np.flatnonzero(is_small(every, q)):
+        yield f"{told[i]} is small modulo {q}"
+    order = np.argsort(every[:, 0], kind="stable")
+    first = every[order, 0].astype(np.int64)
+
+    def near(wanted: np.ndarray, say: Callable[[int, int], str | None]) -> Iterator[str]:
+        """Rows of ``every`` that are within SMALL of a row of ``wanted``."""
+        centre = wanted[:, 0].astype(np.int64)
+        for shift in (0, q, -q):
+            low, high = np.searchsorted(first, centre + shift - SMALL), np.searchsorted(first, centre + shift + SMALL)
+            for row in np.flatnonzero(high > low):
+                for at in order[low[row] : high[row]]:
+                    if is_small((every[at] + modulus - wanted[row]) % modulus, q) and (found := say(int(row), int(at))):
+                        yield found
+
+    for sign, tables in (("-", every), ("+", (modulus - every) % modulus)):
+        yield from near(tables, lambda i, at, sign=sign: f"{told[at]} {sign} {told[i]}" if at > i else None)  # type: ignore[misc]
+    pairs = np.array(list(itertools.combinations(range(singles), 2)), dtype=np.int64).reshape(-1, 2)
+    for s, t in itertools.product((1, -1), repeat=2):
+        x, y = (base[pairs[:, c]] if sign > 0 else (modulus - base[pairs[:, c]]) % modulus for c, sign in ((0, s), (1, t)))
+
+        def say(row: int, at: int, s: int = s, t: int = t) -> str | None:
+            i, j = pairs[row]
+            return None if at in (i, j) else f"{told[at]} = {s:+d} {told[i]} {t:+d} {told[j]}"
+
+        yield from near((x + y) % modulus, say)
+
+
+def scan(published: Published, families: Iterable[str] | None = None, primes: Iterable[int] | None = None, products: bool = False) -> list[str]:
+    """All small combinations, as sentences. ``products``: with every public ``a`` as well (slower)."""
+    found = []
+    for family in families or published.families:
+        for q in primes or published.scheme.extended:
+            names, base, labels, made = candidates(published, family, q, products)
+            place = published.scheme.extended.index(q)
+            singles = sum(len(limbs) > place for _, limbs in published.families[family])
+            if singles:
+                found += [f"{family}: {text} (mod {q})" for text in small_combinations(names, base, labels, made, q, singles)]
+    return found
+
+
+def counted(published: Published) -> Mapping[str, int]:
+    return {family: len(elements) for family, elements in published.families.items()}
+
+
+def read_run(folder: Path) -> Published:
+    """A finished local run's folder."""
+    return of_run(folder / "parties", read(Manifest, folder / "manifest.json"))
