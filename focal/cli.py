@@ -523,6 +523,7 @@ def manifest_new(
         start=released_digest(c.start) if c.start else None,
         approve=c.consortium.approve,
         accept_leak=c.consortium.accept_leak,
+        share_blocks=c.consortium.share_blocks,
         pooled_roc=c.consortium.pooled_roc,
     )
     _check_features(manifest)
@@ -585,13 +586,14 @@ def _planned(m: Manifest, wish: LayoutConfig) -> Manifest:
         m.ckks,
         m.projection.features,
         m.outputs,
-        m.row_table,
+        m.row_counts,
         len(m.custodians),
         m.training.steps,
         m.training.degree,
         wish,
         threads=os.cpu_count() or 1,
         memory_bytes=64e9,
+        share_blocks=m.share_blocks,
     )
     _say(cost.describe(m.training.steps))
     return m.model_copy(update={"layout": LayoutSpec(class_lanes=cost.layout.class_lanes, feature_lanes=cost.layout.feature_lanes)})
@@ -657,8 +659,12 @@ def _say_blind(m: Manifest) -> None:
 
     _say(f"training     {m.training.steps} steps, ridge {m.training.ridge}, sigmoid of degree {m.training.degree}; release: {m.approve}")
     custodians, threads = len(m.custodians), os.cpu_count() or 1
-    cost = plan.cost(agreed.layout(m), m.ckks, m.row_table, custodians, m.training.degree, LayoutConfig().link_mbyte_s, threads)
+    shape = agreed.layout(m)
+    cost = plan.cost(shape, m.ckks, m.row_counts, custodians, m.training.degree, LayoutConfig().link_mbyte_s, threads)
     _say(cost.describe(m.training.steps))
+    _say(f"blocks       {plan.whose(shape, m.row_counts)}")
+    if m.share_blocks:
+        console.print(f"[bold yellow]{plan.SHARED_BLOCKS}[/]")
 
 
 def _say_interactive(m: Manifest) -> None:

@@ -202,6 +202,8 @@ class ConsortiumConfig(Model):
     """Which custodians re-run every step before they answer (lockstep). The first of them is the guard, which answers last."""
     accept_leak: bool = False
     """Allow fewer than three institutions although each then learns the other's pooled moments."""
+    share_blocks: bool = False
+    """Put rows of several institutions into one block (:attr:`Manifest.share_blocks`)."""
     pooled_roc: bool = False
     """A ROC curve over all institutions' test rows, from histograms that they add up by secure sum (:attr:`Manifest.pooled_roc`)."""
 
@@ -336,6 +338,9 @@ class Manifest(Model):
     """Interactive: SHA-256 of the released model from which all begin."""
     approve: Literal["auto", "human"] = "auto"
     accept_leak: bool = False
+    share_blocks: bool = False
+    """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions, and an institution that puts data
+    into others' rows is not stopped (``focal manifest check`` says what it can do)."""
     pooled_roc: bool = False
     """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites, and no site's scores
     shown. Every institution has to come back for it."""
@@ -431,13 +436,9 @@ class Manifest(Model):
         return min(self.interactive.batches.get(name, self.interactive.batch), self.member(name).rows or 0)
 
     @property
-    def row_table(self) -> dict[str, tuple[int, int]]:
-        """Institution -> (first global row, one past its last), in manifest order."""
-        table, start = {}, 0
-        for m in self.institutions:
-            table[m.name] = (start, start + (m.rows or 0))
-            start += m.rows or 0
-        return table
+    def row_counts(self) -> dict[str, int]:
+        """Institution -> its training rows, in manifest order. Where they lie in the blocks: :func:`focal.roles.agreed.row_table`."""
+        return {m.name: m.rows or 0 for m in self.institutions}
 
     def canonical(self) -> bytes:
         """The bytes that are signed and hashed: JSON, sorted keys, no spaces, without the signatures."""

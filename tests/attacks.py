@@ -433,9 +433,9 @@ class FalseUploads(LyingServer):
 
     def upload(self, name: str, odd: dict[int, bytes] | None = None, **changes: Any) -> msg.Upload:
         """A list of ``name``; ``odd`` gives other bytes for some of its chunks."""
-        start, stop = self.manifest.row_table[name]
-        odd, digests = odd or {}, []
-        for i, (_, what, _, _) in enumerate(agreed.layout(self.manifest).chunks(start, stop)):
+        layout, odd, digests = agreed.layout(self.manifest), odd or {}, []
+        start, stop = agreed.row_table(self.manifest, layout)[name]
+        for i, (_, what, _, _) in enumerate(layout.chunks(start, stop)):
             digests.append(self.hub.publish(odd.get(i, self.zeros(what)), "custodians"))
         accepted: msg.ProjectionAccepted = self.body("hospital-a", "projection/accepted")
         fields = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,41 @@ def test_rows_of_several_institutions_add_up_to_the_whole(layout: Layout) -> Non
     for a, b in parts:
         empty = [i for i in range(layout.blocks) if not layout.block_of(x[a:b], a, i).any()]
         assert set(layout.touched(a, b)) == set(range(layout.blocks)) - set(empty)
+
+
+def test_owners_have_blocks_of_their_own(layout: Layout) -> None:
+    """Real rows stay n; every owner starts with a block; together the blocks hold every row once."""
+    m = layout.block_rows
+    counts = {"a": 1, "b": m, "c": m + 1, "d": 2 * m}
+    own = replace(layout, rows=sum(counts.values()), owners=tuple(counts.values()))
+    table = own.row_table(counts)
+    assert table == {"a": (0, 1), "b": (m, 2 * m), "c": (2 * m, 3 * m + 1), "d": (4 * m, 6 * m)}
+    assert own.blocks == 6 and own.rows == 4 * m + 2 and own.divisor == replace(layout, rows=4 * m + 2).divisor
+    assert [list(own.touched(*owned)) for owned in table.values()] == [[0], [1], [2, 3], [4, 5]]
+    shared = replace(own, owners=())
+    assert shared.row_table(counts)["b"] == (1, m + 1) and shared.blocks == 5
+    for wrong in ({**counts, "a": 2}, {"a": m, "b": 1, "c": m + 1, "d": 2 * m}):
+        with pytest.raises(FocalError, match="not for a"):
+            own.row_table(wrong)
+    with pytest.raises(FocalError, match="do not make up"):
+        replace(own, owners=(0, *own.owners))
+
+
+def test_masks_are_one_where_an_owner_may_write(layout: Layout) -> None:
+    """Index by index; and all owners' masks together are one on every row and class of the block, once."""
+    cuts = [0, layout.rows // 5, layout.rows // 5 + 1, layout.rows]
+    for block in range(layout.blocks):
+        for u in range(layout.class_groups):
+            masks = [layout.target_mask(a, b, block, u) for a, b in zip(cuts, cuts[1:], strict=False)]
+            everything = np.ones((layout.rows, layout.outputs))
+            assert np.array_equal(np.sum(masks, axis=0), layout.target_slots(layout.block_of(everything, 0, block), u) / RESIDUAL_SCALE)
+    a, b, u = cuts[2], cuts[3], layout.class_groups - 1
+    mask, lanes = layout.target_mask(a, b, 0, u), layout.class_mask(u)
+    for j, i0, q, c in places(layout):
+        row, real = i0 * layout.lane + q, u * layout.class_lanes + c < layout.outputs
+        assert mask[slot(layout, j, i0, q, c)] == (real and a <= row < min(b, layout.block_rows))
+        assert lanes is None or lanes[slot(layout, j, i0, q, c)] == real
+    assert (lanes is None) == (layout.outputs % layout.class_lanes == 0)
 
 
 def test_the_divisor_follows_the_square_root_of_the_rows() -> None:

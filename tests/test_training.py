@@ -19,8 +19,9 @@ from test_config import manifest
 
 from focal.ckks import refresh, wire
 from focal.ckks.context import LIMBS
-from focal.ckks.engine import TARGET_LIMBS, chunk_kind
+from focal.ckks.engine import chunk_kind
 from focal.ckks.layout import Layout
+from focal.ckks.masks import TARGET_LIMBS
 from focal.ckks.plan import layout_for
 from focal.ckks.rehearsal import Rehearsal
 from focal.config import Manifest
@@ -50,8 +51,9 @@ class Uploaded:
         declared = manifest()
         rows = iter(ROWS)
         members = tuple(m.model_copy(update={"rows": next(rows)}) if m.role == "institution" else m for m in declared.members)
-        self.manifest: Manifest = declared.model_copy(update={"members": members})
-        self.lists = {name: self._list(start, stop) for name, (start, stop) in self.manifest.row_table.items()}
+        self.manifest: Manifest = declared.model_copy(update={"members": members, "share_blocks": True})
+        self.row_table = LAYOUT.row_table(self.manifest.row_counts)
+        self.lists = {name: self._list(start, stop) for name, (start, stop) in self.row_table.items()}
         self.asked: dict[str, str] = {}
         self.answered: dict[str, Any] = {}
         self.steps, self.chain = self.train(1 << 40, self._ask)
@@ -142,7 +144,7 @@ def test_less_memory_means_more_reading_and_the_same_limbs(
 
     assert uploaded.train(memory, uploaded.again, fetch) == (uploaded.steps, uploaded.chain)
     assert alive.most <= max(2 * DATA, memory - TARGETS) / DATA * LAYOUT.lane
-    for name, (start, stop) in uploaded.manifest.row_table.items():
+    for name, (start, stop) in uploaded.row_table.items():
         for (block, what, _, _), digest in zip(LAYOUT.chunks(start, stop), uploaded.lists[name].chunks, strict=True):
             # checked before the first step, whose forward pass needs no data
             passes = 1 if what == "target" or block < kept else 1 + 2 * STEPS - 1

@@ -117,6 +117,7 @@ class Scheme:
         ).digest()
         """Parameter hash: what must be equal for limbs to mean the same."""
         self._templates: dict[Any, Template] = {}
+        self._zeros: dict[int, Any] = {}
         self._lock = threading.Lock()
         self._key_map = key_map
 
@@ -201,6 +202,19 @@ class Scheme:
         """(c0, c1), each L limbs, as a ciphertext with L limbs, scale degree 1, under the joint tag."""
         limbs = len(polynomials[0])
         return self._template(("ciphertext", limbs), lambda: self._fresh(limbs), openfhe.DeserializeCiphertextString).build(polynomials)
+
+    def adopt(self, built: Any) -> Any:
+        """A ciphertext that was built from bytes, added to an exact zero of this process: the same limbs.
+
+        Polynomials from bytes bring their parameters along instead of sharing the context's, and OpenFHE makes new ones in each operation
+        that drops or multiplies limbs: 6 ms instead of 0.1 to drop one limb, 9 instead of 1.5 for a product with a plaintext.
+        """
+        limbs = LIMBS - built.GetLevel()
+        with self._lock:
+            if limbs not in self._zeros:
+                fresh = self._fresh(limbs)
+                self._zeros[limbs] = self.cc.EvalSub(fresh, fresh)
+        return self.cc.EvalAdd(self._zeros[limbs], built)
 
     def second_half(self, c1: Sequence[Limb]) -> Any:
         """c1 alone, as ``IntMPBootDecrypt`` wants it."""

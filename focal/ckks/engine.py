@@ -23,23 +23,23 @@ Per block and class group, with D'_gh the stored data and k the class lanes (lay
 
 What else is saved against the textbook order: rotations of one ciphertext share their digit decomposition (hoisting: half
 the price); products are summed before one relinearisation per giant or baby step; the backward pass adds the
-products of all blocks before it relinearises and rotates, so those cost nothing per block; rows of several
-institutions share blocks. A key switch costs 5 to 10 ms, a bare product 0.5 ms: key switches are what is counted.
+products of all blocks before it relinearises and rotates, so those cost nothing per block.
+A key switch costs 5 to 10 ms, a bare product 0.5 ms: key switches are what is counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from focal.ckks import ring, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks import masks, ring, wire
+from focal.ckks.context import LIMBS, Scheme
 from focal.ckks.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
 from focal.ckks.twin import Scalars
 
@@ -51,9 +51,6 @@ Refresh = Callable[[list[str], list[Ciphertext]], list[Ciphertext]]
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-TARGET_LIMBS = REFRESH_LIMBS
-"""Targets are added to the residual just before its refresh."""
 
 
 @dataclass
@@ -72,8 +69,8 @@ def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
 
 
 def chunk_kind(name: str) -> wire.Kind:
-    """What an uploaded chunk must be: data with all limbs, targets with 3."""
-    return wire.ciphertext(LIMBS if name == "data" else TARGET_LIMBS)
+    """What an uploaded chunk must be: data with all limbs, targets with 5."""
+    return wire.ciphertext(LIMBS if name == "data" else masks.UPLOADED_TARGET_LIMBS)
 
 
 def mask(scheme: Scheme, layout: Layout) -> Any:
@@ -81,16 +78,15 @@ def mask(scheme: Scheme, layout: Layout) -> Any:
     return scheme.encode(layout.first_group(), LIMBS - 1)
 
 
-def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars) -> str:
-    """SHA-256 over every scalar of a step and the encoded mask, which went through a floating-point FFT: all must get the same bits."""
+def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars, row_table: Mapping[str, tuple[int, int]]) -> str:
+    """SHA-256 over every scalar of a step and all encoded masks, which went through a floating-point FFT: all must get the same bits."""
     factors = (*scalars.coefficients, scalars.rate, scalars.decay)
-    own = b"focal/mask/v1" + struct.pack(f"<{len(factors)}d", *factors)
-    if layout.feature_lanes == 1:
-        return hashlib.sha256(own).hexdigest()
-    limbs = LIMBS - 1
-    zero = scheme.ciphertext([scheme.zero(limbs), scheme.zero(limbs)])
-    encoded = scheme.cc.EvalAdd(zero, mask(scheme, layout))  # the bindings show a plaintext's limbs only this way
-    return hashlib.sha256(own + wire.pack(scheme, wire.ciphertext(limbs), scheme.limbs(encoded))).hexdigest()
+    found = hashlib.sha256(b"focal/mask/v2" + struct.pack(f"<{len(factors)}d", *factors))
+    found.update(masks.OwnerMasks(scheme, layout).digest(row_table))
+    found.update(masks.class_mask_bytes(scheme, layout, layout.class_groups - 1))
+    if layout.feature_lanes > 1:
+        found.update(masks.plain_bytes(scheme, mask(scheme, layout), LIMBS - 1))
+    return found.hexdigest()
 
 
 def dithers(scheme: Scheme, limbs: int) -> list[Ciphertext]:

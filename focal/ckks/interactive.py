@@ -28,16 +28,21 @@ Level schedule. Every branch begins as low as it can, because a key switch with 
 
     limbs   6            5                 4                         3                  2                  1
     W       -----------------------------> W_e ---------mask_s-----> W_s
-    X       -----------------------------------------------------> X . W_s --------> Z --mask / 64------> opened
-    D                    D_s -------------------------------------> W_s . D_s -----> dX --mask / 16------> opened
-    X       ---mask_s--> X_s . D_s ------> G
+    X       ------------------------------own rows--------------> X . W_s --------> Z --mask / 64------> opened
+    D       -own rows--> D_s -------------------------------------> W_s . D_s -----> dX --mask / 16------> opened
+    X       -own rows x mask_s--> X_s . D_s -----> G
     W, W-   -----------------------------> b (W - W-) - rate / (64 n) G ---> . + W --- refresh --> W with 6 limbs
+
+An institution can write into every slot of what it uploads. So each upload is multiplied by its owner's 0/1 mask before uploads are
+added up, with one rescaling for all: activations keep the owner's rows, derivatives these and the lanes that hold a class. What somebody
+writes into others' rows moves their logits and gradients, and the head, by 2^-38 of it: that is what encoding leaves in a zero, and there
+is no limb for a second mask.
 
 Everything is carried 64 times larger (SCALE): activations, derivatives, weights, opened logits; opened gradients 256 times. Noise has
 one size whatever it falls on, so that of fresh ciphertexts and key switches weighs 64 times less on values 64^2 times larger (Z, dX, G),
 which the owner's mask or the rate then divides; and the smudging of an opening weighs 64 times less on what it hides. What is left:
 
-    a head     one rounding of 2^5.7 per coefficient and step (3 custodians), and as much from the derivatives' own noise. Momentum
+    a head     one rounding of 2^5.7 per coefficient and step (3 custodians), and a little less from the derivatives' own noise. Momentum
                passes it on 1 / (1 - b) times, and steps add up: 10 sqrt(T) for b = 0.9 (head_noise). So W goes into the next W unrounded
     openings   the head's noise times x, the fresh noise of x times w; opening.py has the bounds and what they mean
 
@@ -63,6 +68,7 @@ from focal.ckks import opening, release, wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.engine import Ciphertext, Moves, Refresh
 from focal.ckks.layout import WEIGHT_SCALE, power_of_two
+from focal.ckks.masks import class_mask_bytes, plain_bytes
 from focal.errors import FocalError, Refused
 
 Array = NDArray[np.float64]
@@ -75,7 +81,7 @@ MIN_CONTRIBUTORS = 3
 
 ACTIVATIONS = wire.ciphertext(LIMBS)
 """What an institution uploads before the forward pass."""
-DERIVATIVES = wire.ciphertext(REFRESH_LIMBS + 2)
+DERIVATIVES = wire.ciphertext(LIMBS)
 """What it uploads before the backward pass."""
 OPENING = wire.ciphertext(1)
 """What is opened to an owner."""
@@ -90,9 +96,11 @@ HEAD_NOISE = 2.0**16
 """t of the release of a head (focal/ckks/release.py): four times that of the blind protocol's, on weights carried four times larger."""
 ROUNDING = 2.0**5.7
 """What one rescaling adds, per coefficient, with 3 custodians: sqrt((1 + 2 N) / 12)."""
-TURNED_NOISE = 2.0**10.8
+TURNED_NOISE = 2.0**9.8
 """Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in tests/test_interactive_kernel.py)."""
 
+DERIVED = LIMBS - 1
+"""Limbs with which derivatives are rotated: their owners' masks took one."""
 TURNED = 4
 """Limbs with which W is rotated."""
 MULTIPLIED = 3
@@ -221,10 +229,18 @@ class InteractiveLayout:
         return mask.reshape(-1)
 
     def gradient_mask(self, rows: range) -> Array:
-        """1 where the activation gradients of ``rows`` stand."""
+        """1 where the activations of ``rows`` stand, and their gradients."""
         mask = np.zeros((self.rows, self.features))
         mask[rows.start : rows.stop] = 1.0
         return mask.reshape(-1)
+
+    def derivative_mask(self, rows: range) -> Array:
+        """1 where the derivatives of ``rows`` stand: not in lanes that hold no class."""
+        return self.derivative_slots(np.ones((len(rows), self.outputs)), rows.start) / SCALE
+
+    def class_mask(self, group: int = 0) -> Array | None:
+        """1 on lanes of the head that hold a class, 0 on those that pad C to K; None where every lane holds one."""
+        return None if self.outputs == self.lanes else self.weight_slots(np.ones((self.features, self.outputs))) / SCALE
 
     # ----------------------------------------------------------------- help
 
@@ -354,8 +370,10 @@ class Forward:
 
     logits: dict[str, Ciphertext]
     """Owner -> 64 z on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
-    activations: Ciphertext
-    """X of all owners."""
+    activations: Mapping[str, Ciphertext]
+    """Owner -> what it uploaded, 6 limbs."""
+    owned: Ciphertext
+    """X: the sum of these, each on its owner's rows; 6 limbs, not rescaled yet."""
     diagonals: dict[int, Ciphertext]
     """s -> W_s, 3 limbs"""
 
@@ -396,8 +414,14 @@ class InteractiveEngine(Moves):
                 hint=f"use ckks.first_bits at least {math.log2(GRADIENT_SCALE * RANGE) + 1:.0f} above ckks.scale_bits, as the defaults are",
             )
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
-        splits = range(1, layout.lanes)
-        self.low = {limbs: {e: scheme.encode(layout.low_lanes(e), limbs) for e in splits} for limbs in (LIMBS, TURNED)}
+        lows = {e: layout.low_lanes(e) for e in range(1, layout.lanes)}
+        self.low = {e: scheme.encode(low, TURNED) for e, low in lows.items()}
+        # e -> owner -> its own rows, for e > 0 those of mask_(e - K) among them
+        own = {name: layout.gradient_mask(rows) for name, rows in self.owners.items()}
+        self.activation_masks = {
+            e: {name: scheme.encode(mask * lows.get(e, 1.0), LIMBS) for name, mask in own.items()} for e in range(layout.lanes)
+        }
+        self.derivative_masks = {name: scheme.encode(layout.derivative_mask(rows), LIMBS) for name, rows in self.owners.items()}
         self.logit_masks = {name: scheme.encode(layout.logit_mask(rows) / SCALE, MULTIPLIED - 1) for name, rows in self.owners.items()}
         self.gradient_masks = {
             name: scheme.encode(layout.gradient_mask(rows) * (GRADIENT_SCALE / SCALE**2), MULTIPLIED - 1)
@@ -410,34 +434,34 @@ class InteractiveEngine(Moves):
     @property
     def mask_digest(self) -> str:
         """SHA-256 over all encoded masks, which went through a floating-point FFT: whoever recomputes steps must get the same bits."""
-        found = hashlib.sha256(b"focal/interactive-masks/v1")
-        masks = [(limbs, plain) for limbs, low in self.low.items() for plain in low.values()]
+        found = hashlib.sha256(b"focal/interactive-masks/v2")
+        masks = [(TURNED, plain) for plain in self.low.values()]
+        masks += [(LIMBS, plain) for owned in (*self.activation_masks.values(), self.derivative_masks) for plain in owned.values()]
         masks += [(MULTIPLIED - 1, plain) for owned in (self.logit_masks, self.gradient_masks) for plain in owned.values()]
         for limbs, plain in masks:
-            zero = self.scheme.ciphertext([self.scheme.zero(limbs), self.scheme.zero(limbs)])
-            shown = self.cc.EvalAdd(zero, plain)  # the bindings show a plaintext's limbs only inside a ciphertext
-            found.update(wire.pack(self.scheme, wire.ciphertext(limbs), self.scheme.limbs(shown)))
+            found.update(plain_bytes(self.scheme, plain, limbs))
+        found.update(class_mask_bytes(self.scheme, self.layout, 0))  # what the release keeps
         return found.hexdigest()
 
     # ----------------------------------------------------------------- one step
 
     def forward(self, weights: Weights, activations: Mapping[str, Ciphertext]) -> Forward:
-        """``activations``: what each owner that is present uploaded (6 limbs, its own rows filled).
+        """``activations``: what each owner that is present uploaded (6 limbs); only its own rows count, whatever it wrote elsewhere.
 
         Raises :class:`Refused` as :func:`check_contributors` does if all bring full batches.
         """
         self._check({name: self.batches.get(name, 0) for name in activations})
-        x = self._sum(activations[name] for name in self.owners if name in activations)
-        diagonals = self._diagonals(self._turned(self._drop(weights.now, LIMBS - TURNED)), self.low[TURNED])
-        low = self._drop(x, LIMBS - MULTIPLIED)
+        x = self._owned(activations, self.activation_masks[0])
+        diagonals = self._diagonals(self._turned(self._drop(weights.now, LIMBS - TURNED)))
+        low = self.cc.Rescale(self._drop(x, LIMBS - MULTIPLIED - 1))
         products = dict(zip(diagonals, self._map(lambda s: self._inner([(low, diagonals[s])]), diagonals), strict=True))
         q, k = self.layout.lane, self.layout.lanes
         sides = [lambda: self._horner([products[s] for s in range(1, k)], q), lambda: self._horner([products[-s] for s in range(1, k)], -q)]
         z = self._sum([products[0], *self._all(sides)] if k > 1 else [products[0]])
-        return Forward(self._masked(self._fold(z, self.layout.lane_folds), self.logit_masks, activations), x, diagonals)
+        return Forward(self._masked(self._fold(z, self.layout.lane_folds), self.logit_masks, activations), dict(activations), x, diagonals)
 
     def backward(self, weights: Weights, run: Forward, derivatives: Mapping[str, Ciphertext], rows: Mapping[str, int]) -> Backward:
-        """``derivatives``: what each owner that answered uploaded (5 limbs); ``rows``: how many of its rows it filled.
+        """``derivatives``: what each owner that answered uploaded (6 limbs; only its own rows count); ``rows``: how many it filled.
 
         Owners that were there in the forward pass and are not any more add nothing to the head and get nothing.
         Raises :class:`Refused` as :func:`check_contributors` does, and (``owner``) for one that was not in the forward pass.
@@ -447,14 +471,14 @@ class InteractiveEngine(Moves):
         if late:
             raise Refused("owner", f"{late[0]} sent derivatives without activations", hint="it can join at the next step")
         k = self.layout.lanes
-        d = self._derivatives(self._sum(derivatives[name] for name in self.owners if name in derivatives))
-        x = self._diagonals([run.activations] * k, self.low[LIMBS])
+        d = self._derivatives(self.cc.Rescale(self._owned(derivatives, self.derivative_masks)))
+        x = self._activations(run)
 
         lanes = self._map(lambda e: self._inner([(x[s], d[s]) for s in ([e, e - k] if e else [0])]), range(k))
         half = k // 2
         gradient, *sides = self._all(
             [
-                lambda: self._inner([(run.diagonals[s], self._drop(d[s], DERIVATIVES.limbs - MULTIPLIED)) for s in d]),
+                lambda: self._inner([(run.diagonals[s], self._drop(d[s], DERIVED - MULTIPLIED)) for s in d]),
                 *([lambda: self._horner(lanes[1 : half + 1], -self.layout.features)] if k > 1 else []),
                 *([lambda: self._horner(lanes[:half:-1], self.layout.features)] if k > 2 else []),
             ]
@@ -480,18 +504,30 @@ class InteractiveEngine(Moves):
         up, down = self._all([lambda: self._chain(w, r, k - 1 - k // 2), lambda: self._chain(w, -r, k // 2)])
         return [w, *up, *reversed(down)]
 
-    def _diagonals(self, turned: Sequence[Ciphertext], low: Mapping[int, Any]) -> dict[int, Ciphertext]:
-        """s -> mask_s . turned[s mod K], one limb less. The masks of e and e - K add up to one, so each pair costs one product."""
+    def _diagonals(self, turned: Sequence[Ciphertext]) -> dict[int, Ciphertext]:
+        """s -> W_s = mask_s W_(s mod K), one limb less."""
+        return self._pairs(lambda e: self._drop(turned[e], 1), lambda e: self._times(turned[e], self.low[e]))
+
+    def _activations(self, run: Forward) -> dict[int, Ciphertext]:
+        """s -> X_s, each owner's activations on its own rows only; 5 limbs."""
+        whole = self.cc.Rescale(run.owned)
+        return self._pairs(lambda e: whole, lambda e: self.cc.Rescale(self._owned(run.activations, self.activation_masks[e])))
+
+    def _pairs(self, whole: Callable[[int], Ciphertext], part: Callable[[int], Ciphertext]) -> dict[int, Ciphertext]:
+        """s -> mask_s of something. The masks of e and e - K add up to one, so ``part``, that of e - K, gives both."""
 
         def split(e: int) -> list[Ciphertext]:
-            whole = self._drop(turned[e], 1)
             if e == 0:
-                return [whole]
-            part = self._times(turned[e], low[e])
-            return [self.cc.EvalSub(whole, part), part]
+                return [whole(0)]
+            low = part(e)
+            return [self.cc.EvalSub(whole(e), low), low]
 
         k = self.layout.lanes
         return {s: ct for e, cts in enumerate(self._map(split, range(k))) for s, ct in zip([e, e - k], cts, strict=False)}
+
+    def _owned(self, uploads: Mapping[str, Ciphertext], masks: Mapping[str, Any]) -> Ciphertext:
+        """The sum of all uploads, each times its owner's mask; not rescaled."""
+        return self._sum(self.cc.EvalMult(uploads[name], masks[name]) for name in self.owners if name in uploads)
 
     def _derivatives(self, d: Ciphertext) -> dict[int, Ciphertext]:
         """s -> rot(D, -s Q)"""

@@ -17,14 +17,19 @@ With s = g B + h the ciphertexts are stored rotated by -g B k; the same ones the
 passes by baby and giant steps (kernels.md; Halevi and Shoup 2014, section 4.2, for the diagonal method). With f > 1 the
 last group i0 = I - 1 stays empty, because rotations by less than a lane wrap through it.
 
-The rows of all institutions share blocks: institution i owns global rows [start, stop), block b holds rows
-[b m, (b + 1) m), and an institution fills the slots of its own rows and encrypts zeros elsewhere. The server adds.
+Block b holds global rows [b m, (b + 1) m), and institution i owns global rows [start, stop). It fills the slots of its own rows and
+encrypts zeros elsewhere. Each has blocks of its own, its first row is the first of a block::
+
+    owners 5, 3, 6; m = 4        | a a a a | a . . . | b b b . | c c c c | c c . . |        start: 0, 8, 12
+
+so that nobody can put data into another's rows. With ``share_blocks`` in the manifest rows follow each other without a gap, several
+institutions fill one block, and the server adds their ciphertexts up: fewer blocks, and nothing but honesty keeps data apart.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,9 +54,10 @@ def power_of_two(n: int) -> int:
 class Layout:
     """One choice of lanes for R features and C outputs on S slots.
 
-    ``babies`` is B of the baby step / giant step split; rows n fix the number of blocks.
-    Features, lanes and babies are powers of two. Raises :class:`FocalError` when they are not, or when features x classes
-    do not fit the ring.
+    ``babies`` is B of the baby step / giant step split; rows n are those of all institutions. ``owners``: how many of them each institution
+    has, in manifest order, where each has blocks of its own; empty where all rows follow each other in shared blocks.
+    Features, lanes and babies are powers of two. Raises :class:`FocalError` when they are not, when features x classes
+    do not fit the ring, or when the owners' rows are not n.
     """
 
     slots: int
@@ -61,6 +67,7 @@ class Layout:
     class_lanes: int
     feature_lanes: int
     babies: int
+    owners: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("features", "class_lanes", "feature_lanes", "babies"):
@@ -77,6 +84,8 @@ class Layout:
                 f"layout: {self.features} features x {self.class_lanes} class lanes are too many for {self.slots} slots",
                 hint="fewer class lanes, fewer projection features or a larger ckks ring",
             )
+        if self.owners and (min(self.owners) < 1 or sum(self.owners) != self.rows):
+            raise FocalError(f"layout: institutions with {', '.join(map(str, self.owners))} rows do not make up {self.rows} rows")
 
     # ----------------------------------------------------------------- shape
 
@@ -97,7 +106,7 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        return -(-self.rows // self.block_rows)
+        return sum(-(-n // self.block_rows) for n in self.owners or (self.rows,))
 
     @property
     def class_groups(self) -> int:
@@ -163,6 +172,19 @@ class Layout:
 
     # ----------------------------------------------------------------- rows -> slots
 
+    def row_table(self, rows: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """Institution -> (first global row, one past its last); ``rows``: how many each has, in manifest order.
+
+        Raises :class:`FocalError` when these are not the rows that the layout was made for.
+        """
+        if sum(rows.values()) != self.rows or (self.owners and tuple(rows.values()) != self.owners):
+            raise FocalError(f"layout: made for {self.owners or self.rows} rows, not for {', '.join(f'{k} {v}' for k, v in rows.items())}")
+        table, start = {}, 0
+        for name, n in rows.items():
+            table[name] = (start, start + n)
+            start += -(-n // self.block_rows) * self.block_rows if self.owners else n
+        return table
+
     def touched(self, start: int, stop: int) -> range:
         """Blocks that hold any of the global rows [start, stop)."""
         return range(start // self.block_rows, (stop - 1) // self.block_rows + 1)
@@ -200,6 +222,17 @@ class Layout:
         part = targets[:, group * k : (group + 1) * k]
         t[: len(part), : part.shape[1]] = part
         return np.tile(RESIDUAL_SCALE * t.reshape(-1), f)
+
+    def target_mask(self, start: int, stop: int, block: int, group: int) -> Array:
+        """1 where targets of the global rows [start, stop) stand in ``block`` and one class group, in every feature lane; else 0."""
+        own = self.block_of(np.ones((stop - start, self.outputs)), start, block)
+        return self.target_slots(own, group) / RESIDUAL_SCALE
+
+    def class_mask(self, group: int) -> Array | None:
+        """1 on lanes of a weight ciphertext that hold a class, 0 on those that pad C to whole groups; None where every lane holds one."""
+        if (group + 1) * self.class_lanes <= self.outputs:
+            return None
+        return self.weight_slots(np.ones((self.features, self.outputs)), group)
 
     def first_group(self) -> Array:
         """1 where i0 = 0, else 0 (f > 1: the fold over i0 is right only there)."""

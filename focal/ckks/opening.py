@@ -26,13 +26,13 @@ leave the estimated hardness as it is. A share by itself, to somebody who cannot
 
 The noise inside, measured with independent keys on the same plaintexts (tests/test_opening.py, 3 custodians; it grows as sqrt(m))::
 
-    logits                 2^10.3 sqrt(1 + 3 w^2)        fresh noise of activations times the head; w: the head's root mean square
-    activation gradients   2^10.6 sqrt(1 + 36 w^2)       fresh noise of derivatives times the head
-    both, besides          about 2^0.5 times the noise of the head itself: 2^12.5 after 50 steps of momentum 0.9 and rate 0.5, 2^13.6 after
-                           190, 2^14.4 after 512 (focal.ckks.interactive.head_noise), for activations of root mean square 1
+    logits                 2^10.3 sqrt(1 + 0.85 w^2)     fresh noise of activations times the head; w: the head's root mean square
+    activation gradients   2^10.6 sqrt(1 + 11 w^2)       fresh noise of derivatives times the head
+    both, besides          about 2^0.5 times the noise of the head itself: 2^11.9 after 50 steps of momentum 0.9 and rate 0.5, 2^13.1 after
+                           190, 2^13.8 after 512 (focal.ckks.interactive.head_noise), for activations of root mean square 1
 
-Over the 512 steps that 4096 openings allow four institutions that is 2^14.4 (root mean square) with 3 custodians, 2^15.1 with 8.
-focal.ckks.interactive.check_steps refuses more than t before a run begins (with 8 custodians, more than 470 steps). Noise grows with the
+Over the 512 steps that 4096 openings allow four institutions that is 2^13.8 (root mean square) with 3 custodians, 2^14.5 with 8.
+focal.ckks.interactive.check_steps refuses more than t before a run begins (with 8 custodians, more than 960 steps). Noise grows with the
 sizes of activations and weights too, so an institution keeps both bounded: :func:`check_activations` before it uploads,
 :func:`check_head` when it has its gradients. That binds honest institutions, whose data and whose openings these are. One that
 uploads what it likes needs no noise to read: nothing proves an upload well formed (tests/test_malformed_activations.py).

@@ -8,11 +8,13 @@ within 1e-3 and whose memory fits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.layout import Layout, power_of_two
+from focal.ckks.masks import TARGET_LIMBS, UPLOADED_TARGET_LIMBS
 from focal.ckks.release import MAX_ERROR, expected_error
 from focal.ckks.wire import HEADER
 from focal.config import CkksConfig, LayoutConfig
@@ -31,6 +33,16 @@ BLOCK_MEMORY = 2 << 30
 """Bytes of encrypted rows in memory, where nobody says otherwise (``memory_gb``): the other blocks stream from disk."""
 KEY_CUSTODIAN = 75.0
 """One rotation key: generated, packed, added up."""
+MAX_SHARING = 1000
+"""Institutions with rows in one shared block, times custodians. The fresh noise of all of them is in the block's data, under keys whose
+noise grows with the custodians: what the weights carry of it passes the release's bound (t, release.py) at about 340 institutions with 3
+custodians and at 130 with 8."""
+
+SHARED_BLOCKS = (
+    "share_blocks: true: an institution that writes data into others' rows of a block can move the weights by sums over these rows and, "
+    "with luck, read such sums off the model, and nothing notices; owners' masks stop targets there, of ordinary size only (SECURITY.md)"
+)
+"""What everybody must be told who signs a manifest with shared blocks."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +70,10 @@ class Cost:
         chosen, mb, seconds = self.layout, 1e6, self.step_seconds * computing * slowness
         sharing = f" ({computing} parties compute on the same cores)" if computing > 1 else ""
         largest = max(self.upload_bytes.values())
+        own = "own" if chosen.owners else "shared"
         return (
             f"layout: k = {chosen.class_lanes} class lanes, f = {chosen.feature_lanes} feature lanes, "
-            f"{chosen.blocks} block(s) of {chosen.block_rows} rows, {chosen.class_groups} class group(s), "
+            f"{chosen.blocks} {own} block(s) of {chosen.block_rows} rows, {chosen.class_groups} class group(s), "
             f"{len(chosen.rotations)} rotation keys\n"
             f"bytes:  upload {largest / mb:.0f} MB per institution at most, keys {self.key_bytes / mb:.0f} MB up per custodian, "
             f"refresh {self.refresh_bytes / mb:.1f} MB per custodian and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
@@ -83,13 +96,13 @@ def blob_bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int
 def cost(
     layout: Layout,
     params: CkksConfig,
-    row_table: dict[str, tuple[int, int]],
+    rows: Mapping[str, int],
     custodians: int,
     degree: int,
     link_mbyte_s: float,
     threads: int,
 ) -> Cost:
-    """Predict the cost of one layout."""
+    """Predict the cost of one layout. ``rows``: how many each institution has."""
     n, unit = params.ring, params.ring / 16384
     b, g, blocks, groups = layout.babies, layout.giants, layout.blocks, layout.class_groups
     hoist = 4.8 * unit
@@ -102,12 +115,12 @@ def cost(
     switching = groups * (per_group + blocks * per_pair) * unit
     refreshes = groups * (blocks * (1 if degree == 3 else 2) + 1)
     step = (switching / threads + refreshes * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
-    data, target = blob_bytes(n, LIMBS, 2), blob_bytes(n, REFRESH_LIMBS, 2)
-    upload = {name: len(layout.touched(*rows)) * (layout.lane * data + groups * target) for name, rows in row_table.items()}
+    data, target = blob_bytes(n, LIMBS, 2), blob_bytes(n, UPLOADED_TARGET_LIMBS, 2)
+    upload = {name: len(layout.touched(*owned)) * (layout.lane * data + groups * target) for name, owned in layout.row_table(rows).items()}
     keys = blob_bytes(n, LIMBS, 1) + (3 + len(layout.rotations)) * blob_bytes(n, LIMBS, DIGITS, extended=True)
     refresh = refreshes * (blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1) + blob_bytes(n, LIMBS, 1))
-    rows = min(blocks * layout.lane * 2 * LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * REFRESH_LIMBS * n * 8
-    held = rows + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
+    encrypted = min(blocks * layout.lane * 2 * LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * TARGET_LIMBS * n * 8
+    held = encrypted + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
     return Cost(
         layout,
         upload,
@@ -120,12 +133,33 @@ def cost(
     )
 
 
-def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: int) -> int:
+def whose(layout: Layout, rows: Mapping[str, int]) -> str:
+    """Which blocks hold rows of which institution, in one line."""
+    parts = []
+    for name, owned in layout.row_table(rows).items():
+        blocks = layout.touched(*owned)
+        parts.append(f"{name} {blocks[0]}" + (f"-{blocks[-1]}" if len(blocks) > 1 else ""))
+    return ", ".join(parts)
+
+
+def check_sharing(layout: Layout, rows: Mapping[str, int], custodians: int) -> None:
+    """Raise :class:`FocalError` when more institutions share a block than the release's smudging covers (:data:`MAX_SHARING`)."""
+    sharing = Counter(b for owned in layout.row_table(rows).values() for b in layout.touched(*owned))
+    block, most = max(sharing.items(), key=lambda found: found[1])
+    if most * custodians > MAX_SHARING and most > 1:
+        raise FocalError(
+            f"layout: {most} institutions share block {block}; with {custodians} custodians at most {MAX_SHARING // custodians} may, "
+            "or the weights would carry more noise than their release hides",
+            hint="use share_blocks: false, fewer custodians or, for smaller blocks, more class lanes",
+        )
+
+
+def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: int, owners: tuple[int, ...] = ()) -> int:
     """B for given lanes: the balance moves to more babies when there are more blocks, which share them."""
     lane = features // f
     best, best_price = 1, math.inf
     for b in (1 << i for i in range(lane.bit_length())):
-        layout = Layout(slots, features, outputs, rows, k, f, b)
+        layout = Layout(slots, features, outputs, rows, k, f, b, owners)
         g, back = layout.giants, layout.backward_limbs
         price = (b - 1) * HOISTED[6] + (2 * b - 1) * SWITCH[back]
         price += layout.blocks * ((2 * g - 1) * SWITCH[6] + (g - 1) * HOISTED[back])
@@ -134,40 +168,47 @@ def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: in
     return best
 
 
-def layout_for(slots: int, features: int, outputs: int, rows: int, class_lanes: int, feature_lanes: int) -> Layout:
-    """The layout with these lanes: a pure function of public numbers, so that every party derives the same one."""
-    babies = babies_for(slots, features, outputs, rows, class_lanes, feature_lanes)
-    return Layout(slots, features, outputs, rows, class_lanes, feature_lanes, babies)
+def layout_for(
+    slots: int, features: int, outputs: int, rows: int, class_lanes: int, feature_lanes: int, owners: tuple[int, ...] = ()
+) -> Layout:
+    """The layout with these lanes: a pure function of public numbers, so that every party derives the same one.
+
+    ``owners``: rows of each institution where each has blocks of its own.
+    """
+    babies = babies_for(slots, features, outputs, rows, class_lanes, feature_lanes, owners)
+    return Layout(slots, features, outputs, rows, class_lanes, feature_lanes, babies, owners)
 
 
 def choose(
     params: CkksConfig,
     features: int,
     outputs: int,
-    row_table: dict[str, tuple[int, int]],
+    rows: Mapping[str, int],
     custodians: int,
     steps: int,
     degree: int,
     wish: LayoutConfig,
     threads: int,
     memory_bytes: float,
+    share_blocks: bool = False,
 ) -> Cost:
-    """The cheapest layout that fits; ``wish`` fixes lanes that a person chose.
+    """The cheapest layout that fits; ``wish`` fixes lanes that a person chose, ``rows`` are those of each institution.
 
-    Raises :class:`FocalError` saying what does not fit: features x classes, memory, or the release error.
+    Raises :class:`FocalError` saying what does not fit: features x classes, institutions in one block, memory, or the release error.
     """
-    slots, rows = params.ring // 2, max(stop for _, stop in row_table.values())
+    slots, total, owners = params.ring // 2, sum(rows.values()), () if share_blocks else tuple(rows.values())
     lanes: Sequence[int] = [wish.class_lanes] if wish.class_lanes else [1 << i for i in range(power_of_two(outputs).bit_length())]
     feature_lanes: Sequence[int] = [wish.feature_lanes] if wish.feature_lanes else [1, 2, 4, 8]
     priced, reasons = [], []
     for k in lanes:
         for f in feature_lanes:
             try:
-                layout = layout_for(slots, features, outputs, rows, k, f)
+                layout = layout_for(slots, features, outputs, total, k, f, owners)
+                check_sharing(layout, rows, custodians)
             except FocalError as e:
                 reasons.append(e.message)
                 continue
-            c = cost(layout, params, row_table, custodians, degree, wish.link_mbyte_s, threads)
+            c = cost(layout, params, rows, custodians, degree, wish.link_mbyte_s, threads)
             if c.release_error > MAX_ERROR:
                 reasons.append(
                     f"layout: k = {k}, f = {f}: the release would err by {c.release_error:.1e} on a weight, more than {MAX_ERROR:.0e}"
@@ -180,7 +221,7 @@ def choose(
                 priced.append(c)
     if not priced:
         raise FocalError(
-            f"no layout fits {features} features x {outputs} outputs x {rows} rows: {reasons[0]}",
+            f"no layout fits {features} features x {outputs} outputs x {total} rows: {reasons[0]}",
             hint="fewer projection features, fewer class lanes or a larger ckks ring",
         )
     return min(priced, key=lambda c: c.step_seconds * steps + c.link_seconds + 2 * c.key_bytes / 1e6 / wish.link_mbyte_s)

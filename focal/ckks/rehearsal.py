@@ -18,6 +18,7 @@ from focal.ckks import keys, opening, refresh, release
 from focal.ckks.context import LIMBS, Scheme
 from focal.ckks.engine import Block, Engine, Refresh, chunk_kind
 from focal.ckks.layout import Layout
+from focal.ckks.masks import OwnerMasks, only_classes
 from focal.ckks.twin import Scalars
 from focal.config import CkksConfig
 
@@ -43,11 +44,18 @@ class Rehearsal:
         return self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots, limbs))
 
     def block(self, x: Array, targets: Array, b: int) -> Block:
-        """Block b of all rows, encrypted under the joint key."""
-        layout, rows, wanted = self.layout, self.layout.block_of(x, 0, b), self.layout.block_of(targets, 0, b)
+        """Block b of all rows, encrypted under the joint key; with ``layout.owners`` the rows of whose block it is."""
+        layout, masks, limbs = self.layout, OwnerMasks(self.scheme, self.layout), chunk_kind("target").limbs
+        counts = {str(i): n for i, n in enumerate(layout.owners or (layout.rows,))}
+        first = 0
+        for n, owned in zip(counts.values(), layout.row_table(counts).values(), strict=True):
+            if b in layout.touched(*owned):
+                break
+            first += n
+        rows, wanted = (layout.block_of(values[first : first + n], owned[0], b) for values in (x, targets))
         data = [[self.encrypt(layout.data_slots(rows, g, h)) for h in range(layout.babies)] for g in range(layout.giants)]
-        limbs = chunk_kind("target").limbs
-        return Block(data, [self.encrypt(layout.target_slots(wanted, u), limbs) for u in range(layout.class_groups)])
+        uploaded = [self.encrypt(layout.target_slots(wanted, u), limbs) for u in range(layout.class_groups)]
+        return Block(data, [masks.keep(ct, owned, b, u) for u, ct in enumerate(uploaded)])
 
     def engine(self, x: Array, targets: Array, scalars: Scalars) -> Engine:
         """An engine over rows ``x`` (n, R) and ``targets`` (n, C) = 1/2 - y."""
@@ -68,7 +76,8 @@ class Rehearsal:
 
     def release(self, weights: list[Any], noise: float = release.CARRIED_NOISE) -> Array:
         """(R, C) weights by smudged shares of all custodians."""
-        return release.weights(self.layout, [self._opened(partial(release.share, noise=noise), ct) for ct in weights])
+        kept = [only_classes(self.scheme, self.layout, u, ct) for u, ct in enumerate(weights)]
+        return release.weights(self.layout, [self._opened(partial(release.share, noise=noise), ct) for ct in kept])
 
     def open(self, ciphertext: Any) -> Array:
         """(S,) slots of an opening to an owner, by smudged shares of all custodians."""

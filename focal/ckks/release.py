@@ -1,5 +1,6 @@
 """Opening the final weights: smudged decryption shares, and a decoding that every institution repeats to the bit.
 
+What is opened has passed :func:`focal.ckks.masks.only_classes`: lanes that hold no class are zero, whatever was trained there.
 Each custodian's share is s_i c1 + noise; the first custodian of the manifest adds c0 (exactly one does). The noise must hide
 the noise that the carried weights have inside, which depends on the secret. For statistical distance 2^-kappa over the N
 coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds the carried noise per coefficient::

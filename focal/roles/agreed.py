@@ -5,19 +5,32 @@ from __future__ import annotations
 import hashlib
 
 from focal.ckks.layout import Layout
-from focal.ckks.plan import layout_for
+from focal.ckks.plan import check_sharing, layout_for
 from focal.config import Manifest
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
 
 
 def layout(manifest: Manifest) -> Layout:
-    """The slot layout of a blind run."""
-    lanes = manifest.layout
+    """The slot layout of a blind run. Raises :class:`focal.errors.FocalError` when it does not fit, as the planner does."""
+    lanes, rows = manifest.layout, manifest.row_counts
     assert lanes is not None  # a blind manifest has one
-    return layout_for(
-        manifest.ckks.ring // 2, manifest.projection.features, manifest.outputs, manifest.rows, lanes.class_lanes, lanes.feature_lanes
+    shape = layout_for(
+        manifest.ckks.ring // 2,
+        manifest.projection.features,
+        manifest.outputs,
+        manifest.rows,
+        lanes.class_lanes,
+        lanes.feature_lanes,
+        () if manifest.share_blocks else tuple(rows.values()),
     )
+    check_sharing(shape, rows, len(manifest.custodians))
+    return shape
+
+
+def row_table(manifest: Manifest, shape: Layout) -> dict[str, tuple[int, int]]:
+    """Institution -> (first global row, one past its last) in the blocks of a blind run, in manifest order."""
+    return shape.row_table(manifest.row_counts)
 
 
 def batches(shape: Layout, manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:
@@ -51,8 +64,9 @@ def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joi
     if len(eta) != 1 or len(projection) != 1:
         raise Refused("upload", f"the institutions ({', '.join(lists)}) do not agree on projection and step size")
     running = hashlib.sha256(b"focal/uploads/v1")
+    table = row_table(manifest, shape)
     for name, upload in lists.items():
-        start, stop = manifest.row_table[name]
+        start, stop = table[name]
         for what, found, wanted in (
             ("joint keys", upload.joint_keys, joint_keys),
             ("rows", upload.rows, stop - start),

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.ledger import Ledger, ledger_digest
+from focal.ckks.masks import only_classes
 from focal.config import LocalConfig, Manifest, Member, private_write
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
@@ -387,7 +388,7 @@ class Custodian(Party):
         if not self.repeat("release/shares"):
             items, ciphertexts, weights = self._last_weights()
             self._wait_for_approval()
-            shares = b"".join(map(self._release_share, items, ciphertexts, weights))
+            shares = b"".join(map(self._release_share, items, ciphertexts, self._released_classes(weights)))
             sealed = {m.name: self._sealed(m, shares) for m in self.manifest.institutions}
             self.say("release/shares", msg.ReleaseShares(items=items, ciphertexts=ciphertexts, sealed=sealed))
         # Every sealed share is on our disk and acknowledged from the server's: the key has done its work.
@@ -429,6 +430,10 @@ class Custodian(Party):
     def _released(self) -> tuple[tuple[str, ...], list[str]]:
         """Plan items of the release, and the topics of the refreshes whose outcome is released."""
         return agreed.release_items(self.layout, self.manifest), [agreed.batches(self.layout, self.manifest)[-1][0]]
+
+    def _released_classes(self, weights: list[object]) -> list[object]:
+        """Weight ciphertexts without what stands in lanes that hold no class."""
+        return [only_classes(self.scheme, self.layout, u, w) for u, w in enumerate(weights)]
 
     def _wait_for_approval(self) -> None:
         if "human" not in (self.manifest.approve, self.local.approve):

@@ -270,7 +270,7 @@ class Institution(Party):
         self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
         layout = agreed.layout(self.manifest)
         public = keys.joint_public_key(scheme, self.run_id, self.net.get(joint.public))
-        start, stop = self.manifest.row_table[self.me.name]
+        start, stop = agreed.row_table(self.manifest, layout)[self.me.name]
         columns, targets = self.projection.apply(self.raw), 0.5 - self.labels
         plan = layout.chunks(start, stop)
 

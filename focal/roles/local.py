@@ -180,6 +180,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
         start=released_digest(config.start) if config.start else None,
         approve=consortium.approve,
         accept_leak=consortium.accept_leak,
+        share_blocks=consortium.share_blocks,
         pooled_roc=consortium.pooled_roc,
     )
     manifest.check_complete()
@@ -211,13 +212,14 @@ def _planned(manifest: Manifest, config: RunConfig) -> plan.Cost:
         config.ckks,
         config.projection.features,
         manifest.outputs,
-        manifest.row_table,
+        manifest.row_counts,
         len(manifest.custodians),
         config.training.steps,
         config.training.degree,
         config.layout,
         os.cpu_count() or 1,
         0.5 * psutil.virtual_memory().total,
+        manifest.share_blocks,
     )
 
 

@@ -1,7 +1,7 @@
 """The server: relays, stores, computes on ciphertexts. It holds no key share and nothing in the clear.
 
 Its board and blobs are what the others read (focal.net). Beside serving them it runs the engine: it adds the
-institutions' ciphertexts into shared blocks, takes each training step, and asks the custodians for every collective refresh.
+institutions' ciphertexts into blocks, takes each training step, and asks the custodians for every collective refresh.
 After a step the new weights are on disk; a restart goes on from there, and a refresh that was answered is not asked again.
 """
 

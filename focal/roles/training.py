@@ -13,6 +13,7 @@ would never hold the next one, so the first blocks stay and the others stream::
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable
@@ -21,8 +22,9 @@ from typing import Any
 
 from focal.ckks import refresh, ring, wire
 from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.engine import TARGET_LIMBS, Block, Engine, Refresh, chunk_kind, mask_digest, zero_weights
+from focal.ckks.engine import Block, Engine, Refresh, chunk_kind, mask_digest, zero_weights
 from focal.ckks.layout import Layout
+from focal.ckks.masks import TARGET_LIMBS, OwnerMasks
 from focal.ckks.plan import BLOCK_MEMORY
 from focal.ckks.twin import Scalars
 from focal.config import Manifest
@@ -34,6 +36,7 @@ Fetch = Callable[[str], bytes]
 
 Place = tuple[int, str, int, int]
 """Where a chunk belongs, as :meth:`Layout.chunks` counts: block, ``data`` or ``target``, g or class group, h or 0."""
+
 
 class Training:
     """Encrypted training from signed upload lists. ``fetch`` yields uploaded chunks; they are checked here, before OpenFHE sees them.
@@ -55,6 +58,8 @@ class Training:
         self.manifest, self.scheme, self.layout, self.lists, self.fetch = manifest, scheme, layout, lists, fetch
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
         self.kept = kept_blocks(layout, memory)
+        self.row_table = agreed.row_table(manifest, layout)
+        self.masks = OwnerMasks(scheme, layout)
         self._chunks = self._chunks_by_place()
         self._targets: dict[int, list[Any]] = {}
         self._blocks: dict[int, Block] = {}
@@ -109,17 +114,21 @@ class Training:
         return list(self.pool.map(self._ciphertext, places))
 
     def _ciphertext(self, place: Place) -> Any:
-        """The sum of every institution's chunk at this place, each one checked."""
-        kind = chunk_kind(place[1])
-        primes = wire.moduli(self.scheme, kind)
-        unpacked = [wire.unpack(self.scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in self._chunks[place]]
-        return self.scheme.ciphertext([ring.total(element, primes) for element in zip(*unpacked, strict=True)])
+        """The sum of every institution's chunk at this place, each one checked; of targets what their owner may write (3 limbs)."""
+        scheme, (block, what, group, _) = self.scheme, place
+        kind = chunk_kind(what)
+        unpacked = {name: wire.unpack(scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in self._chunks[place]}
+        if what == "data":
+            primes = wire.moduli(scheme, kind)
+            return scheme.adopt(scheme.ciphertext([ring.total(element, primes) for element in zip(*unpacked.values(), strict=True)]))
+        built = {name: scheme.adopt(scheme.ciphertext(polynomials)) for name, polynomials in unpacked.items()}
+        return functools.reduce(scheme.cc.EvalAdd, [self.masks.keep(ct, self.row_table[name], block, group) for name, ct in built.items()])
 
     def _chunks_by_place(self) -> dict[Place, list[tuple[str, str]]]:
         """Place -> (institution, digest) of every chunk that belongs there."""
         chunks: dict[Place, list[tuple[str, str]]] = {}
         for name, upload in self.lists.items():
-            for place, digest in zip(self.layout.chunks(*self.manifest.row_table[name]), upload.chunks, strict=True):
+            for place, digest in zip(self.layout.chunks(*self.row_table[name]), upload.chunks, strict=True):
                 chunks.setdefault(place, []).append((name, digest))
         return chunks
 
@@ -155,9 +164,9 @@ def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
 
 
 def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
-    """One digest over all that training starts from: the upload lists, checked against the manifest, and the encoded mask."""
+    """One digest over all that training starts from: the upload lists, checked against the manifest, and the encoded masks."""
     digest = agreed.uploads(manifest, layout, lists, joint_keys)
-    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists))
+    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists), agreed.row_table(manifest, layout))
     return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(digest) + bytes.fromhex(encoded)).hexdigest()
 
 
@@ -178,6 +187,6 @@ def combine(
     def one(i: int) -> Any:
         data = fetch(asked.ciphertexts[i])
         a = refresh.common_random(scheme, run_id, asked.items[i], asked.ciphertexts[i])
-        return refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()])
+        return scheme.adopt(refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()]))
 
     return list(pool.map(one, range(len(asked.items))))

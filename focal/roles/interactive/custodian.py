@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from focal.ckks import opening, wire
 from focal.ckks.interactive import HEAD_NOISE, OPENING, Weights
+from focal.ckks.masks import only_classes
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.roles import ceremony
@@ -148,9 +149,10 @@ class JointCustodian(Custodian):
     def _released(self) -> tuple[tuple[str, ...], list[str]]:
         return plan.released(self.manifest)
 
+    def _released_classes(self, weights: list[object]) -> list[object]:
+        return [only_classes(self.scheme, plan.layout(self.manifest), 0, w) for w in weights]
+
 
 def opening_context(item: str, run_id: bytes) -> bytes:
     """What a sealed opening share is bound to."""
     return f"open/{item}".encode() + run_id
-
-

@@ -178,9 +178,7 @@ class JointSteps:
         run = self.engine.forward(weights, uploads)
         return run, self._openings(step, "logits", run.logits)
 
-    def backward(
-        self, step: int, weights: Weights, run: Forward, headers: Mapping[str, msg.Derivatives]
-    ) -> tuple[Backward, Openings]:
+    def backward(self, step: int, weights: Weights, run: Forward, headers: Mapping[str, msg.Derivatives]) -> tuple[Backward, Openings]:
         """The activation gradients of everybody who answered, to be opened; the new head, to be refreshed."""
         uploads = self._ciphertexts(headers, DERIVATIVES)
         done = self.engine.backward(weights, run, uploads, {name: header.rows for name, header in headers.items()})
@@ -217,7 +215,7 @@ class JointSteps:
 
     def _ciphertexts(self, headers: Mapping[str, Header], kind: wire.Kind) -> dict[str, Ciphertext]:
         def one(name: str) -> Ciphertext:
-            return self.scheme.ciphertext(wire.unpack(self.scheme, kind, self.fetch(headers[name].chunk), f"'{name}'"))
+            return self.scheme.adopt(self.scheme.ciphertext(wire.unpack(self.scheme, kind, self.fetch(headers[name].chunk), f"'{name}'")))
 
         return dict(zip(headers, self.pool.map(one, headers), strict=True))
 

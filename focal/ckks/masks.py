@@ -1,0 +1,96 @@
+"""0/1 masks on ciphertexts: what an institution may write, and what may be opened.
+
+::
+
+    targets, 5 limbs --mask of the owner's rows and classes, twice--> 3 limbs --added up over the institutions--> the residual
+    weights, 6 limbs --mask of the lanes that hold a class,  twice--> 4 limbs --------------------------> shares of the release
+
+An institution can fill every slot of a ciphertext that it encrypts. A target in another's row, in a lane that pads the classes, would
+move that lane's weights along the other's features, and the release would show them (tests/test_foreign_rows.py). Either mask
+stops it.
+
+Encoding rounds N coefficients: 2^-40 (root mean square; 2^-38 at most) is left in the place of a zero. So both are done twice, which
+leaves 2^-80. That is for values that fit the limbs: a ciphertext that is no encryption may wrap around, and no mask helps then.
+
+Masks are encoded by a floating-point FFT. All who compute must have the same bits, so a digest over them goes into what is agreed before
+the first step (:func:`focal.ckks.engine.mask_digest`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from focal.ckks import wire
+from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.layout import Array, Layout
+
+TARGET_LIMBS = REFRESH_LIMBS
+"""Targets are added to the residual just before its refresh."""
+UPLOADED_TARGET_LIMBS = TARGET_LIMBS + 2
+"""They come with two more, for their owner's mask."""
+
+
+class Lanes(Protocol):
+    """A layout that tells which lanes of its weights hold a class."""
+
+    def class_mask(self, group: int) -> Array | None: ...
+
+
+class OwnerMasks:
+    """Targets as their owner may have written them: nothing in others' rows, nothing in lanes that hold no class."""
+
+    def __init__(self, scheme: Scheme, layout: Layout) -> None:
+        self.scheme, self.layout = scheme, layout
+        self._encoded = functools.lru_cache(maxsize=16)(self._encode)  # most blocks are full: few masks, used over and over
+
+    def keep(self, target: Any, owned: tuple[int, int], block: int, group: int) -> Any:
+        """``target`` (5 limbs) on the global rows ``owned`` of ``block`` and the classes of ``group``, zero elsewhere; 3 limbs."""
+        return keep(self.scheme, target, self._encoded(*self._key(owned, block, group)))
+
+    def digest(self, row_table: Mapping[str, tuple[int, int]]) -> bytes:
+        """SHA-256 over every encoded mask of these owners."""
+        groups = range(self.layout.class_groups)
+        keys = [self._key(owned, b, u) for owned in row_table.values() for b in self.layout.touched(*owned) for u in groups]
+        found = hashlib.sha256()
+        for key in dict.fromkeys(keys):
+            for plain, limbs in zip(self._encoded(*key), (UPLOADED_TARGET_LIMBS, UPLOADED_TARGET_LIMBS - 1), strict=True):
+                found.update(plain_bytes(self.scheme, plain, limbs))
+        return found.digest()
+
+    def _key(self, owned: tuple[int, int], block: int, group: int) -> tuple[int, int, bool]:
+        """What tells masks apart: first row in the block, one past the last, whether the group is the last one (it may not be full)."""
+        m = self.layout.block_rows
+        first, last = (min(max(row - block * m, 0), m) for row in owned)
+        return first, last, group == self.layout.class_groups - 1
+
+    def _encode(self, first: int, last: int, last_group: bool) -> list[Any]:
+        slots = self.layout.target_mask(first, last, 0, self.layout.class_groups - 1 if last_group else 0)
+        return [self.scheme.encode(slots, limbs) for limbs in (UPLOADED_TARGET_LIMBS, UPLOADED_TARGET_LIMBS - 1)]
+
+
+def only_classes(scheme: Scheme, layout: Lanes, group: int, weights: Any) -> Any:
+    """A refreshed weight ciphertext as it may be released: zero in the lanes that hold no class, whatever stands there. 4 or 6 limbs."""
+    mask = layout.class_mask(group)
+    return weights if mask is None else keep(scheme, weights, [scheme.encode(mask, limbs) for limbs in (LIMBS, LIMBS - 1)])
+
+
+def class_mask_bytes(scheme: Scheme, layout: Lanes, group: int) -> bytes:
+    """The masks of :func:`only_classes`, to be hashed; nothing where every lane holds a class."""
+    mask = layout.class_mask(group)
+    return b"" if mask is None else b"".join(plain_bytes(scheme, scheme.encode(mask, limbs), limbs) for limbs in (LIMBS, LIMBS - 1))
+
+
+def keep(scheme: Scheme, ciphertext: Any, masks: Iterable[Any]) -> Any:
+    """``ciphertext`` times each encoded mask, one limb less each time."""
+    for mask in masks:
+        ciphertext = scheme.cc.Rescale(scheme.cc.EvalMult(ciphertext, mask))
+    return ciphertext
+
+
+def plain_bytes(scheme: Scheme, plain: Any, limbs: int) -> bytes:
+    """Canonical bytes of an encoded plaintext, whose limbs the bindings show only inside a ciphertext."""
+    zero = scheme.ciphertext([scheme.zero(limbs), scheme.zero(limbs)])
+    return wire.pack(scheme, wire.ciphertext(limbs), scheme.limbs(scheme.cc.EvalAdd(zero, plain)))

@@ -1,0 +1,99 @@
+"""One owner of a joint step alone, every ciphertext a proper encryption, that writes into the others' rows and into lanes without a class.
+
+Owner d puts activations and derivatives of 1000 times the usual size into a's rows. Without the masks on uploads a's logits, a's
+gradients and the head would be d's; with them they stay what they are, to the tolerance of a step (tests/test_interactive_kernel.py).
+Everything is opened exactly: no smudging hides anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import pytest
+from conftest import Opened
+from joint import SLOTS, answers, encrypted, engine, exact_weights, problem, rehearsal, uploads
+
+from focal.ckks import release
+from focal.ckks.context import LIMBS
+from focal.ckks.interactive import DERIVATIVES, HEAD_NOISE, SCALE, InteractiveEngine, InteractiveLayout, Update, twin_step
+from focal.ckks.layout import Layout
+from focal.ckks.masks import only_classes
+from focal.ckks.rehearsal import Rehearsal
+
+LAYOUT = InteractiveLayout(SLOTS, 64, 5)
+FILLED, ROWS, UPDATE = dict.fromkeys("abcd", 32), range(32), Update(0.5)
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Rehearsal]:
+    yield rehearsal(LAYOUT, "foreign joint rows", custodians=2)
+
+
+@dataclass
+class Step:
+    """Errors of what a, an honest owner, is opened, and of the head, against the twin; and the head's lanes that hold no class."""
+
+    logits: float
+    gradients: float
+    head: float
+    idle: float
+
+
+def step(base: Rehearsal, run: InteractiveEngine, size: float) -> Step:
+    """A joint step in which d writes values of ``size`` into a's rows, and into the derivatives' idle lanes there."""
+    opened, cc, rng = Opened(base), base.scheme.cc, np.random.default_rng(3)
+    x, delta, w = problem(LAYOUT)
+    weights, up, down = encrypted(base, LAYOUT, w, w), uploads(base, run, x, FILLED), answers(base, run, delta, FILLED)
+    wide = InteractiveLayout(SLOTS, LAYOUT.features, LAYOUT.lanes)
+    up["d"] = cc.EvalAdd(up["d"], base.encrypt(LAYOUT.activation_slots(size * rng.choice([-1, 1], (32, 64)), ROWS.start)))
+    bad = wide.derivative_slots(size * rng.choice([-1, 1], (32, LAYOUT.lanes)), ROWS.start)
+    down["d"] = cc.EvalAdd(down["d"], base.encrypt(bad, DERIVATIVES.limbs))
+    forward = run.forward(weights, up)
+    backward = run.backward(weights, forward, down, FILLED)
+    run.close()
+    head = wide.read_weights(opened.slots(backward.weights)) / 16
+    return Step(
+        float(np.abs(LAYOUT.logits(opened.slots(forward.logits["a"]), ROWS) - (x @ w)[:32]).max()),
+        float(np.abs(LAYOUT.gradients(opened.slots(backward.gradients["a"]), ROWS) - (delta @ w.T)[:32]).max()),
+        float(np.abs(exact_weights(LAYOUT, opened, backward.weights) - twin_step(w, w, x, delta, UPDATE)).max()),
+        float(np.abs(head[:, LAYOUT.outputs :]).max()),
+    )
+
+
+@pytest.mark.parametrize("size", [1e3, 2.0**17])
+def test_what_an_owner_writes_into_others_rows_moves_nothing(base: Rehearsal, size: float) -> None:
+    """2^-38 of it at most in each slot, of which the sums over 64 features and 32 rows make less than 2^-34; beside a step's tolerance."""
+    found = step(base, engine(base, LAYOUT, UPDATE), size)
+    print(f"{size:g} in a's rows: {found}")
+    assert max(found.logits, found.gradients, found.head, found.idle) < 4e-6 + size * 2**-34
+
+
+def test_without_the_masks_it_would(base: Rehearsal) -> None:
+    run = engine(base, LAYOUT, UPDATE)
+    for e, masks in run.activation_masks.items():
+        masks["d"] = base.scheme.encode(LAYOUT.low_lanes(e) if e else np.ones(SLOTS), LIMBS)
+    run.derivative_masks["d"] = base.scheme.encode(np.ones(SLOTS), LIMBS)
+    found = step(base, run, 10.0)
+    print(f"without masks 10 in a's rows: a's logits err by {found.logits:.1e}, gradients {found.gradients:.1e}, head {found.head:.1e}")
+    assert min(found.logits, found.gradients, found.head, found.idle) > 0.1
+
+
+def test_a_released_head_is_zero_where_no_class_is(base: Rehearsal) -> None:
+    """2^50 in the three idle lanes of eight (2^20 where the classes' own lanes are looked at: encoding errs by 2^-53 of the largest)."""
+    w = problem(LAYOUT)[2]
+    wide, opened = InteractiveLayout(SLOTS, LAYOUT.features, LAYOUT.lanes), Opened(base)
+    for size in (2.0**20, 2.0**50):
+        hostile = base.encrypt(wide.weight_slots(np.hstack([w, np.full((64, 3), size)])))
+        kept = only_classes(base.scheme, LAYOUT, 0, hostile)
+        lanes = wide.read_weights(opened.slots(base.scheme.cc.Compress(kept, 1))) / 16
+        assert np.abs(lanes[:, 5:]).max() < 1e-7
+        if size == 2.0**20:
+            assert np.abs(lanes[:, :5] - w).max() < 1e-6
+            shares = [(str(i), release.share(base.scheme, s.key, kept, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
+            assert np.abs(release.weights(cast(Layout, LAYOUT), [release.open_slots(base.scheme, shares)]) - w).max() < 1e-3
+    assert only_classes(base.scheme, wide, 0, hostile) is hostile
+    masks = LAYOUT.class_mask()
+    assert masks is not None and np.array_equal(masks, LAYOUT.weight_slots(np.ones((64, 5))) / SCALE)
