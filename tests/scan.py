@@ -1,14 +1,14 @@
 """The algebraic scan: of all ring elements that a run publishes, does a small combination exist that would spell out a secret?
 
-Two published elements made from one secret with one ``a`` add up to something without that secret's mask (docs/security-notes.md: that is how
-every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by chance
-never. So, per family (all that depends on one party's secret) and per prime::
+Two published elements made from one secret with one ``a`` add up to something without that secret's mask (docs/security-notes.md: that
+is how every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by
+chance never. So, per family (all that depends on one party's secret) and per prime::
 
     base       every published polynomial of the family, and its images under every published rotation's automorphism and its inverse
     products   base x every published ``a``
     search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
 
-By first coefficients only: pairs are found by sorting the first coefficient, and a hit must be small on eight. SMALL leaves room for errors,
+By first coefficients only: pairs are found by sorting the first one, and a hit must be small on eight. SMALL leaves room for errors,
 2^26 of 2^45; eight coefficients are small by chance once in 2^144.
 """
 
@@ -209,7 +209,9 @@ def is_small(values: np.ndarray, q: int) -> np.ndarray:
     return (np.minimum(values, np.uint64(q) - values) < SMALL).all(axis=-1)
 
 
-def small_combinations(names: Sequence[str], base: np.ndarray, labels: Sequence[str], made: np.ndarray, q: int, singles: int) -> Iterator[str]:
+def small_combinations(
+    names: Sequence[str], base: np.ndarray, labels: Sequence[str], made: np.ndarray, q: int, singles: int
+) -> Iterator[str]:
     """All small combinations: one term (of the first ``singles``), two of anything, three with at most one product or image.
 
     ``singles``: how many of ``base`` are polynomials themselves; combinations of three take two of these.
@@ -244,7 +246,9 @@ def small_combinations(names: Sequence[str], base: np.ndarray, labels: Sequence[
         yield from near((x + y) % modulus, say)
 
 
-def scan(published: Published, families: Iterable[str] | None = None, primes: Iterable[int] | None = None, products: bool = False) -> list[str]:
+def scan(
+    published: Published, families: Iterable[str] | None = None, primes: Iterable[int] | None = None, products: bool = False
+) -> list[str]:
     """All small combinations, as sentences. ``products``: with every public ``a`` as well (slower)."""
     found = []
     for family in families or published.families:

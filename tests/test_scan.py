@@ -1,4 +1,4 @@
-"""No small combination of what a run publishes: blind, interactive, both encrypted baselines. And the scan finds what it is there to find."""
+"""No small combination of what a run publishes: blind, interactive, encrypted baselines. And the scan finds what it is there to find."""
 
 from __future__ import annotations
 
