@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from focal.ckks import refresh, ring, wire
+from focal.ckks import keys, refresh, ring, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.engine import chunk_kind
 from focal.ckks.ledger import ledger_digest
@@ -518,7 +518,7 @@ class IllFormedChunk(FalseUploads):
 
 
 class ForgedRefresh(LyingServer):
-    """The first refresh is asked for ciphertexts of the server's own making: one of :meth:`forge` for each plan item."""
+    """The first refresh is asked for ciphertexts of the server's own making: one of :meth:`forge` for each item, labels for the rest."""
 
     puppets: tuple[str, ...] = ("custodian-3",)
 
@@ -531,6 +531,7 @@ class ForgedRefresh(LyingServer):
         self.post("server", topic, self.request(items, self.kinds))
 
     def request(self, items: tuple[str, ...], kinds: tuple[str, ...]) -> msg.RefreshRequest:
+        kinds += tuple(f"labels {i}" for i in range(len(kinds), len(items)))
         forged = (self.hub.publish(self.forge(kind, item), "custodians") for kind, item in zip(kinds, items, strict=True))
         return msg.RefreshRequest(items=items, ciphertexts=tuple(forged))
 
@@ -544,12 +545,112 @@ class ForgedRefresh(LyingServer):
         elif kind == "shifted":
             a = refresh.common_random(scheme, bytes.fromhex(self.run_id), item, wire.digest(self._packed(c0, c0)))
             c1 = [ring.add(limb, np.full(scheme.n, SHIFT, np.uint64), q) for limb, q in zip(a, primes, strict=False)]
-        elif kind == "labels":
-            return self.hub.blobs.get(self.body("hospital-b", "upload").chunks[-1])
+        elif kind.startswith("labels"):
+            return self._labels(int(kind.partition(" ")[2] or 0))
         return self._packed(c0, c1)
+
+    def _labels(self, which: int) -> bytes:
+        """Encrypted targets, down to the limbs of a request: hospital-b's of every class group, then the others'."""
+        shape, kind, found = agreed.layout(self.manifest), chunk_kind("target"), []
+        for name in ("hospital-b", "hospital-a", "hospital-c"):
+            places = shape.chunks(*agreed.row_table(self.manifest, shape)[name])
+            found += [d for place, d in zip(places, self.body(name, "upload").chunks, strict=True) if place[1] == "target"]
+        digest = found[which]
+        polynomials = wire.unpack(self.scheme, kind, self.hub.blobs.get(digest), "labels")
+        return self._packed(*(limbs[:REFRESH_LIMBS] for limbs in polynomials))
 
     def _packed(self, c0: Any, c1: Any) -> bytes:
         return wire.pack(self.scheme, wire.ciphertext(REFRESH_LIMBS), [c0, c1])
+
+
+class AnsweredForgery(ForgedRefresh):
+    """:class:`ForgedRefresh` whose puppet answers after custodian-2, honestly and with its own key: the guard gets to weigh all."""
+
+    def heard(self, record: msg.Record) -> None:
+        super().heard(record)
+        if record.sender == "custodian-2" and isinstance(record.body, msg.RefreshShares):
+            self.post("custodian-3", record.topic, self.answer(record.body))
+
+    def answer(self, asked: Any) -> msg.RefreshShares:
+        """custodian-3's shares of what ``asked`` names."""
+        (file,) = (self.server.folder.parent / "custodian-3").glob("secret-*.key")
+        share = keys.SecretShare.load(self.scheme, bytes.fromhex(self.run_id), file.read_bytes())
+        bits, h0, h1 = refresh.guard(self.scheme, 3).others_bits, [], []
+        for item, digest in zip(asked.items, asked.ciphertexts, strict=True):
+            c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), self.hub.blobs.get(digest), "puppet")[1]
+            a = refresh.common_random(self.scheme, bytes.fromhex(self.run_id), item, digest)
+            for into, blob in zip((h0, h1), refresh.share(self.scheme, share.limbs, c1, a, bits), strict=True):
+                into.append(self.hub.publish(blob, "custodians"))
+        return msg.RefreshShares(items=asked.items, ciphertexts=asked.ciphertexts, h0=tuple(h0), h1=tuple(h1))
+
+
+class TwoAnswers(AnsweredForgery):
+    """The guard, restarted after it was killed between weighing and answering, is shown other shares of custodian-3."""
+
+    def __init__(self, restarted: bool) -> None:
+        super().__init__("labels", "labels 1")
+        self.restarted = restarted
+
+    def begins(self) -> None:
+        if not self.restarted:
+            return super().begins()
+        topic, _ = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        self.show("custodian-1", "custodian-3", topic, self.answer(self.body("custodian-3", topic)))
+        return None
+
+
+def out_of_lockstep() -> None:
+    """A victim that guards, but takes whatever the server presents: what the guard refuses by itself."""
+    made = Custodian.__init__
+
+    def init(self: Custodian, *args: Any) -> None:
+        made(self, *args)
+        self.verifies = False
+
+    replace(Custodian, __init__=init)
+
+
+def dies_when_it_has_weighed() -> None:
+    """kill -9 of a guard between its decision and its shares."""
+    replace(Custodian, _refresh_shares=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def lies_in_h1(bits: int, item: str) -> None:
+    """A custodian that adds 2^bits in every slot to its own h1 of one plan item: h1 is uniform anyway, and a verifier takes it as input."""
+    made = Custodian._made
+
+    def lying(self: Custodian, about: str, digest: str) -> bytes:
+        stored = made(self, about, digest)
+        if about != item:
+            return stored
+        end = 8 + int.from_bytes(stored[:8], "little")
+        (h1,) = wire.unpack(self.scheme, wire.REFRESH_H1, stored[end:], "itself")
+        lie = [ring.add(x, np.full(self.scheme.n, (1 << bits) % q, np.uint64), q) for x, q in zip(h1, self.scheme.moduli, strict=True)]
+        return stored[:end] + wire.pack(self.scheme, wire.REFRESH_H1, [lie])
+
+    replace(Custodian, _made=lying)
+
+
+def malforms(what: str, limbs: int) -> None:
+    """An institution whose chunks with ``limbs`` limbs are (0, 2^135 i) instead of encryptions. ``what`` names its role's module."""
+    import importlib
+    import itertools
+
+    number = itertools.count(1)
+    module = importlib.import_module(f"focal.roles.{what}")
+    pack = wire.pack
+
+    class Wire:
+        def __getattr__(self, name: str) -> Any:
+            return malformed if name == "pack" else getattr(wire, name)
+
+    def malformed(scheme: Scheme, kind: wire.Kind, polynomials: Any) -> bytes:
+        if kind == wire.ciphertext(limbs):
+            factor = next(number)
+            polynomials = [scheme.zero(limbs), [np.full(scheme.n, factor * CONSTANT % q, np.uint64) for q in scheme.moduli[:limbs]]]
+        return pack(scheme, kind, polynomials)
+
+    replace(module, wire=Wire())
 
 
 class OutOfPlan(ForgedRefresh):

@@ -47,7 +47,7 @@ def member(name: str, role: str, i: int, **fields: object) -> Member:
 MEMBERS = (
     member("relay", "server", 1, endpoint="tcp://127.0.0.1:9000"),
     member("north", "institution", 2, rows=40),
-    member("first-custodian", "custodian", 3, verify="lockstep"),
+    member("first-custodian", "custodian", 3, verify="lockstep", guard=True),
     member("south", "institution", 4, rows=50),
     member("second-custodian", "custodian", 5, verify="off"),
     member("west", "institution", 6, rows=60),
