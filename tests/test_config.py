@@ -260,7 +260,7 @@ class TestManifest:
             ({"task": "multiclass", "classes": ("one",)}, "task 'multiclass' does not fit 1 classes"),
             ({"layout": {"class_lanes": 3, "feature_lanes": 1}}, "class_lanes must be a power of two, not 3"),
             ({"layout": {"class_lanes": 8, "feature_lanes": 0}}, "greater than or equal to 1"),
-            ({"version": 2}, "version"),
+            ({"version": 1}, "version"),
             ({"bonus": 1}, "bonus"),
         ],
     )
@@ -273,8 +273,8 @@ class TestCanonical:
     def test_pinned(self) -> None:
         """Everybody signs these bytes: a change of their spelling is a new version of the protocol."""
         m = manifest()
-        assert hashlib.sha256(m.canonical()).hexdigest() == "af3cf15ab4580592f6a0e6d2718cedd5df418bfce15d2af351d93698a1da5f3e"
-        assert m.hash == hashlib.sha256(b"focal/manifest/v1" + m.canonical()).digest()
+        assert hashlib.sha256(m.canonical()).hexdigest() == "0f9c74c0c629ccf323a749fc1fbea5445f4a6785d19306a3fa6c428528821a6e"
+        assert m.hash == hashlib.sha256(b"focal/manifest/v2" + m.canonical()).digest()
 
     def test_is_plain_sorted_json(self) -> None:
         text = manifest().canonical()
