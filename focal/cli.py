@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, read, write
+from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, printable, read, write
 from focal.errors import FocalError
 
 app = typer.Typer(
@@ -38,8 +39,8 @@ WaitOption = Annotated[float, typer.Option("--wait", help="Seconds to look for t
 
 
 def _say(text: str) -> None:
-    """Print as it is: no markup, and long lines are the terminal's to wrap."""
-    console.print(text, markup=False, soft_wrap=True)
+    """Print as it is: no markup, no control characters, and long lines are the terminal's to wrap."""
+    console.print(printable(text, keep="\n\t"), markup=False, soft_wrap=True)
 
 
 def main() -> NoReturn:
@@ -48,7 +49,7 @@ def main() -> NoReturn:
     try:
         app()
     except (FocalError, ConfigError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {printable(str(e), keep=chr(10))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; give the same command again to continue", file=sys.stderr)
@@ -83,7 +84,7 @@ def _train(config_file: Path, runs: Path) -> None:
     if config.start is not None and config.start.suffix == ".yaml":
         config = config.model_copy(update={"start": _started(config_file.parent / config.start, runs)})
     run = local.open_run(config, runs)
-    console.print(f"[bold]{config.name}[/] in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
+    _say(f"{config.name} in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
     try:
         with Board() as board:
             folder = local.train(run, board.show, board.line)
@@ -91,7 +92,7 @@ def _train(config_file: Path, runs: Path) -> None:
         print("interrupted; give the same command again to continue", file=sys.stderr)
         sys.exit(130)
     print_results(read_summary(folder), console)
-    console.print(f"result: {folder}/summary.json, model.pt, roc.png, per_class.png, timeline.png")
+    _say(f"result: {folder}/summary.json, model.pt, roc.png, per_class.png, timeline.png")
 
 
 def _started(config_file: Path, runs: Path) -> Path:
@@ -103,7 +104,7 @@ def _started(config_file: Path, runs: Path) -> Path:
         _train(config_file, runs)
         found = local.newest_finished(config, runs)
     assert found is not None
-    console.print(f"starts from {found}")
+    _say(f"starts from {found}")
     return found
 
 
@@ -138,7 +139,7 @@ class Board:
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
         )
         self.tasks: dict[str, TaskID] = {}
@@ -153,13 +154,14 @@ class Board:
         self.bars.stop()
 
     def line(self, text: str) -> None:
-        self.bars.console.print(text, markup=False, soft_wrap=True)
+        self.bars.console.print(printable(text, keep="\n"), markup=False, soft_wrap=True)
 
     def show(self, event: dict[str, Any]) -> None:
         """Draw one event of one party."""
         kind, phase, party = event["event"], event.get("phase", ""), event["party"]
         if kind in ("say", "warn"):
-            self.bars.console.print(("[yellow]warning:[/] " if kind == "warn" else "") + event["text"].replace("[", r"\["), soft_wrap=True)
+            line = Text.assemble(("warning: ", "yellow"), event["text"]) if kind == "warn" else Text(event["text"])
+            self.bars.console.print(line, soft_wrap=True)
         elif kind == "phase" and phase in self.STAGES:
             self._set(phase, party, 0.0)
             self.phase_of[party] = phase
@@ -298,7 +300,7 @@ def predict(
 
     with _bar("features") as progress:
         n = evaluation.predict(run, images, out, table_csv=table, weights=weights, device=device, cache=_cache(run), progress=progress)
-    console.print(f"{n} images: {out}")
+    _say(f"{n} images: {out}")
 
 
 @app.command()
@@ -404,18 +406,31 @@ def clean(
 
 @app.command()
 def approve(run: Annotated[Path, typer.Argument(help="A local run's folder, or one custodian's state folder.")]) -> None:
-    """Let the custodians (of a run with ``approve: human``) release the final weights."""
+    """Let the custodians (of a run with ``approve: human``) make the release that they wait with."""
     from focal.roles.custodian import approve as approve_custodian
 
-    folders = [p for p in (run / "parties").iterdir() if p.name.startswith("custodian")] if (run / "parties").is_dir() else [run]
-    for folder in folders:
-        if not (folder / "journal.sqlite").exists():
+    if not (run / "parties").is_dir():
+        if not (run / "journal.sqlite").exists():
             raise FocalError(
-                f"{folder} is no custodian's state folder",
+                f"{run} is no custodian's state folder",
                 hint="name the run folder of a local run, or the 'state' of the custodian's local file",
             )
-        approve_custodian(folder)
-        _say(f"approved: {folder}")
+        _say(f"approved: {run} (run {approve_custodian(run).short})")
+        return
+    approved, waiting_not = [], []
+    for folder in sorted(p for p in (run / "parties").iterdir() if p.name.startswith("custodian")):
+        try:
+            approved.append(f"approved: {folder} (run {approve_custodian(folder).short})")
+        except FocalError:
+            waiting_not.append(folder.name)
+    if not approved:
+        raise FocalError(
+            f"{run}: no release waits for approval there", hint="when training is done a custodian says 'the release waits for'"
+        )
+    for line in approved:
+        _say(line)
+    if waiting_not:
+        _say(f"not yet waiting: {', '.join(waiting_not)}; give the same command again when they do")
 
 
 # --------------------------------------------------------------------------- roles
@@ -569,9 +584,8 @@ def manifest_add(
     if new.institutions and new.custodians:
         new = _planned(new, LayoutConfig(class_lanes=class_lanes, feature_lanes=feature_lanes))
     write(new, manifest)
-    console.print(
-        f"{manifest}: {', '.join(f'{x.name} ({x.role})' for x in new.members)}" + ("; earlier signatures are void" if m.signatures else ""),
-    )
+    void = "; earlier signatures are void" if m.signatures else ""
+    _say(f"{manifest}: {', '.join(f'{x.name} ({x.role})' for x in new.members)}{void}")
 
 
 def _planned(m: Manifest, wish: LayoutConfig) -> Manifest:
@@ -623,7 +637,7 @@ def manifest_sign(
     signed = sign_manifest(m, Identity.load(keys))
     write(signed, manifest)
     left = [x.name for x in signed.members if x.name not in signed.signatures]
-    console.print(f"{manifest}: hash {signed.hash.hex()[:16]}, " + (f"still to sign: {', '.join(left)}" if left else "signed by all"))
+    _say(f"{manifest}: hash {signed.hash.hex()[:16]}, " + (f"still to sign: {', '.join(left)}" if left else "signed by all"))
 
 
 @manifest_app.command("check")
@@ -646,7 +660,7 @@ def manifest_check(manifest: Annotated[Path, typer.Argument(help="The manifest."
         _say_blind(m)
     else:
         _say_interactive(m)
-    console.print(f"hash         {m.hash.hex()}")
+    _say(f"hash         {m.hash.hex()}")
     _say_who_verifies(m)
     missing = [x.name for x in m.members if x.name not in m.signatures]
     if missing:
@@ -687,7 +701,7 @@ def _say_who_verifies(m: Manifest) -> None:
     if m.guard is None:
         console.print("[bold yellow]no custodian verifies (verify: off): the server is trusted to follow the protocol[/]")
         return
-    console.print(f"verification {', '.join(verifiers)} re-run(s) every step and answer(s) only for identical ciphertexts")
+    _say(f"verification {', '.join(verifiers)} re-run(s) every step and answer(s) only for identical ciphertexts")
     bounds = refresh.guard(Scheme(m.ckks, "check"), len(m.custodians))
     bounds.check()
     _say(f"guard        {m.guard.name} answers every refresh last: {bounds.describe(refreshes(m))}")
@@ -821,4 +835,4 @@ def bench_all(
 
     started = time.monotonic()
     everything(reference, interactive_reference, runs, CONFIGS, _say, _train)
-    console.print(f"all measured in {time.monotonic() - started:.0f} s")
+    _say(f"all measured in {time.monotonic() - started:.0f} s")

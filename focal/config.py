@@ -22,8 +22,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+OLD = (
+    "was made by a version of FOCAL before 2, whose key ceremony let whoever kept its messages read everything: "
+    "treat all of it as readable by its server"
+)
+"""Of manifests, folders, boards, records: why they are refused, and what they must be taken for."""
+ANEW = "start a new run with a new manifest, in new folders (the parties' key files stay good)"
+
+# What could rewrite a terminal's screen, or show a line's words in another order than they have: C0, DEL, C1, line and paragraph
+# separators, and the marks that embed, override or isolate a direction of writing.
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """``text`` with a question mark for every control character, line separator and bidi override that is not in ``keep``."""
+    return _STEERING.sub(lambda found: found[0] if found[0] in keep else "?", text)
+
+
+def _no_controls(text: str) -> str:
+    if _STEERING.search(text):
+        raise ValueError("holds control characters, line separators or bidi overrides")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_no_controls)]
+"""Free text that another member may read on a terminal."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
@@ -266,9 +291,9 @@ class Member(Model):
     """Ed25519 verification key."""
     seal: Hex32
     """X25519 public key: sealed messages and pairwise masks."""
-    curve: Annotated[str, Field(min_length=40, max_length=40)]
+    curve: Annotated[Text, Field(min_length=40, max_length=40)]
     """CurveZMQ public key (Z85)."""
-    endpoint: str | None = None
+    endpoint: Text | None = None
     """Server: where the others dial to, ``tcp://host:port``."""
     rows: int | None = Field(None, ge=1)
     """Institution: the number of its training rows."""
@@ -291,8 +316,8 @@ class LowerSpec(Model):
     """The lower segment as the consortium pins it."""
 
     family: Literal["timm", "torchvision"]
-    model: str
-    cut: str
+    model: Text
+    cut: Text
     image_size: int
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
@@ -318,14 +343,14 @@ class LayoutSpec(Model):
 
 
 class Manifest(Model):
-    """Everything the members agree on before anything secret exists. Signed by each over :meth:`canonical`."""
+    """Everything the members agree on before anything secret exists. Signed by each over a domain and :meth:`canonical`."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     name: Name
     protocol: Protocol = "blind"
-    dataset: str
+    dataset: Text
     members: tuple[Member, ...]
-    classes: tuple[str, ...]
+    classes: tuple[Text, ...]
     task: Task
     lower: LowerSpec
     projection: ProjectionConfig
@@ -344,8 +369,8 @@ class Manifest(Model):
     pooled_roc: bool = False
     """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites, and no site's scores
     shown. Every institution has to come back for it."""
-    signatures: dict[str, str] = {}
-    """Member name -> Ed25519 signature (hex) over :meth:`canonical`."""
+    signatures: dict[Name, Text] = {}
+    """Member name -> Ed25519 signature (hex), :func:`focal.net.identity.sign_manifest`."""
 
     @model_validator(mode="after")
     def _members_fit(self) -> Manifest:
@@ -447,7 +472,7 @@ class Manifest(Model):
     @property
     def hash(self) -> bytes:
         """SHA-256 of :meth:`canonical`."""
-        return hashlib.sha256(b"focal/manifest/v1" + self.canonical()).digest()
+        return hashlib.sha256(b"focal/manifest/v2" + self.canonical()).digest()
 
 
 # --------------------------------------------------------------------------- local file
@@ -543,7 +568,8 @@ def explain(error: ValidationError, path: Path | str, model: type[Model] | None 
         if e["type"] == "extra_forbidden":
             known = _keys(model, e["loc"][:-1]) if model else []
             text = "unknown key" + (f"; known are {', '.join(known)}" if known else "")
-        lines.append(f"{path}: {field}: {text}" + (f" (got {e['input']!r})" if isinstance(e["input"], str | int | float) else ""))
+        got = f" (got {e['input']!r})" if isinstance(e["input"], str | int | float) else ""
+        lines.append(f"{path}: {printable(f'{field}: {text}')}{got}")  # keys and tags may be another member's
     return ConfigError("\n".join(lines))
 
 
@@ -558,7 +584,8 @@ def _keys(model: Any, loc: tuple[int | str, ...]) -> list[str]:
 
 
 def read(model: type[M], path: Path | str) -> M:
-    """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values.
+    """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values; first of all where a manifest
+    is of an old run.
 
     ``${NAME}`` stands for the environment's value in what people write. A manifest is what all have signed, and a random key of a member
     may spell ``${HA}``: Z85 has these characters.
@@ -569,9 +596,11 @@ def read(model: type[M], path: Path | str) -> M:
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read ({e.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: is neither YAML nor JSON ({e})") from None
+        raise ConfigError(f"{path}: is neither YAML nor JSON ({printable(str(e), keep=chr(10))})") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold a mapping of options")
+    if model is Manifest and raw.get("version") == 1:  # before all else that may be wrong with it
+        raise ConfigError(f"{path}: {OLD}\n  -> {ANEW}")
     try:
         return model.model_validate(raw if model is Manifest else expand(raw, path))
     except ValidationError as e:

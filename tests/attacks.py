@@ -34,13 +34,14 @@ from focal.ckks.ledger import ledger_digest
 from focal.config import Manifest
 from focal.net import messages as msg
 from focal.net.hub import Hub
-from focal.net.identity import Identity, commitment, open_record
+from focal.net.identity import RECORD_DOMAIN, Identity, commitment, open_record
 from focal.net.store import Board
 from focal.roles import agreed, ceremony
 from focal.roles.custodian import Custodian
 from focal.roles.institution import Institution
 from focal.roles.party import Party
 from focal.roles.server import Server
+from focal.sums.masked import contribution_digest
 
 CONSTANT = 1 << 135
 """A constant c1: above the refresh masks (2^105), below the modulus of the request (2^150)."""
@@ -265,6 +266,31 @@ def repeats_randomness(nonce: str) -> None:
     replace(secrets, token_bytes=lambda n=None: bytes.fromhex(nonce))
 
 
+# --------------------------------------------------------------------------- lies about who ended the run
+
+
+class AbortsOfAnotherRun(LyingServer):
+    """hospital-a ended another run: custodian-1 hears of it before it knows this run's id, custodian-2 afterwards."""
+
+    def begins(self) -> None:
+        other = self.sign("hospital-a", "abort", msg.Abort(reason="disk on fire"), OTHER_RUN)
+        self.lie("custodian-1", "custodian-2", "nonce/commit", lambda data: [other, data])
+        self.lie("custodian-2", "custodian-1", "run/start", lambda data: [data, other])
+
+
+class SteersTerminals(LyingServer):
+    """custodian-3 ends this run, and says why with codes that clear a terminal and set its title."""
+
+    puppets: tuple[str, ...] = ("custodian-3",)
+
+    def begins(self) -> None:
+        body = msg.Abort.model_construct(reason="\x1b[2J\x1b]0;all is well\x07\u202etxt.exe")
+        record = msg.encode(msg.Record.model_construct(scope=self.run_id, sender="custodian-3", topic="abort", body=body))
+        signature = Identity.load(self.server.folder.parent / "custodian-3" / "identity.json").sign(RECORD_DOMAIN + record)
+        ended = msg.encode(msg.Signed(record=record, signature=signature))
+        self.lie("custodian-1", "custodian-1", "run/start", lambda data: [data, ended])
+
+
 # --------------------------------------------------------------------------- lies in the key rounds
 
 
@@ -367,7 +393,7 @@ def _believes_itself() -> None:
 
 # --------------------------------------------------------------------------- lies about sums and the projection
 
-SUM = "sum/moments/contribution"
+COMMIT, SUM = "sum/moments/commit", "sum/moments/contribution"
 
 
 class TwoSums(LyingServer):
@@ -375,17 +401,32 @@ class TwoSums(LyingServer):
 
     puppets: tuple[str, ...] = ("hospital-b",)
 
-    def contribution(self, seed: int, participants: Iterable[str] = ()) -> msg.SumContribution:
-        """A contribution of the right length; random values, as masked ones are."""
+    def contribution(self, seed: int, participants: Iterable[str] = ()) -> tuple[msg.SumCommit, msg.SumContribution]:
+        """A contribution of the right length, and its commitment; random values, as masked ones are."""
         dim, classes = self.manifest.lower.dim, len(self.manifest.classes)
         size = dim + dim * (dim + 1) // 2 + classes
         blob = np.random.default_rng(seed).integers(0, 1 << 64, size, dtype=np.uint64).astype("<u8").tobytes()
         names = tuple(participants) or tuple(m.name for m in self.manifest.institutions)
-        return msg.SumContribution(label="moments", participants=names, blob=self.hub.publish(blob, "all"))
+        digest, salt = self.hub.publish(blob, "all"), bytes(32)
+        sealed = commitment(bytes.fromhex(self.run_id), "sum/moments", "hospital-b", salt, contribution_digest(names, digest))
+        return (
+            msg.SumCommit(label="moments", commitment=sealed.hex()),
+            msg.SumContribution(label="moments", participants=names, blob=digest, salt=salt.hex()),
+        )
+
+    def contributes(self, seed: int) -> None:
+        commit, contribution = self.contribution(seed)
+        self.post("hospital-b", COMMIT, commit)
+        self.post("hospital-b", SUM, contribution)
+
+    def shows(self, reader: str, seed: int, participants: Iterable[str] = ()) -> None:
+        commit, contribution = self.contribution(seed, participants)
+        self.show(reader, "hospital-b", COMMIT, commit)
+        self.show(reader, "hospital-b", SUM, contribution)
 
     def begins(self) -> None:
-        self.post("hospital-b", SUM, self.contribution(1))
-        self.show("hospital-c", "hospital-b", SUM, self.contribution(2))
+        self.contributes(1)
+        self.shows("hospital-c", 2)
 
     def heard(self, record: msg.Record) -> None:
         if isinstance(record.body, msg.SumOpened) and record.sender == "hospital-a":
@@ -396,10 +437,42 @@ class OtherParticipants(TwoSums):
     """hospital-b contributes to a sum of two for hospital-a, and a second time when hospital-c has contributed."""
 
     def begins(self) -> None:
-        self.post("hospital-b", SUM, self.contribution(1))
-        self.show("hospital-a", "hospital-b", SUM, self.contribution(2, ("hospital-a", "hospital-b")))
-        second = self.sign("hospital-b", SUM, self.contribution(3))
+        self.contributes(1)
+        self.shows("hospital-a", 2, ("hospital-a", "hospital-b"))
+        second = self.sign("hospital-b", SUM, self.contribution(3)[1])
         self.lie("hospital-c", "hospital-c", SUM, lambda own: [own, second])
+
+
+def contributes_last() -> None:
+    """An institution that commits to something, opens the sum of what all others then show, and doubles it with its own contribution."""
+    from focal.roles import institution
+    from focal.sums.masked import MaskedSum
+
+    say, check = Institution.say, institution.check_opens
+    contributed, opens = MaskedSum.contribution, MaskedSum.open
+    mine: list[tuple[MaskedSum, bytes]] = []
+
+    def contribution(self: MaskedSum, values: Any) -> bytes:
+        mine.append((self, contributed(self, values)))
+        return mine[-1][1]
+
+    def changed(self: Any, topic: str, body: Any) -> None:
+        if topic == SUM:
+            others = [n for n in self.names if n != self.me.name]
+            given = {n: self.fetch(c.blob) for n, c in self.hear_all(others, SUM, msg.SumContribution).items()}
+            masked, own = mine[-1]
+            total = opens(masked, {**given, self.me.name: own})
+            chosen = (np.frombuffer(own, "<u8") + total).tobytes()
+            body = body.model_copy(update={"blob": self.share_blobs([chosen], "all")[0]})
+        say(self, topic, body)
+
+    def lenient(scope: str, round: str, name: str, *rest: Any) -> None:
+        if name != "hospital-b":
+            check(scope, round, name, *rest)
+
+    replace(MaskedSum, contribution=contribution, _check=lambda *_: None)
+    replace(Institution, say=changed)
+    replace(institution, check_opens=lenient)
 
 
 def proposes(how: str) -> None:
@@ -436,7 +509,8 @@ class FalseUploads(LyingServer):
         layout, odd, digests = agreed.layout(self.manifest), odd or {}, []
         start, stop = agreed.row_table(self.manifest, layout)[name]
         for i, (_, what, _, _) in enumerate(layout.chunks(start, stop)):
-            digests.append(self.hub.publish(odd.get(i, self.zeros(what)), "custodians"))
+            own = self.zeros(what)[:-6] + (start << 16 | i + 1).to_bytes(6, "little")  # two ciphertexts are never the same
+            digests.append(self.hub.publish(odd.get(i, own), "custodians"))
         accepted: msg.ProjectionAccepted = self.body("hospital-a", "projection/accepted")
         fields = {
             "joint_keys": ceremony.joint_digest(self.body("custodian-1", "keys/joint")),
@@ -484,6 +558,16 @@ class OtherProjectionOrLeftOut(FalseUploads):
         self.post("server", topic, msg.RefreshRequest(items=items, ciphertexts=asked))
 
 
+class CopiedChunk(FalseUploads):
+    """hospital-b's list names hospital-a's first ciphertext for custodian-1, and its own first one twice for custodian-2."""
+
+    def begins(self) -> None:
+        super().begins()
+        own, foreign = (self.upload(name).chunks for name in ("hospital-b", "hospital-a"))
+        self.show("custodian-1", "hospital-b", "upload", self.upload("hospital-b", chunks=(foreign[0], *own[1:])))
+        self.show("custodian-2", "hospital-b", "upload", self.upload("hospital-b", chunks=(own[0], own[0], *own[2:])))
+
+
 class SwappedChunk(FalseUploads):
     """Another chunk's bytes in the place of one that hospital-b signed."""
 
@@ -492,8 +576,7 @@ class SwappedChunk(FalseUploads):
     def begins(self) -> None:
         signed, swapped = (self.zeros("data")[:-1] + bytes([i]) for i in (1, 2))
         super().begins()
-        for name in self.puppets[:3]:
-            self.show("custodian-1", name, "upload", self.upload(name, {0: signed}))
+        self.show("custodian-1", "hospital-b", "upload", self.upload("hospital-b", {0: signed}))
         digest = hashlib.sha256(signed).hexdigest()
         self.swapped["custodian-1", digest] = self.hub.publish(swapped, "custodians")
 

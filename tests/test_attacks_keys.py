@@ -8,6 +8,7 @@ import time
 import pytest
 from stages import VICTIMS, Stages, lying, prelude, reason, said, shares, stages
 
+from focal.config import printable
 from focal.net import messages as msg
 
 
@@ -40,6 +41,23 @@ def test_an_earlier_run_is_not_begun_again(stage: Stages) -> None:
         assert reason(c, "custodian-1") == "other-run"
         assert reason(c, "custodian-2") == "replayed-run"
         assert not said(c, "custodian-2") & {"run/start", "keys/1/commit"}
+
+
+def test_an_abort_of_another_run_ends_nothing_in_the_name_of_its_sender(stage: Stages) -> None:
+    with stage.at("gathered") as c:
+        c.start("server", prelude=lying("AbortsOfAnotherRun()"))
+        c.start(*VICTIMS)
+        assert [reason(c, v) for v in VICTIMS] == ["other-run", "other-run"]
+        assert not any("disk on fire" in c.processes[v].errors or "keys/1/commit" in said(c, v) for v in VICTIMS)
+
+
+def test_control_characters_of_another_member_reach_nobodys_terminal(stage: Stages) -> None:
+    with stage.at("gathered") as c:
+        c.start("server", prelude=lying("SteersTerminals()"))
+        process = c.start("custodian-1")
+        assert process.end() == 1 and "a message is malformed" in process.errors
+        shown = process.errors.replace("\n", "") + "".join(str(e.get("text", "")) for e in process.events).replace("\n", "")
+        assert printable(shown) == shown and "all is well" not in shown
 
 
 @pytest.mark.parametrize("liar", ["rushes()", "copies()"])

@@ -34,6 +34,17 @@ def test_another_projection_and_an_institution_left_out(stage: Stages) -> None:
         assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
 
 
+def test_a_copied_ciphertext_is_nobodys_row(stage: Stages) -> None:
+    """What hospital-b lists as its rows are hospital-a's; or one ciphertext counts twice."""
+    with stage.at("keyed") as c:
+        c.start("server", prelude=lying("CopiedChunk()"))
+        c.start(*VICTIMS)
+        assert [reason(c, v) for v in VICTIMS] == ["upload", "upload"]
+        assert "'hospital-b'" in c.processes["custodian-1"].errors and "'hospital-a' too" in c.processes["custodian-1"].errors
+        assert "names it twice" in c.processes["custodian-2"].errors
+        assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
+
+
 @pytest.mark.parametrize(
     ("server", "why"),
     [("SwappedChunk()", "digest"), ("IllFormedChunk('residue')", "coefficient"), ("IllFormedChunk('header')", "header")],

@@ -260,7 +260,7 @@ class TestManifest:
             ({"task": "multiclass", "classes": ("one",)}, "task 'multiclass' does not fit 1 classes"),
             ({"layout": {"class_lanes": 3, "feature_lanes": 1}}, "class_lanes must be a power of two, not 3"),
             ({"layout": {"class_lanes": 8, "feature_lanes": 0}}, "greater than or equal to 1"),
-            ({"version": 2}, "version"),
+            ({"version": 1}, "version"),
             ({"bonus": 1}, "bonus"),
         ],
     )
@@ -273,8 +273,8 @@ class TestCanonical:
     def test_pinned(self) -> None:
         """Everybody signs these bytes: a change of their spelling is a new version of the protocol."""
         m = manifest()
-        assert hashlib.sha256(m.canonical()).hexdigest() == "e6a11285e3ebb2a1a56c5d890ead751354321889fdf2b62b54e93704490ed756"
-        assert m.hash == hashlib.sha256(b"focal/manifest/v1" + m.canonical()).digest()
+        assert hashlib.sha256(m.canonical()).hexdigest() == "0a185790c4e3d228cb711b2e1960808e4ed423cc270f3301de759572f6f5e1c4"
+        assert m.hash == hashlib.sha256(b"focal/manifest/v2" + m.canonical()).digest()
 
     def test_is_plain_sorted_json(self) -> None:
         text = manifest().canonical()

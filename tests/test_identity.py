@@ -12,7 +12,8 @@ from parties import SCOPE, identities, manifest_of
 
 from focal.errors import FocalError, ProtocolError
 from focal.net import messages as msg
-from focal.net.identity import Identity, check_signatures, commitment, open_record, sign_manifest, verify
+from focal.net.identity import MANIFEST_DOMAIN, RECORD_DOMAIN, Identity, check_signatures, commitment, open_record, sign_manifest, verify
+from focal.pooling import DOMAIN as POOLED_DOMAIN
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)
@@ -144,6 +145,18 @@ def test_signature_for_another_purpose_does_not_make_a_record() -> None:
     data = msgpack.packb({"record": record, "signature": NORTH.sign(record)})
     with pytest.raises(ProtocolError, match="signature of 'north'"):
         open_record(MANIFEST, data)
+
+
+def test_a_manifests_signature_is_good_for_nothing_else() -> None:
+    """The bytes of a manifest begin with a domain of their own, as those of records and of pooled counts do: none begins with another."""
+    signed = sign_manifest(MANIFEST, NORTH)
+    bare = MANIFEST.model_copy(update={"signatures": {"north": NORTH.sign(MANIFEST.canonical()).hex()}})
+    check_signatures(signed, need_all=False)
+    with pytest.raises(FocalError, match="'north' is not valid"):
+        check_signatures(bare, need_all=False)
+    assert verify(MANIFEST.member("north"), MANIFEST_DOMAIN + MANIFEST.canonical(), bytes.fromhex(signed.signatures["north"])) is None
+    domains = [MANIFEST_DOMAIN, RECORD_DOMAIN, POOLED_DOMAIN]
+    assert not any(a.startswith(b) for a in domains for b in domains if a is not b)
 
 
 def test_commitment_binds_every_part_without_ambiguity() -> None:

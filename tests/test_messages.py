@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from focal.config import Model
-from focal.errors import ProtocolError
+from focal.config import ANEW, Model, printable
+from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
 
 HEX = st.binary(min_size=32, max_size=32).map(bytes.hex)
 NAME = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,31}", fullmatch=True)
 TOPIC = st.from_regex(r"[a-z0-9-]{1,32}(/[A-Za-z0-9_.-]{1,64}){0,4}", fullmatch=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+PRINTABLE = TEXT.map(printable)
+ITEM = st.from_regex(r"[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,7}", fullmatch=True)
+SHORT = st.from_regex(r"[a-z][a-z-]{0,20}", fullmatch=True)
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "bytes": st.dictionaries(
-        NAME, st.dictionaries(TEXT, st.dictionaries(TEXT, st.integers(0, 1 << 60), max_size=2), max_size=2), max_size=2
+        NAME, st.dictionaries(SHORT, st.dictionaries(st.sampled_from(["up", "down"]), st.integers(0, 1 << 60)), max_size=2), max_size=2
     ),
     "sealed": st.dictionaries(NAME, st.binary(max_size=40), max_size=3),
     "participants": st.lists(NAME, max_size=3).map(tuple),
     "owners": st.lists(NAME, max_size=3).map(tuple),
     "done": st.booleans(),
-    "items": st.lists(TEXT, max_size=3).map(tuple),
-    "rotations": st.dictionaries(TEXT, HEX, max_size=3),
+    "items": st.lists(ITEM, max_size=3).map(tuple),
+    "label": SHORT,
+    "eta_hex": st.floats(1e-300, 1e300).map(float.hex),
+    "rotations": st.dictionaries(st.integers(-(1 << 14), 1 << 14).map(str), HEX, max_size=3),
     "sizes": st.lists(st.integers(-1, msg.MAX_BLOB), max_size=4).map(tuple),
     "signed": st.lists(st.binary(max_size=60), max_size=3).map(tuple),
     "features": st.binary(max_size=40),
@@ -46,7 +53,8 @@ BY_TYPE: list[tuple[str, st.SearchStrategy[Any]]] = [
     ("^[0-9a-f]{64}$", HEX),
     ("Ge(ge=1), Le(le=65536)", st.integers(1, 1 << 16)),
     ("class 'int'", st.integers(0, 1 << 31)),
-    ("class 'str'", TEXT),
+    ("'^[a-z0-9-]{1,64}$'", SHORT),
+    ("class 'str'", PRINTABLE),
 ]
 
 
@@ -146,7 +154,7 @@ def test_mutated_records_raise_protocol_error_only(data: bytes, draw: st.DataObj
 
 BODY = {"kind": "nonce-reveal", "nonce": "ab" * 32, "salt": "cd" * 32}
 REVEAL = {
-    "version": 1,
+    "version": 2,
     "scope": "00" * 32,
     "sender": "a",
     "topic": "t",
@@ -168,7 +176,7 @@ def test_the_sorted_spelling_is_accepted() -> None:
     [
         pytest.param(msgpack.packb(dict(reversed(ordered(REVEAL).items()))), id="unsorted"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "body": {**BODY, "nonce": "AB" * 32}})), id="uppercase hex"),
-        pytest.param(msgpack.packb(ordered({**REVEAL, "version": 1.0})), id="float version"),
+        pytest.param(msgpack.packb(ordered({**REVEAL, "version": 2.0})), id="float version"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "version": True})), id="bool version"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "sender": b"a"}), use_bin_type=True), id="bytes as text"),
         pytest.param(msgpack.packb(ordered({k: v for k, v in REVEAL.items() if k != "version"})), id="default left out"),
@@ -177,7 +185,7 @@ def test_the_sorted_spelling_is_accepted() -> None:
         pytest.param(msgpack.packb(ordered({**REVEAL, "topic": "../t"})), id="path in topic"),
         pytest.param(msgpack.packb(ordered(REVEAL)) + b"\xc0", id="trailing byte"),
         pytest.param(msgpack.packb(ordered(REVEAL)).replace(b"\xa1t", b"\xd9\x01t"), id="long string header"),
-        pytest.param(b"\x86" + msgpack.packb(ordered(REVEAL))[1:] + b"\xa7version\x01", id="key twice"),
+        pytest.param(b"\x86" + msgpack.packb(ordered(REVEAL))[1:] + b"\xa7version\x02", id="key twice"),
         pytest.param(b"\x91" * 5000 + b"\xc0", id="deep nesting"),
         pytest.param(b"\xdd\xff\xff\xff\xff", id="announces four thousand million elements"),
         pytest.param(bytes(msg.MAX_RECORD + 5000), id="too long"),
@@ -197,6 +205,63 @@ def test_wait_takes_only_sane_times(seconds: float) -> None:
 def test_error_of_a_hostile_message_is_short_and_printable() -> None:
     """Its text goes into logs and replies."""
     data = msgpack.packb({"\x1b[2J\n" * 90_000: 1, "kind": "wait", "after": 0, "seconds": 1.0})
-    with pytest.raises(ProtocolError) as e:
-        msg.decode(msg.REQUEST, data)
-    assert len(str(e.value)) < 400 and str(e.value).isprintable()
+    for adapter, bad in (
+        (msg.REQUEST, data),
+        (msg.REQUEST, msgpack.packb({"kind": "\x1b[2J\u202e"})),  # pydantic quotes an unknown kind
+        (msg.Record, msgpack.packb(ordered({**REVEAL, "sender": "a\x1b[2J"}))),
+    ):
+        with pytest.raises(ProtocolError) as e:
+            msg.decode(adapter, bad)
+        assert len(str(e.value)) < 400 and str(e.value).isprintable()
+
+
+def spoiled(value: Any, character: str) -> Iterator[Any]:
+    """``value`` with ``character`` in one of its texts, each in turn: values and the keys of free dictionaries."""
+    if isinstance(value, str):
+        yield value + character
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from ({**value, key: bad} for bad in spoiled(inner, character))
+            yield {**{k: v for k, v in value.items() if k != key}, key + character: inner}
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from ([*value[:i], bad, *value[i + 1 :]] for bad in spoiled(inner, character))
+
+
+FULL = {"items": ("train/0/weights/-/0/-",), "bytes": {"a": {"keys": {"up": 1, "down": 2}}}, "rotations": {"-4": "ab" * 32}}
+FULL |= {"sealed": {"a": "ab" * 32}, "participants": ("a",), "owners": ("a",), "doing": "keys", "eta_hex": "0x1.8p-3", "label": "moments"}
+
+
+@pytest.mark.parametrize("model", [*BODIES, *REQUESTS, *REPLIES], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("character", ["\n", "\x00", "\x1b", "\x7f", "\x9b", "\u2028", "\u202e", "\u2066"], ids=ascii)
+def test_no_text_of_any_message_may_steer_a_terminal(model: type[Model], character: str) -> None:
+    @settings(max_examples=1, deadline=None, database=None, derandomize=True)
+    @given(strategy(model))
+    def check(message: Model) -> None:
+        fields = message.model_dump()
+        fields |= {k: v for k, v in FULL.items() if k in fields and not (k == "sealed" and "Bytes" in str(model.__annotations__[k]))}
+        model.model_validate(fields)  # these would be accepted
+        for bad in spoiled(fields, character):
+            with pytest.raises(ValidationError):
+                model.model_validate(bad)
+
+    check()
+
+
+@pytest.mark.parametrize("good", ["0x1.8000000000000p-3", (0.1).hex(), (5e-324).hex(), (1.7e308).hex()])
+def test_step_sizes_are_spelt_as_floats_are(good: str) -> None:
+    assert msg.ProjectionAccepted(digest="ab" * 32, eta_hex=good).eta_hex == good
+
+
+@pytest.mark.parametrize("bad", ["", "seven", "1.5", "0x1p+0", "-0x1.8p+0", "0X1.8P+0", "0x1.8p+0 ", "nan", "inf", "0x1.80000000000000p+0"])
+def test_other_step_sizes_are_refused(bad: str) -> None:
+    with pytest.raises(ValidationError):
+        msg.ProjectionAccepted(digest="ab" * 32, eta_hex=bad)
+
+
+def test_a_record_of_an_old_run_says_what_it_is() -> None:
+    """Whatever else it holds: its messages are readable by its server."""
+    for body in (BODY, {"kind": "sum-contribution", "label": "moments"}):
+        with pytest.raises(Refused, match="readable by its server") as e:
+            msg.decode(msg.Record, msgpack.packb(ordered({**REVEAL, "version": 1, "body": body})))
+        assert e.value.reason == "old-version" and ANEW in str(e.value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from focal.errors import FocalError
-from focal.report import plots
+from focal.report import histogram, plots
 from focal.report.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, probabilities
 from focal.report.plots import Span, plot_per_class, plot_reliability, plot_roc, plot_timeline
+from focal.reproduce import figures
 
 CLASSES = ("normal", "diabetic retinopathy", "glaucoma", "never in the test rows")
 
@@ -125,3 +128,52 @@ def test_timeline(tmp_path: Path, drawn: list[Figure]) -> None:
 def test_timeline_of_nothing(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_timeline([], {"server": {}}, tmp_path / "timeline.png")
     check_png(tmp_path / "timeline.png", drawn[0])
+
+
+ODD = ("$\\frac{1}$", "_^{$", "costs 5$ and 6$", "a\\$b", "_hidden")
+"""Class and institution names that are formulae to matplotlib, broken ones or none, or that a legend would leave out."""
+
+
+def shown(figure: Figure) -> str:
+    """All text of a figure as it is drawn."""
+    texts = [t for axes in figure.axes for t in (*axes.get_yticklabels(), axes.title, axes._left_title)]  # type: ignore[attr-defined]
+    texts += [t for legend in figure.legends for t in legend.get_texts()] + ([figure._suptitle] if figure._suptitle else [])  # type: ignore[attr-defined]
+    drawn = [t._preprocess_math(t.get_text()) for t in texts]
+    assert not any(math for _, math in drawn), "a name is drawn as a formula"
+    return "\n".join(text for text, _ in drawn)
+
+
+def test_names_are_drawn_letter_by_letter(tmp_path: Path, drawn: list[Figure], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every picture that shows names of classes, institutions or methods."""
+    rng = np.random.default_rng(0)
+    labels = np.eye(5, dtype=np.uint8)[rng.integers(0, 5, 400)]
+    scores = labels * 1.5 + rng.normal(0, 1, labels.shape)
+    plot_roc(labels, scores, ODD, "multiclass", tmp_path / "a.png")
+    for name in ODD:
+        plot_roc(labels[:, :2], scores[:, 1:2], ("normal", name), "binary", tmp_path / "b.png")
+    plot_reliability(labels, scores, ODD, "multiclass", tmp_path / "c.png")
+    per_class = {name: rng.uniform(0.5, 1, 5) for name in ("encrypted", "pooled_plaintext", *ODD)}
+    plot_per_class(ODD, per_class, tmp_path / "d.png")
+    traffic = {name: {"upload": {"up": 10, "down": 20}} for name in ODD}
+    plot_timeline([(name, "upload", 0, 1) for name in ODD], traffic, tmp_path / "e.png")
+    counts = histogram.score_histogram(labels, scores, "multiclass")
+    histogram.write_pooled(histogram.pooled_roc(counts), ODD, 3, tmp_path)
+    roc, *binary, reliability, classes, timeline, pooled = map(shown, drawn)
+    for figure in (roc, reliability, classes, timeline, pooled):
+        for name in ODD:
+            assert name in figure
+    for name, figure in zip(ODD, binary, strict=True):
+        assert f"'{' ' if name[0] == '_' else ''}{name}'" in figure
+    assert len(drawn[0].legends[0].get_texts()) == 5, "the legend left a class out"
+
+
+def test_tables_of_a_study_draw_their_names_letter_by_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: (drawn.append(figure), plots.save(figure, path)))
+    for name in ODD:
+        method = SimpleNamespace(name="fedavg")
+        row = SimpleNamespace(method=method, title=name, ci95=(0.6, 0.8), auroc=0.7, institution=(1, 1), curve=[(1.0, 1.0, 0.7)])
+        part: Any = SimpleNamespace(dealing=SimpleNamespace(title=name))
+        paper: Any = SimpleNamespace(title=f"{name}: retina")
+        figures.plot_table(paper, [(part, [row])], tmp_path / "t.png")  # type: ignore[list-item]
+        assert shown(drawn[-1]).count(name) == 3

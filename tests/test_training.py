@@ -28,6 +28,7 @@ from focal.config import Manifest
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.net.store import Blobs
+from focal.roles import agreed
 from focal.roles.training import Training, kept_blocks
 
 STEPS = 3
@@ -106,6 +107,23 @@ class Uploaded:
 def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
     assert LAYOUT.blocks == 4 and LAYOUT.lane == 8
     return Uploaded(tmp_path_factory.mktemp("uploads"))
+
+
+def test_a_ciphertext_is_listed_once_by_one_institution(uploaded: Uploaded) -> None:
+    def digest(changed: dict[str, msg.Upload]) -> str:
+        return agreed.uploads(uploaded.manifest, LAYOUT, {**uploaded.lists, **changed}, "0" * 64)
+
+    digest({})
+    one, two, _ = uploaded.lists
+    first, second = uploaded.lists[one], uploaded.lists[two]
+    twice = first.model_copy(update={"chunks": (first.chunks[1], *first.chunks[1:])})
+    with pytest.raises(Refused, match=f"'{one}' alone: its list names it twice") as e:
+        digest({one: twice})
+    assert e.value.reason == "upload"
+    copied = second.model_copy(update={"chunks": (first.chunks[0], *second.chunks[1:])})
+    with pytest.raises(Refused, match=f"'{two}' alone: its list names what stands in the list of '{one}' too") as e:
+        digest({two: copied})
+    assert e.value.reason == "upload"
 
 
 class Alive:

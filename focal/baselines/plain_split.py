@@ -113,8 +113,7 @@ def main(arguments: list[str]) -> None:
     party = PlainInstitution(manifest, local, report)
     link = Link(manifest, party.identity)
     link.phase = "upload"
-    party.session = party.scope = link.open(120).session
-    party.net = link
+    party.opened(link, link.open(120).session)
     try:
         party.prepare()
         party.run()

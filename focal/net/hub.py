@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 from zmq.utils import z85
 
-from focal.config import Manifest, Model
+from focal.config import ANEW, OLD, Manifest, Model, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import Identity
@@ -248,6 +248,8 @@ class Hub:
     # ---- handlers, one a request
 
     def _hello(self, asker: _Asker, hello: msg.Hello, _: bytes) -> tuple[Model, bytes]:
+        if hello.version < 2:
+            raise Refused("version", f"'{asker.name}' speaks version {hello.version}: any run of it {OLD}", hint=ANEW)
         if hello.version != msg.VERSION:
             raise Refused(
                 "version",
@@ -316,4 +318,4 @@ class Hub:
 
 def _fault(reason: str, error: FocalError) -> msg.Fault:
     text = error.message.removeprefix(f"refused ({reason}): ")
-    return msg.Fault(reason=reason, message=(f"{text}; {error.hint}" if error.hint else text)[:2000])
+    return msg.Fault(reason=reason, message=printable(f"{text}; {error.hint}" if error.hint else text)[:2000])

@@ -32,7 +32,8 @@ from focal.config import Hex32, Manifest, Member, Model, Name, explain, private_
 from focal.errors import FocalError, ProtocolError
 from focal.net.messages import Body, Record, Signed, decode, encode
 
-RECORD_DOMAIN = b"focal/record/v1"
+RECORD_DOMAIN = b"focal/record/v2"
+MANIFEST_DOMAIN = b"focal/manifest-signature/v2"
 SEAL_DOMAIN = b"focal/seal/v1"
 GROUP_DOMAIN = b"focal/group-seal/v1"
 COMMIT_DOMAIN = b"focal/commit/v1"
@@ -233,7 +234,7 @@ def commitment(scope: bytes, round: str, sender: str, salt: bytes, digest: bytes
 def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
     """The manifest with this member's signature added. Raises :class:`FocalError` when it is not a member with these keys."""
     identity.entry(manifest)
-    signature = identity.sign(manifest.canonical()).hex()
+    signature = identity.sign(MANIFEST_DOMAIN + manifest.canonical()).hex()
     return manifest.model_copy(update={"signatures": {**manifest.signatures, identity.name: signature}})
 
 
@@ -253,7 +254,7 @@ def check_signatures(manifest: Manifest, need_all: bool = True) -> None:
 def _signed(member: Member | None, manifest: Manifest, signature: str) -> bool:
     try:
         if member is not None:
-            verify(member, manifest.canonical(), bytes.fromhex(signature))
+            verify(member, MANIFEST_DOMAIN + manifest.canonical(), bytes.fromhex(signature))
             return True
     except (ProtocolError, ValueError):
         pass

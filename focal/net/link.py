@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from focal.config import Manifest, Model
+from focal.config import ANEW, OLD, Manifest, Model, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import Identity
@@ -28,6 +29,8 @@ from focal.net.wire import Audience, Directions, Meter, Recorder, Wake, secure
 
 log = logging.getLogger("focal.net")
 
+_SERVER_VERSION = re.compile(r"speaks version \d+, the server (\d+)")
+"""How a server says that it speaks another version, since the first one."""
 Future = concurrent.futures.Future[tuple[Any, bytes]]
 """A reply's header and payload."""
 Q = TypeVar("Q", bound=Model)
@@ -158,7 +161,7 @@ class Link:
         """Connect and say hello. Once: to try again after an error, make a new link.
 
         Raises:
-            Refused: ``manifest`` (the server holds another one), ``version``, ``name``.
+            Refused: ``manifest`` (the server holds another one), ``version`` (also of an old server), ``name``.
             FocalError: not on the allow-list, wrong server key, or nobody answered within ``timeout`` seconds.
         """
         self._context = zmq.Context()
@@ -175,16 +178,25 @@ class Link:
         try:
             welcome: msg.Welcome = self._greet().result(timeout)[0]
             if welcome.version != msg.VERSION:
-                raise self._broke(f"speaks version {welcome.version} and not {msg.VERSION}")
+                raise self._other_version(welcome.version)
         except concurrent.futures.TimeoutError:
             self.close()
             hint = "start the server, check the endpoint in the manifest, and that the port is open between the two machines"
             raise FocalError(f"no answer from the server at {self.endpoint} within {timeout:g} s ({self._trouble})", hint=hint) from None
-        except FocalError:
+        except FocalError as e:
             self.close()
+            if isinstance(e, Refused) and e.reason == "version" and (said := _SERVER_VERSION.search(e.message)):
+                raise self._other_version(int(said[1])) from None
             raise
         self.session = welcome.session
         return welcome
+
+    def _other_version(self, theirs: int) -> Refused:
+        """The error when the server does not speak our version; one before 2 has a reason that must be told."""
+        server = f"the server '{self.manifest.server.name}' at {self.endpoint} speaks version {theirs}"
+        if theirs < 2:
+            return Refused("version", f"{server}: any run of it {OLD}", hint=f"install this focal at the server too, and {ANEW}")
+        return Refused("version", f"{server}, '{self.name}' {msg.VERSION}", hint="install the same focal everywhere")
 
     def close(self) -> None:
         """Hang up. Requests under way raise :class:`FocalError` in their callers."""
@@ -470,7 +482,7 @@ class Link:
         if self.session and now >= self._next_beat and (self._pulse is None or self._pulse.done()):
             self._next_beat = now + self.BEAT
             with contextlib.suppress(FocalError):  # closed in this moment
-                self._pulse = self._submit(msg.Beat(doing=self.doing[:100]), msg.BeatOk, line=self._control)
+                self._pulse = self._submit(msg.Beat(doing=printable(self.doing)[:100]), msg.BeatOk, line=self._control)
         if now - max(self._heard, self._repeated) > self.QUIET:
             self._repeated = now
             if not self._silent:

@@ -15,7 +15,8 @@ A member may say one thing under one topic: a second, different record of the sa
 server, and by every reader that sees both. That makes a resend harmless and a change of mind impossible.
 
 Encoding is msgpack with sorted keys. A decoder accepts only bytes that encode back to themselves, so that a
-record has one spelling, one digest and one signature.
+record has one spelling, one digest and one signature. Nor does it accept text that could steer a reader's terminal: all words of others
+are of a few letters (:data:`Topic`, :data:`Item`, :data:`Label`, ...) or without control characters (:data:`focal.config.Text`).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
-from focal.config import Hex32, Model, Name
-from focal.errors import ProtocolError
+from focal.config import ANEW, OLD, Hex32, Model, Name, Text, printable
+from focal.errors import ProtocolError, Refused
 
-VERSION = 1
+VERSION = 2
 MAX_RECORD = 4 << 20
 """Bytes of one encoded record; anything larger belongs into a blob."""
 MAX_BLOB = 64 << 20
@@ -37,6 +38,16 @@ PIECE = 256 << 10
 
 Digest = Hex32
 Topic = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}(/[A-Za-z0-9_.-]{1,64}){0,4}$")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+"""Name of a secure sum: ``moments``, ``average-3``."""
+Item = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,7}$")]
+"""What a plan calls a ciphertext: ``train/0/weights/-/0/-``."""
+HexFloat = Annotated[str, Field(pattern=r"^0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}$")]
+"""A positive double as ``float.hex`` spells it."""
+Rotation = Annotated[str, Field(pattern=r"^-?[0-9]{1,6}$")]
+Phase = Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,31}$")]
+Reason = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+"""Short name of a refusal."""
 Index = Annotated[int, Field(ge=0, le=1 << 31)]
 Bytes = Annotated[bytes, Field(max_length=1 << 20)]
 Digests = Annotated[tuple[Digest, ...], Field(max_length=1 << 16)]
@@ -76,22 +87,31 @@ class SumGroupKey(Model):
     """The first participant's group mask key, sealed to every other participant."""
 
     kind: Literal["sum-group-key"] = "sum-group-key"
-    label: str
+    label: Label
     sealed: dict[Name, Bytes]
+
+
+class SumCommit(Model):
+    """Commitment to a contribution to a secure sum; nobody shows one before all participants have committed."""
+
+    kind: Literal["sum-commit"] = "sum-commit"
+    label: Label
+    commitment: Hex32
 
 
 class SumContribution(Model):
     kind: Literal["sum-contribution"] = "sum-contribution"
-    label: str
+    label: Label
     participants: tuple[Name, ...]
     blob: Digest
+    salt: Hex32
 
 
 class SumOpened(Model):
     """A participant's word on what the sum opened to."""
 
     kind: Literal["sum-opened"] = "sum-opened"
-    label: str
+    label: Label
     digest: Digest
 
 
@@ -100,7 +120,7 @@ class ProjectionProposed(Model):
 
     kind: Literal["projection-proposed"] = "projection-proposed"
     blob: Digest
-    eta_hex: str
+    eta_hex: HexFloat
 
 
 class ProjectionAccepted(Model):
@@ -108,7 +128,7 @@ class ProjectionAccepted(Model):
 
     kind: Literal["projection-accepted"] = "projection-accepted"
     digest: Digest
-    eta_hex: str
+    eta_hex: HexFloat
 
 
 class KeyCommit(Model):
@@ -144,7 +164,7 @@ class JointKeys(Model):
     public: Digest
     relinearisation: tuple[Digest, Digest]
     """(h1, b): its two halves."""
-    rotations: dict[str, Digest]
+    rotations: dict[Rotation, Digest]
 
 
 class Upload(Model):
@@ -153,7 +173,7 @@ class Upload(Model):
     kind: Literal["upload"] = "upload"
     joint_keys: Digest
     projection: Digest
-    eta_hex: str
+    eta_hex: HexFloat
     rows: Index
     first_row: Index
     chunks: Digests
@@ -174,7 +194,7 @@ class RefreshRequest(Model):
     """The server asks for the collective refresh of some ciphertexts, in this order."""
 
     kind: Literal["refresh-request"] = "refresh-request"
-    items: tuple[str, ...]
+    items: tuple[Item, ...]
     ciphertexts: Digests
 
 
@@ -182,7 +202,7 @@ class RefreshShares(Model):
     """A custodian's two share polynomials for each ciphertext of a request."""
 
     kind: Literal["refresh-shares"] = "refresh-shares"
-    items: tuple[str, ...]
+    items: tuple[Item, ...]
     ciphertexts: Digests
     h0: Digests
     h1: Digests
@@ -232,7 +252,7 @@ class OpeningRequest(Model):
     """Interactive: the server asks to open logits or activation gradients, each to its owner."""
 
     kind: Literal["opening-request"] = "opening-request"
-    items: tuple[str, ...]
+    items: tuple[Item, ...]
     ciphertexts: Digests
 
 
@@ -240,7 +260,7 @@ class OpeningShares(Model):
     """A custodian's shares of an opening, each sealed to the owner of the rows."""
 
     kind: Literal["opening-shares"] = "opening-shares"
-    items: tuple[str, ...]
+    items: tuple[Item, ...]
     ciphertexts: Digests
     sealed: dict[Name, Digest]
 
@@ -273,7 +293,7 @@ class ReleaseRequest(Model):
     """The server asks for the opening of the last refreshed weights."""
 
     kind: Literal["release-request"] = "release-request"
-    items: tuple[str, ...]
+    items: tuple[Item, ...]
     ciphertexts: Digests
 
 
@@ -281,7 +301,7 @@ class ReleaseShares(Model):
     """A custodian's decryption shares, sealed to each institution; the server sees none in the clear."""
 
     kind: Literal["release-shares"] = "release-shares"
-    items: tuple[str, ...]
+    items: tuple[Item, ...]
     ciphertexts: Digests
     sealed: dict[Name, Digest]
 
@@ -290,7 +310,7 @@ class Traffic(Model):
     """How many bytes every member sent and received by phase, as the server counted them until now."""
 
     kind: Literal["traffic"] = "traffic"
-    bytes: dict[Name, dict[str, dict[str, int]]]
+    bytes: dict[Name, dict[Phase, dict[Literal["up", "down"], int]]]
 
 
 class ResumeNonce(Model):
@@ -319,7 +339,7 @@ class Abort(Model):
     """This member ends the run for everybody, and says why."""
 
     kind: Literal["abort"] = "abort"
-    reason: str = Field(max_length=500)
+    reason: Text = Field(max_length=500)
 
 
 Body = Annotated[
@@ -329,6 +349,7 @@ Body = Annotated[
         RunStart,
         TestFeatures,
         SumGroupKey,
+        SumCommit,
         SumContribution,
         SumOpened,
         ProjectionProposed,
@@ -365,7 +386,7 @@ Body = Annotated[
 class Record(Model):
     """One thing said once: who, under which run and topic, what."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     scope: Hex32
     """The session before the run id exists, the run id afterwards."""
     sender: Name
@@ -476,7 +497,7 @@ class Beat(Model):
     """I am alive, whatever my bulk transfers do."""
 
     kind: Literal["beat"] = "beat"
-    doing: str = Field("", max_length=100)
+    doing: Text = Field("", max_length=100)
 
 
 class BeatOk(Model):
@@ -487,8 +508,8 @@ class Fault(Model):
     """The request was refused; nothing of it was used."""
 
     kind: Literal["fault"] = "fault"
-    reason: str = Field(max_length=64)
-    message: str = Field(max_length=2000)
+    reason: Reason
+    message: Text = Field(max_length=2000)
 
 
 Request = Annotated[Union[Hello, Post, Wait, Have, Put, Get, Beat], Field(discriminator="kind")]  # noqa: UP007
@@ -520,10 +541,11 @@ def decode(adapter: TypeAdapter[Any] | type[M], data: bytes, *, limit: int = MAX
     """Decode bytes of another party into a checked message.
 
     Raises :class:`ProtocolError` when they are too long, no msgpack, of no known kind, out of range, or not the
-    canonical spelling of what they say.
+    canonical spelling of what they say; :class:`Refused` (``old-version``) for a record of a run that is not to be trusted.
     """
     if len(data) > limit:
         raise ProtocolError(f"a message of {len(data)} bytes is longer than the {limit} allowed")
+    raw: Any = None
     try:
         raw = msgpack.unpackb(
             data, raw=False, strict_map_key=True, max_bin_len=limit, max_str_len=1 << 20, max_array_len=1 << 17, max_map_len=1 << 12
@@ -531,9 +553,11 @@ def decode(adapter: TypeAdapter[Any] | type[M], data: bytes, *, limit: int = MAX
         message = adapter.validate_python(raw) if isinstance(adapter, TypeAdapter) else adapter.model_validate(raw)
         same = encode(message) == data
     except ValidationError as e:
+        if adapter is Record and isinstance(raw, dict) and raw.get("version") == 1:
+            raise Refused("old-version", f"the record {OLD}", hint=ANEW) from None
         first = e.errors()[0]
         where = ascii(".".join(map(str, first["loc"])))[1:-1]  # a key may be half a megabyte long or hold escape codes
-        raise ProtocolError(f"a message is malformed: {where[:100]}: {first['msg'][:200]}") from None
+        raise ProtocolError(f"a message is malformed: {where[:100]}: {printable(first['msg'][:200])}") from None
     except Exception as e:  # msgpack raises many kinds; every one means the same here
         raise ProtocolError(f"a message is malformed ({type(e).__name__})") from None
     if not same:

@@ -100,12 +100,12 @@ def plot_curves(curves: Sequence[Curve], macro: float, below: str, path: Path) -
             continue
         colour, dashes = CLASS_COLOURS[c % len(CLASS_COLOURS)], CLASS_DASHES[c // len(CLASS_COLOURS) % len(CLASS_DASHES)]
         (line,) = axes.plot(curve.false_positive, curve.true_positive, color=colour, linestyle=dashes, linewidth=1.6)
-        entries.append((line, f"{curve.name}  {curve.auroc:.2f}  ({curve.rows})"))
+        entries.append((line, f"{literal(curve.name)}  {curve.auroc:.2f}  ({curve.rows})"))
     handles, texts = zip(*entries, strict=True)
     heading = "class  AUROC  (rows)"
     figure.legend(handles, texts, title=heading, loc="outside right center", frameon=False, fontsize=8, title_fontsize=8, alignment="left")
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="false positive rate", ylabel="true positive rate")
-    kind = f"AUROC of '{curves[0].name}'" if len(curves) == 1 else f"Macro AUROC of {len(entries)} classes"
+    kind = f"AUROC of '{literal(curves[0].name)}'" if len(curves) == 1 else f"Macro AUROC of {len(entries)} classes"
     title(axes, f"{kind}: {macro:.3f}", below)
     save(figure, path)
 
@@ -137,7 +137,7 @@ def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.fl
     lowest = float(np.nanmin([encrypted[shown].min(), np.nanmin(pooled), np.nanmin(alone)]))
     axes.set(
         yticks=at,
-        yticklabels=[f"{names[c]}  {encrypted[c]:.2f}" for c in shown],
+        yticklabels=[f"{literal(names[c])}  {encrypted[c]:.2f}" for c in shown],
         xlim=(min(0.5, lowest - 0.01), 1.0),
         xlabel="AUROC (0.5 is chance)",
     )
@@ -177,13 +177,13 @@ def plot_reliability(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str
         axes.set_box_aspect(1)
         axes.locator_params(nbins=4)
         plain(axes)
-        axes.set_title(f"{names[c]}  error {errors[c]:.2f}", loc="left", fontsize=9, color=INK)
+        axes.set_title(f"{literal(names[c])}  error {errors[c]:.2f}", loc="left", fontsize=9, color=INK)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     figure.supxlabel("predicted probability", fontsize=9, color=INK)
     figure.supylabel("observed frequency", fontsize=9, color=INK)
     worst = max(shown, key=lambda c: errors[c])
-    figure.suptitle(f"Least well calibrated: {names[worst]}", x=0.01, ha="left", fontsize=11, color=INK)
+    figure.suptitle(f"Least well calibrated: {literal(names[worst])}", x=0.01, ha="left", fontsize=11, color=INK)
     save(figure, path)
 
 
@@ -211,7 +211,7 @@ def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic
         axes.set_ylim(-0.7, len(parties) - 0.3)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    clock.set(yticks=list(row.values()), yticklabels=list(row), xlabel="seconds since the start")
+    clock.set(yticks=list(row.values()), yticklabels=[literal(party) for party in row], xlabel="seconds since the start")
     clock.set_xlim(left=0)
     wire.set(xlabel="MB (upper bar: sent, lower: received)", xlim=(0, 1.2 * max(wire.get_xlim()[1], 1e-3)))  # room for the totals
     title(clock, _seconds_finding(busy))
@@ -262,6 +262,12 @@ def _bytes_finding(traffic: PhaseBytes) -> str:
 
 
 # --------------------------------------------------------------------------- style
+
+
+def literal(name: str) -> str:
+    """``name`` for a figure, letter by letter: matplotlib would take what stands between dollar signs for a formula, and fail on one that
+    is none; and it leaves entries that begin with an underscore out of a legend."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

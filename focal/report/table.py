@@ -38,13 +38,16 @@ def results_table(summary: Summary) -> Group:
 
 
 def _models(summary: Summary) -> Table:
-    table = Table(title=f"Macro AUROC on the test rows of {summary.dataset}", title_justify="left", box=box.SIMPLE_HEAD)
+    # names as Text: they are other people's, and rich takes brackets in strings for its own
+    title = Text(f"Macro AUROC on the test rows of {summary.dataset}", style="table.title")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("model")
     table.add_column("AUROC", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("note")
     for model, score, interval, note, style in model_rows(summary):
-        table.add_row(model, f"{score:.3f}", "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}", note, style=style)
+        between = "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+        table.add_row(Text(model), f"{score:.3f}", between, Text(note), style=style)
     return table
 
 
@@ -72,7 +75,7 @@ def _cost(summary: Summary) -> Table:
     phases = ", ".join(f"{label} {seconds[phase]:.1f}" for phase, label in PHASE_NAMES.items())
     table.add_row("Seconds", f"{seconds['total']:.1f} in all: {phases}")
     for i, (party, traffic) in enumerate(summary.bytes.items()):
-        table.add_row("Bytes" if i == 0 else "", f"{party}: {human_bytes(traffic.up)} up, {human_bytes(traffic.down)} down")
+        table.add_row("Bytes" if i == 0 else "", Text(f"{party}: {human_bytes(traffic.up)} up, {human_bytes(traffic.down)} down"))
     return table
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from focal.report.plots import BLUE, DPI, GREY, INK, ORANGE, plain, save, title
+from focal.report.plots import BLUE, DPI, GREY, INK, ORANGE, literal, plain, save, title
 from focal.reproduce.cases import PaperTable
 from focal.reproduce.methods import ASIDE, BLIND, HEADS
 
@@ -28,7 +28,7 @@ def plot_table(paper: PaperTable, shown: Sequence[tuple[Part, Sequence[Row]]], p
         for axes in (reached, by_bytes, by_seconds):
             plain(axes)
         _intervals(reached, made)
-        title(reached, _finding(made), f"{paper.title.partition(':')[0]}, {part.dealing.title}")
+        title(reached, _finding(made), literal(f"{paper.title.partition(':')[0]}, {part.dealing.title}"))
         _cost(by_bytes, made, 0, "MB of an institution, both ways", 1e6)
         _cost(by_seconds, made, 1, "seconds", 1.0)
     save(figure, path)
@@ -47,7 +47,7 @@ def _intervals(axes: Axes, made: Sequence[Row]) -> None:
     blind = [row.auroc for row in made if row.method.name == BLIND]
     if blind:
         axes.axvline(blind[0], color=BLUE, linewidth=0.8, linestyle=":")
-    numbers = [f"{chr(ord('a') + i)}  {row.title}  {row.auroc:.3f}" for i, row in enumerate(made)]
+    numbers = [f"{chr(ord('a') + i)}  {literal(row.title)}  {row.auroc:.3f}" for i, row in enumerate(made)]
     axes.set(yticks=list(at), yticklabels=numbers, xlabel="macro AUROC, 95 % interval by patient")
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.spines["left"].set_visible(False)

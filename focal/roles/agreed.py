@@ -57,7 +57,8 @@ def topic(item: str) -> str:
 def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
     """Check every institution's signed list against the manifest; returns one digest over all lists.
 
-    Raises :class:`Refused` (``upload``) naming the institution and what differs.
+    Raises :class:`Refused` (``upload``) naming the institution and what differs, or the ciphertext that was listed before: a copy of
+    another's ciphertexts would be that one's rows, counted again as this one's.
     """
     eta = {u.eta_hex for u in lists.values()}
     projection = {u.projection for u in lists.values()}
@@ -65,6 +66,7 @@ def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joi
         raise Refused("upload", f"the institutions ({', '.join(lists)}) do not agree on projection and step size")
     running = hashlib.sha256(b"focal/uploads/v1")
     table = row_table(manifest, shape)
+    listed: dict[str, str] = {}
     for name, upload in lists.items():
         start, stop = table[name]
         for what, found, wanted in (
@@ -75,6 +77,15 @@ def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joi
         ):
             if found != wanted:
                 raise Refused("upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})")
+        for digest in upload.chunks:  # encryption is random: two honest ciphertexts never have one digest
+            if digest in listed:
+                where = "names it twice" if listed[digest] == name else f"names what stands in the list of '{listed[digest]}' too"
+                raise Refused(
+                    "upload",
+                    f"ciphertext {digest[:12]} is no row of '{name}' alone: its list {where}",
+                    hint=f"settle with '{name}' and '{listed[digest]}' who encrypted it, then start a new run",
+                )
+            listed[digest] = name
         running.update(msg.encode(upload))
     return running.hexdigest()
 

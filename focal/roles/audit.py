@@ -24,7 +24,7 @@ from focal.config import Manifest
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.net.identity import check_signatures
-from focal.net.store import Blobs
+from focal.net.store import Blobs, check_format
 from focal.roles import agreed, ceremony
 from focal.roles.hearing import Heard, check_opens, derive_run_id
 from focal.roles.training import Training, combine, inputs_digest
@@ -162,6 +162,7 @@ def _board(path: Path) -> list[bytes]:
     try:
         db = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True)
         try:
+            check_format(path, db)
             return [bytes(row[0]) for row in db.execute("SELECT data FROM record ORDER BY seq")]
         finally:
             db.close()

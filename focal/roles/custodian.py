@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,12 +28,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.ledger import Ledger, ledger_digest
 from focal.ckks.masks import only_classes
-from focal.config import LocalConfig, Manifest, Member, private_write
+from focal.config import Hex32, LocalConfig, Manifest, Member, Model, canonical_json, private_write
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.roles import agreed, ceremony
@@ -75,6 +75,7 @@ class Custodian(Party):
         self.enter("keys")
         with self.report.phase("gather"):
             self.agree_run()
+            self._forget_other_releases()
         with self.report.phase("keys"):
             self.scheme = Scheme(self.manifest.ckks, self.scope)
             self.bounds = refresh.guard(self.scheme, len(self.peers))
@@ -102,6 +103,12 @@ class Custodian(Party):
                 self._train_in_lockstep(lists)
             else:
                 self._answer_plan()
+
+    def _forget_other_releases(self) -> None:
+        """Nobody shall be asked to approve what an earlier run in this folder waited with."""
+        waiting = _read_release(self.folder / AWAITED)
+        if waiting is not None and waiting.run_id != self.scope:
+            (self.folder / AWAITED).unlink()
 
     # ----------------------------------------------------------------- keys
 
@@ -387,7 +394,7 @@ class Custodian(Party):
         """Shares of the last refreshed weights, sealed to each institution; then the key share is deleted."""
         if not self.repeat("release/shares"):
             items, ciphertexts, weights = self._last_weights()
-            self._wait_for_approval()
+            self._wait_for_approval(items, ciphertexts)
             shares = b"".join(map(self._release_share, items, ciphertexts, self._released_classes(weights)))
             sealed = {m.name: self._sealed(m, shares) for m in self.manifest.institutions}
             self.say("release/shares", msg.ReleaseShares(items=items, ciphertexts=ciphertexts, sealed=sealed))
@@ -435,20 +442,58 @@ class Custodian(Party):
         """Weight ciphertexts without what stands in lanes that hold no class."""
         return [only_classes(self.scheme, self.layout, u, w) for u, w in enumerate(weights)]
 
-    def _wait_for_approval(self) -> None:
+    def _wait_for_approval(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> None:
+        """Where a person decides: until ``focal approve`` has approved exactly this release of this run."""
         if "human" not in (self.manifest.approve, self.local.approve):
             return
-        self.report.say(f"training is done; the release waits for: focal approve {self.folder}")
-        while not approved(self.folder):
+        wanted = Release.of(self.scope, items, ciphertexts)
+        private_write(self.folder / AWAITED, wanted.model_dump_json().encode())
+        self.report.say(f"training is done; the release waits for: focal approve {self.folder} (run {wanted.short})")
+        while _read_release(self.folder / APPROVED) != wanted:
             self.read_board(seconds=1.0)
+        (self.folder / AWAITED).unlink(missing_ok=True)
         self.report.say("the release is approved")
 
 
-def approved(folder: Path) -> bool:
-    """Has a person run ``focal approve`` for this custodian?"""
-    return (folder / "approved").exists()
+AWAITED, APPROVED = "awaits-approval.json", "approved.json"
+"""In a custodian's folder: the release that waits for a person, and the one that a person has approved last."""
 
 
-def approve(folder: Path) -> None:
-    """Let this custodian release the final weights."""
-    private_write(folder / "approved", f"{time.time():.0f}\n".encode())
+class Release(Model):
+    """What a person approves: the opening of certain ciphertexts of one run, and of nothing else."""
+
+    run_id: Hex32
+    digest: Hex32
+    """Over run id, plan items and ciphertext digests."""
+
+    @classmethod
+    def of(cls, run_id: str, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> Release:
+        asked = canonical_json({"run": run_id, "items": items, "ciphertexts": ciphertexts})
+        return cls(run_id=run_id, digest=hashlib.sha256(b"focal/approval/v1" + asked).hexdigest())
+
+    @property
+    def short(self) -> str:
+        """For a person's eyes."""
+        return f"{self.run_id[:16]}, release {self.digest[:16]}"
+
+
+def _read_release(path: Path) -> Release | None:
+    """What stands in ``path``; None when there is no such file, or something else in it (a file of an earlier version)."""
+    try:
+        return Release.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def approve(folder: Path) -> Release:
+    """Let this custodian make the release that it waits with, and no other one; returns it.
+
+    Raises :class:`FocalError` when it waits with none.
+    """
+    wanted = _read_release(folder / AWAITED)
+    if wanted is None:
+        raise FocalError(
+            f"{folder}: no release waits for approval there", hint="when training is done the custodian says 'the release waits for'"
+        )
+    private_write(folder / APPROVED, wanted.model_dump_json().encode())
+    return wanted

@@ -71,7 +71,7 @@ def check_opens(scope: str, round: str, name: str, committed: Any, salt: str, di
 
 
 def derive_run_id(manifest: Manifest, session: str, commits: dict[str, msg.NonceCommit], reveals: dict[str, msg.NonceReveal]) -> bytes:
-    """H('focal/run/v1' || manifest hash || nonces in manifest order), after every nonce was found to open its commitment."""
+    """H('focal/run/v2' || manifest hash || nonces in manifest order), after every nonce was found to open its commitment."""
     nonces = b""
     for member in manifest.members:
         if member.role == "server":
@@ -79,4 +79,4 @@ def derive_run_id(manifest: Manifest, session: str, commits: dict[str, msg.Nonce
         nonce = bytes.fromhex(reveals[member.name].nonce)
         check_opens(session, "nonce", member.name, commits[member.name], reveals[member.name].salt, hashlib.sha256(nonce).digest())
         nonces += nonce
-    return hashlib.sha256(b"focal/run/v1" + manifest.hash + nonces).digest()
+    return hashlib.sha256(b"focal/run/v2" + manifest.hash + nonces).digest()

@@ -31,12 +31,13 @@ from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import open_for_group, seal_for_group
 from focal.roles import agreed, ceremony
+from focal.roles.hearing import check_opens
 from focal.roles.party import Party, merge
 from focal.roles.progress import Reporter, timeline
 from focal.segments import projection as proj
 from focal.segments.projection import Projection
 from focal.sums import fixed
-from focal.sums.masked import MaskedSum, new_group_key, participants_digest
+from focal.sums.masked import MaskedSum, contribution_digest, new_group_key, participants_digest
 
 if TYPE_CHECKING:
     from focal.evaluation import InstitutionRows
@@ -192,8 +193,9 @@ class Institution(Party):
         return projection, counts
 
     def secure_sum(self, label: str, names: tuple[str, ...], values: Array, fraction_bits: int = fixed.FRACTION_BITS) -> Array:
-        """The sum over the institutions ``names``. Made once, opened by all, used only when all signed the same digest.
+        """The sum over the institutions ``names``. Made once, committed before it is shown, used only when all signed the same digest.
 
+        Raises :class:`Refused`: ``commitment`` (a contribution is not what was committed to), ``participants``, ``sum``, ``second-list``.
         ``fraction_bits``: of a value on its way (:mod:`focal.sums.fixed`); 0 for counts.
         """
         masked = MaskedSum(
@@ -208,12 +210,16 @@ class Institution(Party):
         own = self.journal.once(
             f"{self.session}/sum/{label}", lambda: self.blobs.put(masked.contribution(fixed.encode(values, fraction_bits))).encode()
         ).decode()
+        # Whoever contributed last could choose the sum by adding up the others' contributions first: nobody shows one before all are bound.
+        round = f"sum/{label}"
+        salt, commits = self.commit(round, list(names), contribution_digest(names, own), lambda c: msg.SumCommit(label=label, commitment=c))
         self.send_stored([own], "all")
-        self.say(f"sum/{label}/contribution", msg.SumContribution(label=label, participants=names, blob=own))
+        self.say(f"{round}/contribution", msg.SumContribution(label=label, participants=names, blob=own, salt=salt.hex()))
         contributions = {}
-        for name, theirs in self.hear_all(names, f"sum/{label}/contribution", msg.SumContribution).items():
+        for name, theirs in self.hear_all(names, f"{round}/contribution", msg.SumContribution).items():
             if (theirs.label, theirs.participants) != (label, names):
                 raise Refused("participants", f"'{name}' contributed to a sum of other participants ({', '.join(theirs.participants)})")
+            check_opens(self.scope, round, name, commits[name], theirs.salt, contribution_digest(names, theirs.blob))
             contributions[name] = self.fetch(theirs.blob)
         opened = masked.open(contributions)
         digest = masked.digest(opened).hex()

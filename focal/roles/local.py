@@ -81,7 +81,8 @@ class Run:
 def open_run(config: RunConfig, runs: Path) -> Run:
     """The unfinished run of this configuration, or a new folder: ``runs/NAME``, ``runs/NAME-2``, ...
 
-    Raises :class:`FocalError` when an unfinished run of that name belongs to another configuration.
+    Raises :class:`FocalError` when an unfinished run of that name belongs to another configuration, :class:`ConfigError` when it is of an
+    old version.
     """
     for i in range(1, 10_000):
         folder = runs / (config.name if i == 1 else f"{config.name}-{i}")
@@ -92,6 +93,8 @@ def open_run(config: RunConfig, runs: Path) -> Run:
             return run
         if run.finished:
             continue
+        if run.manifest_file.exists():
+            _ = run.manifest  # of an old version: say so, whatever else differs
         stored = folder / "config.json"
         if stored.exists() and read(RunConfig, stored) != config:
             raise FocalError(

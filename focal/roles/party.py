@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from focal.config import LocalConfig, Manifest, Member, Model, canonical_json
+from focal.config import LocalConfig, Manifest, Member, Model, canonical_json, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, commitment
@@ -81,6 +81,8 @@ class Party:
         self.heard = Heard(manifest)
         self.ended = False
         """Another member has ended the run."""
+        self._aborts: list[msg.Record] = []
+        """Said by others, and not yet believed: under a run id, and ours is not known yet."""
         self._count = 0
 
     # ----------------------------------------------------------------- saying and hearing
@@ -133,13 +135,28 @@ class Party:
             self._count += 1
             record = self.heard.add(data)
             if isinstance(record.body, msg.Abort) and record.sender != self.me.name:
-                self.ended = True
-                raise ProtocolError(
-                    f"'{record.sender}' ended the run: {record.body.reason}",
-                    hint="settle the cause, then start a new run: this one has used up its keys",
-                )
+                self._aborts.append(record)
+                self._heed_aborts()
         self.idle()
         return len(batch)
+
+    def _heed_aborts(self) -> None:
+        """End when another member has ended this run. The server may have kept an abort of another one: that is refused (``other-run``).
+
+        A member that knows the run id says it under that, perhaps before we know it. It waits here until we do: every nonce was said
+        before it, so an honest server cannot keep us from knowing.
+        """
+        for record in self._aborts:
+            if record.scope != self.session and not self.run_id:
+                continue
+            if record.scope not in (self.session, self.run_id.hex()):
+                raise Refused("other-run", f"the server shows that '{record.sender}' ended another run than this one")
+            assert isinstance(record.body, msg.Abort)
+            self.ended = True
+            raise ProtocolError(
+                f"'{record.sender}' ended the run: {record.body.reason}",
+                hint="settle the cause, then start a new run: this one has used up its keys",
+            )
 
     def idle(self) -> None:
         """Called whenever the board was read; for roles that answer questions at any time."""
@@ -197,6 +214,7 @@ class Party:
         if self.journal.once(f"used/{self.run_id.hex()}", self.session.encode) != self.session.encode():
             raise Refused("replayed-run", "the server replays a run that this party has taken part in before")
         self.scope = self.run_id.hex()
+        self._heed_aborts()
         if self.me.name in names:
             self.say("run/start", msg.RunStart(run_id=self.scope))
         for name, start in self.hear_all(names, "run/start", msg.RunStart).items():
@@ -220,6 +238,11 @@ class Party:
             self._traffic_before = json.loads(self.journal.read("traffic") or b"{}")
         return self._traffic_before
 
+    def opened(self, net: Network, session: str) -> None:
+        """The link to the server is open: from here on this party is in ``session``, whatever earlier ones its folder has seen."""
+        self.net, self.session, self.scope = net, session, session
+        self.journal.set("entered", session.encode())
+
     def finish(self) -> None:
         """Say that this party has all it needs. Remembered first: the server may be gone when a restarted process would ask."""
         self.journal.set("finished", self.session.encode())
@@ -227,8 +250,9 @@ class Party:
 
     @property
     def finished(self) -> bool:
-        """Did an earlier process of this party get all it needed?"""
-        return self.journal.read("finished") is not None
+        """Did an earlier process of this party get all it needed from the session that was entered last?"""
+        finished = self.journal.read("finished")
+        return finished is not None and finished == self.journal.read("entered")
 
     def abort(self, error: Exception) -> None:
         """Tell the others that this party will not go on, as far as they can be reached within a few seconds."""
@@ -245,8 +269,8 @@ class Party:
 
 
 def _without_paths(text: str) -> str:
-    """An error's first line without the names of local files: it is for other members' eyes."""
-    return re.sub(r"/[^\s'\",;:)]+", "(file)", text.partition("\n")[0])
+    """An error's first line without the names of local files and control characters: it is for other members' eyes."""
+    return printable(re.sub(r"/[^\s'\",;:)]+", "(file)", text.partition("\n")[0]))
 
 
 def merge(x: dict[str, dict[str, int]], y: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:

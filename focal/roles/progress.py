@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from focal.config import printable
+
 Sink = Callable[[dict[str, Any]], None]
 
 
@@ -67,7 +69,8 @@ class Reporter:
         self._send("error", text=text)
 
     def _send(self, event: str, **fields: Any) -> None:
-        self.sink({"party": self.party, "event": event, "phase": self.current, **fields})
+        clean = {key: printable(value, keep="\n") if isinstance(value, str) else value for key, value in fields.items()}
+        self.sink({"party": self.party, "event": event, "phase": self.current, **clean})
 
 
 def json_lines(event: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-from focal.config import ConfigError, LocalConfig, Manifest, private_write, read
+from focal.config import ConfigError, LocalConfig, Manifest, printable, private_write, read
 from focal.errors import FocalError, ProtocolError
 from focal.net.transport import Link
 from focal.roles.party import Party
@@ -43,11 +43,12 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
         _go(party, wait)
         return 0
     except (FocalError, ConfigError) as e:
-        sink({"party": name, "event": "error", "phase": "", "text": str(e)})
-        print(f"{name}: {e}", file=sys.stderr)
+        told = printable(str(e), keep="\n")  # it may quote another member
+        sink({"party": name, "event": "error", "phase": "", "text": told})
+        print(f"{name}: {told}", file=sys.stderr)
         if isinstance(e, ProtocolError) and getattr(e, "reason", "") not in PASSING and party is not None:
             with contextlib.suppress(OSError):
-                private_write(party.folder / "aborted", f"{e}\n".encode())
+                private_write(party.folder / "aborted", f"{told}\n".encode())
             party.abort(e)
         return 1
     except OSError as e:  # a file outside the stores, such as the key share or the model
@@ -86,13 +87,12 @@ def _go(party: Party, wait: float) -> None:
         link = Link(party.manifest, party.identity, record=Path(record) / party.me.name if record else None)
         link.phase = "keys"
         try:
-            party.session = party.scope = link.open(wait).session
+            party.opened(link, link.open(wait).session)
         except FocalError as e:
             if isinstance(e, ProtocolError) or not party.finished:
                 raise
             party.report.say(f"{party.me.name}: the run was finished before, and the server is gone")
             return
-        party.net = link
         if isinstance(party, Institution):
             party.prepare()
     party.run()  # type: ignore[attr-defined]

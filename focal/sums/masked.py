@@ -17,6 +17,10 @@ values differ by exactly the difference of the values. The caller must therefore
 leaves, send those bytes again on a retry, and refuse another list or other values for that label. An object of this class refuses
 too, but it does not survive a restart: the journal is what counts. Signatures on contributions and on the digest of the opened sum
 are the caller's as well.
+
+**Committed before it is shown.** Every member can open the sum of what it has, so whoever contributes last could choose the total. All
+commit to :func:`contribution_digest` first; that is the caller's too. What is left to a member that has seen all: to stop, and so to
+prevent a sum that it does not like.
 """
 
 from __future__ import annotations
@@ -50,6 +54,11 @@ def new_group_key() -> bytes:
 def participants_digest(participants: tuple[str, ...]) -> bytes:
     """SHA-256 of the list of names, in order: part of every mask's key and of what is signed."""
     return hashlib.sha256(_framed(b"focal/sum/participants/v1", *(name.encode() for name in participants))).digest()
+
+
+def contribution_digest(participants: tuple[str, ...], blob: str) -> bytes:
+    """What a member commits to before anybody shows a contribution: the sum's participants and ``blob``, its contribution's SHA-256."""
+    return hashlib.sha256(_framed(b"focal/sum/committed/v1", participants_digest(participants), bytes.fromhex(blob))).digest()
 
 
 class MaskedSum:

@@ -226,9 +226,11 @@ class JointSteps:
 
 
 def check_headers(headers: Mapping[str, Header], step: int, manifest: Manifest) -> None:
-    """Raise :class:`Refused` (``upload``) unless each header is of this step and within its institution's batch."""
-    limits = batches(manifest)
+    """Raise :class:`Refused` (``upload``) unless each header is of this step, within its institution's batch, and of a chunk of its own."""
+    limits, sent = batches(manifest), dict[str, str]()
     for name, header in headers.items():
+        if (other := sent.setdefault(header.chunk, name)) != name:  # encryption is random: it is a copy
+            raise Refused("upload", f"'{name}' and '{other}' sent one ciphertext as their rows of step {step}")
         if header.step != step or not 1 <= header.rows <= limits[name]:
             raise Refused("upload", f"'{name}' sent {header.rows} rows for step {header.step}; step {step} takes 1 to {limits[name]}")
 

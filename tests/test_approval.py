@@ -1,0 +1,108 @@
+"""A person approves one release of one run: what an earlier session or another run left in the folder releases nothing."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+from consortium import Consortium, cli, said
+
+from focal.errors import FocalError
+from focal.net import messages as msg
+from focal.roles.custodian import APPROVED, AWAITED, Release, approve
+
+RUN, ANOTHER = "ab" * 32, "cd" * 32
+ITEMS, DIGESTS = ("train/1/release/-/0/-",), ("5e" * 32,)
+WANTED = Release.of(RUN, ITEMS, DIGESTS)
+
+
+def test_an_approval_is_of_one_run_and_of_these_ciphertexts() -> None:
+    assert Release.of(RUN, ITEMS, DIGESTS) == WANTED
+    others = [
+        Release.of(ANOTHER, ITEMS, DIGESTS),
+        Release.of(RUN, ("train/1/release/-/1/-",), DIGESTS),
+        Release.of(RUN, ITEMS, ("5f" * 32,)),
+        Release.of(RUN, ITEMS + DIGESTS, ()),
+        Release.of(RUN, ITEMS, DIGESTS * 2),
+    ]
+    assert len({r.digest for r in (WANTED, *others)}) == 1 + len(others)
+
+
+def test_nothing_waits(tmp_path: Path) -> None:
+    with pytest.raises(FocalError, match="no release waits for approval") as e:
+        approve(tmp_path)
+    assert str(tmp_path) in str(e.value) and not (tmp_path / APPROVED).exists()
+    (tmp_path / "journal.sqlite").touch()
+    for content in (None, "", "1764000000\n", "{}", '{"run_id": "x", "digest": "y"}'):
+        if content is not None:
+            (tmp_path / AWAITED).write_text(content)
+        refused = cli("approve", tmp_path)
+        assert refused.returncode == 1 and said(refused).count("error:") == 1 and "no release waits" in said(refused)
+
+
+def test_what_is_approved_is_what_waits(tmp_path: Path) -> None:
+    """Of a local run only those that wait; the command says what it approved."""
+    for name in ("custodian-1", "custodian-2", "hospital-a"):
+        (tmp_path / "parties" / name).mkdir(parents=True)
+    assert "no release waits" in said(cli("approve", tmp_path))
+    (tmp_path / "parties" / "custodian-2" / AWAITED).write_text(WANTED.model_dump_json())
+    text = said(cli("approve", tmp_path))
+    assert f"run {RUN[:16]}, release {WANTED.digest[:16]}" in text and "not yet waiting: custodian-1" in text
+    path = tmp_path / "parties" / "custodian-2" / APPROVED
+    assert Release.model_validate_json(path.read_bytes()) == WANTED and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not (tmp_path / "parties" / "custodian-1" / APPROVED).exists()
+
+
+def waits(c: Consortium) -> Release:
+    """Both custodians wait, and with the same release, which they have written down; returns it."""
+    for name in c.custodians:
+        c.processes[name].reach(lambda e: "the release waits for: focal approve" in e.get("text", ""))
+    found = {(c.folder(name) / AWAITED).read_text() for name in c.custodians}
+    assert all(stat.S_IMODE((c.folder(name) / AWAITED).stat().st_mode) == 0o600 for name in c.custodians)
+    release = Release.model_validate_json(found.pop())
+    assert not found
+    return release
+
+
+def withheld(c: Consortium) -> None:
+    """No custodian releases in the next seconds."""
+    assert not any(c.processes[name].ends_within(2) for name in c.custodians)
+    assert not list(c.bodies(msg.ReleaseShares))
+
+
+def test_a_second_session_in_the_same_folders(tmp_path: Path) -> None:
+    """It needs an approval of its own; a party that was done with the first session is not done with it; and kill -9 loses no approval."""
+    with Consortium("approved", consortium={"institutions": 3, "custodians": 2, "approve": "human"}) as c:
+        for name in c.custodians:  # what earlier versions left, another run's approval, and a release that an earlier run waited with
+            (c.folder(name) / "approved").write_text("1764000000\n")
+            for file in (APPROVED, AWAITED):
+                (c.folder(name) / file).write_text(Release.of(ANOTHER, ITEMS, DIGESTS).model_dump_json())
+        c.start_all()
+        first = waits(c)
+        assert first.run_id != ANOTHER
+        withheld(c)
+        approved = cli("approve", c.run.folder)
+        assert approved.returncode == 0 and said(approved).count(first.short) == 2
+        c.finish()
+        assert not any((c.folder(name) / AWAITED).exists() for name in c.custodians)
+
+        server = c.folder("server")  # the server's operator begins anew: another session of the same manifest
+        for path in server.iterdir():
+            if path.name not in ("identity.json", "local.json"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        c.start_all()
+        second = waits(c)
+        assert second.run_id != first.run_id and second.digest != first.digest
+        withheld(c)
+        c.processes["server"].kill()
+        c.processes["hospital-a"].kill()
+        lost = c.start("hospital-a", wait=1)
+        assert lost.end() == 1 and "no answer from the server" in lost.errors, "it takes the first session's end for this one's"
+        c.start("server", "hospital-a")
+        c.processes["custodian-1"].kill()
+        assert cli("approve", c.run.folder).returncode == 0
+        c.start("custodian-1")
+        c.finish()
+        assert {body.ciphertexts for _, _, body in c.bodies(msg.ReleaseShares)} == {next(c.bodies(msg.ReleaseRequest))[2].ciphertexts}
