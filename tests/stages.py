@@ -44,8 +44,9 @@ class Stages:
     NAMES = ("prepared", "gathered", "keyed", "uploaded", "trained")
 
     def __init__(self) -> None:
-        # two class groups: a refresh batch has two plan items
-        self.run = Consortium("attacked", layout={"class_lanes": 2}, consortium={"institutions": 3, "custodians": 3})
+        # one block and two class groups: a refresh batch has two plan items
+        consortium = {"institutions": 3, "custodians": 3, "share_blocks": True}
+        self.run = Consortium("attacked", layout={"class_lanes": 2}, consortium=consortium)
         self.copies = _session_folder() / "stages"
         self.verifier_ledger_at_the_kill: list[tuple[object, ...]] = []
         with self.run as c:

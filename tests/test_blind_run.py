@@ -206,7 +206,7 @@ def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> 
         dataset={"table": str(dataset().multilabel)},
         training={"steps": 2, "degree": 5},
         layout={"class_lanes": 2, "feature_lanes": 2},
-        consortium={"institutions": 4, "partition": {"by": "column"}},
+        consortium={"institutions": 4, "partition": {"by": "column"}, "share_blocks": True},
     )
     rows = dataset().rows(dataset().multilabel)
     train_rows = sum(r["split"] == "train" for r in rows)

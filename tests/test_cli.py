@@ -13,8 +13,9 @@ import pytest
 import yaml
 from consortium import ENV, Dataset, Finished, cli, config, dataset, finished, focal, said, write_config, write_csv
 from patience import PATIENCE
+from test_config import MEMBERS, manifest, member
 
-from focal.config import LayoutConfig, Manifest, RunConfig, read
+from focal.config import LayoutConfig, LayoutSpec, Manifest, RunConfig, read, write
 from focal.roles import local
 
 
@@ -129,6 +130,20 @@ def test_an_interactive_manifest_from_its_beginning_to_its_check(tmp_path: Path)
     assert "'norm' of the lower segment trains" in text and "20 steps" in text and "trusted to encrypt honestly" in text
     wide = write_config(tmp_path, "wide", protocol="interactive", interactive={"features": 128})
     assert "64 features" in refused("manifest", "new", "--config", wide, "--out", tmp_path / "wide.json")
+
+
+def test_manifest_check_says_whose_blocks_are_whose_and_what_sharing_them_costs(tmp_path: Path) -> None:
+    path, lanes = tmp_path / "manifest.json", LayoutSpec(class_lanes=4, feature_lanes=1)
+    write(manifest(layout=lanes), path)
+    text = " ".join(said(cli("manifest", "check", path)).split())
+    assert "3 own block(s)" in text and "blocks north 0, south 1, west 2" in text and "share_blocks" not in text
+    write(manifest(layout=lanes, share_blocks=True), path)
+    text = " ".join(said(cli("manifest", "check", path)).split())
+    assert "1 shared block(s)" in text and "blocks north 0, south 0, west 0" in text
+    assert "share_blocks: true: an institution that writes data into others' rows" in text and "of ordinary size only" in text
+    many = tuple(member(f"clinic-{i}", "institution", 1000 + i, rows=1) for i in range(501))
+    write(manifest(layout=lanes, share_blocks=True, members=(*(m for m in MEMBERS if m.role != "institution"), *many)), path)
+    assert "501 institutions share block 0; with 2 custodians at most 500 may" in " ".join(refused("manifest", "check", path).split())
 
 
 def test_manifest_add_needs_what_the_role_needs(begun: Path, tmp_path: Path) -> None:

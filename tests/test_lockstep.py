@@ -18,11 +18,10 @@ def stage() -> Stages:
 def test_a_verifier_killed_in_training_goes_on_and_the_run_ends_well(stage: Stages) -> None:
     """It was killed after its first step (stages.py). The weights are the twin's within what the planner promises."""
     at_the_kill = stage.verifier_ledger_at_the_kill
-    assert 0 < len(at_the_kill) < 16, "it was not killed in the middle of training"
+    assert 0 < len(at_the_kill) < 8, "it was not killed in the middle of training"
     with stage.at("trained") as c:
         assert c.ledger("custodian-1")[: len(at_the_kill)] == at_the_kill
-        given = shares(c, "custodian-1")
-        assert len(given) == len(set(given)) == 16  # 2 steps x (3 blocks of residuals + 1 of weights) x 2 class groups
+        assert len(shares(c, "custodian-1")) == len(set(shares(c, "custodian-1"))) == 8  # 2 steps x 2 refreshes x 2 class groups
         c.start_all()
         c.finish()
         assert np.abs(c.weights() - c.twin()).max() < MAX_ERROR

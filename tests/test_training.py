@@ -21,7 +21,7 @@ from focal.ckks import refresh, wire
 from focal.ckks.context import LIMBS
 from focal.ckks.engine import chunk_kind
 from focal.ckks.layout import Layout
-from focal.ckks.masks import TARGET_LIMBS
+from focal.ckks.masks import TARGET_LIMBS, UPLOADED_TARGET_LIMBS
 from focal.ckks.plan import layout_for
 from focal.ckks.rehearsal import Rehearsal
 from focal.config import Manifest
@@ -193,3 +193,14 @@ def test_an_ill_formed_chunk_of_the_last_block_is_refused_before_anything_is_ask
 
     with pytest.raises(Refused, match="'west'.*not below its modulus"):
         uploaded.train(0, ask, fetch)
+
+
+@pytest.mark.parametrize("limbs", [LIMBS, UPLOADED_TARGET_LIMBS, TARGET_LIMBS])
+def test_a_ciphertext_from_bytes_keeps_its_limbs_when_it_is_adopted(uploaded: Uploaded, limbs: int) -> None:
+    scheme, rehearsal = uploaded.rehearsal.scheme, uploaded.rehearsal
+    built = scheme.ciphertext(scheme.limbs(rehearsal.encrypt(np.linspace(-1, 1, LAYOUT.slots), limbs)))
+    adopted, kind = scheme.adopt(built), wire.ciphertext(limbs)
+    assert wire.pack(scheme, kind, scheme.limbs(adopted)) == wire.pack(scheme, kind, scheme.limbs(built))
+    assert (adopted.GetLevel(), adopted.GetNoiseScaleDeg()) == (built.GetLevel(), 1) and adopted.GetKeyTag() == scheme.tag
+    dropped = [scheme.limbs(scheme.cc.LevelReduce(ct, None, 1)) for ct in (built, adopted)]
+    assert all((x == y).all() for one, two in zip(*dropped, strict=True) for x, y in zip(one, two, strict=True))
