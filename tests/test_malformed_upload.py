@@ -1,64 +1,95 @@
-"""What an institution gets that encrypts dishonestly *and* sees the refresh shares (as server and custodians do): everything.
+"""What an institution gets that uploads no encryption, and pools what it knows with others: three answers, one for each coalition.
 
-Nothing proves that an uploaded ciphertext is an encryption. Here the targets of a block are (0, 2^135), which decrypts to
-2^135 s. The first step's residual is the target; every custodian, verifying or not, finds the request equal to its own
-computation; and the refresh shares, whose masks hide 105 bits only, add up to the joint secret. The test performs it and
-records the yield, so that SECURITY.md ("What is not protected") cannot say less than is true. The day uploads carry a proof of
-well-formedness, it must fail.
+Nothing proves that an uploaded ciphertext is an encryption. Here the targets of a block are (0, 2^135), which decrypt to 2^135 s; the
+first residual is the target, and every custodian in lockstep finds the request equal to its own computation. Recorded, so that SECURITY.md
+("The guard", "What is not protected") cannot say less than is true::
+
+    with everybody but the guard       nothing of the joint secret: the guard's share never comes. The others' own shares are lost
+    with the guard                     the joint secret: the guard sees 2^135 s behind masks of 98 bits
+    in a run that nobody guards        what masks of 147 bits leave: a coefficient here and there, not the secret
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
+from recover import composed
+from scan import Published
 
 from focal.ckks import refresh, ring, wire
 from focal.ckks.context import REFRESH_LIMBS
-from focal.ckks.engine import Engine, zero_weights
+from focal.ckks.engine import Block, Engine, zero_weights
 from focal.ckks.layout import Layout
 from focal.ckks.rehearsal import Rehearsal
 from focal.ckks.twin import Scalars
+from focal.errors import FocalError
 
 SHIFT = 135
-"""Bits: far above the masks (105), below the modulus of a request (150)."""
+"""Bits: far above the others' masks (98), below the modulus of a request (150)."""
+LAYOUT = Layout(8192, 32, 1, 40, 1, 1, 8)
 
 
-def coefficients(polynomial: list[ring.Limb], moduli: tuple[int, ...], roots: dict[int, int]) -> list[int]:
-    """Centred integer coefficients of a polynomial given by its limbs (Chinese remainders)."""
-    product = int(np.prod([int(q) for q in moduli], dtype=object))
-    total = np.zeros(len(polynomial[0]), dtype=object)
-    for limb, q in zip(polynomial, moduli, strict=True):
-        rest = product // q
-        total = (total + ring.inverse_ntt(limb, q, roots[q]).astype(object) * (rest * pow(rest, -1, q))) % product
-    return [int(v) - product if v > product // 2 else int(v) for v in total]
+class Malformed:
+    """A rehearsal whose first refresh is of (0, 2^135), caught as the server would ask for it."""
+
+    def __init__(self) -> None:
+        self.run = Rehearsal(LAYOUT, custodians=2)
+        self.scheme = self.run.scheme
+        self.primes = self.scheme.moduli[:REFRESH_LIMBS]
+        honest = self.run.block(np.zeros((40, 32)), np.zeros((40, 1)), 0)
+        constant = [np.full(self.scheme.n, (1 << SHIFT) % q, dtype=np.uint64) for q in self.primes]
+        self.block = Block(honest.data, [self.scheme.ciphertext([self.scheme.zero(REFRESH_LIMBS), constant])])
+        self.c1 = constant
+        self.bounds = refresh.guard(self.scheme, 2)
+        self.secrets = [s.secret for s in self.run.secrets]
+
+    def h0(self, custodian: int, bits: int) -> list[ring.Limb]:
+        a = refresh.common_random(self.scheme, self.run.run_id, "item", "00" * 32)
+        made = refresh.share(self.scheme, self.run.secrets[custodian].limbs, self.c1, a, bits)[0]
+        return wire.unpack(self.scheme, wire.REFRESH_H0, made, "")[0]
+
+    def product(self, custodian: int) -> list[ring.Limb]:
+        return [ring.multiply(s, c, q) for s, c, q in zip(self.run.secrets[custodian].limbs, self.c1, self.primes, strict=False)]
+
+    def read(self, *parts: Sequence[ring.Limb]) -> np.ndarray:
+        """The nearest multiples of 2^135 to what these add up to."""
+        value = composed(Published(self.scheme, []), ring.total(list(map(list, parts)), self.primes), self.primes)
+        return np.array([int(v + (1 << SHIFT - 1)) >> SHIFT for v in value])
 
 
-def test_a_malformed_target_and_the_server_together_read_the_joint_secret() -> None:
-    layout = Layout(8192, 32, 1, 40, 1, 1, 8)
-    run = Rehearsal(layout, custodians=2)
-    scheme = run.scheme
-    moduli, roots = scheme.moduli[:REFRESH_LIMBS], scheme.roots
-    block = run.block(np.zeros((40, 32)), np.zeros((40, 1)), 0)
-    constant = [np.full(scheme.n, (1 << SHIFT) % q, dtype=np.uint64) for q in moduli]  # a constant is the same at every root
-    block.targets = [scheme.ciphertext([scheme.zero(REFRESH_LIMBS), constant])]
-    overheard: list[ring.Limb] = []
+@pytest.fixture(scope="module")
+def malformed() -> Malformed:
+    return Malformed()
 
-    def ask(items: list[str], ciphertexts: list[object]) -> list[object]:
-        """The server's view of the first batch: the request and every custodian's h0."""
-        if not overheard:
-            asked = refresh.request(scheme, ciphertexts[0])
-            c0, c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "request")
-            a = refresh.common_random(scheme, run.run_id, items[0], wire.digest(asked))
-            shares = [wire.unpack(scheme, wire.REFRESH_H0, refresh.share(scheme, s.limbs, c1, a)[0], "custodian")[0] for s in run.secrets]
-            overheard.extend(ring.total([c0, *shares], moduli))
-        return run.refresh(items, ciphertexts)
 
-    engine = Engine(scheme, layout, Scalars.derive(3, 1.0, 0.1, 40), lambda b: block, 1)
-    engine.step(0, zero_weights(scheme, layout), ask)
+def test_the_guard_refuses_it(malformed: Malformed) -> None:
+    engine = Engine(malformed.scheme, LAYOUT, Scalars.derive(3, 1.0, 0.1, 40), lambda b: malformed.block, 1)
+    with pytest.raises(FocalError, match="the guard refuses what is to be refreshed"):
+        engine.step(0, zero_weights(malformed.scheme, LAYOUT), malformed.run.refresh)
     engine.close()
 
-    read = [round(v / (1 << SHIFT)) for v in coefficients(overheard, moduli, roots)]
-    secrets = [coefficients(s.limbs[:1], moduli[:1], roots) for s in run.secrets]
-    joint = np.sum(secrets, axis=0)
-    right = int(np.sum(np.array(read) == joint))
-    print(f"a malformed target upload, pooled with the server's view, yields {right} of {scheme.n} coefficients of the joint secret")
-    assert right == scheme.n
+
+def test_with_everybody_but_the_guard_it_has_their_shares_and_nothing_of_the_joint_secret(malformed: Malformed) -> None:
+    others = malformed.read(malformed.h0(1, malformed.bounds.others_bits))
+    right = int((others == malformed.secrets[1]).sum())
+    assert right == malformed.scheme.n, "the other custodian's own share is spelt out"
+    assert np.abs(np.corrcoef(others, malformed.secrets[0])[0, 1]) < 6 / malformed.scheme.n**0.5
+
+
+def test_together_with_the_guard_it_reads_the_joint_secret(malformed: Malformed) -> None:
+    """What a guard weighs: the others' h0 and its own s c1. It is the custodian that must be honest."""
+    read = malformed.read(malformed.h0(1, malformed.bounds.others_bits), malformed.product(0))
+    right = int((read == malformed.secrets[0] + malformed.secrets[1]).sum())
+    print(f"a malformed target, pooled with the guard's view, yields {right} of {malformed.scheme.n} coefficients of the joint secret")
+    assert right == malformed.scheme.n
+
+
+def test_without_a_guard_masks_leave_a_few_coefficients_of_a_share(malformed: Malformed) -> None:
+    """h0 / 2^135 is s blurred by 2^12: it points at -1, 0 or 1 no better than chance but where the mask comes to its edge."""
+    read = malformed.read(malformed.h0(1, malformed.bounds.alone_bits))
+    widest = 1 << malformed.bounds.alone_bits - 1 - SHIFT
+    certain = np.abs(read) > widest - 1  # only s = +-1 reaches here
+    print(f"without a guard: {int(certain.sum())} of {malformed.scheme.n} coefficients of a share are certain to be not 0")
+    assert certain.sum() < 40 and np.abs(np.corrcoef(read, malformed.secrets[1])[0, 1]) < 6 / malformed.scheme.n**0.5

@@ -187,8 +187,8 @@ def _encoded(scheme: Scheme, slots: NDArray[np.float64]) -> list[Limb]:
 def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: bytes, others: Sequence[tuple[str, bytes]]) -> bool:
     """The guard's question: is |c0 + sum of the others' h0 + s_V c1| < T in every coefficient? ``others``: (name, h0) of each.
 
-    Whoever makes that sum small with a c1 that would show s_V knows s_V c1 already, to within T. Exact: in mixed radix w + T =
-    v0 + v1 q0 + v2 q0 q1 (Garner 1959) is compared with 2 T digit by digit.
+    Whoever makes that sum small with a c1 that would show s_V knows s_V c1 already, to within T. Exact: in mixed radix w + T - 1 =
+    v0 + v1 q0 + v2 q0 q1 (Garner 1959) is compared with 2 T - 1 digit by digit.
     """
     primes = scheme.moduli[:REFRESH_LIMBS]
     c0, c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "refresh request")
@@ -197,12 +197,12 @@ def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: b
     for i, q in enumerate(primes):
         seen = ring.add(total[i], ring.multiply(secret[i], c1[i], q), q)
         value = ring.inverse_ntt(seen, q, scheme.roots[q])
-        value = ring.add(value, np.full(scheme.n, bounds.limit % q, np.uint64), q)
+        value = ring.add(value, np.full(scheme.n, (bounds.limit - 1) % q, np.uint64), q)
         for digit, prime in zip(digits, primes, strict=False):
             value = ring.subtract(value, digit % np.uint64(q), q)
             value = ring.multiply(value, np.full(scheme.n, pow(prime, -1, q), np.uint64), q)
         digits.append(value)
-    below, rest = np.zeros(scheme.n, bool), 2 * bounds.limit
+    below, rest = np.zeros(scheme.n, bool), 2 * bounds.limit - 1
     for digit, q in zip(digits, primes, strict=True):  # from the least digit on: a larger one decides anew
         wanted = np.uint64(rest % q)
         below = (digit < wanted) | ((digit == wanted) & below)
