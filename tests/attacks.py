@@ -698,18 +698,21 @@ def dies_when_it_has_weighed() -> None:
     replace(Custodian, _refresh_shares=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def lies_in_h1(bits: int, item: str) -> None:
-    """A custodian that adds 2^bits in every slot to its own h1 of one plan item: h1 is uniform anyway, and a verifier takes it as input."""
+def lies_in(half: str, bits: int, item: str) -> None:
+    """A custodian that adds 2^bits in every slot to its own ``h0`` or ``h1`` of one plan item: h1 is uniform anyway, and a verifier takes
+    both as input."""
     made = Custodian._made
 
     def lying(self: Custodian, about: str, digest: str) -> bytes:
         stored = made(self, about, digest)
         if about != item:
             return stored
-        end = 8 + int.from_bytes(stored[:8], "little")
-        (h1,) = wire.unpack(self.scheme, wire.REFRESH_H1, stored[end:], "itself")
-        lie = [ring.add(x, np.full(self.scheme.n, (1 << bits) % q, np.uint64), q) for x, q in zip(h1, self.scheme.moduli, strict=True)]
-        return stored[:end] + wire.pack(self.scheme, wire.REFRESH_H1, [lie])
+        scheme, end = self.scheme, 8 + int.from_bytes(stored[:8], "little")
+        kind, data = (wire.REFRESH_H0, stored[8:end]) if half == "h0" else (wire.REFRESH_H1, stored[end:])
+        (own,) = wire.unpack(scheme, kind, data, "itself")
+        lie = [ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q) for x, q in zip(own, scheme.moduli, strict=False)]
+        packed = wire.pack(scheme, kind, [lie])
+        return stored[:8] + packed + stored[end:] if half == "h0" else stored[:end] + packed
 
     replace(Custodian, _made=lying)
 

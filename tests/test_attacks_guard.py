@@ -78,7 +78,7 @@ def test_a_custodian_that_lies_in_its_share(stage: Stages) -> None:
     item = "train/0/residual/0/0/-"
     with stage.at("uploaded") as c:
         c.start("server", "custodian-1", "custodian-2")
-        c.start("custodian-3", prelude=prelude(f"lies_in_h1(125, {item!r})"))
+        c.start("custodian-3", prelude=prelude(f"lies_in('h1', 125, {item!r})"))
         refused_by_range(c, WEIGHTS)
         assert {topic for who, topic, _ in c.bodies(msg.RefreshShares) if who == "custodian-1"} == {RESIDUAL}
         for p in ("server", "custodian-2", "custodian-3"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from quick_joint import JointConsortium
-from stages import reason
+from stages import prelude, reason
 
 SERVER = "from focal.roles.interactive.server import JointServer\nfrom focal.roles.interactive import steps as plan\n"
 
@@ -77,6 +77,18 @@ def test_a_custodian_refuses(server: str, victim: str, why: str, request: pytest
         assert reason(c, victim) == why
         if why == "contributors":
             assert not [item for protocol, item, *_ in c.ledger(victim) if protocol == "open"], "something was opened"
+
+
+@pytest.mark.slow
+def test_the_guard_refuses_a_head_that_is_too_large() -> None:
+    """custodian-2 adds 2^120 to its part of the head's refresh; whoever could finish the sum would see s c1 beside it."""
+    item = "train/1/weights/-/merged/-"
+    with JointConsortium("lying-share") as c:
+        c.start("server", *(n for n in c.custodians if n != "custodian-2"), *c.institutions)
+        c.start("custodian-2", prelude=prelude(f"lies_in('h0', 120, {item!r})"))
+        assert reason(c, "custodian-1") == "range"
+        assert item not in [given for protocol, given, *_ in c.ledger("custodian-1") if protocol == "refresh"]
+        assert not list(c.folder("custodian-1").glob("*.key"))
 
 
 @pytest.mark.slow
