@@ -536,7 +536,7 @@ class ForgedRefresh(LyingServer):
 
     def forge(self, kind: str, item: str) -> bytes:
         """``constant``: c1 = 2^135; ``shifted``: c1 = a + 2^12 with the ``a`` of (0, 0) under this item; ``labels``: hospital-b's
-        encrypted targets; anything else: random limbs that the word determines."""
+        encrypted targets, without the limbs that their mask takes; anything else: random limbs that the word determines."""
         scheme, primes = self.scheme, self.scheme.moduli[:REFRESH_LIMBS]
         c0, c1 = scheme.zero(REFRESH_LIMBS), ring.expand(kind.encode(), primes, scheme.n)
         if kind == "constant":
@@ -545,7 +545,8 @@ class ForgedRefresh(LyingServer):
             a = refresh.common_random(scheme, bytes.fromhex(self.run_id), item, wire.digest(self._packed(c0, c0)))
             c1 = [ring.add(limb, np.full(scheme.n, SHIFT, np.uint64), q) for limb, q in zip(a, primes, strict=False)]
         elif kind == "labels":
-            return self.hub.blobs.get(self.body("hospital-b", "upload").chunks[-1])
+            chunk = self.hub.blobs.get(self.body("hospital-b", "upload").chunks[-1])
+            c0, c1 = (element[:REFRESH_LIMBS] for element in wire.unpack(scheme, chunk_kind("target"), chunk, "hospital-b"))
         return self._packed(c0, c1)
 
     def _packed(self, c0: Any, c1: Any) -> bytes:
