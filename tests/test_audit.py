@@ -97,8 +97,14 @@ def other_step(store: Store) -> str:
 
 def other_chunk(store: Store) -> str:
     chunks = store.body("hospital-b", "upload").chunks
-    store.say("hospital-b", "upload", chunks=(chunks[1], *chunks[1:]))
+    store.say("hospital-b", "upload", chunks=(chunks[1], chunks[0], *chunks[2:]))
     return "refused (uploads): 'custodian-1'"
+
+
+def copied_chunk(store: Store) -> str:
+    foreign, own = (store.body(name, "upload").chunks for name in ("hospital-a", "hospital-b"))
+    store.say("hospital-b", "upload", chunks=(foreign[0], *own[1:]))
+    return f"refused (upload): ciphertext {foreign[0][:12]} is no row of 'hospital-b' alone"
 
 
 def other_keys(store: Store) -> str:
@@ -144,7 +150,7 @@ def in_one_piece(text: str) -> str:
 
 @pytest.mark.parametrize(
     "falsify",
-    [flip_contribution, flip_answer, swap_answers, other_step, other_chunk, other_keys, other_signature, other_release],
+    [flip_contribution, flip_answer, swap_answers, other_step, other_chunk, copied_chunk, other_keys, other_signature, other_release],
 )
 def test_a_falsified_record_is_found_and_named(run: Finished, tmp_path: Path, falsify: Callable[[Store], str]) -> None:
     store = Store(run, tmp_path / "store")

@@ -21,7 +21,7 @@ import torch
 from consortium import LOWER, SAMPLES, Consortium, Process, cli, dataset, runs, said, write_config, write_csv
 
 from focal.config import Manifest, write
-from focal.net.identity import Identity, sign_manifest
+from focal.net.identity import MANIFEST_DOMAIN, Identity, sign_manifest
 
 # --------------------------------------------------------------------------- before anything starts
 
@@ -171,7 +171,9 @@ def test_a_wrong_server_key(idle: Consortium, tmp_path: Path) -> None:
         if name != "server":
             unsigned = sign_manifest(unsigned, Identity.load(idle.folder(name) / "identity.json"))
     identity = Identity.load(idle.folder("server") / "identity.json")
-    complete = unsigned.model_copy(update={"signatures": {**unsigned.signatures, "server": identity.sign(unsigned.canonical()).hex()}})
+    complete = unsigned.model_copy(
+        update={"signatures": {**unsigned.signatures, "server": identity.sign(MANIFEST_DOMAIN + unsigned.canonical()).hex()}}
+    )
     write(complete, tmp_path / "other.json")
     text = failed(idle.start("custodian-1", manifest=tmp_path / "other.json"))
     assert text.startswith("custodian-1:") and "has not the server key of this manifest" in text and "same signed manifest" in text

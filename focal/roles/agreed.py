@@ -83,7 +83,8 @@ def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joi
                 raise Refused(
                     "upload",
                     f"ciphertext {digest[:12]} is no row of '{name}' alone: its list {where}",
-                    hint=f"settle with '{name}' and '{listed[digest]}' who encrypted it, then start a new run",
+                    hint=f"settle with {' and '.join(f'{n!r}' for n in dict.fromkeys([name, listed[digest]]))} who encrypted it, "
+                    "then start a new run",
                 )
             listed[digest] = name
         running.update(msg.encode(upload))
