@@ -4,4 +4,4 @@ Reading order: :mod:`focal.config` (what a run is), :mod:`focal.ckks.layout` (wh
 :mod:`focal.ckks.engine` (training on ciphertexts), :mod:`focal.roles` (who does what, and when).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
