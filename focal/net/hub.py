@@ -68,6 +68,8 @@ class Hub:
         self.manifest, self.board, self.blobs, self.session = manifest, board, blobs, session
         self.endpoint = bind or server.endpoint or ""
         self.seen: dict[str, tuple[float, str]] = {}
+        self.told: dict[str, int] = {}
+        """Member -> how many records it was sent."""
         self.malformed = 0
         """Frames that were no request."""
         self.failure: FocalError | None = None
@@ -135,6 +137,11 @@ class Hub:
         digest = hashlib.sha256(data).hexdigest()
         self._audiences.widen(digest, audience)
         return self.blobs.put(data)
+
+    def behind(self, seconds: float) -> list[str]:
+        """Members that were heard of in the last ``seconds`` and have not been sent the whole board."""
+        since, length = time.monotonic() - seconds, len(self.board)
+        return [name for name, (seen, _) in list(self.seen.items()) if seen > since and self.told.get(name, 0) < length]
 
     @property
     def traffic(self) -> dict[str, Directions]:
@@ -239,6 +246,8 @@ class Hub:
             log.exception("a request of '%s' could not be answered", asker.name)
             header, payload = _fault("internal", FocalError("the server failed to answer", hint=log_hint)), b""
         self._reply(asker, header, payload)
+        if isinstance(header, msg.Records):
+            self.told[asker.name] = header.first - 1 + len(header.signed)
 
     def _reply(self, asker: _Asker, header: Model, payload: bytes = b"") -> None:
         data = msg.encode(header)

@@ -30,8 +30,10 @@ from focal.roles.party import Audience, Party, merge
 from focal.roles.progress import Reporter
 from focal.roles.training import Training, combine, inputs_digest
 
-FAREWELL_SECONDS = 5.0
-"""How long the board stays after a run was ended, so that everybody hears of it and nobody waits for a server that is gone."""
+FAREWELL_SECONDS = 60.0
+"""How long the board stays at most after a run was ended, so that everybody hears of it and nobody waits for a server that is gone."""
+ALIVE_SECONDS = 15.0
+"""A member that was not heard of for so long is not waited for: links beat every few seconds."""
 
 
 class _OwnBoard:
@@ -102,11 +104,18 @@ class Server(Party):
         except ProtocolError as e:
             self.report.error(str(e))
             self.abort(e)
-            time.sleep(FAREWELL_SECONDS)
+            self._farewell()
             raise
         finally:
             self.keep_traffic()
             self.hub.stop()
+
+    def _farewell(self) -> None:
+        """Stay until every member that is there has been sent the end of the board (one that makes keys asks late), and a moment more."""
+        deadline = time.monotonic() + FAREWELL_SECONDS
+        while time.monotonic() < deadline and self.hub.behind(ALIVE_SECONDS):
+            time.sleep(0.1)
+        time.sleep(2.0)
 
     def _protocol(self, joint: msg.JointKeys) -> None:
         with self.report.phase("upload"):
