@@ -679,6 +679,7 @@ def _say_blind(m: Manifest) -> None:
     _say(f"blocks       {plan.whose(shape, m.row_counts)}")
     if m.share_blocks:
         console.print(f"[bold yellow]{plan.SHARED_BLOCKS}[/]")
+    console.print(f"[bold yellow]{agreed.TRUST}[/]")
 
 
 def _say_interactive(m: Manifest) -> None:

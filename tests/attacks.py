@@ -698,6 +698,18 @@ def dies_when_it_has_weighed() -> None:
     replace(Custodian, _refresh_shares=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def dies_when_it_has_refused() -> None:
+    """kill -9 of a guard whose key share is gone and whose word is not yet out."""
+    forget = Custodian._forget
+
+    def forgotten(self: Custodian, *files: Any) -> None:
+        forget(self, *files)
+        if len(files) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    replace(Custodian, _forget=forgotten)
+
+
 def lies_in(half: str, bits: int, item: str) -> None:
     """A custodian that adds 2^bits in every slot to its own ``h0`` or ``h1`` of one plan item: h1 is uniform anyway, and a verifier takes
     both as input."""

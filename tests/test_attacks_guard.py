@@ -117,6 +117,16 @@ def test_an_institution_that_uploads_no_encryption(stage: Stages) -> None:
         uniform(c, RESIDUAL)
 
 
+def test_a_refusal_whose_word_was_lost_is_said_after_a_restart(stage: Stages) -> None:
+    with stage.at("uploaded") as c:
+        c.start("server", prelude=lying("AnsweredForgery('constant', 'labels')"))
+        c.start("custodian-1", prelude=prelude("out_of_lockstep()\ndies_when_it_has_refused()"))
+        c.start("custodian-2")
+        assert c.processes["custodian-1"].end() == -9 and not list(c.folder("custodian-1").glob("*.key"))
+        c.start("custodian-1", prelude=prelude("out_of_lockstep()"))
+        refused_by_range(c, RESIDUAL)
+
+
 def test_without_its_guard_a_run_waits_says_for_whom_and_goes_on(stage: Stages) -> None:
     with stage.at("uploaded") as c:
         c.start("server", "custodian-2", "custodian-3")

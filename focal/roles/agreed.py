@@ -11,6 +11,13 @@ from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
 
 
+TRUST = (
+    "blind: the institutions are trusted to encrypt honestly; one that does not reads relations on the joint key off the release, whoever "
+    "verifies and guards (SECURITY.md)"
+)
+"""What everybody must be told who signs a blind run."""
+
+
 def layout(manifest: Manifest) -> Layout:
     """The slot layout of a blind run. Raises :class:`focal.errors.FocalError` when it does not fit, as the planner does."""
     lanes, rows = manifest.layout, manifest.row_counts

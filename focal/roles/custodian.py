@@ -45,6 +45,8 @@ from focal.roles.training import Training, combine, inputs_digest
 
 PROTOCOLS: dict[type, str] = {msg.RefreshShares: "refresh", msg.OpeningShares: "open", msg.ReleaseShares: "release"}
 """Records that hand out shares -> the ledger's name for them."""
+REFUSED = "refused"
+"""In the journal: the run that this guard has refused to go on with."""
 H0_FIRST = 8
 """A stored refresh share is h0's length (8 bytes, little-endian), h0, h1."""
 
@@ -76,6 +78,8 @@ class Custodian(Party):
         with self.report.phase("gather"):
             self.agree_run()
             self._forget_other_releases()
+            if self.journal.read(REFUSED) == self.scope.encode():
+                self._refuse()
         with self.report.phase("keys"):
             self.scheme = Scheme(self.manifest.ckks, self.scope)
             self.bounds = refresh.guard(self.scheme, len(self.peers))
@@ -304,12 +308,17 @@ class Custodian(Party):
             return refresh.small_enough(self.scheme, self.bounds, self.share.limbs, self.fetch(asked.ciphertexts[i]), h0)
 
         if not all(list(self.pool.map(small, range(len(asked.items))))):
-            self._forget(self._key_file, self._ephemeral_file)
-            raise Refused(
-                "range",
-                "what is to be refreshed is larger than anything a training step gives: an upload, a share or the request is malformed",
-                hint="the key share is deleted, and this run is over; 'focal audit' tells whether it was the server",
-            )
+            self.journal.set(REFUSED, self.scope.encode())
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """End the run without a key share; again after a restart, should the word not have got out."""
+        self._forget(self._key_file, self._ephemeral_file)
+        raise Refused(
+            "range",
+            "what is to be refreshed is larger than anything a training step gives: an upload, a share or the request is malformed",
+            hint="the key share is deleted, and this run is over; 'focal audit' tells whether it was the server",
+        )
 
     def _refresh_shares(self, items: tuple[str, ...], digests: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
         """(h0, h1) for each plan item: made once, several at a time, the stored bytes ever after; stored in the plan's order."""
