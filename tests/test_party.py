@@ -164,7 +164,7 @@ def test_finished_counts_for_the_session_that_was_entered_last(tmp_path: Path) -
 
 
 def test_a_session_named_like_a_run(tmp_path: Path) -> None:
-    """What a restarted party says before it knows the run counts in its session only: a server may not name that like a run of the party."""
+    """What a party says before it knows the run counts in its session only: a server may not name that like a run of the party."""
     me = party(tmp_path, "north")
     me.journal.once(f"used/{ANOTHER}", SESSION.encode)
     with pytest.raises(Refused, match="replayed-run"):

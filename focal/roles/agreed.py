@@ -10,7 +10,6 @@ from focal.config import Manifest
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
 
-
 TRUST = (
     "blind: the institutions are trusted to encrypt honestly; one that does not reads relations on the joint key off the release, whoever "
     "verifies and guards (SECURITY.md)"

@@ -240,7 +240,7 @@ class Party:
 
     def opened(self, net: Network, session: str) -> None:
         """The link to the server is open: from here on this party is in ``session``, whatever earlier ones its folder has seen."""
-        if self.journal.read(f"used/{session}") is not None:  # or what this party says now would count in that run
+        if self.journal.get(f"used/{session}") is not None:  # or what this party says now would count in that run
             raise Refused("replayed-run", "the server names its session like a run that this party has taken part in")
         self.net, self.session, self.scope = net, session, session
         self.journal.set("entered", session.encode())
