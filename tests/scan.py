@@ -73,7 +73,7 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
     joint = next(b for _, _, b in bodies if isinstance(b, msg.JointKeys))
     out = Published(scheme, sorted(map(int, joint.rotations)))
     out.add_keys(bytes.fromhex(run_id))
-    for i, polynomial in enumerate(wire.unpack(scheme, wire.SWITCHING_B, blobs.get(joint.relinearisation[0]), "h1")):
+    for i, polynomial in enumerate(wire.unpack(scheme, wire.SWITCHING_B, blobs.get(joint.relinearisation_h1), "h1")):
         out.public[f"h1[{i}]"] = polynomial
     kinds = {1: keys.first_round_kinds(out.rotations), 2: keys.SECOND_ROUND}
     identities = {m.name: Identity.load(parties / m.name / "identity.json") for m in manifest.members}

@@ -109,7 +109,7 @@ def copied_chunk(store: Store) -> str:
 
 def other_keys(store: Store) -> str:
     joint = store.body("custodian-2", "keys/joint")
-    store.say("custodian-2", "keys/joint", relinearisation=(joint.public, joint.relinearisation[1]))
+    store.say("custodian-2", "keys/joint", relinearisation_h1=joint.public)
     return "refused (joint-keys): 'custodian-2'"
 
 

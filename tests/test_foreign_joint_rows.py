@@ -92,7 +92,7 @@ def test_a_released_head_is_zero_where_no_class_is(base: Rehearsal) -> None:
         assert np.abs(lanes[:, 5:]).max() < 1e-7
         if size == 2.0**20:
             assert np.abs(lanes[:, :5] - w).max() < 1e-6
-            shares = [(str(i), release.share(base.scheme, s.key, kept, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
+            shares = [(str(i), release.share(base.scheme, s.limbs, kept, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
             assert np.abs(release.weights(cast(Layout, LAYOUT), [release.open_slots(base.scheme, shares)]) - w).max() < 1e-3
     assert only_classes(base.scheme, wide, 0, hostile) is hostile
     masks = LAYOUT.class_mask()

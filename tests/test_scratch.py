@@ -295,10 +295,10 @@ def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
 
 def test_bytes_of_the_keys_are_counted(run: EncryptedRun, stepped: Any) -> None:
     _, before, _ = stepped
-    public, b, ab = (wire.size(run.scheme, kind) for kind in (wire.PUBLIC_B, wire.SWITCHING_B, wire.SWITCHING_AB))
+    public, b = (wire.size(run.scheme, kind) for kind in (wire.PUBLIC_B, wire.SWITCHING_B))
     rotations = len(run.layout.rotations)
-    assert before["a"] == before["b"] == Traffic(up=0, down=public + ab + rotations * b)
-    each = public + ab + (rotations + 1) * b
+    assert before["a"] == before["b"] == Traffic(up=0, down=public + (2 + rotations) * b)
+    each = public + (3 + rotations) * b
     assert before["custodian-1"] == before["custodian-2"] == Traffic(up=each, down=each)
 
 

@@ -225,7 +225,7 @@ def test_the_server_receives_nothing_but_records_ciphertexts_keys_and_boxes(run:
         known.update(d for d in (getattr(b, "blob", None),) if d)
         known.update(getattr(b, "sealed", {}).values() if isinstance(b, msg.ReleaseShares) else ())
         if isinstance(b, msg.JointKeys):
-            known |= {b.public, *b.relinearisation, *b.rotations.values()}
+            known |= {b.public, b.relinearisation_h1, b.relinearisation_b, *b.rotations.values()}
     held = {p.parent.name + p.name for p in (run.party("server") / "blobs").glob("??/*")}
     sums = {d for d in held - known if blob(run, d)[:4] == b"FOCL"}  # the server's own sums of key contributions
     assert held - known - sums == set() and len(sums) <= 1, "only the summed switching key is named by no record"

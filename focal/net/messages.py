@@ -162,8 +162,8 @@ class JointKeys(Model):
 
     kind: Literal["joint-keys"] = "joint-keys"
     public: Digest
-    relinearisation: tuple[Digest, Digest]
-    """(h1, b): its two halves."""
+    relinearisation_h1: Digest
+    relinearisation_b: Digest
     rotations: dict[Rotation, Digest]
 
 

@@ -105,7 +105,7 @@ class Audit:
         for name, theirs in self._all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():
             if theirs != joint:
                 raise Refused("joint-keys", f"'{name}' signed other joint keys than the contributions add up to")
-        h1, b = (made[d] for d in joint.relinearisation)
+        h1, b = made[joint.relinearisation_h1], made[joint.relinearisation_b]
         keys.install(self.scheme, self.run_id, h1, b, self.layout.rotations, lambda r: made[joint.rotations[str(r)]])
         return joint
 

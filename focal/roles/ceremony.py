@@ -51,8 +51,12 @@ def sums(
 def joint(first: dict[str, str], second: dict[str, str]) -> msg.JointKeys:
     """The statement of all joint keys that every custodian signs."""
     rotations = {name.removeprefix("rotation/"): d for name, d in first.items() if name.startswith("rotation/")}
-    halves = (first["relinearisation/h1"], second["relinearisation/b"])
-    return msg.JointKeys(public=first["public"], relinearisation=halves, rotations=rotations)
+    return msg.JointKeys(
+        public=first["public"],
+        relinearisation_h1=first["relinearisation/h1"],
+        relinearisation_b=second["relinearisation/b"],
+        rotations=rotations,
+    )
 
 
 def joint_digest(keys_: msg.JointKeys) -> str:

@@ -155,9 +155,14 @@ class Custodian(Party):
         return self.folder / f"ephemeral-{self.scope[:16]}.key"
 
     def _forget(self, *files: Path) -> None:
-        """Unlink key files. What is in memory ends with the process."""
+        """Unlink key files, for good even if the power fails next. What is in memory ends with the process."""
         for file in files:
             file.unlink(missing_ok=True)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     @functools.cached_property
     def share(self) -> keys.SecretShare:
@@ -186,7 +191,8 @@ class Custodian(Party):
         own = self.remembered(f"{round}/blobs", make)
         if number == 2:  # u_i has done its work, and what was made with it is on disk
             self._forget(self._ephemeral_file)
-            self.share.ephemeral = None
+            if "share" in self.__dict__:  # after a restart nobody has asked for it yet, and it may have done its work too
+                self.share.ephemeral = None
         salt, commits = self.commit(round, self.peers, ceremony.blobs_digest(own), lambda c: msg.KeyCommit(round=number, commitment=c))
         self.send_stored(own, "custodians")
         self.say(f"{round}/reveal", msg.KeyReveal(round=number, salt=salt.hex(), blobs=tuple(own)))
@@ -238,7 +244,7 @@ class Custodian(Party):
 
     def _install_keys(self) -> None:
         """Give OpenFHE the joint evaluation keys, as this custodian added them up."""
-        h1, b = map(self.blobs.get, self.joint.relinearisation)
+        h1, b = self.blobs.get(self.joint.relinearisation_h1), self.blobs.get(self.joint.relinearisation_b)
         keys.install(self.scheme, self.run_id, h1, b, self.rotations, lambda r: self.blobs.get(self.joint.rotations[str(r)]))
 
     def _train_in_lockstep(self, lists: dict[str, msg.Upload]) -> None:
@@ -283,25 +289,29 @@ class Custodian(Party):
         if own is not None and tuple(own) != asked.ciphertexts:
             differs = next(item for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True) if mine != theirs)
             raise Refused("lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields")
+        others = self._pinned(topic, asked) if self.guards else {}
         if not self.repeat(topic):
             if self.guards:
-                self._weigh(topic, asked)
+                self._weigh(asked, others)
             shares = self._refresh_shares(items, asked.ciphertexts)
             digests = self.share_blobs([b for pair in shares for b in pair], "custodians")
             self.say(topic, msg.RefreshShares(items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])))
         return asked
 
-    def _weigh(self, topic: str, asked: msg.RefreshRequest) -> None:
-        """The guard's part: everybody else has answered, and what they leave to be seen is small in every item, or the run ends here.
-
-        The request and all answers are pinned before they are weighed, and all of a batch is weighed before any of it is answered: every
-        decision is one bit, and nobody may have two for one batch. On ``range`` the key share is gone before the word is out, and
-        the word says neither item nor size.
-        """
+    def _pinned(self, topic: str, asked: msg.RefreshRequest) -> dict[str, msg.RefreshShares]:
+        """Everybody else's answers, which the guard waits for. They are the same after a restart as when they were weighed."""
         others = self.hear_all([p for p in self.peers if p != self.me.name], topic, msg.RefreshShares)
         agreed.check_answers(asked, others)
-        pinned = hashlib.sha256(b"focal/guard/v1" + b"".join(map(msg.encode, (asked, *others.values())))).hexdigest()
-        self.ledger.pin(topic, pinned)
+        self.ledger.pin(topic, hashlib.sha256(b"focal/guard/v1" + b"".join(map(msg.encode, (asked, *others.values())))).hexdigest())
+        return others
+
+    def _weigh(self, asked: msg.RefreshRequest, others: dict[str, msg.RefreshShares]) -> None:
+        """The guard's part: what all the others leave to be seen is small in every item, or the run ends here.
+
+        The request and all answers were pinned before, and all of a batch is weighed before any of it is answered: every decision
+        is one bit, and nobody may have two for one batch. On ``range`` the key share is gone before the word is out, and the
+        word says neither item nor size.
+        """
 
         def small(i: int) -> bool:
             h0 = [(name, self.fetch(theirs.h0[i])) for name, theirs in others.items()]

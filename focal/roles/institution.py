@@ -29,7 +29,7 @@ from focal.ckks.layout import Layout
 from focal.config import DatasetConfig, LocalConfig, Manifest, private_write
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
-from focal.net.identity import open_for_group, seal_for_group
+from focal.net.identity import bound_hash, open_for_group, seal_for_group
 from focal.roles import agreed, ceremony
 from focal.roles.hearing import check_opens
 from focal.roles.party import Party, merge
@@ -185,7 +185,9 @@ class Institution(Party):
             proj.check_whiten(projection, moments, size, bound, ridge)
         else:
             proj.check_random(projection, moments, self.run_id, size, dim, bound, ridge)
-        mine = msg.ProjectionAccepted(digest=projection.digest.hex(), eta_hex=projection.eta_hex)
+        # under the group's key: everybody reads this, and a plain hash would confirm a guess
+        self.projection_digest = bound_hash(b"focal/projection/v2", key, projection.to_bytes()).hex()
+        mine = msg.ProjectionAccepted(digest=self.projection_digest, eta_hex=projection.eta_hex)
         self.say("projection/accepted", mine)
         for name, theirs in self.hear_all(self.names, "projection/accepted", msg.ProjectionAccepted).items():
             if theirs != mine:
@@ -297,7 +299,7 @@ class Institution(Party):
             "upload",
             msg.Upload(
                 joint_keys=ceremony.joint_digest(joint),
-                projection=self.projection.digest.hex(),
+                projection=self.projection_digest,
                 eta_hex=self.projection.eta_hex,
                 rows=stop - start,
                 first_row=start,

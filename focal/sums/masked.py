@@ -26,6 +26,7 @@ prevent a sum that it does not like.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 from collections.abc import Mapping
 from typing import Final
@@ -86,6 +87,7 @@ class MaskedSum:
         self.participants_digest = participants_digest(participants)
         self._context = (run_id, label.encode(), self.participants_digest)
         self._group = {name: self._key(group_key, b"focal/sum/group/v1", name) for name in participants}
+        self._seal = self._key(group_key, b"focal/sum/opened/v2", "")
         self._added, self._subtracted = self._pair_keys(seal_secret, seal_publics)
         self._made: bytes | None = None
 
@@ -123,8 +125,12 @@ class MaskedSum:
         return total
 
     def digest(self, opened: Integers) -> bytes:
-        """SHA-256 of an opened sum, bound to run id, label and participants. Nothing may use the sum before all have signed it."""
-        return hashlib.sha256(_framed(b"focal/sum/opened/v1", *self._context, opened.astype("<u8", copy=False).tobytes())).digest()
+        """HMAC-SHA-256 of an opened sum, bound to run id, label and participants. Nothing may use the sum before all have signed it.
+
+        Under a key of the group's, for it is read by all: a plain hash would confirm a guess of counts to whoever has none of the sum.
+        """
+        framed = _framed(b"focal/sum/opened/v2", *self._context, opened.astype("<u8", copy=False).tobytes())
+        return hmac.digest(self._seal, framed, "sha256")
 
     def _check(self, contributions: Mapping[str, bytes]) -> None:
         missing = [name for name in self.participants if name not in contributions]
