@@ -519,16 +519,33 @@ class FalseUploads(LyingServer):
             "rows": stop - start,
             "first_row": start,
             "chunks": tuple(digests),
+            "salt": "0" * 64,
+            "committed": "0" * 64,
         }
         return msg.Upload.model_validate({**fields, **changes})
+
+    def committed(self, changed: dict[str, msg.Upload]) -> list[tuple[str, str, Any]]:
+        """(name, topic, body) of all three institutions' commitments and lists, which belong together; ``changed``: other lists."""
+        lists = {name: changed[name] if name in changed else self.upload(name) for name in self.puppets[:3]}
+        salt, run = bytes(32), bytes.fromhex(self.run_id)
+        made = {n: commitment(run, "upload", n, salt, agreed.upload_digest(u)).hex() for n, u in lists.items()}
+        commits = {name: msg.UploadCommit(commitment=c) for name, c in made.items()}
+        seen = agreed.commitments_digest(commits)
+        finished = {name: u.model_copy(update={"salt": salt.hex(), "committed": seen}) for name, u in lists.items()}
+        return [(n, "upload/commit", c) for n, c in commits.items()] + [(n, "upload", u) for n, u in finished.items()]
+
+    def show_upload(self, reader: str, name: str, upload: msg.Upload) -> None:
+        """``reader`` is shown another list of ``name``, well committed, and lists of the others that were made in view of this."""
+        for who, topic, body in self.committed({name: upload}):
+            self.show(reader, who, topic, body)
 
     def zeros(self, what: str) -> bytes:
         kind = chunk_kind(what)
         return wire.header(self.scheme, kind) + bytes(wire.size(self.scheme, kind) - wire.HEADER.size)
 
     def begins(self) -> None:
-        for name in self.puppets[:3]:
-            self.post(name, "upload", self.upload(name))
+        for name, topic, body in self.committed({}):
+            self.post(name, topic, body)
 
     def heard(self, record: msg.Record) -> None:
         super().heard(record)
@@ -543,7 +560,20 @@ class TwoLists(FalseUploads):
     def begins(self) -> None:
         super().begins()
         other = self.upload("hospital-b", {0: self.zeros("data")[:-1] + b"\1"})
-        self.show("custodian-2", "hospital-b", "upload", other)
+        self.show_upload("custodian-2", "hospital-b", other)
+
+
+class ListedAfterwards(FalseUploads):
+    """hospital-b lists something else than it had committed to, for custodian-1; and for custodian-2 it had committed to something else
+    than the other institutions were shown."""
+
+    def begins(self) -> None:
+        super().begins()
+        other = self.upload("hospital-b", {0: self.zeros("data")[:-1] + b"\1"})
+        committed = {(name, topic): body for name, topic, body in self.committed({"hospital-b": other})}
+        self.show("custodian-1", "hospital-b", "upload", committed["hospital-b", "upload"])
+        for topic in ("upload/commit", "upload"):
+            self.show("custodian-2", "hospital-b", topic, committed["hospital-b", topic])
 
 
 class OtherProjectionOrLeftOut(FalseUploads):
@@ -551,7 +581,7 @@ class OtherProjectionOrLeftOut(FalseUploads):
 
     def begins(self) -> None:
         super().begins()
-        self.show("custodian-1", "hospital-c", "upload", self.upload("hospital-c", projection="44" * 32))
+        self.show_upload("custodian-1", "hospital-c", self.upload("hospital-c", projection="44" * 32))
         self.lie("custodian-2", "hospital-c", "upload", lambda _: [])
         topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
         asked = tuple(self.hub.publish(self.zeros("target") + bytes([i]), "custodians") for i in range(len(items)))
@@ -564,8 +594,8 @@ class CopiedChunk(FalseUploads):
     def begins(self) -> None:
         super().begins()
         own, foreign = (self.upload(name).chunks for name in ("hospital-b", "hospital-a"))
-        self.show("custodian-1", "hospital-b", "upload", self.upload("hospital-b", chunks=(foreign[0], *own[1:])))
-        self.show("custodian-2", "hospital-b", "upload", self.upload("hospital-b", chunks=(own[0], own[0], *own[2:])))
+        self.show_upload("custodian-1", "hospital-b", self.upload("hospital-b", chunks=(foreign[0], *own[1:])))
+        self.show_upload("custodian-2", "hospital-b", self.upload("hospital-b", chunks=(own[0], own[0], *own[2:])))
 
 
 class SwappedChunk(FalseUploads):
@@ -576,7 +606,7 @@ class SwappedChunk(FalseUploads):
     def begins(self) -> None:
         signed, swapped = (self.zeros("data")[:-1] + bytes([i]) for i in (1, 2))
         super().begins()
-        self.show("custodian-1", "hospital-b", "upload", self.upload("hospital-b", {0: signed}))
+        self.show_upload("custodian-1", "hospital-b", self.upload("hospital-b", {0: signed}))
         digest = hashlib.sha256(signed).hexdigest()
         self.swapped["custodian-1", digest] = self.hub.publish(swapped, "custodians")
 
@@ -594,7 +624,7 @@ class IllFormedChunk(FalseUploads):
         super().begins()
         chunk, tag = self.zeros("data"), wire.HEADER.size - 1
         odd = chunk[:-6] + b"\xff" * 6 if self.what == "residue" else chunk[:tag] + bytes([chunk[tag] ^ 1]) + chunk[tag + 1 :]
-        self.show("custodian-1", "hospital-b", "upload", self.upload("hospital-b", {0: odd}))
+        self.show_upload("custodian-1", "hospital-b", self.upload("hospital-b", {0: odd}))
 
 
 # --------------------------------------------------------------------------- lies about refreshes and the release

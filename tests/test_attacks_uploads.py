@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from consortium import Consortium, rows
 from stages import VICTIMS, Stages, lying, reason, said, shares, stages
 
 from focal.net import messages as msg
@@ -32,6 +33,34 @@ def test_another_projection_and_an_institution_left_out(stage: Stages) -> None:
         assert list(c.bodies(msg.RefreshRequest)), "nothing was asked for: the next line would mean nothing"
         assert [shares(c, v) for v in VICTIMS] == [[], []]
         assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
+
+
+def test_a_list_that_was_made_after_seeing_the_others_uploads(stage: Stages) -> None:
+    """It does not open its commitment; or the others were shown another commitment, and say so in their own lists."""
+    with stage.at("keyed") as c:
+        c.start("server", prelude=lying("ListedAfterwards()"))
+        c.start(*VICTIMS)
+        assert [reason(c, v) for v in VICTIMS] == ["commitment", "commitment"]
+        assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
+
+
+def test_no_ciphertext_leaves_before_all_have_committed(stage: Stages) -> None:
+    with stage.at("keyed") as c:
+        c.start("server", *c.custodians, "hospital-a", "hospital-b")
+        for name in ("hospital-a", "hospital-b"):
+            c.processes[name].reach(lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["hospital-c"], "upload/commit"))
+        assert not any("upload" in said(c, name) for name in c.institutions)
+        chunks = {b.decode() for name in ("hospital-a", "hospital-b") for b in own_chunks(c, name)}
+        assert len(chunks) > 10 and not chunks & c.complete_blobs(), "a ciphertext is at the server"
+        c.start("hospital-c")
+        for name in c.institutions:
+            c.processes[name].reach_phase("train")
+        assert chunks <= c.complete_blobs()
+
+
+def own_chunks(c: Consortium, name: str) -> list[bytes]:
+    """Digests of the ciphertexts that an institution has made."""
+    return [value for key, value in rows(c.folder(name) / "journal.sqlite", "SELECT key, value FROM once") if "/chunk/" in key]
 
 
 def test_a_copied_ciphertext_is_nobodys_row(stage: Stages) -> None:

@@ -98,7 +98,7 @@ def other_step(store: Store) -> str:
 def other_chunk(store: Store) -> str:
     chunks = store.body("hospital-b", "upload").chunks
     store.say("hospital-b", "upload", chunks=(chunks[1], chunks[0], *chunks[2:]))
-    return "refused (uploads): 'custodian-1'"
+    return "refused (commitment): what 'hospital-b' revealed in 'upload' is not what it had committed to"
 
 
 def copied_chunk(store: Store) -> str:

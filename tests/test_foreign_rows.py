@@ -169,6 +169,8 @@ def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
             eta_hex=(2.0).hex(),
             rows=stop - start,
             first_row=start,
+            salt=nothing,
+            committed=nothing,
             chunks=tuple(f"{i:02x}" + wire.digest(name.encode())[2:] for i in range(len(shape.chunks(start, stop)))),
         )
         for name, (start, stop) in table.items()
@@ -200,6 +202,8 @@ def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared
             eta_hex=(2.0).hex(),
             rows=stop - start,
             first_row=start,
+            salt=nothing,
+            committed=nothing,
             chunks=(wire.digest(name.encode()),) * len(layout.chunks(start, stop)),
         )
         for name, (start, stop) in table.items()

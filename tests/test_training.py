@@ -70,7 +70,8 @@ class Uploaded:
             chunks.append(self.blobs.put(wire.pack(scheme, kind, scheme.limbs(self.rehearsal.encrypt(slots, kind.limbs)))))
         nothing = "0" * 64
         return msg.Upload(
-            joint_keys=nothing, projection=nothing, eta_hex=(2.0).hex(), rows=stop - start, first_row=start, chunks=tuple(chunks)
+            joint_keys=nothing, projection=nothing, eta_hex=(2.0).hex(), rows=stop - start, first_row=start, chunks=tuple(chunks),
+            salt=nothing, committed=nothing,
         )
 
     def _digest(self, ciphertext: Any) -> str:

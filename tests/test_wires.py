@@ -21,6 +21,8 @@ import pytest
 from consortium import Dataset, Finished, dataset, finished
 from numpy.typing import NDArray
 
+from focal.ckks import keys
+from focal.ckks.context import Scheme
 from focal.net import messages as msg
 from focal.net.identity import open_record
 from focal.segments.projection import Projection
@@ -147,26 +149,27 @@ def test_no_file_name_and_no_patient_is_on_any_wire(hay: dict[str, bytes]) -> No
 # --------------------------------------------------------------------------- secrets
 
 
-def secret(run: Finished, name: str) -> bytes:
-    """The secret part of a custodian's key file: its length, the secret, then the public contribution (focal.ckks.keys)."""
-    file = run.key_shares[name]
-    return file[8 : 8 + int.from_bytes(file[:8], "little")]
+def share_of(run: Finished, name: str) -> keys.SecretShare:
+    """A custodian's key share, from its file."""
+    run_id = next(body.run_id for _, body in records(run, msg.RunStart))
+    return keys.SecretShare.load(Scheme(run.manifest.ckks, run_id), bytes.fromhex(run_id), run.key_shares[name])
 
 
-def packed_limbs(share: bytes) -> NDArray[np.uint64]:
+def packed_limbs(share: keys.SecretShare) -> NDArray[np.uint64]:
     """Needles of a key share: its residues as they lie in memory, and packed into 6 bytes each as on the wire."""
-    alignments = [np.frombuffer(share, "<u8", (len(share) - o) // 8, o) for o in range(8)]
-    residues = max((w[(w > 1 << 40) & (w < 1 << 60)] for w in alignments), key=len)  # misaligned words are larger
-    raw = np.ascontiguousarray(residues).view(np.uint8).reshape(-1, 8)
-    six = raw[(raw[:, 6:] == 0).all(axis=1)][:, :6]
-    return np.union1d(windows(raw.tobytes()), windows(six[: len(six) // 4 * 4].tobytes(), stride=6))
+    memory = np.stack(share.limbs).astype("<u8")
+    six = np.ascontiguousarray(memory[1:6]).view(np.uint8).reshape(-1, 8)[:, :6]
+    return np.union1d(windows(memory.tobytes()), windows(six[: len(six) // 4 * 4].tobytes(), stride=6))
 
 
 def test_no_secret_key_limb_is_on_any_wire(run: Finished, hay: dict[str, bytes]) -> None:
     for name in CUSTODIANS:
-        needles = packed_limbs(secret(run, name))
-        assert found(needles, hay["hospital-a"] + secret(run, name)) > 16384, "the search does not know a key when it sees one"
+        share = share_of(run, name)
+        needles, known = packed_limbs(share), np.stack(share.limbs).astype("<u8").tobytes()
+        assert found(needles, hay["hospital-a"] + known) > 16384, "the search does not know a key when it sees one"
         assert everywhere(needles, hay) == {}
+        for party in PARTIES:  # nor as its file has it: coefficients, a byte each
+            assert share.dump()[:64] not in hay[party]
 
 
 def test_decryption_shares_travel_sealed_only(run: Finished, hay: dict[str, bytes]) -> None:

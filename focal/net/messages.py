@@ -167,6 +167,13 @@ class JointKeys(Model):
     rotations: dict[Rotation, Digest]
 
 
+class UploadCommit(Model):
+    """Commitment to an upload list. No ciphertext leaves an institution before all have committed: nobody lists what is made of another's."""
+
+    kind: Literal["upload-commit"] = "upload-commit"
+    commitment: Hex32
+
+
 class Upload(Model):
     """An institution's one and only list of encrypted training rows."""
 
@@ -178,6 +185,9 @@ class Upload(Model):
     first_row: Index
     chunks: Digests
     """Ciphertext digests in plan order."""
+    salt: Hex32
+    committed: Digest
+    """Over everybody's commitments, as this institution saw them."""
 
 
 class UploadsAccepted(Model):
@@ -358,6 +368,7 @@ Body = Annotated[
         KeyReveal,
         KeyTranscript,
         JointKeys,
+        UploadCommit,
         Upload,
         UploadsAccepted,
         RefreshRequest,

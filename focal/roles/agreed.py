@@ -6,9 +6,10 @@ import hashlib
 
 from focal.ckks.layout import Layout
 from focal.ckks.plan import check_sharing, layout_for
-from focal.config import Manifest
+from focal.config import Manifest, canonical_json
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
+from focal.roles.hearing import check_opens
 
 TRUST = (
     "blind: the institutions are trusted to encrypt honestly; one that does not reads relations on the joint key off the release, whoever "
@@ -95,6 +96,26 @@ def uploads(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joi
             listed[digest] = name
         running.update(msg.encode(upload))
     return running.hexdigest()
+
+
+def upload_digest(upload: msg.Upload) -> bytes:
+    """What an institution commits to: its list, without what it can only add afterwards."""
+    nothing = "0" * 64
+    return hashlib.sha256(b"focal/upload/v2" + msg.encode(upload.model_copy(update={"salt": nothing, "committed": nothing}))).digest()
+
+
+def commitments_digest(commits: dict[str, msg.UploadCommit]) -> str:
+    """One digest over everybody's commitments to uploads."""
+    return hashlib.sha256(b"focal/upload-commits/v2" + canonical_json({n: c.commitment for n, c in commits.items()})).hexdigest()
+
+
+def check_committed(scope: str, commits: dict[str, msg.UploadCommit], lists: dict[str, msg.Upload]) -> None:
+    """Raise :class:`Refused` (``commitment``) unless each list opens its commitment, and all were made in view of the same commitments."""
+    seen = commitments_digest(commits)
+    for name, upload in lists.items():
+        check_opens(scope, "upload", name, commits[name], upload.salt, upload_digest(upload))
+        if upload.committed != seen:
+            raise Refused("commitment", f"'{name}' was shown other commitments to uploads than we were")
 
 
 def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShares]) -> None:

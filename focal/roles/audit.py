@@ -61,6 +61,7 @@ class Audit:
         joint = self._begin()
         lists = self._all(self.institutions, "upload", msg.Upload)
         digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
+        agreed.check_committed(self.scope, self._all(self.institutions, "upload/commit", msg.UploadCommit), lists)
         for name, accepted in self._all(self.custodians, "uploads/accepted", msg.UploadsAccepted).items():
             if accepted.digest != digest:
                 raise agreed.other_uploads(name)

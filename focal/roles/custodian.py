@@ -219,6 +219,7 @@ class Custodian(Party):
         """Exactly one valid list from every institution, and the same lists at every custodian, before the first share."""
         lists = self.hear_all(self.names, "upload", msg.Upload)
         digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint))
+        agreed.check_committed(self.scope, self.hear_all(self.names, "upload/commit", msg.UploadCommit), lists)
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
         for name, theirs in self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted).items():
             if theirs.digest != digest:

@@ -274,7 +274,7 @@ class Institution(Party):
         return joint
 
     def _upload(self, joint: msg.JointKeys) -> None:
-        """Encrypt every chunk once, store it, send it, and sign the one list of them."""
+        """Encrypt every chunk once, store it, commit to the one list of them; when all have committed, send and sign it."""
         self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
         layout = agreed.layout(self.manifest)
         public = keys.joint_public_key(scheme, self.run_id, self.net.get(joint.public))
@@ -294,18 +294,21 @@ class Institution(Party):
         digests = []
         for digest in self.pool.map(lambda i: self.journal.once(f"{self.session}/chunk/{i}", lambda: chunk(i)), range(len(plan))):
             digests.append(digest.decode())
-        self.send_stored(digests, "custodians")
-        self.say(
-            "upload",
-            msg.Upload(
-                joint_keys=ceremony.joint_digest(joint),
-                projection=self.projection_digest,
-                eta_hex=self.projection.eta_hex,
-                rows=stop - start,
-                first_row=start,
-                chunks=tuple(digests),
-            ),
+        nothing = "0" * 64
+        body = msg.Upload(
+            joint_keys=ceremony.joint_digest(joint),
+            projection=self.projection_digest,
+            eta_hex=self.projection.eta_hex,
+            rows=stop - start,
+            first_row=start,
+            chunks=tuple(digests),
+            salt=nothing,
+            committed=nothing,
         )
+        # whoever is in league with a custodian could otherwise make its rows of ours: nothing leaves before all are bound to theirs
+        salt, commits = self.commit("upload", self.names, agreed.upload_digest(body), lambda c: msg.UploadCommit(commitment=c))
+        self.send_stored(digests, "custodians")
+        self.say("upload", body.model_copy(update={"salt": salt.hex(), "committed": agreed.commitments_digest(commits)}))
         self.report.say(
             f"{self.me.name}: uploaded {len(digests)} ciphertexts; the rest needs nothing from here, the result can be fetched later"
         )

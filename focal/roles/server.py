@@ -160,6 +160,7 @@ class Server(Party):
     def _uploads(self, joint: msg.JointKeys) -> dict[str, msg.Upload]:
         lists = self.hear_all(self.names, "upload", msg.Upload)
         digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
+        agreed.check_committed(self.scope, self.hear_all(self.names, "upload/commit", msg.UploadCommit), lists)
         for name, accepted in self.hear_all(self.custodians, "uploads/accepted", msg.UploadsAccepted).items():
             if accepted.digest != digest:
                 raise agreed.other_uploads(name)
