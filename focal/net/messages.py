@@ -168,7 +168,7 @@ class JointKeys(Model):
 
 
 class UploadCommit(Model):
-    """Commitment to an upload list. No ciphertext leaves an institution before all have committed: nobody lists what is made of another's."""
+    """Commitment to an upload list. No ciphertext leaves before all have committed, so that nobody lists what is made of another's."""
 
     kind: Literal["upload-commit"] = "upload-commit"
     commitment: Hex32
