@@ -44,7 +44,7 @@ from focal.roles.server import Server
 from focal.sums.masked import contribution_digest
 
 CONSTANT = 1 << 135
-"""A constant c1: above the refresh masks (2^105), below the modulus of the request (2^150)."""
+"""A constant c1: above the others' refresh masks (2^98), below the modulus of the request (2^150)."""
 SHIFT = 1 << 12
 """c1 = a + SHIFT looks uniformly random."""
 OTHER_RUN = "ab" * 32
