@@ -302,7 +302,7 @@ class Spread:
         assert np.abs(self.c.weights() - self.c.twin()).max() < MAX_ERROR
         for name in self.c.custodians:
             shares = self.c.ledger(name)
-            assert len(shares) == 2 * 2 + 1 == len({item for _, item, _, _ in shares}) == len({d for _, _, d, _ in shares})
+            assert len(shares) == 2 * (3 + 1) + 1 == len({item for _, item, _, _ in shares}) == len({d for _, _, d, _ in shares})
 
 
 def test_stalls_in_an_upload_in_a_refresh_and_around_a_kill(network: Network, tmp_path: Path) -> None:
