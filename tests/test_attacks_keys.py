@@ -113,7 +113,7 @@ def test_what_was_heard_before_a_restart_still_binds_the_server(stage: Stages) -
         assert reason(c, "hospital-a") == "joint-keys"
         assert reason(c, "hospital-b") == "digest"
         deadline = time.monotonic() + 30
-        while "upload" not in said(c, "hospital-c"):
+        while "upload/commit" not in said(c, "hospital-c"):
             assert time.monotonic() < deadline and c.processes["hospital-c"].child.poll() is None, c.processes["hospital-c"].errors
             time.sleep(0.1)
         assert {who: body.blob for who, _, body in c.bodies(msg.SumContribution)} == before
