@@ -8,7 +8,7 @@ Correlations over 31 features: a chance one has deviation 1 / sqrt(31), five of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -154,15 +154,10 @@ def test_a_release_is_zero_where_no_class_is(shared: Shared, size: float) -> Non
     assert only_classes(shared.run.scheme, wide, 0, hostile) is hostile, "nothing to do where every lane holds a class"
 
 
-def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
-    """An upload list has a place for chunks of the own blocks only: another number of chunks is refused, and a row table has no overlap."""
-    declared = manifest(layout=LayoutSpec(class_lanes=4, feature_lanes=1))
-    shape = agreed.layout(declared)
-    table = agreed.row_table(declared, shape)
-    blocks = [set(shape.touched(*owned)) for owned in table.values()]
-    assert sum(map(len, blocks)) == len(set().union(*blocks)) == shape.blocks
+def lists_of(table: Mapping[str, tuple[int, int]], chunks: Mapping[str, tuple[str, ...]]) -> dict[str, msg.Upload]:
+    """An upload list of each institution of a row table."""
     nothing = "0" * 64
-    lists = {
+    return {
         name: msg.Upload(
             joint_keys=nothing,
             projection=nothing,
@@ -171,10 +166,22 @@ def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
             first_row=start,
             salt=nothing,
             committed=nothing,
-            chunks=tuple(f"{i:02x}" + wire.digest(name.encode())[2:] for i in range(len(shape.chunks(start, stop)))),
+            chunks=chunks[name],
         )
         for name, (start, stop) in table.items()
     }
+
+
+def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
+    """An upload list has a place for chunks of the own blocks only: another number of chunks is refused, and a row table has no overlap."""
+    declared = manifest(layout=LayoutSpec(class_lanes=4, feature_lanes=1))
+    shape = agreed.layout(declared)
+    table = agreed.row_table(declared, shape)
+    blocks = [set(shape.touched(*owned)) for owned in table.values()]
+    assert sum(map(len, blocks)) == len(set().union(*blocks)) == shape.blocks
+    nothing = "0" * 64
+    counts = {name: len(shape.chunks(*owned)) for name, owned in table.items()}
+    lists = lists_of(table, {n: tuple(f"{i:02x}" + wire.digest(n.encode())[2:] for i in range(c)) for n, c in counts.items()})
     agreed.uploads(declared, shape, lists, nothing)
     more = lists["north"].model_copy(update={"chunks": lists["north"].chunks + lists["south"].chunks})
     with pytest.raises(Refused, match="'north' has another number of chunks"):
@@ -194,20 +201,7 @@ def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared
     for name in table:
         everywhere = np.full(layout.slots, 3.0 if name == "south" else 0.0)
         kept[wire.digest(name.encode())] = wire.pack(scheme, kind, scheme.limbs(shared.run.encrypt(everywhere, kind.limbs)))
-    nothing = "0" * 64
-    lists = {
-        name: msg.Upload(
-            joint_keys=nothing,
-            projection=nothing,
-            eta_hex=(2.0).hex(),
-            rows=stop - start,
-            first_row=start,
-            salt=nothing,
-            committed=nothing,
-            chunks=(wire.digest(name.encode()),) * len(layout.chunks(start, stop)),
-        )
-        for name, (start, stop) in table.items()
-    }
+    lists = lists_of(table, {n: (wire.digest(n.encode()),) * len(layout.chunks(*owned)) for n, owned in table.items()})
     training = Training(declared, scheme, layout, lists, kept.__getitem__, 1)
     target = training._ciphertext((0, "target", 0, 0))
     training.close()

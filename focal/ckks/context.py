@@ -216,16 +216,6 @@ class Scheme:
                 self._zeros[limbs] = self.cc.EvalSub(fresh, fresh)
         return self.cc.EvalAdd(self._zeros[limbs], built)
 
-    def second_half(self, c1: Sequence[Limb]) -> Any:
-        """c1 alone, as ``IntMPBootDecrypt`` wants it."""
-
-        def make() -> Any:
-            ct = self._fresh(len(c1))
-            ct.RemoveElement(0)
-            return ct
-
-        return self._template(("c1", len(c1)), make, openfhe.DeserializeCiphertextString).build([c1])
-
     def common(self, a: Sequence[Limb]) -> Any:
         """The public random polynomial of a refresh, all limbs."""
         return self._template(

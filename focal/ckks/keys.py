@@ -11,8 +11,9 @@ add up, as long as all use the same public randomness ``a``, which is expanded f
               sum over i ->  relinearisation key (b, h1):  b + h1 s = s h0 + u h1 + e'' = P g s^2 + s e + u e' + e''
 
 **Who could have made these without the secret.** u_i is drawn for this key alone, ternary like s_i, and erased after round 2. Given s_i,
-h0_i is a ring-LWE sample under u_i; without it, b_i, h1_i and the public key are samples under s_i, each with an ``a`` of its own: each
-is pseudo-random, whatever P g s_i is added to it (circular security). What must never happen is that *one* secret meets *one* ``a`` in
+h0_i is a ring-LWE sample under u_i; h1_i, the rotation keys and the public key are samples under s_i, each with an ``a`` of its own:
+each is pseudo-random, whatever P g s_i is added to it (circular security). In round 2 u_i cancels: b_i is a relinearisation key of s_i
+whose a-half is the sample h1, pseudo-random by assumption (SECURITY.md). What must never happen is that *one* secret meets *one* ``a`` in
 two published elements: OpenFHE's MultiKeySwitchGen and MultiMultEvalKey publish P g s_i - a' s_i + e and a' s_i + e', whose sum is s_i
 (docs/security-notes.md). So: no u_i is used twice, tests/test_scan.py adds up all that a run publishes, and SECURITY.md says the rest.
 
