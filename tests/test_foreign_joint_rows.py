@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from conftest import Opened
 from joint import SLOTS, answers, encrypted, engine, exact_weights, problem, rehearsal, uploads
+from test_small_lie import polynomial
 
-from focal.ckks import release
+from focal.ckks import opening, refresh, release, ring, wire
 from focal.ckks.context import LIMBS
-from focal.ckks.interactive import DERIVATIVES, HEAD_NOISE, SCALE, InteractiveEngine, InteractiveLayout, Update, twin_step
+from focal.ckks.interactive import DERIVATIVES, HEAD_NOISE, SCALE, InteractiveEngine, InteractiveLayout, Update, Weights, twin_step
 from focal.ckks.layout import Layout
 from focal.ckks.masks import only_classes
 from focal.ckks.rehearsal import Rehearsal
@@ -97,3 +98,38 @@ def test_a_released_head_is_zero_where_no_class_is(base: Rehearsal) -> None:
     assert only_classes(base.scheme, wide, 0, hostile) is hostile
     masks = LAYOUT.class_mask()
     assert masks is not None and np.array_equal(masks, LAYOUT.weight_slots(np.ones((64, 5))) / SCALE)
+
+
+def test_a_lying_custodian_and_an_honest_encryption_read_other_rows_activations() -> None:
+    """What masks leave of others' logits, 2^-40, times a lie of 2^32 a weight in the head's h1, far below what a guard refuses. Owner a
+    brings zeros, honestly encrypted; each class lane of its one opening then shows a feature of all other rows. Custodians are assumed not to lie
+    (SECURITY.md, "What is not protected")."""
+    layout = InteractiveLayout(SLOTS, 64, 8)
+    base = rehearsal(layout, "lying custodian")
+    scheme, rng = base.scheme, np.random.default_rng(0)
+    x, weights = np.clip(rng.standard_normal((layout.rows, 64)), -2, 2), 0.3 * rng.standard_normal((64, 8))
+    run = engine(base, layout, Update(0.5, 0.9))
+    own = len(run.owners["a"])
+    brought = np.vstack([np.zeros((own, 64)), x[own:]])
+    features, size, lie = [5 * c + 3 for c in range(8)], 2.0**32, np.zeros((64, 8))
+    lie[features, range(8)] = size
+    added = polynomial(layout.weight_slots(lie), scheme.n)
+    assert max(map(abs, added)) < refresh.guard(scheme, 3).limit
+    limbs = [ring.ntt(np.array([v % q for v in added], np.uint64), q, scheme.roots[q]) for q in scheme.moduli]
+    head = encrypted(base, layout, weights, weights)
+    c0, c1 = scheme.limbs(head.now)
+    forward = run.forward(
+        Weights(scheme.adopt(scheme.ciphertext([ring.total([c0, limbs], scheme.moduli), c1])), head.before),
+        uploads(base, run, brought, run.batches),
+    )
+    nothing = scheme.ciphertext([scheme.zero(2)] * 2)
+    left = scheme.limbs(scheme.cc.EvalAdd(nothing, run.logit_masks["a"]))[0][0]  # public: what the mask has in the place of its zeros
+    q = scheme.moduli[0]
+    mask = ring.embed(ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q) / scheme.scale)
+    shares = [(str(i), opening.share(scheme, s.limbs, forward.logits["a"], i == 0)) for i, s in enumerate(base.secrets)]
+    (limb,) = ring.total([wire.unpack(scheme, wire.DECRYPTION, data, name)[0] for name, data in shares], [q])
+    opened = ring.embed(ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q) / scheme.scale)
+    read = layout.logits((opened / mask).real / SCALE / size, range(own, layout.rows))
+    error = np.abs(read - x[own:][:, features])
+    print(f"{error.size} activations of others from one opening: median error {np.median(error):.1e}")
+    assert np.median(error) < 1e-2 and (error < 0.05).mean() > 0.9
