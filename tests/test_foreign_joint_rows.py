@@ -101,9 +101,11 @@ def test_a_released_head_is_zero_where_no_class_is(base: Rehearsal) -> None:
 
 
 def test_a_lying_custodian_and_an_honest_encryption_read_other_rows_activations() -> None:
-    """What masks leave of others' logits, 2^-40, times a lie of 2^32 a weight in the head's h1, far below what a guard refuses. Owner a
-    brings zeros, honestly encrypted; each class lane of its one opening then shows a feature of all other rows. Custodians are assumed not to lie
-    (SECURITY.md, "What is not protected")."""
+    """What masks leave of others' logits, 2^-40, times a lie of 2^32 a weight in the head's h1, far below what a guard refuses.
+
+    Owner a brings zeros, honestly encrypted; each class lane of its one opening then shows a feature of all other rows. Custodians are
+    assumed not to lie (SECURITY.md, "What is not protected").
+    """
     layout = InteractiveLayout(SLOTS, 64, 8)
     base = rehearsal(layout, "lying custodian")
     scheme, rng = base.scheme, np.random.default_rng(0)
