@@ -7,13 +7,13 @@ is uniform modulo a prime of 45 bits or more, so it meets a ternary coefficient 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scan import Published
 
 from focal.ckks import ring
-from focal.ckks.context import LIMBS, REFRESH_LIMBS
+from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
 
 Guess = np.ndarray
 
@@ -67,18 +67,18 @@ def by_rounding(published: Published, custodian: str) -> Iterator[tuple[str, Gue
     primes = scheme.moduli[:REFRESH_LIMBS]
     for name, limbs in published.families[custodian]:
         if name.startswith("h0/"):
-            value = composed(published, limbs, primes)
+            value = composed(published.scheme, limbs, primes)
             for k in (100, 105, 110, 120, 135):
                 yield f"{name} / 2^{k}", np.array([int(v + (1 << k - 1)) >> k for v in value], dtype=object)
 
 
-def composed(published: Published, limbs: object, primes: tuple[int, ...]) -> np.ndarray:
+def composed(scheme: Scheme, limbs: Sequence[ring.Limb], primes: Sequence[int]) -> np.ndarray:
     """Centred integer coefficients, by Chinese remainders."""
     modulus = math.prod(primes)
-    total = np.zeros(published.scheme.n, dtype=object)
-    for limb, q in zip(limbs, primes, strict=False):  # type: ignore[call-overload]
+    total = np.zeros(scheme.n, dtype=object)
+    for limb, q in zip(limbs, primes, strict=True):
         rest = modulus // q
-        total = (total + ring.inverse_ntt(limb, q, published.scheme.roots[q]).astype(object) * (rest * pow(rest, -1, q))) % modulus
+        total = (total + ring.inverse_ntt(limb, q, scheme.roots[q]).astype(object) * (rest * pow(rest, -1, q))) % modulus
     return np.where(total > modulus // 2, total - modulus, total)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from attacks import CONSTANT, SHIFT
 from consortium import Consortium
 from numpy.typing import NDArray
+from recover import composed
 from stages import VICTIMS, Stages, lying, prelude, reason, said, shares, stages
 
 from focal.ckks import keys, ring, wire
@@ -59,23 +59,14 @@ def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]
     scheme, blobs = Scheme(c.manifest.ckks, run_id), Blobs(c.folder("server") / "blobs")
     (file,) = c.folder(name).glob("secret-*.key")
     secret = keys.SecretShare.load(scheme, bytes.fromhex(run_id), file.read_bytes()).secret
-    primes, roots = scheme.moduli[:REFRESH_LIMBS], scheme.roots
-
-    def integers(limbs: Any) -> NDArray[Any]:
-        modulus = int(np.prod([int(q) for q in primes[: len(limbs)]], dtype=object))
-        total: Any = sum(
-            ring.inverse_ntt(limb, q, roots[q]).astype(object) * (modulus // q * pow(modulus // q, -1, q))
-            for limb, q in zip(limbs, primes, strict=False)
-        )
-        total %= modulus
-        return np.where(total > modulus // 2, total - modulus, total)
+    primes = scheme.moduli[:REFRESH_LIMBS]
 
     def half(digest: str, kind: wire.Kind) -> Any:
         return wire.unpack(scheme, kind, blobs.get(digest), name)[0]
 
     on_constant = half(share.h0[0], wire.REFRESH_H0)
     on_shifted = ring.total([half(share.h0[1], wire.REFRESH_H0), half(share.h1[1], wire.REFRESH_H1)[:REFRESH_LIMBS]], primes)
-    guesses = [(integers(limbs) + step // 2) // step for limbs, step in ((on_constant, CONSTANT), (on_shifted, SHIFT))]
+    guesses = [(composed(scheme, limbs, primes) + step // 2) // step for limbs, step in ((on_constant, CONSTANT), (on_shifted, SHIFT))]
     return secret, guesses
 
 

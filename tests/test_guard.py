@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from consortium import cli, said
 from recover import composed
-from scan import Published
 from test_config import MEMBERS, manifest
 
 from focal.ckks import refresh, ring, sampling, wire
@@ -157,7 +156,7 @@ def test_a_share_is_what_the_formula_says(rehearsal: Rehearsal) -> None:
     assert 2.9 < error.std() < 3.5
     primes = scheme.moduli[:REFRESH_LIMBS]
     mask = [ring.subtract(ring.multiply(x, y, p), h, p) for x, y, h, p in zip(share.limbs, c1, h0, primes, strict=False)]
-    values = np.abs(composed(Published(scheme, []), mask, primes))
+    values = np.abs(composed(scheme, mask, primes))
     assert 2.0**96.9 < max(values) <= 2**97
 
 

@@ -9,11 +9,11 @@ h0 and h1. Each weights ciphertext shows 2 R k of the N evaluations of s; anothe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from recover import composed
 
 from focal.ckks import refresh, ring, wire
 from focal.ckks.engine import Engine, zero_weights
@@ -65,12 +65,8 @@ def test_a_guard_that_lies_reads_evaluations_of_the_joint_secret_and_takes_the_l
 
     def rounded(limbs: Sequence[ring.Limb]) -> ring.Limb:
         """y modulo q_2, in evaluation form, of a phase + masks + q_0 q_1 y."""
-        modulus, step = math.prod(primes), primes[0] * primes[1]
-        value: Any = np.zeros(n, dtype=object)
-        for limb, q in zip(limbs, primes, strict=True):
-            rest = modulus // q
-            value = (value + ring.inverse_ntt(limb, q, scheme.roots[q]).astype(object) * (rest * pow(rest, -1, q))) % modulus
-        y = [(2 * (int(v) - modulus * (int(v) > modulus // 2)) + step) // (2 * step) * step % q2 for v in value]
+        step = primes[0] * primes[1]
+        y = [(2 * int(v) + step) // (2 * step) * step % q2 for v in composed(scheme, limbs, primes)]
         return ring.ntt(np.array(y, np.uint64), q2, scheme.roots[q2])
 
     def trained(refreshed: Any) -> np.ndarray:

@@ -53,6 +53,6 @@ def test_refreshes_show_nothing_of_the_message_without_one_share(published: Publ
     for item, (c0, c1) in published.requests.items():
         parts = zip(c0, own[f"h0/{item}[0]"], known.limbs, c1, primes, strict=False)
         seen = [ring.add(ring.add(c, h, q), ring.multiply(s, x, q), q) for c, h, s, x, q in parts]
-        spread = np.log2(np.abs(composed(published, seen, primes).astype(float)))
+        spread = np.log2(np.abs(composed(published.scheme, seen, primes).astype(float)))
         # uniform over 2^(widest + 1): the largest of 16384 within 1 % of the edge (but for e^-163), an eighth of them below an eighth
         assert widest - 0.015 < spread.max() <= widest + 1e-6 and abs((spread < widest - 3).mean() - 1 / 8) < 0.02

@@ -91,6 +91,5 @@ def keep(scheme: Scheme, ciphertext: Any, masks: Iterable[Any]) -> Any:
 
 
 def plain_bytes(scheme: Scheme, plain: Any, limbs: int) -> bytes:
-    """Canonical bytes of an encoded plaintext, whose limbs the bindings show only inside a ciphertext."""
-    zero = scheme.ciphertext([scheme.zero(limbs), scheme.zero(limbs)])
-    return wire.pack(scheme, wire.ciphertext(limbs), scheme.limbs(scheme.cc.EvalAdd(zero, plain)))
+    """Canonical bytes of an encoded plaintext."""
+    return wire.pack(scheme, wire.ciphertext(limbs), scheme.plain_limbs(plain, limbs))

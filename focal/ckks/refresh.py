@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import ring, sampling, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.ring import Limb
 from focal.errors import FocalError
 
@@ -163,7 +163,7 @@ def share(
     if len(c1) != REFRESH_LIMBS:
         raise ValueError(f"a refresh takes exactly 3 limbs, not {len(c1)}")
     words, error = sampling.uniform(scheme.n, bits), sampling.errors(scheme.n)
-    message = _encoded(scheme, added) if added is not None else None
+    message = scheme.plain_limbs(scheme.encode(added))[0] if added is not None else None
     h0, h1 = [], []
     for i, (q, s) in enumerate(zip(scheme.moduli, secret, strict=False)):
         root, mask = scheme.roots[q], sampling.residues(words, -(1 << bits - 1), q)
@@ -177,11 +177,6 @@ def share(
         upper = ring.subtract(upper, ring.multiply(s, a[i], q), q)
         h1.append(upper if message is None else ring.add(upper, message[i], q))
     return wire.pack(scheme, wire.REFRESH_H0, [h0]), wire.pack(scheme, wire.REFRESH_H1, [h1])
-
-
-def _encoded(scheme: Scheme, slots: NDArray[np.float64]) -> list[Limb]:
-    nothing = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
-    return scheme.limbs(scheme.cc.EvalAdd(nothing, scheme.encode(slots)))[0]  # the bindings show a plaintext's limbs only this way
 
 
 def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: bytes, others: Sequence[tuple[str, bytes]]) -> bool:

@@ -50,6 +50,11 @@ def batches(shape: Layout, manifest: Manifest) -> list[tuple[str, tuple[str, ...
     return out
 
 
+def refreshes(shape: Layout, manifest: Manifest) -> int:
+    """Collective refreshes of the run."""
+    return sum(len(items) for _, items in batches(shape, manifest))
+
+
 def release_items(shape: Layout, manifest: Manifest) -> tuple[str, ...]:
     """Plan items of the release: the weights of the last step, and nothing else."""
     return tuple(item.replace("/weights/", "/release/") for item in shape.items(manifest.training.steps - 1, "weights"))

@@ -450,7 +450,7 @@ def protocol_facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
         "projection": manifest.projection.kind,
         "bound": manifest.projection.bound,
     }
-    refreshes = sum(len(items) for _, items in agreed.batches(layout, manifest))
+    refreshes = agreed.refreshes(layout, manifest)
     return common_facts(manifest, scheme, layout, manifest.training.steps, layout.class_groups, refreshes, own)
 
 

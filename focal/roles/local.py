@@ -207,7 +207,7 @@ def refreshes(manifest: Manifest) -> int:
     """Collective refreshes of a run."""
     if manifest.protocol == "interactive":
         return interactive.total(manifest)
-    return sum(len(items) for _, items in agreed.batches(agreed.layout(manifest), manifest))
+    return agreed.refreshes(agreed.layout(manifest), manifest)
 
 
 def _planned(manifest: Manifest, config: RunConfig) -> plan.Cost:
