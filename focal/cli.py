@@ -383,7 +383,7 @@ def audit(
     threads: Annotated[int | None, typer.Option(help="Worker threads; default: all processors.")] = None,
 ) -> None:
     """Run a finished run again from its signed messages and ciphertexts and compare every digest."""
-    from focal.roles.audit import audit as replay
+    from focal.protocols.common.audit import audit as replay
 
     manifest = read(Manifest, run / "manifest.json" if run.is_dir() else run)
     started = time.monotonic()
@@ -407,7 +407,7 @@ def clean(
 @app.command()
 def approve(run: Annotated[Path, typer.Argument(help="A local run's folder, or one custodian's state folder.")]) -> None:
     """Let the custodians (of a run with ``approve: human``) make the release that they wait with."""
-    from focal.roles.custodian import approve as approve_custodian
+    from focal.protocols.common.approval import approve as approve_custodian
 
     if not (run / "parties").is_dir():
         if not (run / "journal.sqlite").exists():
@@ -455,8 +455,8 @@ def institution(manifest: ManifestOption, local: LocalOption, wait: WaitOption =
 
 
 def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60.0) -> None:
-    from focal.roles.progress import json_lines
-    from focal.roles.start import run_role
+    from focal.protocols.common.progress import json_lines
+    from focal.protocols.start import run_role
 
     if events:
         sys.exit(run_role(role, manifest, local, json_lines, wait=wait, launched=True))
@@ -591,7 +591,7 @@ def manifest_add(
 def _planned(m: Manifest, wish: LayoutConfig) -> Manifest:
     """The manifest with the layout that fits its members best; an interactive one has no choice to make."""
     from focal.ckks import plan
-    from focal.roles.interactive import steps
+    from focal.protocols.interactive import plan as steps
 
     if m.interactive is not None:
         _say(steps.describe(m))
@@ -669,7 +669,7 @@ def manifest_check(manifest: Annotated[Path, typer.Argument(help="The manifest."
 
 def _say_blind(m: Manifest) -> None:
     from focal.ckks import plan
-    from focal.roles import agreed
+    from focal.protocols.blind import plan as agreed
 
     _say(f"training     {m.training.steps} steps, ridge {m.training.ridge}, sigmoid of degree {m.training.degree}; release: {m.approve}")
     custodians, threads = len(m.custodians), os.cpu_count() or 1
@@ -683,7 +683,7 @@ def _say_blind(m: Manifest) -> None:
 
 
 def _say_interactive(m: Manifest) -> None:
-    from focal.roles.interactive import steps
+    from focal.protocols.interactive import plan as steps
 
     trains = steps.settings(m).trainable
     _say(f"training     interactive: '{trains}' of the lower segment trains, the head encrypted; release: {m.approve}")
@@ -696,7 +696,7 @@ def _say_interactive(m: Manifest) -> None:
 def _say_who_verifies(m: Manifest) -> None:
     from focal.ckks import refresh
     from focal.ckks.context import Scheme
-    from focal.roles.local import refreshes
+    from focal.protocols import of
 
     verifiers = [c.name for c in m.custodians if c.verify == "lockstep"]
     if m.guard is None:
@@ -705,7 +705,7 @@ def _say_who_verifies(m: Manifest) -> None:
     _say(f"verification {', '.join(verifiers)} re-run(s) every step and answer(s) only for identical ciphertexts")
     bounds = refresh.guard(Scheme(m.ckks, "check"), len(m.custodians))
     bounds.check()
-    _say(f"guard        {m.guard.name} answers every refresh last: {bounds.describe(refreshes(m))}")
+    _say(f"guard        {m.guard.name} answers every refresh last: {bounds.describe(of(m).plan.refreshes(m))}")
 
 
 @app.command()

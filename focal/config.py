@@ -462,7 +462,7 @@ class Manifest(Model):
 
     @property
     def row_counts(self) -> dict[str, int]:
-        """Institution -> its training rows, in manifest order. Where they lie in the blocks: :func:`focal.roles.agreed.row_table`."""
+        """Institution -> its training rows, in manifest order. Where they lie in blocks: :func:`focal.protocols.blind.plan.row_table`."""
         return {m.name: m.rows or 0 for m in self.institutions}
 
     def canonical(self) -> bytes:

@@ -36,11 +36,13 @@ from focal.net import messages as msg
 from focal.net.hub import Hub
 from focal.net.identity import RECORD_DOMAIN, Identity, commitment, open_record
 from focal.net.store import Board
-from focal.roles import agreed, ceremony
-from focal.roles.custodian import Custodian
-from focal.roles.institution import Institution
-from focal.roles.party import Party
-from focal.roles.server import Server
+from focal.protocols.blind import plan, uploads
+from focal.protocols.blind.institution import BlindInstitution
+from focal.protocols.common import ceremony
+from focal.protocols.common.custodian import Custodian
+from focal.protocols.common.institution import Institution
+from focal.protocols.common.party import Party
+from focal.protocols.common.server import Server
 from focal.sums.masked import contribution_digest
 
 CONSTANT = 1 << 135
@@ -380,7 +382,7 @@ def _says(role: type[Party], topic: str, change: Callable[[Any, Any], Any], afte
 
 def _believes_itself() -> None:
     """A liar does not stumble over its own lie."""
-    from focal.roles import custodian
+    from focal.protocols.common import custodian
 
     check = custodian.check_opens
 
@@ -445,7 +447,7 @@ class OtherParticipants(TwoSums):
 
 def contributes_last() -> None:
     """An institution that commits to something, opens the sum of what all others then show, and doubles it with its own contribution."""
-    from focal.roles import institution
+    from focal.protocols.common import institution
     from focal.sums.masked import MaskedSum
 
     say, check = Institution.say, institution.check_opens
@@ -506,8 +508,8 @@ class FalseUploads(LyingServer):
 
     def upload(self, name: str, odd: dict[int, bytes] | None = None, **changes: Any) -> msg.Upload:
         """A list of ``name``; ``odd`` gives other bytes for some of its chunks."""
-        layout, odd, digests = agreed.layout(self.manifest), odd or {}, []
-        start, stop = agreed.row_table(self.manifest, layout)[name]
+        layout, odd, digests = plan.layout(self.manifest), odd or {}, []
+        start, stop = plan.row_table(self.manifest, layout)[name]
         for i, (_, what, _, _) in enumerate(layout.chunks(start, stop)):
             own = self.zeros(what)[:-6] + (start << 16 | i + 1).to_bytes(6, "little")  # two ciphertexts are never the same
             digests.append(self.hub.publish(odd.get(i, own), "custodians"))
@@ -528,9 +530,9 @@ class FalseUploads(LyingServer):
         """(name, topic, body) of all three institutions' commitments and lists, which belong together; ``changed``: other lists."""
         lists = {name: changed[name] if name in changed else self.upload(name) for name in self.puppets[:3]}
         salt, run = bytes(32), bytes.fromhex(self.run_id)
-        made = {n: commitment(run, "upload", n, salt, agreed.upload_digest(u)).hex() for n, u in lists.items()}
+        made = {n: commitment(run, "upload", n, salt, uploads.upload_digest(u)).hex() for n, u in lists.items()}
         commits = {name: msg.UploadCommit(commitment=c) for name, c in made.items()}
-        seen = agreed.commitments_digest(commits)
+        seen = uploads.commitments_digest(commits)
         finished = {name: u.model_copy(update={"salt": salt.hex(), "committed": seen}) for name, u in lists.items()}
         return [(n, "upload/commit", c) for n, c in commits.items()] + [(n, "upload", u) for n, u in finished.items()]
 
@@ -583,7 +585,7 @@ class OtherProjectionOrLeftOut(FalseUploads):
         super().begins()
         self.show_upload("custodian-1", "hospital-c", self.upload("hospital-c", projection="44" * 32))
         self.lie("custodian-2", "hospital-c", "upload", lambda _: [])
-        topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        topic, items = plan.batches(self.manifest)[0]
         asked = tuple(self.hub.publish(self.zeros("target") + bytes([i]), "custodians") for i in range(len(items)))
         self.post("server", topic, msg.RefreshRequest(items=items, ciphertexts=asked))
 
@@ -640,7 +642,7 @@ class ForgedRefresh(LyingServer):
         self.kinds = kinds
 
     def begins(self) -> None:
-        topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        topic, items = plan.batches(self.manifest)[0]
         self.post("server", topic, self.request(items, self.kinds))
 
     def request(self, items: tuple[str, ...], kinds: tuple[str, ...]) -> msg.RefreshRequest:
@@ -664,9 +666,9 @@ class ForgedRefresh(LyingServer):
 
     def _labels(self, which: int) -> bytes:
         """Encrypted targets, down to the limbs of a request: hospital-b's of every class group, then the others'."""
-        shape, kind, found = agreed.layout(self.manifest), chunk_kind("target"), []
+        shape, kind, found = plan.layout(self.manifest), chunk_kind("target"), []
         for name in ("hospital-b", "hospital-a", "hospital-c"):
-            places = shape.chunks(*agreed.row_table(self.manifest, shape)[name])
+            places = shape.chunks(*plan.row_table(self.manifest, shape)[name])
             found += [d for place, d in zip(places, self.body(name, "upload").chunks, strict=True) if place[1] == "target"]
         digest = found[which]
         polynomials = wire.unpack(self.scheme, kind, self.hub.blobs.get(digest), "labels")
@@ -707,7 +709,7 @@ class TwoAnswers(AnsweredForgery):
     def begins(self) -> None:
         if not self.restarted:
             return super().begins()
-        topic, _ = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        topic, _ = plan.batches(self.manifest)[0]
         self.show("custodian-1", "custodian-3", topic, self.answer(self.body("custodian-3", topic)))
         return None
 
@@ -765,7 +767,7 @@ def malforms(what: str, limbs: int) -> None:
     import itertools
 
     number = itertools.count(1)
-    module = importlib.import_module(f"focal.roles.{what}")
+    module = importlib.import_module(f"focal.protocols.{what}")
     pack = wire.pack
 
     class Wire:
@@ -785,7 +787,7 @@ class OutOfPlan(ForgedRefresh):
     """custodian-1 is asked for the plan's items in another order, custodian-2 for one ciphertext under both."""
 
     def begins(self) -> None:
-        topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        topic, items = plan.batches(self.manifest)[0]
         self.post("server", topic, self.request(items, ("same", "same")))
         self.show("custodian-1", "server", topic, self.request(items[::-1], ("one", "two")))
 
@@ -800,7 +802,7 @@ class TwoRequests(ForgedRefresh):
         self.restarted = restarted
 
     def begins(self) -> None:
-        topic, items = agreed.batches(agreed.layout(self.manifest), self.manifest)[0]
+        topic, items = plan.batches(self.manifest)[0]
         self.post("server", topic, self.request(items, ("one", "two")))
         second = self.sign("server", topic, self.request(items, ("three", "two")))
         self.lie("custodian-1", "server", topic, lambda data: [data, second])
@@ -820,7 +822,7 @@ class FalseRelease(LyingServer):
 
     def begins(self) -> None:
         last = self.manifest.training.steps - 1
-        items = tuple(i.replace("/weights/", "/release/") for i in agreed.layout(self.manifest).items(last, "weights"))
+        items = tuple(i.replace("/weights/", "/release/") for i in plan.layout(self.manifest).items(last, "weights"))
         before: msg.StepDone = self.body("server", f"step/{last - 1}")
         rows: msg.Upload = self.body("hospital-b", "upload")
         self.post("server", "release/request", msg.ReleaseRequest(items=items, ciphertexts=before.outputs))
@@ -843,19 +845,19 @@ class ForgetfulBoard(LyingServer):
 
 def wrong_rate() -> None:
     """The server's engine takes steps that are a thousandth too large."""
-    from focal.roles import training
+    from focal.protocols.blind import compute
 
-    engine = training.Engine
+    engine = compute.Engine
 
     def hasty(scheme: Scheme, layout: Any, scalars: Any, *rest: Any) -> Any:
         return engine(scheme, layout, dataclasses.replace(scalars, rate=1.001 * scalars.rate), *rest)
 
-    replace(training, Engine=hasty)
+    replace(compute, Engine=hasty)
 
 
 def wrong_limb() -> None:
     """The server changes one residue of one chunk's sum by one."""
-    from focal.roles import training
+    from focal.protocols.blind import compute
 
     total = ring.total
     changed: list[bool] = []
@@ -872,7 +874,7 @@ def wrong_limb() -> None:
         def __getattr__(self, name: str) -> Any:
             return altered if name == "total" else getattr(ring, name)
 
-    replace(training, ring=Ring())
+    replace(compute, ring=Ring())
 
 
 # --------------------------------------------------------------------------- gates: an honest run that stops where a test wants it
@@ -883,9 +885,9 @@ def gates() -> None:
     for role, method, name in (
         (Custodian, "_key_ceremony", "gathered"),
         (Institution, "agree_projection", "gathered"),
-        (Institution, "_upload", "keyed"),
-        (Custodian, "_catch_up", "uploaded"),
-        (Server, "_train", "uploaded"),
+        (BlindInstitution, "_upload", "keyed"),
+        (Custodian, "catch_up", "uploaded"),
+        (Server, "train", "uploaded"),
         (Custodian, "_release", "trained"),
         (Server, "_release", "trained"),
     ):

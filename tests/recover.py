@@ -94,6 +94,3 @@ def constant(n: int, value: int) -> ring.Limb:
 def right(guess: Guess, secret: np.ndarray) -> int:
     """How many coefficients a guess has right, with either sign."""
     return max(int((guess == secret).sum()), int((-guess == secret).sum()))
-
-
-

@@ -11,7 +11,7 @@ from consortium import Consortium, cli, said
 
 from focal.errors import FocalError
 from focal.net import messages as msg
-from focal.roles.custodian import APPROVED, AWAITED, Release, approve
+from focal.protocols.common.approval import APPROVED, AWAITED, Release, approve
 
 RUN, ANOTHER = "ab" * 32, "cd" * 32
 ITEMS, DIGESTS = ("train/1/release/-/0/-",), ("5e" * 32,)

@@ -38,7 +38,10 @@ def test_openmp_is_limited_before_openfhe_is_imported(module: str) -> None:
 
 @pytest.mark.parametrize("role", ["server", "custodian"])
 def test_server_and_custodian_never_import_torch(role: str) -> None:
-    assert python(f"import sys, focal.roles.{role}, focal.roles.start; print('torch' in sys.modules)") == "False"
+    """Of no protocol."""
+    parts = f"for protocol in PROTOCOLS.values(): protocol.part({role!r})"
+    program = f"import sys, focal.protocols.start\nfrom focal.protocols import PROTOCOLS\n{parts}\nprint('torch' in sys.modules)"
+    assert python(program) == "False"
 
 
 def test_config_imports_nothing_of_the_package() -> None:

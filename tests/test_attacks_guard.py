@@ -16,7 +16,7 @@ from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.masks import UPLOADED_TARGET_LIMBS
 from focal.net import messages as msg
 from focal.net.store import Blobs
-from focal.roles import agreed
+from focal.protocols.blind import plan
 
 RESIDUAL, WEIGHTS = "refresh/0/residual", "refresh/0/weights"
 REFUSAL = "refused (range): what is to be refreshed is larger than anything a training step gives"
@@ -111,7 +111,7 @@ def test_an_institution_that_uploads_no_encryption(stage: Stages) -> None:
     with stage.at("keyed") as c:
         c.start("server", *c.custodians)
         c.start("hospital-a", "hospital-c")
-        c.start("hospital-b", prelude=prelude(f"malforms('institution', {UPLOADED_TARGET_LIMBS})"))
+        c.start("hospital-b", prelude=prelude(f"malforms('blind.institution', {UPLOADED_TARGET_LIMBS})"))
         refused_by_range(c, RESIDUAL)
         uniform(c, RESIDUAL)
 
@@ -140,7 +140,7 @@ def test_without_its_guard_a_run_waits_says_for_whom_and_goes_on(stage: Stages) 
 def test_the_guard_answered_last_in_an_honest_run(stage: Stages) -> None:
     with stage.at("trained") as c:
         order = [(who, topic) for who, topic, _ in c.bodies(msg.RefreshShares)]
-        topics = [topic for topic, _ in agreed.batches(agreed.layout(c.manifest), c.manifest)]
+        topics = [topic for topic, _ in plan.batches(c.manifest)]
         assert topics and [who for who, _ in order].count("custodian-1") == len(topics)
         for topic in topics:
             assert [who for who, about in order if about == topic][-1] == "custodian-1"

@@ -8,11 +8,13 @@ from stages import prelude, reason
 
 from focal.errors import Refused
 from focal.net import messages as msg
-from focal.roles.interactive import steps
+from focal.protocols.interactive import plan
 
-SERVER = "from focal.roles.interactive.server import JointServer\nfrom focal.roles.interactive import steps as plan\n"
+SERVER = "from focal.protocols.interactive.server import JointServer\nfrom focal.protocols.interactive import plan\n"
 
-TWO = SERVER + """
+TWO = (
+    SERVER
+    + """
 from focal.net import messages as msg
 def _gather(self, step, said, topic, names, expected, kind):
     found = honest(self, step, said, topic, names, expected, kind)
@@ -24,25 +26,33 @@ def say(self, topic, body):
 honest, JointServer._gather = JointServer._gather, _gather
 honest_say, JointServer.say = JointServer.say, say
 """
+)
 """Goes on with two institutions: each would learn the other's gradient by differencing two heads."""
 
-SWAPPED = SERVER + """
-def _open(self, topic, openings):
-    items, packed = openings
-    honest(self, topic, (items, packed[1:] + packed[:1]))
-honest, JointServer._open = JointServer._open, _open
+SWAPPED = (
+    SERVER
+    + """
+def open(self, topic, items, packed):
+    honest(self, topic, items, packed[1:] + packed[:1])
+honest, JointServer.open = JointServer.open, open
 """
+)
 """Asks to open everybody's logits to a neighbour."""
 
-FASTER = SERVER + """
+FASTER = (
+    SERVER
+    + """
 from focal.ckks.interactive import InteractiveEngine, Update
 def __init__(self, scheme, layout, owners, update, threads, **options):
     honest(self, scheme, layout, owners, Update(2 * update.rate, update.momentum), threads, **options)
 honest, InteractiveEngine.__init__ = InteractiveEngine.__init__, __init__
 """
+)
 """Takes larger steps than were agreed."""
 
-TWO_LISTS = SERVER + """
+TWO_LISTS = (
+    SERVER
+    + """
 from focal.net.hub import Hub
 from focal.net import messages as msg
 from focal.net.identity import open_record
@@ -64,6 +74,7 @@ def _answer(self, asker, make):
 honest, Hub._records = Hub._records, _records
 honest_answer, Hub._answer = Hub._answer, _answer
 """
+)
 """Shows one institution another list of who takes part in an average."""
 
 
@@ -108,8 +119,8 @@ def test_a_ciphertext_is_one_institutions() -> None:
     """Another's ciphertext, sent as one's own, would count its rows twice, in the sender's place."""
     with JointConsortium("copied") as c:
         sent = {n: msg.Derivatives(step=0, rows=5, chunk=f"{i:064x}") for i, n in enumerate(c.institutions)}
-        steps.check_headers(sent, 0, c.manifest)
+        plan.check_headers(sent, 0, c.manifest)
         copied = sent | {"hospital-c": sent["hospital-c"].model_copy(update={"chunk": sent["hospital-a"].chunk})}
         with pytest.raises(Refused, match="'hospital-c' and 'hospital-a' sent one ciphertext") as e:
-            steps.check_headers(copied, 0, c.manifest)
+            plan.check_headers(copied, 0, c.manifest)
         assert e.value.reason == "upload"

@@ -365,7 +365,7 @@ def test_another_plan_item_than_is_due_is_refused() -> None:
     """A server that asks for a refresh that the plan has later."""
     skip = """
 from focal.net import messages as msg
-from focal.roles.server import Server
+from focal.protocols.common.server import Server
 honest = Server.say
 def say(self, topic, body):
     if isinstance(body, msg.RefreshRequest):

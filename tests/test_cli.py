@@ -59,7 +59,8 @@ def test_unknown_commands_and_options_are_usage_errors() -> None:
 
 @pytest.mark.parametrize("role", ["server", "custodian"])
 def test_server_and_custodians_never_import_torch(role: str) -> None:
-    program = f"import sys, focal.cli, focal.roles.start, focal.roles.{role}; sys.exit('torch' in sys.modules)"
+    parts = f"from focal.protocols import PROTOCOLS\nfor protocol in PROTOCOLS.values(): protocol.part({role!r})"
+    program = f"import sys, focal.cli, focal.protocols.start\n{parts}\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=PATIENCE, env=ENV).returncode == 0
 
 

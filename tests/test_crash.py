@@ -31,41 +31,41 @@ POINTS: dict[str, list[Point]] = {
     "server": [
         ("gather", "focal.net.store:Board.append", 3),
         ("keys", "focal.net.store:Blobs.write_piece", 5),
-        ("keys", "focal.roles.server:Server.remembered", 1),
+        ("keys", "focal.protocols.common.server:Server.remembered", 1),
         ("upload", "focal.net.store:Blobs.write_piece", 2),
         ("train", "focal.net.store:Board.append", 2),
-        ("train", "focal.roles.party:Party.say", 3),
+        ("train", "focal.protocols.common.party:Party.say", 3),
         ("release", "focal.net.store:Board.append", 1),
     ],
     "custodian-1": [  # it verifies
-        ("gather", "focal.roles.party:Party.say", 1),
+        ("gather", "focal.protocols.common.party:Party.say", 1),
         ("keys", "focal.net.store:Blobs.put", 3),
         ("upload", "focal.net.link:Link.get", 2),
         ("train", "focal.ckks.ledger:Ledger.answer", 1),
-        ("train", "focal.roles.party:Party.say", 2),
+        ("train", "focal.protocols.common.party:Party.say", 2),
         ("release", "focal.ckks.ledger:Ledger.answer", 1),
     ],
     "custodian-2": [  # it does not
         ("gather", "focal.net.store:Journal.once", 2),
-        ("keys", "focal.roles.custodian:private_write", 1),
+        ("keys", "focal.protocols.common.custodian:private_write", 1),
         ("keys", "focal.net.link:Link.put_many", 1),
-        ("upload", "focal.roles.party:Party.say", 1),
+        ("upload", "focal.protocols.common.party:Party.say", 1),
         ("train", "focal.ckks.ledger:Ledger.answer", 2),
-        ("release", "focal.roles.custodian:Custodian.share_blobs", 1),
+        ("release", "focal.protocols.common.custodian:Custodian.share_blobs", 1),
     ],
     "hospital-a": [  # the first: it draws the group key and makes the projection
-        ("features", "focal.roles.institution:Institution._features", 1),
-        ("", "focal.roles.party:Party.say", 1),
-        ("moments", "focal.roles.institution:Institution._group_key", 1),
-        ("moments", "focal.roles.institution:Institution.share_blobs", 1),
+        ("features", "focal.protocols.blind.institution:BlindInstitution._features", 1),
+        ("", "focal.protocols.common.party:Party.say", 1),
+        ("moments", "focal.protocols.common.institution:Institution._group_key", 1),
+        ("moments", "focal.protocols.common.institution:Institution.share_blobs", 1),
         ("upload", "focal.net.store:Blobs.put", 2),
-        ("train", "focal.roles.party:Party.read_board", 1),
-        ("release", "focal.roles.institution:Institution._save_model", 1),
+        ("train", "focal.protocols.common.party:Party.read_board", 1),
+        ("release", "focal.protocols.blind.institution:BlindInstitution._save_model", 1),
     ],
     "hospital-b": [
-        ("moments", "focal.roles.institution:Institution.secure_sum", 1),
+        ("moments", "focal.protocols.common.institution:Institution.secure_sum", 1),
         ("upload", "focal.net.link:Link.put_many", 1),
-        ("score", "focal.roles.institution:Institution.score", 1),
+        ("score", "focal.protocols.common.institution:Institution.score", 1),
     ],
     "hospital-c": [],
 }
@@ -77,7 +77,7 @@ def freeze(point: Point) -> str:
     return f"""
 def _freeze():
     import importlib, json, sys, threading
-    from focal.roles.progress import Reporter
+    from focal.protocols.common.progress import Reporter
     module, _, path = {method!r}.partition(":")
     owner, (*outer, name) = importlib.import_module(module), path.split(".")
     for part in outer:

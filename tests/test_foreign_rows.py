@@ -28,8 +28,8 @@ from focal.ckks.twin import Scalars, train
 from focal.config import LayoutSpec
 from focal.errors import Refused
 from focal.net import messages as msg
-from focal.roles import agreed
-from focal.roles.training import Training
+from focal.protocols.blind import plan, uploads
+from focal.protocols.blind.compute import BlindCompute
 
 CLASSES, ROWS, STEPS = 5, 300, 2
 LAYOUT = Layout(8192, 32, CLASSES, ROWS, 8, 1, 8)
@@ -175,20 +175,20 @@ def lists_of(table: Mapping[str, tuple[int, int]], chunks: Mapping[str, tuple[st
 def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
     """An upload list has a place for chunks of the own blocks only: another number of chunks is refused, and a row table has no overlap."""
     declared = manifest(layout=LayoutSpec(class_lanes=4, feature_lanes=1))
-    shape = agreed.layout(declared)
-    table = agreed.row_table(declared, shape)
+    shape = plan.layout(declared)
+    table = plan.row_table(declared, shape)
     blocks = [set(shape.touched(*owned)) for owned in table.values()]
     assert sum(map(len, blocks)) == len(set().union(*blocks)) == shape.blocks
     nothing = "0" * 64
     counts = {name: len(shape.chunks(*owned)) for name, owned in table.items()}
     lists = lists_of(table, {n: tuple(f"{i:02x}" + wire.digest(n.encode())[2:] for i in range(c)) for n, c in counts.items()})
-    agreed.uploads(declared, shape, lists, nothing)
+    uploads.check_lists(declared, shape, lists, nothing)
     more = lists["north"].model_copy(update={"chunks": lists["north"].chunks + lists["south"].chunks})
     with pytest.raises(Refused, match="'north' has another number of chunks"):
-        agreed.uploads(declared, shape, {**lists, "north": more}, nothing)
+        uploads.check_lists(declared, shape, {**lists, "north": more}, nothing)
     moved = lists["north"].model_copy(update={"first_row": table["south"][0]})
     with pytest.raises(Refused, match="'north' has another first row"):
-        agreed.uploads(declared, shape, {**lists, "north": moved}, nothing)
+        uploads.check_lists(declared, shape, {**lists, "north": moved}, nothing)
 
 
 def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared) -> None:
@@ -202,7 +202,7 @@ def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared
         everywhere = np.full(layout.slots, 3.0 if name == "south" else 0.0)
         kept[wire.digest(name.encode())] = wire.pack(scheme, kind, scheme.limbs(shared.run.encrypt(everywhere, kind.limbs)))
     lists = lists_of(table, {n: (wire.digest(n.encode()),) * len(layout.chunks(*owned)) for n, owned in table.items()})
-    training = Training(declared, scheme, layout, lists, kept.__getitem__, 1)
+    training = BlindCompute(declared, scheme, layout, lists, kept.__getitem__, 1)
     target = training._ciphertext((0, "target", 0, 0))
     training.close()
     slots = Opened(shared.run).slots(target)

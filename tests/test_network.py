@@ -31,7 +31,7 @@ from focal.ckks.release import MAX_ERROR
 from focal.net.link import Link
 from focal.net.messages import PIECE, Upload
 from focal.net.store import Journal
-from focal.roles.progress import timeline
+from focal.protocols.common.progress import timeline
 
 pytestmark = pytest.mark.slow
 
@@ -387,7 +387,7 @@ _time.time = lambda: _real() + ({seconds} if _time.monotonic() - _start > {after
 """
 
 
-SUMMARY = "\nfrom focal.roles.institution import Institution\nscore = Institution.score\n"
+SUMMARY = "\nfrom focal.protocols.common.institution import Institution\nscore = Institution.score\n"
 """Before :data:`QUICK`: keeps the scoring that it switches off."""
 ALONE = """
 from focal.evaluation import InstitutionRows

@@ -13,8 +13,8 @@ from focal.config import LocalConfig
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import sign_manifest
-from focal.roles.party import Party
-from focal.roles.progress import Reporter
+from focal.protocols.common.party import Party
+from focal.protocols.common.progress import Reporter
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)

@@ -48,7 +48,7 @@ def page(run: Path) -> Path:
 def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished interactive run with everything but encryption: its institutions' training is that of the plaintext twin."""
     from focal.data import load
-    from focal.roles.interactive import steps
+    from focal.protocols.interactive import plan
     from focal.segments.lower import build_lower
     from focal.training.joint import Site, train_jointly
 
@@ -64,7 +64,7 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
     lower, _ = build_lower(manifest.lower, "random:0")
     logs = run.folder / "twin"
-    schedule = steps.schedule(manifest)
+    schedule = plan.schedule(manifest)
     matrix = np.random.default_rng(1).normal(0, manifest.lower.dim**-0.5, (31, manifest.lower.dim)).astype(np.float32)
     start = Projection("random", matrix, np.zeros(31, np.float32), 4.0, 32, (1.0).hex())
     trained = train_jointly(lower, schedule, sites, folder=logs, start=start, seed=schedule.seed, device="cpu")
@@ -78,7 +78,7 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (logs / name).rename(run.party(name) / "lightning")
         (run.party(name) / "events.jsonl").write_text(json.dumps({"party": name, "phase": "features", "start": 0.0, "seconds": 1.0}) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("focal.roles.interactive.result.absences", lambda *_: {})  # nobody was, and there is no server's board
+        patch.setattr("focal.protocols.interactive.result.absences", lambda *_: {})  # nobody was, and there is no server's board
         local.finish(run, manifest, 0, lambda text: None)
     return run.folder
 

@@ -167,9 +167,7 @@ def test_how_updates_are_added_does_not_change_the_head(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", FEDERATED)
-def test_several_dealings_change_federated_averaging_and_not_the_blind_head(
-    name: str, case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_dealings_change_federated_averaging_and_not_the_blind_head(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "DEALINGS", 2)
     made = NAMED[f"{name}-dealt"].run(case)
     assert len(made.scores) == methods.DEALINGS and set(made.traffic) == set(case.rows)
@@ -333,9 +331,7 @@ def test_larger_budget_adds_seeds(configs: Path, tmp_path: Path, given: None) ->
     assert content["tables"]["ocular"]["parts"]["patient-3"]["seeds"] == list(range(study.SEEDS))
 
 
-def test_results_of_another_configuration_are_an_error(
-    configs: Path, tmp_path: Path, given: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_of_another_configuration_are_an_error(configs: Path, tmp_path: Path, given: None, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, configs, [counted("a", [], rounds=3)])
     with pytest.raises(FocalError, match=r"ocular\.patient-3\.a\.0\.json.*another configuration"):
         run(tmp_path, configs, [counted("a", [], rounds=4)])

@@ -16,9 +16,9 @@ from test_summary import summary
 from focal import cli
 from focal.config import ConfigError, Manifest, printable, read
 from focal.net.hub import _fault
+from focal.protocols.common.progress import Reporter
+from focal.protocols.start import run_role
 from focal.report.table import print_results
-from focal.roles.progress import Reporter
-from focal.roles.start import run_role
 
 MARKUP = "[red]all is well[/red] \\[bold] [link=http://example.org]x[/link]"
 CODES = "\x1b[2J\x1b]0;all is well\x07 \x9b1m \u202etxt.exe\u2066 \u2028x"

@@ -28,12 +28,12 @@ from focal.config import Manifest
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.net.store import Blobs
-from focal.roles import agreed
-from focal.roles.training import Training, kept_blocks
+from focal.protocols.blind import uploads
+from focal.protocols.blind.compute import BlindCompute, kept_blocks
 
 STEPS = 3
 ROWS = (300, 160, 340)
-"""Training rows of three institutions: two of the four blocks hold rows of two of them."""
+"""BlindCompute rows of three institutions: two of the four blocks hold rows of two of them."""
 LAYOUT = layout_for(8192, 32, 8, sum(ROWS), 8, 4)
 LIMB = 2 * 16384 * 8
 """Bytes of one limb of both polynomials of a ciphertext."""
@@ -70,8 +70,14 @@ class Uploaded:
             chunks.append(self.blobs.put(wire.pack(scheme, kind, scheme.limbs(self.rehearsal.encrypt(slots, kind.limbs)))))
         nothing = "0" * 64
         return msg.Upload(
-            joint_keys=nothing, projection=nothing, eta_hex=(2.0).hex(), rows=stop - start, first_row=start, chunks=tuple(chunks),
-            salt=nothing, committed=nothing,
+            joint_keys=nothing,
+            projection=nothing,
+            eta_hex=(2.0).hex(),
+            rows=stop - start,
+            first_row=start,
+            chunks=tuple(chunks),
+            salt=nothing,
+            committed=nothing,
         )
 
     def _digest(self, ciphertext: Any) -> str:
@@ -88,8 +94,8 @@ class Uploaded:
         assert [self.asked[i] for i in items] == [self._digest(ct) for ct in ciphertexts]
         return [self.answered[i] for i in items]
 
-    def training(self, memory: int, fetch: Callable[[str], bytes] | None = None) -> Training:
-        return Training(self.manifest, self.rehearsal.scheme, LAYOUT, self.lists, fetch or self.blobs.get, 2, memory)
+    def training(self, memory: int, fetch: Callable[[str], bytes] | None = None) -> BlindCompute:
+        return BlindCompute(self.manifest, self.rehearsal.scheme, LAYOUT, self.lists, fetch or self.blobs.get, 2, memory)
 
     def train(self, memory: int, ask: Ask, fetch: Callable[[str], bytes] | None = None) -> tuple[list[msg.StepDone], str]:
         training = self.training(memory, fetch)
@@ -112,7 +118,7 @@ def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
 
 def test_a_ciphertext_is_listed_once_by_one_institution(uploaded: Uploaded) -> None:
     def digest(changed: dict[str, msg.Upload]) -> str:
-        return agreed.uploads(uploaded.manifest, LAYOUT, {**uploaded.lists, **changed}, "0" * 64)
+        return uploads.check_lists(uploaded.manifest, LAYOUT, {**uploaded.lists, **changed}, "0" * 64)
 
     digest({})
     one, two, _ = uploaded.lists
@@ -133,9 +139,9 @@ class Alive:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = self.most = 0
         self.lock = threading.RLock()
-        original = Training._ciphertext
+        original = BlindCompute._ciphertext
 
-        def counted(training: Training, place: tuple[int, str, int, int]) -> Any:
+        def counted(training: BlindCompute, place: tuple[int, str, int, int]) -> Any:
             made = original(training, place)
             if place[1] == "data":
                 with self.lock:
@@ -144,7 +150,7 @@ class Alive:
                 weakref.finalize(made, self._gone)
             return made
 
-        patch.setattr(Training, "_ciphertext", counted)
+        patch.setattr(BlindCompute, "_ciphertext", counted)
 
     def _gone(self) -> None:
         with self.lock:

@@ -11,7 +11,7 @@ Updates under threshold encryption as in Truex et al., "A Hybrid Approach to Pri
 there; no noise is added to updates here), with the keys of Mouchet et al., PoPETs 2021. The server sees ciphertexts; shares are for the
 institutions. **They see every round's sum**, where the blind protocol opens the last weights once. Custodians take the server's word that
 what they share is the sum of all uploads: one that lies can have a single update opened to all institutions, and worse (SECURITY.md). A
-hardened version would have custodians add up all uploads themselves, as :mod:`focal.roles.custodian` repeats every step.
+hardened version would have custodians add up all uploads themselves, as :mod:`focal.protocols.common.custodian` repeats every step.
 
 **Packing.** R C values in ceil(R C / S) ciphertexts of S = N / 2 slots: one for R = 64, C = 8. No slot moves, so no evaluation keys
 are made. The ring is the project's (N = 16384); one limb alone would be as safe at N = 4096 (60 of 109 bits), with a quarter of the bytes.

@@ -21,11 +21,11 @@ from focal.ckks.interactive import twin_step
 from focal.config import LocalConfig, Manifest, read
 from focal.net import messages as msg
 from focal.net.transport import Link
-from focal.roles.interactive import steps as plan
-from focal.roles.interactive.institution import JointInstitution
-from focal.roles.interactive.server import JointServer
-from focal.roles.interactive.upper import EncryptedUpper
-from focal.roles.progress import Reporter, json_lines
+from focal.protocols.common.progress import Reporter, json_lines
+from focal.protocols.interactive import plan
+from focal.protocols.interactive.institution import JointInstitution
+from focal.protocols.interactive.server import JointServer
+from focal.protocols.interactive.upper import EncryptedUpper
 
 Array = NDArray[np.float64]
 NO_KEYS = "0" * 64
@@ -57,7 +57,7 @@ class PlainServer(JointServer):
                     self._give(f"open/{step}/gradients", {n: d @ self.weights.T for n, d in delta.items()})
                     rows, wanted = (np.concatenate([part[n] for n in answered]) for part in (x, delta))
                     self.weights, before = twin_step(self.weights, before, rows, wanted, update), self.weights
-                    self._average(step)
+                    self.after(step)
             while not all(self.said(n, "finished") for n in self.names):
                 self.read_board(1.0)
             time.sleep(0.5)
@@ -123,4 +123,3 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-

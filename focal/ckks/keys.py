@@ -19,7 +19,7 @@ two published elements: OpenFHE's MultiKeySwitchGen and MultiMultEvalKey publish
 
 Only b halves travel. Round 2 depends on round 1, and that is where a custodian that answers last could choose its round-1 part so
 that the others' answers spell out their secrets (h1 = 0 would show P g s_i): rounds are therefore committed before they are revealed,
-and round 2 is answered only after all signed the same transcript of round 1 (focal.roles.custodian).
+and round 2 is answered only after all signed the same transcript of round 1 (focal.protocols.common.custodian).
 References: Mouchet et al., "Multiparty Homomorphic Encryption from RLWE", PoPETs 2021, protocols 1 to 3 (relinearisation: protocol 2).
 """
 
@@ -174,9 +174,7 @@ def add_up(scheme: Scheme, kind: wire.Kind, parts: Sequence[tuple[str, bytes]]) 
     return wire.pack(scheme, kind, [ring.total(polynomials, primes) for polynomials in zip(*unpacked, strict=True)])
 
 
-def install(
-    scheme: Scheme, run_id: bytes, h1: bytes, b: bytes, rotations: Sequence[int], rotation_sum: Callable[[int], bytes]
-) -> None:
+def install(scheme: Scheme, run_id: bytes, h1: bytes, b: bytes, rotations: Sequence[int], rotation_sum: Callable[[int], bytes]) -> None:
     """Give OpenFHE the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation. ``rotation_sum(r)`` yields
     the summed b halves, one key in memory at a time."""
     a, b_ = (wire.unpack(scheme, wire.SWITCHING_B, data, "the joint relinearisation key") for data in (h1, b))

@@ -21,22 +21,16 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from focal.ckks import wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.layout import Array, Layout
+from focal.ckks.layout import HeadLayout, Layout
 
 TARGET_LIMBS = REFRESH_LIMBS
 """Targets are added to the residual just before its refresh."""
 UPLOADED_TARGET_LIMBS = TARGET_LIMBS + 2
 """They come with two more, for their owner's mask."""
-
-
-class Lanes(Protocol):
-    """A layout that tells which lanes of its weights hold a class."""
-
-    def class_mask(self, group: int) -> Array | None: ...
 
 
 class OwnerMasks:
@@ -71,13 +65,13 @@ class OwnerMasks:
         return [self.scheme.encode(slots, limbs) for limbs in (UPLOADED_TARGET_LIMBS, UPLOADED_TARGET_LIMBS - 1)]
 
 
-def only_classes(scheme: Scheme, layout: Lanes, group: int, weights: Any) -> Any:
+def only_classes(scheme: Scheme, layout: HeadLayout, group: int, weights: Any) -> Any:
     """A refreshed weight ciphertext as it may be released: zero in the lanes that hold no class, whatever stands there. 4 or 6 limbs."""
     mask = layout.class_mask(group)
     return weights if mask is None else keep(scheme, weights, [scheme.encode(mask, limbs) for limbs in (LIMBS, LIMBS - 1)])
 
 
-def class_mask_bytes(scheme: Scheme, layout: Lanes, group: int) -> bytes:
+def class_mask_bytes(scheme: Scheme, layout: HeadLayout, group: int) -> bytes:
     """The masks of :func:`only_classes`, to be hashed; nothing where every lane holds a class."""
     mask = layout.class_mask(group)
     return b"" if mask is None else b"".join(plain_bytes(scheme, scheme.encode(mask, limbs), limbs) for limbs in (LIMBS, LIMBS - 1))

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from focal.ckks import ring, wire
 from focal.ckks.context import Scheme
-from focal.ckks.layout import WEIGHT_SCALE, Layout
+from focal.ckks.layout import WEIGHT_SCALE, HeadLayout, Layout
 from focal.ckks.ring import Limb
 
 KAPPA = 30
@@ -96,7 +96,7 @@ def flooding_bits(noise: float = CARRIED_NOISE, bound: float = CARRIED_NOISE) ->
     return 2 * math.log2(sigma(bound) / (math.sqrt(12) * noise))
 
 
-def expected_error(slots: int, scale: float, layout: Layout, custodians: int) -> float:
+def expected_error(slots: int, scale: float, layout: HeadLayout, custodians: int) -> float:
     """Expected largest error over all released weights (Gaussian, union over R x C).
 
     It holds for a head of the interactive protocol as well: the noise and the weights under it are four times larger.
@@ -105,6 +105,6 @@ def expected_error(slots: int, scale: float, layout: Layout, custodians: int) ->
     return one * math.sqrt(2 * math.log(2 * layout.features * layout.outputs))
 
 
-def precision_bits(slots: int, scale: float, layout: Layout, custodians: int) -> float:
+def precision_bits(slots: int, scale: float, layout: HeadLayout, custodians: int) -> float:
     """-log2 of :func:`expected_error`."""
     return -math.log2(expected_error(slots, scale, layout, custodians))

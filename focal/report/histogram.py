@@ -14,7 +14,7 @@ Within a bin positives and negatives count as tied, one half each. Whatever thei
     bound = sum over bins of positives x negatives / (2 P N)
 
 of what the histogram gives. The sum is exact: counts travel as integers (:mod:`focal.sums.fixed`, no fraction bits), C x 2 x BINS of them.
-:meth:`focal.roles.institution.Institution.run` makes it after the release, where the manifest says ``pooled_roc``.
+:meth:`focal.protocols.common.institution.Institution.run` makes it after the release, where the manifest says ``pooled_roc``.
 
 What it shows: the pooled counts, to every site, which can subtract its own. With two sites each gets the other's histogram, as with pooled
 moments: a manifest refuses fewer than three institutions unless ``accept_leak`` is set. A bin with one row in it is that patient's score,

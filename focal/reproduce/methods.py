@@ -230,9 +230,7 @@ def _of_rounds(case: Case, made: Federated) -> Outcome:
 
 def _curve(rounds: Sequence[Round]) -> tuple[Point, ...]:
     """Where a method stood after every round; bytes of a mean institution."""
-    return tuple(
-        Point(auroc=r.auroc, seconds=r.seconds, bytes=float(np.mean([t.up + t.down for t in r.traffic.values()]))) for r in rounds
-    )
+    return tuple(Point(auroc=r.auroc, seconds=r.seconds, bytes=float(np.mean([t.up + t.down for t in r.traffic.values()]))) for r in rounds)
 
 
 def _federated_method(name: str, title: str, sees: str, make_sum: MakeSum = PlainSum, rough_seconds: float = 2, **settings: Any) -> Method:

@@ -38,11 +38,10 @@ from focal.ckks.context import Scheme
 from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, private_write, read, write
 from focal.errors import FocalError
 from focal.net.identity import Identity, sign_manifest
-from focal.roles import agreed
-from focal.roles.institution import protocol_facts
-from focal.roles.interactive import steps as interactive
-from focal.roles.party import merge
-from focal.roles.progress import timeline
+from focal.protocols import of
+from focal.protocols.common.party import merge
+from focal.protocols.common.progress import timeline
+from focal.protocols.interactive import plan as interactive
 from focal.segments.projection import Projection, check_features
 
 if TYPE_CHECKING:
@@ -201,13 +200,6 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     for member in manifest.members:
         write(_local_file(run, member.name, member.role), run.party(member.name) / "local.json")
     return manifest
-
-
-def refreshes(manifest: Manifest) -> int:
-    """Collective refreshes of a run."""
-    if manifest.protocol == "interactive":
-        return interactive.total(manifest)
-    return agreed.refreshes(agreed.layout(manifest), manifest)
 
 
 def _planned(manifest: Manifest, config: RunConfig) -> plan.Cost:
@@ -472,11 +464,11 @@ def _blind_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> t
         )
     exact = _twin(manifest, projection, rows)
     scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)
-    return scores, protocol_facts(manifest, Scheme(manifest.ckks, "summary"))
+    return scores, of(manifest).plan.facts(manifest, Scheme(manifest.ckks, "summary"))
 
 
 def _interactive_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
-    from focal.roles.interactive import result
+    from focal.protocols.interactive import result
 
     members = {}
     for m in manifest.institutions:

@@ -7,17 +7,16 @@ named, left out of this step, and welcome in the next one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from focal.ckks.interactive import Weights
 from focal.config import Model
 from focal.errors import Refused
 from focal.net import messages as msg
-from focal.roles import ceremony
-from focal.roles.interactive import steps as plan
-from focal.roles.interactive.steps import JointSteps, Openings
-from focal.roles.server import Server
+from focal.protocols.common import ceremony
+from focal.protocols.common.server import Server
+from focal.protocols.interactive import plan
+from focal.protocols.interactive.compute import JointCompute
 
 H = TypeVar("H", bound=Model)
 
@@ -25,57 +24,24 @@ H = TypeVar("H", bound=Model)
 class JointServer(Server):
     """``run()`` serves one interactive run to its end; interrupted, the same call continues it."""
 
-    @property
-    def rotations(self) -> list[int]:
-        return plan.layout(self.manifest).rotations
-
-    def _protocol(self, joint: msg.JointKeys) -> None:
+    def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
         with self.report.phase("train"):
-            outputs = self._joint_steps(joint)
-        with self.report.phase("release"):
-            self._release(plan.released(self.manifest)[0], tuple(outputs[-2:]))
+            compute = JointCompute(self.manifest, self.scheme, ceremony.joint_digest(joint), self.blobs.get, self.threads)
+            if done := self.steps_done():
+                self.after(done[-1].step)  # what an earlier process may have left
+            return self.train(compute)
 
-    # ----------------------------------------------------------------- joint steps
+    def present(self, step: int) -> dict[str, msg.Activations]:
+        return self._gather(step, "present", "activations", self.names, self._expected(step), msg.Activations)
 
-    def _joint_steps(self, joint: msg.JointKeys) -> list[str]:
-        """Every step that is still to be taken; returns the digests of the weights after each."""
-        self.steps = JointSteps(self.manifest, self.scheme, self.blobs.get, self.threads)
-        try:
-            last, total = self._last_step(), plan.total(self.manifest)
-            done = [self.hear(self.me.name, f"step/{t}", msg.StepDone) for t in range(last.step + 1 if last else 0)]
-            weights, chain = self.steps.start(ceremony.joint_digest(joint), done[-2:], self.blobs.get)
-            outputs = [d.outputs[0] for d in done]
-            if last:
-                self._average(last.step)
-            for step in range(len(outputs), total):
-                self.report.progress(step, total)
-                weights, chain, output = self._joint_step(step, weights, chain)
-                outputs.append(output)
-                self._average(step)
-            self.report.progress(total, total)
-            return outputs
-        finally:
-            self.steps.close()
+    def answered(self, step: int, present: Mapping[str, msg.Activations]) -> dict[str, msg.Derivatives]:
+        return self._gather(step, "answered", "derivatives", list(present), list(present), msg.Derivatives)
 
-    def _joint_step(self, step: int, weights: Weights, chain: str) -> tuple[Weights, str, str]:
-        present = self._gather(step, "present", "activations", self.names, self._expected(step), msg.Activations)
-        run, logits = self.steps.forward(step, weights, present)
-        self._open(f"open/{step}/logits", logits)
-        answered = self._gather(step, "answered", "derivatives", list(present), list(present), msg.Derivatives)
-        after, gradients = self.steps.backward(step, weights, run, answered)
-        self._open(f"open/{step}/gradients", gradients)
-        weights, done, data = self.steps.finish(step, weights, after, self._refresh, chain, present, answered)
-        output = self.blobs.put(data)
-        self.say(f"step/{step}", done)
-        return weights, done.chain, output
-
-    def _open(self, topic: str, openings: Openings) -> None:
+    def open(self, topic: str, items: tuple[str, ...], packed: list[bytes]) -> None:
         """Ask the custodians to open each ciphertext to its owner; nobody waits for the answer here."""
-        items, packed = openings
-        if not items:
-            return
-        digests = self.net.put_many(packed, "custodians")
-        self.say(topic, msg.OpeningRequest(items=items, ciphertexts=tuple(digests)))
+        if items:
+            digests = self.net.put_many(packed, "custodians")
+            self.say(topic, msg.OpeningRequest(items=items, ciphertexts=tuple(digests)))
 
     # ----------------------------------------------------------------- who is in
 
@@ -127,7 +93,7 @@ class JointServer(Server):
 
     # ----------------------------------------------------------------- averages
 
-    def _average(self, step: int) -> None:
+    def after(self, step: int) -> None:
         """After a step that ends a round: propose who takes part, wait for their word on the sum, close the round."""
         number = plan.round_after(self.manifest, step)
         if number is None:

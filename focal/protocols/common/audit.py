@@ -10,6 +10,7 @@ Needs the server's store and the manifest, no key and no data. One altered limb 
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import os
 import sqlite3
@@ -25,13 +26,17 @@ from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.net.identity import check_signatures
 from focal.net.store import Blobs, check_format
-from focal.roles import agreed, ceremony
-from focal.roles.hearing import Heard, check_opens, derive_run_id
-from focal.roles.training import Training, combine, inputs_digest
+from focal.protocols import of
+from focal.protocols.common import ceremony, refreshing
+from focal.protocols.common.hearing import B, Heard, check_opens, derive_run_id
+from focal.protocols.common.voice import Compute
 
 
-class Audit:
-    """The re-execution of one finished run. ``store`` is the server's state folder; it is only read."""
+class Audit(abc.ABC):
+    """The re-execution of one finished run. ``store`` is the server's state folder; it is only read.
+
+    The voice that *recalls* (:mod:`focal.protocols.common.voice`); :meth:`take` takes the protocol's steps with it.
+    """
 
     def __init__(self, manifest: Manifest, store: Path, say: Callable[[str], None], threads: int | None = None) -> None:
         check_signatures(manifest)
@@ -43,47 +48,48 @@ class Audit:
         self.custodians = [m.name for m in manifest.custodians]
         self.institutions = [m.name for m in manifest.institutions]
         self.server = manifest.server.name
-        self.layout = self._layout()
+        self.plan = of(manifest).plan
+        self.rotations = self.plan.layout(manifest).rotations
 
-    def _layout(self) -> Any:
-        return agreed.layout(self.manifest)
-
-    def _begin(self) -> msg.JointKeys:
-        """Run id and keys, which every run has."""
+    def run(self) -> str:
+        """Check everything; returns the last link of the chain. Raises :class:`FocalError` naming the first thing that differs."""
         self._run_id()
         self.say(f"run id     {self.scope[:16]}: nonces and signatures hold")
         joint = self._keys()
         self.say(f"joint keys {len(joint.rotations) + 2} sums of {len(self.custodians)} contributions, as every custodian signed them")
-        return joint
-
-    def run(self) -> str:
-        """Check everything; returns the last link of the chain. Raises :class:`FocalError` naming the first thing that differs."""
-        joint = self._begin()
-        lists = self._all(self.institutions, "upload", msg.Upload)
-        digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
-        agreed.check_committed(self.scope, self._all(self.institutions, "upload/commit", msg.UploadCommit), lists)
-        for name, accepted in self._all(self.custodians, "uploads/accepted", msg.UploadsAccepted).items():
-            if accepted.digest != digest:
-                raise agreed.other_uploads(name)
-        self.say(f"uploads    {sum(len(u.chunks) for u in lists.values())} ciphertexts of {len(lists)} institutions")
-        last = self._training(lists)
-        self._release(last)
+        compute = self.compute(joint)
+        done = []
+        try:
+            for statement in compute.steps(self):
+                self.say(f"step {statement.step}     {len(statement.inputs)} inputs, chain {statement.chain[:16]}")
+                done.append(statement)
+        finally:
+            compute.close()
+        self._release(done)
         self.say("release    the last refreshed weights and nothing else")
-        return last.chain
+        return done[-1].chain
+
+    @abc.abstractmethod
+    def compute(self, joint: msg.JointKeys) -> Compute:
+        """The steps of the run, from recorded uploads."""
 
     # ----------------------------------------------------------------- parts
 
-    def _all(self, names: list[str], topic: str, kind: Any) -> Any:
+    def recall_all(self, names: list[str], topic: str, kind: Any) -> Any:
         return self.heard.get_all(self.scope, names, topic, kind)
+
+    def recall(self, topic: str, kind: type[B]) -> B:
+        """What the server said under ``topic``."""
+        return self.heard.get(self.scope, self.server, topic, kind)
 
     def _run_id(self) -> None:
         names = [m.name for m in self.manifest.members if m.role != "server"]
         session = next((r.scope for r in self.heard if r.topic == "nonce/commit"), "")
         self.scope = session
-        commits, reveals = self._all(names, "nonce/commit", msg.NonceCommit), self._all(names, "nonce/reveal", msg.NonceReveal)
+        commits, reveals = self.recall_all(names, "nonce/commit", msg.NonceCommit), self.recall_all(names, "nonce/reveal", msg.NonceReveal)
         self.run_id = derive_run_id(self.manifest, session, commits, reveals)
         self.scope = self.run_id.hex()
-        for name, start in self._all(names, "run/start", msg.RunStart).items():
+        for name, start in self.recall_all(names, "run/start", msg.RunStart).items():
             if start.run_id != self.scope:
                 raise Refused("run-id", f"'{name}' worked under another run id")
 
@@ -91,59 +97,51 @@ class Audit:
         self.scheme = Scheme(self.manifest.ckks, self.scope)
         made: dict[str, bytes] = {}
         sums: dict[str, str] = {}
-        for number, kinds in ((1, keys.first_round_kinds(self.layout.rotations)), (2, keys.SECOND_ROUND)):
+        for number, kinds in ((1, keys.first_round_kinds(self.rotations)), (2, keys.SECOND_ROUND)):
             round = f"keys/{number}"
             commits, reveals = (
-                self._all(self.custodians, f"{round}/commit", msg.KeyCommit),
-                self._all(self.custodians, f"{round}/reveal", msg.KeyReveal),
+                self.recall_all(self.custodians, f"{round}/commit", msg.KeyCommit),
+                self.recall_all(self.custodians, f"{round}/reveal", msg.KeyReveal),
             )
             for name, reveal in reveals.items():
                 check_opens(self.scope, round, name, commits[name], reveal.salt, ceremony.blobs_digest(reveal.blobs))
             sums |= ceremony.sums(
-                self.scheme, kinds, reveals, self._blob, lambda b: made.__setitem__(wire.digest(b), b), self.pool, lambda done, total: None
+                self.scheme, kinds, reveals, self.blob, lambda b: made.__setitem__(wire.digest(b), b), self.pool, lambda done, total: None
             )
         joint = ceremony.joint(sums, sums)
-        for name, theirs in self._all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():
+        for name, theirs in self.recall_all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():
             if theirs != joint:
                 raise Refused("joint-keys", f"'{name}' signed other joint keys than the contributions add up to")
         h1, b = made[joint.relinearisation_h1], made[joint.relinearisation_b]
-        keys.install(self.scheme, self.run_id, h1, b, self.layout.rotations, lambda r: made[joint.rotations[str(r)]])
+        keys.install(self.scheme, self.run_id, h1, b, self.rotations, lambda r: made[joint.rotations[str(r)]])
         return joint
 
-    def _training(self, lists: dict[str, msg.Upload]) -> msg.StepDone:
-        training = Training(self.manifest, self.scheme, self.layout, lists, self._blob, self.threads)
-        try:
-            weights, chain = training.start()
-            for step in range(self.manifest.training.steps):
-                weights, done, _ = training.step(step, weights, chain, self._recorded)
-                recorded = self.heard.get(self.scope, self.server, f"step/{step}", msg.StepDone)
-                if recorded != done:
-                    raise Refused("step", f"step {step}: the recorded outcome is not what its inputs give")
-                chain = done.chain
-                self.say(f"step {step}     chain {chain[:16]}")
-            return done
-        finally:
-            training.close()
+    def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
+        if self.recall(f"step/{step}", msg.StepDone) != statement:
+            raise Refused("step", f"step {step}: the recorded outcome is not what its inputs give")
 
-    def _recorded(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+    def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """The recorded answers to a refresh, after the recorded request was found to be what we computed."""
-        topic = agreed.topic(items[0])
-        asked = self.heard.get(self.scope, self.server, topic, msg.RefreshRequest)
+        topic = refreshing.topic(items[0])
+        asked = self.recall(topic, msg.RefreshRequest)
         own = [hashlib.sha256(b).hexdigest() for b in self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts)]
         for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True):
             if mine != theirs:
                 raise Refused("request", f"'{item}': the server asked for the refresh of another ciphertext than its inputs give")
-        return combine(self.scheme, self.run_id, asked, self._all(self.custodians, topic, msg.RefreshShares), self._blob, self.pool)
+        answers = self.recall_all(self.custodians, topic, msg.RefreshShares)
+        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blob, self.pool)
 
-    def _release(self, last: msg.StepDone) -> None:
-        asked = self.heard.get(self.scope, self.server, "release/request", msg.ReleaseRequest)
-        if asked.items != agreed.release_items(self.layout, self.manifest):
+    def _release(self, done: list[msg.StepDone]) -> None:
+        released, asked = self.plan.released(self.manifest), self.recall("release/request", msg.ReleaseRequest)
+        if asked.items != released.items:
             raise Refused("release", "the server asked to release something that is not in the plan")
-        for name, answer in self._all(self.custodians, "release/shares", msg.ReleaseShares).items():
-            if asked.ciphertexts != last.outputs or (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts):
+        if asked.ciphertexts != released.ciphertexts(done):
+            raise Refused("release", "the server asked to release something else than the last refreshed weights")
+        for name, answer in self.recall_all(self.custodians, "release/shares", msg.ReleaseShares).items():
+            if (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts):
                 raise Refused("release", f"'{name}' released something else than the last refreshed weights")
 
-    def _blob(self, digest: str) -> bytes:
+    def blob(self, digest: str) -> bytes:
         """A blob of the store; :class:`focal.net.store.Blobs` checks its SHA-256."""
         return self.blobs.get(digest)
 
@@ -174,9 +172,6 @@ def _board(path: Path) -> list[bytes]:
 
 
 def audit(manifest: Manifest, store: Path, say: Callable[[str], None], threads: int | None = None) -> str:
-    """Audit a run of either protocol; returns the last link of its chain."""
-    if manifest.protocol == "interactive":
-        from focal.roles.interactive.audit import JointAudit
-
-        return JointAudit(manifest, store, say, threads).run()
-    return Audit(manifest, store, say, threads).run()
+    """Audit a run of any protocol; returns the last link of its chain."""
+    chain: str = of(manifest).part("audit")(manifest, store, say, threads).run()
+    return chain

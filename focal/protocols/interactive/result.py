@@ -22,10 +22,10 @@ from focal.data.table import Table
 from focal.errors import FocalError
 from focal.evaluation import InstitutionRows, LocalScores, compare_scores
 from focal.net import messages as msg
+from focal.protocols.common.audit import recorded
+from focal.protocols.common.institution import PROJECTION
+from focal.protocols.interactive import plan
 from focal.report.losses import loss_difference, read_losses
-from focal.roles.audit import recorded
-from focal.roles.institution import PROJECTION
-from focal.roles.interactive import steps as plan
 from focal.segments.lower import build_lower
 from focal.segments.projection import Projection
 from focal.segments.upper import load as load_model

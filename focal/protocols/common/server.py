@@ -1,12 +1,13 @@
 """The server: relays, stores, computes on ciphertexts. It holds no key share and nothing in the clear.
 
-Its board and blobs are what the others read (focal.net). Beside serving them it runs the engine: it adds the
-institutions' ciphertexts into blocks, takes each training step, and asks the custodians for every collective refresh.
+Its board and blobs are what the others read (focal.net). Beside serving them it takes every step of the run, and is the voice that
+*asks* (:mod:`focal.protocols.common.voice`): the custodians for each collective refresh, and in the end for the release.
 After a step the new weights are on disk; a restart goes on from there, and a refresh that was answered is not asked again.
 """
 
 from __future__ import annotations
 
+import abc
 import functools
 import json
 import os
@@ -24,11 +25,11 @@ from focal.errors import ProtocolError
 from focal.net import messages as msg
 from focal.net.store import Board
 from focal.net.transport import Hub
-from focal.roles import agreed, ceremony
-from focal.roles.hearing import check_opens
-from focal.roles.party import Audience, Party, merge
-from focal.roles.progress import Reporter
-from focal.roles.training import Training, combine, inputs_digest
+from focal.protocols.common import ceremony, refreshing
+from focal.protocols.common.hearing import check_opens
+from focal.protocols.common.party import Audience, Party, merge
+from focal.protocols.common.progress import Reporter
+from focal.protocols.common.voice import Compute
 
 FAREWELL_SECONDS = 60.0
 """How long the board stays at most after a run was ended, so that everybody hears of it and nobody waits for a server that is gone."""
@@ -72,7 +73,8 @@ class _OwnBoard:
 
 
 class Server(Party):
-    """``run()`` serves one run to its end; interrupted, the same call continues it."""
+    """``run()`` serves one run to its end; interrupted, the same call continues it. What lies between the keys and the release is
+    its protocol's: :meth:`serve`."""
 
     role = "server"
 
@@ -100,7 +102,9 @@ class Server(Party):
             with self.report.phase("keys"):
                 self.scheme = Scheme(self.manifest.ckks, self.scope)
                 joint = self._install_keys()
-            self._protocol(joint)
+            done = self.serve(joint)
+            with self.report.phase("release"):
+                self._release(done)
         except ProtocolError as e:
             self.report.error(str(e))
             self.abort(e)
@@ -117,25 +121,15 @@ class Server(Party):
             time.sleep(0.1)
         time.sleep(2.0)
 
-    def _protocol(self, joint: msg.JointKeys) -> None:
-        with self.report.phase("upload"):
-            lists = self._uploads(joint)
-        with self.report.phase("train"):
-            done = self._train(lists)
-        with self.report.phase("release"):
-            self._release(agreed.release_items(self.layout, self.manifest), done.outputs)
+    @abc.abstractmethod
+    def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
+        """Everything between the keys and the release; returns the statements of all steps."""
 
     # ----------------------------------------------------------------- keys
 
-    @property
-    def rotations(self) -> list[int]:
-        """The rotations that the run's engine needs."""
-        self.layout = agreed.layout(self.manifest)
-        return self.layout.rotations
-
     def _install_keys(self) -> msg.JointKeys:
         """Add up the custodians' contributions, compare with what they signed, and give the sums to OpenFHE."""
-        rotations = self.rotations
+        rotations = self.plan.layout(self.manifest).rotations
         sums: dict[str, str] = {}
         for number, kinds in ((1, keys.first_round_kinds(rotations)), (2, keys.SECOND_ROUND)):
             round = f"keys/{number}"
@@ -155,54 +149,46 @@ class Server(Party):
         keys.install(self.scheme, self.run_id, h1, b, rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"]))
         return joint
 
-    # ----------------------------------------------------------------- uploads
+    # ----------------------------------------------------------------- steps
 
-    def _uploads(self, joint: msg.JointKeys) -> dict[str, msg.Upload]:
-        lists = self.hear_all(self.names, "upload", msg.Upload)
-        digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
-        agreed.check_committed(self.scope, self.hear_all(self.names, "upload/commit", msg.UploadCommit), lists)
-        for name, accepted in self.hear_all(self.custodians, "uploads/accepted", msg.UploadsAccepted).items():
-            if accepted.digest != digest:
-                raise agreed.other_uploads(name)
-        return lists
-
-    # ----------------------------------------------------------------- training
-
-    def _train(self, lists: dict[str, msg.Upload]) -> msg.StepDone:
-        """Every step that is still to be taken; returns the last one's statement."""
-        training = Training(self.manifest, self.scheme, self.layout, lists, self.blobs.get, self.threads, int(self.local.memory_gb * 1e9))
+    def train(self, compute: Compute) -> list[msg.StepDone]:
+        """Every step that is still to be taken; returns the statements of all."""
+        done = self.steps_done()
         try:
-            done = self._last_step()
-            weights, chain = training.start() if done is None else (training.load(done.outputs, self.blobs.get), done.chain)
-            steps = self.manifest.training.steps
-            for step in range(0 if done is None else done.step + 1, steps):
-                self.report.progress(step, steps)
-                weights, done, dumped = training.step(step, weights, chain, self._refresh)
-                chain = done.chain
-                for data in dumped:
-                    self.blobs.put(data)
-                self.say(f"step/{step}", done)
-            self.report.progress(steps, steps)
+            self.report.progress(len(done), compute.total)
+            for statement in compute.steps(self, list(done), self.blobs.get):
+                done.append(statement)
+                self.after(statement.step)
+                self.report.progress(len(done), compute.total)
         finally:
-            training.close()
-        assert done is not None  # a manifest has at least one step
+            compute.close()
         return done
 
-    def _last_step(self) -> msg.StepDone | None:
-        """The last finished step on the board; its weights are on disk."""
-        self.read_all()
-        step = 0
-        while self.said(self.me.name, f"step/{step}"):
-            step += 1
-        return self.hear(self.me.name, f"step/{step - 1}", msg.StepDone) if step else None
+    def after(self, step: int) -> None:
+        """What a protocol does between two steps."""
 
-    def _refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+    def steps_done(self) -> list[msg.StepDone]:
+        """The statements of the finished steps, from the board; their weights are on disk."""
+        self.read_all()
+        done: list[msg.StepDone] = []
+        while self.said(self.me.name, f"step/{len(done)}"):
+            done.append(self.hear(self.me.name, f"step/{len(done)}", msg.StepDone))
+        return done
+
+    def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
+        """The new weights are on disk before the step is on the board."""
+        for weights in data:
+            self.blobs.put(weights)
+        self.say(f"step/{step}", statement)
+
+    def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Ask all custodians for a collective refresh of one batch and combine their shares."""
-        topic = agreed.topic(items[0])
+        topic = refreshing.topic(items[0])
         digests = self.net.put_many(list(self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts)), "custodians")
         asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
         self.say(topic, asked)
-        return combine(self.scheme, self.run_id, asked, self.hear_all(self.custodians, topic, msg.RefreshShares), self.blobs.get, self.pool)
+        answers = self.hear_all(self.custodians, topic, msg.RefreshShares)
+        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blobs.get, self.pool)
 
     def keep_traffic(self) -> None:
         super().keep_traffic()
@@ -219,9 +205,10 @@ class Server(Party):
 
     # ----------------------------------------------------------------- release
 
-    def _release(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> None:
+    def _release(self, done: list[msg.StepDone]) -> None:
         """Ask for the release and stay until every member has what it needs."""
-        self.say("release/request", msg.ReleaseRequest(items=items, ciphertexts=ciphertexts))
+        released = self.plan.released(self.manifest)
+        self.say("release/request", msg.ReleaseRequest(items=released.items, ciphertexts=released.ciphertexts(done)))
         self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
         if not self.repeat("traffic"):
             self.say("traffic", msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}))

@@ -2,13 +2,13 @@
 
 ::
 
-    nonce --> round 1 --> round 2 --> joint keys --> uploads accepted --> refresh, refresh, ... --> release
-              commit, reveal, same transcript         exactly these         the plan's items only     the last W only
+    nonce --> round 1 --> round 2 --> joint keys --> (uploads accepted) --> refresh, refresh, ... --> release
+              commit, reveal, same transcript         blind: exactly these   the plan's items only     the last W only
 
 Every answer is a function of the plan, of public digests and of the own share, is made once, and is on disk before it
 leaves (focal.ckks.ledger). With ``verify: lockstep`` the custodian re-runs every step with the project's own engine and
-answers only for limbs equal to its own; with ``verify: off`` it trusts the server to compute what was agreed. One verifier is the
-guard. It answers each batch of refreshes last::
+answers only for limbs equal to its own: it is the voice that *checks* (:mod:`focal.protocols.common.voice`). With ``verify: off`` it
+trusts the server to compute what was agreed. One verifier is the guard. It answers each batch of refreshes last::
 
     server    request -----+--------------------------------------------------------------------------------------> combine
     others                 +--> shares, masks of 98 bits ---------------+                                              ^
@@ -18,6 +18,7 @@ guard. It answers each batch of refreshes last::
 
 from __future__ import annotations
 
+import abc
 import functools
 import hashlib
 import os
@@ -28,20 +29,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.ledger import Ledger, ledger_digest
 from focal.ckks.masks import only_classes
-from focal.config import Hex32, LocalConfig, Manifest, Member, Model, canonical_json, private_write
+from focal.config import LocalConfig, Manifest, Member, private_write
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
-from focal.roles import agreed, ceremony
-from focal.roles.hearing import check_opens
-from focal.roles.party import Party
-from focal.roles.progress import Reporter
-from focal.roles.training import Training, combine, inputs_digest
+from focal.protocols.common import ceremony, refreshing
+from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
+from focal.protocols.common.hearing import check_opens
+from focal.protocols.common.party import Party
+from focal.protocols.common.progress import Reporter
+from focal.protocols.common.voice import Compute
 
 PROTOCOLS: dict[type, str] = {msg.RefreshShares: "refresh", msg.OpeningShares: "open", msg.ReleaseShares: "release"}
 """Records that hand out shares -> the ledger's name for them."""
@@ -52,11 +53,10 @@ H0_FIRST = 8
 
 
 class Custodian(Party):
-    """``run()`` takes part in one run from the nonces to the release; interrupted, the same call continues it."""
+    """``run()`` takes part in one run from the nonces to the release; interrupted, the same call continues it. What lies between the
+    keys and the release is its protocol's: :meth:`answer`."""
 
     role = "custodian"
-    carried = release.CARRIED_NOISE
-    """Bound on the noise of what is released."""
 
     def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
         super().__init__(manifest, local, report)
@@ -69,7 +69,9 @@ class Custodian(Party):
         self.verifies, self.guards = declared == "lockstep", self.me.guard
         self.peers = [m.name for m in manifest.custodians]
         self.names = [m.name for m in manifest.institutions]
-        self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="custodian")
+        self.rotations = self.plan.layout(manifest).rotations
+        self.threads = local.threads or os.cpu_count() or 1
+        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="custodian")
 
     # ----------------------------------------------------------------- the script
 
@@ -87,40 +89,23 @@ class Custodian(Party):
                 self.bounds.check()
             self.ledger = Ledger(self.folder / f"ledger-{self.scope[:16]}.sqlite")
             self.joint = self._key_ceremony()
-        self._protocol()
+        self.answer()
         with self.report.phase("release"):
             self.enter("release")
             self._release()
         self.keep_traffic()
 
-    def _protocol(self) -> None:
+    @abc.abstractmethod
+    def answer(self) -> None:
         """Everything between the keys and the release."""
-        with self.report.phase("upload"):
-            self.enter("upload")
-            lists = self._accept_uploads()
-            if self.verifies:
-                self._fetch_uploads(lists)
-        with self.report.phase("train"):
-            self.enter("refresh")
-            self._catch_up()
-            if self.verifies:
-                self._train_in_lockstep(lists)
-            else:
-                self._answer_plan()
 
     def _forget_other_releases(self) -> None:
         """Nobody shall be asked to approve what an earlier run in this folder waited with."""
-        waiting = _read_release(self.folder / AWAITED)
+        waiting = read_release(self.folder / AWAITED)
         if waiting is not None and waiting.run_id != self.scope:
             (self.folder / AWAITED).unlink()
 
     # ----------------------------------------------------------------- keys
-
-    @property
-    def rotations(self) -> list[int]:
-        """The rotations that the run's engine needs."""
-        self.layout = agreed.layout(self.manifest)
-        return self.layout.rotations
 
     def _key_ceremony(self) -> msg.JointKeys:
         rotations = self.rotations
@@ -213,76 +198,44 @@ class Custodian(Party):
             if theirs.digest != digest:
                 raise Refused("transcript", f"'{name}' saw other messages in key round {number}: the server told us different things")
 
-    # ----------------------------------------------------------------- uploads
+    # ----------------------------------------------------------------- steps
 
-    def _accept_uploads(self) -> dict[str, msg.Upload]:
-        """Exactly one valid list from every institution, and the same lists at every custodian, before the first share."""
-        lists = self.hear_all(self.names, "upload", msg.Upload)
-        digest = inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint))
-        agreed.check_committed(self.scope, self.hear_all(self.names, "upload/commit", msg.UploadCommit), lists)
-        self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
-        for name, theirs in self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted).items():
-            if theirs.digest != digest:
-                raise agreed.other_uploads(name)
-        return lists
+    def verify(self, compute: Compute) -> None:
+        """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
+        number = int(self.journal.read(f"{self.session}/verified") or b"0")
+        done = [msg.decode(msg.StepDone, self.journal.once(f"{self.session}/step/{step}", bytes)) for step in range(number)]
+        try:
+            self.report.progress(number, compute.total)
+            for statement in compute.steps(self, done, self.blobs.get):
+                self.report.progress(statement.step + 1, compute.total)
+        finally:
+            compute.close()
 
-    def _fetch_uploads(self, lists: dict[str, msg.Upload]) -> None:
-        """A verifier needs every chunk; they are kept on disk, so that a restart does not fetch them again."""
-        wanted = [(name, d) for name, upload in lists.items() for d in upload.chunks]
-        for i, (_, d) in enumerate(wanted):
-            if d not in self.blobs:
-                self.blobs.put(self.net.get(d))
-            self.report.progress(i + 1, len(wanted))
-
-    # ----------------------------------------------------------------- refresh
-
-    def _answer_plan(self) -> None:
-        """``verify: off``: answer the plan's batches in order, for whatever ciphertexts the server presents."""
-        batches = agreed.batches(self.layout, self.manifest)
-        for i, (topic, items) in enumerate(batches):
-            self._answer(topic, items)
-            self.report.progress(i + 1, len(batches))
-
-    def _install_keys(self) -> None:
+    def install_keys(self) -> None:
         """Give OpenFHE the joint evaluation keys, as this custodian added them up."""
         h1, b = self.blobs.get(self.joint.relinearisation_h1), self.blobs.get(self.joint.relinearisation_b)
         keys.install(self.scheme, self.run_id, h1, b, self.rotations, lambda r: self.blobs.get(self.joint.rotations[str(r)]))
 
-    def _train_in_lockstep(self, lists: dict[str, msg.Upload]) -> None:
-        """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
-        self._install_keys()
-        threads = self.local.threads or os.cpu_count() or 1
-        training = Training(self.manifest, self.scheme, self.layout, lists, self.fetch, threads, int(self.local.memory_gb * 1e9))
-        try:
-            first = int(self.journal.read(f"{self.session}/verified") or b"0")
-            weights, chain = training.start()
-            if first:
-                done = msg.decode(msg.StepDone, self.journal.once(f"{self.session}/step/{first - 1}", bytes))
-                weights, chain = training.load(done.outputs, self.blobs.get), done.chain
-            steps = self.manifest.training.steps
-            for step in range(first, steps):
-                self.report.progress(step, steps)
-                weights, done, dumped = training.step(step, weights, chain, self._refresh_in_lockstep)
-                chain = done.chain
-                for data in dumped:
-                    self.blobs.put(data)
-                self.journal.once(f"{self.session}/step/{step}", functools.partial(msg.encode, done))
-                self.journal.set(f"{self.session}/verified", str(step + 1).encode())
-                if self.hear(self.manifest.server.name, f"step/{step}", msg.StepDone) != done:
-                    raise Refused("lockstep", f"the server's step {step} has another outcome than our own computation")
-            self.report.progress(steps, steps)
-        finally:
-            training.close()
+    def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
+        """Kept on disk; then the server must say the same."""
+        for weights in data:
+            self.blobs.put(weights)
+        self.journal.once(f"{self.session}/step/{step}", functools.partial(msg.encode, statement))
+        if self.hear(self.manifest.server.name, f"step/{step}", msg.StepDone) != statement:
+            raise Refused("lockstep", f"the server's step {step} has another outcome than our own computation")
+        self.journal.set(f"{self.session}/verified", str(step + 1).encode())
 
-    def _refresh_in_lockstep(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+    # ----------------------------------------------------------------- refresh
+
+    def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Answer the server's request only when it is, limb for limb, what we computed; then combine everybody's answers."""
         own = [refresh.request(self.scheme, ct) for ct in ciphertexts]
-        topic = agreed.topic(items[0])
-        asked = self._answer(topic, tuple(items), [self.blobs.put(data) for data in own])
+        topic = refreshing.topic(items[0])
+        asked = self.answer_batch(topic, tuple(items), [self.blobs.put(data) for data in own])
         answers = self.hear_all(self.peers, topic, msg.RefreshShares)
-        return combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
+        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
 
-    def _answer(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
+    def answer_batch(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
         """Answer one batch: the plan's items in the plan's order, and with ``own`` digests nothing but these ciphertexts."""
         asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
         if asked.items != items or len(asked.ciphertexts) != len(items):
@@ -302,7 +255,7 @@ class Custodian(Party):
     def _pinned(self, topic: str, asked: msg.RefreshRequest) -> dict[str, msg.RefreshShares]:
         """Everybody else's answers, which the guard waits for. They are the same after a restart as when they were weighed."""
         others = self.hear_all([p for p in self.peers if p != self.me.name], topic, msg.RefreshShares)
-        agreed.check_answers(asked, others)
+        refreshing.check_answers(asked, others)
         self.ledger.pin(topic, hashlib.sha256(b"focal/guard/v1" + b"".join(map(msg.encode, (asked, *others.values())))).hexdigest())
         return others
 
@@ -350,7 +303,7 @@ class Custodian(Party):
         data = self.fetch(digest)
         c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), data, f"'{self.manifest.server.name}'")[1]
         a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(data))
-        h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits, self._added())
+        h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits, self.added())
         return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
 
     @property
@@ -360,13 +313,13 @@ class Custodian(Party):
             return self.bounds.alone_bits
         return self.bounds.guard_bits if self.guards else self.bounds.others_bits
 
-    def _added(self) -> NDArray[np.float64] | None:
-        """Slots that this custodian adds to what is refreshed: nothing in a blind run."""
+    def added(self) -> NDArray[np.float64] | None:
+        """Slots that this custodian adds to what is refreshed: nothing, unless its protocol says so."""
         return None
 
     # ----------------------------------------------------------------- after a restart
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Do the peers know of shares that this ledger does not? Then the folder is an old copy, and giving a second share for
         something already answered would cost the key. Asked at every start: an old copy does not know that it was restarted."""
         if self.journal.get(f"{self.session}/said/release/shares") is not None:
@@ -415,7 +368,7 @@ class Custodian(Party):
         if not self.repeat("release/shares"):
             items, ciphertexts, weights = self._last_weights()
             self._wait_for_approval(items, ciphertexts)
-            shares = b"".join(map(self._release_share, items, ciphertexts, self._released_classes(weights)))
+            shares = b"".join(map(self._release_share, items, ciphertexts, weights))
             sealed = {m.name: self._sealed(m, shares) for m in self.manifest.institutions}
             self.say("release/shares", msg.ReleaseShares(items=items, ciphertexts=ciphertexts, sealed=sealed))
         # Every sealed share is on our disk and acknowledged from the server's: the key has done its work.
@@ -426,7 +379,7 @@ class Custodian(Party):
 
     def _release_share(self, item: str, digest: str, weights: object) -> bytes:
         lead = self.me.name == self.peers[0]
-        make = functools.partial(release.share, self.scheme, self.share.limbs, weights, lead, self.carried)
+        make = functools.partial(release.share, self.scheme, self.share.limbs, weights, lead, self.plan.CARRIED_NOISE)
         return self.ledger.answer("release", item, digest, make)
 
     def _sealed(self, institution: Member, shares: bytes) -> str:
@@ -435,32 +388,25 @@ class Custodian(Party):
         box = self.journal.once(f"{self.session}/sealed/{institution.name}", lambda: self.identity.seal(institution, shares, context))
         return self.share_blobs([box], "all")[0]
 
-    def _last_weights(self) -> tuple[tuple[str, ...], tuple[str, ...], list[object]]:
-        """Plan items, digests and ciphertexts of the last refreshed weights, recomputed from signed messages.
+    def _last_weights(self) -> tuple[tuple[str, ...], tuple[str, ...], list[Any]]:
+        """Plan items, digests and ciphertexts of the last refreshed weights, recomputed from signed messages; the ciphertexts without
+        what stands in lanes that hold no class.
 
         Raises :class:`Refused` (``release``) when the server presents anything else.
         """
-        released, topics = self._released()
-        weights: list[object] = []
-        for topic in topics:
+        released, layout = self.plan.released(self.manifest), self.plan.layout(self.manifest)
+        weights: list[Any] = []
+        for topic in released.topics:
             asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
             answers = self.hear_all(self.peers, topic, msg.RefreshShares)
-            weights += combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
-        digests = tuple(
-            wire.digest(wire.pack(self.scheme, wire.ciphertext(len(self.scheme.moduli)), self.scheme.limbs(w))) for w in weights
-        )
+            weights += refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
+        kind = wire.ciphertext(len(self.scheme.moduli))
+        digests = tuple(wire.digest(wire.pack(self.scheme, kind, self.scheme.limbs(w))) for w in weights)
         request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
-        if request.items != released or request.ciphertexts != digests:
+        if request.items != released.items or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")
-        return released, digests, weights
-
-    def _released(self) -> tuple[tuple[str, ...], list[str]]:
-        """Plan items of the release, and the topics of the refreshes whose outcome is released."""
-        return agreed.release_items(self.layout, self.manifest), [agreed.batches(self.layout, self.manifest)[-1][0]]
-
-    def _released_classes(self, weights: list[object]) -> list[object]:
-        """Weight ciphertexts without what stands in lanes that hold no class."""
-        return [only_classes(self.scheme, self.layout, u, w) for u, w in enumerate(weights)]
+        kept = [only_classes(self.scheme, layout, group, w) for group, w in zip(released.groups, weights, strict=True)]
+        return released.items, digests, kept
 
     def _wait_for_approval(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> None:
         """Where a person decides: until ``focal approve`` has approved exactly this release of this run."""
@@ -469,51 +415,7 @@ class Custodian(Party):
         wanted = Release.of(self.scope, items, ciphertexts)
         private_write(self.folder / AWAITED, wanted.model_dump_json().encode())
         self.report.say(f"training is done; the release waits for: focal approve {self.folder} (run {wanted.short})")
-        while _read_release(self.folder / APPROVED) != wanted:
+        while read_release(self.folder / APPROVED) != wanted:
             self.read_board(seconds=1.0)
         (self.folder / AWAITED).unlink(missing_ok=True)
         self.report.say("the release is approved")
-
-
-AWAITED, APPROVED = "awaits-approval.json", "approved.json"
-"""In a custodian's folder: the release that waits for a person, and the one that a person has approved last."""
-
-
-class Release(Model):
-    """What a person approves: the opening of certain ciphertexts of one run, and of nothing else."""
-
-    run_id: Hex32
-    digest: Hex32
-    """Over run id, plan items and ciphertext digests."""
-
-    @classmethod
-    def of(cls, run_id: str, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> Release:
-        asked = canonical_json({"run": run_id, "items": items, "ciphertexts": ciphertexts})
-        return cls(run_id=run_id, digest=hashlib.sha256(b"focal/approval/v1" + asked).hexdigest())
-
-    @property
-    def short(self) -> str:
-        """For a person's eyes."""
-        return f"{self.run_id[:16]}, release {self.digest[:16]}"
-
-
-def _read_release(path: Path) -> Release | None:
-    """What stands in ``path``; None when there is no such file, or something else in it (a file of an earlier version)."""
-    try:
-        return Release.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def approve(folder: Path) -> Release:
-    """Let this custodian make the release that it waits with, and no other one; returns it.
-
-    Raises :class:`FocalError` when it waits with none.
-    """
-    wanted = _read_release(folder / AWAITED)
-    if wanted is None:
-        raise FocalError(
-            f"{folder}: no release waits for approval there", hint="when training is done the custodian says 'the release waits for'"
-        )
-    private_write(folder / APPROVED, wanted.model_dump_json().encode())
-    return wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 import sys
@@ -14,8 +13,9 @@ from typing import NoReturn
 from focal.config import ConfigError, LocalConfig, Manifest, printable, private_write, read
 from focal.errors import FocalError, ProtocolError
 from focal.net.transport import Link
-from focal.roles.party import Party
-from focal.roles.progress import Reporter, Sink
+from focal.protocols import of
+from focal.protocols.common.party import Party
+from focal.protocols.common.progress import Reporter, Sink
 
 CONNECT_SECONDS = 60.0
 """How long a party looks for the server before it says what may be wrong."""
@@ -34,7 +34,7 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
         manifest, local = read(Manifest, manifest_file), read(LocalConfig, local_file)
         name = local.name
         report = Reporter(name, Path(local.state) / "events.jsonl", sink)
-        party = _make(role, manifest, local, report)
+        party = of(manifest).part(role)(manifest, local, report)
         if (party.folder / "aborted").exists():
             raise FocalError(
                 f"'{name}': this run was ended: {(party.folder / 'aborted').read_text().strip()}",
@@ -69,19 +69,7 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
                 close()
 
 
-def _make(role: str, manifest: Manifest, local: LocalConfig, report: Reporter) -> Party:
-    """The role's class, imported here: a server or custodian never loads torch."""
-    if manifest.protocol == "interactive":
-        module, name = f"focal.roles.interactive.{role}", f"Joint{role.capitalize()}"
-    else:
-        module, name = f"focal.roles.{role}", role.capitalize()
-    party: Party = getattr(importlib.import_module(module), name)(manifest, local, report)
-    return party
-
-
 def _go(party: Party, wait: float) -> None:
-    from focal.roles.institution import Institution
-
     if party.role != "server":
         record = os.environ.get("FOCAL_RECORD_WIRE")  # for tests of what a party sees
         link = Link(party.manifest, party.identity, record=Path(record) / party.me.name if record else None)
@@ -93,9 +81,8 @@ def _go(party: Party, wait: float) -> None:
                 raise
             party.report.say(f"{party.me.name}: the run was finished before, and the server is gone")
             return
-        if isinstance(party, Institution):
-            party.prepare()
-    party.run()  # type: ignore[attr-defined]
+        party.prepare()
+    party.run()
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -1,46 +1,41 @@
-"""An institution: its images stay, encrypted projections of its features go, and a model comes back.
+"""An institution, as far as protocols do not matter: secure sums, the projection agreed from them, the released slots, its own score.
 
 ::
 
-    images --lower segment--> features --secure sum--> moments --> projection --> columns --encrypt--> server
-    (stay)                    (stay)      (masked)      (pooled)    (agreed)      (stay)    (CKKS)
-                                                                     ... training needs nothing from here ...
-    released weights <--add up, decode-- sealed decryption shares of every custodian
-
-After the upload it may go offline; the sealed result waits at the server.
+    features --secure sum--> moments --> projection, by the first institution, checked by all
+    (stay)      (masked)      (pooled)    (agreed)                          |
+                                                                  its protocol: training
+                                                                            |
+    model, score  <--add up, decode-- sealed decryption shares of every custodian
 """
 
 from __future__ import annotations
 
-import json
+import abc
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, refresh, release, wire
+from focal.ckks import release, wire
 from focal.ckks.context import Scheme
-from focal.ckks.engine import chunk_kind
-from focal.ckks.interactive import InteractiveLayout
-from focal.ckks.layout import Layout
-from focal.config import DatasetConfig, LocalConfig, Manifest, private_write
+from focal.config import LocalConfig, Manifest
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import bound_hash, open_for_group, seal_for_group
-from focal.roles import agreed, ceremony
-from focal.roles.hearing import check_opens
-from focal.roles.party import Party, merge
-from focal.roles.progress import Reporter, timeline
+from focal.protocols.common import ceremony
+from focal.protocols.common.facts import phase_seconds
+from focal.protocols.common.hearing import check_opens
+from focal.protocols.common.party import Party, merge
+from focal.protocols.common.progress import Reporter, timeline
 from focal.segments import projection as proj
 from focal.segments.projection import Projection
 from focal.sums import fixed
 from focal.sums.masked import MaskedSum, contribution_digest, new_group_key, participants_digest
 
 if TYPE_CHECKING:
-    from focal.evaluation import InstitutionRows
     from focal.segments.upper import UpperHead
 
 Array = NDArray[np.float64]
@@ -56,6 +51,13 @@ class Institution(Party):
     """``run()`` takes part in one run from the features to the model; interrupted, the same call continues it."""
 
     role = "institution"
+    scheme: Scheme
+    raw: NDArray[np.float32]
+    """(n, d) features of own training rows, before any projection."""
+    labels: NDArray[np.uint8]
+    """(n, C) their targets: one column per output."""
+    test_features: NDArray[np.float32]
+    """(d,) of the embedded test image."""
 
     def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
         super().__init__(manifest, local, report)
@@ -70,18 +72,6 @@ class Institution(Party):
 
     # ----------------------------------------------------------------- the script
 
-    def prepare(self) -> None:
-        """Before anybody is spoken to: own data, lower segment, features."""
-        with self.report.phase("features"):
-            self.rows, self.test_features = self._features()
-        train = self.rows.split == "train"
-        self.check_rows(int(train.sum()))
-        self.raw = self.rows.features[train]
-        labels = self.rows.labels[train]
-        self.labels = labels[:, 1:] if self.manifest.task == "binary" else labels
-        if warning := proj.rows_warning(len(self.raw), self.manifest.lower.dim):
-            self.report.warn(f"{self.me.name}: {warning}")
-
     def check_rows(self, count: int) -> None:
         """Raise unless the data set has as many training rows as the manifest declares."""
         if count != self.me.rows:
@@ -90,50 +80,9 @@ class Institution(Party):
                 hint="use the data that was declared, or agree on a new manifest (focal manifest new, add, sign)",
             )
 
-    def run(self) -> None:
-        self.enter("keys")
-        self.agree_run()
-        with self.report.phase("moments"):
-            self.enter("moments")
-            self._compare_test_features()
-            self.projection, _ = self.agree_projection(self.manifest.projection.features)
-        with self.report.phase("upload"):
-            self.enter("keys")
-            joint = self._joint_keys()
-            self.enter("upload")
-            self._upload(joint)
-        with self.report.phase("train"):
-            self.enter("release")
-            answers = self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
-        with self.report.phase("release"):
-            self._receive(answers)
-        with self.report.phase("score"):
-            self.score()
-        self.finish()
-        self.keep_traffic()
-
     # ----------------------------------------------------------------- features
 
-    def _features(self) -> tuple[InstitutionRows, NDArray[np.float32]]:
-        # torch is imported here, not above: the command line checks keys, manifest and link before it takes seconds
-        from focal.data import load
-        from focal.evaluation import InstitutionRows
-        from focal.segments.lower import build_lower, test_image_features
-        from focal.training.features import compute_features
-
-        assert self.local.data is not None and self.local.weights is not None
-        spec = self.manifest.lower
-        config: DatasetConfig = self.local.data.model_copy(update={"classes": self.manifest.classes, "task": self.manifest.task})
-        table = load(config, self.local.seed)
-        segment, source = build_lower(spec, self.local.weights)
-        self.report.say(f"{self.me.name}: lower segment {spec.model}, {source}")
-        cache = self.local.cache or self.folder / "features"
-        wanted = np.flatnonzero(np.isin(table.split, ("train", "test")))
-        features = compute_features(segment, table, wanted, device=self.local.device, cache=cache, progress=self.report.progress)
-        rows = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
-        return rows, test_image_features(segment)
-
-    def _compare_test_features(self) -> None:
+    def compare_test_features(self) -> None:
         """Everybody runs the same lower segment: the features of the embedded test image agree to 1e-3."""
         from focal.segments.lower import check_test_features
 
@@ -164,7 +113,7 @@ class Institution(Party):
             moments = proj.pooled_moments(opened, dim, bound, m.rows)
         else:
             moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, m.rows)
-        self._check_classes(counts)
+        self.check_classes(counts)
 
         key = self._group_key(MOMENTS, tuple(self.names))
         first, context = self.names[0], b"projection" + self.run_id  # sealed: for institutions' eyes only
@@ -247,7 +196,7 @@ class Institution(Party):
             raise ProtocolError(f"'{first.name}' sealed no group key for us")
         return self.identity.unseal(first, box, context)
 
-    def _check_classes(self, positives: Array) -> None:
+    def check_classes(self, positives: Array) -> None:
         """Is there something to learn over all institutions together?"""
         classes = self.manifest.classes[1:] if self.manifest.task == "binary" else self.manifest.classes
         empty = [c for c, n in zip(classes, positives, strict=True) if not 0 < n < self.manifest.rows]
@@ -264,7 +213,7 @@ class Institution(Party):
 
     # ----------------------------------------------------------------- encryption
 
-    def _joint_keys(self) -> msg.JointKeys:
+    def joint_keys(self) -> msg.JointKeys:
         """The joint keys, as every single custodian signed them and the server uses them."""
         signed = self.hear_all([*self.custodians, self.manifest.server.name], "keys/joint", msg.JointKeys)
         joint = signed[self.custodians[0]]
@@ -273,55 +222,9 @@ class Institution(Party):
                 raise ceremony.disagreement(name)
         return joint
 
-    def _upload(self, joint: msg.JointKeys) -> None:
-        """Encrypt every chunk once, store it, commit to the one list of them; when all have committed, send and sign it."""
-        self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
-        layout = agreed.layout(self.manifest)
-        public = keys.joint_public_key(scheme, self.run_id, self.net.get(joint.public))
-        start, stop = agreed.row_table(self.manifest, layout)[self.me.name]
-        columns, targets = self.projection.apply(self.raw), 0.5 - self.labels
-        plan = layout.chunks(start, stop)
-
-        def chunk(i: int) -> bytes:
-            block, what, g, h = plan[i]
-            values = columns if what == "data" else targets
-            rows = layout.block_of(values, start, block)
-            slots = layout.data_slots(rows, g, h) if what == "data" else layout.target_slots(rows, g)
-            kind = chunk_kind(what)
-            encrypted = scheme.cc.Encrypt(public, scheme.encode(slots, kind.limbs))
-            return self.blobs.put(wire.pack(scheme, kind, scheme.limbs(encrypted))).encode()
-
-        digests = []
-        for digest in self.pool.map(lambda i: self.journal.once(f"{self.session}/chunk/{i}", lambda: chunk(i)), range(len(plan))):
-            digests.append(digest.decode())
-        nothing = "0" * 64
-        body = msg.Upload(
-            joint_keys=ceremony.joint_digest(joint),
-            projection=self.projection_digest,
-            eta_hex=self.projection.eta_hex,
-            rows=stop - start,
-            first_row=start,
-            chunks=tuple(digests),
-            salt=nothing,
-            committed=nothing,
-        )
-        # whoever is in league with a custodian could otherwise make its rows of ours: nothing leaves before all are bound to theirs
-        salt, commits = self.commit("upload", self.names, agreed.upload_digest(body), lambda c: msg.UploadCommit(commitment=c))
-        self.send_stored(digests, "custodians")
-        self.say("upload", body.model_copy(update={"salt": salt.hex(), "committed": agreed.commitments_digest(commits)}))
-        self.report.say(
-            f"{self.me.name}: uploaded {len(digests)} ciphertexts; the rest needs nothing from here, the result can be fetched later"
-        )
-
     # ----------------------------------------------------------------- the result
 
-    def _receive(self, answers: dict[str, msg.ReleaseShares]) -> None:
-        """The model from every custodian's sealed shares."""
-        layout = agreed.layout(self.manifest)
-        self.weights = release.weights(layout, self._opened(answers, layout.class_groups))
-        self._save_model()
-
-    def _opened(self, answers: dict[str, msg.ReleaseShares], count: int) -> list[Array]:
+    def opened_slots(self, answers: dict[str, msg.ReleaseShares], count: int) -> list[Array]:
         """Open the sealed shares of every custodian, add them up, decode: slots of each of ``count`` released ciphertexts."""
         first = answers[self.custodians[0]]
         size = wire.size(self.scheme, wire.DECRYPTION)
@@ -340,22 +243,7 @@ class Institution(Party):
             for u in range(count)
         ]
 
-    def _save_model(self) -> None:
-        from focal.segments.upper import UpperHead
-
-        self._save_head(UpperHead.from_projection(self.projection, self.weights, self.manifest.task))
-        private_write(self.folder / PROJECTION, self.projection.to_bytes())
-        with open(os.open(self.folder / "rows.npz", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
-            np.savez(
-                f,
-                weights=self.weights,
-                features=self.rows.features,
-                labels=self.rows.labels,
-                groups=self.rows.groups.astype(str),
-                split=self.rows.split.astype(str),
-            )
-
-    def _save_head(self, head: UpperHead) -> None:
+    def save_head(self, head: UpperHead) -> None:
         from focal.segments.upper import ModelMeta, save
 
         m = self.manifest
@@ -414,70 +302,10 @@ class Institution(Party):
             auroc_ci95=interval,
             seconds={**phase_seconds(self.folder), "total": sum(span["seconds"] for span in timeline(self.folder))},
             traffic=traffic,
-            **self._facts(),
+            **self.plan.facts(self.manifest, self.scheme),
         )
         write_summary(summary, self.folder)
 
+    @abc.abstractmethod
     def test_outputs(self) -> tuple[NDArray[np.uint8], Array, NDArray[np.str_]]:
         """Own test rows: labels (n, K), the released model's linear outputs (n, C), patients (n,)."""
-        own = self.rows.take(self.rows.split == "test")
-        return own.labels, self.projection.apply(own.features) @ self.weights, own.groups
-
-    def _facts(self) -> dict[str, Any]:
-        return protocol_facts(self.manifest, self.scheme)
-
-
-def phase_seconds(folder: Path) -> dict[str, float]:
-    """Seconds by phase from a party's timeline, restarts included; the phases of the contract are always there."""
-    out = dict.fromkeys(("keys", "features", "upload", "train", "release"), 0.0)
-    for span in timeline(folder):
-        if span["phase"] in out:
-            out[span["phase"]] += span["seconds"]
-    return out
-
-
-def protocol_facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
-    """What a summary says of a blind run: parameters, security, release, who verifies."""
-    layout = agreed.layout(manifest)
-    own = {
-        "rows": layout.rows,
-        "class_lanes": layout.class_lanes,
-        "feature_lanes": layout.feature_lanes,
-        "babies": layout.babies,
-        "blocks": layout.blocks,
-        "degree": manifest.training.degree,
-        "ridge": manifest.training.ridge,
-        "projection": manifest.projection.kind,
-        "bound": manifest.projection.bound,
-    }
-    refreshes = agreed.refreshes(layout, manifest)
-    return common_facts(manifest, scheme, layout, manifest.training.steps, layout.class_groups, refreshes, own)
-
-
-def common_facts(
-    manifest: Manifest, scheme: Scheme, layout: Layout | InteractiveLayout, steps: int, openings: int, refreshes: int, own: dict[str, Any]
-) -> dict[str, Any]:
-    """What a summary says of a run of either protocol; ``own`` are its parameters."""
-    guard = manifest.guard
-    bounds = refresh.guard(scheme, len(manifest.custodians))
-    return {
-        "steps": steps,
-        "params": {
-            "ring": scheme.n,
-            "log_qp": round(scheme.log_qp, 1),
-            "scale_bits": manifest.ckks.scale_bits,
-            "features": layout.features,
-            "outputs": layout.outputs,
-            "rotation_keys": len(layout.rotations),
-            "lower": json.loads(manifest.lower.model_dump_json()),
-            **own,
-        },
-        "security_bits": scheme.security_bits,
-        "release": {
-            "flooding_bits": release.flooding_bits(),
-            "precision_bits": release.precision_bits(scheme.slots, scheme.scale, cast(Layout, layout), len(manifest.custodians)),
-            "openings": openings,
-        },
-        "verify": {m.name: m.verify for m in manifest.custodians},
-        "guard": {"name": guard.name, **bounds.facts(refreshes)} if guard else None,
-    }

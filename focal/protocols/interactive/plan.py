@@ -1,54 +1,37 @@
-"""What several parties compute of a joint step: the server, every verifying custodian, and an auditor. And what all derive alike.
-
-A step is a function of the weights before, of the signed headers of who was present and who answered, and of the recorded refresh
-answers. Each link of the chain is::
-
-    chain_0 = H(manifest, joint keys, masks)      chain_{t+1} = H(chain_t || headers of t || weights after t)
-"""
+"""What follows from the manifest of an interactive run alone, and what is checked of who takes part in a step."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any
 
-from focal.ckks import wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.engine import Ciphertext, Refresh
 from focal.ckks.interactive import (
     ACTIVATIONS,
     DERIVATIVES,
+    HEAD_NOISE,
     OPENING,
-    Backward,
-    Forward,
-    InteractiveEngine,
     InteractiveLayout,
     Update,
-    Weights,
     check_steps,
     row_table,
-    zero_weights,
 )
 from focal.ckks.interactive import check_contributors as check
 from focal.ckks.plan import blob_bytes
 from focal.config import InteractiveConfig, Manifest
 from focal.errors import Refused
 from focal.net import messages as msg
-from focal.roles.institution import common_facts
-from focal.roles.training import Fetch
+from focal.protocols import Released
+from focal.protocols.common.facts import common_facts
 
-WEIGHTS = wire.ciphertext(LIMBS)
-
+CARRIED_NOISE = HEAD_NOISE
 TRUST = (
     "interactive: the institutions are trusted to encrypt honestly; one that does not can learn the joint key from its own openings, "
     "whoever verifies; each learns the head, and the others' summed gradients (SECURITY.md)"
 )
 """What everybody must be told who signs or starts an interactive run."""
 Header = msg.Activations | msg.Derivatives
-Openings = tuple[tuple[str, ...], list[bytes]]
-"""Plan items and canonical ciphertexts, one for each owner."""
 
 
 def settings(manifest: Manifest) -> InteractiveConfig:
@@ -108,14 +91,17 @@ def round_after(manifest: Manifest, step: int) -> int | None:
     return -(-done // every) if done % every == 0 or done == total(manifest) else None
 
 
-def released(manifest: Manifest) -> tuple[tuple[str, ...], list[str]]:
-    """What is released in the end: the last weights and those of the step before, from which the momentum is read.
-
-    Returns the plan items of the release and the topics of the refreshes that they come from.
-    """
+def released(manifest: Manifest) -> Released:
+    """What is released in the end: the last weights and those of the step before, from which the momentum is read."""
     steps = total(manifest)
     last = range(max(0, steps - 2), steps)
-    return tuple(f"train/{t}/release/-/merged/-" for t in last), [f"refresh/{t}/weights" for t in last]
+    items = tuple(f"train/{t}/release/-/merged/-" for t in last)
+    return Released(items, (0,) * len(last), tuple(f"refresh/{t}/weights" for t in last))
+
+
+def refreshes(manifest: Manifest) -> int:
+    """Collective refreshes of the run: the head's, once a step."""
+    return total(manifest)
 
 
 def describe(manifest: Manifest) -> str:
@@ -142,89 +128,6 @@ def describe(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-class JointSteps:
-    """Joint steps on ciphertexts from signed headers. ``fetch`` yields chunks; they are checked here, before OpenFHE sees them."""
-
-    def __init__(self, manifest: Manifest, scheme: Scheme, fetch: Fetch, threads: int) -> None:
-        self.scheme, self.fetch = scheme, fetch
-        config = settings(manifest)
-        self.layout = layout(manifest)
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
-        self.engine = InteractiveEngine(
-            scheme,
-            self.layout,
-            table(manifest),
-            update(manifest),
-            threads,
-            min_rows_of_others=config.min_rows_of_others,
-        )
-        self._begin = b"focal/joint-chain/v1" + manifest.hash
-
-    def close(self) -> None:
-        self.engine.close()
-        self.pool.shutdown()
-
-    def start(self, joint_keys: str, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None) -> tuple[Weights, str]:
-        """Head and chain to go on from: the untrained head, or after ``done``, the last steps (two are enough), from the own disk."""
-        masks = bytes.fromhex(self.engine.mask_digest)
-        weights, chain = zero_weights(self.scheme), hashlib.sha256(self._begin + bytes.fromhex(joint_keys) + masks).hexdigest()
-        for step in done:
-            weights, chain = Weights(self._load(step.outputs[0], fetch or self.fetch), weights.now), step.chain
-        return weights, chain
-
-    def forward(self, step: int, weights: Weights, headers: Mapping[str, msg.Activations]) -> tuple[Forward, Openings]:
-        """The logits of everybody who is present, to be opened."""
-        uploads = self._ciphertexts(headers, ACTIVATIONS)
-        run = self.engine.forward(weights, uploads)
-        return run, self._openings(step, "logits", run.logits)
-
-    def backward(self, step: int, weights: Weights, run: Forward, headers: Mapping[str, msg.Derivatives]) -> tuple[Backward, Openings]:
-        """The activation gradients of everybody who answered, to be opened; the new head, to be refreshed."""
-        uploads = self._ciphertexts(headers, DERIVATIVES)
-        done = self.engine.backward(weights, run, uploads, {name: header.rows for name, header in headers.items()})
-        return done, self._openings(step, "input-gradient", done.gradients)
-
-    def finish(
-        self,
-        step: int,
-        weights: Weights,
-        run: Backward,
-        ask: Refresh,
-        chain: str,
-        present: Mapping[str, msg.Activations],
-        answered: Mapping[str, msg.Derivatives],
-    ) -> tuple[Weights, msg.StepDone, bytes]:
-        """The head after the step, the statement of it, and the new weights' bytes."""
-        before = self.engine.finish(step, weights, run, ask)
-        data = self.dump(before.now)
-        headers: list[Header] = [*present.values(), *answered.values()]
-        said = hashlib.sha256(b"".join(map(msg.encode, headers))).digest()
-        link = hashlib.sha256(b"focal/joint-chain/v1" + bytes.fromhex(chain) + said + data).hexdigest()
-        inputs = tuple(h.chunk for h in headers)
-        return before, msg.StepDone(step=step, inputs=inputs, outputs=(wire.digest(data),), chain=link), data
-
-    def dump(self, ciphertext: Ciphertext) -> bytes:
-        """Canonical bytes of a weight ciphertext."""
-        return wire.pack(self.scheme, WEIGHTS, self.scheme.limbs(ciphertext))
-
-    def _load(self, digest: str, fetch: Fetch) -> Ciphertext:
-        """A weight ciphertext from bytes that this party wrote itself."""
-        return self.scheme.ciphertext(wire.unpack(self.scheme, WEIGHTS, fetch(digest), "the own disk"))
-
-    # ----------------------------------------------------------------- help
-
-    def _ciphertexts(self, headers: Mapping[str, Header], kind: wire.Kind) -> dict[str, Ciphertext]:
-        def one(name: str) -> Ciphertext:
-            return self.scheme.adopt(self.scheme.ciphertext(wire.unpack(self.scheme, kind, self.fetch(headers[name].chunk), f"'{name}'")))
-
-        return dict(zip(headers, self.pool.map(one, headers), strict=True))
-
-    def _openings(self, step: int, kind: str, ciphertexts: Mapping[str, Ciphertext]) -> Openings:
-        items = opening_items(step, kind, tuple(ciphertexts))
-        cts = ciphertexts.values() if items else []
-        return items, list(self.pool.map(lambda ct: wire.pack(self.scheme, OPENING, self.scheme.limbs(ct)), cts))
-
-
 def check_headers(headers: Mapping[str, Header], step: int, manifest: Manifest) -> None:
     """Raise :class:`Refused` (``upload``) unless each header is of this step, within its institution's batch, and of a chunk of its own."""
     limits, sent = batches(manifest), dict[str, str]()
@@ -246,9 +149,14 @@ def facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
     shape, steps = layout(manifest), total(manifest)
     own = {"rows": manifest.rows, "joint_rows": shape.rows, "interactive": json.loads(settings(manifest).model_dump_json())}
     openings = 2 * len(manifest.institutions) * (steps - 1) + min(2, steps)
-    return common_facts(manifest, scheme, shape, steps, openings, steps, own)
+    return common_facts(manifest, scheme, shape, steps, openings, refreshes(manifest), own)
 
 
 def average_label(number: int) -> str:
     """Label of the secure sum of an averaging round."""
     return f"average-{number}"
+
+
+def opening_context(item: str, run_id: bytes) -> bytes:
+    """What a sealed opening share is bound to."""
+    return f"open/{item}".encode() + run_id

@@ -16,29 +16,27 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from focal.ckks import refresh, ring, wire
+from focal.ckks import ring, wire
 from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.engine import Block, Engine, Refresh, chunk_kind, mask_digest, zero_weights
+from focal.ckks.engine import Block, Engine, Refresh, chunk_kind, zero_weights
 from focal.ckks.layout import Layout
 from focal.ckks.masks import TARGET_LIMBS, OwnerMasks
 from focal.ckks.plan import BLOCK_MEMORY
 from focal.ckks.twin import Scalars
 from focal.config import Manifest
 from focal.net import messages as msg
-from focal.roles import agreed
-
-Fetch = Callable[[str], bytes]
-"""Digest -> the blob's bytes."""
+from focal.protocols.blind.plan import row_table
+from focal.protocols.common.voice import Fetch, Voice
 
 Place = tuple[int, str, int, int]
 """Where a chunk belongs, as :meth:`Layout.chunks` counts: block, ``data`` or ``target``, g or class group, h or 0."""
 
 
-class Training:
+class BlindCompute:
     """Encrypted training from signed upload lists. ``fetch`` yields uploaded chunks; they are checked here, before OpenFHE sees them.
 
     ``memory``: bytes that blocks may take. What does not fit is fetched again in every pass: slower, with the same limbs. The targets
@@ -56,9 +54,10 @@ class Training:
         memory: int = BLOCK_MEMORY,
     ) -> None:
         self.manifest, self.scheme, self.layout, self.lists, self.fetch = manifest, scheme, layout, lists, fetch
+        self.total = manifest.training.steps
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
         self.kept = kept_blocks(layout, memory)
-        self.row_table = agreed.row_table(manifest, layout)
+        self.row_table = row_table(manifest, layout)
         self.masks = OwnerMasks(scheme, layout)
         self._chunks = self._chunks_by_place()
         self._targets: dict[int, list[Any]] = {}
@@ -68,6 +67,17 @@ class Training:
     def close(self) -> None:
         self.engine.close()
         self.pool.shutdown()
+
+    def steps(self, voice: Voice, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None) -> Iterator[msg.StepDone]:
+        """Take every step that follows after ``done``, whose outputs ``fetch`` yields from the own disk; yield each one's statement."""
+        weights, chain = self.start()
+        if done and fetch is not None:
+            weights, chain = self.load(done[-1].outputs, fetch), done[-1].chain
+        for step in range(len(done), self.total):
+            weights, statement, data = self.step(step, weights, chain, voice.refresh)
+            voice.done(step, statement, data)
+            chain = statement.chain
+            yield statement
 
     def start(self) -> tuple[list[Any], str]:
         """Weights before the first step, and the chain's beginning."""
@@ -161,32 +171,3 @@ def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
     """The scalars of every step, from the step size that all upload lists carry."""
     eta = float.fromhex(next(iter(lists.values())).eta_hex)
     return Scalars.derive(manifest.training.degree, eta, manifest.training.ridge, manifest.rows)
-
-
-def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
-    """One digest over all that training starts from: the upload lists, checked against the manifest, and the encoded masks."""
-    digest = agreed.uploads(manifest, layout, lists, joint_keys)
-    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists), agreed.row_table(manifest, layout))
-    return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(digest) + bytes.fromhex(encoded)).hexdigest()
-
-
-def combine(
-    scheme: Scheme,
-    run_id: bytes,
-    asked: msg.RefreshRequest,
-    answers: dict[str, msg.RefreshShares],
-    fetch: Fetch,
-    pool: ThreadPoolExecutor,
-) -> list[Any]:
-    """Refreshed ciphertexts from a request and every custodian's answer: what the server, a verifier and the release check compute.
-
-    Raises :class:`focal.errors.ProtocolError` naming the custodian whose answer is not to what was asked.
-    """
-    agreed.check_answers(asked, answers)
-
-    def one(i: int) -> Any:
-        data = fetch(asked.ciphertexts[i])
-        a = refresh.common_random(scheme, run_id, asked.items[i], asked.ciphertexts[i])
-        return scheme.adopt(refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()]))
-
-    return list(pool.map(one, range(len(asked.items))))

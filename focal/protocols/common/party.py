@@ -12,6 +12,7 @@ that everything belongs to this run.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import hashlib
 import json
@@ -28,8 +29,9 @@ from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, commitment
 from focal.net.store import Blobs, Journal
-from focal.roles.hearing import Heard, derive_run_id
-from focal.roles.progress import Reporter
+from focal.protocols import of
+from focal.protocols.common.hearing import Heard, derive_run_id
+from focal.protocols.common.progress import Reporter
 
 B = TypeVar("B", bound=Model)
 Audience = Literal["server", "custodians", "all"]
@@ -49,7 +51,7 @@ class Network(Protocol):
     def traffic(self) -> dict[str, dict[str, int]]: ...
 
 
-class Party:
+class Party(abc.ABC):
     """A member at work on one session of one manifest. Subclasses are the roles."""
 
     role: str
@@ -58,6 +60,7 @@ class Party:
         manifest.check_complete()
         check_signatures(manifest)
         self.manifest, self.local, self.report = manifest, local, report
+        self.plan = of(manifest).plan
         self.me: Member = manifest.member(local.name)
         if self.me.role != self.role:
             raise FocalError(
@@ -84,6 +87,13 @@ class Party:
         self._aborts: list[msg.Record] = []
         """Said by others, and not yet believed: under a run id, and ours is not known yet."""
         self._count = 0
+
+    def prepare(self) -> None:  # noqa: B027 (most roles have nothing to do here)
+        """What is done before anybody is spoken to."""
+
+    @abc.abstractmethod
+    def run(self) -> None:
+        """The role, from the first word to the last; interrupted, the same call continues it."""
 
     # ----------------------------------------------------------------- saying and hearing
 
@@ -158,7 +168,7 @@ class Party:
                 hint="settle the cause, then start a new run: this one has used up its keys",
             )
 
-    def idle(self) -> None:
+    def idle(self) -> None:  # noqa: B027
         """Called whenever the board was read; for roles that answer questions at any time."""
 
     # ----------------------------------------------------------------- blobs

@@ -23,14 +23,14 @@ from focal.ckks.layout import WEIGHT_SCALE
 from focal.config import InteractiveConfig, LocalConfig, Manifest, private_write
 from focal.errors import FocalError
 from focal.net import messages as msg
-from focal.roles import ceremony
-from focal.roles.institution import MOMENTS, PROJECTION, Array, Institution
-from focal.roles.interactive import steps as plan
-from focal.roles.progress import Reporter
+from focal.protocols.common import ceremony
+from focal.protocols.common.institution import MOMENTS, PROJECTION, Array, Institution
+from focal.protocols.common.progress import Reporter
+from focal.protocols.interactive import plan
 
 if TYPE_CHECKING:
-    from focal.roles.interactive.result import Beginning
-    from focal.roles.interactive.upper import EncryptedUpper
+    from focal.protocols.interactive.result import Beginning
+    from focal.protocols.interactive.upper import EncryptedUpper
 
 
 class JointInstitution(Institution):
@@ -80,7 +80,7 @@ class JointInstitution(Institution):
 
     def _start(self) -> Beginning:
         """What the run takes from the released model that the manifest pins."""
-        from focal.roles.interactive.result import beginning
+        from focal.protocols.interactive.result import beginning
         from focal.segments.upper import released_digest
 
         if self.local.start is None:
@@ -102,11 +102,11 @@ class JointInstitution(Institution):
         self.agree_run()
         with self.report.phase("moments"):
             self.enter("moments")
-            self._compare_test_features()
+            self.compare_test_features()
             counts = self.agree_start()
         with self.report.phase("keys"):
             self.enter("keys")
-            joint = self._joint_keys()
+            joint = self.joint_keys()
         with self.report.phase("train"):
             self.enter("upload")
             self._fine_tune(joint, counts)
@@ -128,12 +128,12 @@ class JointInstitution(Institution):
             private_write(self.folder / PROJECTION, projection.to_bytes())
             return counts
         counts = np.rint(self.secure_sum(MOMENTS, tuple(self.names), self.labels.sum(axis=0) / self.manifest.rows) * self.manifest.rows)
-        self._check_classes(counts)
+        self.check_classes(counts)
         return counts
 
     def _fine_tune(self, joint: msg.JointKeys, counts: Array) -> None:
         """Every joint step that is still to come, under an encrypted head."""
-        from focal.roles.interactive.upper import EncryptedUpper, public_key
+        from focal.protocols.interactive.upper import EncryptedUpper, public_key
 
         self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
         upper, start = EncryptedUpper(self, scheme, public_key(self, scheme, joint), ceremony.joint_digest(joint)), time.time()
@@ -177,7 +177,7 @@ class JointInstitution(Institution):
 
     def idle(self) -> None:
         """An averaging round may be closed without a result while this institution waits in it."""
-        from focal.roles.interactive.upper import Abandoned
+        from focal.protocols.interactive.upper import Abandoned
 
         server, topic = self.manifest.server.name, f"average/{self.round}/closed"
         if self.round is not None and self.said(server, topic) and not self.heard.get(self.scope, server, topic, msg.AverageClosed).done:
@@ -188,7 +188,7 @@ class JointInstitution(Institution):
     def _receive(self, answers: dict[str, msg.ReleaseShares]) -> None:
         """The head and its velocity from the sealed shares, and the model with the averaged lower segment."""
         layout, steps = plan.layout(self.manifest), plan.total(self.manifest)
-        slots = self._opened(answers, min(2, steps))
+        slots = self.opened_slots(answers, min(2, steps))
         read = [layout.read_weights(s) / WEIGHT_SCALE for s in slots]
         velocity = read[-1] - (read[-2] if steps > 1 else 0.0)
         self.weights = read[-1]
@@ -199,11 +199,11 @@ class JointInstitution(Institution):
         self._save_model()
 
     def _save_model(self) -> None:
-        from focal.roles.interactive.result import VELOCITY
+        from focal.protocols.interactive.result import VELOCITY
 
         head = self.segment.head(self.weights, self.manifest.task)
         head.trained = {name: p.detach() for name, p in self.segment.trained().items() if name.startswith("lower.")}
-        self._save_head(head)
+        self.save_head(head)
         with open(os.open(self.folder / VELOCITY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
             np.save(f, self.velocity)
 
@@ -211,9 +211,6 @@ class JointInstitution(Institution):
         held = np.flatnonzero(self.table.split == "test")
         outputs = self._outputs(held) if len(held) else np.empty((0, self.manifest.outputs))
         return self.table.labels[held], outputs, self.table.groups[held]
-
-    def _facts(self) -> dict[str, Any]:
-        return plan.facts(self.manifest, self.scheme)
 
     def _outputs(self, rows: NDArray[np.int64]) -> Array:
         """(n, C) linear outputs of the released model on own rows."""

@@ -1,0 +1,87 @@
+"""Who does what, and when. Each role is a script that reads from top to bottom; its journal makes it durable.
+
+A role never branches on "where was I": after a restart it runs again from the top. Whatever it made before (nonces, key
+contributions, ciphertexts, shares, signatures) comes back from its journal with the same bytes, and what the server
+has is not sent again, so it arrives within seconds where it was stopped.
+
+::
+
+    common       what the roles of every protocol share: say, hear, commit and reveal, the run id, keys, refresh, release
+    blind        one upload, frozen lower segments: institutions may go offline until the release
+    interactive  joint steps: each institution trains its lower segment under the encrypted head
+
+A protocol is a package with the same modules: ``plan`` (what follows from the manifest), ``compute`` (the one loop over its steps),
+and the four parties' roles, siblings under the common ones. Nobody outside asks which protocol a manifest is of: :func:`of` knows.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from focal.config import Manifest
+from focal.net import messages as msg
+
+
+class Released(NamedTuple):
+    """What a run opens in the end."""
+
+    items: tuple[str, ...]
+    """Plan items, one for each ciphertext."""
+    groups: tuple[int, ...]
+    """Class group of each, whose lanes without a class are zeroed before it is opened."""
+    topics: tuple[str, ...]
+    """The refreshes that their ciphertexts come from, one of each of the last steps."""
+
+    def ciphertexts(self, done: Sequence[msg.StepDone]) -> tuple[str, ...]:
+        """Digests of what is released, from the statements of all steps."""
+        return tuple(output for statement in done[-len(self.topics) :] for output in statement.outputs)
+
+
+class Plan(Protocol):
+    """What follows from a manifest alone: a protocol's ``plan`` module."""
+
+    TRUST: str
+    """What everybody must be told who signs or starts a run."""
+    CARRIED_NOISE: float
+    """Bound on the noise of what is released."""
+
+    def layout(self, manifest: Manifest) -> Any: ...
+    def refreshes(self, manifest: Manifest) -> int: ...
+    def released(self, manifest: Manifest) -> Released: ...
+    def facts(self, manifest: Manifest, scheme: Any) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One protocol: where its modules are. Paths, not classes: a server or custodian never loads torch."""
+
+    name: str
+    package: str
+    prefix: str
+    """Of its classes: ``Blind`` makes ``BlindServer``."""
+
+    @property
+    def plan(self) -> Plan:
+        plan: Any = importlib.import_module(f"{self.package}.plan")
+        return plan
+
+    def part(self, part: str) -> Any:
+        """The class of a role (``server``, ``custodian``, ``institution``), or of the ``audit``."""
+        return getattr(importlib.import_module(f"{self.package}.{part}"), f"{self.prefix}{part.capitalize()}")
+
+
+PROTOCOLS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("blind", "focal.protocols.blind", "Blind"),
+        Kind("interactive", "focal.protocols.interactive", "Joint"),
+    )
+}
+
+
+def of(manifest: Manifest) -> Kind:
+    """The protocol of a run."""
+    return PROTOCOLS[manifest.protocol]

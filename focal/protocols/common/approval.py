@@ -1,0 +1,59 @@
+"""Where a person decides (``approve: human``): the release that a custodian waits with, and the one that was approved.
+
+::
+
+    custodian  awaits-approval.json --read--> focal approve FOLDER --writes--> approved.json --read--> custodian: the very same release?
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from focal.config import Hex32, Model, canonical_json, private_write
+from focal.errors import FocalError
+
+AWAITED, APPROVED = "awaits-approval.json", "approved.json"
+"""In a custodian's folder: the release that waits for a person, and the one that a person has approved last."""
+
+
+class Release(Model):
+    """What a person approves: the opening of certain ciphertexts of one run, and of nothing else."""
+
+    run_id: Hex32
+    digest: Hex32
+    """Over run id, plan items and ciphertext digests."""
+
+    @classmethod
+    def of(cls, run_id: str, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> Release:
+        asked = canonical_json({"run": run_id, "items": items, "ciphertexts": ciphertexts})
+        return cls(run_id=run_id, digest=hashlib.sha256(b"focal/approval/v1" + asked).hexdigest())
+
+    @property
+    def short(self) -> str:
+        """For a person's eyes."""
+        return f"{self.run_id[:16]}, release {self.digest[:16]}"
+
+
+def read_release(path: Path) -> Release | None:
+    """What stands in ``path``; None when there is no such file, or something else in it (a file of an earlier version)."""
+    try:
+        return Release.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def approve(folder: Path) -> Release:
+    """Let this custodian make the release that it waits with, and no other one; returns it.
+
+    Raises :class:`FocalError` when it waits with none.
+    """
+    wanted = read_release(folder / AWAITED)
+    if wanted is None:
+        raise FocalError(
+            f"{folder}: no release waits for approval there", hint="when training is done the custodian says 'the release waits for'"
+        )
+    private_write(folder / APPROVED, wanted.model_dump_json().encode())
+    return wanted

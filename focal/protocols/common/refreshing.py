@@ -1,0 +1,48 @@
+"""A collective refresh as its parties speak of it: topics, answers, and the sum that everybody computes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from focal.ckks import refresh
+from focal.ckks.context import Scheme
+from focal.errors import ProtocolError
+from focal.net import messages as msg
+from focal.protocols.common.voice import Fetch
+
+
+def topic(item: str) -> str:
+    """The topic of the batch that a refresh's plan item belongs to."""
+    _, step, kind, *_ = item.split("/")
+    return f"refresh/{step}/{kind}"
+
+
+def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShares]) -> None:
+    """Raise unless every custodian answered exactly what was asked."""
+    for name, answer in answers.items():
+        same = (answer.items, answer.ciphertexts) == (asked.items, asked.ciphertexts)
+        if not same or not len(answer.h0) == len(answer.h1) == len(asked.items):
+            raise ProtocolError(f"'{name}' answered another refresh than was asked for")
+
+
+def combine(
+    scheme: Scheme,
+    run_id: bytes,
+    asked: msg.RefreshRequest,
+    answers: dict[str, msg.RefreshShares],
+    fetch: Fetch,
+    pool: ThreadPoolExecutor,
+) -> list[Any]:
+    """Refreshed ciphertexts from a request and every custodian's answer: what the server, a verifier and the release check compute.
+
+    Raises :class:`focal.errors.ProtocolError` naming the custodian whose answer is not to what was asked.
+    """
+    check_answers(asked, answers)
+
+    def one(i: int) -> Any:
+        data = fetch(asked.ciphertexts[i])
+        a = refresh.common_random(scheme, run_id, asked.items[i], asked.ciphertexts[i])
+        return scheme.adopt(refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()]))
+
+    return list(pool.map(one, range(len(asked.items))))

@@ -1,0 +1,147 @@
+"""What several parties compute of a joint step: the server, every verifying custodian, and an auditor.
+
+A step is a function of the weights before, of the signed headers of who was present and who answered, and of the recorded refresh
+answers. Each link of the chain is::
+
+    chain_0 = H(manifest, joint keys, masks)      chain_{t+1} = H(chain_t || headers of t || weights after t)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from focal.ckks import wire
+from focal.ckks.context import LIMBS, Scheme
+from focal.ckks.engine import Ciphertext, Refresh
+from focal.ckks.interactive import (
+    ACTIVATIONS,
+    DERIVATIVES,
+    OPENING,
+    Backward,
+    Forward,
+    InteractiveEngine,
+    Weights,
+    zero_weights,
+)
+from focal.config import Manifest
+from focal.net import messages as msg
+from focal.protocols.common.voice import Fetch, Voice
+from focal.protocols.interactive import plan
+from focal.protocols.interactive.plan import Header
+
+WEIGHTS = wire.ciphertext(LIMBS)
+Openings = tuple[tuple[str, ...], list[bytes]]
+"""Plan items and canonical ciphertexts, one for each owner."""
+
+
+class JointVoice(Voice, Protocol):
+    """How a party answers for a joint step (:mod:`focal.protocols.common.voice`)."""
+
+    def present(self, step: int) -> dict[str, msg.Activations]:
+        """Headers of those with whom the step begins, in manifest order."""
+        ...
+
+    def answered(self, step: int, present: Mapping[str, msg.Activations]) -> dict[str, msg.Derivatives]:
+        """Headers of those of them with whom it goes on."""
+        ...
+
+    def open(self, topic: str, items: tuple[str, ...], packed: list[bytes]) -> None:
+        """Ciphertexts are opened, each to its owner."""
+        ...
+
+
+class JointCompute:
+    """Joint steps on ciphertexts from signed headers. ``fetch`` yields chunks; they are checked here, before OpenFHE sees them."""
+
+    def __init__(self, manifest: Manifest, scheme: Scheme, joint_keys: str, fetch: Fetch, threads: int) -> None:
+        self.scheme, self.fetch = scheme, fetch
+        self.total = plan.total(manifest)
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
+        self.engine = InteractiveEngine(
+            scheme,
+            plan.layout(manifest),
+            plan.table(manifest),
+            plan.update(manifest),
+            threads,
+            min_rows_of_others=plan.settings(manifest).min_rows_of_others,
+        )
+        masks = bytes.fromhex(self.engine.mask_digest)
+        begin = b"focal/joint-chain/v1" + manifest.hash + bytes.fromhex(joint_keys) + masks
+        self.chain = hashlib.sha256(begin).hexdigest()
+        """The chain's beginning."""
+
+    def close(self) -> None:
+        self.engine.close()
+        self.pool.shutdown()
+
+    def steps(self, voice: JointVoice, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None) -> Iterator[msg.StepDone]:
+        """Take every step that follows after ``done``, whose outputs ``fetch`` yields from the own disk; yield each one's statement."""
+        weights, chain = zero_weights(self.scheme), self.chain
+        for earlier in done[-2:]:  # the head, and the one before it for the momentum
+            weights, chain = Weights(self._load(earlier.outputs[0], fetch or self.fetch), weights.now), earlier.chain
+        for step in range(len(done), self.total):
+            present = voice.present(step)
+            run, (items, packed) = self.forward(step, weights, present)
+            voice.open(f"open/{step}/logits", items, packed)
+            answered = voice.answered(step, present)
+            after, (items, packed) = self.backward(step, weights, run, answered)
+            voice.open(f"open/{step}/gradients", items, packed)
+            weights, statement, data = self.finish(step, weights, after, voice.refresh, chain, present, answered)
+            voice.done(step, statement, [data])
+            chain = statement.chain
+            yield statement
+
+    def forward(self, step: int, weights: Weights, headers: Mapping[str, msg.Activations]) -> tuple[Forward, Openings]:
+        """The logits of everybody who is present, to be opened."""
+        uploads = self._ciphertexts(headers, ACTIVATIONS)
+        run = self.engine.forward(weights, uploads)
+        return run, self._openings(step, "logits", run.logits)
+
+    def backward(self, step: int, weights: Weights, run: Forward, headers: Mapping[str, msg.Derivatives]) -> tuple[Backward, Openings]:
+        """The activation gradients of everybody who answered, to be opened; the new head, to be refreshed."""
+        uploads = self._ciphertexts(headers, DERIVATIVES)
+        done = self.engine.backward(weights, run, uploads, {name: header.rows for name, header in headers.items()})
+        return done, self._openings(step, "input-gradient", done.gradients)
+
+    def finish(
+        self,
+        step: int,
+        weights: Weights,
+        run: Backward,
+        ask: Refresh,
+        chain: str,
+        present: Mapping[str, msg.Activations],
+        answered: Mapping[str, msg.Derivatives],
+    ) -> tuple[Weights, msg.StepDone, bytes]:
+        """The head after the step, the statement of it, and the new weights' bytes."""
+        before = self.engine.finish(step, weights, run, ask)
+        data = self.dump(before.now)
+        headers: list[Header] = [*present.values(), *answered.values()]
+        said = hashlib.sha256(b"".join(map(msg.encode, headers))).digest()
+        link = hashlib.sha256(b"focal/joint-chain/v1" + bytes.fromhex(chain) + said + data).hexdigest()
+        inputs = tuple(h.chunk for h in headers)
+        return before, msg.StepDone(step=step, inputs=inputs, outputs=(wire.digest(data),), chain=link), data
+
+    def dump(self, ciphertext: Ciphertext) -> bytes:
+        """Canonical bytes of a weight ciphertext."""
+        return wire.pack(self.scheme, WEIGHTS, self.scheme.limbs(ciphertext))
+
+    def _load(self, digest: str, fetch: Fetch) -> Ciphertext:
+        """A weight ciphertext from bytes that this party wrote itself."""
+        return self.scheme.ciphertext(wire.unpack(self.scheme, WEIGHTS, fetch(digest), "the own disk"))
+
+    # ----------------------------------------------------------------- help
+
+    def _ciphertexts(self, headers: Mapping[str, Header], kind: wire.Kind) -> dict[str, Ciphertext]:
+        def one(name: str) -> Ciphertext:
+            return self.scheme.adopt(self.scheme.ciphertext(wire.unpack(self.scheme, kind, self.fetch(headers[name].chunk), f"'{name}'")))
+
+        return dict(zip(headers, self.pool.map(one, headers), strict=True))
+
+    def _openings(self, step: int, kind: str, ciphertexts: Mapping[str, Ciphertext]) -> Openings:
+        items = plan.opening_items(step, kind, tuple(ciphertexts))
+        cts = ciphertexts.values() if items else []
+        return items, list(self.pool.map(lambda ct: wire.pack(self.scheme, OPENING, self.scheme.limbs(ct)), cts))
