@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, printable, read, write
+from focal.config import LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, printable, read, write
 from focal.errors import FocalError
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def main() -> NoReturn:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
-    except (FocalError, ConfigError) as e:
+    except FocalError as e:
         print(f"error: {printable(str(e), keep=chr(10))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

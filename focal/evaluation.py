@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from focal.baselines.logistic import LogisticModel, fit_logistic
-from focal.config import DatasetConfig, Model, Task, private_write
+from focal.config import DatasetConfig, Model, Task
 from focal.errors import FocalError
+from focal.files import private_write
 from focal.report.metrics import auroc_per_class, bootstrap_ci, macro_auroc, measure_all
 from focal.report.subgroups import Split, score_subgroup, subgroups
 from focal.report.summary import Auroc, AurocInterval

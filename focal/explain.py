@@ -36,8 +36,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from focal.config import private_write
 from focal.errors import FocalError
+from focal.files import private_write
 from focal.segments.lower import LowerSegment, preprocess
 from focal.segments.upper import ReleasedModel, UpperHead
 

@@ -23,8 +23,9 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from focal.config import Member, private_write
+from focal.config import Member
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.files import private_write
 from focal.net.identity import Identity, bound_hash, read_public, verify
 from focal.report import histogram
 from focal.segments.upper import ModelMeta

@@ -235,7 +235,7 @@ def finished() -> Finished:
 QUICK = """
 import os, types
 import numpy as np
-from focal.config import private_write
+from focal.files import private_write
 from focal.roles.institution import Institution
 
 def _features(self):

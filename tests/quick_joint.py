@@ -24,7 +24,7 @@ class Skipped(Exception):
         self.resume = resume
 split.Skipped = Skipped
 sys.modules["focal.training.split"] = split
-from focal.config import private_write
+from focal.files import private_write
 from focal.roles.institution import Institution
 from focal.roles.interactive import steps as plan
 from focal.roles.interactive.institution import JointInstitution as J

@@ -39,7 +39,3 @@ def test_openmp_is_limited_before_openfhe_is_imported(module: str) -> None:
 @pytest.mark.parametrize("role", ["server", "custodian"])
 def test_server_and_custodian_never_import_torch(role: str) -> None:
     assert python(f"import sys, focal.roles.{role}, focal.roles.start; print('torch' in sys.modules)") == "False"
-
-
-def test_config_imports_nothing_of_the_package() -> None:
-    assert python("import sys, focal.config; print(sorted(m for m in sys.modules if m.startswith('focal')))") == "['focal', 'focal.config']"

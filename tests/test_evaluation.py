@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from focal.config import ConfigError, InteractiveConfig, LowerConfig, read
-from focal.errors import FocalError
+from focal.config import InteractiveConfig, LowerConfig, read
+from focal.errors import ConfigError, FocalError
 from focal.evaluation import (
     InstitutionRows,
     LabelMap,

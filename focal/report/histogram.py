@@ -32,8 +32,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from focal.config import Task, private_write
+from focal.config import Task
 from focal.errors import ProtocolError
+from focal.files import private_write
 from focal.report.metrics import Floats, outcome_columns
 from focal.report.plots import Curve, plot_curves
 

@@ -32,9 +32,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import focal
-from focal.config import RunConfig, private_write, read
+from focal.config import RunConfig, read
 from focal.errors import FocalError
 from focal.evaluation import InstitutionRows, baseline_scores, read_rows, test_rows
+from focal.files import private_write
 from focal.report import plots
 from focal.report.losses import plot_losses, read_losses
 from focal.report.metrics import Measured, Paired, measure_all, paired_bootstrap

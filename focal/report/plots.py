@@ -20,8 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-from focal.config import Task, private_write
+from focal.config import Task
 from focal.errors import FocalError
+from focal.files import private_write
 from focal.report.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, outcome_columns, probabilities
 from focal.report.table import human_bytes
 

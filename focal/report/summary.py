@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from focal.config import Model, Name, explain, private_write
+from focal.config import Model, Name, explain
 from focal.errors import FocalError
+from focal.files import private_write
 
 FILE = "summary.json"
 
@@ -227,7 +228,7 @@ def _validated(content: object, source: Path | str) -> Summary:
     try:
         return Summary.model_validate(content)
     except ValidationError as e:
-        raise FocalError(str(explain(e, source))) from None
+        raise explain(e, source) from None
 
 
 def write_summary(summary: Summary, run: Path) -> Path:

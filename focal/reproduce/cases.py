@@ -148,7 +148,7 @@ class Case:
 
 
 class Source:
-    """One paper table's data on this machine. Raises :class:`FocalError` or ``ConfigError`` when it is not there."""
+    """One paper table's data on this machine. Raises :class:`FocalError` when it is not there."""
 
     def __init__(self, paper: PaperTable, configs: Path, runs: Path) -> None:
         self.paper, self.runs = paper, runs

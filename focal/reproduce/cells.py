@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from focal.config import Hex32, Model, Task, canonical_json, private_write, write
+from focal.config import Hex32, Model, Task, write
 from focal.errors import FocalError
 from focal.evaluation import Floats
+from focal.files import canonical_json, private_write
 from focal.report.metrics import auroc_per_class, macro_auroc, resampled_auroc
 from focal.report.summary import Interval, Score, Seconds_, Traffic
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from focal.baselines.spe_fl import measure
-from focal.config import private_write
 from focal.evaluation import Floats
+from focal.files import private_write
 from focal.report.metrics import Paired, paired
 from focal.reproduce.cases import Dealing, PaperTable
 from focal.reproduce.cells import Arrays, Cell, Store, interval

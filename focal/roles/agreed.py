@@ -6,8 +6,9 @@ import hashlib
 
 from focal.ckks.layout import Layout
 from focal.ckks.plan import check_sharing, layout_for
-from focal.config import Manifest, canonical_json
+from focal.config import Manifest
 from focal.errors import ProtocolError, Refused
+from focal.files import canonical_json
 from focal.net import messages as msg
 from focal.roles.hearing import check_opens
 

@@ -34,8 +34,9 @@ from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.ledger import Ledger, ledger_digest
 from focal.ckks.masks import only_classes
-from focal.config import Hex32, LocalConfig, Manifest, Member, Model, canonical_json, private_write
+from focal.config import Hex32, LocalConfig, Manifest, Member, Model
 from focal.errors import FocalError, Refused
+from focal.files import canonical_json, private_write
 from focal.net import messages as msg
 from focal.roles import agreed, ceremony
 from focal.roles.hearing import check_opens

@@ -26,8 +26,9 @@ from focal.ckks.context import Scheme
 from focal.ckks.engine import chunk_kind
 from focal.ckks.interactive import InteractiveLayout
 from focal.ckks.layout import Layout
-from focal.config import DatasetConfig, LocalConfig, Manifest, private_write
+from focal.config import DatasetConfig, LocalConfig, Manifest
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.files import private_write
 from focal.net import messages as msg
 from focal.net.identity import bound_hash, open_for_group, seal_for_group
 from focal.roles import agreed, ceremony

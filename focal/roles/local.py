@@ -35,8 +35,9 @@ import psutil
 
 from focal.ckks import plan, twin
 from focal.ckks.context import Scheme
-from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, private_write, read, write
+from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, read, write
 from focal.errors import FocalError
+from focal.files import private_write
 from focal.net.identity import Identity, sign_manifest
 from focal.roles import agreed
 from focal.roles.institution import protocol_facts

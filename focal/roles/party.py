@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from focal.config import LocalConfig, Manifest, Member, Model, canonical_json, printable
+from focal.config import LocalConfig, Manifest, Member, Model, printable
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.files import canonical_json
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, commitment
 from focal.net.store import Blobs, Journal

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from focal.ckks.context import Scheme
 from focal.ckks.layout import WEIGHT_SCALE
-from focal.config import InteractiveConfig, LocalConfig, Manifest, private_write
+from focal.config import InteractiveConfig, LocalConfig, Manifest
 from focal.errors import FocalError
+from focal.files import private_write
 from focal.net import messages as msg
 from focal.roles import ceremony
 from focal.roles.institution import MOMENTS, PROJECTION, Array, Institution
