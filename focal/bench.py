@@ -31,8 +31,8 @@ from focal.ckks.twin import Scalars
 from focal.config import RunConfig, read
 from focal.errors import FocalError
 from focal.files import private_write
-from focal.report.summary import read_summary
-from focal.roles import local
+from focal.measure.summary import read_summary
+from focal.runs import local
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def split(config_file: Path, runs: Path, steps: int) -> Result:
     took, traffic = {}, {}
     for name, module, roles in (
         ("encrypted", "focal", ("server", "custodian", "institution")),
-        ("plaintext", "focal.baselines.plain_split", ("server", "institution")),
+        ("plaintext", "focal.roles.interactive.plain", ("server", "institution")),
     ):
         run = local.open_run(config.model_copy(update={"name": f"bench-{name}", "interactive": settings, "start": None}), runs)
         manifest = local.prepare(run, lambda text: None)

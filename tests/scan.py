@@ -30,7 +30,7 @@ from focal.net import messages as msg
 from focal.net.identity import Identity
 from focal.net.store import Blobs
 from focal.roles.audit import recorded
-from focal.roles.interactive.custodian import opening_context
+from focal.roles.interactive.steps import opening_context
 
 LOOK = 8
 FIRST = np.arange(1, LOOK + 1)

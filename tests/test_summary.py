@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from focal.errors import FocalError
-from focal.report.summary import PHASES, Auroc, AurocInterval, Summary, build_summary, read_summary, write_summary
-from focal.report.table import human_bytes, print_results
+from focal.measure.summary import PHASES, Auroc, AurocInterval, Summary, build_summary, read_summary, write_summary
+from focal.measure.traffic import human_bytes
+from focal.report.table import print_results
 
 CHECK = Path(__file__).parents[2] / "shared" / "tools" / "contract_check.py"
 CUSTODIANS = ("custodian-1", "custodian-2")

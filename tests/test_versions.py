@@ -24,9 +24,9 @@ from focal.net.hub import Hub
 from focal.net.identity import Identity, open_record, sign_manifest
 from focal.net.link import Link
 from focal.net.store import Board, Journal
-from focal.roles import local
 from focal.roles.audit import recorded
 from focal.roles.start import run_role
+from focal.runs import local
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)

@@ -23,10 +23,10 @@ from pydantic import Field, ValidationError
 
 from focal.config import Hex32, Model, Task, write
 from focal.errors import FocalError
-from focal.evaluation import Floats
 from focal.files import canonical_json, private_write
-from focal.report.metrics import auroc_per_class, macro_auroc, resampled_auroc
-from focal.report.summary import Interval, Score, Seconds_, Traffic
+from focal.measure.metrics import Floats, auroc_per_class, macro_auroc, resampled_auroc
+from focal.measure.summary import Interval, Score, Seconds_
+from focal.measure.traffic import Traffic
 
 REPEATS = 1000
 """Resamples of the patients for an interval."""

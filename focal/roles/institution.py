@@ -12,28 +12,27 @@ After the upload it may go offline; the sealed result waits at the server.
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, refresh, release, wire
+from focal.ckks import keys, release, wire
 from focal.ckks.context import Scheme
 from focal.ckks.engine import chunk_kind
-from focal.ckks.interactive import InteractiveLayout
-from focal.ckks.layout import Layout
 from focal.config import DatasetConfig, LocalConfig, Manifest
+from focal.data.rows import InstitutionRows, write_kept
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import private_write
+from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import bound_hash, open_for_group, seal_for_group
 from focal.roles import agreed, ceremony
+from focal.roles.facts import phase_seconds, protocol_facts
 from focal.roles.hearing import check_opens
-from focal.roles.party import Party, merge
+from focal.roles.party import Party
 from focal.roles.progress import Reporter, timeline
 from focal.segments import projection as proj
 from focal.segments.projection import Projection
@@ -41,7 +40,6 @@ from focal.sums import fixed
 from focal.sums.masked import MaskedSum, contribution_digest, new_group_key, participants_digest
 
 if TYPE_CHECKING:
-    from focal.evaluation import InstitutionRows
     from focal.segments.upper import UpperHead
 
 Array = NDArray[np.float64]
@@ -118,7 +116,6 @@ class Institution(Party):
     def _features(self) -> tuple[InstitutionRows, NDArray[np.float32]]:
         # torch is imported here, not above: the command line checks keys, manifest and link before it takes seconds
         from focal.data import load
-        from focal.evaluation import InstitutionRows
         from focal.segments.lower import build_lower, test_image_features
         from focal.training.features import compute_features
 
@@ -346,15 +343,7 @@ class Institution(Party):
 
         self._save_head(UpperHead.from_projection(self.projection, self.weights, self.manifest.task))
         private_write(self.folder / PROJECTION, self.projection.to_bytes())
-        with open(os.open(self.folder / "rows.npz", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
-            np.savez(
-                f,
-                weights=self.weights,
-                features=self.rows.features,
-                labels=self.rows.labels,
-                groups=self.rows.groups.astype(str),
-                split=self.rows.split.astype(str),
-            )
+        write_kept(self.folder, self.rows, self.weights)
 
     def _save_head(self, head: UpperHead) -> None:
         from focal.segments.upper import ModelMeta, save
@@ -381,7 +370,7 @@ class Institution(Party):
 
     def _pool_scores(self, labels: NDArray[np.uint8], outputs: Array) -> None:
         """One ROC curve over everybody's test rows: each adds its histogram, nobody shows a score."""
-        from focal.report import histogram
+        from focal.measure import histogram
 
         m = self.manifest
         self.enter("release")
@@ -398,8 +387,8 @@ class Institution(Party):
         if not len(labels):
             self.report.warn(f"{self.me.name}: no test rows, so no score of its own")
             return
-        from focal.evaluation import score_outputs
-        from focal.report.summary import build_summary, write_summary
+        from focal.measure.scores import score_outputs
+        from focal.measure.summary import build_summary, write_summary
 
         reported = self.hear(self.manifest.server.name, "traffic", msg.Traffic).bytes
         try:
@@ -426,59 +415,3 @@ class Institution(Party):
 
     def _facts(self) -> dict[str, Any]:
         return protocol_facts(self.manifest, self.scheme)
-
-
-def phase_seconds(folder: Path) -> dict[str, float]:
-    """Seconds by phase from a party's timeline, restarts included; the phases of the contract are always there."""
-    out = dict.fromkeys(("keys", "features", "upload", "train", "release"), 0.0)
-    for span in timeline(folder):
-        if span["phase"] in out:
-            out[span["phase"]] += span["seconds"]
-    return out
-
-
-def protocol_facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
-    """What a summary says of a blind run: parameters, security, release, who verifies."""
-    layout = agreed.layout(manifest)
-    own = {
-        "rows": layout.rows,
-        "class_lanes": layout.class_lanes,
-        "feature_lanes": layout.feature_lanes,
-        "babies": layout.babies,
-        "blocks": layout.blocks,
-        "degree": manifest.training.degree,
-        "ridge": manifest.training.ridge,
-        "projection": manifest.projection.kind,
-        "bound": manifest.projection.bound,
-    }
-    refreshes = agreed.refreshes(layout, manifest)
-    return common_facts(manifest, scheme, layout, manifest.training.steps, layout.class_groups, refreshes, own)
-
-
-def common_facts(
-    manifest: Manifest, scheme: Scheme, layout: Layout | InteractiveLayout, steps: int, openings: int, refreshes: int, own: dict[str, Any]
-) -> dict[str, Any]:
-    """What a summary says of a run of either protocol; ``own`` are its parameters."""
-    guard = manifest.guard
-    bounds = refresh.guard(scheme, len(manifest.custodians))
-    return {
-        "steps": steps,
-        "params": {
-            "ring": scheme.n,
-            "log_qp": round(scheme.log_qp, 1),
-            "scale_bits": manifest.ckks.scale_bits,
-            "features": layout.features,
-            "outputs": layout.outputs,
-            "rotation_keys": len(layout.rotations),
-            "lower": json.loads(manifest.lower.model_dump_json()),
-            **own,
-        },
-        "security_bits": scheme.security_bits,
-        "release": {
-            "flooding_bits": release.flooding_bits(),
-            "precision_bits": release.precision_bits(scheme.slots, scheme.scale, cast(Layout, layout), len(manifest.custodians)),
-            "openings": openings,
-        },
-        "verify": {m.name: m.verify for m in manifest.custodians},
-        "guard": {"name": guard.name, **bounds.facts(refreshes)} if guard else None,
-    }

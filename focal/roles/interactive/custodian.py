@@ -123,7 +123,7 @@ class JointCustodian(Custodian):
         owners = [item.rpartition("/")[2] for item in items]
         shares = list(map(self._opening_share, items, asked.ciphertexts, data))  # in order: the ledger's order is the plan's
         boxes = [
-            self.identity.seal(self.manifest.member(owner), share, opening_context(item, self.run_id))
+            self.identity.seal(self.manifest.member(owner), share, plan.opening_context(item, self.run_id))
             for item, owner, share in zip(items, owners, shares, strict=True)
         ]
         digests = self.share_blobs(boxes, "all")
@@ -151,8 +151,3 @@ class JointCustodian(Custodian):
 
     def _released_classes(self, weights: list[object]) -> list[object]:
         return [only_classes(self.scheme, plan.layout(self.manifest), 0, w) for w in weights]
-
-
-def opening_context(item: str, run_id: bytes) -> bytes:
-    """What a sealed opening share is bound to."""
-    return f"open/{item}".encode() + run_id

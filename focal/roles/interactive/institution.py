@@ -30,7 +30,7 @@ from focal.roles.interactive import steps as plan
 from focal.roles.progress import Reporter
 
 if TYPE_CHECKING:
-    from focal.roles.interactive.result import Beginning
+    from focal.roles.interactive.beginning import Beginning
     from focal.roles.interactive.upper import EncryptedUpper
 
 
@@ -81,7 +81,7 @@ class JointInstitution(Institution):
 
     def _start(self) -> Beginning:
         """What the run takes from the released model that the manifest pins."""
-        from focal.roles.interactive.result import beginning
+        from focal.roles.interactive.beginning import beginning
         from focal.segments.upper import released_digest
 
         if self.local.start is None:
@@ -200,7 +200,7 @@ class JointInstitution(Institution):
         self._save_model()
 
     def _save_model(self) -> None:
-        from focal.roles.interactive.result import VELOCITY
+        from focal.roles.interactive.beginning import VELOCITY
 
         head = self.segment.head(self.weights, self.manifest.task)
         head.trained = {name: p.detach() for name, p in self.segment.trained().items() if name.startswith("lower.")}

@@ -36,7 +36,7 @@ from focal.ckks.plan import blob_bytes
 from focal.config import InteractiveConfig, Manifest
 from focal.errors import Refused
 from focal.net import messages as msg
-from focal.roles.institution import common_facts
+from focal.roles.facts import common_facts
 from focal.roles.training import Fetch
 
 WEIGHTS = wire.ciphertext(LIMBS)
@@ -89,6 +89,11 @@ def opening_items(step: int, kind: str, owners: tuple[str, ...]) -> tuple[str, .
     None in the first step: its weights are the all-zero ciphertext, so everybody knows that logits and gradients are zero.
     """
     return () if step == 0 else tuple(f"train/{step}/{kind}/-/-/{owner}" for owner in owners)
+
+
+def opening_context(item: str, run_id: bytes) -> bytes:
+    """What a sealed opening share is bound to."""
+    return f"open/{item}".encode() + run_id
 
 
 def total(manifest: Manifest) -> int:

@@ -22,7 +22,6 @@ from focal.ckks.interactive import ACTIVATIONS, DERIVATIVES
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.roles.interactive import steps as plan
-from focal.roles.interactive.custodian import opening_context
 from focal.training.split import Skipped
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class EncryptedUpper:
             if party.me.name not in answer.sealed:
                 raise Refused("opening", f"'{name}' sealed no share for us under '{topic}'")
             box = party.net.get(answer.sealed[party.me.name])
-            shares.append((name, party.identity.unseal(party.manifest.member(name), box, opening_context(item, party.run_id))))
+            shares.append((name, party.identity.unseal(party.manifest.member(name), box, plan.opening_context(item, party.run_id))))
         return release.open_slots(self.scheme, shares)
 
     # ----------------------------------------------------------------- averages
