@@ -40,7 +40,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def load_yaml(text: str) -> Any:
-    """The value that YAML (or JSON, which is YAML too) spells. Raises :class:`yaml.YAMLError`, also for a key that is written twice."""
+    """What YAML, or JSON, spells. Raises :class:`yaml.YAMLError`, also for a key that is written twice."""
     return yaml.load(text, _UniqueKeys)
 
 

@@ -329,7 +329,7 @@ def personalise(
 ) -> tuple[dict[str, Array], Array]:
     """FedAvg with local fine-tuning (Cheng et al. 2021): ``settings.epochs`` more at each institution, on a copy that stays there.
 
-    Returns each institution's head (R, C), and the scores (n, C) on :attr:`focal.data.rows.InstitutionRows.scored`, every row by its own
+    Returns each institution's head (R, C), and the scores (n, C) on the scored rows of all, every row by its own
     institution's head. Nothing is sent. Over rows of several institutions they rank by the institution, too: under label skew a head knows
     how common a class is at its own. Compare with the shared head institution by institution.
     """

@@ -78,7 +78,7 @@ _fitted: dict[bytes, LogisticModel] = {}
 
 
 def baseline_scores(rows: Mapping[str, InstitutionRows], task: Task, *, seed: int = 0) -> tuple[Floats, dict[str, Floats]]:
-    """Linear outputs (n, C) of scikit-learn's logistic regression on the scored rows: pooled, and each institution alone, by name."""
+    """Linear outputs (n, C) on the scored rows of all: of the pooled model, and of each institution alone, by name."""
     everyone = InstitutionRows.union(rows)
     test = everyone.scored.features
     alone = {name: fit_rows(own, task, seed, name).scores(test) for name, own in rows.items()}

@@ -15,7 +15,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 def open_images(images: Path, classes: tuple[str, ...], task: Task, table_csv: Path | None) -> Table:
-    """The images in the table's ``filename`` column, in its order, or every one below ``images`` (a folder or zip) by name."""
+    """The images that the table's ``filename`` column names, in its order; without a table every one below ``images``.
+
+    ``images`` is a folder or zip; without a table its images come sorted by name.
+    """
     names = None if table_csv is None else read_column(table_csv, "filename")
     store, held = _open(images)
     missing = [] if names is None else store.missing(names)

@@ -55,7 +55,7 @@ class InstitutionRows:
 
     @property
     def scored(self) -> InstitutionRows:
-        """What is scored: the test rows (``val`` where there is no test row at all). Raises :class:`FocalError` without either."""
+        """The test rows, ``val`` where there is no test row at all. Raises :class:`FocalError` without either."""
         for name in ("test", "val"):
             if (held := self.split == name).any():
                 return self.take(held)

@@ -100,7 +100,10 @@ def pooled_macro(curves: list[PooledRoc]) -> tuple[float, float]:
 
 
 def write_pooled(curves: list[PooledRoc], classes: Sequence[str], sites: int, folder: Path) -> str:
-    """Write :data:`FILE` (:mod:`focal.report.pooled` draws it); returns one line for a person. ``classes``: the scored ones."""
+    """Write :data:`FILE`, which :mod:`focal.report.pooled` draws; returns one line for a person.
+
+    ``classes``: the scored ones.
+    """
     macro, bound = pooled_macro(curves)
     rows = curves[0].positives + curves[0].negatives
     content = {

@@ -13,6 +13,6 @@ from focal.measure.summary import Auroc, AurocInterval
 def score_outputs(
     labels: NDArray[np.uint8], scores: Floats, groups: NDArray[np.str_], task: Task, *, seed: int = 0, repeats: int = 1000
 ) -> tuple[Auroc, AurocInterval]:
-    """What one institution can say on its own, on several machines: a released model's linear outputs (n, C) on its test rows."""
+    """Macro AUROC and its interval of a released model's linear outputs (n, C) on an institution's own test rows."""
     interval = bootstrap_ci(labels, scores, groups, task, repeats=repeats, seed=seed)
     return Auroc(encrypted=macro_auroc(labels, scores, task)), AurocInterval(encrypted=interval)

@@ -1,4 +1,4 @@
-"""How the loss of an interactive run fell, beside its plaintext twin: one figure of what :mod:`focal.measure.losses` reads.
+"""How the loss of an interactive run fell, beside its plaintext twin, as a figure (:mod:`focal.measure.losses` reads it).
 
 A run's page shows means over institutions only; an institution's own page shows its own.
 """

@@ -1,4 +1,4 @@
-"""The ROC curve over several hospitals' patients as a picture, from the numbers that :mod:`focal.measure.histogram` wrote."""
+"""One ROC curve over several hospitals' patients, drawn from what :mod:`focal.measure.histogram` wrote."""
 
 from __future__ import annotations
 

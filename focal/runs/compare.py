@@ -6,8 +6,8 @@
                                 +-- test, all institutions together --+
     released W, twin W -----------------------------------------------+--> AUROC of each, 95 % interval by patient
 
-Every model is scored on its linear outputs, one column per class (binary: the positive class). What the twin and the outputs of an
-interactive run are: :mod:`focal.runs.compare_joint`.
+Every model is scored on its linear outputs, one column per class (binary: the positive class). Where those of an
+interactive run and of its twin come from: :mod:`focal.runs.compare_joint`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def compare_scores(
     seed: int = 0,
     repeats: int = 1000,
 ) -> LocalScores:
-    """Linear outputs (n, C) of a released model and of its plaintext twin on the scored rows of all, beside the baselines."""
+    """Score linear outputs (n, C) of a released model and of its twin, on the scored rows of all, beside the baselines."""
     test = InstitutionRows.union(rows).scored
     pooled, alone = baseline_scores(rows, task, seed=seed)
 
