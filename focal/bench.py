@@ -28,10 +28,11 @@ from focal.ckks.layout import Layout, power_of_two
 from focal.ckks.plan import layout_for
 from focal.ckks.rehearsal import Rehearsal
 from focal.ckks.twin import Scalars
-from focal.config import RunConfig, private_write, read
+from focal.config import RunConfig, read
 from focal.errors import FocalError
-from focal.report.summary import read_summary
-from focal.roles import local
+from focal.files import private_write
+from focal.measure.summary import read_summary
+from focal.runs import local
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def split(config_file: Path, runs: Path, steps: int) -> Result:
     took, traffic = {}, {}
     for name, module, roles in (
         ("encrypted", "focal", ("server", "custodian", "institution")),
-        ("plaintext", "focal.baselines.plain_split", ("server", "institution")),
+        ("plaintext", "focal.protocols.interactive.plain", ("server", "institution")),
     ):
         run = local.open_run(config.model_copy(update={"name": f"bench-{name}", "interactive": settings, "start": None}), runs)
         manifest = local.prepare(run, lambda text: None)
@@ -287,13 +288,13 @@ def everything(
     say("  " + interactive(64, 8, 4, 2, 3, joint_reference).text)
     try:
         say(split(configs / "finetune-retina.yaml", runs, 8).text)
-    except (FocalError, ValueError) as e:
+    except FocalError as e:
         say(f"joint steps over sockets: skipped ({e})")
     for name, least in (("retina", 0.76), ("retina128", 0.77)):
         config = configs / f"{name}.yaml"
         try:
             train(config, runs)
-        except (FocalError, ValueError) as e:
+        except FocalError as e:
             say(f"{name}: skipped ({e})")
             continue
         say(

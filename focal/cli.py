@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from focal.config import ConfigError, LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, printable, read, write
+from focal.config import LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, printable, read, write
 from focal.errors import FocalError
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def main() -> NoReturn:
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
-    except (FocalError, ConfigError) as e:
+    except FocalError as e:
         print(f"error: {printable(str(e), keep=chr(10))}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -75,9 +75,9 @@ def train(
 
 
 def _train(config_file: Path, runs: Path) -> None:
-    from focal.report.summary import read_summary
+    from focal.measure.summary import read_summary
     from focal.report.table import print_results
-    from focal.roles import local
+    from focal.runs import local
 
     config = read(RunConfig, config_file)
     _check_data(config)
@@ -97,7 +97,7 @@ def _train(config_file: Path, runs: Path) -> None:
 
 def _started(config_file: Path, runs: Path) -> Path:
     """The newest finished run of a configuration, made now when there is none."""
-    from focal.roles import local
+    from focal.runs import local
 
     config = read(RunConfig, config_file)
     if (found := local.newest_finished(config, runs)) is None:
@@ -226,7 +226,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
 ) -> None:
     """Score a finished run on new data: another hospital's, by site and by subgroup."""
-    from focal import evaluation
+    from focal.runs import evaluate as evaluation
 
     if (pool is None) != (key is None):
         raise FocalError("--pool and --key go together", hint="focal keys new makes this site's NAME.key.json and NAME.public.json")
@@ -296,7 +296,7 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Write the probability of every class for every image."""
-    from focal import evaluation
+    from focal.runs import evaluate as evaluation
 
     with _bar("features") as progress:
         n = evaluation.predict(run, images, out, table_csv=table, weights=weights, device=device, cache=_cache(run), progress=progress)
@@ -314,7 +314,7 @@ def explain(
     check: Annotated[bool, typer.Option(help="Compare the maps with those of a randomised model.")] = True,
 ) -> None:
     """Draw where the model looks (RUN/explanations), and check that this depends on what it has learned."""
-    from focal.explain import explain_run, verdict
+    from focal.report.explain import explain_run, verdict
 
     with _bar("explanations") as progress:
         folder, steps = explain_run(run, images, label=label, table_csv=table, weights=weights, limit=limit, check=check, progress=progress)
@@ -398,7 +398,7 @@ def clean(
     force: Annotated[bool, typer.Option("--force", help="Also a run that is not finished; it can then not go on.")] = False,
 ) -> None:
     """Remove features, keys, ciphertexts and per-patient rows of a run; summary, plots and model stay."""
-    from focal.roles.local import clean as clean_run
+    from focal.runs.local import clean as clean_run
 
     for path in clean_run(run, cache, force):
         _say(f"removed {path}")
@@ -465,8 +465,12 @@ def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60
     with Board() as board:
         status = run_role(role, manifest, local, board.show, wait=wait)
     result = read(LocalConfig, local).state / "summary.json"
+    if status == 0 and role == "institution":
+        from focal.report.pooled import plot_pooled
+
+        plot_pooled(result.parent)
     if status == 0 and role == "institution" and result.exists():
-        from focal.report.summary import read_summary
+        from focal.measure.summary import read_summary
         from focal.report.table import print_results
 
         print_results(read_summary(result), console)

@@ -9,7 +9,7 @@
                        each party writes its own LocalConfig by hand: data, keys, device, policy
 
 All models are frozen and reject unknown keys, so that a misspelt option is an error and never silently a default.
-This module imports nothing of the package: every other module may import it.
+Below it stand :mod:`focal.errors` and :mod:`focal.files` only: every other module may import it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from focal.errors import ConfigError
+from focal.files import canonical_json, load_yaml, private_write
 
 OLD = (
     "was made by a version of FOCAL before 2, whose key ceremony let whoever kept its messages read everything: "
@@ -54,10 +57,6 @@ Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Task = Literal["binary", "multiclass", "multilabel"]
 Protocol = Literal["blind", "interactive"]
-
-
-class ConfigError(ValueError):
-    """A configuration file that cannot be used: names the file, the field and what is allowed."""
 
 
 class Model(BaseModel):
@@ -516,31 +515,6 @@ class LocalConfig(Model):
 M = TypeVar("M", bound=Model)
 
 
-def canonical_json(value: Any) -> bytes:
-    """One spelling for one value: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that is written twice is an error: one of the two would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(k, deep=deep) for k, _ in node.value]
-        twice = {k for k in keys if keys.count(k) > 1}
-        if twice:
-            raise yaml.YAMLError(f"the key {sorted(map(str, twice))[0]!r} is written twice")
-        return super().construct_mapping(node, deep=deep)
-
-
-# YAML 1.2's booleans only: `verify: off` is a word here, not False.
-_BOOL = "tag:yaml.org,2002:bool"
-_UniqueKeys.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_UniqueKeys.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-
-
 def expand(value: Any, path: Path) -> Any:
     """Replace ``${NAME}`` in strings by the environment; an unset one is an error that names it and the file."""
     if isinstance(value, dict):
@@ -592,7 +566,7 @@ def read(model: type[M], path: Path | str) -> M:
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read ({e.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -600,31 +574,11 @@ def read(model: type[M], path: Path | str) -> M:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold a mapping of options")
     if model is Manifest and raw.get("version") == 1:  # before all else that may be wrong with it
-        raise ConfigError(f"{path}: {OLD}\n  -> {ANEW}")
+        raise ConfigError(f"{path}: {OLD}", hint=ANEW)
     try:
         return model.model_validate(raw if model is Manifest else expand(raw, path))
     except ValidationError as e:
         raise explain(e, path, model) from None
-
-
-def private_write(path: Path, data: bytes) -> None:
-    """Write ``path`` whole or not at all, readable by its owner only, on disk when this returns."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except OSError:
-        tmp.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write(model: Model, path: Path) -> None:

@@ -19,6 +19,10 @@ class FocalError(Exception):
         return f"{self.message}\n  -> {self.hint}" if self.hint else self.message
 
 
+class ConfigError(FocalError):
+    """A configuration file that cannot be used: names the file, the field and what is allowed."""
+
+
 class ProtocolError(FocalError):
     """Another party sent something that the protocol forbids. Nothing of it was used."""
 

@@ -43,7 +43,7 @@ from patience import PATIENCE
 
 from focal.config import LocalConfig, Manifest, RunConfig, read, write
 from focal.net.identity import Identity, open_record, sign_manifest
-from focal.roles import local
+from focal.runs import local
 
 SAMPLES = 120
 SEED = 1

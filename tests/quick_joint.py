@@ -81,7 +81,7 @@ J.score = lambda self: None
 
 PLAIN_SPLIT = """
 import sys
-from focal.baselines.plain_split import main
+from focal.protocols.interactive.plain import main
 main(sys.argv[1:])
 sys.exit()
 """

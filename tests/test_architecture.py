@@ -1,7 +1,8 @@
-"""Rules that hold for the whole package, checked in fresh interpreters."""
+"""Rules that hold for the whole package, checked in its source and in fresh interpreters."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -20,10 +21,53 @@ def python(program: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=PATIENCE).stdout.strip()
 
 
-def test_only_ckks_imports_openfhe() -> None:
-    source = {p: p.read_text() for p in PACKAGE.rglob("*.py")}
-    importing = {p.relative_to(PACKAGE).parts[0] for p, text in source.items() if re.search(r"^\s*(import|from) openfhe", text, re.M)}
-    assert importing == {"ckks"}
+def part(path: Path) -> str:
+    """The package or module right below ``focal`` that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(source: str) -> set[str]:
+    """Every module that ``source`` imports, wherever the import stands, and ``module.name`` for every name that it takes from one."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that they can be read here"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+PARTS = {part(p) for p in PACKAGE.rglob("*.py")}
+IMPORTS = [(p, imported(p.read_text())) for p in sorted(PACKAGE.rglob("*.py"))]
+LAYERS = re.findall(r"^\w+", (PACKAGE.parent / "docs/architecture.md").read_text().split("```")[1], re.M)
+"""From above to below."""
+
+
+def parts_of(modules: set[str]) -> set[str]:
+    """What of the package is imported; ``__init__`` for the package itself."""
+    own = (name.split(".")[1:] for name in modules if name.split(".")[0] == "focal")
+    return {rest[0] if rest and rest[0] in PARTS else "__init__" for rest in own}
+
+
+def test_every_part_of_the_package_imports_from_the_layers_below_it_only() -> None:
+    assert sorted(LAYERS) == sorted(PARTS), "docs/architecture.md must name every part, and once"
+    below = {name: set(LAYERS[i + 1 :]) for i, name in enumerate(LAYERS)}
+    for path, names in IMPORTS:
+        upward = parts_of(names) - {part(path)} - below[part(path)]
+        assert not upward, f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(upward))} from above or beside it"
+
+
+def test_an_import_is_seen_wherever_it_stands() -> None:
+    lazy = "def f():\n    from focal.cli import app"
+    typed = "if TYPE_CHECKING:\n    import focal.runs.local"
+    assert parts_of(imported(f"from focal import cli, __version__\n{lazy}\n{typed}\nimport focal")) == {"cli", "runs", "__init__"}
+
+
+@pytest.mark.parametrize(("library", "where"), [("openfhe", {"ckks"}), ("matplotlib", {"report", "reproduce"})])
+def test_a_library_is_imported_in_its_own_places_only(library: str, where: set[str]) -> None:
+    """Only ``ckks`` touches ciphertexts through OpenFHE; roles, measures and runs draw nothing themselves."""
+    assert {part(path) for path, names in IMPORTS if any(name.split(".")[0] == library for name in names)} == where
 
 
 @pytest.mark.parametrize("module", ["context", "keys", "rehearsal", "wire"])
@@ -42,7 +86,3 @@ def test_server_and_custodian_never_import_torch(role: str) -> None:
     parts = f"for protocol in PROTOCOLS.values(): protocol.part({role!r})"
     program = f"import sys, focal.protocols.start\nfrom focal.protocols import PROTOCOLS\n{parts}\nprint('torch' in sys.modules)"
     assert python(program) == "False"
-
-
-def test_config_imports_nothing_of_the_package() -> None:
-    assert python("import sys, focal.config; print(sorted(m for m in sys.modules if m.startswith('focal')))") == "['focal', 'focal.config']"

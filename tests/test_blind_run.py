@@ -18,7 +18,7 @@ from consortium import ENV, LOWER, Dataset, Finished, Process, cli, config, data
 from patience import PATIENCE
 
 from focal.config import Manifest, read
-from focal.report.metrics import macro_auroc
+from focal.measure.metrics import macro_auroc
 from focal.segments.projection import Projection
 
 CONTRACT = Path(__file__).parents[2] / "shared" / "tools" / "contract_check.py"
@@ -111,6 +111,7 @@ def test_every_institution_has_the_roc_curve_of_all_sites_and_no_one_a_score(run
     exact = macro_auroc(np.concatenate([r["labels"][own] for r, own in zip(rows, held, strict=True)]), np.concatenate(scores), "multiclass")
     pooled = [json.loads(path.read_text()) for path in sorted(run.folder.glob("parties/hospital-*/pooled_roc.json"))]
     assert len(pooled) == 3 and pooled[0] == pooled[1] == pooled[2]
+    assert len(list(run.folder.glob("parties/hospital-*/pooled_roc.png"))) == 3
     assert abs(pooled[0]["auroc"] - exact) <= pooled[0]["bound"] + 1e-12 < 0.02
     assert pooled[0]["rows"] == sum(map(len, scores)) and pooled[0]["sites"] == 3
     assert f"all 3 sites ({pooled[0]['rows']})" in run.output

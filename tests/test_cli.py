@@ -16,7 +16,7 @@ from patience import PATIENCE
 from test_config import MEMBERS, manifest, member
 
 from focal.config import LayoutConfig, LayoutSpec, Manifest, RunConfig, read, write
-from focal.roles import local
+from focal.runs import local
 
 
 def refused(*arguments: object) -> str:

@@ -17,20 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from focal.config import ConfigError, InteractiveConfig, LowerConfig, read
-from focal.errors import FocalError
-from focal.evaluation import (
-    InstitutionRows,
-    LabelMap,
-    baseline_scores,
-    evaluate,
-    predict,
-    read_rows,
-    score_local_run,
-    score_outputs,
-    test_rows,
-)
-from focal.report.metrics import MEASURES, macro_auroc
+from focal.baselines.logistic import baseline_scores
+from focal.config import InteractiveConfig, LowerConfig, read
+from focal.data.rows import InstitutionRows, read_kept
+from focal.errors import ConfigError, FocalError
+from focal.measure.metrics import MEASURES, macro_auroc
+from focal.measure.scores import score_outputs
+from focal.runs.compare import score_local_run
+from focal.runs.evaluate import LabelMap, evaluate, predict
 from focal.segments import upper
 from focal.segments.projection import Projection
 from focal.segments.trainable import TrainableSegment
@@ -127,7 +121,7 @@ def test_a_site_scores_its_own_test_rows() -> None:
 def test_baselines_are_scored_on_the_same_rows_as_the_run() -> None:
     sites = {name: institution(seed) for seed, name in enumerate(("a", "b"))}
     pooled, alone = baseline_scores(sites, "multiclass")
-    test = test_rows(sites)
+    test = InstitutionRows.union(sites).scored
     assert pooled.shape == alone["a"].shape == alone["b"].shape == test.labels.shape and set(alone) == {"a", "b"}
     found = score_local_run(sites, projection(), np.zeros((32, 3)), np.zeros((32, 3)), "multiclass", repeats=5)
     assert found.auroc.pooled_plaintext == macro_auroc(test.labels, pooled, "multiclass")
@@ -137,14 +131,14 @@ def test_baselines_are_scored_on_the_same_rows_as_the_run() -> None:
 def test_kept_rows_are_read_back_and_damage_is_named(tmp_path: Path) -> None:
     own = institution(0)
     np.savez(tmp_path / "rows.npz", weights=np.ones((32, 3)), features=own.features, labels=own.labels, groups=own.groups, split=own.split)
-    rows, weights = read_rows(tmp_path)
+    rows, weights = read_kept(tmp_path)
     assert all(np.array_equal(getattr(rows, name), getattr(own, name)) for name in ("features", "labels", "groups", "split"))
     assert weights.shape == (32, 3) and weights.dtype == np.float64
     (tmp_path / "rows.npz").write_bytes(b"PK\3\4 cut off")
     with pytest.raises(FocalError, match=r"rows.npz: cannot be read \(damaged"):
-        read_rows(tmp_path)
+        read_kept(tmp_path)
     with pytest.raises(FocalError, match="away/rows.npz: cannot be read"):
-        read_rows(tmp_path / "away")
+        read_kept(tmp_path / "away")
 
 
 # --------------------------------------------------------------------------- a finished run on new images

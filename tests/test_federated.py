@@ -25,10 +25,10 @@ from focal.baselines.federated import (
     sites,
 )
 from focal.baselines.privacy import NoisySum, Privacy, cut, epsilon, federate_privately, noise_multiplier, patient_step
+from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows, test_rows
-from focal.report.metrics import macro_auroc
-from focal.report.summary import Traffic
+from focal.measure.metrics import macro_auroc
+from focal.measure.traffic import Traffic
 from focal.segments.projection import Projection
 
 DIM, FEATURES, CLASSES = 12, 9, 3
@@ -84,7 +84,7 @@ def test_one_institution_and_one_local_step_is_plain_sgd(rows: dict[str, Institu
     for _ in range(3):
         weights = weights - projection.eta * gradient(x, y, weights, 0.1)
     np.testing.assert_allclose(found.weights, weights, atol=1e-13)
-    test = test_rows({"a": rows["a"]})
+    test = InstitutionRows.union({"a": rows["a"]}).scored
     np.testing.assert_array_equal(found.scores, projection.apply(test.features) @ found.weights)
     assert found.rounds[-1].auroc == macro_auroc(test.labels, found.scores, "multiclass")
 

@@ -12,8 +12,8 @@ from consortium import SAMPLES, config, dataset, focal, runs, said, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from focal.config import InteractiveConfig
-from focal.report.losses import loss_difference, read_losses
-from focal.report.summary import read_summary
+from focal.measure.losses import loss_difference, read_losses
+from focal.measure.summary import read_summary
 from focal.segments.projection import Projection
 from focal.segments.upper import ReleasedModel, load
 

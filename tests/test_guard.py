@@ -15,8 +15,8 @@ from focal.ckks import refresh, ring, sampling, wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.ledger import Ledger
 from focal.ckks.rehearsal import Rehearsal
-from focal.config import CkksConfig, ConfigError, Member
-from focal.errors import FocalError, Refused
+from focal.config import CkksConfig, Member
+from focal.errors import ConfigError, FocalError, Refused
 
 KIND = wire.ciphertext(REFRESH_LIMBS)
 RANDOM_REFRESHES = 1000

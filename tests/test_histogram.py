@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from focal import cli
 from focal.errors import ProtocolError
-from focal.report.histogram import BINS, LIMIT, WIDTH, from_sum, pooled_macro, pooled_roc, score_histogram, write_pooled
-from focal.report.metrics import auroc_per_class, macro_auroc
+from focal.measure.histogram import BINS, LIMIT, WIDTH, from_sum, pooled_macro, pooled_roc, score_histogram, write_pooled
+from focal.measure.metrics import auroc_per_class, macro_auroc
+from focal.report.pooled import plot_pooled
 from focal.sums.fixed import decode, encode
 from focal.sums.masked import MaskedSum
 
@@ -106,6 +109,8 @@ def test_what_is_written_holds_the_curve_and_says_where_there_is_none(tmp_path: 
     labels, scores = site(0)
     curves = pooled_roc(score_histogram(labels, scores, "multiclass"))
     line = write_pooled(curves, ("a", "b", "c"), 3, tmp_path)
+    assert not (tmp_path / "pooled_roc.png").exists()
+    plot_pooled(tmp_path)
     macro, bound = pooled_macro(curves)
     assert f"all 3 sites (400): {macro:.4f} +- {bound:.4f}" in line and (tmp_path / "pooled_roc.png").stat().st_size > 10_000
     content = json.loads((tmp_path / "pooled_roc.json").read_text())
@@ -113,3 +118,22 @@ def test_what_is_written_holds_the_curve_and_says_where_there_is_none(tmp_path: 
     alone = pooled_roc(score_histogram(np.tile([1, 0], (5, 1)), np.zeros((5, 1)), "binary"))
     assert "no ROC curve" in write_pooled(alone, ("ill",), 3, tmp_path)
     assert json.loads((tmp_path / "pooled_roc.json").read_text())["auroc"] is None
+    (tmp_path / "pooled_roc.png").unlink()
+    plot_pooled(tmp_path)
+    plot_pooled(tmp_path / "elsewhere")
+    assert not list(tmp_path.glob("**/*.png"))
+
+
+def test_the_institutions_command_draws_what_its_role_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role draws nothing; whoever ran it does."""
+
+    def role(*_: object, **__: object) -> int:
+        write_pooled(pooled_roc(score_histogram(*site(0), "multiclass")), ("a", "b", "c"), 3, tmp_path)
+        return 0
+
+    monkeypatch.setattr("focal.protocols.start.run_role", role)
+    monkeypatch.setattr(cli, "_say_who_verifies", lambda manifest: None)
+    monkeypatch.setattr(cli, "read", lambda model, path: SimpleNamespace(state=tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        cli._role("institution", tmp_path / "manifest.json", tmp_path / "local.json", events=False)
+    assert ended.value.code == 0 and (tmp_path / "pooled_roc.png").stat().st_size > 10_000

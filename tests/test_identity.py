@@ -13,7 +13,7 @@ from parties import SCOPE, identities, manifest_of
 from focal.errors import FocalError, ProtocolError
 from focal.net import messages as msg
 from focal.net.identity import MANIFEST_DOMAIN, RECORD_DOMAIN, Identity, check_signatures, commitment, open_record, sign_manifest, verify
-from focal.pooling import DOMAIN as POOLED_DOMAIN
+from focal.runs.pooling import DOMAIN as POOLED_DOMAIN
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)

@@ -53,7 +53,7 @@ def test_averages_are_weighted_by_rows(done: JointConsortium) -> None:
 
 def test_traffic_stays_below_its_limits(done: JointConsortium) -> None:
     """8 MB up and down an institution and step; 12 MB in all a custodian that does not verify and step."""
-    from focal.roles.local import _traffic
+    from focal.runs.local import _traffic
 
     traffic = _traffic(done.run, done.manifest)
     for name in done.institutions:

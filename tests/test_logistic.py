@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from focal.baselines import logistic
 from focal.baselines.logistic import STRENGTHS, fit_logistic
-from focal.report.metrics import macro_auroc
+from focal.measure.metrics import macro_auroc
 
 
 def blobs(n: int = 400, classes: int = 3, dim: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
 from focal.errors import FocalError
-from focal.report.metrics import (
+from focal.measure.metrics import (
     MEASURES,
     auroc_per_class,
     average_precision_per_class,
@@ -126,7 +126,7 @@ def test_interval_is_seeded_holds_the_value_and_does_not_depend_on_memory(monkey
     assert interval == bootstrap_ci(labels, scores, groups, "multiclass", seed=3)
     assert interval != bootstrap_ci(labels, scores, groups, "multiclass", seed=4)
     assert interval[0] < macro_auroc(labels, scores, "multiclass") < interval[1]
-    monkeypatch.setattr("focal.report.metrics.CHUNK", 1000)
+    monkeypatch.setattr("focal.measure.metrics.CHUNK", 1000)
     assert interval == bootstrap_ci(labels, scores, groups, "multiclass", seed=3)
 
 

@@ -390,7 +390,7 @@ _time.time = lambda: _real() + ({seconds} if _time.monotonic() - _start > {after
 SUMMARY = "\nfrom focal.protocols.common.institution import Institution\nscore = Institution.score\n"
 """Before :data:`QUICK`: keeps the scoring that it switches off."""
 ALONE = """
-from focal.evaluation import InstitutionRows
+from focal.data.rows import InstitutionRows
 given = Institution._features
 def _features(self):
     rows, test = given(self)

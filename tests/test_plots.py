@@ -13,9 +13,11 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from focal.errors import FocalError
-from focal.report import histogram, plots
-from focal.report.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, probabilities
+from focal.measure import histogram
+from focal.measure.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, probabilities
+from focal.report import plots
 from focal.report.plots import Span, plot_per_class, plot_reliability, plot_roc, plot_timeline
+from focal.report.pooled import plot_pooled
 from focal.reproduce import figures
 
 CLASSES = ("normal", "diabetic retinopathy", "glaucoma", "never in the test rows")
@@ -158,6 +160,7 @@ def test_names_are_drawn_letter_by_letter(tmp_path: Path, drawn: list[Figure], m
     plot_timeline([(name, "upload", 0, 1) for name in ODD], traffic, tmp_path / "e.png")
     counts = histogram.score_histogram(labels, scores, "multiclass")
     histogram.write_pooled(histogram.pooled_roc(counts), ODD, 3, tmp_path)
+    plot_pooled(tmp_path)
     roc, *binary, reliability, classes, timeline, pooled = map(shown, drawn)
     for figure in (roc, reliability, classes, timeline, pooled):
         for name in ODD:

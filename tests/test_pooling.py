@@ -12,9 +12,9 @@ import pytest
 from consortium import cli
 
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.pooling import COUNTS, PUBLIC, Pool
-from focal.report.histogram import BINS, Counts, score_histogram
-from focal.report.metrics import macro_auroc
+from focal.measure.histogram import BINS, Counts, score_histogram
+from focal.measure.metrics import macro_auroc
+from focal.runs.pooling import COUNTS, PUBLIC, Pool
 from focal.segments.upper import ModelMeta
 from focal.sums import fixed
 from focal.sums.masked import _stream
@@ -71,6 +71,7 @@ def test_every_site_reads_the_curve_of_all_rows(tmp_path: Path, keys: dict[str, 
     assert abs(found[0]["auroc"] - macro_auroc(labels, scores, "multiclass")) <= found[0]["bound"]
     written = json.loads((tmp_path / "sites" / "pooled_roc.json").read_text())
     assert written["rows"] == 900 and written["auroc"] == found[0]["auroc"] and set(written["classes"]) == {"a", "b", "c"}
+    assert (tmp_path / "sites" / "pooled_roc.png").stat().st_size > 10_000
 
 
 def test_masks_hide_a_site_as_long_as_one_other_keeps_its_key(tmp_path: Path, keys: dict[str, Path]) -> None:

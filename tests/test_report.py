@@ -18,13 +18,14 @@ from consortium import Dataset, config, finished
 from PIL import Image
 
 from focal.config import RunConfig
+from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
-from focal.evaluation import read_rows, test_rows
-from focal.explain import explain_images, explain_run
+from focal.measure.losses import read_losses
+from focal.measure.summary import read_summary
+from focal.report.explain import explain_images, explain_run
 from focal.report.html import _jpeg, write_report
-from focal.report.losses import plot_losses, read_losses
-from focal.report.summary import read_summary
-from focal.roles import local
+from focal.report.losses import plot_losses
+from focal.runs import local
 from focal.segments import upper
 from focal.segments.projection import Projection
 from focal.segments.upper import ModelMeta, ReleasedModel
@@ -78,7 +79,7 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (logs / name).rename(run.party(name) / "lightning")
         (run.party(name) / "events.jsonl").write_text(json.dumps({"party": name, "phase": "features", "start": 0.0, "seconds": 1.0}) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("focal.protocols.interactive.result.absences", lambda *_: {})  # nobody was, and there is no server's board
+        patch.setattr("focal.runs.compare_joint.absences", lambda *_: {})  # nobody was, and there is no server's board
         local.finish(run, manifest, 0, lambda text: None)
     return run.folder
 
@@ -199,7 +200,7 @@ def test_an_institution_reports_from_its_own_folder(run: Path, tmp_path: Path) -
         words = text(write_report(state, repeats=50, slow_repeats=3))
         assert f"{name} One model" in words and "focal explain RUN" in words
         assert "Encrypted model against" not in words and "Against pooled plaintext" not in words
-        own = test_rows({name: read_rows(state)[0]})
+        own = InstitutionRows.union({name: read_kept(state)[0]}).scored
         several = len(np.unique(own.labels, axis=0)) > 1
         assert ("The encrypted model by other measures" in words) == several
         assert ("not on this page: AUROC is undefined: the test rows hold one class only" in words) != several

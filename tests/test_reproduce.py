@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from focal.baselines import logistic, spe_fl
+from focal.baselines.logistic import baseline_scores
+from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
-from focal.evaluation import baseline_scores, test_rows
-from focal.report.metrics import macro_auroc
+from focal.measure.metrics import macro_auroc
 from focal.reproduce import cases, methods, study
 from focal.reproduce.cases import BY_PATIENT, SKEWED_3, Case, PaperTable, Source
 from focal.reproduce.cells import Cell, Key, Store
@@ -84,7 +85,7 @@ def test_every_dealing_scores_the_same_rows_in_the_same_order(configs: Path, tmp
     orders = {tuple(case.order) for case in dealt}
     assert len(orders) == len(dealt)  # the institutions' test rows do come in different orders
     for case in dealt:
-        test = test_rows(case.rows)
+        test = InstitutionRows.union(case.rows).scored
         assert np.array_equal(case.by_table(test.labels), source.table.labels[source.table.test_rows])
         assert np.array_equal(case.by_table(test.features), source.features[source.table.test_rows])
         assert np.array_equal(case.groups, dealt[0].groups)

@@ -32,12 +32,12 @@ from focal.ckks import network, release, wire
 from focal.ckks.context import LIMBS
 from focal.ckks.network import HIDDEN, INPUTS, SCALE, Carried, NetworkLayout, Weights
 from focal.ckks.twin import SIGMOID
+from focal.data.rows import InstitutionRows
 from focal.data.synthetic import generate
 from focal.data.table import ArrayImages
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows, test_rows
-from focal.report.metrics import macro_auroc
-from focal.report.summary import Traffic
+from focal.measure.metrics import macro_auroc
+from focal.measure.traffic import Traffic
 
 OUTPUTS, RATE, SEED = 3, 0.5, 4
 LAYOUT = NetworkLayout(8192, OUTPUTS)
@@ -88,7 +88,7 @@ def test_the_twin_learns_generated_images() -> None:
     rows = {"all": InstitutionRows(pixels(table.images, len(table)), table.labels, table.groups, table.split)}
     settings = Settings(steps=400, batch=48, seed=1)
     weights = train_twin(Weights.draw(4, settings.size, 1), list(sites(rows, "multiclass", settings).values()), settings)
-    test = test_rows(rows)
+    test = InstitutionRows.union(rows).scored
     assert macro_auroc(test.labels, weights.scores(test.features.astype(float)), "multiclass") > 0.6
 
 
@@ -311,7 +311,7 @@ def test_a_whole_run_opens_what_the_twin_computes() -> None:
     rows, settings = {"a": institution(0, 9), "b": institution(1, 6)}, Settings(steps=2, custodians=2, rate=RATE)
     found = train_from_scratch(rows, "multiclass", settings, threads=1)
     assert found.max_abs_weight_error < 6 * release.sigma(CARRIED_NOISE) * (2 * 8192) ** 0.5 / 2**45 / SCALE / 8**0.5 + 1e-5
-    test = test_rows(rows)
+    test = InstitutionRows.union(rows).scored
     np.testing.assert_array_equal(found.scores, found.weights.scores(test.features.astype(float)))
     twin = train_twin(Weights.draw(OUTPUTS, settings.size, 0), list(sites(rows, "multiclass", settings).values()), settings)
     np.testing.assert_array_equal(found.twin_scores, twin.scores(test.features.astype(float)))

@@ -31,7 +31,7 @@ from focal.baselines.spe_fl import (
 from focal.data import synthetic
 from focal.data.table import ArrayImages
 from focal.errors import FocalError
-from focal.report.summary import Traffic
+from focal.measure.traffic import Traffic
 
 NAMES = ("a", "b", "c")
 FREE = Settings(rounds=1, epochs=1, clip=1e9, noise=0.0, keep=1.0, encrypted=False)

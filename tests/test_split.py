@@ -18,7 +18,7 @@ from focal.config import InteractiveConfig, LowerConfig
 from focal.data.synthetic import generate
 from focal.data.table import Table
 from focal.errors import FocalError
-from focal.report.metrics import macro_auroc
+from focal.measure.metrics import macro_auroc
 from focal.segments.lower import LowerSegment, build_lower, preprocess
 from focal.segments.projection import moment_values, pooled_moments, whiten
 from focal.segments.trainable import TrainableSegment

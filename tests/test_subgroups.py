@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from focal.errors import FocalError
-from focal.report.metrics import macro_auroc
-from focal.report.subgroups import NOT_GIVEN, Split, score_subgroup, subgroups
+from focal.measure.metrics import macro_auroc
+from focal.measure.subgroups import NOT_GIVEN, Split, score_subgroup, subgroups
 
 
 def test_values_are_groups_and_empty_cells_are_a_group_of_their_own() -> None:

@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from focal.errors import FocalError
-from focal.report.summary import PHASES, Auroc, AurocInterval, Summary, build_summary, read_summary, write_summary
-from focal.report.table import human_bytes, print_results
+from focal.measure.summary import PHASES, Auroc, AurocInterval, Summary, build_summary, read_summary, write_summary
+from focal.measure.traffic import Traffic, add_up, human_bytes, merge, mirrored
+from focal.report.table import print_results
 
 CHECK = Path(__file__).parents[2] / "shared" / "tools" / "contract_check.py"
 CUSTODIANS = ("custodian-1", "custodian-2")
@@ -127,3 +128,18 @@ def test_nobody_verifying_is_said_loudly_and_somebody_is_named() -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (101e6, "101 MB"), (2.5e9, "2.5 GB")])
 def test_human_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def test_bytes_are_added_up_by_phase_and_seen_from_both_ends() -> None:
+    before = {"upload": {"up": 5, "down": 1}, "keys": {"up": 2, "down": 3}}
+    now = {"upload": {"up": 10, "down": 0}, "average": {"up": 1}}
+    after = merge(before, now)
+    assert list(after) == ["average", "keys", "upload"]  # whatever the order of phases was
+    assert after == {
+        "average": {"up": 1, "down": 0},
+        "keys": {"up": 2, "down": 3},
+        "upload": {"up": 15, "down": 1},
+    }
+    assert mirrored(after)["upload"] == {"up": 1, "down": 15} and mirrored(mirrored(after)) == after
+    rounds = {"a": Traffic(up=1, down=2)}, {"b": Traffic(up=4, down=0)}, {"a": Traffic(up=10, down=20)}
+    assert add_up(*rounds) == {"a": Traffic(up=11, down=22), "b": Traffic(up=4, down=0)} and add_up() == {}

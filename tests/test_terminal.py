@@ -14,7 +14,8 @@ from test_messages import spoiled
 from test_summary import summary
 
 from focal import cli
-from focal.config import ConfigError, Manifest, printable, read
+from focal.config import Manifest, printable, read
+from focal.errors import ConfigError
 from focal.net.hub import _fault
 from focal.protocols.common.progress import Reporter
 from focal.protocols.start import run_role

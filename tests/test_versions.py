@@ -17,8 +17,8 @@ from test_transport import MANIFEST as SERVED
 from test_transport import PEOPLE as DIALLING
 from test_transport import Raw, Server
 
-from focal.config import ANEW, OLD, ConfigError, LocalConfig, Manifest, RunConfig, read, write
-from focal.errors import FocalError, Refused
+from focal.config import ANEW, OLD, LocalConfig, Manifest, RunConfig, read, write
+from focal.errors import ConfigError, FocalError, Refused
 from focal.net import messages as msg
 from focal.net.hub import Hub
 from focal.net.identity import Identity, open_record, sign_manifest
@@ -26,7 +26,7 @@ from focal.net.link import Link
 from focal.net.store import Board, Journal
 from focal.protocols.common.audit import recorded
 from focal.protocols.start import run_role
-from focal.roles import local
+from focal.runs import local
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)

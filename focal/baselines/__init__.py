@@ -3,7 +3,8 @@
 ::
 
     logistic     one institution alone, or all rows pooled      federated   FedAvg, FedProx, personalised; plain and masked sums
-    plain_split  the interactive protocol without encryption    encrypted   FedAvg with threshold CKKS sums
-    scratch      all weights encrypted, no pretrained network   privacy     FedAvg with differential privacy
-    spe_fl       a ResNet with noisy, encrypted updates
+    scratch      all weights encrypted, no pretrained network   encrypted   FedAvg with threshold CKKS sums
+    spe_fl       a ResNet with noisy, encrypted updates         privacy     FedAvg with differential privacy
+
+The interactive protocol without encryption is a role: ``focal.protocols.interactive.plain``.
 """

@@ -45,7 +45,7 @@ from focal.ckks import keys, release, wire
 from focal.ckks.context import Scheme
 from focal.config import CkksConfig
 from focal.errors import FocalError
-from focal.report.summary import Traffic
+from focal.measure.traffic import Traffic
 
 GAIN = 2.0**9
 """What values are multiplied by before they are encrypted."""

@@ -35,11 +35,11 @@ from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from focal.config import Task
+from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows, test_rows
+from focal.measure.metrics import macro_auroc
+from focal.measure.traffic import NONE, Traffic, add_up
 from focal.net.identity import Identity, seal_for_group
-from focal.report.metrics import macro_auroc
-from focal.report.summary import Traffic
 from focal.segments.projection import Projection
 from focal.sums import fixed
 from focal.sums.masked import MaskedSum, new_group_key
@@ -106,7 +106,7 @@ class Federated:
     weights: Array
     """(R, C), shared."""
     scores: Array
-    """(n, C) linear outputs on :func:`focal.evaluation.test_rows`."""
+    """(n, C) linear outputs on :attr:`focal.data.rows.InstitutionRows.scored`."""
     rounds: tuple[Round, ...]
 
 
@@ -261,20 +261,20 @@ def federate(
 
     Raises :class:`FocalError` when an institution has no train rows, or a sum cannot take what it is given.
     """
-    own, test, names = sites(rows, projection, task), test_rows(rows), tuple(rows)
+    own, test, names = sites(rows, projection, task), InstitutionRows.union(rows).scored, tuple(rows)
     columns, rate = projection.apply(test.features), settings.rate or projection.eta
     first = own[names[0]]
     weights: Array = np.zeros((first.x.shape[1], first.y.shape[1]))
-    count, rounds, seconds = _Count(names), [], 0.0
+    spent, rounds, seconds = dict.fromkeys(names, NONE), [], 0.0
     with threadpool_limits(limits=1):  # BLAS threads that spin beside other busy processes make this ten times slower
         started = time.perf_counter()
         adding = make_sum(names)
-        count.add(adding.setup)
+        spent = add_up(spent, adding.setup)
         holders = frozenset(names)  # everybody knows the zeros
         for r in range(settings.rounds):
             chosen, returned = participants(names, settings, r)
             if lacking := [name for name in chosen if name not in holders]:
-                count.add(adding.give(weights, lacking, holders))
+                spent = add_up(spent, adding.give(weights, lacking, holders))
                 holders |= frozenset(lacking)
             if len(returned) >= adding.least:
                 n = sum(len(own[name].x) for name in returned)
@@ -283,12 +283,12 @@ def federate(
                     rng = np.random.default_rng([settings.seed, 4, r, names.index(name)])
                     parts[name] = (local(own[name], weights, settings, rate, rng) - weights) * (len(own[name].x) / n)
                 total, traffic = adding.add(f"round/{r}", parts)
-                count.add(traffic)
+                spent = add_up(spent, traffic)
                 weights, holders = weights + total, adding.holders(returned)
             if r == settings.rounds - 1 and (lacking := [name for name in names if name not in holders]):
-                count.add(adding.give(weights, lacking, holders))
+                spent = add_up(spent, adding.give(weights, lacking, holders))
             seconds += time.perf_counter() - started
-            rounds.append(Round(returned, macro_auroc(test.labels, columns @ weights, task), seconds, count.so_far()))
+            rounds.append(Round(returned, macro_auroc(test.labels, columns @ weights, task), seconds, spent))
             started = time.perf_counter()  # scoring is not counted
     return Federated(weights, columns @ weights, tuple(rounds))
 
@@ -324,31 +324,16 @@ def participants(names: tuple[str, ...], settings: Settings, r: int) -> tuple[tu
     return tuple(names[i] for i in chosen), tuple(names[i] for i in chosen if back[i])
 
 
-class _Count:
-    """Bytes of every institution so far."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._bytes = {name: [0, 0] for name in names}
-
-    def add(self, traffic: Mapping[str, Traffic]) -> None:
-        for name, t in traffic.items():
-            self._bytes[name][0] += t.up
-            self._bytes[name][1] += t.down
-
-    def so_far(self) -> dict[str, Traffic]:
-        return {name: Traffic(up=up, down=down) for name, (up, down) in self._bytes.items()}
-
-
 def personalise(
     rows: Mapping[str, InstitutionRows], projection: Projection, task: Task, settings: Settings, weights: Array
 ) -> tuple[dict[str, Array], Array]:
     """FedAvg with local fine-tuning (Cheng et al. 2021): ``settings.epochs`` more at each institution, on a copy that stays there.
 
-    Returns each institution's head (R, C), and the scores (n, C) on :func:`focal.evaluation.test_rows`, every row by its own
+    Returns each institution's head (R, C), and the scores (n, C) on the scored rows of all, every row by its own
     institution's head. Nothing is sent. Over rows of several institutions they rank by the institution, too: under label skew a head knows
     how common a class is at its own. Compare with the shared head institution by institution.
     """
-    held, rate = test_rows(rows).split[0], settings.rate or projection.eta
+    held, rate = InstitutionRows.union(rows).scored.split[0], settings.rate or projection.eta
     heads, scores = {}, []
     with threadpool_limits(limits=1):
         for i, (name, site) in enumerate(sites(rows, projection, task).items()):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
 from focal.config import Task
-from focal.report.metrics import Bools, Floats, auroc_per_class
+from focal.data.rows import InstitutionRows
+from focal.measure.metrics import Bools, Floats, auroc_per_class
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's C (inverse ridge on standardised features)."""
@@ -73,6 +75,20 @@ def fit_logistic(
 
 _fitted: dict[bytes, LogisticModel] = {}
 """By content of the rows; some kilobytes each."""
+
+
+def baseline_scores(rows: Mapping[str, InstitutionRows], task: Task, *, seed: int = 0) -> tuple[Floats, dict[str, Floats]]:
+    """Linear outputs (n, C) on the scored rows of all: of the pooled model, and of each institution alone, by name."""
+    everyone = InstitutionRows.union(rows)
+    test = everyone.scored.features
+    alone = {name: fit_rows(own, task, seed, name).scores(test) for name, own in rows.items()}
+    return fit_rows(everyone, task, seed, "pooled").scores(test), alone
+
+
+def fit_rows(own: InstitutionRows, task: Task, seed: int, name: str) -> LogisticModel:
+    """:func:`fit_logistic` on the train rows of ``own``."""
+    train = own.split == "train"
+    return fit_logistic(own.features[train], own.labels[train], own.groups[train], task, seed, name=name)
 
 
 def _fit_best(x: Floats, y: Bools, who: NDArray[np.int64], task: Task, seed: int) -> LogisticModel:

@@ -31,9 +31,9 @@ from scipy.special import expit
 
 from focal.baselines.federated import Array, Federated, Local, Parts, PlainSum, Settings, Site, descend, federate
 from focal.config import Task
+from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows
-from focal.report.summary import Traffic
+from focal.measure.traffic import Traffic
 from focal.segments.projection import Projection
 
 FULL = 1.0

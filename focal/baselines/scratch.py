@@ -48,10 +48,10 @@ from focal.ckks import keys, network, refresh, release, wire
 from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.network import Carried, EncryptedNetwork, NetworkLayout, Weights
 from focal.config import CkksConfig, Task
+from focal.data.rows import InstitutionRows
 from focal.data.table import ImageSource
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows, test_rows
-from focal.report.summary import Traffic
+from focal.measure.traffic import Traffic
 
 SIDE = 8
 """Pixels of a side; the network has SIDE x SIDE inputs."""
@@ -82,7 +82,7 @@ class Scratch:
 
     weights: Weights
     scores: Array
-    """(n, C) linear outputs on :func:`focal.evaluation.test_rows`."""
+    """(n, C) linear outputs on :attr:`focal.data.rows.InstitutionRows.scored`."""
     twin_scores: Array
     """The same of the plaintext twin."""
     max_abs_weight_error: float
@@ -150,7 +150,7 @@ def train_from_scratch(
     It ends with :meth:`Scheme.close`, which forgets the evaluation keys of the whole process. Raises :class:`FocalError` when rows or
     classes do not fit, or when the twin, which runs first, leaves the range that a refresh hides.
     """
-    own, test = sites(rows, task, settings), test_rows(rows)
+    own, test = sites(rows, task, settings), InstitutionRows.union(rows).scored
     outputs = next(iter(own.values())).targets.shape[1]
     with threadpool_limits(limits=1):
         start = Weights.draw(outputs, settings.size, settings.seed)

@@ -57,8 +57,8 @@ from focal.baselines.privacy import cut
 from focal.config import Task
 from focal.data.table import Table
 from focal.errors import FocalError
-from focal.report.metrics import macro_auroc, outcome_columns
-from focal.report.summary import Traffic
+from focal.measure.metrics import macro_auroc, outcome_columns
+from focal.measure.traffic import NONE, add_up
 from focal.training.features import accelerator, interruptible, quiet
 
 SIZE = 32
@@ -180,7 +180,7 @@ def spe_fl(train: Mapping[str, Images], test: Images, task: Task, settings: Sett
     rounds: list[Round] = []
     started = time.perf_counter()
     adding: Sum = EncryptedSum(names) if settings.encrypted else PlainSum(names)
-    traffic = _plus(dict.fromkeys(names, Traffic(up=0, down=0)), adding.setup)
+    traffic = add_up(dict.fromkeys(names, NONE), adding.setup)
     spent = 0.0
     for r in range(settings.rounds):
         chosen, parts = coordinates(len(weights), settings, r), {}
@@ -197,7 +197,7 @@ def spe_fl(train: Mapping[str, Images], test: Images, task: Task, settings: Sett
         total, moved = adding.add(f"round/{r}", parts)
         holders = adding.holders(names)
         given = adding.give(total, lacking, holders) if (lacking := [n for n in names if n not in holders]) else {}
-        traffic = _plus(_plus(traffic, moved), given)
+        traffic = add_up(traffic, moved, given)
         weights[chosen] += total
         spent += time.perf_counter() - started
         _load(network, weights)
@@ -234,11 +234,6 @@ def measure(labels: ArrayLike, scores: ArrayLike, task: Task) -> Measures:
     average = "binary" if task == "binary" else "macro"
     precision, recall, f1, _ = precision_recall_fscore_support(truth, called, average=average, zero_division=0)
     return Measures(float(accuracy_score(truth, called)), float(precision), float(recall), float(f1))
-
-
-def _plus(so_far: Mapping[str, Traffic], more: Mapping[str, Traffic]) -> dict[str, Traffic]:
-    none = Traffic(up=0, down=0)
-    return {n: Traffic(up=t.up + more.get(n, none).up, down=t.down + more.get(n, none).down) for n, t in so_far.items()}
 
 
 # --------------------------------------------------------------------------- the network

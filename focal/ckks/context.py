@@ -25,8 +25,9 @@ import numpy as np
 import openfhe
 
 from focal.ckks.ring import Limb
-from focal.config import CkksConfig, canonical_json
+from focal.config import CkksConfig
 from focal.errors import FocalError
+from focal.files import canonical_json
 
 DEPTH = 5
 """Multiplicative depth: forward 1, sigmoid 2, and the three limbs a collective refresh needs (kernels.md)."""

@@ -14,6 +14,7 @@ File names and patient ids stay in this object; nothing in this package logs the
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import lzma
@@ -280,6 +281,22 @@ def read_unsplit_table(config: DatasetConfig) -> Table:
     if split is None:
         split = np.full(len(frame), "test")
     return _table(config, frame, split, seed=0)
+
+
+def read_column(path: Path, name: str) -> list[str]:
+    """One column of a CSV. Raises :class:`FocalError` when the file or the column is not there."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            rows = list(csv.reader(f, skipinitialspace=True))
+    except OSError as e:
+        raise FocalError(f"{path}: cannot be read ({e.strerror})", hint="--table names a CSV file") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise FocalError(f"{path}: is not a CSV table", hint="write it as UTF-8, comma separated") from None
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if name not in header:
+        raise FocalError(f"{path}: has no column '{name}' (found: {', '.join(header) or 'nothing'})", hint=f"add a column '{name}'")
+    at = header.index(name)
+    return [row[at].strip() for row in rows[1:] if len(row) > at]
 
 
 def _table(config: DatasetConfig, frame: pd.DataFrame, split: NDArray[np.str_] | None, seed: int) -> Table:

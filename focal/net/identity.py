@@ -28,8 +28,9 @@ from nacl.secret import SecretBox
 from nacl.signing import SigningKey, VerifyKey
 from pydantic import Field, ValidationError
 
-from focal.config import Hex32, Manifest, Member, Model, Name, explain, private_write
+from focal.config import Hex32, Manifest, Member, Model, Name, explain
 from focal.errors import FocalError, ProtocolError
+from focal.files import private_write
 from focal.net.messages import Body, Record, Signed, decode, encode
 
 RECORD_DOMAIN = b"focal/record/v2"

@@ -10,8 +10,9 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-from focal.config import ConfigError, LocalConfig, Manifest, printable, private_write, read
+from focal.config import LocalConfig, Manifest, printable, read
 from focal.errors import FocalError, ProtocolError
+from focal.files import private_write
 from focal.net.transport import Link
 from focal.protocols import of
 from focal.protocols.common.party import Party
@@ -42,7 +43,7 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
             )
         _go(party, wait)
         return 0
-    except (FocalError, ConfigError) as e:
+    except FocalError as e:
         told = printable(str(e), keep="\n")  # it may quote another member
         sink({"party": name, "event": "error", "phase": "", "text": told})
         print(f"{name}: {told}", file=sys.stderr)

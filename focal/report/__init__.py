@@ -1,1 +1,1 @@
-"""What a finished run shows: metrics with intervals, the result contract, plots, the table in the terminal."""
+"""What a finished run shows: pictures and pages of its numbers (:mod:`focal.measure`), the table in the terminal."""

@@ -23,6 +23,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,19 +32,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-import focal
-from focal.config import RunConfig, private_write, read
+from focal.baselines.logistic import baseline_scores
+from focal.config import RunConfig, read
+from focal.data.rows import FILE as ROWS
+from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows, baseline_scores, read_rows, test_rows
+from focal.files import private_write
+from focal.measure.losses import read_losses
+from focal.measure.metrics import Measured, Paired, measure_all, paired_bootstrap
+from focal.measure.subgroups import score_subgroup
+from focal.measure.summary import Summary, read_summary
+from focal.measure.traffic import human_bytes
 from focal.report import plots
-from focal.report.losses import plot_losses, read_losses
-from focal.report.metrics import Measured, Paired, measure_all, paired_bootstrap
-from focal.report.subgroups import score_subgroup
-from focal.report.summary import Summary, read_summary
-from focal.report.table import human_bytes, model_rows
+from focal.report.losses import plot_losses
+from focal.report.table import model_rows
 
 if TYPE_CHECKING:
-    from focal.explain import Explained, SanityStep, Verdict
+    from focal.report.explain import Explained, SanityStep, Verdict
     from focal.segments.lower import LowerSegment
     from focal.segments.upper import ModelMeta, UpperHead
 
@@ -85,7 +90,7 @@ class Overlays:
     @property
     def verdict(self) -> Verdict:
         """What the sanity check allows the reader to conclude."""
-        from focal.explain import verdict
+        from focal.report.explain import verdict
 
         return verdict(self.sanity)
 
@@ -149,7 +154,7 @@ def write_report(
         config=_flat(config.model_dump(exclude=OTHERS[summary.protocol])) if config else {},
         params=_flat(summary.params),
         pinned=_pinned(folder),
-        version=focal.__version__,
+        version=version("focal"),
     )
     path = out or folder / FILE
     private_write(path, page.encode())
@@ -185,7 +190,7 @@ def _scored(
 def _measured(rows: Rows, tuned: Rows, head: UpperHead, meta: ModelMeta, seed: int, repeats: int, slow_repeats: int, say: Say) -> Scored:
     """``rows`` have the features that baselines learn from; ``tuned`` those that the released head reads, of the test rows at least."""
     say("measuring the released model on the test rows ...")
-    test = test_rows(tuned)
+    test = InstitutionRows.union(tuned).scored
     scores = _logits(head, test)
     names = meta.classes[-1:] if meta.task == "binary" else meta.classes
     against = {}
@@ -216,12 +221,12 @@ CLEANED = "the institutions' rows are no longer on this machine (focal clean)"
 
 def _kept_rows(folder: Path, summary: Summary) -> Rows:
     """What institutions keep of a blind run: every party of a local run, or the one whose state folder this is."""
-    if (folder / "rows.npz").exists():
-        return {folder.resolve().name: read_rows(folder)[0]}
+    if (folder / ROWS).exists():
+        return {folder.resolve().name: read_kept(folder)[0]}
     parties = {name: folder / "parties" / name for name in summary.auroc.institutions or {}}
-    if not parties or not all((path / "rows.npz").exists() for path in parties.values()):
+    if not parties or not all((path / ROWS).exists() for path in parties.values()):
         raise FocalError(CLEANED)
-    return {name: read_rows(path)[0] for name, path in parties.items()}
+    return {name: read_kept(path)[0] for name, path in parties.items()}
 
 
 def _joint_rows(folder: Path, summary: Summary, config: RunConfig | None, head: UpperHead, meta: ModelMeta, say: Say) -> tuple[Rows, Rows]:
@@ -267,7 +272,7 @@ def _logits(head: UpperHead, rows: InstitutionRows) -> NDArray[np.float64]:
 def _site(own: InstitutionRows, head: UpperHead, meta: ModelMeta, names: tuple[str, ...], repeats: int) -> dict[str, Any]:
     """The released model on an institution's own test rows, if it has any."""
     try:
-        test = test_rows({"": own})
+        test = InstitutionRows.union({"": own}).scored
     except FocalError:
         return {"n": 0, "patients": 0, "auroc": None, "auroc_ci95": None, "missing": list(names)}
     found = score_subgroup(test.labels, _logits(head, test), test.groups, meta.task, names, repeats)
@@ -289,7 +294,7 @@ def _losses(folder: Path) -> str:
 
 def _overlays(folder: Path, config: RunConfig | None, say: Say) -> tuple[Overlays | None, str]:
     """What ``focal explain`` drew, or one test image of every class; or why there are none."""
-    from focal import explain
+    from focal.report import explain
 
     stored = folder / explain.FOLDER
     if (stored / explain.INDEX).exists():
@@ -315,7 +320,7 @@ def _overlays(folder: Path, config: RunConfig | None, say: Say) -> tuple[Overlay
 def _drawn_overlays(folder: Path, config: RunConfig) -> Overlays:
     """One test image of each class, chosen by the run's seed and not by how well it is recognised."""
     from focal.data import load
-    from focal.explain import check_images, explain_images
+    from focal.report.explain import check_images, explain_images
     from focal.segments.upper import ReleasedModel
 
     model = ReleasedModel.load(folder)

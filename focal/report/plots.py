@@ -20,10 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-from focal.config import Task, private_write
+from focal.config import Task
 from focal.errors import FocalError
-from focal.report.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, outcome_columns, probabilities
-from focal.report.table import human_bytes
+from focal.files import private_write
+from focal.measure.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, outcome_columns, probabilities
+from focal.measure.traffic import human_bytes
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#8C8C8C",
@@ -46,7 +47,7 @@ PHASE_COLOURS = {
 """Training's seconds and the refreshes' bytes are one activity seen twice: one colour."""
 
 PhaseBytes = Mapping[str, Mapping[str, Mapping[str, int]]]
-"""Party -> phase -> ``{"up", "down"}``, bytes; :attr:`focal.report.summary.Summary.phase_bytes` has it."""
+"""Party -> phase -> ``{"up", "down"}``, bytes; :attr:`focal.measure.summary.Summary.phase_bytes` has it."""
 
 
 class Span(NamedTuple):

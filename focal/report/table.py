@@ -20,7 +20,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from focal.report.summary import Interval, Summary
+from focal.measure.summary import Interval, Summary
+from focal.measure.traffic import human_bytes
 
 PHASE_NAMES = {"keys": "keys", "features": "features", "upload": "upload", "train": "training", "release": "release"}
 
@@ -105,12 +106,3 @@ def _verification(summary: Summary) -> RenderableType:
             f"2^{guard.leak_bits:.0f} of what is made without its share."
         )
     return Text(told)
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> '1.5 kB' (decimal units, as networks count)."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

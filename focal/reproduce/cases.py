@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from focal.config import ConsortiumConfig, PartitionConfig, RunConfig, Task, read
 from focal.data import load
 from focal.data.partition import partition
+from focal.data.rows import InstitutionRows
 from focal.data.table import Table
 from focal.errors import FocalError
-from focal.evaluation import Floats, InstitutionRows
+from focal.measure.metrics import Floats
 from focal.segments.projection import Projection, moment_values, pooled_moments, whiten
 
 
@@ -136,19 +137,24 @@ class Case:
     groups: NDArray[np.int64]
     """(n,) a number for each patient of the test rows."""
     order: NDArray[np.int64]
-    """(n,) where each test row, in the table's order, stands in :func:`focal.evaluation.test_rows`."""
+    """(n,) where each test row, in the table's order, stands in :attr:`scored`."""
+
+    @cached_property
+    def scored(self) -> InstitutionRows:
+        """The test rows of all institutions, in the order of ``rows``."""
+        return InstitutionRows.union(self.rows).scored
 
     @property
     def train_rows(self) -> int:
         return sum(int((own.split == "train").sum()) for own in self.rows.values())
 
     def by_table(self, scores: Floats) -> Floats:
-        """(n, C) scores of :func:`focal.evaluation.test_rows`, in the table's order: the same for every dealing and seed."""
+        """(n, C) scores of :attr:`scored`, in the table's order: the same for every dealing and seed."""
         return np.ascontiguousarray(scores[self.order])
 
 
 class Source:
-    """One paper table's data on this machine. Raises :class:`FocalError` or ``ConfigError`` when it is not there."""
+    """One paper table's data on this machine. Raises :class:`FocalError` when it is not there."""
 
     def __init__(self, paper: PaperTable, configs: Path, runs: Path) -> None:
         self.paper, self.runs = paper, runs
@@ -228,14 +234,3 @@ def pooled_projection(rows: Mapping[str, InstitutionRows], config: RunConfig) ->
     n, dim = sum(map(len, train)), train[0].shape[1]
     pooled = np.sum([moment_values(raw, settings.bound, n) for raw in train], axis=0)
     return whiten(pooled_moments(pooled, dim, settings.bound, n), settings.features, settings.bound, config.training.ridge)
-
-
-def pooled(rows: Mapping[str, InstitutionRows]) -> InstitutionRows:
-    """All institutions' rows; equal patient ids of two institutions are two patients."""
-    parts = list(rows.values())
-    return InstitutionRows(
-        features=np.concatenate([own.features for own in parts]),
-        labels=np.concatenate([own.labels for own in parts]),
-        groups=np.concatenate([np.char.add(f"{name}/", own.groups) for name, own in rows.items()]),
-        split=np.concatenate([own.split for own in parts]),
-    )

@@ -21,18 +21,19 @@ import torch
 from focal.baselines import scratch, spe_fl
 from focal.baselines.encrypted import EncryptedSum
 from focal.baselines.federated import Federated, MakeSum, MaskedSums, PlainSum, Round, Settings, federate, personalise
-from focal.baselines.logistic import LogisticModel, fit_logistic
+from focal.baselines.logistic import fit_rows
 from focal.baselines.privacy import Privacy, federate_privately
 from focal.baselines.scratch import train_from_scratch
 from focal.ckks import twin
 from focal.config import InteractiveConfig, RunConfig
+from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
-from focal.evaluation import Floats, InstitutionRows, read_rows, test_rows
-from focal.report.metrics import macro_auroc
-from focal.report.summary import Traffic, read_summary
-from focal.reproduce.cases import BY_PATIENT, SKEWED_3, SKEWED_8, Case, pooled
+from focal.measure.metrics import Floats, macro_auroc
+from focal.measure.summary import read_summary
+from focal.measure.traffic import Traffic
+from focal.reproduce.cases import BY_PATIENT, SKEWED_3, SKEWED_8, Case
 from focal.reproduce.cells import Point
-from focal.roles import local
+from focal.runs import local
 from focal.segments.lower import build_lower, lower_spec
 from focal.segments.projection import Projection
 from focal.segments.trainable import VALUE_BYTES
@@ -97,31 +98,26 @@ class _Clock:
 
 
 def _alone(case: Case) -> Outcome:
-    test, clock = test_rows(case.rows).features, _Clock()
-    scores = {name: _logistic(own, case, name).scores(test) for name, own in case.rows.items()}
+    test, clock = case.scored.features, _Clock()
+    scores = {name: fit_rows(own, case.task, case.config.seed, name).scores(test) for name, own in case.rows.items()}
     return Outcome({name: case.by_table(s) for name, s in scores.items()}, clock.seconds)
 
 
 def _pooled(case: Case) -> Outcome:
-    test, clock = test_rows(case.rows).features, _Clock()
-    scores = _logistic(pooled(case.rows), case, "pooled").scores(test)
+    test, clock = case.scored.features, _Clock()
+    scores = fit_rows(InstitutionRows.union(case.rows), case.task, case.config.seed, "pooled").scores(test)
     return Outcome({MODEL: case.by_table(scores)}, clock.seconds)
-
-
-def _logistic(own: InstitutionRows, case: Case, name: str) -> LogisticModel:
-    train = own.split == "train"
-    return fit_logistic(own.features[train], own.labels[train], own.groups[train], case.task, case.config.seed, name=name)
 
 
 def _twin(case: Case) -> Outcome:
     clock = _Clock()
     weights = _twin_weights(case)
-    return Outcome({MODEL: case.by_table(case.projection.apply(test_rows(case.rows).features) @ weights)}, clock.seconds)
+    return Outcome({MODEL: case.by_table(case.projection.apply(case.scored.features) @ weights)}, clock.seconds)
 
 
 def _twin_weights(case: Case) -> Floats:
     """(R, C) of the blind protocol's plaintext twin."""
-    everyone, training = pooled(case.rows), case.config.training
+    everyone, training = InstitutionRows.union(case.rows), case.config.training
     train = everyone.take(everyone.split == "train")
     labels = train.labels[:, 1:] if case.task == "binary" else train.labels
     scalars = twin.Scalars.derive(training.degree, case.projection.eta, training.ridge, len(labels))
@@ -151,16 +147,16 @@ def _encrypted(case: Case, config: RunConfig) -> Outcome:
     folder = local.newest_finished(config, case.runs)
     if folder is None or not (folder / "parties").exists():  # one whose private files are gone cannot be scored again
         folder = local.train(local.open_run(config, case.runs), lambda event: None, lambda text: None)
-    kept = {name: read_rows(folder / "parties" / name) for name in case.rows}
+    kept = {name: read_kept(folder / "parties" / name) for name in case.rows}
     rows = {name: own for name, (own, _) in kept.items()}
-    if not np.array_equal(test_rows(rows).labels, test_rows(case.rows).labels):
+    if not np.array_equal(InstitutionRows.union(rows).scored.labels, case.scored.labels):
         raise FocalError(
             f"{folder}: its test rows are not those of seed {case.config.seed} here, so nothing can be compared row by row",
             hint="the table's split depends on the seed: give it a 'split' column",
         )
     first = next(iter(kept))
     projection = Projection.from_bytes((folder / "parties" / first / "projection.bin").read_bytes())
-    scores = projection.apply(test_rows(rows).features) @ kept[first][1]
+    scores = projection.apply(InstitutionRows.union(rows).scored.features) @ kept[first][1]
     summary = read_summary(folder)
     assert summary.max_abs_weight_error is not None and summary.auroc.plaintext_twin is not None
     local.clean(folder, cache=False, force=False)  # keys and features; the summary and the pictures stay

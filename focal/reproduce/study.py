@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from focal.config import ConfigError
 from focal.errors import FocalError
 from focal.reproduce.cases import TABLES, Case, Dealing, PaperTable, Source
 from focal.reproduce.cells import Arrays, Cell, Key, Store, digest, measure
@@ -123,7 +122,7 @@ class Study:
             try:
                 case = case or repeat.source.case(repeat.dealing, repeat.seed)
                 cell = self._cell(repeat, method, case)
-            except (FocalError, ConfigError) as e:
+            except FocalError as e:
                 self.failed[key] = str(e).splitlines()[0]
                 say(f"  {key}: failed: {e}")
                 continue
@@ -210,7 +209,7 @@ def _sources(tables: Sequence[PaperTable], configs: Path, runs: Path, say: Say) 
     for paper in tables:
         try:
             sources.append(Source(paper, configs, runs))
-        except (FocalError, ConfigError) as e:
+        except FocalError as e:
             skipped[paper] = str(e).splitlines()[0]
             say(f"Table {paper.number} is skipped: {e}")
     if not sources:

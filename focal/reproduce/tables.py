@@ -1,7 +1,7 @@
 """``results.md``, ``results.json`` and a picture per table, from finished cells alone.
 
 AUROC is the mean over seeds (which deal the rows anew and order the batches); its interval resamples the test patients, the same ones for
-every method. Differences are tested on the first seed, in those resamples (:func:`focal.report.metrics.paired`).
+every method. Differences are tested on the first seed, in those resamples (:func:`focal.measure.metrics.paired`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from focal.baselines.spe_fl import measure
-from focal.config import private_write
-from focal.evaluation import Floats
-from focal.report.metrics import Paired, paired
+from focal.files import private_write
+from focal.measure.metrics import Floats, Paired, paired
 from focal.reproduce.cases import Dealing, PaperTable
 from focal.reproduce.cells import Arrays, Cell, Store, interval
 from focal.reproduce.methods import ALONE, BLIND, CONVERGED, DEALT, ENCRYPTED_FEDAVG, FEDERATED, HEADS, MODEL, POOLED, SCRATCH, Method

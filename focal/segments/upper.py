@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from focal.config import Hex32, InteractiveConfig, LowerSpec, Model, Task, private_write
+from focal.config import Hex32, InteractiveConfig, LowerSpec, Model, Task
 from focal.errors import FocalError
+from focal.files import private_write
 
 if TYPE_CHECKING:
     from focal.segments.lower import LowerSegment

@@ -243,7 +243,7 @@ def train_jointly(
 
 
 def scores(segment: TrainableSegment, weights: Array, table: Table, rows: ArrayLike) -> Array:
-    """(n, C) logits of the table's ``rows`` by the released model: for :func:`focal.report.metrics.macro_auroc`."""
+    """(n, C) logits of the table's ``rows`` by the released model: for :func:`focal.measure.metrics.macro_auroc`."""
     device = segment.lower.mean.device
     head, wanted, parts = segment.head(weights, table.task).to(device), np.asarray(rows), []
     for start in range(0, len(wanted), SCORED):

@@ -12,24 +12,20 @@ After the upload it may go offline; the sealed result waits at the server.
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import keys, release, wire
 from focal.ckks.context import Scheme
 from focal.ckks.engine import chunk_kind
-from focal.config import DatasetConfig, private_write
+from focal.config import DatasetConfig
+from focal.data.rows import InstitutionRows, write_kept
+from focal.files import private_write
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.common import ceremony
 from focal.protocols.common.institution import PROJECTION, Array, Institution
 from focal.segments import projection as proj
-
-if TYPE_CHECKING:
-    from focal.evaluation import InstitutionRows
 
 
 class BlindInstitution(Institution):
@@ -76,7 +72,6 @@ class BlindInstitution(Institution):
     def _features(self) -> tuple[InstitutionRows, NDArray[np.float32]]:
         # torch is imported here, not above: the command line checks keys, manifest and link before it takes seconds
         from focal.data import load
-        from focal.evaluation import InstitutionRows
         from focal.segments.lower import build_lower, test_image_features
         from focal.training.features import compute_features
 
@@ -147,15 +142,7 @@ class BlindInstitution(Institution):
 
         self.save_head(UpperHead.from_projection(self.projection, self.weights, self.manifest.task))
         private_write(self.folder / PROJECTION, self.projection.to_bytes())
-        with open(os.open(self.folder / "rows.npz", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as f:
-            np.savez(
-                f,
-                weights=self.weights,
-                features=self.rows.features,
-                labels=self.rows.labels,
-                groups=self.rows.groups.astype(str),
-                split=self.rows.split.astype(str),
-            )
+        write_kept(self.folder, self.rows, self.weights)
 
     def test_outputs(self) -> tuple[NDArray[np.uint8], Array, NDArray[np.str_]]:
         """Own test rows: labels (n, K), the released model's linear outputs (n, C), patients (n,)."""

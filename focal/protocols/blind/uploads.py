@@ -7,8 +7,9 @@ import hashlib
 from focal.ckks.context import Scheme
 from focal.ckks.engine import mask_digest
 from focal.ckks.layout import Layout
-from focal.config import Manifest, canonical_json
+from focal.config import Manifest
 from focal.errors import Refused
+from focal.files import canonical_json
 from focal.net import messages as msg
 from focal.protocols.blind.compute import scalars_of
 from focal.protocols.blind.plan import row_table

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from focal.config import Hex32, Model, canonical_json, private_write
+from focal.config import Hex32, Model
 from focal.errors import FocalError
+from focal.files import canonical_json, private_write
 
 AWAITED, APPROVED = "awaits-approval.json", "approved.json"
 """In a custodian's folder: the release that waits for a person, and the one that a person has approved last."""

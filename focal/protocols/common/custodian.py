@@ -34,8 +34,9 @@ from focal.ckks import keys, refresh, release, wire
 from focal.ckks.context import REFRESH_LIMBS, Scheme
 from focal.ckks.ledger import Ledger, ledger_digest
 from focal.ckks.masks import only_classes
-from focal.config import LocalConfig, Manifest, Member, private_write
+from focal.config import LocalConfig, Manifest, Member
 from focal.errors import FocalError, Refused
+from focal.files import private_write
 from focal.net import messages as msg
 from focal.protocols.common import ceremony, refreshing
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release

@@ -23,12 +23,13 @@ from focal.ckks import release, wire
 from focal.ckks.context import Scheme
 from focal.config import LocalConfig, Manifest
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import bound_hash, open_for_group, seal_for_group
 from focal.protocols.common import ceremony
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.hearing import check_opens
-from focal.protocols.common.party import Party, merge
+from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter, timeline
 from focal.segments import projection as proj
 from focal.segments.projection import Projection
@@ -268,7 +269,7 @@ class Institution(Party):
 
     def _pool_scores(self, labels: NDArray[np.uint8], outputs: Array) -> None:
         """One ROC curve over everybody's test rows: each adds its histogram, nobody shows a score."""
-        from focal.report import histogram
+        from focal.measure import histogram
 
         m = self.manifest
         self.enter("release")
@@ -285,8 +286,8 @@ class Institution(Party):
         if not len(labels):
             self.report.warn(f"{self.me.name}: no test rows, so no score of its own")
             return
-        from focal.evaluation import score_outputs
-        from focal.report.summary import build_summary, write_summary
+        from focal.measure.scores import score_outputs
+        from focal.measure.summary import build_summary, write_summary
 
         reported = self.hear(self.manifest.server.name, "traffic", msg.Traffic).bytes
         try:

@@ -24,8 +24,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from focal.config import LocalConfig, Manifest, Member, Model, canonical_json, printable
+from focal.config import LocalConfig, Manifest, Member, Model, printable
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.files import canonical_json
+from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, commitment
 from focal.net.store import Blobs, Journal
@@ -283,10 +285,3 @@ class Party(abc.ABC):
 def _without_paths(text: str) -> str:
     """An error's first line without the names of local files and control characters: it is for other members' eyes."""
     return printable(re.sub(r"/[^\s'\",;:)]+", "(file)", text.partition("\n")[0]))
-
-
-def merge(x: dict[str, dict[str, int]], y: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
-    """Sum of two byte counts by phase."""
-    return {
-        phase: {way: x.get(phase, {}).get(way, 0) + y.get(phase, {}).get(way, 0) for way in ("up", "down")} for phase in sorted({*x, *y})
-    }

@@ -22,12 +22,13 @@ from focal.ckks import keys, refresh
 from focal.ckks.context import Scheme
 from focal.config import LocalConfig, Manifest
 from focal.errors import ProtocolError
+from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg
 from focal.net.store import Board
 from focal.net.transport import Hub
 from focal.protocols.common import ceremony, refreshing
 from focal.protocols.common.hearing import check_opens
-from focal.protocols.common.party import Audience, Party, merge
+from focal.protocols.common.party import Audience, Party
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute
 
@@ -63,13 +64,7 @@ class _OwnBoard:
     @property
     def traffic(self) -> dict[str, dict[str, int]]:
         """What the members received is what the server sent."""
-        total: dict[str, dict[str, int]] = {}
-        for phases in self.hub.traffic.values():
-            for phase, ways in phases.items():
-                entry = total.setdefault(phase, {"up": 0, "down": 0})
-                entry["up"] += ways["down"]
-                entry["down"] += ways["up"]
-        return total
+        return merge(*map(mirrored, self.hub.traffic.values()))
 
 
 class Server(Party):

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from focal.ckks.context import Scheme
 from focal.ckks.layout import WEIGHT_SCALE
-from focal.config import InteractiveConfig, LocalConfig, Manifest, private_write
+from focal.config import InteractiveConfig, LocalConfig, Manifest
 from focal.errors import FocalError
+from focal.files import private_write
 from focal.net import messages as msg
 from focal.protocols.common import ceremony
 from focal.protocols.common.institution import MOMENTS, PROJECTION, Array, Institution
@@ -29,7 +30,7 @@ from focal.protocols.common.progress import Reporter
 from focal.protocols.interactive import plan
 
 if TYPE_CHECKING:
-    from focal.protocols.interactive.result import Beginning
+    from focal.protocols.interactive.beginning import Beginning
     from focal.protocols.interactive.upper import EncryptedUpper
 
 
@@ -80,7 +81,7 @@ class JointInstitution(Institution):
 
     def _start(self) -> Beginning:
         """What the run takes from the released model that the manifest pins."""
-        from focal.protocols.interactive.result import beginning
+        from focal.protocols.interactive.beginning import beginning
         from focal.segments.upper import released_digest
 
         if self.local.start is None:
@@ -199,7 +200,7 @@ class JointInstitution(Institution):
         self._save_model()
 
     def _save_model(self) -> None:
-        from focal.protocols.interactive.result import VELOCITY
+        from focal.protocols.interactive.beginning import VELOCITY
 
         head = self.segment.head(self.weights, self.manifest.task)
         head.trained = {name: p.detach() for name, p in self.segment.trained().items() if name.startswith("lower.")}

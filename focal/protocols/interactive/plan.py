@@ -74,6 +74,11 @@ def opening_items(step: int, kind: str, owners: tuple[str, ...]) -> tuple[str, .
     return () if step == 0 else tuple(f"train/{step}/{kind}/-/-/{owner}" for owner in owners)
 
 
+def opening_context(item: str, run_id: bytes) -> bytes:
+    """What a sealed opening share is bound to."""
+    return f"open/{item}".encode() + run_id
+
+
 def total(manifest: Manifest) -> int:
     """Joint steps of the run: as many as were asked for and as the openings of one key allow, two for each institution and step."""
     config = settings(manifest)
@@ -155,8 +160,3 @@ def facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
 def average_label(number: int) -> str:
     """Label of the secure sum of an averaging round."""
     return f"average-{number}"
-
-
-def opening_context(item: str, run_id: bytes) -> bytes:
-    """What a sealed opening share is bound to."""
-    return f"open/{item}".encode() + run_id

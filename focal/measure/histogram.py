@@ -32,12 +32,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from focal.config import Task, private_write
+from focal.config import Task
 from focal.errors import ProtocolError
-from focal.report.metrics import Floats, outcome_columns
-from focal.report.plots import Curve, plot_curves
+from focal.files import private_write
+from focal.measure.metrics import Floats, outcome_columns
 
 Counts = NDArray[np.int64]
+
+FILE = "pooled_roc.json"
+"""In every site's folder: the curves, their AUROC and its bound."""
 
 LIMIT = 8.0
 """Logits beyond it share the outermost bins; probabilities there are within 0.04 % of 0 or 1."""
@@ -97,7 +100,10 @@ def pooled_macro(curves: list[PooledRoc]) -> tuple[float, float]:
 
 
 def write_pooled(curves: list[PooledRoc], classes: Sequence[str], sites: int, folder: Path) -> str:
-    """Write ``pooled_roc.json`` and ``pooled_roc.png``; returns one line for a person. ``classes``: the scored ones."""
+    """Write :data:`FILE`, which :mod:`focal.report.pooled` draws; returns one line for a person.
+
+    ``classes``: the scored ones.
+    """
     macro, bound = pooled_macro(curves)
     rows = curves[0].positives + curves[0].negatives
     content = {
@@ -117,11 +123,9 @@ def write_pooled(curves: list[PooledRoc], classes: Sequence[str], sites: int, fo
             for name, c in zip(classes, curves, strict=True)
         },
     }
-    private_write(folder / "pooled_roc.json", json.dumps(content, allow_nan=False).encode())
+    private_write(folder / FILE, json.dumps(content, allow_nan=False).encode())
     if np.isnan(macro):
         return f"test rows of all {sites} sites ({rows}): every class has one outcome only, so there is no ROC curve"
-    drawn = [Curve(name, c.false_positive, c.true_positive, c.auroc, c.positives) for name, c in zip(classes, curves, strict=True)]
-    plot_curves(drawn, macro, f"{rows} test rows of {sites} sites, from summed histograms (+- {bound:.4f})", folder / "pooled_roc.png")
     return f"macro AUROC over the test rows of all {sites} sites ({rows}): {macro:.4f} +- {bound:.4f}, from summed histograms"
 
 

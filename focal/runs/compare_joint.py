@@ -16,49 +16,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from focal.config import DatasetConfig, InteractiveConfig, Manifest
+from focal.config import DatasetConfig, Manifest
 from focal.data import load
+from focal.data.rows import InstitutionRows
 from focal.data.table import Table
 from focal.errors import FocalError
-from focal.evaluation import InstitutionRows, LocalScores, compare_scores
+from focal.measure.losses import loss_difference, read_losses
 from focal.net import messages as msg
 from focal.protocols.common.audit import recorded
 from focal.protocols.common.institution import PROJECTION
 from focal.protocols.interactive import plan
-from focal.report.losses import loss_difference, read_losses
+from focal.protocols.interactive.beginning import beginning
+from focal.runs.compare import LocalScores, compare_scores
 from focal.segments.lower import build_lower
 from focal.segments.projection import Projection
 from focal.segments.upper import load as load_model
-from focal.segments.upper import lower_segment, model_file
+from focal.segments.upper import lower_segment
 from focal.training.features import compute_features
 from focal.training.joint import Site, train_jointly
 from focal.training.joint import scores as twin_scores
-from focal.training.split import Base
 
 Array = NDArray[np.float64]
-VELOCITY = "velocity.npy"
-"""Beside ``model.pt``: the head's last step, to go on with its momentum."""
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """What a run takes from a released model."""
-
-    projection: Projection
-    base: Base
-    trained: Mapping[str, torch.Tensor]
-    """Of an interactive run: the lower segment's trained parameters."""
-
-
-def beginning(run: Path, config: InteractiveConfig) -> Beginning:
-    """Bottleneck and head of a released model; of an interactive run also the head's velocity and what trained of the lower segment."""
-    head, _ = load_model(run)
-    # an interactive bottleneck may be without a bound: nothing is clipped at one that no feature reaches
-    bound = min(head.bound, float(np.finfo(np.float32).max))
-    projection = Projection("whiten", head.matrix.numpy(), head.offset.numpy(), bound, len(head.offset) + 1, (1.0).hex())
-    file = model_file(run).with_name(VELOCITY)
-    velocity = np.load(file) if file.exists() else None
-    return Beginning(projection, Base(head.weights.numpy(), velocity, config.momentum), head.trained)
 
 
 @dataclass(frozen=True)

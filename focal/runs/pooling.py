@@ -9,7 +9,7 @@
     NAME.counts   signature (64)  exchange (32)  masked counts (8 bytes each)         exchange: hash of model, folder's name, sites and keys
 
 ``sites`` holds the NAME.public.json of every site (``focal keys new``), the same files everywhere. Counts are those of
-:mod:`focal.report.histogram`, hidden by pairwise masks (:mod:`focal.sums.masked`); the masks cancel in the sum over all sites, and in no
+:mod:`focal.measure.histogram`, hidden by pairwise masks (:mod:`focal.sums.masked`); the masks cancel in the sum over all sites, and in no
 other. There is no mask over the total: whoever holds all files reads the pooled counts, which is what they are for.
 
 **Whose keys.** Who can replace *all* other sites' public files at one site knows its masks. Every run prints the exchange's fingerprint:
@@ -23,10 +23,12 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from focal.config import Member, private_write
+from focal.config import Member
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.files import private_write
+from focal.measure import histogram
 from focal.net.identity import Identity, bound_hash, read_public, verify
-from focal.report import histogram
+from focal.report.pooled import plot_pooled
 from focal.segments.upper import ModelMeta
 from focal.sums import fixed
 from focal.sums.masked import MaskedSum
@@ -95,6 +97,7 @@ class Pool:
         opened = self._sum.open({name: self._read(site) for name, site in self.sites.items()})
         curves = histogram.pooled_roc(histogram.from_sum(fixed.decode(opened, 0), len(self.classes)))
         histogram.write_pooled(curves, self.classes, len(self.sites), self.folder)
+        plot_pooled(self.folder)
         auroc, bound = histogram.pooled_macro(curves)
         return said | ({"auroc": None, "bound": None} if math.isnan(auroc) else {"auroc": auroc, "bound": bound})
 

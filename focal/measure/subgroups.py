@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from focal.config import Task
 from focal.errors import FocalError
-from focal.report.metrics import Bools, Floats, auroc_per_class, bootstrap_ci
+from focal.measure.metrics import Bools, Floats, auroc_per_class, bootstrap_ci
 
 NOT_GIVEN = "not given"
 """Rows whose cell is empty."""

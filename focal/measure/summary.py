@@ -19,8 +19,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from focal.config import Model, Name, explain, private_write
+from focal.config import Model, Name, explain
 from focal.errors import FocalError
+from focal.files import private_write
+from focal.measure.traffic import Traffic
 
 FILE = "summary.json"
 
@@ -28,7 +30,6 @@ Score = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Score, Score]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds_ = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Bytes = Annotated[int, Field(ge=0)]
 Phase = Literal["keys", "moments", "upload", "refresh", "release", "openings", "average"]
 
 PHASES: tuple[Phase, ...] = ("keys", "moments", "upload", "refresh", "release")
@@ -69,13 +70,6 @@ class Seconds(Model):
     train: Seconds_
     release: Seconds_
     total: Seconds_
-
-
-class Traffic(Model):
-    """Bytes on the wire, seen from one party."""
-
-    up: Bytes
-    down: Bytes
 
 
 class PartyTraffic(Traffic):
@@ -227,7 +221,7 @@ def _validated(content: object, source: Path | str) -> Summary:
     try:
         return Summary.model_validate(content)
     except ValidationError as e:
-        raise FocalError(str(explain(e, source))) from None
+        raise explain(e, source) from None
 
 
 def write_summary(summary: Summary, run: Path) -> Path:

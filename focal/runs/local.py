@@ -35,17 +35,20 @@ import psutil
 
 from focal.ckks import plan, twin
 from focal.ckks.context import Scheme
-from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, private_write, read, write
+from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, read, write
+from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
+from focal.files import private_write
+from focal.measure.traffic import merge, mirrored
 from focal.net.identity import Identity, sign_manifest
 from focal.protocols import of
-from focal.protocols.common.party import merge
+from focal.protocols.common.institution import PROJECTION
 from focal.protocols.common.progress import timeline
 from focal.protocols.interactive import plan as interactive
 from focal.segments.projection import Projection, check_features
 
 if TYPE_CHECKING:
-    from focal.evaluation import LocalScores
+    from focal.runs.compare import LocalScores
 
 MEASURE_SECONDS = 3.0
 """Between two looks at the processes' memory: the kernel walks all their pages for each."""
@@ -255,7 +258,8 @@ def _free_port() -> int:
 class Processes:
     """Every party of a run as a child process; events arrive on one queue. Leaving the ``with`` ends them all.
 
-    ``module`` is what runs a role, and ``roles`` are started: another module stands in for focal in comparisons (focal.baselines).
+    ``module`` is what runs a role, and ``roles`` are started: another module stands in for focal in comparisons
+    (focal.protocols.interactive.plain).
     """
 
     def __init__(
@@ -405,8 +409,9 @@ def _spent(run: Run) -> float:
 
 def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]) -> None:
     """Compare with the twin and the baselines, write summary, plots and model."""
+    from focal.measure.summary import build_summary, write_summary
     from focal.report import plots
-    from focal.report.summary import build_summary, write_summary
+    from focal.report.pooled import plot_pooled
 
     names = [m.name for m in manifest.institutions]
     scores, facts = (_blind_result if manifest.protocol == "blind" else _interactive_result)(run, manifest, say)
@@ -437,6 +442,8 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
     begin = min(start for _, _, start, _ in spans)
     spans = [(party, phase, start - begin, end - begin) for party, phase, start, end in spans]
     plots.plot_timeline(spans, traffic, run.folder / "timeline.png")
+    for name in names:
+        plot_pooled(run.party(name))
 
 
 def _verifier_compute(run: Run, manifest: Manifest) -> float | None:
@@ -452,12 +459,13 @@ def _verifier_compute(run: Run, manifest: Manifest) -> float | None:
 
 def _blind_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
     """Scores, and what the summary says of the protocol."""
-    from focal.evaluation import score_local_run
+    from focal.runs.compare import score_local_run
 
     names = [m.name for m in manifest.institutions]
-    rows = {name: _rows(run.party(name)) for name in names}
-    projection = Projection.from_bytes((run.party(names[0]) / "projection.bin").read_bytes())
-    weights = [_weights(run.party(name)) for name in names]
+    kept = {name: read_kept(run.party(name)) for name in names}
+    rows = {name: own for name, (own, _) in kept.items()}
+    projection = Projection.from_bytes((run.party(names[0]) / PROJECTION).read_bytes())
+    weights = [released for _, released in kept.values()]
     if not all(np.array_equal(weights[0], w) for w in weights):
         raise FocalError(
             "the institutions decoded different weights from the same shares", hint="their floating-point units differ; report this"
@@ -468,15 +476,15 @@ def _blind_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> t
 
 
 def _interactive_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
-    from focal.protocols.interactive import result
+    from focal.runs import compare_joint
 
     members = {}
     for m in manifest.institutions:
         local = read(LocalConfig, run.party(m.name) / "local.json")
         assert local.data is not None and local.weights is not None
-        members[m.name] = result.Member(local.data, local.weights, run.party(m.name))
+        members[m.name] = compare_joint.Member(local.data, local.weights, run.party(m.name))
     config = run.config
-    scores, own = result.compare(
+    scores, own = compare_joint.compare(
         manifest,
         members,
         run.party(manifest.server.name),
@@ -498,19 +506,7 @@ def _work(run: Run, member: Member) -> list[Event]:
     return [e for e in timeline(run.party(member.name)) if e["phase"] not in idle]
 
 
-def _rows(folder: Path) -> Any:
-    from focal.evaluation import InstitutionRows
-
-    with np.load(folder / "rows.npz") as f:
-        return InstitutionRows(f["features"], f["labels"], f["groups"], f["split"])
-
-
-def _weights(folder: Path) -> np.ndarray[Any, Any]:
-    with np.load(folder / "rows.npz") as f:
-        return np.asarray(f["weights"])
-
-
-def _twin(manifest: Manifest, projection: Projection, rows: dict[str, Any]) -> np.ndarray[Any, Any]:
+def _twin(manifest: Manifest, projection: Projection, rows: dict[str, InstitutionRows]) -> np.ndarray[Any, Any]:
     """The encrypted algorithm on all rows in plaintext."""
     columns, targets = [], []
     for own in rows.values():
@@ -525,14 +521,8 @@ def _twin(manifest: Manifest, projection: Projection, rows: dict[str, Any]) -> n
 
 def _traffic(run: Run, manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
     """Bytes by phase of every party, as each counted its own; the server's are everybody's together."""
-    out: dict[str, dict[str, dict[str, int]]] = {}
-    server: dict[str, dict[str, int]] = {}
-    for member in manifest.members:
-        if member.role == "server":
-            continue
-        out[member.name] = journal_traffic(run.party(member.name))
-        server = merge(server, {phase: {"up": b["down"], "down": b["up"]} for phase, b in out[member.name].items()})
-    return {manifest.server.name: server, **out}
+    out = {m.name: journal_traffic(run.party(m.name)) for m in manifest.members if m.role != "server"}
+    return {manifest.server.name: merge(*map(mirrored, out.values())), **out}
 
 
 def journal_traffic(folder: Path) -> dict[str, dict[str, int]]:

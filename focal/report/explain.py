@@ -36,8 +36,8 @@ from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from focal.config import private_write
 from focal.errors import FocalError
+from focal.files import private_write
 from focal.segments.lower import LowerSegment, preprocess
 from focal.segments.upper import ReleasedModel, UpperHead
 
@@ -333,10 +333,11 @@ def explain_run(
     The folder has ``000.png`` ..., ``index.json`` (which image, class and probability each is) and ``sanity.json``, all 0600: they are
     patients' images, and :file:`index.json` names their files.
     """
-    from focal.evaluation import open_images
+    from focal.data.images import open_images
 
     model = ReleasedModel.load(run, weights)
-    table = open_images(model.meta, Path(images), None if table_csv is None else Path(table_csv))
+    meta = model.meta
+    table = open_images(Path(images), meta.classes, meta.task, None if table_csv is None else Path(table_csv))
     table = table.take(np.arange(min(limit, len(table))))
     pictures = [table.images.read(i) for i in range(len(table))]
     found = explain_images(model, pictures, label, progress)

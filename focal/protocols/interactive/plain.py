@@ -3,8 +3,8 @@
 What it protects is the transport. The server sees every activation, derivative and weight; it exists to be compared with: encrypted
 training costs so many times the seconds of this. Custodians have nothing to do and are not started::
 
-    python -m focal.baselines.plain_split server      --manifest M --local L
-    python -m focal.baselines.plain_split institution --manifest M --local L
+    python -m focal.protocols.interactive.plain server      --manifest M --local L
+    python -m focal.protocols.interactive.plain institution --manifest M --local L
 """
 
 from __future__ import annotations

@@ -1,0 +1,228 @@
+"""A released model on new data: another hospital's table, scored; or images alone, with the probability of every class.
+
+::
+
+    evaluate       runs/NAME/model.pt + a labelled table    --> every measure, by site and subgroup
+    predict        runs/NAME/model.pt + images              --> probabilities per image
+
+A model is scored on its linear outputs, one column per class (binary: the positive class).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.config import DatasetConfig, Model
+from focal.data.table import read_column
+from focal.errors import FocalError
+from focal.files import private_write
+from focal.measure.metrics import Floats, measure_all
+from focal.measure.subgroups import Split, score_subgroup, subgroups
+
+if TYPE_CHECKING:
+    from focal.data.table import Table
+    from focal.segments.upper import ModelMeta, UpperHead
+
+Progress = Callable[[int, int], None]
+
+
+class LabelMap(Model):
+    """Another hospital's labels in the run's words: ``labels: {DR: D, "healthy eye": N, blurred: null}`` as YAML or JSON."""
+
+    labels: dict[str, str | None]
+    """Their label -> our class; ``null``: rows with it are not scored. Labels that are ours already need no entry."""
+
+
+def evaluate(
+    run: Path | str,
+    table_csv: Path | str,
+    images: Path | str,
+    *,
+    labels: LabelMap | None = None,
+    by: Sequence[str] = (),
+    weights: str | None = None,
+    group: str = "patient",
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    pool: Path | None = None,
+    key: Path | None = None,
+    repeats: int = 1000,
+    slow_repeats: int = 200,
+) -> dict[str, Any]:
+    """Score a finished run on a labelled table, another hospital's too; an interactive run with the lower segment that it fine-tuned.
+
+    Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups", "pooled"}``: ``measures`` has
+    ``{"macro", "ci95", "per_class"}`` of every measure of :data:`focal.measure.metrics.MEASURES`, ``subgroups`` has
+    :func:`focal.measure.subgroups.score_subgroup` of each part of every split in ``by`` (``sex``, ``age:50,65``, ``institution``).
+
+    Scored are the table's ``test`` rows (``val`` where there is none), so that a run's own data is never scored on rows that trained it;
+    a table without a ``split`` column is scored whole. ``labels`` translates its labels; ``group`` names the column for the intervals;
+    ``weights`` is the lower segment's source (default: the recorded one); ``cache`` keeps features. ``pool`` and ``key`` add this site's
+    counts to those of others (:class:`focal.runs.pooling.Pool`; otherwise ``pooled`` is ``None``). A class that cannot be
+    scored is ``None``. Raises :class:`FocalError` when the table's labels are not the run's classes, and for an empty subgroup.
+    """
+    from focal.segments import upper
+
+    head, meta = upper.load(run)
+    exchange = None
+    if pool is not None and key is not None:
+        from focal.runs.pooling import Pool
+
+        exchange = Pool(pool, key, meta)
+    whole = _labelled_table(meta, Path(table_csv), Path(images), group, labels)
+    table = whole.take(whole.test_rows)
+    splits = {text: subgroups(split, _cells(table, split.column, Path(table_csv))) for text in by if (split := Split.parse(text))}
+    scores = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
+    names = meta.classes[-1:] if meta.task == "binary" else meta.classes
+    measured = measure_all(table.labels, scores, table.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats)
+    if exchange is not None:
+        from focal.measure.histogram import score_histogram
+
+        exchange.add(score_histogram(table.labels, scores, meta.task))
+
+    def by_name(values: Floats) -> dict[str, float | None]:
+        return {name: None if np.isnan(v) else float(v) for name, v in zip(names, values, strict=True)}
+
+    return {
+        "auroc": measured["auroc"].macro,
+        "auroc_per_class": by_name(measured["auroc"].per_class),
+        "auroc_ci95": list(measured["auroc"].ci95),
+        "n": len(table),
+        "left_out": _left_out(Path(table_csv), labels),
+        "dataset": table.name,
+        "measures": {name: {"macro": m.macro, "ci95": list(m.ci95), "per_class": by_name(m.per_class)} for name, m in measured.items()},
+        "subgroups": {
+            text: {
+                name: score_subgroup(table.labels[at], scores[at], table.groups[at], meta.task, names, repeats)
+                for name, at in parts.items()
+            }
+            for text, parts in splits.items()
+        },
+        "pooled": None if exchange is None else exchange.result(),
+    }
+
+
+def predict(
+    run: Path | str,
+    images: Path | str,
+    out_csv: Path | str,
+    *,
+    table_csv: Path | str | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Write ``filename`` and the probability of each class for every image; returns how many.
+
+    ``images`` is a folder or zip; ``table_csv`` (only its ``filename`` column is read) chooses and orders, otherwise every image below
+    ``images`` is predicted, sorted by name. The file is 0600: it names patients' images.
+    """
+    import torch
+
+    from focal.data.images import open_images
+    from focal.segments import upper
+
+    head, meta = upper.load(run)
+    table = open_images(Path(images), meta.classes, meta.task, None if table_csv is None else Path(table_csv))
+    logits = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
+    probabilities = upper.class_probabilities(torch.from_numpy(logits), meta.task).numpy()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["filename", *meta.classes])
+    writer.writerows([name, *(f"{p:.6f}" for p in row)] for name, row in zip(table.filenames, probabilities, strict=True))
+    private_write(Path(out_csv), text.getvalue().encode())
+    return len(table)
+
+
+def _logits(
+    head: UpperHead, meta: ModelMeta, table: Table, weights: str | None, device: str, cache: Path, progress: Progress | None
+) -> Floats:
+    """(n, C): lower segment, then head, on every row of ``table``."""
+    import torch
+
+    from focal.segments.upper import lower_segment
+    from focal.training.features import compute_features
+
+    segment = lower_segment(meta, weights, head.trained)
+    features = compute_features(segment, table, np.arange(len(table)), device=device, cache=cache, progress=progress)
+    with torch.inference_mode():
+        return head(torch.from_numpy(features)).numpy().astype(np.float64)
+
+
+def _default_cache(run: Path | str) -> Path:
+    path = Path(run)
+    return (path if path.is_dir() else path.parent) / "cache"
+
+
+def _labelled_table(meta: ModelMeta, path: Path, images: Path, group: str, labels: LabelMap | None) -> Table:
+    """The table with its labels translated to the run's classes, without rows that have no counterpart.
+
+    ::
+
+        their labels (n, theirs)  x  who becomes whom (theirs, ours)  =  (n, ours)
+    """
+    from focal.data import load_for_scoring
+
+    ours = {**{name: name for name in meta.classes}, **(labels.labels if labels else {})}
+    _check_labels(meta, path, ours)
+    theirs = tuple(sorted(ours))
+    table = load_for_scoring(DatasetConfig(kind="table", table=path, images=images, classes=theirs, task="multilabel", group=group))
+    becomes = np.array([[ours[name] == target for target in meta.classes] for name in theirs])
+    translated = (table.labels.astype(np.int64) @ becomes > 0).astype(np.uint8)
+    scored = ~table.labels[:, [ours[name] is None for name in theirs]].any(axis=1)
+    several = np.flatnonzero(scored & (translated.sum(axis=1) != 1))
+    if meta.task != "multilabel" and len(several):
+        raise FocalError(
+            f"{path}: line {several[0] + 2}: needs exactly one of the classes {', '.join(meta.classes)}",
+            hint="this run tells classes apart of which an image has one; leave out rows with none or several",
+        )
+    table = replace(table, labels=translated, classes=meta.classes, task=meta.task).take(np.flatnonzero(scored))
+    if not len(table):
+        raise FocalError(f"{path}: no row has a label that the run knows", hint="the label map turns every one of them into null")
+    if not len(table.test_rows):
+        raise FocalError(f"{path}: every row is marked 'train'", hint="leave the 'split' column out to score every row")
+    return table
+
+
+def _check_labels(meta: ModelMeta, path: Path, ours: Mapping[str, str | None]) -> None:
+    """Raise :class:`FocalError` with both sets when the table has a label without a class, or the map names a class that the run lacks."""
+    labels = {label.strip() for cell in read_column(path, "label") for label in cell.split(";")} - {""}
+    classes = ", ".join(meta.classes)
+    if not labels <= set(ours):
+        raise FocalError(
+            f"{path}: its labels are {', '.join(sorted(labels))}, but the run's classes are {classes}"
+            + (f"; not translated: {', '.join(sorted(labels - set(ours)))}" if labels & set(ours) else ""),
+            hint="translate them with a label map (--labels FILE), or evaluate a run that was trained on these labels",
+        )
+    unknown = {target for target in ours.values() if target is not None} - set(meta.classes)
+    if unknown:
+        raise FocalError(
+            f"the label map leads to {', '.join(sorted(unknown))}, but the run's classes are {classes}",
+            hint="the right-hand sides are classes of the run, or null for rows that are not scored",
+        )
+
+
+def _left_out(path: Path, labels: LabelMap | None) -> int:
+    """Rows that the map leaves out: those with a label without a counterpart."""
+    without = {name for name, target in labels.labels.items() if target is None} if labels else set()
+    return sum(any(label.strip() in without for label in cell.split(";")) for cell in read_column(path, "label"))
+
+
+def _cells(table: Table, column: str, path: Path) -> NDArray[np.str_]:
+    """(n,) the cells of a column to split by."""
+    if column == "institution" and table.institution is not None:
+        return table.institution
+    if column not in table.columns:
+        known = [*(["institution"] if table.institution is not None else []), *table.columns]
+        raise FocalError(f"{path}: has no column '{column}' to split by", hint=f"its other columns are: {', '.join(known) or 'none'}")
+    return table.columns[column]

@@ -1,0 +1,32 @@
+"""Benchmarks: what a person can mend is skipped with a line, a mistake of ours is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from focal import bench
+from focal.errors import ConfigError, FocalError
+
+
+def test_only_what_a_person_can_mend_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def raising(error: Exception) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(bench, "split", fail)
+        bench.everything(None, None, tmp_path, tmp_path, said.append, fail)
+
+    for name in ("head", "interactive"):
+        monkeypatch.setattr(bench, name, lambda *_: bench.Result("measured", {}))
+    for error in (FocalError("no images"), ConfigError("uses ${FOCAL_DATA}, which is not set")):
+        said.clear()
+        raising(error)
+        assert [line for line in said if "skipped" in line] == [
+            f"{what}: skipped ({error})" for what in ("joint steps over sockets", "retina", "retina128")
+        ]
+    with pytest.raises(ValueError, match="shapes"):
+        raising(ValueError("shapes do not fit"))
