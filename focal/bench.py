@@ -16,21 +16,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from focal.ckks import interactive as joint
-from focal.ckks import keys, twin, wire
-from focal.ckks.context import REFRESH_LIMBS
-from focal.ckks.engine import zero_weights
-from focal.ckks.layout import Layout, power_of_two
-from focal.ckks.plan import layout_for
-from focal.ckks.rehearsal import Rehearsal
-from focal.ckks.twin import Scalars
+from focal.ckks import codec
+from focal.ckks.scheme import REFRESH_LIMBS
 from focal.config import RunConfig, read
+from focal.custody import keys
 from focal.errors import FocalError
 from focal.files import private_write
+from focal.heads.joint.engine import InteractiveEngine
+from focal.heads.joint.engine import zero_weights as joint_zero_weights
+from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING, InteractiveLayout, row_table
+from focal.heads.joint.limits import HEAD_NOISE
+from focal.heads.joint.twin import Update, twin_step
+from focal.heads.linear import twin
+from focal.heads.linear.cost import layout_for
+from focal.heads.linear.engine import zero_weights
+from focal.heads.linear.layout import power_of_two
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars
+from focal.heads.rehearsal import Rehearsal as AnyRehearsal
 from focal.measure.summary import read_summary
 from focal.runs import local
 
@@ -127,14 +134,14 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
     """
     if reference is not None and (features, classes, owners) != (64, 8, 4):
         raise FocalError(f"{reference}: runs 64 features, 8 classes and 4 owners only", hint="leave --reference out")
-    layout = joint.InteractiveLayout(8192, features, classes)
-    run = Rehearsal(cast(Layout, layout), threads=threads)  # of which it reads rotations, outputs and read_weights
-    table = joint.row_table(layout, {f"owner {i}": layout.rows // owners for i in range(owners)})
+    layout = InteractiveLayout(8192, features, classes)
+    run = AnyRehearsal(layout, threads=threads)
+    table = row_table(layout, {f"owner {i}": layout.rows // owners for i in range(owners)})
     filled = {name: len(rows) for name, rows in table.items()}
     present = sum(filled.values())
-    update = joint.Update(rate=0.5, momentum=0.9)
-    engine = joint.InteractiveEngine(run.scheme, layout, table, update, threads, min_rows_of_others=1)
-    weights = joint.zero_weights(run.scheme)
+    update = Update(rate=0.5, momentum=0.9)
+    engine = InteractiveEngine(run.scheme, layout, table, update, threads, min_rows_of_others=1)
+    weights = joint_zero_weights(run.scheme)
     w: np.ndarray = np.zeros((features, classes))
     before = w
     rng, clock = np.random.default_rng(0), _Clock()
@@ -153,9 +160,7 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
         with clock("openings"):
             z = np.vstack([layout.logits(run.open(ct), table[n]) for n, ct in forward.logits.items()])
         with clock("institutions"):
-            down = {
-                n: run.encrypt(layout.derivative_slots(delta[r.start : r.stop], r.start), joint.DERIVATIVES.limbs) for n, r in table.items()
-            }
+            down = {n: run.encrypt(layout.derivative_slots(delta[r.start : r.stop], r.start), DERIVATIVES.limbs) for n, r in table.items()}
         with clock("backward"):
             backward = engine.backward(weights, forward, down, filled)
         with clock("openings"):
@@ -168,13 +173,13 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
             errors["activation_gradients_relative"] = float(np.linalg.norm(dx - delta @ w.T) / np.linalg.norm(delta @ w.T))
             if reference is not None:
                 theirs.append(_printed(reference, ["--steps", "2", "--threads", str(threads)], r"ms per joint step .* total (\d+)"))
-        w, before = joint.twin_step(w, before, x, delta, update), w
-    errors["weights"] = float(np.abs(run.release([weights.now], joint.HEAD_NOISE) - w).max())
+        w, before = twin_step(w, before, x, delta, update), w
+    errors["weights"] = float(np.abs(run.release([weights.now], HEAD_NOISE) - w).max())
     engine.close()
     server, whole = clock.per_step(("forward", "backward", "refresh")), clock.per_step()
-    size = {kind: wire.size(run.scheme, kind) for kind in (joint.ACTIVATIONS, joint.DERIVATIVES, joint.OPENING, wire.DECRYPTION)}
-    refreshed = sum(wire.size(run.scheme, kind) for kind in (wire.ciphertext(REFRESH_LIMBS), wire.REFRESH_H0, wire.REFRESH_H1))
-    openings = 2 * owners * (size[joint.OPENING] + size[wire.DECRYPTION])
+    size = {kind: codec.size(run.scheme, kind) for kind in (ACTIVATIONS, DERIVATIVES, OPENING, codec.DECRYPTION)}
+    refreshed = sum(codec.size(run.scheme, kind) for kind in (codec.ciphertext(REFRESH_LIMBS), codec.REFRESH_H0, codec.REFRESH_H1))
+    openings = 2 * owners * (size[OPENING] + size[codec.DECRYPTION])
     numbers: dict[str, Any] = {
         "server_ms_per_step": server[0],
         "server_cpu_ms_per_step": server[1],
@@ -188,8 +193,8 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
         "threads": threads,
         "rotation_keys": len(layout.rotations),
         "key_bytes_per_custodian": keys.contribution_bytes(run.scheme, len(layout.rotations)),
-        "institution_bytes_up_per_step": size[joint.ACTIVATIONS] + size[joint.DERIVATIVES],
-        "institution_bytes_down_per_step": 2 * len(run.secrets) * size[wire.DECRYPTION],
+        "institution_bytes_up_per_step": size[ACTIVATIONS] + size[DERIVATIVES],
+        "institution_bytes_down_per_step": 2 * len(run.secrets) * size[codec.DECRYPTION],
         "custodian_bytes_per_step": refreshed + openings,
         "max_errors": errors,
     }

@@ -594,13 +594,13 @@ def manifest_add(
 
 def _planned(m: Manifest, wish: LayoutConfig) -> Manifest:
     """The manifest with the layout that fits its members best; an interactive one has no choice to make."""
-    from focal.ckks import plan
+    from focal.heads.linear import cost
     from focal.protocols.interactive import plan as steps
 
     if m.interactive is not None:
         _say(steps.describe(m))
         return m
-    cost = plan.choose(
+    chosen = cost.choose(
         m.ckks,
         m.projection.features,
         m.outputs,
@@ -613,8 +613,9 @@ def _planned(m: Manifest, wish: LayoutConfig) -> Manifest:
         memory_bytes=64e9,
         share_blocks=m.share_blocks,
     )
-    _say(cost.describe(m.training.steps))
-    return m.model_copy(update={"layout": LayoutSpec(class_lanes=cost.layout.class_lanes, feature_lanes=cost.layout.feature_lanes)})
+    _say(chosen.describe(m.training.steps))
+    lanes = LayoutSpec(class_lanes=chosen.layout.class_lanes, feature_lanes=chosen.layout.feature_lanes)
+    return m.model_copy(update={"layout": lanes})
 
 
 def _validated(model: Any, fields: dict[str, Any], path: Path) -> Any:
@@ -672,17 +673,17 @@ def manifest_check(manifest: Annotated[Path, typer.Argument(help="The manifest."
 
 
 def _say_blind(m: Manifest) -> None:
-    from focal.ckks import plan
+    from focal.heads.linear import cost
     from focal.protocols.blind import plan as agreed
 
     _say(f"training     {m.training.steps} steps, ridge {m.training.ridge}, sigmoid of degree {m.training.degree}; release: {m.approve}")
     custodians, threads = len(m.custodians), os.cpu_count() or 1
     shape = agreed.layout(m)
-    cost = plan.cost(shape, m.ckks, m.row_counts, custodians, m.training.degree, LayoutConfig().link_mbyte_s, threads)
-    _say(cost.describe(m.training.steps))
-    _say(f"blocks       {plan.whose(shape, m.row_counts)}")
+    found = cost.cost(shape, m.ckks, m.row_counts, custodians, m.training.degree, LayoutConfig().link_mbyte_s, threads)
+    _say(found.describe(m.training.steps))
+    _say(f"blocks       {cost.whose(shape, m.row_counts)}")
     if m.share_blocks:
-        console.print(f"[bold yellow]{plan.SHARED_BLOCKS}[/]")
+        console.print(f"[bold yellow]{cost.SHARED_BLOCKS}[/]")
     console.print(f"[bold yellow]{agreed.TRUST}[/]")
 
 
@@ -698,8 +699,8 @@ def _say_interactive(m: Manifest) -> None:
 
 
 def _say_who_verifies(m: Manifest) -> None:
-    from focal.ckks import refresh
-    from focal.ckks.context import Scheme
+    from focal.ckks.scheme import Scheme
+    from focal.custody import refresh
     from focal.protocols import of
 
     verifiers = [c.name for c in m.custodians if c.verify == "lockstep"]

@@ -299,7 +299,7 @@ class Member(Model):
     verify: Literal["off", "lockstep"] | None = None
     """Custodian: whether it re-runs every step before it answers."""
     guard: bool = False
-    """Custodian that verifies: it answers every refresh last, and only when what is to be refreshed is small (focal.ckks.refresh)."""
+    """Custodian that verifies: it answers every refresh last, and only when what is to be refreshed is small (focal.custody.refresh)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Member:

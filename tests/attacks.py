@@ -27,11 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from focal.ckks import keys, refresh, ring, wire
-from focal.ckks.context import REFRESH_LIMBS, Scheme
-from focal.ckks.engine import chunk_kind
-from focal.ckks.ledger import ledger_digest
+from focal.ckks import codec, ring
+from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.config import Manifest
+from focal.custody import keys, refresh
+from focal.custody.ledger import ledger_digest
+from focal.heads.linear.engine import chunk_kind
 from focal.net import messages as msg
 from focal.net.hub import Hub
 from focal.net.identity import RECORD_DOMAIN, Identity, commitment, open_record
@@ -543,7 +544,7 @@ class FalseUploads(LyingServer):
 
     def zeros(self, what: str) -> bytes:
         kind = chunk_kind(what)
-        return wire.header(self.scheme, kind) + bytes(wire.size(self.scheme, kind) - wire.HEADER.size)
+        return codec.header(self.scheme, kind) + bytes(codec.size(self.scheme, kind) - codec.HEADER.size)
 
     def begins(self) -> None:
         for name, topic, body in self.committed({}):
@@ -624,7 +625,7 @@ class IllFormedChunk(FalseUploads):
 
     def begins(self) -> None:
         super().begins()
-        chunk, tag = self.zeros("data"), wire.HEADER.size - 1
+        chunk, tag = self.zeros("data"), codec.HEADER.size - 1
         odd = chunk[:-6] + b"\xff" * 6 if self.what == "residue" else chunk[:tag] + bytes([chunk[tag] ^ 1]) + chunk[tag + 1 :]
         self.show_upload("custodian-1", "hospital-b", self.upload("hospital-b", {0: odd}))
 
@@ -658,7 +659,7 @@ class ForgedRefresh(LyingServer):
         if kind == "constant":
             c1 = [np.full(scheme.n, CONSTANT % q, np.uint64) for q in primes]
         elif kind == "shifted":
-            a = refresh.common_random(scheme, bytes.fromhex(self.run_id), item, wire.digest(self._packed(c0, c0)))
+            a = refresh.common_random(scheme, bytes.fromhex(self.run_id), item, codec.digest(self._packed(c0, c0)))
             c1 = [ring.add(limb, np.full(scheme.n, SHIFT, np.uint64), q) for limb, q in zip(a, primes, strict=False)]
         elif kind.startswith("labels"):
             return self._labels(int(kind.partition(" ")[2] or 0))
@@ -671,11 +672,11 @@ class ForgedRefresh(LyingServer):
             places = shape.chunks(*plan.row_table(self.manifest, shape)[name])
             found += [d for place, d in zip(places, self.body(name, "upload").chunks, strict=True) if place[1] == "target"]
         digest = found[which]
-        polynomials = wire.unpack(self.scheme, kind, self.hub.blobs.get(digest), "labels")
+        polynomials = codec.unpack(self.scheme, kind, self.hub.blobs.get(digest), "labels")
         return self._packed(*(limbs[:REFRESH_LIMBS] for limbs in polynomials))
 
     def _packed(self, c0: Any, c1: Any) -> bytes:
-        return wire.pack(self.scheme, wire.ciphertext(REFRESH_LIMBS), [c0, c1])
+        return codec.pack(self.scheme, codec.ciphertext(REFRESH_LIMBS), [c0, c1])
 
 
 class AnsweredForgery(ForgedRefresh):
@@ -692,7 +693,7 @@ class AnsweredForgery(ForgedRefresh):
         share = keys.SecretShare.load(self.scheme, bytes.fromhex(self.run_id), file.read_bytes())
         bits, h0, h1 = refresh.guard(self.scheme, 3).others_bits, [], []
         for item, digest in zip(asked.items, asked.ciphertexts, strict=True):
-            c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), self.hub.blobs.get(digest), "puppet")[1]
+            c1 = codec.unpack(self.scheme, codec.ciphertext(REFRESH_LIMBS), self.hub.blobs.get(digest), "puppet")[1]
             a = refresh.common_random(self.scheme, bytes.fromhex(self.run_id), item, digest)
             for into, blob in zip((h0, h1), refresh.share(self.scheme, share.limbs, c1, a, bits), strict=True):
                 into.append(self.hub.publish(blob, "custodians"))
@@ -752,10 +753,10 @@ def lies_in(half: str, bits: int, item: str) -> None:
         if about != item:
             return stored
         scheme, end = self.scheme, 8 + int.from_bytes(stored[:8], "little")
-        kind, data = (wire.REFRESH_H0, stored[8:end]) if half == "h0" else (wire.REFRESH_H1, stored[end:])
-        (own,) = wire.unpack(scheme, kind, data, "itself")
+        kind, data = (codec.REFRESH_H0, stored[8:end]) if half == "h0" else (codec.REFRESH_H1, stored[end:])
+        (own,) = codec.unpack(scheme, kind, data, "itself")
         lie = [ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q) for x, q in zip(own, scheme.moduli, strict=False)]
-        packed = wire.pack(scheme, kind, [lie])
+        packed = codec.pack(scheme, kind, [lie])
         return stored[:8] + packed + stored[end:] if half == "h0" else stored[:end] + packed
 
     replace(Custodian, _made=lying)
@@ -768,19 +769,19 @@ def malforms(what: str, limbs: int) -> None:
 
     number = itertools.count(1)
     module = importlib.import_module(f"focal.protocols.{what}")
-    pack = wire.pack
+    pack = codec.pack
 
-    class Wire:
+    class Codec:
         def __getattr__(self, name: str) -> Any:
-            return malformed if name == "pack" else getattr(wire, name)
+            return malformed if name == "pack" else getattr(codec, name)
 
-    def malformed(scheme: Scheme, kind: wire.Kind, polynomials: Any) -> bytes:
-        if kind == wire.ciphertext(limbs):
+    def malformed(scheme: Scheme, kind: codec.Kind, polynomials: Any) -> bytes:
+        if kind == codec.ciphertext(limbs):
             factor = next(number)
             polynomials = [scheme.zero(limbs), [np.full(scheme.n, factor * CONSTANT % q, np.uint64) for q in scheme.moduli[:limbs]]]
         return pack(scheme, kind, polynomials)
 
-    replace(module, wire=Wire())
+    replace(module, codec=Codec())
 
 
 class OutOfPlan(ForgedRefresh):

@@ -12,8 +12,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from focal.ckks import ring  # noqa: E402
-from focal.ckks.layout import Layout  # noqa: E402
-from focal.ckks.rehearsal import Rehearsal  # noqa: E402
+from focal.heads.linear.layout import Layout  # noqa: E402
+from focal.heads.linear.rehearsal import Rehearsal  # noqa: E402
 
 
 class Opened:

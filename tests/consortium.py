@@ -444,7 +444,7 @@ class Consortium:
 
     def twin(self) -> NDArray[np.float64]:
         """(R, C) weights of the plaintext twin on the institutions' rows."""
-        from focal.ckks import twin
+        from focal.heads.linear import twin
         from focal.segments.projection import Projection
 
         projection = Projection.from_bytes((self.folder(self.institutions[0]) / "projection.bin").read_bytes())

@@ -18,7 +18,7 @@ from collections import Counter
 import numpy as np
 from consortium import Consortium
 
-from focal.ckks.release import MAX_ERROR
+from focal.heads.released import MAX_ERROR
 
 PER_RUN = 12
 """Kills in one run, before it is left alone to finish."""

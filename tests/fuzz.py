@@ -26,8 +26,8 @@ from hypothesis.errors import NonInteractiveExampleWarning
 from parties import SCOPE, identities, manifest_of
 from test_messages import BODIES, RECORDS, REPLIES, REQUESTS, strategy
 
-from focal.ckks import ring, wire
-from focal.ckks.context import Scheme
+from focal.ckks import codec, ring
+from focal.ckks.scheme import Scheme
 from focal.config import CkksConfig
 from focal.errors import ProtocolError
 from focal.net import messages as msg
@@ -67,7 +67,7 @@ def targets() -> list[Target]:
     sealed = [north.seal(manifest.member("south"), b"share" * n, b"context") for n in (1, 100)]
     scheme = Scheme(CkksConfig(), SCOPE)
     limbs = [ring.expand(b"fuzz", scheme.moduli[:1], scheme.n)]
-    share = wire.pack(scheme, wire.DECRYPTION, limbs)
+    share = codec.pack(scheme, codec.DECRYPTION, limbs)
     rows = np.eye(3, 5, dtype=np.float32)
     projection = Projection("whiten", rows, np.zeros(3, np.float32), 4.0, 4, (0.5).hex()).to_bytes()
 
@@ -89,7 +89,7 @@ def targets() -> list[Target]:
         Target(
             "ciphertext blob",
             [share],
-            lambda d: wire.pack(scheme, wire.DECRYPTION, wire.unpack(scheme, wire.DECRYPTION, d, "fuzz")),
+            lambda d: codec.pack(scheme, codec.DECRYPTION, codec.unpack(scheme, codec.DECRYPTION, d, "fuzz")),
             every=20,
         ),
     ]

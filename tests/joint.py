@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from conftest import Opened
 
-from focal.ckks import release
-from focal.ckks.engine import Refresh
-from focal.ckks.interactive import DERIVATIVES, InteractiveEngine, InteractiveLayout, Update, Weights, row_table
-from focal.ckks.layout import Layout
-from focal.ckks.rehearsal import Rehearsal
+from focal.heads import released
+from focal.heads.joint.engine import InteractiveEngine, Weights
+from focal.heads.joint.layout import DERIVATIVES, InteractiveLayout, row_table
+from focal.heads.joint.twin import Update
+from focal.heads.moves import Refresh
+from focal.heads.rehearsal import Rehearsal
 
 SLOTS = 8192
 
 
 def rehearsal(layout: InteractiveLayout, run: str, custodians: int = 3) -> Rehearsal:
-    return Rehearsal(cast(Layout, layout), custodians=custodians, threads=2, run=run)  # of which it reads rotations and read_weights
+    return Rehearsal(layout, custodians=custodians, threads=2, run=run)
 
 
 def engine(base: Rehearsal, layout: InteractiveLayout, update: Update, threads: int = 2, **options: int) -> InteractiveEngine:
@@ -50,7 +51,7 @@ def encrypted(base: Rehearsal, layout: InteractiveLayout, now: np.ndarray, befor
 
 
 def exact_weights(layout: InteractiveLayout, opened: Opened, ciphertext: Any) -> np.ndarray:
-    return release.weights(cast(Layout, layout), [opened.slots(ciphertext)])
+    return released.weights(layout, [opened.slots(ciphertext)])
 
 
 def derivative(z: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from consortium import Consortium
 
-from focal.ckks.interactive import Update, twin_step
+from focal.heads.joint.twin import Update, twin_step
 
 PRELUDE = """
 import sys, types, time, os

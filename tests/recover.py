@@ -13,7 +13,7 @@ import numpy as np
 from scan import Published
 
 from focal.ckks import ring
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 
 Guess = np.ndarray
 

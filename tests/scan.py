@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from focal.ckks import keys, refresh, ring, wire
-from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.interactive import ACTIVATIONS, DERIVATIVES
+from focal.ckks import codec, ring
+from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import Manifest, read
+from focal.custody import keys, refresh
+from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES
 from focal.net import messages as msg
 from focal.net.identity import Identity
 from focal.net.store import Blobs
@@ -52,8 +53,8 @@ class Published:
     requests: dict[str, list[list[ring.Limb]]] = field(default_factory=dict)
     """Plan item -> (c0, c1) that was to be refreshed."""
 
-    def add(self, family: str, name: str, kind: wire.Kind, data: bytes) -> None:
-        for i, polynomial in enumerate(wire.unpack(self.scheme, kind, data, name)):
+    def add(self, family: str, name: str, kind: codec.Kind, data: bytes) -> None:
+        for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
             self.families.setdefault(family, []).append((f"{name}[{i}]", polynomial))
 
     def add_keys(self, run_id: bytes) -> None:
@@ -73,7 +74,7 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
     joint = next(b for _, _, b in bodies if isinstance(b, msg.JointKeys))
     out = Published(scheme, sorted(map(int, joint.rotations)))
     out.add_keys(bytes.fromhex(run_id))
-    for i, polynomial in enumerate(wire.unpack(scheme, wire.SWITCHING_B, blobs.get(joint.relinearisation_h1), "h1")):
+    for i, polynomial in enumerate(codec.unpack(scheme, codec.SWITCHING_B, blobs.get(joint.relinearisation_h1), "h1")):
         out.public[f"h1[{i}]"] = polynomial
     kinds = {1: keys.first_round_kinds(out.rotations), 2: keys.SECOND_ROUND}
     identities = {m.name: Identity.load(parties / m.name / "identity.json") for m in manifest.members}
@@ -88,27 +89,27 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
         elif isinstance(body, msg.RefreshRequest):
             for item, digest in zip(body.items, body.ciphertexts, strict=True):
                 out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest)
-                out.requests[item] = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
+                out.requests[item] = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
                 out.public[f"c1/{item}"] = out.requests[item][1]
         elif isinstance(body, msg.RefreshShares):
             for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
-                out.add(sender, f"h0/{item}", wire.REFRESH_H0, blobs.get(h0))
-                out.add(sender, f"h1/{item}", wire.REFRESH_H1, blobs.get(h1))
+                out.add(sender, f"h0/{item}", codec.REFRESH_H0, blobs.get(h0))
+                out.add(sender, f"h1/{item}", codec.REFRESH_H1, blobs.get(h1))
         elif isinstance(body, msg.ReleaseShares):
             reader = manifest.institutions[0].name
             data = unsealed(sender, reader, body.sealed[reader], f"release/{reader}".encode() + bytes.fromhex(run_id))
-            size = wire.size(scheme, wire.DECRYPTION)
+            size = codec.size(scheme, codec.DECRYPTION)
             for i, item in enumerate(body.items):
-                out.add(sender, item, wire.DECRYPTION, data[i * size : (i + 1) * size])
+                out.add(sender, item, codec.DECRYPTION, data[i * size : (i + 1) * size])
         elif isinstance(body, msg.OpeningShares):
             for item in body.items:
                 reader = item.rpartition("/")[2]
                 data = unsealed(sender, reader, body.sealed[reader], opening_context(item, bytes.fromhex(run_id)))
-                out.add(sender, item, wire.DECRYPTION, data)
+                out.add(sender, item, codec.DECRYPTION, data)
         elif isinstance(body, msg.Upload):
             for i, digest in enumerate(body.chunks):
                 data = blobs.get(digest)
-                kind = next(k for k in map(wire.ciphertext, range(1, LIMBS + 1)) if wire.size(scheme, k) == len(data))
+                kind = next(k for k in map(codec.ciphertext, range(1, LIMBS + 1)) if codec.size(scheme, k) == len(data))
                 out.add(sender, f"chunk {i}", kind, data)
         elif isinstance(body, msg.Activations | msg.Derivatives):
             out.add(sender, topic, ACTIVATIONS if isinstance(body, msg.Activations) else DERIVATIVES, blobs.get(body.chunk))
@@ -117,9 +118,9 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
 
 def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], bytes]], run: Callable[[], object]) -> Published:
     """What custodians of one process hand out while ``run`` runs: every share's contributions, refresh and decryption shares."""
-    from focal.ckks import release
+    from focal.custody import release
 
-    given: list[tuple[bytes, str, wire.Kind, bytes]] = []
+    given: list[tuple[bytes, str, codec.Kind, bytes]] = []
     first, second, public = keys.SecretShare.first_round, keys.SecretShare.second_round, keys.SecretShare.public
     refreshed, smudged = refresh.share, release.smudged
 
@@ -128,7 +129,7 @@ def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], by
 
     def publics(self: keys.SecretShare) -> bytes:
         data = public(self)
-        given.append((who(self.limbs), "public", wire.PUBLIC_B, data))
+        given.append((who(self.limbs), "public", codec.PUBLIC_B, data))
         return data
 
     def firsts(self: keys.SecretShare, rotations: Sequence[int], pool: Any) -> Iterator[bytes]:
@@ -139,18 +140,18 @@ def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], by
 
     def seconds(self: keys.SecretShare, h0: bytes, h1: bytes) -> list[bytes]:
         made = second(self, h0, h1)
-        given.append((who(self.limbs), "relinearisation/b", wire.SWITCHING_B, made[0]))
+        given.append((who(self.limbs), "relinearisation/b", codec.SWITCHING_B, made[0]))
         return made
 
     def shares(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> tuple[bytes, bytes]:
         h0, h1 = refreshed(scheme, secret, *rest)
-        given.append((who(secret), f"h0/{len(given)}", wire.REFRESH_H0, h0))
-        given.append((who(secret), f"h1/{len(given)}", wire.REFRESH_H1, h1))
+        given.append((who(secret), f"h0/{len(given)}", codec.REFRESH_H0, h0))
+        given.append((who(secret), f"h1/{len(given)}", codec.REFRESH_H1, h1))
         return h0, h1
 
     def opened(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> bytes:
         data = smudged(scheme, secret, *rest)
-        given.append((who(secret), f"opening/{len(given)}", wire.DECRYPTION, data))
+        given.append((who(secret), f"opening/{len(given)}", codec.DECRYPTION, data))
         return data
 
     patch.setattr(keys.SecretShare, "first_round", firsts)

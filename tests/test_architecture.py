@@ -70,14 +70,20 @@ def test_a_library_is_imported_in_its_own_places_only(library: str, where: set[s
     assert {part(path) for path, names in IMPORTS if any(name.split(".")[0] == library for name in names)} == where
 
 
-@pytest.mark.parametrize("module", ["context", "keys", "rehearsal", "wire"])
+def test_only_three_packages_compute_on_ciphertexts() -> None:
+    """``scheme.cc`` is OpenFHE's context: whoever else holds a ciphertext hands it on."""
+    users = {part(path) for path, _ in IMPORTS if re.search(r"\bcc\.[A-Z]|\.cc\b", path.read_text())}
+    assert users == {"ckks", "custody", "heads"}
+
+
+@pytest.mark.parametrize("module", ["ckks.scheme", "custody.keys", "heads.linear.rehearsal", "ckks.codec"])
 def test_openmp_is_limited_before_openfhe_is_imported(module: str) -> None:
     """Whatever is imported first: two OpenMP processes on two cores make a product 30 times slower."""
     watch = "import os, sys, builtins; real = builtins.__import__; seen = []\n"
     watch += "def hook(name, *a, **k):\n"
     watch += "    if name == 'openfhe' and 'openfhe' not in sys.modules: seen.append(os.environ.get('OMP_NUM_THREADS'))\n"
     watch += "    return real(name, *a, **k)\nbuiltins.__import__ = hook\n"
-    assert python(f"{watch}import focal.ckks.{module}\nprint(seen[0])") == "1"
+    assert python(f"{watch}import focal.{module}\nprint(seen[0])") == "1"
 
 
 @pytest.mark.parametrize("role", ["server", "custodian"])

@@ -11,9 +11,10 @@ from consortium import Consortium
 from recover import composed
 from stages import Stages, lying, prelude, reason, said, shares, stages
 
-from focal.ckks import keys, ring, wire
-from focal.ckks.context import REFRESH_LIMBS, Scheme
-from focal.ckks.masks import UPLOADED_TARGET_LIMBS
+from focal.ckks import codec, ring
+from focal.ckks.scheme import REFRESH_LIMBS, Scheme
+from focal.custody import keys
+from focal.heads.masks import UPLOADED_TARGET_LIMBS
 from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import plan
@@ -98,7 +99,7 @@ def uniform(c: Consortium, topic: str) -> None:
     ]
     assert len(secrets) == 2
     for digest in asked.ciphertexts:
-        c0, c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
+        c0, c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
         total = ring.total([c0, *([ring.multiply(x, y, q) for x, y, q in zip(s, c1, primes, strict=False)] for s in secrets)], primes)
         value = abs(composed(scheme, total, primes).astype(float))
         # a quarter of uniform values lies below an eighth of the modulus; 16384 of them within 1.5 %

@@ -42,7 +42,8 @@ honest, JointServer.open = JointServer.open, open
 FASTER = (
     SERVER
     + """
-from focal.ckks.interactive import InteractiveEngine, Update
+from focal.heads.joint.engine import InteractiveEngine
+from focal.heads.joint.twin import Update
 def __init__(self, scheme, layout, owners, update, threads, **options):
     honest(self, scheme, layout, owners, Update(2 * update.rate, update.momentum), threads, **options)
 honest, InteractiveEngine.__init__ = InteractiveEngine.__init__, __init__

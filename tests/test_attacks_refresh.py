@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from recover import composed
 from stages import VICTIMS, Stages, lying, prelude, reason, said, shares, stages
 
-from focal.ckks import keys, ring, wire
-from focal.ckks.context import REFRESH_LIMBS, Scheme
+from focal.ckks import codec, ring
+from focal.ckks.scheme import REFRESH_LIMBS, Scheme
+from focal.custody import keys
 from focal.net import messages as msg
 from focal.net.store import Blobs
 
@@ -61,11 +62,11 @@ def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]
     secret = keys.SecretShare.load(scheme, bytes.fromhex(run_id), file.read_bytes()).secret
     primes = scheme.moduli[:REFRESH_LIMBS]
 
-    def half(digest: str, kind: wire.Kind) -> Any:
-        return wire.unpack(scheme, kind, blobs.get(digest), name)[0]
+    def half(digest: str, kind: codec.Kind) -> Any:
+        return codec.unpack(scheme, kind, blobs.get(digest), name)[0]
 
-    on_constant = half(share.h0[0], wire.REFRESH_H0)
-    on_shifted = ring.total([half(share.h0[1], wire.REFRESH_H0), half(share.h1[1], wire.REFRESH_H1)[:REFRESH_LIMBS]], primes)
+    on_constant = half(share.h0[0], codec.REFRESH_H0)
+    on_shifted = ring.total([half(share.h0[1], codec.REFRESH_H0), half(share.h1[1], codec.REFRESH_H1)[:REFRESH_LIMBS]], primes)
     guesses = [(composed(scheme, limbs, primes) + step // 2) // step for limbs, step in ((on_constant, CONSTANT), (on_shifted, SHIFT))]
     return secret, guesses
 

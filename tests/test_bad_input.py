@@ -308,13 +308,13 @@ def test_other_features_of_the_test_image_end_the_run_and_name_who() -> None:
 
 
 HOSTILE_PACK = """
-from focal.ckks import wire
-honest = wire.pack
+from focal.ckks import codec
+honest = codec.pack
 def pack(scheme, kind, limbs):
     data = bytearray(honest(scheme, kind, limbs))
     {spoil}
     return bytes(data)
-wire.pack = pack
+codec.pack = pack
 """
 
 
@@ -322,7 +322,7 @@ wire.pack = pack
     ("what", "spoil", "words"),
     [
         ("above", "data[-6:] = b'\\xff' * 6", "not below its modulus"),
-        ("tagged", "data[wire.HEADER.size - 1] ^= 1", "key tag differs"),
+        ("tagged", "data[codec.HEADER.size - 1] ^= 1", "key tag differs"),
     ],
 )
 def test_a_dishonest_institution_is_refused_by_name(what: str, spoil: str, words: str) -> None:
@@ -340,7 +340,7 @@ def test_a_dishonest_institution_is_refused_by_name(what: str, spoil: str, words
 
 
 HOSTILE_SERVER = """
-from focal.ckks import refresh
+from focal.custody import refresh
 honest, first = refresh.request, []
 def request(scheme, ciphertext):
     first.append(honest(scheme, ciphertext))

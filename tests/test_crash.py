@@ -20,7 +20,7 @@ import pytest
 from consortium import Consortium
 from crash import crash
 
-from focal.ckks.release import MAX_ERROR
+from focal.heads.released import MAX_ERROR
 
 pytestmark = pytest.mark.slow
 
@@ -41,16 +41,16 @@ POINTS: dict[str, list[Point]] = {
         ("gather", "focal.protocols.common.party:Party.say", 1),
         ("keys", "focal.net.store:Blobs.put", 3),
         ("upload", "focal.net.link:Link.get", 2),
-        ("train", "focal.ckks.ledger:Ledger.answer", 1),
+        ("train", "focal.custody.ledger:Ledger.answer", 1),
         ("train", "focal.protocols.common.party:Party.say", 2),
-        ("release", "focal.ckks.ledger:Ledger.answer", 1),
+        ("release", "focal.custody.ledger:Ledger.answer", 1),
     ],
     "custodian-2": [  # it does not
         ("gather", "focal.net.store:Journal.once", 2),
         ("keys", "focal.protocols.common.custodian:private_write", 1),
         ("keys", "focal.net.link:Link.put_many", 1),
         ("upload", "focal.protocols.common.party:Party.say", 1),
-        ("train", "focal.ckks.ledger:Ledger.answer", 2),
+        ("train", "focal.custody.ledger:Ledger.answer", 2),
         ("release", "focal.protocols.common.custodian:Custodian.share_blobs", 1),
     ],
     "hospital-a": [  # the first: it draws the group key and makes the projection

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from joint import SLOTS, engine, opened_step, rehearsal
 
-from focal.ckks.engine import Refresh
-from focal.ckks.interactive import InteractiveLayout, Update, zero_weights
-from focal.ckks.rehearsal import Rehearsal
+from focal.heads.joint.engine import zero_weights
+from focal.heads.joint.layout import InteractiveLayout
+from focal.heads.joint.twin import Update
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.moves import Refresh
 
 LAYOUT = InteractiveLayout(SLOTS, 64, 8)
 UPDATE = Update(rate=0.5, momentum=0.9)

@@ -26,13 +26,16 @@ import numpy as np
 import pytest
 from conftest import Opened
 
-from focal.ckks import refresh, release, twin, wire
-from focal.ckks.context import LIMBS
-from focal.ckks.engine import Engine, zero_weights
-from focal.ckks.layout import WEIGHT_SCALE, Layout
-from focal.ckks.plan import layout_for
-from focal.ckks.rehearsal import Rehearsal
-from focal.ckks.twin import Scalars
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS
+from focal.custody import refresh
+from focal.heads import released
+from focal.heads.linear import twin
+from focal.heads.linear.cost import layout_for
+from focal.heads.linear.engine import Engine, zero_weights
+from focal.heads.linear.layout import WEIGHT_SCALE, Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars
 
 SLOTS, FEATURES, RIDGE = 8192, 32, 0.1
 
@@ -107,7 +110,7 @@ def tolerance(run: Rehearsal, x: np.ndarray, weights: np.ndarray, scalars: Scala
 
 def read(run: Rehearsal, weights: list[Any]) -> np.ndarray:
     opened = Opened(run)
-    return release.weights(run.layout, [opened.slots(w) for w in weights])
+    return released.weights(run.layout, [opened.slots(w) for w in weights])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -165,7 +168,7 @@ def test_training_on_real_images_and_its_release(base: Rehearsal, shared_data: P
     assert largest < twin.RANGE
     assert np.abs(read(run, weights) - expected).max() < tolerance(run, x, expected, scalars, 2)
     # a Gaussian maximum: twice its expectation is more than seven standard deviations of one weight
-    predicted = release.expected_error(SLOTS, run.scheme.scale, run.layout, len(run.secrets))
+    predicted = released.expected_error(SLOTS, run.scheme.scale, run.layout, len(run.secrets))
     error = np.abs(run.release(weights) - expected).max()
     print(f"released weights err by {error:.1e}, predicted {predicted:.1e}")
     assert error < 2 * predicted < 1e-3
@@ -183,10 +186,10 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
         out = []
         for item, ct in zip(items, ciphertexts, strict=True):
             asked = refresh.request(run.scheme, ct)
-            a = refresh.common_random(run.scheme, run.run_id, item, wire.digest(asked))
-            key = (item, wire.digest(asked))
+            a = refresh.common_random(run.scheme, run.run_id, item, codec.digest(asked))
+            key = (item, codec.digest(asked))
             if key not in given:
-                c1 = wire.unpack(run.scheme, wire.ciphertext(3), asked, "")[1]
+                c1 = codec.unpack(run.scheme, codec.ciphertext(3), asked, "")[1]
                 given[key] = [(str(i), *refresh.share(run.scheme, s.limbs, c1, a, 98)) for i, s in enumerate(run.secrets)]
             out.append(refresh.combine(run.scheme, asked, a, given[key]))
         return out
@@ -197,7 +200,7 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
         for step in range(2):
             weights = engine.step(step, weights, recorded)
         engine.close()
-        digests.append([wire.digest(wire.pack(run.scheme, wire.ciphertext(LIMBS), run.scheme.limbs(w))) for w in weights])
+        digests.append([codec.digest(codec.pack(run.scheme, codec.ciphertext(LIMBS), run.scheme.limbs(w))) for w in weights])
     assert digests[0] == digests[1]
     assert len(given) == 2 * (3 + 1), "the second engine presented a ciphertext that the first had not"
 

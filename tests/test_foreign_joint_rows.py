@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import pytest
@@ -17,12 +16,16 @@ from conftest import Opened
 from joint import SLOTS, answers, encrypted, engine, exact_weights, problem, rehearsal, uploads
 from test_small_lie import polynomial
 
-from focal.ckks import opening, refresh, release, ring, wire
-from focal.ckks.context import LIMBS
-from focal.ckks.interactive import DERIVATIVES, HEAD_NOISE, SCALE, InteractiveEngine, InteractiveLayout, Update, Weights, twin_step
-from focal.ckks.layout import Layout
-from focal.ckks.masks import only_classes
-from focal.ckks.rehearsal import Rehearsal
+from focal.ckks import codec, ring
+from focal.ckks.scheme import LIMBS
+from focal.custody import opening, refresh, release
+from focal.heads import released
+from focal.heads.joint.engine import InteractiveEngine, Weights
+from focal.heads.joint.layout import DERIVATIVES, SCALE, InteractiveLayout
+from focal.heads.joint.limits import HEAD_NOISE
+from focal.heads.joint.twin import Update, twin_step
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.masks import only_classes
 
 LAYOUT = InteractiveLayout(SLOTS, 64, 5)
 FILLED, ROWS, UPDATE = dict.fromkeys("abcd", 32), range(32), Update(0.5)
@@ -94,7 +97,7 @@ def test_a_released_head_is_zero_where_no_class_is(base: Rehearsal) -> None:
         if size == 2.0**20:
             assert np.abs(lanes[:, :5] - w).max() < 1e-6
             shares = [(str(i), release.share(base.scheme, s.limbs, kept, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
-            assert np.abs(release.weights(cast(Layout, LAYOUT), [release.open_slots(base.scheme, shares)]) - w).max() < 1e-3
+            assert np.abs(released.weights(LAYOUT, [release.open_slots(base.scheme, shares)]) - w).max() < 1e-3
     assert only_classes(base.scheme, wide, 0, hostile) is hostile
     masks = LAYOUT.class_mask()
     assert masks is not None and np.array_equal(masks, LAYOUT.weight_slots(np.ones((64, 5))) / SCALE)
@@ -129,7 +132,7 @@ def test_a_lying_custodian_and_an_honest_encryption_read_other_rows_activations(
     q = scheme.moduli[0]
     mask = ring.embed(ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q) / scheme.scale)
     shares = [(str(i), opening.share(scheme, s.limbs, forward.logits["a"], i == 0)) for i, s in enumerate(base.secrets)]
-    (limb,) = ring.total([wire.unpack(scheme, wire.DECRYPTION, data, name)[0] for name, data in shares], [q])
+    (limb,) = ring.total([codec.unpack(scheme, codec.DECRYPTION, data, name)[0] for name, data in shares], [q])
     opened = ring.embed(ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q) / scheme.scale)
     read = layout.logits((opened / mask).real / SCALE / size, range(own, layout.rows))
     error = np.abs(read - x[own:][:, features])

@@ -18,15 +18,17 @@ import pytest
 from conftest import Opened
 from test_config import manifest
 
-from focal.ckks import masks, release, wire
-from focal.ckks.context import LIMBS
-from focal.ckks.engine import Block, Engine, chunk_kind, mask_digest, zero_weights
-from focal.ckks.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
-from focal.ckks.masks import OwnerMasks, only_classes
-from focal.ckks.rehearsal import Rehearsal
-from focal.ckks.twin import Scalars, train
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS
 from focal.config import LayoutSpec
+from focal.custody import release
 from focal.errors import Refused
+from focal.heads import masks
+from focal.heads.linear.engine import Block, Engine, chunk_kind, mask_digest, zero_weights
+from focal.heads.linear.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars, train
+from focal.heads.masks import OwnerMasks, only_classes
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
@@ -181,7 +183,7 @@ def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
     assert sum(map(len, blocks)) == len(set().union(*blocks)) == shape.blocks
     nothing = "0" * 64
     counts = {name: len(shape.chunks(*owned)) for name, owned in table.items()}
-    lists = lists_of(table, {n: tuple(f"{i:02x}" + wire.digest(n.encode())[2:] for i in range(c)) for n, c in counts.items()})
+    lists = lists_of(table, {n: tuple(f"{i:02x}" + codec.digest(n.encode())[2:] for i in range(c)) for n, c in counts.items()})
     uploads.check_lists(declared, shape, lists, nothing)
     more = lists["north"].model_copy(update={"chunks": lists["north"].chunks + lists["south"].chunks})
     with pytest.raises(Refused, match="'north' has another number of chunks"):
@@ -200,8 +202,8 @@ def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared
     kept = {}
     for name in table:
         everywhere = np.full(layout.slots, 3.0 if name == "south" else 0.0)
-        kept[wire.digest(name.encode())] = wire.pack(scheme, kind, scheme.limbs(shared.run.encrypt(everywhere, kind.limbs)))
-    lists = lists_of(table, {n: (wire.digest(n.encode()),) * len(layout.chunks(*owned)) for n, owned in table.items()})
+        kept[codec.digest(name.encode())] = codec.pack(scheme, kind, scheme.limbs(shared.run.encrypt(everywhere, kind.limbs)))
+    lists = lists_of(table, {n: (codec.digest(n.encode()),) * len(layout.chunks(*owned)) for n, owned in table.items()})
     training = BlindCompute(declared, scheme, layout, lists, kept.__getitem__, 1)
     target = training._ciphertext((0, "target", 0, 0))
     training.close()

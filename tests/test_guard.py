@@ -11,14 +11,15 @@ from consortium import cli, said
 from recover import composed
 from test_config import MEMBERS, manifest
 
-from focal.ckks import refresh, ring, sampling, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.ledger import Ledger
-from focal.ckks.rehearsal import Rehearsal
+from focal.ckks import codec, ring, sampling
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, Member
+from focal.custody import refresh
+from focal.custody.ledger import Ledger
 from focal.errors import ConfigError, FocalError, Refused
+from focal.heads.linear.rehearsal import Rehearsal
 
-KIND = wire.ciphertext(REFRESH_LIMBS)
+KIND = codec.ciphertext(REFRESH_LIMBS)
 RANDOM_REFRESHES = 1000
 
 
@@ -30,7 +31,7 @@ def scheme(rehearsal: Rehearsal) -> Scheme:
 def asked(scheme: Scheme, c0: list[int] | np.ndarray) -> bytes:
     """A request (c0, 0): the guard then sees c0 and the others' h0 alone."""
     limbs = [ring.ntt(np.array([int(v) % q for v in c0], np.uint64), q, scheme.roots[q]) for q in scheme.moduli[:REFRESH_LIMBS]]
-    return wire.pack(scheme, KIND, [limbs, scheme.zero(REFRESH_LIMBS)])
+    return codec.pack(scheme, KIND, [limbs, scheme.zero(REFRESH_LIMBS)])
 
 
 # --------------------------------------------------------------------- bounds
@@ -74,8 +75,8 @@ def test_others_shares_and_the_own_secret_are_in_it(rehearsal: Rehearsal) -> Non
     """An honest request passes with everybody's shares and the own secret, and with nothing less."""
     scheme, b = rehearsal.scheme, refresh.guard(rehearsal.scheme, 3)
     request = refresh.request(scheme, rehearsal.encrypt(np.linspace(-1000, 1000, scheme.slots), REFRESH_LIMBS))
-    c1 = wire.unpack(scheme, KIND, request, "")[1]
-    a = refresh.common_random(scheme, rehearsal.run_id, "item", wire.digest(request))
+    c1 = codec.unpack(scheme, KIND, request, "")[1]
+    a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request))
     first, *rest = rehearsal.secrets
     others = [(str(i), refresh.share(scheme, s.limbs, c1, a, b.others_bits)[0]) for i, s in enumerate(rest)]
     assert refresh.small_enough(scheme, b, first.limbs, request, others)
@@ -99,7 +100,7 @@ def test_a_thousand_honest_requests_at_the_edge_of_their_range_pass(scheme: Sche
             ring.ntt(ring.total([[m], *([sampling.residues(w, -(1 << b.others_bits - 1), q)] for w in masks)], [q])[0], q, scheme.roots[q])
             for m, q in zip(message, primes, strict=True)
         ]
-        request = wire.pack(scheme, KIND, [seen, scheme.zero(REFRESH_LIMBS)])
+        request = codec.pack(scheme, KIND, [seen, scheme.zero(REFRESH_LIMBS)])
         assert refresh.small_enough(scheme, b, scheme.zero(LIMBS), request, [])
 
 
@@ -108,14 +109,14 @@ def test_what_would_show_the_secret_is_refused(rehearsal: Rehearsal, bits: int) 
     """c1 constant, by itself and on top of an honest ciphertext."""
     scheme, b = rehearsal.scheme, refresh.guard(rehearsal.scheme, 3)
     encrypted = rehearsal.encrypt(np.ones(scheme.slots), REFRESH_LIMBS)
-    honest = wire.unpack(scheme, KIND, refresh.request(scheme, encrypted), "")
+    honest = codec.unpack(scheme, KIND, refresh.request(scheme, encrypted), "")
     constant = [np.full(scheme.n, (1 << bits) % q, np.uint64) for q in scheme.moduli[:REFRESH_LIMBS]]
     for c0, c1 in (
         (scheme.zero(REFRESH_LIMBS), constant),
         (honest[0], [ring.add(x, y, q) for x, y, q in zip(honest[1], constant, scheme.moduli, strict=False)]),
     ):
-        request = wire.pack(scheme, KIND, [c0, c1])
-        a = refresh.common_random(scheme, rehearsal.run_id, "item", wire.digest(request))
+        request = codec.pack(scheme, KIND, [c0, c1])
+        a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request))
         first, *rest = rehearsal.secrets
         others = [(str(i), refresh.share(scheme, s.limbs, c1, a, b.others_bits)[0]) for i, s in enumerate(rest)]
         assert not refresh.small_enough(scheme, b, first.limbs, request, others)
@@ -146,10 +147,10 @@ def test_a_share_is_what_the_formula_says(rehearsal: Rehearsal) -> None:
     """h0 + h1 = s (c1 - a) + e: the mask cancels, the error has deviation 3.19; and s c1 - h0 is as wide as the mask."""
     scheme, share = rehearsal.scheme, rehearsal.secrets[1]
     request = refresh.request(scheme, rehearsal.encrypt(np.ones(scheme.slots), REFRESH_LIMBS))
-    c1 = wire.unpack(scheme, KIND, request, "")[1]
-    a = refresh.common_random(scheme, rehearsal.run_id, "item", wire.digest(request))
+    c1 = codec.unpack(scheme, KIND, request, "")[1]
+    a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request))
     made = refresh.share(scheme, share.limbs, c1, a, 98)
-    h0, h1 = (wire.unpack(scheme, kind, data, "")[0] for kind, data in zip((wire.REFRESH_H0, wire.REFRESH_H1), made, strict=True))
+    h0, h1 = (codec.unpack(scheme, kind, data, "")[0] for kind, data in zip((codec.REFRESH_H0, codec.REFRESH_H1), made, strict=True))
     q, s = scheme.moduli[2], share.limbs[2]
     left = ring.subtract(ring.add(h0[2], h1[2], q), ring.multiply(s, ring.subtract(c1[2], a[2], q), q), q)
     error = ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q)

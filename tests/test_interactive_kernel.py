@@ -31,27 +31,17 @@ from hypothesis import strategies as st
 from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, opened_step, problem, rehearsal, uploads
 from patience import PATIENCE
 
-from focal.ckks import opening, release, wire
-from focal.ckks.context import REFRESH_LIMBS, Scheme
-from focal.ckks.interactive import (
-    GRADIENT_SCALE,
-    HEAD_NOISE,
-    OPENING,
-    SCALE,
-    Forward,
-    InteractiveEngine,
-    InteractiveLayout,
-    Update,
-    check_contributors,
-    check_steps,
-    head_noise,
-    row_table,
-    twin_step,
-    zero_weights,
-)
-from focal.ckks.layout import WEIGHT_SCALE, Layout
-from focal.ckks.rehearsal import Rehearsal
+from focal.ckks import codec
+from focal.ckks.scheme import REFRESH_LIMBS, Scheme
+from focal.custody import opening, release
 from focal.errors import FocalError, Refused
+from focal.heads import released
+from focal.heads.joint.engine import Forward, InteractiveEngine, zero_weights
+from focal.heads.joint.layout import GRADIENT_SCALE, OPENING, SCALE, InteractiveLayout, row_table
+from focal.heads.joint.limits import HEAD_NOISE, check_contributors, check_steps, head_noise
+from focal.heads.joint.twin import Update, twin_step
+from focal.heads.linear.layout import WEIGHT_SCALE
+from focal.heads.linear.rehearsal import Rehearsal
 
 FRESH, SWITCH = 2**-28.8, 2**-30
 GRADIENT_ERROR = 6 * math.sqrt(3) * opening.SIGMA * 2**6.5 / 2**45 / GRADIENT_SCALE
@@ -228,21 +218,21 @@ def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
     assert np.abs(without - run.w).max() > 1e-2, "without momentum it would be another head"
 
 
-def released(base: Rehearsal, layout: InteractiveLayout, ciphertext: Any) -> np.ndarray:
+def release_of(base: Rehearsal, layout: InteractiveLayout, ciphertext: Any) -> np.ndarray:
     """(R, C) weights by smudged shares, as an institution gets them."""
     shares = [(str(i), release.share(base.scheme, s.limbs, ciphertext, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
-    return release.weights(cast(Layout, layout), [release.open_slots(base.scheme, shares)])
+    return released.weights(layout, [release.open_slots(base.scheme, shares)])
 
 
 def test_a_released_head_errs_as_predicted(base: Rehearsal) -> None:
-    """release.expected_error is the blind protocol's: noise and weights are both four times larger here. Mean of six, within a factor 2."""
+    """expected_error is the blind protocol's: noise and weights are four times larger here. Mean of six, within a factor 2."""
     assert HEAD_NOISE / release.CARRIED_NOISE == SCALE / WEIGHT_SCALE
     layout, w = LAYOUTS[0], problem(LAYOUTS[0])[2]
     ciphertext = encrypted(base, layout, w, w).now
-    measured = [float(np.abs(released(base, layout, ciphertext) - w).max()) for _ in range(6)]
-    predicted = release.expected_error(SLOTS, base.scheme.scale, cast(Layout, layout), 3)
+    measured = [float(np.abs(release_of(base, layout, ciphertext) - w).max()) for _ in range(6)]
+    predicted = released.expected_error(SLOTS, base.scheme.scale, layout, 3)
     print(f"largest error of a released weight: predicted {predicted:.1e}, measured {np.mean(measured):.1e}")
-    assert predicted / 2 < np.mean(measured) < 2 * predicted < 2 * release.MAX_ERROR
+    assert predicted / 2 < np.mean(measured) < 2 * predicted < 2 * released.MAX_ERROR
 
 
 @pytest.mark.slow
@@ -263,7 +253,7 @@ def test_fifty_steps_follow_the_twin(base: Rehearsal) -> None:
     assert apart < 0.01
     assert max(run.relative[3:]) < 1e-3
     for ciphertext, wanted in ((run.weights.now, run.w), (run.weights.before, run.before)):
-        assert np.abs(released(base, LAYOUTS[0], ciphertext) - wanted).max() < 1e-3
+        assert np.abs(release_of(base, LAYOUTS[0], ciphertext) - wanted).max() < 1e-3
 
 
 def test_real_images(base: Rehearsal, shared_data: Path) -> None:
@@ -309,8 +299,8 @@ def test_the_same_uploads_give_the_same_limbs_on_any_number_of_threads(base: Reh
         forward = run.forward(weights, dict(reversed(up.items())))  # nor does the order of arrival matter
         backward = run.backward(weights, forward, down, filled)
         kinds = [(OPENING, ct) for ct in (*forward.logits.values(), *backward.gradients.values())]
-        kinds.append((wire.ciphertext(REFRESH_LIMBS), backward.weights))
-        seen.append([wire.digest(wire.pack(base.scheme, kind, base.scheme.limbs(ct))) for kind, ct in kinds] + [run.mask_digest])
+        kinds.append((codec.ciphertext(REFRESH_LIMBS), backward.weights))
+        seen.append([codec.digest(codec.pack(base.scheme, kind, base.scheme.limbs(ct))) for kind, ct in kinds] + [run.mask_digest])
         run.close()
     assert seen[0] == seen[1]
     assert len(set(seen[0])) == len(seen[0]) == 4 + 4 + 1 + 1

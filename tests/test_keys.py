@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import Opened
 
-from focal.ckks import keys, ring, wire
-from focal.ckks.context import LIMBS, Scheme
+from focal.ckks import codec, ring
+from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import CkksConfig
+from focal.custody import keys
 from focal.errors import Refused
 
 RUN = hashlib.sha256(b"test_keys").digest()
@@ -31,13 +32,13 @@ class Ceremony:
         kinds = dict(keys.first_round_kinds(ROTATIONS))
         self.sums = {name: self.added(kinds[name], [part[name] for part in self.first]) for name in self.names}
         self.second = [s.second_round(self.sums["relinearisation/h0"], self.sums["relinearisation/h1"])[0] for s in self.secrets]
-        b = self.added(wire.SWITCHING_B, self.second)
+        b = self.added(codec.SWITCHING_B, self.second)
         keys.install(self.scheme, RUN, self.sums["relinearisation/h1"], b, ROTATIONS, lambda r: self.sums[f"rotation/{r}"])
         self.public = keys.joint_public_key(self.scheme, RUN, self.sums["public"])
 
     names = [name for name, _ in keys.first_round_kinds(ROTATIONS)]
 
-    def added(self, kind: wire.Kind, parts: list[bytes]) -> bytes:
+    def added(self, kind: codec.Kind, parts: list[bytes]) -> bytes:
         return keys.add_up(self.scheme, kind, [(f"custodian-{i}", p) for i, p in enumerate(parts)])
 
     def encrypt(self, slots: np.ndarray) -> Any:
@@ -100,12 +101,12 @@ def test_contributions_are_made_with_the_derived_randomness(ceremony: Ceremony, 
     assert u is not None and set(np.unique(u)) == {-1, 0, 1} and (u != ceremony.secrets[custodian].secret).any()
     u = [ring.ntt((u % q).astype(np.uint64), q, scheme.roots[q]) for q in scheme.extended]
     (a,) = keys.public_random(scheme, RUN, "public", 1, extended=False)
-    (b,) = wire.unpack(scheme, wire.PUBLIC_B, parts["public"], "")
+    (b,) = codec.unpack(scheme, codec.PUBLIC_B, parts["public"], "")
     for j in range(LIMBS):
         e = noise(scheme, b[j], a[j], secret[j], j)
         assert 2 < e.std() < 4.5 and np.abs(e).max() < 8 * 3.19
     a_digits = keys.public_random(scheme, RUN, "relinearisation", 3)
-    h0, h1 = (wire.unpack(scheme, wire.SWITCHING_B, parts[f"relinearisation/{half}"], "") for half in ("h0", "h1"))
+    h0, h1 = (codec.unpack(scheme, codec.SWITCHING_B, parts[f"relinearisation/{half}"], "") for half in ("h0", "h1"))
     assert np.abs(noise(scheme, h0[0][5], a_digits[0][5], u[5], 5)).max() < 8 * 3.19
     minus = [ring.subtract(np.zeros_like(x), x, q) for x, q in zip(secret, scheme.extended, strict=True)]
     assert np.abs(noise(scheme, h1[0][5], a_digits[0][5], minus[5], 5)).max() < 8 * 3.19
@@ -118,8 +119,8 @@ def test_contributions_are_made_with_the_derived_randomness(ceremony: Ceremony, 
 def test_the_relinearisation_key_is_one_of_the_joint_secret(ceremony: Ceremony) -> None:
     """b + h1 s = P g s^2 + s e + u e' + e'': outside the digit's own limbs the noise alone, and no larger than three secrets make it."""
     scheme, joint = ceremony.scheme, ring.total([s.limbs for s in ceremony.secrets], ceremony.scheme.extended)
-    b = wire.unpack(scheme, wire.SWITCHING_B, ceremony.added(wire.SWITCHING_B, ceremony.second), "")
-    h1 = wire.unpack(scheme, wire.SWITCHING_B, ceremony.sums["relinearisation/h1"], "")
+    b = codec.unpack(scheme, codec.SWITCHING_B, ceremony.added(codec.SWITCHING_B, ceremony.second), "")
+    h1 = codec.unpack(scheme, codec.SWITCHING_B, ceremony.sums["relinearisation/h1"], "")
     left = noise(scheme, b[0][5], h1[0][5], joint[5], 5)
     expected = 3.19 * math.sqrt(2 * 3 * 3 * scheme.n * 2 / 3)  # two products of sums of three
     assert 0.8 * expected < left.std() < 1.2 * expected
@@ -156,12 +157,12 @@ def test_public_randomness_depends_on_run_label_and_index(ceremony: Ceremony) ->
 def test_a_malformed_contribution_is_refused_by_name(ceremony: Ceremony, spoil: Any) -> None:
     parts = [("north", ceremony.first[0]["public"]), ("south", spoil(ceremony.first[1]["public"]))]
     with pytest.raises(Refused, match="south"):
-        keys.add_up(ceremony.scheme, wire.PUBLIC_B, parts)
+        keys.add_up(ceremony.scheme, codec.PUBLIC_B, parts)
 
 
 def test_sums_do_not_depend_on_the_order(ceremony: Ceremony) -> None:
     parts = [part["relinearisation/h0"] for part in ceremony.first]
-    assert ceremony.added(wire.SWITCHING_B, parts[::-1]) == ceremony.sums["relinearisation/h0"]
+    assert ceremony.added(codec.SWITCHING_B, parts[::-1]) == ceremony.sums["relinearisation/h0"]
 
 
 def test_a_share_survives_its_file(ceremony: Ceremony) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from focal.ckks.layout import RESIDUAL_SCALE, Array, Layout, power_of_two
 from focal.errors import FocalError
+from focal.heads.linear.layout import RESIDUAL_SCALE, Array, Layout, power_of_two
 
 SHAPES = [  # slots, features, outputs, rows, k, f, B
     (256, 8, 8, 40, 8, 1, 4),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from focal.ckks.ledger import Ledger, ledger_digest
+from focal.custody.ledger import Ledger, ledger_digest
 from focal.errors import FocalError, Refused
 
 

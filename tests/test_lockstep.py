@@ -7,7 +7,7 @@ import pytest
 from consortium import finished
 from stages import Stages, prelude, reason, said, shares, stages
 
-from focal.ckks.release import MAX_ERROR
+from focal.heads.released import MAX_ERROR
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from recover import composed
 
-from focal.ckks import refresh, ring, wire
-from focal.ckks.engine import Engine, zero_weights
-from focal.ckks.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
-from focal.ckks.rehearsal import Rehearsal
-from focal.ckks.twin import Scalars
+from focal.ckks import codec, ring
+from focal.custody import refresh
+from focal.heads.linear.engine import Engine, zero_weights
+from focal.heads.linear.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars
 
 ROWS, FEATURES, LANES = 400, 32, 8
 LAYOUT = Layout(8192, FEATURES, LANES, ROWS, LANES, 1, FEATURES)
@@ -45,21 +46,21 @@ def test_a_guard_that_lies_reads_evaluations_of_the_joint_secret_and_takes_the_l
 
     def one(item: str, ciphertext: Any) -> Any:
         asked = refresh.request(scheme, ciphertext)
-        a = refresh.common_random(scheme, run.run_id, item, wire.digest(asked))
-        c0, c1 = wire.unpack(scheme, wire.ciphertext(3), asked, "")
+        a = refresh.common_random(scheme, run.run_id, item, codec.digest(asked))
+        c0, c1 = codec.unpack(scheme, codec.ciphertext(3), asked, "")
         made = {name: refresh.share(scheme, secrets[name], c1, a, bounds.others_bits) for name in others}
         h0, h1 = refresh.share(scheme, secrets[guard], c1, a, bounds.guard_bits)
         if "/residual/" in item:
-            (limbs,) = wire.unpack(scheme, wire.REFRESH_H1, h1, "")
+            (limbs,) = codec.unpack(scheme, codec.REFRESH_H1, h1, "")
             limbs[2] = ring.add(limbs[2], lie, q2)
-            h1 = wire.pack(scheme, wire.REFRESH_H1, [limbs])
+            h1 = codec.pack(scheme, codec.REFRESH_H1, [limbs])
         else:
-            heard = [wire.unpack(scheme, wire.REFRESH_H0, made[name][0], "")[0] for name in others]
+            heard = [codec.unpack(scheme, codec.REFRESH_H0, made[name][0], "")[0] for name in others]
             own = [ring.multiply(s, c, q) for s, c, q in zip(secrets[guard], c1, primes, strict=False)]
             seen.append(rounded(ring.total([c0, *heard, own], primes)))
-            (limbs,) = wire.unpack(scheme, wire.REFRESH_H0, h0, "")
+            (limbs,) = codec.unpack(scheme, codec.REFRESH_H0, h0, "")
             limbs[2] = ring.subtract(limbs[2], seen[-1], q2)
-            h0 = wire.pack(scheme, wire.REFRESH_H0, [limbs])
+            h0 = codec.pack(scheme, codec.REFRESH_H0, [limbs])
         made[guard] = (h0, h1)
         return refresh.combine(scheme, asked, a, [(name, *made[name]) for name in names])
 

@@ -17,10 +17,12 @@ import pytest
 from conftest import Opened
 from joint import SLOTS, answers, encrypted, engine, problem, rehearsal, uploads
 
-from focal.ckks import opening, ring, wire
-from focal.ckks.context import LIMBS
-from focal.ckks.interactive import DERIVATIVES, GRADIENT_SCALE, SCALE, InteractiveLayout, Update
-from focal.ckks.rehearsal import Rehearsal
+from focal.ckks import codec, ring
+from focal.ckks.scheme import LIMBS
+from focal.custody import opening
+from focal.heads.joint.layout import DERIVATIVES, GRADIENT_SCALE, SCALE, InteractiveLayout
+from focal.heads.joint.twin import Update
+from focal.heads.linear.rehearsal import Rehearsal
 
 LAYOUT = InteractiveLayout(SLOTS, 64, 8)
 ROWS, HONEST = range(32), range(8)
@@ -55,7 +57,7 @@ def opened(base: Rehearsal, ciphertext: Any) -> np.ndarray:
     """(S,) complex: release.open_slots, but the attacker keeps the imaginary parts too."""
     q, scheme = base.scheme.moduli[0], base.scheme
     shares = [opening.share(scheme, s.limbs, ciphertext, i == 0) for i, s in enumerate(base.secrets)]
-    (limb,) = ring.total([wire.unpack(scheme, wire.DECRYPTION, data, "")[0] for data in shares], [q])
+    (limb,) = ring.total([codec.unpack(scheme, codec.DECRYPTION, data, "")[0] for data in shares], [q])
     return ring.embed(ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q) / scheme.scale)
 
 

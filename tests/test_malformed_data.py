@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from focal.ckks import release, ring, wire
-from focal.ckks.context import LIMBS
-from focal.ckks.engine import Block, Engine, zero_weights
-from focal.ckks.layout import Layout
-from focal.ckks.rehearsal import Rehearsal
-from focal.ckks.twin import Scalars
+from focal.ckks import codec, ring
+from focal.ckks.scheme import LIMBS
+from focal.custody import release
+from focal.heads.linear.engine import Block, Engine, zero_weights
+from focal.heads.linear.layout import Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars
 
 BASE, DIGITS, UNIT, FACTOR = 13, 6, 2.0**36, 64
 """A sum of two coefficients of three custodians' joint secret lies in [-6, 6]."""
@@ -42,7 +43,7 @@ def test_malformed_data_show_six_coefficients_of_the_secret_in_every_number_that
 
     q, n = scheme.moduli[0], scheme.n
     shares = [release.share(scheme, s.limbs, weights[0], i == 0) for i, s in enumerate(run.secrets)]
-    (limb,) = ring.total([wire.unpack(scheme, wire.DECRYPTION, data, "")[0] for data in shares], [q])
+    (limb,) = ring.total([codec.unpack(scheme, codec.DECRYPTION, data, "")[0] for data in shares], [q])
     opened = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
     places = np.arange(1, n // (2 * copies))
     sums = -(opened[places * copies] + opened[n - places * copies]) / UNIT

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from recover import composed
 
-from focal.ckks import refresh, ring, wire
-from focal.ckks.context import REFRESH_LIMBS
-from focal.ckks.engine import Block, Engine, zero_weights
-from focal.ckks.layout import Layout
-from focal.ckks.rehearsal import Rehearsal
-from focal.ckks.twin import Scalars
+from focal.ckks import codec, ring
+from focal.ckks.scheme import REFRESH_LIMBS
+from focal.custody import refresh
 from focal.errors import FocalError
+from focal.heads.linear.engine import Block, Engine, zero_weights
+from focal.heads.linear.layout import Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars
 
 SHIFT = 135
 """Bits: far above the others' masks (98), below the modulus of a request (150)."""
@@ -47,7 +48,7 @@ class Malformed:
     def h0(self, custodian: int, bits: int) -> list[ring.Limb]:
         a = refresh.common_random(self.scheme, self.run.run_id, "item", "00" * 32)
         made = refresh.share(self.scheme, self.run.secrets[custodian].limbs, self.c1, a, bits)[0]
-        return wire.unpack(self.scheme, wire.REFRESH_H0, made, "")[0]
+        return codec.unpack(self.scheme, codec.REFRESH_H0, made, "")[0]
 
     def product(self, custodian: int) -> list[ring.Limb]:
         return [ring.multiply(s, c, q) for s, c, q in zip(self.run.secrets[custodian].limbs, self.c1, self.primes, strict=False)]

@@ -27,7 +27,7 @@ from consortium import LOWER, QUICK, Consortium, Process, cli, dataset, said, wr
 from netns import HUB, Machine, Network, Running, enter
 from patience import PATIENCE
 
-from focal.ckks.release import MAX_ERROR
+from focal.heads.released import MAX_ERROR
 from focal.net.link import Link
 from focal.net.messages import PIECE, Upload
 from focal.net.store import Journal

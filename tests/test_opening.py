@@ -15,21 +15,15 @@ import pytest
 from conftest import Opened
 from joint import SLOTS, answers, derivative, encrypted, engine, problem, rehearsal, uploads
 
-from focal.ckks import opening, release, ring, wire
-from focal.ckks.interactive import (
-    GRADIENT_SCALE,
-    SCALE,
-    Backward,
-    Forward,
-    InteractiveLayout,
-    Update,
-    Weights,
-    head_noise,
-    twin_step,
-    zero_weights,
-)
-from focal.ckks.rehearsal import Rehearsal
+from focal.ckks import codec, ring
+from focal.custody import opening, release
 from focal.errors import FocalError
+from focal.heads.joint import limits
+from focal.heads.joint.engine import Backward, Forward, Weights, zero_weights
+from focal.heads.joint.layout import GRADIENT_SCALE, SCALE, InteractiveLayout
+from focal.heads.joint.limits import head_noise
+from focal.heads.joint.twin import Update, twin_step
+from focal.heads.linear.rehearsal import Rehearsal
 
 LAYOUT = InteractiveLayout(SLOTS, 64, 8)
 FILLED = dict.fromkeys("abcd", 32)
@@ -76,7 +70,7 @@ class Twice:
 
 @pytest.mark.parametrize("size", [0.1, 0.5, 1.0])
 def test_fresh_noise_in_openings_grows_with_the_head_as_stated(pair: tuple[Rehearsal, Rehearsal], size: float) -> None:
-    """The docstring of focal/ckks/opening.py, to a quarter: logits 2^10.3 sqrt(1 + 0.85 w^2), gradients 2^10.6 sqrt(1 + 11 w^2)."""
+    """The docstring of focal/custody/opening.py, to a quarter: logits 2^10.3 sqrt(1 + 0.85 w^2), gradients 2^10.6 sqrt(1 + 11 w^2)."""
     rng, twice = np.random.default_rng(0), Twice(pair, Update(0.5, 0.9))
     x, delta, w = rng.standard_normal((128, 64)), rng.uniform(-0.5, 0.5, (128, 8)), size * rng.standard_normal((64, 8))
     z, dx = twice.openings(*twice.step([encrypted(run, LAYOUT, w, w) for run in pair], x, delta))
@@ -140,7 +134,7 @@ def test_a_share_is_smudged_as_stated(pair: tuple[Rehearsal, Rehearsal]) -> None
     scheme, q = pair[0].scheme, pair[0].scheme.moduli[0]
     zero = scheme.ciphertext([scheme.zero(1), scheme.zero(1)])
     for lead, secret in zip((True, False), pair[0].secrets, strict=False):
-        (limb,) = wire.unpack(scheme, wire.DECRYPTION, opening.share(scheme, secret.limbs, zero, lead), "")[0]
+        (limb,) = codec.unpack(scheme, codec.DECRYPTION, opening.share(scheme, secret.limbs, zero, lead), "")[0]
         noise = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
         assert abs(rms(noise) / opening.SIGMA - 1) < 0.03
 
@@ -174,12 +168,12 @@ def test_only_one_limb_is_opened(pair: tuple[Rehearsal, Rehearsal]) -> None:
 def test_activations_and_heads_that_are_too_large_are_refused() -> None:
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((32, 64)), rng.standard_normal((64, 8))
-    opening.check_activations(1.8 * x)
+    limits.check_activations(1.8 * x)
     delta = derivative(x @ w, rng.integers(0, 8, 32))
-    opening.check_head(delta @ w.T, delta)
-    opening.check_head(np.full((32, 64), 1e-4), np.zeros((32, 8)))  # nothing but smudging
+    limits.check_head(delta @ w.T, delta)
+    limits.check_head(np.full((32, 64), 1e-4), np.zeros((32, 8)))  # nothing but smudging
     for wrong in (3 * x, np.full((2, 64), np.nan), np.full((2, 64), np.inf)):
         with pytest.raises(FocalError, match="activations have a root mean square"):
-            opening.check_activations(wrong)
+            limits.check_activations(wrong)
     with pytest.raises(FocalError, match="the head has grown to"):
-        opening.check_head(4 * delta @ w.T, delta)
+        limits.check_head(4 * delta @ w.T, delta)

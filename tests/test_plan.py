@@ -6,13 +6,15 @@ import re
 
 import pytest
 
-from focal.ckks import keys, plan, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS
-from focal.ckks.engine import chunk_kind
-from focal.ckks.plan import Cost, choose, cost, layout_for
-from focal.ckks.rehearsal import Rehearsal
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
 from focal.config import CkksConfig, LayoutConfig
+from focal.custody import keys
 from focal.errors import FocalError
+from focal.heads.linear import cost as planner
+from focal.heads.linear.cost import Cost, choose, cost, layout_for
+from focal.heads.linear.engine import chunk_kind
+from focal.heads.linear.rehearsal import Rehearsal
 
 ODIR = {"north": 1279, "south": 1278, "west": 1278}
 OWNERS = tuple(ODIR.values())
@@ -59,8 +61,8 @@ def test_odir_stays_below_its_upload_target() -> None:
 
 def test_what_a_person_is_told_is_for_this_machine(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rehearsal.scheme.switch_ms(1) > 0
-    monkeypatch.setattr(rehearsal.scheme, "switch_ms", lambda: 3 * plan.SWITCH[6])
-    assert plan.slowness(rehearsal.scheme) == pytest.approx(3 * 16384 / rehearsal.scheme.n)
+    monkeypatch.setattr(rehearsal.scheme, "switch_ms", lambda: 3 * planner.SWITCH[6])
+    assert planner.slowness(rehearsal.scheme) == pytest.approx(3 * 16384 / rehearsal.scheme.n)
     best = chosen()
     told = f"at least {6 * best.step_seconds:.1f} s per step, {30 * best.step_seconds:.0f} s for 5 steps"
     assert told in best.describe(5, 2, slowness=3.0)
@@ -97,7 +99,7 @@ def test_blocks_are_shared_only_where_that_is_asked_for() -> None:
     assert "own block(s)" in chosen(wish=wish).describe(5) and "shared block(s)" in chosen(wish=wish, share_blocks=True).describe(5)
     blocks = [own.touched(*owned) for owned in own.row_table(ODIR).values()]
     assert sorted(b for part in blocks for b in part) == list(range(own.blocks)), "no block has two owners"
-    assert plan.whose(own, ODIR).startswith(f"north 0-{blocks[0][-1]}, south {blocks[1][0]}")
+    assert planner.whose(own, ODIR).startswith(f"north 0-{blocks[0][-1]}, south {blocks[1][0]}")
 
 
 @pytest.mark.parametrize(("custodians", "fit"), [(3, 333), (8, 125)])
@@ -140,13 +142,13 @@ def test_predicted_bytes_are_those_on_the_wire(rehearsal: Rehearsal, k: int, f: 
     scheme, layout = rehearsal.scheme, layout_for(8192, 64, 8, 3835, k, f, owners)
     predicted = cost(layout, CkksConfig(), ODIR, 3, degree, 12.5, 2)
     for name, owned in layout.row_table(ODIR).items():
-        assert predicted.upload_bytes[name] == sum(wire.size(scheme, chunk_kind(what)) for _, what, _, _ in layout.chunks(*owned))
+        assert predicted.upload_bytes[name] == sum(codec.size(scheme, chunk_kind(what)) for _, what, _, _ in layout.chunks(*owned))
     assert predicted.key_bytes == keys.contribution_bytes(scheme, len(layout.rotations))
     kinds = ["residual", "weights"] if degree == 3 else ["logits", "residual", "weights"]
     items = [item for kind in kinds for item in layout.items(0, kind)]
-    each = wire.size(scheme, wire.ciphertext(REFRESH_LIMBS)) + wire.size(scheme, wire.REFRESH_H0) + wire.size(scheme, wire.REFRESH_H1)
+    each = codec.size(scheme, codec.ciphertext(REFRESH_LIMBS)) + codec.size(scheme, codec.REFRESH_H0) + codec.size(scheme, codec.REFRESH_H1)
     assert predicted.refresh_bytes == len(items) * each
-    data = wire.size(scheme, wire.ciphertext(LIMBS))
+    data = codec.size(scheme, codec.ciphertext(LIMBS))
     assert predicted.memory_bytes > layout.blocks * layout.lane * data, "the server holds at least the packed data"
 
 
@@ -161,7 +163,7 @@ def test_more_of_anything_costs_more() -> None:
 
 
 def test_the_first_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "MAX_ERROR", 1e-9)
+    monkeypatch.setattr(planner, "MAX_ERROR", 1e-9)
     with pytest.raises(FocalError) as caught:
         chosen()
     assert re.search(r"k = 1, f = 1: the release would err", caught.value.message)

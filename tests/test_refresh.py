@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from conftest import Opened
 
-from focal.ckks import refresh, ring, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS
-from focal.ckks.rehearsal import Rehearsal
+from focal.ckks import codec, ring
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
+from focal.custody import refresh
 from focal.errors import Refused
+from focal.heads.linear.rehearsal import Rehearsal
 
 ITEM = "train/0/residual/0/0/-"
-KIND = wire.ciphertext(REFRESH_LIMBS)
+KIND = codec.ciphertext(REFRESH_LIMBS)
 SIGMA = 3.19
 """Standard deviation of OpenFHE's fresh errors."""
 
@@ -40,12 +41,12 @@ def asked(rehearsal: Rehearsal, ciphertext: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def a(rehearsal: Rehearsal, asked: bytes) -> list[ring.Limb]:
-    return refresh.common_random(rehearsal.scheme, rehearsal.run_id, ITEM, wire.digest(asked))
+    return refresh.common_random(rehearsal.scheme, rehearsal.run_id, ITEM, codec.digest(asked))
 
 
 @pytest.fixture(scope="module")
 def shares(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb]) -> Shares:
-    c1 = wire.unpack(rehearsal.scheme, KIND, asked, "server")[1]
+    c1 = codec.unpack(rehearsal.scheme, KIND, asked, "server")[1]
     bounds = refresh.guard(rehearsal.scheme, 3)
     widths = (bounds.guard_bits, bounds.others_bits, bounds.others_bits)
     made = (refresh.share(rehearsal.scheme, s.limbs, c1, a, w) for s, w in zip(rehearsal.secrets, widths, strict=True))
@@ -53,7 +54,7 @@ def shares(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb]) -> Shares:
 
 
 def digest_of(run: Rehearsal, ciphertext: Any) -> str:
-    return wire.digest(wire.pack(run.scheme, wire.ciphertext(LIMBS), run.scheme.limbs(ciphertext)))
+    return codec.digest(codec.pack(run.scheme, codec.ciphertext(LIMBS), run.scheme.limbs(ciphertext)))
 
 
 def test_the_message_survives_with_all_limbs(
@@ -106,9 +107,9 @@ def test_the_same_share_given_twice_does_not_stand_in_for_another(
 def test_a_share_hides_the_secret_product(rehearsal: Rehearsal, a: list[ring.Limb], asked: bytes) -> None:
     """Two shares of one custodian for one request differ on every coefficient: the mask is drawn anew (and the ledger gives only one)."""
     scheme = rehearsal.scheme
-    c1 = wire.unpack(scheme, KIND, asked, "server")[1]
+    c1 = codec.unpack(scheme, KIND, asked, "server")[1]
     made = (refresh.share(scheme, rehearsal.secrets[0].limbs, c1, a, 98)[0] for _ in range(2))
-    one, two = (wire.unpack(scheme, wire.REFRESH_H0, data, "")[0] for data in made)
+    one, two = (codec.unpack(scheme, codec.REFRESH_H0, data, "")[0] for data in made)
     assert (one[0] != two[0]).mean() > 0.999
 
 
@@ -141,12 +142,12 @@ def test_a_is_its_definition(rehearsal: Rehearsal) -> None:
 def test_the_requester_moves_a_only_by_what_it_asks_for(rehearsal: Rehearsal, asked: bytes, element: int, limb: int, at: int) -> None:
     """One more in any coefficient of c0 or c1 is another digest and another ``a``; the same limbs, sent again, are the same ``a``."""
     scheme = rehearsal.scheme
-    limbs = [[x.copy() for x in p] for p in wire.unpack(scheme, KIND, asked, "server")]
-    again = wire.digest(wire.pack(scheme, KIND, limbs))
-    assert again == wire.digest(asked)
+    limbs = [[x.copy() for x in p] for p in codec.unpack(scheme, KIND, asked, "server")]
+    again = codec.digest(codec.pack(scheme, KIND, limbs))
+    assert again == codec.digest(asked)
     limbs[element][limb][at] = (int(limbs[element][limb][at]) + 1) % scheme.moduli[limb]
-    other = wire.digest(wire.pack(scheme, KIND, limbs))
-    made = [refresh.common_random(scheme, rehearsal.run_id, ITEM, d)[0] for d in (wire.digest(asked), other)]
+    other = codec.digest(codec.pack(scheme, KIND, limbs))
+    made = [refresh.common_random(scheme, rehearsal.run_id, ITEM, d)[0] for d in (codec.digest(asked), other)]
     assert (made[0] != made[1]).mean() > 0.999
 
 

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from conftest import Opened
 
-from focal.ckks import release, ring, twin, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS
-from focal.ckks.engine import zero_weights
-from focal.ckks.layout import WEIGHT_SCALE, Layout
-from focal.ckks.plan import layout_for
-from focal.ckks.rehearsal import Rehearsal
-from focal.ckks.twin import Scalars
+from focal.ckks import codec, ring, sampling
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
+from focal.custody import release
 from focal.errors import Refused
+from focal.heads import released
+from focal.heads.linear import twin
+from focal.heads.linear.cost import layout_for
+from focal.heads.linear.engine import zero_weights
+from focal.heads.linear.layout import WEIGHT_SCALE, Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars
 
 ITEM = "train/0/weights/-/0/-"
 
@@ -124,19 +127,19 @@ def test_the_constants_are_those_of_thirty_bits() -> None:
 
 def test_gaussians_come_in_the_number_and_size_asked_for() -> None:
     """Mean and deviation of 99,999 samples, six standard errors; the largest is what so many Gaussians have, not a cut-off's."""
-    found = release.gaussian(99_999, 3.0)
+    found = sampling.gaussian(99_999, 3.0)
     assert found.shape == (99_999,)
     assert abs(found.mean()) < 6 * 3 / 99_999**0.5
     assert abs(found.std() / 3 - 1) < 6 / (2 * 99_999) ** 0.5
     assert 3.5 < np.abs(found).max() / 3 < 7
-    assert release.gaussian(1, 1.0) != release.gaussian(1, 1.0)
+    assert sampling.gaussian(1, 1.0) != sampling.gaussian(1, 1.0)
 
 
 def test_a_share_is_smudged_for_the_noise_that_is_stated(rehearsal: Rehearsal) -> None:
     scheme, q = rehearsal.scheme, rehearsal.scheme.moduli[0]
     zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
     data = release.share(scheme, rehearsal.secrets[1].limbs, zero, False, 4 * release.CARRIED_NOISE)
-    (limb,) = wire.unpack(scheme, wire.DECRYPTION, data, "")[0]
+    (limb,) = codec.unpack(scheme, codec.DECRYPTION, data, "")[0]
     noise = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
     assert abs(rms(noise) / (4 * release.SIGMA) - 1) < 0.03
 
@@ -147,7 +150,7 @@ def test_the_smudging_is_gaussian_with_the_stated_deviation(rehearsal: Rehearsal
     zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
     noise = []
     for lead, secret in zip((True, False), rehearsal.secrets, strict=False):
-        (limb,) = wire.unpack(scheme, wire.DECRYPTION, release.share(scheme, secret.limbs, zero, lead), "")[0]
+        (limb,) = codec.unpack(scheme, codec.DECRYPTION, release.share(scheme, secret.limbs, zero, lead), "")[0]
         noise.append(ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q).astype(float))
     both = np.concatenate(noise)
     print(f"smudging: standard deviation {both.std() / release.SIGMA:.4f} of SIGMA")
@@ -168,12 +171,12 @@ def test_the_smudging_is_gaussian_with_the_stated_deviation(rehearsal: Rehearsal
 
 def test_the_opened_weights_err_by_what_is_predicted(rehearsal: Rehearsal, small: Layout, refreshed: Any, weights: np.ndarray) -> None:
     """Mean of the largest error over six releases, within a factor 2. (In the protocol there is exactly one.)"""
-    predicted = release.expected_error(small.slots, rehearsal.scheme.scale, small, len(rehearsal.secrets))
+    predicted = released.expected_error(small.slots, rehearsal.scheme.scale, small, len(rehearsal.secrets))
     measured = [float(np.abs(rehearsal.release([refreshed]) - weights).max()) for _ in range(6)]
     print(f"largest error of a released weight: predicted {predicted:.1e}, measured {np.mean(measured):.1e}")
     assert predicted / 2 < np.mean(measured) < 2 * predicted
-    assert predicted < release.MAX_ERROR
-    assert release.precision_bits(small.slots, rehearsal.scheme.scale, small, 3) == pytest.approx(-math.log2(predicted))
+    assert predicted < released.MAX_ERROR
+    assert released.precision_bits(small.slots, rehearsal.scheme.scale, small, 3) == pytest.approx(-math.log2(predicted))
 
 
 def test_opening_gives_the_same_bits_everywhere(rehearsal: Rehearsal, shares: list[tuple[str, bytes]]) -> None:
@@ -186,7 +189,7 @@ def test_fewer_than_all_shares_open_nothing(
     rehearsal: Rehearsal, small: Layout, shares: list[tuple[str, bytes]], weights: np.ndarray, present: tuple[int, ...]
 ) -> None:
     """128 weights: a chance correlation has deviation 1 / sqrt(128), five of them; and the size is that of q_0, not of a weight."""
-    found = release.weights(small, [release.open_slots(rehearsal.scheme, [shares[i] for i in present])])
+    found = released.weights(small, [release.open_slots(rehearsal.scheme, [shares[i] for i in present])])
     assert abs(np.corrcoef(found.ravel(), weights.ravel())[0, 1]) < 5 / weights.size**0.5
     assert np.median(np.abs(found)) > 100
 
@@ -200,7 +203,7 @@ def test_a_malformed_share_names_its_custodian(rehearsal: Rehearsal, shares: lis
 def test_prediction_follows_custodians_and_copies() -> None:
     one, many = layout_for(8192, 64, 8, 100, 8, 1), layout_for(8192, 64, 8, 100, 2, 1)
     assert (one.copies, many.copies) == (16, 64)
-    error = release.expected_error(8192, 2.0**45, one, 2)
-    assert release.expected_error(8192, 2.0**45, one, 8) == pytest.approx(2 * error)
-    assert release.expected_error(8192, 2.0**45, many, 2) == pytest.approx(error / 2)
-    assert release.expected_error(8192, 2.0**46, one, 2) == pytest.approx(error / 2)
+    error = released.expected_error(8192, 2.0**45, one, 2)
+    assert released.expected_error(8192, 2.0**45, one, 8) == pytest.approx(2 * error)
+    assert released.expected_error(8192, 2.0**45, many, 2) == pytest.approx(error / 2)
+    assert released.expected_error(8192, 2.0**46, one, 2) == pytest.approx(error / 2)

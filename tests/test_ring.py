@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focal.ckks import ring
-from focal.ckks.rehearsal import Rehearsal
+from focal.heads.linear.rehearsal import Rehearsal
 
 PRIMES = (1152921504606748673, 35184373006337)
 """Both 1 modulo 2^15, as OpenFHE chooses them: 60 and 45 bits."""

@@ -9,9 +9,10 @@ import pytest
 from consortium import finished
 from scan import Published, captured, counted, of_run, read_run, scan
 
-from focal.ckks import keys, ring, sampling, wire
-from focal.ckks.context import DIGITS, Scheme
+from focal.ckks import codec, ring, sampling
+from focal.ckks.scheme import DIGITS, Scheme
 from focal.config import CkksConfig
+from focal.custody import keys
 
 RUN = b"scan" * 8
 ROTATIONS = [1, -4]
@@ -28,13 +29,13 @@ def one() -> tuple[keys.SecretShare, Published]:
             out.add("honest", name, kind, data)
     h0, h1 = (polynomials(scheme, out, f"relinearisation/{half}") for half in ("h0", "h1"))
     (data,) = share.second_round(h0, h1)
-    out.add("honest", "relinearisation/b", wire.SWITCHING_B, data)
+    out.add("honest", "relinearisation/b", codec.SWITCHING_B, data)
     return share, out
 
 
 def polynomials(scheme: Scheme, published: Published, name: str) -> bytes:
     found = [limbs for n, limbs in published.families["honest"] if n.startswith(name)]
-    return wire.pack(scheme, wire.SWITCHING_B, found)
+    return codec.pack(scheme, codec.SWITCHING_B, found)
 
 
 def with_planted(published: Published, *planted: tuple[str, list[ring.Limb]]) -> Published:
@@ -54,7 +55,7 @@ def test_a_ceremony_has_none(one: tuple[keys.SecretShare, Published]) -> None:
 def test_the_old_relinearisation_key_is_found(one: tuple[keys.SecretShare, Published]) -> None:
     """P g s - a s + e in round 1 and a s + e' in round 2, as every version before 2 published them."""
     share, published = one
-    old = wire.unpack(published.scheme, wire.SWITCHING_B, share._switching("relinearisation", share.limbs, share.limbs), "")
+    old = codec.unpack(published.scheme, codec.SWITCHING_B, share._switching("relinearisation", share.limbs, share.limbs), "")
     found = scan(with_planted(published, *((f"old b[{i}]", old[i]) for i in range(DIGITS))))
     assert any("old b[0]" in text and "relinearisation/h1[0]" in text for text in found)
     assert all("old b" in text for text in found)
@@ -134,7 +135,7 @@ def test_learning_from_scratch_has_none(monkeypatch: pytest.MonkeyPatch) -> None
     from test_scratch import OUTPUTS, ROWS, site
 
     from focal.baselines.scratch import EncryptedRun
-    from focal.ckks.network import Weights
+    from focal.heads.two_layer import Weights
 
     made: list[EncryptedRun] = []
 

@@ -28,14 +28,16 @@ from PIL import Image
 from test_release import coefficients, rms
 
 from focal.baselines.scratch import CARRIED_NOISE, EncryptedRun, Settings, Site, pixels, sites, train_from_scratch, train_twin
-from focal.ckks import network, release, wire
-from focal.ckks.context import LIMBS
-from focal.ckks.network import HIDDEN, INPUTS, SCALE, Carried, NetworkLayout, Weights
-from focal.ckks.twin import SIGMOID
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS
+from focal.custody import release
 from focal.data.rows import InstitutionRows
 from focal.data.synthetic import generate
 from focal.data.table import ArrayImages
 from focal.errors import FocalError
+from focal.heads import two_layer
+from focal.heads.linear.twin import SIGMOID
+from focal.heads.two_layer import HIDDEN, INPUTS, SCALE, Carried, NetworkLayout, Weights
 from focal.measure.metrics import macro_auroc
 from focal.measure.traffic import Traffic
 
@@ -69,7 +71,7 @@ def test_gradients_are_those_of_autograd() -> None:
     z = (torch.tensor(own.x) @ first).square() @ second
     linear, cubic = SIGMOID[3]
     (linear * z**2 / 2 + cubic * z**4 / 4 + torch.tensor(own.targets) * z).sum().backward()
-    found = network.gradients(weights, own.x, own.targets)
+    found = two_layer.gradients(weights, own.x, own.targets)
     np.testing.assert_allclose(found.first, first.grad.numpy(), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(found.second, second.grad.numpy(), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(weights.scores(own.x), z.detach().numpy(), rtol=1e-12)
@@ -77,7 +79,7 @@ def test_gradients_are_those_of_autograd() -> None:
 
 def test_a_step_goes_against_the_mean_gradient() -> None:
     own, weights = site(0, 9), Weights.draw(OUTPUTS, 1.0, SEED)
-    found, moved = network.gradients(weights, own.x, own.targets), network.step(weights, own.x, own.targets, RATE)
+    found, moved = two_layer.gradients(weights, own.x, own.targets), two_layer.step(weights, own.x, own.targets, RATE)
     np.testing.assert_allclose(moved.first, weights.first - RATE / 9 * found.first, rtol=1e-14)
     np.testing.assert_allclose(moved.second, weights.second - RATE / 9 * found.second, rtol=1e-14)
 
@@ -218,7 +220,7 @@ def stepped(run: EncryptedRun, own: dict[str, Site]) -> tuple[Carried, dict[str,
 def test_an_encrypted_step_is_the_twins(run: EncryptedRun, opened: Opened, own: dict[str, Site], stepped: Any) -> None:
     start = Weights.draw(OUTPUTS, 1.0, SEED)
     x, targets = (np.concatenate([getattr(s, what) for s in own.values()]) for what in ("x", "targets"))
-    wanted = network.step(start, x, targets, RATE)
+    wanted = two_layer.step(start, x, targets, RATE)
     found = run.layout.read_weights(*(opened.slots(ct) for ct in run.net.readable(stepped[0])))
 
     bias, fresh = opened.switching_bias, opened.fresh_error
@@ -282,8 +284,8 @@ def test_what_an_institution_sends_is_encrypted_afresh(run: EncryptedRun, opened
 def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
     """The start is no message: everybody draws it. Two chunks of a, one of b, two refreshes each; and two of the weights."""
     _, before, after = stepped
-    three, six = (wire.size(run.scheme, wire.ciphertext(limbs)) for limbs in (3, LIMBS))
-    share = wire.size(run.scheme, wire.REFRESH_H0) + wire.size(run.scheme, wire.REFRESH_H1)
+    three, six = (codec.size(run.scheme, codec.ciphertext(limbs)) for limbs in (3, LIMBS))
+    share = codec.size(run.scheme, codec.REFRESH_H0) + codec.size(run.scheme, codec.REFRESH_H1)
     wanted = {
         "a": Traffic(up=(4 + 2) * three, down=4 * six),
         "b": Traffic(up=(2 + 2) * three, down=2 * six),
@@ -295,7 +297,7 @@ def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
 
 def test_bytes_of_the_keys_are_counted(run: EncryptedRun, stepped: Any) -> None:
     _, before, _ = stepped
-    public, b = (wire.size(run.scheme, kind) for kind in (wire.PUBLIC_B, wire.SWITCHING_B))
+    public, b = (codec.size(run.scheme, kind) for kind in (codec.PUBLIC_B, codec.SWITCHING_B))
     rotations = len(run.layout.rotations)
     assert before["a"] == before["b"] == Traffic(up=0, down=public + (2 + rotations) * b)
     each = public + (3 + rotations) * b

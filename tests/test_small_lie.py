@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from focal.ckks import refresh, ring, wire
-from focal.ckks.context import REFRESH_LIMBS
-from focal.ckks.engine import Engine, zero_weights
-from focal.ckks.layout import Layout
-from focal.ckks.rehearsal import Rehearsal
-from focal.ckks.twin import Scalars
+from focal.ckks import codec, ring
+from focal.ckks.scheme import REFRESH_LIMBS
+from focal.custody import refresh
+from focal.heads.linear.engine import Engine, zero_weights
+from focal.heads.linear.layout import Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars
 
 ROWS, FEATURES, CLASSES, STEPS, SIZE = 400, 32, 8, 2, 128.0
 LAYOUT = Layout(8192, FEATURES, CLASSES, ROWS, 8, 1, 8)
@@ -57,8 +58,8 @@ def test_a_small_lie_passes_the_guard_and_the_release_shows_eight_chosen_patient
 
     def one(item: str, ciphertext: Any) -> Any:
         asked = refresh.request(scheme, ciphertext)
-        a = refresh.common_random(scheme, run.run_id, item, wire.digest(asked))
-        c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "")[1]
+        a = refresh.common_random(scheme, run.run_id, item, codec.digest(asked))
+        c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "")[1]
         first, *others = [f"custodian {i}" for i in range(3)]
         secrets = dict(zip([first, *others], (s.limbs for s in run.secrets), strict=True))
         made = {n: refresh.share(scheme, secrets[n], c1, a, bounds.others_bits) for n in others}
@@ -70,8 +71,8 @@ def test_a_small_lie_passes_the_guard_and_the_release_shows_eight_chosen_patient
         return refresh.combine(scheme, asked, a, [(n, *made[n]) for n in (first, *others)])
 
     def with_lie(h1: bytes) -> bytes:
-        own: Sequence[Any] = wire.unpack(scheme, wire.REFRESH_H1, h1, "")[0]
-        return wire.pack(scheme, wire.REFRESH_H1, [ring.total([own, limbs], scheme.moduli)])
+        own: Sequence[Any] = codec.unpack(scheme, codec.REFRESH_H1, h1, "")[0]
+        return codec.pack(scheme, codec.REFRESH_H1, [ring.total([own, limbs], scheme.moduli)])
 
     block = run.block(x, 0.5 - rng.integers(0, 2, (ROWS, CLASSES)), 0)
     engine, weights = Engine(scheme, LAYOUT, scalars, lambda b: block, 2), zero_weights(scheme, LAYOUT)

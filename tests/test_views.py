@@ -11,8 +11,9 @@ from consortium import finished
 from recover import composed, from_two_key_messages, guesses, right
 from scan import Published, read_run
 
-from focal.ckks import keys, ring, wire
-from focal.ckks.context import DIGITS, REFRESH_LIMBS
+from focal.ckks import codec, ring
+from focal.ckks.scheme import DIGITS, REFRESH_LIMBS
+from focal.custody import keys
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_the_same_attack_has_all_of_a_share_of_the_old_protocol(published: Publi
     share = keys.SecretShare.load(published.scheme, bytes.fromhex(published.scheme.tag), finished().key_shares["custodian-1"])
     data = {"old": share._switching("relinearisation", share.limbs, share.limbs)}
     old = Published(published.scheme, published.rotations, {"custodian-1": list(published.families["custodian-1"])}, published.public)
-    old.add("custodian-1", "old", wire.SWITCHING_B, data["old"])
+    old.add("custodian-1", "old", codec.SWITCHING_B, data["old"])
     found = [right(guess, share.secret) for what, guess in from_two_key_messages(old, "custodian-1") if "old[0]" in what]
     assert max(found) == published.scheme.n and DIGITS == 3
 

@@ -13,15 +13,16 @@ from conftest import Opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focal.ckks import context, ring, wire
-from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.layout import Layout
-from focal.ckks.rehearsal import Rehearsal
+from focal.ckks import codec, ring
+from focal.ckks import scheme as context
+from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import CkksConfig
 from focal.errors import FocalError, Refused
+from focal.heads.linear.layout import Layout
+from focal.heads.linear.rehearsal import Rehearsal
 
-KINDS = [wire.ciphertext(n) for n in (1, 3, LIMBS)] + [
-    wire.REFRESH_H0, wire.REFRESH_H1, wire.DECRYPTION, wire.PUBLIC_B, wire.SWITCHING_B,
+KINDS = [codec.ciphertext(n) for n in (1, 3, LIMBS)] + [
+    codec.REFRESH_H0, codec.REFRESH_H1, codec.DECRYPTION, codec.PUBLIC_B, codec.SWITCHING_B,
 ]  # fmt: skip
 
 FIELDS = {  # name in the error -> (offset, struct code, another value)
@@ -46,8 +47,8 @@ def small_scheme() -> Any:
     return SimpleNamespace(n=64, slots=32, scale=2.0**45, hash=bytes(range(32)), tag="ab" * 32, moduli=moduli, extended=extended)
 
 
-def polynomials(scheme: Any, kind: wire.Kind, seed: bytes = b"golden") -> list[list[ring.Limb]]:
-    return [ring.expand(seed + bytes([i]), wire.moduli(scheme, kind), scheme.n) for i in range(kind.elements)]
+def polynomials(scheme: Any, kind: codec.Kind, seed: bytes = b"golden") -> list[list[ring.Limb]]:
+    return [ring.expand(seed + bytes([i]), codec.moduli(scheme, kind), scheme.n) for i in range(kind.elements)]
 
 
 def same(x: list[list[ring.Limb]], y: list[list[ring.Limb]]) -> bool:
@@ -57,51 +58,51 @@ def same(x: list[list[ring.Limb]], y: list[list[ring.Limb]]) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
-def test_round_trip(rehearsal: Rehearsal, kind: wire.Kind) -> None:
+def test_round_trip(rehearsal: Rehearsal, kind: codec.Kind) -> None:
     scheme = rehearsal.scheme
     limbs = polynomials(scheme, kind)
-    data = wire.pack(scheme, kind, limbs)
-    assert len(data) == wire.size(scheme, kind)
-    assert same(wire.unpack(scheme, kind, data, "north"), limbs)
+    data = codec.pack(scheme, kind, limbs)
+    assert len(data) == codec.size(scheme, kind)
+    assert same(codec.unpack(scheme, kind, data, "north"), limbs)
 
 
 def test_a_ciphertext_costs_a_fifth_less_than_sixteen_bytes_a_coefficient(rehearsal: Rehearsal) -> None:
-    assert wire.size(rehearsal.scheme, wire.ciphertext(LIMBS)) == 128 + 2 * 16384 * (8 + 5 * 6)
+    assert codec.size(rehearsal.scheme, codec.ciphertext(LIMBS)) == 128 + 2 * 16384 * (8 + 5 * 6)
 
 
 def test_kinds_are_not_mistaken_for_each_other(rehearsal: Rehearsal) -> None:
     """h1 and a public-key half have the same length and moduli."""
     scheme = rehearsal.scheme
-    data = wire.pack(scheme, wire.REFRESH_H1, polynomials(scheme, wire.REFRESH_H1))
+    data = codec.pack(scheme, codec.REFRESH_H1, polynomials(scheme, codec.REFRESH_H1))
     with pytest.raises(Refused, match="kind differs") as caught:
-        wire.unpack(scheme, wire.PUBLIC_B, data, "custodian-2")
+        codec.unpack(scheme, codec.PUBLIC_B, data, "custodian-2")
     assert caught.value.reason == "header" and "custodian-2" in str(caught.value)
 
 
 def test_shapes_are_checked_before_packing(rehearsal: Rehearsal) -> None:
     scheme = rehearsal.scheme
-    limbs = polynomials(scheme, wire.ciphertext(3))
+    limbs = polynomials(scheme, codec.ciphertext(3))
     for wrong in (limbs[:1], [limbs[0], limbs[1][:2]], [limbs[0], [x[:100] for x in limbs[1]]]):
         with pytest.raises(ValueError):
-            wire.pack(scheme, wire.ciphertext(3), wrong)
+            codec.pack(scheme, codec.ciphertext(3), wrong)
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_header_field_is_checked(field: str) -> None:
-    scheme, kind = small_scheme(), wire.ciphertext(3)
+    scheme, kind = small_scheme(), codec.ciphertext(3)
     offset, code, value = FIELDS[field]
-    data = bytearray(wire.pack(scheme, kind, polynomials(scheme, kind)))
+    data = bytearray(codec.pack(scheme, kind, polynomials(scheme, kind)))
     struct.pack_into(f"<{code}", data, offset, value)
     with pytest.raises(Refused, match=f"north.*{field} differs") as caught:
-        wire.unpack(scheme, kind, bytes(data), "north")
+        codec.unpack(scheme, kind, bytes(data), "north")
     assert caught.value.reason == "header"
 
 
 @pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: d[:100]])
 def test_a_wrong_length_is_refused(change: Any) -> None:
-    scheme, kind = small_scheme(), wire.ciphertext(3)
+    scheme, kind = small_scheme(), codec.ciphertext(3)
     with pytest.raises(Refused, match="north") as caught:
-        wire.unpack(scheme, kind, change(wire.pack(scheme, kind, polynomials(scheme, kind))), "north")
+        codec.unpack(scheme, kind, change(codec.pack(scheme, kind, polynomials(scheme, kind))), "north")
     assert caught.value.reason == "length"
 
 
@@ -109,78 +110,78 @@ def test_a_wrong_length_is_refused(change: Any) -> None:
 @pytest.mark.parametrize("above", [0, 1])
 def test_a_value_that_is_not_below_its_modulus_is_refused(element: int, limb: int, at: int, above: int) -> None:
     """q itself and q + 1, in the first and the last limb of both polynomials; q - 1 passes."""
-    scheme, kind = small_scheme(), wire.ciphertext(3)
+    scheme, kind = small_scheme(), codec.ciphertext(3)
     limbs = [[x.copy() for x in p] for p in polynomials(scheme, kind)]
     q = scheme.moduli[limb]
     limbs[element][limb][at] = q - 1
-    assert same(wire.unpack(scheme, kind, wire.pack(scheme, kind, limbs), "north"), limbs)
+    assert same(codec.unpack(scheme, kind, codec.pack(scheme, kind, limbs), "north"), limbs)
     limbs[element][limb][at] = q + above
     with pytest.raises(Refused, match="north") as caught:
-        wire.unpack(scheme, kind, wire.pack(scheme, kind, limbs), "north")
+        codec.unpack(scheme, kind, codec.pack(scheme, kind, limbs), "north")
     assert caught.value.reason == "coefficient"
 
 
 def test_a_ciphertext_of_another_run_is_refused(rehearsal: Rehearsal) -> None:
     other = Scheme(CkksConfig(), "00" * 32)
-    data = wire.pack(other, wire.ciphertext(3), polynomials(other, wire.ciphertext(3)))
+    data = codec.pack(other, codec.ciphertext(3), polynomials(other, codec.ciphertext(3)))
     with pytest.raises(Refused, match="key tag differs"):
-        wire.unpack(rehearsal.scheme, wire.ciphertext(3), data, "north")
+        codec.unpack(rehearsal.scheme, codec.ciphertext(3), data, "north")
 
 
 @given(st.binary(max_size=600))
 @settings(deadline=None)
 def test_random_bytes_are_refused(data: bytes) -> None:
     scheme = small_scheme()
-    for pad in (data, data.ljust(wire.size(scheme, wire.DECRYPTION), b"\0")):
+    for pad in (data, data.ljust(codec.size(scheme, codec.DECRYPTION), b"\0")):
         with pytest.raises(Refused):
-            wire.unpack(scheme, wire.DECRYPTION, pad, "north")
+            codec.unpack(scheme, codec.DECRYPTION, pad, "north")
 
 
 @given(st.integers(0, 10**6))
 @settings(deadline=None)
 def test_truncations_are_refused(length: int) -> None:
     scheme = small_scheme()
-    data = wire.pack(scheme, wire.ciphertext(3), polynomials(scheme, wire.ciphertext(3)))
+    data = codec.pack(scheme, codec.ciphertext(3), polynomials(scheme, codec.ciphertext(3)))
     with pytest.raises(Refused):
-        wire.unpack(scheme, wire.ciphertext(3), data[: length % len(data)], "north")
+        codec.unpack(scheme, codec.ciphertext(3), data[: length % len(data)], "north")
 
 
 @given(st.integers(0, 10**6))
 @settings(deadline=None, max_examples=300)
 def test_a_flipped_bit_is_refused_or_is_another_ciphertext_with_another_digest(bit: int) -> None:
     """In the header always refused. A coefficient that stays below its modulus is somebody's lawful message, but never *this* one."""
-    scheme, kind = small_scheme(), wire.ciphertext(1)
+    scheme, kind = small_scheme(), codec.ciphertext(1)
     limbs = polynomials(scheme, kind)
-    data = bytearray(wire.pack(scheme, kind, limbs))
+    data = bytearray(codec.pack(scheme, kind, limbs))
     original = bytes(data)
     bit %= 8 * len(data)
     data[bit // 8] ^= 1 << bit % 8
     try:
-        found = wire.unpack(scheme, kind, bytes(data), "north")
+        found = codec.unpack(scheme, kind, bytes(data), "north")
     except Refused:
         return
-    assert bit >= 8 * wire.HEADER.size
+    assert bit >= 8 * codec.HEADER.size
     assert not same(found, limbs)
-    assert wire.pack(scheme, kind, found) == data, "two spellings of one ciphertext"
-    assert wire.digest(bytes(data)) != wire.digest(original)
+    assert codec.pack(scheme, kind, found) == data, "two spellings of one ciphertext"
+    assert codec.digest(bytes(data)) != codec.digest(original)
 
 
 def test_equal_ciphertexts_have_equal_digests_whatever_openfhe_serialises(rehearsal: Rehearsal) -> None:
     """A ciphertext that came through a template serialises differently from the one it was made of; its digest does not."""
-    scheme, kind = rehearsal.scheme, wire.ciphertext(3)
+    scheme, kind = rehearsal.scheme, codec.ciphertext(3)
     made = scheme.cc.EvalMult(rehearsal.encrypt(np.zeros(scheme.slots), 3), 2.0)  # OpenFHE writes its degree 2, a template always 1
-    data = wire.pack(scheme, kind, scheme.limbs(made))
-    rebuilt = scheme.ciphertext(wire.unpack(scheme, kind, data, "north"))
+    data = codec.pack(scheme, kind, scheme.limbs(made))
+    rebuilt = scheme.ciphertext(codec.unpack(scheme, kind, data, "north"))
     assert bytes(openfhe.Serialize(made, openfhe.BINARY)) != bytes(openfhe.Serialize(rebuilt, openfhe.BINARY))
-    assert wire.digest(data) == wire.digest(wire.pack(scheme, kind, scheme.limbs(rebuilt)))
+    assert codec.digest(data) == codec.digest(codec.pack(scheme, kind, scheme.limbs(rebuilt)))
 
 
 def test_the_format_does_not_drift() -> None:
     """Digest of a fixed ciphertext under the default parameters. If this fails, old ledgers and audits no longer verify."""
     scheme = Scheme(CkksConfig(), "0123456789abcdef" * 4)
-    data = wire.pack(scheme, wire.ciphertext(3), polynomials(scheme, wire.ciphertext(3)))
+    data = codec.pack(scheme, codec.ciphertext(3), polynomials(scheme, codec.ciphertext(3)))
     assert scheme.hash.hex() == "668ffd52ff477f778a8c1c54b4e107c4f6b3b06f2e4b96baf4a018f7e40093fc"
-    assert wire.digest(data) == "3a8d90488b4e6340da83d0cf98005b38e39a17ef7f44c63c85132769df01edb7"
+    assert codec.digest(data) == "3a8d90488b4e6340da83d0cf98005b38e39a17ef7f44c63c85132769df01edb7"
 
 
 def test_parameters_that_fall_short_of_the_standard_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

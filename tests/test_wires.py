@@ -21,8 +21,8 @@ import pytest
 from consortium import Dataset, Finished, dataset, finished
 from numpy.typing import NDArray
 
-from focal.ckks import keys
-from focal.ckks.context import Scheme
+from focal.ckks.scheme import Scheme
+from focal.custody import keys
 from focal.net import messages as msg
 from focal.net.identity import open_record
 from focal.segments.projection import Projection

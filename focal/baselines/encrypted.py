@@ -22,8 +22,8 @@ larger than the largest slot: with parts below 2^4 / m from each of m institutio
 
 **Noise and error.** A fresh ciphertext v (b, a) + (e_0, e_1) under the sum of c custodians' keys carries v e + e_0 + e_1 s, of variance
 3.19^2 (1 + 4/3 N c) per coefficient: e and s are sums of c, v is ternary. The sum of m has m times that, t^2, with m roundings of the
-encoding, 1/12 each. Every share is smudged by :func:`focal.ckks.release.sigma` of t, 2^16.8 t. For each ciphertext and round N 2^-30 / 24
-nats are added to what is known of the key, as SECURITY.md derives for the release. A slot is a sum over N coefficients::
+encoding, 1/12 each. Every share is smudged by :func:`focal.custody.release.sigma` of t, 2^16.8 t. For each ciphertext and round
+N 2^-30 / 24 nats are added to what is known of the key, as SECURITY.md derives for the release. A slot is a sum over N coefficients::
 
     rms error of a value = sqrt(N / 2) sqrt(t^2 + c sigma^2) / 2^45 / 2^9            2^-19.4 for m = c = 3 at N = 16384
 
@@ -34,16 +34,20 @@ would be others in every run, and training amplifies them. A part loses half a g
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from focal.baselines.federated import Array, Parts, Sum, moved
-from focal.ckks import keys, release, wire
-from focal.ckks.context import Scheme
+from focal.ckks import codec
+from focal.ckks.scheme import Scheme
 from focal.config import CkksConfig
+from focal.custody import keys, release
+from focal.custody.consortium import Consortium
 from focal.errors import FocalError
 from focal.measure.traffic import Traffic
 
@@ -53,7 +57,7 @@ ERROR = 3.19
 """Standard deviation of the errors of ring-LWE."""
 SAFE = 16.0
 """Root mean square errors in a step of the grid, at least: half a step is 8 of them, which a normal error passes once in 2^49.5 values."""
-FRESH = wire.ciphertext(1)
+FRESH = codec.ciphertext(1)
 
 
 class EncryptedSum(Sum):
@@ -67,10 +71,10 @@ class EncryptedSum(Sum):
         self.scheme = scheme = Scheme(params or CkksConfig(), self.run_id.hex())
         self.limit = scheme.moduli[0] / 4 / scheme.scale / GAIN
         """Bound on the sum of all institutions' largest values."""
-        self.shares = [keys.SecretShare.draw(scheme, self.run_id) for _ in range(custodians)]
-        public = keys.add_up(scheme, wire.PUBLIC_B, [(f"custodian {i}", s.public()) for i, s in enumerate(self.shares)])
-        self.public = keys.joint_public_key(scheme, self.run_id, public)
-        self.setup = moved(up={}, down=dict.fromkeys(names, len(public)))
+        holders = [f"custodian {i}" for i in range(custodians)]
+        with ThreadPoolExecutor(1) as pool:
+            self.consortium = Consortium(scheme, self.run_id, holders, None, pool)
+        self.setup = moved(up={}, down=dict.fromkeys(names, self.consortium.joint_bytes))
         self.grid = 2.0 ** math.ceil(math.log2(SAFE * self.deviation(len(names))))
         """What values are rounded to multiples of, before and after."""
 
@@ -94,14 +98,14 @@ class EncryptedSum(Sum):
     def deviation(self, summands: int) -> float:
         """Root mean square error of a value in a sum of ``summands`` parts, before it is rounded to the grid."""
         scheme, t = self.scheme, self._noise(summands)
-        return math.sqrt(scheme.slots * (t**2 + len(self.shares) * release.sigma(t) ** 2)) / scheme.scale / GAIN
+        return math.sqrt(scheme.slots * (t**2 + len(self.consortium.names) * release.sigma(t) ** 2)) / scheme.scale / GAIN
 
     def _rounded(self, values: Array) -> Array:
         return np.rint(values / self.grid) * self.grid
 
     def _noise(self, summands: int) -> float:
         """t: root mean square noise per coefficient of a sum of fresh ciphertexts."""
-        return math.sqrt(summands * (ERROR**2 * (1 + 4 / 3 * self.scheme.n * len(self.shares)) + 1 / 12))
+        return math.sqrt(summands * (ERROR**2 * (1 + 4 / 3 * self.scheme.n * len(self.consortium.names)) + 1 / 12))
 
     def _encrypt(self, name: str, values: Array) -> list[bytes]:
         limit = self.limit / len(self.names)
@@ -112,11 +116,9 @@ class EncryptedSum(Sum):
             )
         padded = np.zeros(-(-values.size // self.scheme.slots) * self.scheme.slots)
         padded[: values.size] = GAIN * self._rounded(values)
-        made = [self.scheme.cc.Encrypt(self.public, self.scheme.encode(s, 1)) for s in padded.reshape(-1, self.scheme.slots)]
-        return [wire.pack(self.scheme, FRESH, self.scheme.limbs(ciphertext)) for ciphertext in made]
+        return [codec.encrypt(self.scheme, self.consortium.public, s, FRESH) for s in padded.reshape(-1, self.scheme.slots)]
 
     def _shares(self, data: bytes, summands: int) -> list[tuple[str, bytes]]:
         """Every custodian's (name, share) of a sum."""
-        ciphertext = self.scheme.ciphertext(wire.unpack(self.scheme, FRESH, data, "the server's sum"))
-        noise = self._noise(summands)
-        return [(f"custodian {i}", release.share(self.scheme, s.limbs, ciphertext, i == 0, noise)) for i, s in enumerate(self.shares)]
+        ciphertext = self.scheme.ciphertext(codec.unpack(self.scheme, FRESH, data, "the server's sum"))
+        return self.consortium.opened(functools.partial(release.share, noise=self._noise(summands)), ciphertext)

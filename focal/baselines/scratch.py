@@ -8,7 +8,7 @@
                                                                                      30 times, then W is opened to the institutions
 
 What the abstract of Bian et al. (2026) names as the opponent, without its parameters; the model is POSEIDON (Sav et al., NDSS 2021). The
-network and its encrypted gradient are :mod:`focal.ckks.network`'s; keys, refreshes and the opening are made by the functions that the
+network and its encrypted gradient are :mod:`focal.heads.two_layer`'s; keys, refreshes and the opening are made by the functions that the
 roles of a run call. Every share is made, packed, unpacked and checked; all parties work in this process, one after another, so that
 seconds are those of all of them together, keys included (what all institutions compute alike, once), and of no wire.
 
@@ -36,6 +36,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,22 +45,25 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from focal.baselines.federated import Array
-from focal.ckks import keys, network, refresh, release, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.network import Carried, EncryptedNetwork, NetworkLayout, Weights
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, Task
+from focal.custody import refresh, release
+from focal.custody.consortium import Consortium
 from focal.data.rows import InstitutionRows
 from focal.data.table import ImageSource
 from focal.errors import FocalError
+from focal.heads import two_layer
+from focal.heads.two_layer import Carried, EncryptedNetwork, NetworkLayout, Weights
 from focal.measure.traffic import Traffic
 
 SIDE = 8
 """Pixels of a side; the network has SIDE x SIDE inputs."""
 THREADS = 2
 CARRIED_NOISE = 2.0**16
-"""t of the opening (:mod:`focal.ckks.release`): root mean square noise of the last weights. Those of all steps may add up, and
+"""t of the opening (:mod:`focal.custody.release`): root mean square noise of the last weights. Those of all steps may add up, and
 they depend on the keys drawn: test_scratch.py has the measurements."""
-WEIGHTS, GRADIENT = wire.ciphertext(LIMBS), wire.ciphertext(REFRESH_LIMBS)
+WEIGHTS, GRADIENT = codec.ciphertext(LIMBS), codec.ciphertext(REFRESH_LIMBS)
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,8 @@ def sites(rows: Mapping[str, InstitutionRows], task: Task, settings: Settings) -
         train = own.take(own.split == "train")
         if not len(train.labels):
             raise FocalError(f"{name}: has no train rows", hint="leave that institution out, or mark some of its rows 'train'")
-        if train.features.shape[1] != network.INPUTS:
-            raise FocalError(f"{name}: its rows have {train.features.shape[1]} values, not {network.INPUTS}", hint="give grey pixels")
+        if train.features.shape[1] != two_layer.INPUTS:
+            raise FocalError(f"{name}: its rows have {train.features.shape[1]} values, not {two_layer.INPUTS}", hint="give grey pixels")
         labels = train.labels[:, -1:] if task == "binary" else train.labels
         rng, n = np.random.default_rng([settings.seed, 9, k]), len(labels)
         batch = min(settings.batch, n)
@@ -177,13 +181,13 @@ def train_twin(weights: Weights, own: Sequence[Site], settings: Settings) -> Wei
     """The same steps in the clear. Raises :class:`FocalError` where a value leaves the range that a refresh hides."""
     for s in range(settings.steps):
         x, targets = (np.concatenate([getattr(site, what)[site.turns[s]] for site in own]) for what in ("x", "targets"))
-        reach = network.reach(weights, x, targets, settings.rate)
-        if not reach < network.RANGE:  # NaN compares false
+        reach = two_layer.reach(weights, x, targets, settings.rate)
+        if not reach < two_layer.RANGE:  # NaN compares false
             raise FocalError(
-                f"from scratch: step {s} would refresh values up to {reach:.3g}, and they must stay below {network.RANGE:g}",
+                f"from scratch: step {s} would refresh values up to {reach:.3g}, and they must stay below {two_layer.RANGE:g}",
                 hint="training diverges on these rows: a smaller step size or initial size keeps it in range",
             )
-        weights = network.step(weights, x, targets, settings.rate)
+        weights = two_layer.step(weights, x, targets, settings.rate)
     return weights
 
 
@@ -198,8 +202,8 @@ class EncryptedRun:
         self.scheme = Scheme(params or CkksConfig(), self.run_id.hex())
         self.layout = NetworkLayout(self.scheme.slots, outputs)
         self._pool = ThreadPoolExecutor(threads)
-        self.shares = {name: keys.SecretShare.draw(self.scheme, self.run_id) for name in self.custodians}
-        self.net = EncryptedNetwork(self.scheme, self.layout, self._make_keys(), threads)
+        self.consortium = self._make_keys()
+        self.net = EncryptedNetwork(self.scheme, self.layout, self.consortium.public, threads)
 
     def close(self) -> None:
         """Forget all evaluation keys of the process."""
@@ -233,20 +237,20 @@ class EncryptedRun:
 
     # ----------------------------------------------------------------- custodians
 
-    def _make_keys(self) -> Any:
-        """Both rounds of the ceremony; returns the joint public key."""
-        made = keys.ceremony(self.scheme, self.run_id, self.shares, self.layout.rotations, self._pool)
+    def _make_keys(self) -> Consortium:
+        """The custodians, after both rounds of the ceremony."""
+        made = Consortium(self.scheme, self.run_id, self.custodians, self.layout.rotations, self._pool)
         for name, sent in made.sent.items():
             self._up[name] += sent
             self._down[name] += sum(made.sent.values()) - sent
         for name in self.names:
             self._down[name] += made.joint_bytes
-        return made.public
+        return made
 
     def _refresh(self, items: list[str], ciphertexts: list[Any], name: str | None = None) -> list[Any]:
         """Every custodian's share of each, combined by the server; for institution ``name``, or for the server itself."""
         asked = list(self._pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts))
-        answered = list(self._pool.map(self._answered, items, asked))
+        answered = list(self._pool.map(self.consortium.answered, items, asked))  # counted here: that runs in several threads
         for custodian in self.custodians:
             self._down[custodian] += sum(map(len, asked))
             self._up[custodian] += sum(given[custodian] for _, given in answered)
@@ -256,24 +260,20 @@ class EncryptedRun:
         self._up[name] += sum(map(len, asked))
         return self._sent(refreshed, WEIGHTS, to=(name,))
 
-    def _answered(self, item: str, asked: bytes) -> tuple[Any, dict[str, int]]:
-        """The refreshed ciphertext, and the bytes of every custodian's share. Counted by the caller: this runs in several threads."""
-        return refresh.together(self.scheme, self.run_id, {name: own.limbs for name, own in self.shares.items()}, item, asked)
-
     def _opened(self, ciphertext: Any) -> Array:
-        (one,) = self._sent([self.scheme.cc.Compress(ciphertext, 1)], wire.ciphertext(1), to=self.custodians)
-        shares = [(n, release.share(self.scheme, own.limbs, one, n == self.custodians[0], CARRIED_NOISE)) for n, own in self.shares.items()]
+        (one,) = self._sent([release.one_limb(self.scheme, ciphertext)], codec.ciphertext(1), to=self.custodians)
+        shares = self.consortium.opened(partial(release.share, noise=CARRIED_NOISE), one)
         for custodian, data in shares:
             self._up[custodian] += len(data)
             for name in self.names:
                 self._down[name] += len(data)
         return release.open_slots(self.scheme, shares)
 
-    def _sent(self, ciphertexts: Sequence[Any], kind: wire.Kind, *, by: str | None = None, to: Sequence[str] = ()) -> list[Any]:
+    def _sent(self, ciphertexts: Sequence[Any], kind: codec.Kind, *, by: str | None = None, to: Sequence[str] = ()) -> list[Any]:
         """What is read from the bytes that institution ``by`` sends to the server, or the server to each of ``to``."""
-        sent = [wire.pack(self.scheme, kind, self.scheme.limbs(ct)) for ct in ciphertexts]
+        sent = [codec.pack(self.scheme, kind, self.scheme.limbs(ct)) for ct in ciphertexts]
         if by is not None:
             self._up[by] += sum(map(len, sent))
         for name in to:
             self._down[name] += sum(map(len, sent))
-        return [self.scheme.ciphertext(wire.unpack(self.scheme, kind, data, by or "the server")) for data in sent]
+        return [self.scheme.ciphertext(codec.unpack(self.scheme, kind, data, by or "the server")) for data in sent]

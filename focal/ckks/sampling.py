@@ -67,3 +67,11 @@ def residues(words: Sequence[NDArray[np.uint64]], offset: int, q: int) -> Limb:
         value = word % np.uint64(q)
         total = ring.add(total, value if place == 1 else ring.multiply(value, np.full(n, place, np.uint64), q), q)
     return total
+
+
+def gaussian(count: int, deviation: float) -> NDArray[np.float64]:
+    """``count`` independent Gaussians with ``deviation``, from the system's randomness (Box and Muller 1958)."""
+    words = np.frombuffer(secrets.token_bytes(16 * (-(-count // 2))), "<u8").reshape(2, -1) >> np.uint64(11)
+    uniform = (words + 0.5) * 2.0**-53  # in (0, 1)
+    pairs = np.sqrt(-2 * np.log(uniform[0])) * np.exp(2j * np.pi * uniform[1])
+    return deviation * np.concatenate([pairs.real, pairs.imag])[:count]

@@ -97,7 +97,7 @@ class Release(Model):
 
 
 class Guard(Model):
-    """Who answered refreshes last, and what that bounds (:class:`focal.ckks.refresh.Guard`): exponents of two."""
+    """Who answered refreshes last, and what that bounds (:class:`focal.custody.refresh.Guard`): exponents of two."""
 
     name: Name
     items: Annotated[int, Field(ge=1)]

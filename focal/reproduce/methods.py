@@ -24,10 +24,10 @@ from focal.baselines.federated import Federated, MakeSum, MaskedSums, PlainSum, 
 from focal.baselines.logistic import fit_rows
 from focal.baselines.privacy import Privacy, federate_privately
 from focal.baselines.scratch import train_from_scratch
-from focal.ckks import twin
 from focal.config import InteractiveConfig, RunConfig
 from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
+from focal.heads.linear import twin
 from focal.measure.metrics import Floats, macro_auroc
 from focal.measure.summary import read_summary
 from focal.measure.traffic import Traffic

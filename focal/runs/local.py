@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from focal.ckks import plan, twin
-from focal.ckks.context import Scheme
+from focal.ckks.scheme import Scheme
 from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, read, write
 from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
 from focal.files import private_write
+from focal.heads.linear import cost, twin
 from focal.measure.traffic import merge, mirrored
 from focal.net.identity import Identity, sign_manifest
 from focal.protocols import of
@@ -192,7 +192,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     if blind:
         chosen = _planned(manifest, config)
         computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
-        say(chosen.describe(training.steps, computing, plan.slowness(Scheme(config.ckks, "estimate"))))
+        say(chosen.describe(training.steps, computing, cost.slowness(Scheme(config.ckks, "estimate"))))
         lanes = LayoutSpec(class_lanes=chosen.layout.class_lanes, feature_lanes=chosen.layout.feature_lanes)
         manifest = manifest.model_copy(update={"layout": lanes})
     else:
@@ -205,8 +205,8 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     return manifest
 
 
-def _planned(manifest: Manifest, config: RunConfig) -> plan.Cost:
-    return plan.choose(
+def _planned(manifest: Manifest, config: RunConfig) -> cost.Cost:
+    return cost.choose(
         config.ckks,
         config.projection.features,
         manifest.outputs,

@@ -7,7 +7,7 @@
     thread of hospital-c   fit(SplitSegment, seat) ------------------------'
 
 The institutions run the same code as over sockets, to the last line; what is encrypted there is computed here with
-:func:`focal.ckks.interactive.twin_step`. It exists where one machine may see all data: in local runs, as the figure to compare with,
+:func:`focal.heads.joint.engine.twin_step`. It exists where one machine may see all data: in local runs, as the figure to compare with,
 and in experiments.
 
 All threads share one lock and give it away only while they wait for each other. So one institution computes at a time, with as many
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from focal.ckks.interactive import Update, twin_step
 from focal.config import InteractiveConfig
 from focal.data.table import Table
+from focal.heads.joint.twin import Update, twin_step
 from focal.segments.lower import LowerSegment, preprocess
 from focal.segments.projection import Projection
 from focal.segments.trainable import TrainableSegment

@@ -13,21 +13,21 @@ would never hold the next one, so the first blocks stay and the others stream::
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from focal.ckks import ring, wire
-from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.engine import Block, Engine, Refresh, chunk_kind, zero_weights
-from focal.ckks.layout import Layout
-from focal.ckks.masks import TARGET_LIMBS, OwnerMasks
-from focal.ckks.plan import BLOCK_MEMORY
-from focal.ckks.twin import Scalars
+from focal.ckks import codec, ring
+from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import Manifest
+from focal.heads.linear.cost import BLOCK_MEMORY
+from focal.heads.linear.engine import Block, Engine, chunk_kind, zero_weights
+from focal.heads.linear.layout import Layout
+from focal.heads.linear.twin import Scalars
+from focal.heads.masks import TARGET_LIMBS, OwnerMasks
+from focal.heads.moves import Refresh
 from focal.net import messages as msg
 from focal.protocols.blind.plan import row_table
 from focal.protocols.common.voice import Fetch, Voice
@@ -86,22 +86,22 @@ class BlindCompute:
 
     def step(self, step: int, weights: list[Any], chain: str, ask: Refresh) -> tuple[list[Any], msg.StepDone, list[bytes]]:
         """One step; returns the new weights, the statement of it, and the new weights' bytes (their digests are its outputs)."""
-        before = tuple(wire.digest(b) for b in self.dump(weights))
+        before = tuple(codec.digest(b) for b in self.dump(weights))
         weights = self.engine.step(step, weights, ask)
         dumped = self.dump(weights)
-        after = tuple(wire.digest(b) for b in dumped)
+        after = tuple(codec.digest(b) for b in dumped)
         link = hashlib.sha256(b"focal/chain/v1" + bytes.fromhex(chain) + "".join((*before, *after)).encode()).hexdigest()
         return weights, msg.StepDone(step=step, inputs=before, outputs=after, chain=link), dumped
 
     def dump(self, weights: list[Any]) -> list[bytes]:
         """Canonical bytes of weight ciphertexts."""
-        kind = wire.ciphertext(LIMBS)
-        return [wire.pack(self.scheme, kind, self.scheme.limbs(w)) for w in weights]
+        kind = codec.ciphertext(LIMBS)
+        return [codec.pack(self.scheme, kind, self.scheme.limbs(w)) for w in weights]
 
     def load(self, digests: tuple[str, ...], fetch: Fetch) -> list[Any]:
         """Weight ciphertexts from bytes that this party wrote itself."""
-        kind = wire.ciphertext(LIMBS)
-        return [self.scheme.ciphertext(wire.unpack(self.scheme, kind, fetch(d), "the own disk")) for d in digests]
+        kind = codec.ciphertext(LIMBS)
+        return [self.scheme.ciphertext(codec.unpack(self.scheme, kind, fetch(d), "the own disk")) for d in digests]
 
     # ----------------------------------------------------------------- blocks
 
@@ -127,12 +127,12 @@ class BlindCompute:
         """The sum of every institution's chunk at this place, each one checked; of targets what their owner may write (3 limbs)."""
         scheme, (block, what, group, _) = self.scheme, place
         kind = chunk_kind(what)
-        unpacked = {name: wire.unpack(scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in self._chunks[place]}
+        unpacked = {name: codec.unpack(scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in self._chunks[place]}
         if what == "data":
-            primes = wire.moduli(scheme, kind)
+            primes = codec.moduli(scheme, kind)
             return scheme.adopt(scheme.ciphertext([ring.total(element, primes) for element in zip(*unpacked.values(), strict=True)]))
         built = {name: scheme.adopt(scheme.ciphertext(polynomials)) for name, polynomials in unpacked.items()}
-        return functools.reduce(scheme.cc.EvalAdd, [self.masks.keep(ct, self.row_table[name], block, group) for name, ct in built.items()])
+        return self.masks.total(built, self.row_table, block, group)
 
     def _chunks_by_place(self) -> dict[Place, list[tuple[str, str]]]:
         """Place -> (institution, digest) of every chunk that belongs there."""

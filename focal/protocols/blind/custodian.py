@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from focal.ckks.layout import Layout
 from focal.config import LocalConfig, Manifest
+from focal.heads.linear.layout import Layout
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute

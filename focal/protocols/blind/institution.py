@@ -15,12 +15,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, release, wire
-from focal.ckks.context import Scheme
-from focal.ckks.engine import chunk_kind
+from focal.ckks import codec
+from focal.ckks.scheme import Scheme
 from focal.config import DatasetConfig
+from focal.custody import keys
 from focal.data.rows import InstitutionRows, write_kept
 from focal.files import private_write
+from focal.heads import released
+from focal.heads.linear.engine import chunk_kind
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.common import ceremony
@@ -104,8 +106,7 @@ class BlindInstitution(Institution):
             rows = layout.block_of(values, start, block)
             slots = layout.data_slots(rows, g, h) if what == "data" else layout.target_slots(rows, g)
             kind = chunk_kind(what)
-            encrypted = scheme.cc.Encrypt(public, scheme.encode(slots, kind.limbs))
-            return self.blobs.put(wire.pack(scheme, kind, scheme.limbs(encrypted))).encode()
+            return self.blobs.put(codec.encrypt(scheme, public, slots, kind)).encode()
 
         digests = []
         for digest in self.pool.map(lambda i: self.journal.once(f"{self.session}/chunk/{i}", lambda: chunk(i)), range(len(places))):
@@ -134,7 +135,7 @@ class BlindInstitution(Institution):
     def _receive(self, answers: dict[str, msg.ReleaseShares]) -> None:
         """The model from every custodian's sealed shares."""
         layout = plan.layout(self.manifest)
-        self.weights = release.weights(layout, self.opened_slots(answers, layout.class_groups))
+        self.weights = released.weights(layout, self.opened_slots(answers, layout.class_groups))
         self._save_model()
 
     def _save_model(self) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from focal.ckks import release
-from focal.ckks.context import Scheme
-from focal.ckks.layout import Layout
-from focal.ckks.plan import check_sharing, layout_for
+from focal.ckks.scheme import Scheme
 from focal.config import Manifest
+from focal.custody import release
+from focal.heads.linear.cost import check_sharing, layout_for
+from focal.heads.linear.layout import Layout
 from focal.protocols import Released
 from focal.protocols.common.facts import common_facts
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-from focal.ckks.context import Scheme
-from focal.ckks.engine import mask_digest
-from focal.ckks.layout import Layout
+from focal.ckks.scheme import Scheme
 from focal.config import Manifest
 from focal.errors import Refused
 from focal.files import canonical_json
+from focal.heads.linear.engine import mask_digest
+from focal.heads.linear.layout import Layout
 from focal.net import messages as msg
 from focal.protocols.blind.compute import scalars_of
 from focal.protocols.blind.plan import row_table

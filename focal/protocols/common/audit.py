@@ -19,9 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from focal.ckks import keys, refresh, wire
-from focal.ckks.context import Scheme
+from focal.ckks import codec
+from focal.ckks.scheme import Scheme
 from focal.config import Manifest
+from focal.custody import keys, refresh
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.net.identity import check_signatures
@@ -106,7 +107,7 @@ class Audit(abc.ABC):
             for name, reveal in reveals.items():
                 check_opens(self.scope, round, name, commits[name], reveal.salt, ceremony.blobs_digest(reveal.blobs))
             sums |= ceremony.sums(
-                self.scheme, kinds, reveals, self.blob, lambda b: made.__setitem__(wire.digest(b), b), self.pool, lambda done, total: None
+                self.scheme, kinds, reveals, self.blob, lambda b: made.__setitem__(codec.digest(b), b), self.pool, lambda done, total: None
             )
         joint = ceremony.joint(sums, sums)
         for name, theirs in self.recall_all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from focal.ckks import keys, wire
-from focal.ckks.context import Scheme
+from focal.ckks import codec
+from focal.ckks.scheme import Scheme
+from focal.custody import keys
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
 
@@ -17,7 +18,7 @@ def blobs_digest(digests: Sequence[str]) -> bytes:
     return hashlib.sha256(b"focal/contributions/v1" + b"".join(bytes.fromhex(d) for d in digests)).digest()
 
 
-def check_shape(name: str, reveal: msg.KeyReveal, kinds: Sequence[tuple[str, wire.Kind]]) -> None:
+def check_shape(name: str, reveal: msg.KeyReveal, kinds: Sequence[tuple[str, codec.Kind]]) -> None:
     """Raise unless ``name`` revealed one blob for every key of the round."""
     if len(reveal.blobs) != len(kinds):
         raise ProtocolError(f"'{name}' contributed {len(reveal.blobs)} keys to round {reveal.round}, {len(kinds)} are needed")
@@ -25,7 +26,7 @@ def check_shape(name: str, reveal: msg.KeyReveal, kinds: Sequence[tuple[str, wir
 
 def sums(
     scheme: Scheme,
-    kinds: Sequence[tuple[str, wire.Kind]],
+    kinds: Sequence[tuple[str, codec.Kind]],
     reveals: dict[str, msg.KeyReveal],
     fetch: Callable[[str], bytes],
     keep: Callable[[bytes], object],
@@ -39,7 +40,7 @@ def sums(
     def one(i: int) -> str:
         total = keys.add_up(scheme, kinds[i][1], [(name, fetch(reveal.blobs[i])) for name, reveal in reveals.items()])
         keep(total)
-        return wire.digest(total)
+        return codec.digest(total)
 
     out: dict[str, str] = {}
     for (name, _), digest in zip(kinds, pool.map(one, range(len(kinds))), strict=True):

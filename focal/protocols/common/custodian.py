@@ -6,13 +6,13 @@
               commit, reveal, same transcript         blind: exactly these   the plan's items only     the last W only
 
 Every answer is a function of the plan, of public digests and of the own share, is made once, and is on disk before it
-leaves (focal.ckks.ledger). With ``verify: lockstep`` the custodian re-runs every step with the project's own engine and
+leaves (focal.custody.ledger). With ``verify: lockstep`` the custodian re-runs every step with the project's own engine and
 answers only for limbs equal to its own: it is the voice that *checks* (:mod:`focal.protocols.common.voice`). With ``verify: off`` it
 trusts the server to compute what was agreed. One verifier is the guard. It answers each batch of refreshes last::
 
     server    request -----+--------------------------------------------------------------------------------------> combine
     others                 +--> shares, masks of 98 bits ---------------+                                              ^
-    guard                  +--> lockstep --> all of these, pinned, then weighed (focal.ckks.refresh) --> its shares ---+
+    guard                  +--> lockstep --> all of these, pinned, then weighed (focal.custody.refresh) --> its shares ---+
                                                                                              `-----> or ``range``, and no key
 """
 
@@ -30,13 +30,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, refresh, release, wire
-from focal.ckks.context import REFRESH_LIMBS, Scheme
-from focal.ckks.ledger import Ledger, ledger_digest
-from focal.ckks.masks import only_classes
+from focal.ckks import codec
+from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.config import LocalConfig, Manifest, Member
+from focal.custody import keys, refresh, release
+from focal.custody.ledger import Ledger, ledger_digest
 from focal.errors import FocalError, Refused
 from focal.files import private_write
+from focal.heads.masks import only_classes
 from focal.net import messages as msg
 from focal.protocols.common import ceremony, refreshing
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
@@ -171,7 +172,7 @@ class Custodian(Party):
         ephemeral = self._ephemeral_file.read_bytes() if self._ephemeral_file.exists() else None
         return keys.SecretShare.load(self.scheme, self.run_id, data, ephemeral)
 
-    def _round(self, number: int, kinds: list[tuple[str, wire.Kind]], make: Callable[[], list[str]]) -> dict[str, str]:
+    def _round(self, number: int, kinds: list[tuple[str, codec.Kind]], make: Callable[[], list[str]]) -> dict[str, str]:
         """One commit-then-reveal round; returns key name -> digest of the sum, which is kept in the own store."""
         round = f"keys/{number}"
         own = self.remembered(f"{round}/blobs", make)
@@ -302,8 +303,8 @@ class Custodian(Party):
     def _made(self, item: str, digest: str) -> bytes:
         """A fresh share, as the ledger stores it."""
         data = self.fetch(digest)
-        c1 = wire.unpack(self.scheme, wire.ciphertext(REFRESH_LIMBS), data, f"'{self.manifest.server.name}'")[1]
-        a = refresh.common_random(self.scheme, self.run_id, item, wire.digest(data))
+        c1 = codec.unpack(self.scheme, codec.ciphertext(REFRESH_LIMBS), data, f"'{self.manifest.server.name}'")[1]
+        a = refresh.common_random(self.scheme, self.run_id, item, codec.digest(data))
         h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits, self.added())
         return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
 
@@ -401,8 +402,8 @@ class Custodian(Party):
             asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
             answers = self.hear_all(self.peers, topic, msg.RefreshShares)
             weights += refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
-        kind = wire.ciphertext(len(self.scheme.moduli))
-        digests = tuple(wire.digest(wire.pack(self.scheme, kind, self.scheme.limbs(w))) for w in weights)
+        kind = codec.ciphertext(len(self.scheme.moduli))
+        digests = tuple(codec.digest(codec.pack(self.scheme, kind, self.scheme.limbs(w))) for w in weights)
         request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
         if request.items != released.items or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from focal.ckks import refresh, release
-from focal.ckks.context import Scheme
-from focal.ckks.layout import HeadLayout
+from focal.ckks.scheme import Scheme
 from focal.config import Manifest
+from focal.custody import refresh, release
+from focal.heads import released
+from focal.heads.moves import HeadLayout
 from focal.protocols.common.progress import timeline
 
 
@@ -43,7 +44,7 @@ def common_facts(
         "security_bits": scheme.security_bits,
         "release": {
             "flooding_bits": release.flooding_bits(),
-            "precision_bits": release.precision_bits(scheme.slots, scheme.scale, layout, len(manifest.custodians)),
+            "precision_bits": released.precision_bits(scheme.slots, scheme.scale, layout, len(manifest.custodians)),
             "openings": openings,
         },
         "verify": {m.name: m.verify for m in manifest.custodians},

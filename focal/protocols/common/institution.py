@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import release, wire
-from focal.ckks.context import Scheme
+from focal.ckks import codec
+from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest
+from focal.custody import release
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.measure.traffic import merge
 from focal.net import messages as msg
@@ -228,7 +229,7 @@ class Institution(Party):
     def opened_slots(self, answers: dict[str, msg.ReleaseShares], count: int) -> list[Array]:
         """Open the sealed shares of every custodian, add them up, decode: slots of each of ``count`` released ciphertexts."""
         first = answers[self.custodians[0]]
-        size = wire.size(self.scheme, wire.DECRYPTION)
+        size = codec.size(self.scheme, codec.DECRYPTION)
         opened: dict[str, bytes] = {}
         for name, answer in answers.items():
             if (answer.items, answer.ciphertexts) != (first.items, first.ciphertexts) or len(answer.items) != count:

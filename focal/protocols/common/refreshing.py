@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from focal.ckks import refresh
-from focal.ckks.context import Scheme
+from focal.ckks.scheme import Scheme
+from focal.custody import refresh
 from focal.errors import ProtocolError
 from focal.net import messages as msg
 from focal.protocols.common.voice import Fetch

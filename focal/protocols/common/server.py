@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from focal.ckks import keys, refresh
-from focal.ckks.context import Scheme
+from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest
+from focal.custody import keys, refresh
 from focal.errors import ProtocolError
 from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from focal.ckks import wire
+from focal.ckks import codec
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.protocols.common import ceremony
@@ -42,7 +42,7 @@ class JointAudit(Audit):
         """Every custodian answered for exactly what the step gives."""
         if not items:
             return
-        digests = tuple(map(wire.digest, packed))
+        digests = tuple(map(codec.digest, packed))
         for name, answer in self.recall_all(self.custodians, topic, msg.OpeningShares).items():
             if (answer.items, answer.ciphertexts) != (items, digests):
                 raise Refused("opening", f"'{name}' opened something else under '{topic}' than the step gives")

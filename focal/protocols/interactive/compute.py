@@ -13,26 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from focal.ckks import wire
-from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.engine import Ciphertext, Refresh
-from focal.ckks.interactive import (
-    ACTIVATIONS,
-    DERIVATIVES,
-    OPENING,
-    Backward,
-    Forward,
-    InteractiveEngine,
-    Weights,
-    zero_weights,
-)
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import Manifest
+from focal.heads.joint.engine import Backward, Forward, InteractiveEngine, Weights, zero_weights
+from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING
+from focal.heads.moves import Ciphertext, Refresh
 from focal.net import messages as msg
 from focal.protocols.common.voice import Fetch, Voice
 from focal.protocols.interactive import plan
 from focal.protocols.interactive.plan import Header
 
-WEIGHTS = wire.ciphertext(LIMBS)
+WEIGHTS = codec.ciphertext(LIMBS)
 Openings = tuple[tuple[str, ...], list[bytes]]
 """Plan items and canonical ciphertexts, one for each owner."""
 
@@ -123,25 +115,25 @@ class JointCompute:
         said = hashlib.sha256(b"".join(map(msg.encode, headers))).digest()
         link = hashlib.sha256(b"focal/joint-chain/v1" + bytes.fromhex(chain) + said + data).hexdigest()
         inputs = tuple(h.chunk for h in headers)
-        return before, msg.StepDone(step=step, inputs=inputs, outputs=(wire.digest(data),), chain=link), data
+        return before, msg.StepDone(step=step, inputs=inputs, outputs=(codec.digest(data),), chain=link), data
 
     def dump(self, ciphertext: Ciphertext) -> bytes:
         """Canonical bytes of a weight ciphertext."""
-        return wire.pack(self.scheme, WEIGHTS, self.scheme.limbs(ciphertext))
+        return codec.pack(self.scheme, WEIGHTS, self.scheme.limbs(ciphertext))
 
     def _load(self, digest: str, fetch: Fetch) -> Ciphertext:
         """A weight ciphertext from bytes that this party wrote itself."""
-        return self.scheme.ciphertext(wire.unpack(self.scheme, WEIGHTS, fetch(digest), "the own disk"))
+        return self.scheme.ciphertext(codec.unpack(self.scheme, WEIGHTS, fetch(digest), "the own disk"))
 
     # ----------------------------------------------------------------- help
 
-    def _ciphertexts(self, headers: Mapping[str, Header], kind: wire.Kind) -> dict[str, Ciphertext]:
+    def _ciphertexts(self, headers: Mapping[str, Header], kind: codec.Kind) -> dict[str, Ciphertext]:
         def one(name: str) -> Ciphertext:
-            return self.scheme.adopt(self.scheme.ciphertext(wire.unpack(self.scheme, kind, self.fetch(headers[name].chunk), f"'{name}'")))
+            return self.scheme.adopt(self.scheme.ciphertext(codec.unpack(self.scheme, kind, self.fetch(headers[name].chunk), f"'{name}'")))
 
         return dict(zip(headers, self.pool.map(one, headers), strict=True))
 
     def _openings(self, step: int, kind: str, ciphertexts: Mapping[str, Ciphertext]) -> Openings:
         items = plan.opening_items(step, kind, tuple(ciphertexts))
         cts = ciphertexts.values() if items else []
-        return items, list(self.pool.map(lambda ct: wire.pack(self.scheme, OPENING, self.scheme.limbs(ct)), cts))
+        return items, list(self.pool.map(lambda ct: codec.pack(self.scheme, OPENING, self.scheme.limbs(ct)), cts))

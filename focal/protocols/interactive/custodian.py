@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import opening, wire
-from focal.ckks.interactive import OPENING
+from focal.ckks import codec
+from focal.custody import opening
 from focal.errors import Refused
+from focal.heads.joint.layout import OPENING
 from focal.net import messages as msg
 from focal.protocols.common import ceremony
 from focal.protocols.common.custodian import Custodian
@@ -85,7 +86,7 @@ class JointCustodian(Custodian):
         asked = self.hear(server, topic, msg.OpeningRequest)
         if asked.items != items or len(asked.ciphertexts) != len(items):
             raise Refused("plan", f"the server asks to open {asked.items[:1]} under '{topic}', the plan has {items[:1]}")
-        if packed is not None and (mine := tuple(map(wire.digest, packed))) != asked.ciphertexts:
+        if packed is not None and (mine := tuple(map(codec.digest, packed))) != asked.ciphertexts:
             differs = next(i for i, m, t in zip(items, mine, asked.ciphertexts, strict=True) if m != t)
             raise Refused("lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields")
         if self.repeat(topic):
@@ -106,7 +107,7 @@ class JointCustodian(Custodian):
         """Made once, the stored bytes ever after, and no more of them than the key may give."""
 
         def make() -> bytes:
-            ciphertext = self.scheme.ciphertext(wire.unpack(self.scheme, OPENING, data, f"'{self.manifest.server.name}'"))
+            ciphertext = self.scheme.ciphertext(codec.unpack(self.scheme, OPENING, data, f"'{self.manifest.server.name}'"))
             return opening.share(self.scheme, self.share.limbs, ciphertext, lead=self.me.name == self.peers[0])
 
         return self.ledger.answer("open", item, digest, make, limit=plan.settings(self.manifest).max_openings_per_key)

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks.context import Scheme
-from focal.ckks.layout import WEIGHT_SCALE
+from focal.ckks.scheme import Scheme
 from focal.config import InteractiveConfig, LocalConfig, Manifest
 from focal.errors import FocalError
 from focal.files import private_write
+from focal.heads.linear.layout import WEIGHT_SCALE
 from focal.net import messages as msg
 from focal.protocols.common import ceremony
 from focal.protocols.common.institution import MOMENTS, PROJECTION, Array, Institution

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks.interactive import twin_step
 from focal.config import LocalConfig, Manifest, read
+from focal.heads.joint.twin import twin_step
 from focal.net import messages as msg
 from focal.net.transport import Link
 from focal.protocols.common.progress import Reporter, json_lines

@@ -6,21 +6,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.interactive import (
-    ACTIVATIONS,
-    DERIVATIVES,
-    HEAD_NOISE,
-    OPENING,
-    InteractiveLayout,
-    Update,
-    check_steps,
-    row_table,
-)
-from focal.ckks.interactive import check_contributors as check
-from focal.ckks.plan import blob_bytes
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import InteractiveConfig, Manifest
 from focal.errors import Refused
+from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING, InteractiveLayout, row_table
+from focal.heads.joint.limits import HEAD_NOISE, check_steps
+from focal.heads.joint.limits import check_contributors as check
+from focal.heads.joint.twin import Update
+from focal.heads.linear.cost import blob_bytes
 from focal.net import messages as msg
 from focal.protocols import Released
 from focal.protocols.common.facts import common_facts

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import keys, opening, release, wire
-from focal.ckks.context import Scheme
-from focal.ckks.interactive import ACTIVATIONS, DERIVATIVES
+from focal.ckks import codec
+from focal.ckks.scheme import Scheme
+from focal.custody import keys, release
 from focal.errors import Refused
+from focal.heads.joint import limits
+from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES
 from focal.net import messages as msg
 from focal.protocols.interactive import plan
 from focal.training.split import Skipped
@@ -50,7 +52,7 @@ class EncryptedUpper:
     def logits(self, step: int, activations: Array) -> Array:
         """Activations (n, R) -> own logits (n, C). Raises :class:`Skipped` when the step went on without us."""
         self.party.report.progress(step, plan.total(self.party.manifest))
-        opening.check_activations(activations)
+        limits.check_activations(activations)
         self._still_wanted(f"present/{step}")
         chunk = self.send(step, "activations", activations)
         header = msg.Activations(step=step, rows=len(activations), joint_keys=self.joint_keys, chunk=chunk)
@@ -65,7 +67,7 @@ class EncryptedUpper:
         self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=len(derivatives), chunk=chunk))
         self._still_wanted(f"answered/{step}", wait=True)
         gradients = self.receive(step, "gradients", len(derivatives))
-        opening.check_head(gradients, derivatives)
+        limits.check_head(gradients, derivatives)
         return gradients
 
     # ----------------------------------------------------------------- ciphertexts, to and fro
@@ -78,8 +80,7 @@ class EncryptedUpper:
         }[what]
 
         def make() -> bytes:
-            encrypted = self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots(values, self.first), kind.limbs))
-            return self.party.blobs.put(wire.pack(self.scheme, kind, self.scheme.limbs(encrypted))).encode()
+            return self.party.blobs.put(codec.encrypt(self.scheme, self.public, slots(values, self.first), kind)).encode()
 
         digest = self.party.journal.once(f"{self.party.session}/chunk/{what}/{step}", make).decode()
         self.party.net.phase = "upload"

@@ -17,12 +17,13 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.ckks.ring import Limb
+from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import Refused
 
 FORMAT = 1
@@ -92,6 +93,11 @@ def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> b
                 raise ValueError(f"a limb has {scheme.n} residues, not {limb.shape}")
             parts.append(_words(limb.astype("<u8", copy=False), _width(q)).tobytes())
     return b"".join(parts)
+
+
+def encrypt(scheme: Scheme, public: Any, slots: NDArray[np.float64], kind: Kind) -> bytes:
+    """Canonical bytes of a fresh encryption of ``slots`` (S,) with the limbs of ``kind``, a ciphertext's. Another one at each call."""
+    return pack(scheme, kind, scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, kind.limbs))))
 
 
 def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Limb]]:

@@ -34,23 +34,16 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from focal.ckks import masks, ring, wire
-from focal.ckks.context import LIMBS, Scheme
-from focal.ckks.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
-from focal.ckks.twin import Scalars
-
-Ciphertext = Any
-"""An OpenFHE ciphertext; its bindings carry no types."""
-
-Refresh = Callable[[list[str], list[Ciphertext]], list[Ciphertext]]
-"""Plan items and ciphertexts with 3 limbs -> the same messages with all limbs, in order."""
-
-T = TypeVar("T")
-U = TypeVar("U")
+from focal.ckks import codec, ring
+from focal.ckks.scheme import LIMBS, Scheme
+from focal.heads import masks
+from focal.heads.linear.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
+from focal.heads.linear.twin import Scalars
+from focal.heads.moves import Ciphertext, Moves, Refresh
 
 
 @dataclass
@@ -68,9 +61,9 @@ def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
     return [scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)]) for _ in range(layout.class_groups)]
 
 
-def chunk_kind(name: str) -> wire.Kind:
+def chunk_kind(name: str) -> codec.Kind:
     """What an uploaded chunk must be: data with all limbs, targets with 5."""
-    return wire.ciphertext(LIMBS if name == "data" else masks.UPLOADED_TARGET_LIMBS)
+    return codec.ciphertext(LIMBS if name == "data" else masks.UPLOADED_TARGET_LIMBS)
 
 
 def mask(scheme: Scheme, layout: Layout) -> Any:
@@ -102,23 +95,6 @@ def dithers(scheme: Scheme, limbs: int) -> list[Ciphertext]:
         limb = [ring.ntt(pattern.astype(np.uint64), q, scheme.roots[q]) for q in scheme.moduli[:limbs]]
         out.append(scheme.ciphertext([limb, limb]))
     return out
-
-
-class Moves:
-    """Small moves on ciphertexts that every encrypted head is made of."""
-
-    cc: Any
-    pool: ThreadPoolExecutor
-
-    def _times(self, ct: Ciphertext, factor: Any) -> Ciphertext:
-        """``factor`` is a number or an encoded plaintext."""
-        return self.cc.Rescale(self.cc.EvalMult(ct, factor))
-
-    def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
-        return self.cc.LevelReduce(ct, None, limbs) if limbs else ct
-
-    def _map(self, f: Callable[..., U], *items: Iterable[Any]) -> list[U]:
-        return list(self.pool.map(f, *items))
 
 
 class Engine(Moves):
@@ -261,8 +237,3 @@ class Engine(Moves):
         turned = self._map(lambda ir: self.cc.EvalFastRotation(ciphertexts[ir[0]], ir[1], order, digits[ir[0]]), pairs)
         n = len(rotations)
         return [[ct, *turned[i * n : (i + 1) * n]] for i, ct in enumerate(ciphertexts)]
-
-    def _fold(self, ct: Ciphertext, rotations: list[int]) -> Ciphertext:
-        for r in rotations:
-            ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
-        return ct

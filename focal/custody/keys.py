@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import ring, sampling, wire
-from focal.ckks.context import DIGITS, LIMBS, Scheme
+from focal.ckks import codec, ring, sampling
 from focal.ckks.ring import Limb
+from focal.ckks.scheme import DIGITS, LIMBS, Scheme
 
 Polynomials = list[list[Limb]]
 Ternary = NDArray[np.int64]
@@ -49,13 +49,13 @@ def public_random(scheme: Scheme, run_id: bytes, label: str, polynomials: int, e
     return [ring.expand(b"focal/keys/v2" + run_id + f"{label}/{i}/".encode(), primes, scheme.n) for i in range(polynomials)]
 
 
-def first_round_kinds(rotations: Sequence[int]) -> list[tuple[str, wire.Kind]]:
+def first_round_kinds(rotations: Sequence[int]) -> list[tuple[str, codec.Kind]]:
     """Names and kinds of a custodian's round-1 contributions, in order."""
-    fixed = [("public", wire.PUBLIC_B), ("relinearisation/h0", wire.SWITCHING_B), ("relinearisation/h1", wire.SWITCHING_B)]
-    return fixed + [(f"rotation/{r}", wire.SWITCHING_B) for r in rotations]
+    fixed = [("public", codec.PUBLIC_B), ("relinearisation/h0", codec.SWITCHING_B), ("relinearisation/h1", codec.SWITCHING_B)]
+    return fixed + [(f"rotation/{r}", codec.SWITCHING_B) for r in rotations]
 
 
-SECOND_ROUND: list[tuple[str, wire.Kind]] = [("relinearisation/b", wire.SWITCHING_B)]
+SECOND_ROUND: list[tuple[str, codec.Kind]] = [("relinearisation/b", codec.SWITCHING_B)]
 
 
 class SecretShare:
@@ -99,7 +99,7 @@ class SecretShare:
         (a,) = public_random(scheme, self.run_id, "public", 1, extended=False)
         error = _evaluated(scheme, sampling.errors(scheme.n), scheme.moduli)
         own = zip(error, a, self.limbs, scheme.moduli, strict=False)
-        return wire.pack(scheme, wire.PUBLIC_B, [[ring.subtract(e, ring.multiply(x, s, q), q) for e, x, s, q in own]])
+        return codec.pack(scheme, codec.PUBLIC_B, [[ring.subtract(e, ring.multiply(x, s, q), q) for e, x, s, q in own]])
 
     def first_round(self, rotations: Sequence[int], pool: ThreadPoolExecutor) -> Iterator[bytes]:
         """Round-1 contributions in the order of :func:`first_round_kinds`."""
@@ -132,19 +132,19 @@ class SecretShare:
                     b = ring.add(b, ring.multiply(carried[i], np.full(scheme.n, special % q, np.uint64), q), q)
                 limbs.append(b)
             polynomials.append(limbs)
-        return wire.pack(scheme, wire.SWITCHING_B, polynomials)
+        return codec.pack(scheme, codec.SWITCHING_B, polynomials)
 
     def second_round(self, h0: bytes, h1: bytes) -> list[bytes]:
         """Round-2 contribution s_i h0 + (u_i - s_i) h1 + e'' from the sums of round 1, which this custodian added up itself."""
         scheme = self.scheme
         weight = _evaluated(scheme, self._ephemeral - self.secret, scheme.extended)
-        first, second = (wire.unpack(scheme, wire.SWITCHING_B, data, "the sum of round 1") for data in (h0, h1))
+        first, second = (codec.unpack(scheme, codec.SWITCHING_B, data, "the sum of round 1") for data in (h0, h1))
         polynomials = []
         for x, y in zip(first, second, strict=True):
             error = _evaluated(scheme, sampling.errors(scheme.n), scheme.extended)
             parts = zip(x, y, self.limbs, weight, error, scheme.extended, strict=True)
             polynomials.append([ring.add(ring.add(ring.multiply(s, a, q), ring.multiply(w, b, q), q), e, q) for a, b, s, w, e, q in parts])
-        return [wire.pack(scheme, wire.SWITCHING_B, polynomials)]
+        return [codec.pack(scheme, codec.SWITCHING_B, polynomials)]
 
     @property
     def _ephemeral(self) -> Ternary:
@@ -167,20 +167,20 @@ def _automorphism(coefficients: Ternary, k: int) -> Ternary:
     return out
 
 
-def add_up(scheme: Scheme, kind: wire.Kind, parts: Sequence[tuple[str, bytes]]) -> bytes:
+def add_up(scheme: Scheme, kind: codec.Kind, parts: Sequence[tuple[str, bytes]]) -> bytes:
     """Canonical bytes of the sum of all custodians' (name, contribution). Raises Refused naming a malformed one's sender."""
-    primes = wire.moduli(scheme, kind)
-    unpacked = [wire.unpack(scheme, kind, data, name) for name, data in parts]
-    return wire.pack(scheme, kind, [ring.total(polynomials, primes) for polynomials in zip(*unpacked, strict=True)])
+    primes = codec.moduli(scheme, kind)
+    unpacked = [codec.unpack(scheme, kind, data, name) for name, data in parts]
+    return codec.pack(scheme, kind, [ring.total(polynomials, primes) for polynomials in zip(*unpacked, strict=True)])
 
 
 def install(scheme: Scheme, run_id: bytes, h1: bytes, b: bytes, rotations: Sequence[int], rotation_sum: Callable[[int], bytes]) -> None:
     """Give OpenFHE the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation. ``rotation_sum(r)`` yields
     the summed b halves, one key in memory at a time."""
-    a, b_ = (wire.unpack(scheme, wire.SWITCHING_B, data, "the joint relinearisation key") for data in (h1, b))
+    a, b_ = (codec.unpack(scheme, codec.SWITCHING_B, data, "the joint relinearisation key") for data in (h1, b))
     scheme.cc.InsertEvalMultKey([scheme.switching_key(a, b_)], scheme.tag)
     for r in rotations:
-        half = wire.unpack(scheme, wire.SWITCHING_B, rotation_sum(r), f"the joint key of rotation {r}")
+        half = codec.unpack(scheme, codec.SWITCHING_B, rotation_sum(r), f"the joint key of rotation {r}")
         key = scheme.rotation_key(r, public_random(scheme, run_id, f"rotation/{r}", DIGITS), half)
         scheme.cc.InsertEvalAutomorphismKey(key, scheme.tag)
 
@@ -208,7 +208,7 @@ def ceremony(
     second = {name: share.second_round(h0, h1)[0] for name, share in shares.items()}
     for share in shares.values():
         share.ephemeral = None
-    b = add_up(scheme, wire.SWITCHING_B, list(second.items()))
+    b = add_up(scheme, codec.SWITCHING_B, list(second.items()))
     install(scheme, run_id, h1, b, rotations, lambda r: sums[f"rotation/{r}"])
     sent = {name: sum(map(len, first[name])) + len(second[name]) for name in shares}
     return Ceremony(joint_public_key(scheme, run_id, sums["public"]), len(b) + sum(map(len, sums.values())), sent)
@@ -216,10 +216,10 @@ def ceremony(
 
 def joint_public_key(scheme: Scheme, run_id: bytes, public: bytes) -> Any:
     """The joint public key from its summed b half."""
-    b = wire.unpack(scheme, wire.PUBLIC_B, public, "the joint public key")[0]
+    b = codec.unpack(scheme, codec.PUBLIC_B, public, "the joint public key")[0]
     return scheme.public_key(b, public_random(scheme, run_id, "public", 1, extended=False)[0])
 
 
 def contribution_bytes(scheme: Scheme, rotations: int) -> int:
     """Bytes that one custodian sends in both rounds."""
-    return wire.size(scheme, wire.PUBLIC_B) + (3 + rotations) * wire.size(scheme, wire.SWITCHING_B)
+    return codec.size(scheme, codec.PUBLIC_B) + (3 + rotations) * codec.size(scheme, codec.SWITCHING_B)

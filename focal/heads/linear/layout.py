@@ -31,7 +31,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,20 +48,6 @@ RESIDUAL_SCALE = 256.0
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, (n - 1).bit_length())
-
-
-class HeadLayout(Protocol):
-    """What everybody needs to know of where a head's weights lie, whatever computes them."""
-
-    @property
-    def features(self) -> int: ...
-    @property
-    def outputs(self) -> int: ...
-    @property
-    def copies(self) -> int: ...
-    @property
-    def rotations(self) -> list[int]: ...
-    def class_mask(self, group: int) -> Array | None: ...
 
 
 @dataclass(frozen=True)

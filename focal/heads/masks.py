@@ -13,7 +13,7 @@ Encoding rounds N coefficients: 2^-40 (root mean square; 2^-38 at most) is left 
 leaves 2^-80. That is for values that fit the limbs: a ciphertext that is no encryption may wrap around, and no mask helps then.
 
 Masks are encoded by a floating-point FFT. All who compute must have the same bits, so a digest over them goes into what is agreed before
-the first step (:func:`focal.ckks.engine.mask_digest`).
+the first step (:func:`focal.heads.linear.engine.mask_digest`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from focal.ckks import wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.layout import HeadLayout, Layout
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
+from focal.heads.linear.layout import Layout
+from focal.heads.moves import HeadLayout
 
 TARGET_LIMBS = REFRESH_LIMBS
 """Targets are added to the residual just before its refresh."""
@@ -43,6 +44,11 @@ class OwnerMasks:
     def keep(self, target: Any, owned: tuple[int, int], block: int, group: int) -> Any:
         """``target`` (5 limbs) on the global rows ``owned`` of ``block`` and the classes of ``group``, zero elsewhere; 3 limbs."""
         return keep(self.scheme, target, self._encoded(*self._key(owned, block, group)))
+
+    def total(self, targets: Mapping[str, Any], row_table: Mapping[str, tuple[int, int]], block: int, group: int) -> Any:
+        """The sum of each owner's target on its own rows; 3 limbs."""
+        kept = [self.keep(target, row_table[name], block, group) for name, target in targets.items()]
+        return functools.reduce(self.scheme.cc.EvalAdd, kept)
 
     def digest(self, row_table: Mapping[str, tuple[int, int]]) -> bytes:
         """SHA-256 over every encoded mask of these owners."""
@@ -86,4 +92,4 @@ def keep(scheme: Scheme, ciphertext: Any, masks: Iterable[Any]) -> Any:
 
 def plain_bytes(scheme: Scheme, plain: Any, limbs: int) -> bytes:
     """Canonical bytes of an encoded plaintext."""
-    return wire.pack(scheme, wire.ciphertext(limbs), scheme.plain_limbs(plain, limbs))
+    return codec.pack(scheme, codec.ciphertext(limbs), scheme.plain_limbs(plain, limbs))

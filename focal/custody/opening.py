@@ -1,9 +1,10 @@
 """Openings to an owner during training: smudged shares of its own logits and activation gradients.
 
 An opening is a ciphertext with one limb that holds 64 z or 256 dX on one owner's rows and zeros elsewhere. Each custodian's share is
-s_i c1 + noise, the lead adds c0, and the owner alone, to which the shares are sealed, adds them up (:func:`focal.ckks.release.open_slots`).
-The owner knows its own activations and derivatives, and soon the head: it can compute most of what the opening should say, and what
-is left is the noise inside, which depends on the joint secret. So a share's own noise, independent of everything, must be much larger::
+s_i c1 + noise, the lead adds c0, and the owner alone, to which the shares are sealed, adds them up
+(:func:`focal.custody.release.open_slots`). The owner knows its own activations and derivatives, and soon the head: it can compute most
+of what the opening should say, and what is left is the noise inside, which depends on the joint secret. So a share's own noise,
+independent of everything, must be much larger::
 
     sigma = 2^30  per custodian and coefficient      an opened logit errs by sigma sqrt(m N / 2) / 2^45 / 64:  2^-13.7 with m = 3 (rms)
                                                      an activation gradient by a quarter of it:                2^-15.7
@@ -29,12 +30,12 @@ The noise inside, measured with independent keys on the same plaintexts (tests/t
     logits                 2^10.3 sqrt(1 + 0.85 w^2)     fresh noise of activations times the head; w: the head's root mean square
     activation gradients   2^10.6 sqrt(1 + 11 w^2)       fresh noise of derivatives times the head
     both, besides          about 2^0.5 times the noise of the head itself: 2^11.9 after 50 steps of momentum 0.9 and rate 0.5, 2^13.1 after
-                           190, 2^13.8 after 512 (focal.ckks.interactive.head_noise), for activations of root mean square 1
+                           190, 2^13.8 after 512 (focal.heads.joint.limits.head_noise), for activations of root mean square 1
 
 Over the 512 steps that 4096 openings allow four institutions that is 2^13.8 (root mean square) with 3 custodians, 2^14.5 with 8.
-focal.ckks.interactive.check_steps refuses more than t before a run begins (with 8 custodians, more than 960 steps). Noise grows with the
-sizes of activations and weights too, so an institution keeps both bounded: :func:`check_activations` before it uploads,
-:func:`check_head` when it has its gradients. That binds honest institutions, whose data and whose openings these are. One that
+focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 960 steps). Noise grows with the
+sizes of activations and weights too, so an institution keeps both bounded: :func:`focal.heads.joint.limits.check_activations` before it uploads,
+:func:`focal.heads.joint.limits.check_head` when it has its gradients. That binds honest institutions, whose data and whose openings these are. One that
 uploads what it likes needs no noise to read: nothing proves an upload well formed (tests/test_malformed_activations.py).
 """
 
@@ -43,22 +44,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from focal.ckks import release
-from focal.ckks.context import Scheme
 from focal.ckks.ring import Limb
-from focal.errors import FocalError
+from focal.ckks.scheme import Scheme
+from focal.custody import release
 
 SIGMA = 2.0**30
 """Standard deviation per coefficient of one custodian's noise in a share of an opening."""
 NOISE = 2.0**15
 """t: noise inside openings per coefficient, root mean square over those of one key."""
-MAX_ACTIVATION = 2.01
-"""Largest root mean square of an institution's activations in one step: where a bottleneck clips every norm to 2 sqrt(R), and a bias."""
-MAX_WEIGHT = 2.0
-"""Largest size of the head, as the ratio of an activation gradient's root mean square to its derivative's length."""
 
 
 def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool) -> bytes:
@@ -69,30 +62,6 @@ def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool) -
     if ciphertext.GetLevel() != len(scheme.moduli) - 1:
         raise ValueError("an opening has exactly one limb: more would show the noise that one limb's smudging hides")
     return release.smudged(scheme, secret, ciphertext, lead, SIGMA)
-
-
-def check_activations(x: NDArray[np.float64]) -> None:
-    """Raise :class:`FocalError` when activations (n, R) are not finite or too large for the noise bound of openings."""
-    size = float(np.sqrt(np.mean(np.square(x))))
-    if not size <= MAX_ACTIVATION:
-        raise FocalError(
-            f"interactive: activations have a root mean square of {size:.3g}; openings are smudged for at most {MAX_ACTIVATION:g}",
-            hint="normalise before the cut, or train with a smaller rate",
-        )
-
-
-def check_head(dx: NDArray[np.float64], delta: NDArray[np.float64]) -> None:
-    """Raise :class:`FocalError` when the gradients (n, R) that were opened for derivatives (n, C) tell of too large a head.
-
-    dx = delta W': over the rows, the root mean square of dx is at most that of W times the length of delta.
-    """
-    length = float(np.sqrt(np.mean(np.sum(np.square(delta), axis=1))))
-    size = float(np.sqrt(np.mean(np.square(dx))))
-    if not size <= MAX_WEIGHT * length + 1e-3:
-        raise FocalError(
-            f"interactive: the head has grown to {size / max(length, 1e-9):.3g} a weight; openings are smudged for {MAX_WEIGHT:g} at most",
-            hint="train with a smaller head_rate or momentum",
-        )
 
 
 def information(openings: int, n: int, noise: float = NOISE) -> float:

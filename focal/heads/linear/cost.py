@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from focal.ckks.context import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.layout import Layout, power_of_two
-from focal.ckks.masks import TARGET_LIMBS, UPLOADED_TARGET_LIMBS
-from focal.ckks.release import MAX_ERROR, expected_error
-from focal.ckks.wire import HEADER
+from focal.ckks.codec import HEADER
+from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, LayoutConfig
 from focal.errors import FocalError
+from focal.heads.linear.layout import Layout, power_of_two
+from focal.heads.masks import TARGET_LIMBS, UPLOADED_TARGET_LIMBS
+from focal.heads.released import MAX_ERROR, expected_error
 
 # Milliseconds at N = 2^14 on one thread of an AMD EPYC.
 SWITCH = {6: 10.3, 5: 8.7, 4: 6.1}
@@ -89,7 +89,7 @@ def slowness(scheme: Scheme) -> float:
 
 
 def blob_bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:
-    """A blob of focal.ckks.wire at the default moduli: one or, extended, three primes of 60 bits, the others of 45."""
+    """A blob of focal.ckks.codec at the default moduli: one or, extended, three primes of 60 bits, the others of 45."""
     return HEADER.size + elements * n * (8 + 6 * (limbs - 1) + (16 if extended else 0))
 
 

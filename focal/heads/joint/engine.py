@@ -61,43 +61,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from focal.ckks import opening, release, wire
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.engine import Ciphertext, Moves, Refresh
-from focal.ckks.layout import WEIGHT_SCALE, power_of_two
-from focal.ckks.masks import class_mask_bytes, plain_bytes
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError, Refused
+from focal.heads.joint.layout import GRADIENT_SCALE, SCALE, InteractiveLayout
+from focal.heads.joint.limits import check_contributors
+from focal.heads.joint.twin import Update
+from focal.heads.masks import class_mask_bytes, plain_bytes
+from focal.heads.moves import Ciphertext, Moves, Refresh
 
-Array = NDArray[np.float64]
 U = TypeVar("U")
 
-MAX_LANES = 8
-"""Class lanes; the masked diagonals, 2K - 1, are what a step costs."""
-MIN_CONTRIBUTORS = 3
-"""With two, each would learn the other's head gradient by differencing two heads."""
-
-ACTIVATIONS = wire.ciphertext(LIMBS)
-"""What an institution uploads before the forward pass."""
-DERIVATIVES = wire.ciphertext(LIMBS)
-"""What it uploads before the backward pass."""
-OPENING = wire.ciphertext(1)
-"""What is opened to an owner."""
-SCALE = 64.0
-"""How many times larger than themselves activations, derivatives, weights and opened logits are carried."""
-GRADIENT_SCALE = 256.0
-"""The same of opened activation gradients, which are smaller and need the same relative precision."""
 RANGE = 64.0
 """Activation gradients up to this size, and logits up to four times as large, must fit the last limb."""
-
-HEAD_NOISE = 2.0**16
-"""t of the release of a head (focal/ckks/release.py): four times that of the blind protocol's, on weights carried four times larger."""
-ROUNDING = 2.0**5.7
-"""What one rescaling adds, per coefficient, with 3 custodians: sqrt((1 + 2 N) / 12)."""
-TURNED_NOISE = 2.0**9.8
-"""Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in tests/test_interactive_kernel.py)."""
 
 DERIVED = LIMBS - 1
 """Limbs with which derivatives are rotated: their owners' masks took one."""
@@ -105,247 +80,6 @@ TURNED = 4
 """Limbs with which W is rotated."""
 MULTIPLIED = 3
 """Limbs with which activations, derivatives and weights are multiplied for logits and input gradient."""
-
-
-# --------------------------------------------------------------------------- slots
-
-
-@dataclass(frozen=True)
-class InteractiveLayout:
-    """Where rows, features and classes of a joint batch sit. Raises :class:`FocalError` when they do not fit the ring."""
-
-    slots: int
-    features: int
-    outputs: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.outputs <= MAX_LANES:
-            raise FocalError(
-                f"interactive: {self.outputs} outputs; a head has 1 to {MAX_LANES}", hint="use the blind protocol for more classes"
-            )
-        if self.features != power_of_two(self.features) or self.features < self.lanes:
-            raise FocalError(
-                f"interactive: {self.features} features for {self.outputs} outputs",
-                hint=f"a bottleneck (with its bias column) of a power of two, at least {self.lanes}: 32, 64, 128 or 256",
-            )
-        if self.rows < self.lanes:
-            raise FocalError(
-                f"interactive: a bottleneck of {self.features} features leaves room for {self.rows} rows in {self.slots} slots",
-                hint="use fewer features or a larger ckks ring",
-            )
-
-    @property
-    def lanes(self) -> int:
-        """K"""
-        return power_of_two(self.outputs)
-
-    @property
-    def lane(self) -> int:
-        """Q: features of one lane."""
-        return self.features // self.lanes
-
-    @property
-    def rows(self) -> int:
-        """m: rows of all institutions together."""
-        return self.slots // self.features
-
-    @property
-    def copies(self) -> int:
-        """How often each weight stands in the weight ciphertext."""
-        return self.rows // self.lanes
-
-    @property
-    def lane_folds(self) -> list[int]:
-        """Sum over q, right at q = 0."""
-        return [1 << x for x in range(self.lane.bit_length() - 1)]
-
-    @property
-    def row_folds(self) -> list[int]:
-        """Sum over the copies, cyclic."""
-        return [self.lanes * self.features << x for x in range(self.copies.bit_length() - 1)]
-
-    @property
-    def rotations(self) -> list[int]:
-        """Every rotation that needs a key, ascending."""
-        steps = {self.lane, -self.lane, -self.features} if self.lanes > 1 else set()
-        if self.lanes > 2:
-            steps.add(self.features)
-        return sorted({*steps, *self.lane_folds, *self.row_folds})
-
-    # ----------------------------------------------------------------- values <-> slots
-
-    def activation_slots(self, x: Array, first: int) -> Array:
-        """(S,) slots of 64 X from activations (n, R) of rows [first, first + n), zeros elsewhere."""
-        out = np.zeros((self.rows, self.features))
-        out[self._own(first, x)] = SCALE * x
-        return out.reshape(-1)
-
-    def derivative_slots(self, delta: Array, first: int) -> Array:
-        """(S,) slots of 64 D from d loss / d logit (n, C), each of its own row's loss, of rows [first, first + n)."""
-        padded = np.zeros((self.rows, self.lanes))
-        padded[self._own(first, delta), : self.outputs] = SCALE * delta
-        return np.repeat(np.take_along_axis(padded, self._classes, axis=1), self.lane)
-
-    def weight_slots(self, weights: Array) -> Array:
-        """(S,) slots of 64 W from weights (R, C)."""
-        padded = np.zeros((self.features, self.lanes))
-        padded[:, : self.outputs] = SCALE * weights
-        lanes = np.arange(self.features) // self.lane
-        return np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(-1)
-
-    def logits(self, slots: Array, rows: range) -> Array:
-        """(n, C) logits of ``rows`` from an opened ciphertext."""
-        lanes = slots.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / SCALE
-        out: Array = np.empty_like(lanes)
-        np.put_along_axis(out, self._classes, lanes, axis=1)
-        return out[rows.start : rows.stop, : self.outputs]
-
-    def gradients(self, slots: Array, rows: range) -> Array:
-        """(n, R) d loss / d activation of ``rows`` from an opened ciphertext."""
-        return slots.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_SCALE
-
-    def read_weights(self, slots: Array) -> Array:
-        """(R, C) times 16, which is what release.weights divides by, from the slots of a head; the copies are averaged."""
-        values = slots.reshape(self.copies, self.lanes, self.features).mean(axis=0)
-        lanes, out = np.arange(self.features) // self.lane, np.empty((self.features, self.lanes))
-        for i in range(self.lanes):
-            out[np.arange(self.features), self._classes[i, lanes]] = values[i]
-        return out[:, : self.outputs] * (WEIGHT_SCALE / SCALE)
-
-    def noise_slots(self, deviation: float) -> Array:
-        """(S,) slots of 64 times a fresh Gaussian of ``deviation`` on every weight, the same on all of its copies."""
-        return self.weight_slots(release.gaussian(self.features * self.outputs, deviation).reshape(self.features, self.outputs))
-
-    # ----------------------------------------------------------------- masks
-
-    def low_lanes(self, e: int) -> Array:
-        """1 on lanes r < e, which belong to the diagonal e - K; the others belong to e."""
-        return np.tile(np.repeat(np.arange(self.lanes) < e, self.lane), self.rows).astype(float)
-
-    def logit_mask(self, rows: range) -> Array:
-        """1 where the logits of ``rows`` stand."""
-        mask = np.zeros((self.rows, self.lanes, self.lane))
-        mask[rows.start : rows.stop, :, 0] = self._classes[rows.start : rows.stop] < self.outputs
-        return mask.reshape(-1)
-
-    def gradient_mask(self, rows: range) -> Array:
-        """1 where the activations of ``rows`` stand, and their gradients."""
-        mask = np.zeros((self.rows, self.features))
-        mask[rows.start : rows.stop] = 1.0
-        return mask.reshape(-1)
-
-    def derivative_mask(self, rows: range) -> Array:
-        """1 where the derivatives of ``rows`` stand: not in lanes that hold no class."""
-        return self.derivative_slots(np.ones((len(rows), self.outputs)), rows.start) / SCALE
-
-    def class_mask(self, group: int = 0) -> Array | None:
-        """1 on lanes of the head that hold a class, 0 on those that pad C to K; None where every lane holds one."""
-        return None if self.outputs == self.lanes else self.weight_slots(np.ones((self.features, self.outputs))) / SCALE
-
-    # ----------------------------------------------------------------- help
-
-    @property
-    def _classes(self) -> NDArray[np.int64]:
-        """(m, K): the class that lane r of row i holds."""
-        return (np.arange(self.lanes) - np.arange(self.rows)[:, None]) % self.lanes
-
-    def _own(self, first: int, values: Array) -> slice:
-        if first < 0 or first + len(values) > self.rows:
-            raise FocalError(
-                f"interactive: rows {first} to {first + len(values) - 1} lie outside the joint batch of {self.rows}",
-                hint="use smaller batches, fewer features or a larger ckks ring",
-            )
-        return slice(first, first + len(values))
-
-
-def row_table(layout: InteractiveLayout, batches: Mapping[str, int]) -> dict[str, range]:
-    """The rows of each institution in the joint batch, in the given order. Raises :class:`FocalError` when they do not fit."""
-    if sum(batches.values()) > layout.rows or min(batches.values(), default=0) < 1:
-        raise FocalError(
-            f"interactive: batches of {dict(batches)} rows do not fit a joint batch of {layout.rows} ({layout.features} features)",
-            hint="use smaller batches (at least one row each), fewer features or a larger ckks ring",
-        )
-    table, start = {}, 0
-    for name, rows in batches.items():
-        table[name] = range(start, start + rows)
-        start += rows
-    return table
-
-
-def check_contributors(rows: Mapping[str, int], batches: Mapping[str, int], min_rows_of_others: int) -> int:
-    """All rows of a step in which each institution of ``rows`` takes part with so many; ``batches``: how many each may bring at most.
-
-    What the server and every custodian ask before anything is opened, from the signed headers of the uploads. An owner that knows two heads
-    subtracts its own gradient and has the sum of the others'. Raises :class:`Refused`: ``owner`` for an unknown one, ``contributors``
-    below three, ``rows`` for a wrong number or fewer than ``min_rows_of_others`` beside somebody.
-    """
-    unknown = [name for name in rows if name not in batches]
-    if unknown:
-        raise Refused("owner", f"{unknown[0]} has no rows in this run's joint batch")
-    if len(rows) < MIN_CONTRIBUTORS:
-        raise Refused(
-            "contributors",
-            f"{len(rows)} of {len(batches)} institutions take part; a step needs {MIN_CONTRIBUTORS}",
-            hint="wait until more institutions are back; the step is repeated with them",
-        )
-    total = sum(rows.values())
-    for name, own in rows.items():
-        if not 1 <= own <= batches[name]:
-            raise Refused("rows", f"{name} declares {own} rows; its batch has 1 to {batches[name]}")
-        if total - own < min_rows_of_others:
-            raise Refused(
-                "rows",
-                f"beside {name} there are {total - own} rows in this step; min_rows_of_others is {min_rows_of_others}",
-                hint="use larger batches, or wait for more institutions",
-            )
-    return total
-
-
-# --------------------------------------------------------------------------- the twin
-
-
-@dataclass(frozen=True)
-class Update:
-    """SGD with momentum; both stay constant over a run (the momentum is read off the last two weights)."""
-
-    rate: float
-    momentum: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (0.0 < self.rate < 100.0 and 0.0 <= self.momentum < 1.0):
-            raise FocalError(f"interactive: rate {self.rate} and momentum {self.momentum}", hint="a rate above 0, a momentum in [0, 1)")
-
-
-def head_noise(update: Update, steps: int, rows: int, custodians: int) -> float:
-    """Expected noise of the head after ``steps`` steps of ``rows`` rows, root mean square over the coefficients.
-
-    What step s adds has been passed on (1 - b^(T - s)) / (1 - b) times at step T. For activations of root mean square 1.
-    """
-    each = custodians / 3 * (ROUNDING**2 + (TURNED_NOISE * update.rate) ** 2 / rows)
-    b = update.momentum
-    return math.sqrt(each * sum(((1 - b**k) / (1 - b)) ** 2 for k in range(1, steps + 1)))
-
-
-def check_steps(update: Update, steps: int, rows: int, custodians: int) -> None:
-    """Raise :class:`FocalError` when a head would carry more noise after so many steps than openings are smudged for.
-
-    What openings carry of it is, over a run, about as much (root mean square). Its release hides twice that (:data:`HEAD_NOISE`).
-    """
-    noise = head_noise(update, steps, rows, custodians)
-    if noise > opening.NOISE:
-        raise FocalError(
-            f"interactive: after {steps} steps with momentum {update.momentum:g} the head would carry noise of 2^{math.log2(noise):.1f}; "
-            f"openings are smudged for 2^{math.log2(opening.NOISE):.0f}",
-            hint="fewer steps under one key, a smaller momentum or a smaller head_rate",
-        )
-
-
-def twin_step(weights: Array, before: Array, x: Array, delta: Array, update: Update) -> Array:
-    """Weights (R, C) after one step on the n rows present: x (n, R), delta (n, C) = d loss / d logit of each row's own loss."""
-    return weights + update.momentum * (weights - before) - update.rate / len(x) * (x.T @ delta)
-
-
-# --------------------------------------------------------------------------- the engine
 
 
 @dataclass
@@ -572,11 +306,6 @@ class InteractiveEngine(Moves):
             self.cc.EvalAddInPlace(total, self.cc.EvalMultNoRelin(x, y))
         # in this order rescaling shrinks the noise of the joint key, which the smudging of the openings has to cover
         return self.cc.Rescale(self.cc.Relinearize(total))
-
-    def _fold(self, ct: Ciphertext, rotations: Iterable[int]) -> Ciphertext:
-        for r in rotations:
-            ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
-        return ct
 
     def _sum(self, cts: Iterable[Ciphertext]) -> Ciphertext:
         first, *rest = cts

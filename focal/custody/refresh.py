@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import ring, sampling, wire
-from focal.ckks.context import REFRESH_LIMBS, Scheme
+from focal.ckks import codec, ring, sampling
 from focal.ckks.ring import Limb
+from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.errors import FocalError
 
 PHASE_BITS = 11
@@ -150,7 +150,7 @@ def request(scheme: Scheme, ciphertext: Any) -> bytes:
     """Canonical bytes of a ciphertext that is to be refreshed; it must be down to exactly 3 limbs at scale degree 1."""
     if ciphertext.GetLevel() != len(scheme.moduli) - REFRESH_LIMBS or ciphertext.GetNoiseScaleDeg() != 1:
         raise ValueError("a refresh takes exactly 3 limbs at scale degree 1; OpenFHE would silently return garbage")
-    return wire.pack(scheme, wire.ciphertext(REFRESH_LIMBS), scheme.limbs(ciphertext))
+    return codec.pack(scheme, codec.ciphertext(REFRESH_LIMBS), scheme.limbs(ciphertext))
 
 
 def share(
@@ -176,7 +176,7 @@ def share(
             upper = ring.ntt(ring.add(mask, small, q), q, root)
         upper = ring.subtract(upper, ring.multiply(s, a[i], q), q)
         h1.append(upper if message is None else ring.add(upper, message[i], q))
-    return wire.pack(scheme, wire.REFRESH_H0, [h0]), wire.pack(scheme, wire.REFRESH_H1, [h1])
+    return codec.pack(scheme, codec.REFRESH_H0, [h0]), codec.pack(scheme, codec.REFRESH_H1, [h1])
 
 
 def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: bytes, others: Sequence[tuple[str, bytes]]) -> bool:
@@ -186,8 +186,8 @@ def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: b
     v0 + v1 q0 + v2 q0 q1 (Garner 1959) is compared with 2 T - 1 digit by digit.
     """
     primes = scheme.moduli[:REFRESH_LIMBS]
-    c0, c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "refresh request")
-    total = ring.total([c0, *(wire.unpack(scheme, wire.REFRESH_H0, data, name)[0] for name, data in others)], primes)
+    c0, c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")
+    total = ring.total([c0, *(codec.unpack(scheme, codec.REFRESH_H0, data, name)[0] for name, data in others)], primes)
     digits: list[Limb] = []
     for i, q in enumerate(primes):
         seen = ring.add(total[i], ring.multiply(secret[i], c1[i], q), q)
@@ -210,9 +210,9 @@ def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tu
 
     Raises :class:`focal.errors.Refused` naming the custodian whose share is malformed.
     """
-    ciphertext = scheme.ciphertext(wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "refresh request"))
-    h0 = ring.total([wire.unpack(scheme, wire.REFRESH_H0, data, name)[0] for name, data, _ in shares], scheme.moduli[:REFRESH_LIMBS])
-    h1 = ring.total([wire.unpack(scheme, wire.REFRESH_H1, data, name)[0] for name, _, data in shares], scheme.moduli)
+    ciphertext = scheme.ciphertext(codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request"))
+    h0 = ring.total([codec.unpack(scheme, codec.REFRESH_H0, data, name)[0] for name, data, _ in shares], scheme.moduli[:REFRESH_LIMBS])
+    h1 = ring.total([codec.unpack(scheme, codec.REFRESH_H1, data, name)[0] for name, _, data in shares], scheme.moduli)
     return scheme.cc.IntMPBootEncrypt(scheme.joint_tag_key, scheme.refresh_shares(h0, h1), scheme.common(a), ciphertext)
 
 
@@ -229,8 +229,8 @@ def together(
     For rehearsals and encrypted baselines; the roles do the same over the wire. ``added``: slots of each custodian's own message.
     """
     bounds, (first, *names) = guard(scheme, len(secrets)), secrets
-    a = common_random(scheme, run_id, item, wire.digest(asked))
-    c1 = wire.unpack(scheme, wire.ciphertext(REFRESH_LIMBS), asked, "refresh request")[1]
+    a = common_random(scheme, run_id, item, codec.digest(asked))
+    c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")[1]
     own = dict(zip(secrets, added, strict=True)) if added is not None else {}
     made = {n: share(scheme, secrets[n], c1, a, bounds.others_bits, own.get(n)) for n in names}
     if not small_enough(scheme, bounds, secrets[first], asked, [(n, h0) for n, (h0, _) in made.items()]):

@@ -1,6 +1,6 @@
 """One CKKS context, generated locally from the agreed parameters, and the byte templates to talk through.
 
-OpenFHE objects enter and leave as limbs (:mod:`focal.ckks.wire`). To build an object from limbs, they are written over the limbs
+OpenFHE objects enter and leave as limbs (:mod:`focal.ckks.codec`). To build an object from limbs, they are written over the limbs
 of an object of the same shape that this process made itself, and that byte string, whose structure is ours, is
 deserialised. Foreign bytes never reach the deserializer: it can crash the process (openfhe-facts, section 8).
 

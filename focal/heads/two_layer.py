@@ -37,7 +37,7 @@ gets a fresh encryption of zero. **What is opened** is masked first: elsewhere t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -45,10 +45,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks.context import LIMBS, REFRESH_LIMBS, Scheme
-from focal.ckks.engine import Ciphertext, Moves, Refresh
-from focal.ckks.twin import SIGMOID, polynomial
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError
+from focal.heads.linear.twin import SIGMOID, polynomial
+from focal.heads.moves import Ciphertext, Moves, Refresh
 
 Array = NDArray[np.float64]
 
@@ -340,8 +340,3 @@ class EncryptedNetwork(Moves):
 
     def _copied(self, ct: Ciphertext, mask: Any) -> Ciphertext:
         return self.cc.Rescale(self._fold(self.cc.EvalMult(ct, mask), [-r for r in self.layout.row_folds]))
-
-    def _fold(self, ct: Ciphertext, rotations: Iterable[int]) -> Ciphertext:
-        for r in rotations:
-            ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
-        return ct

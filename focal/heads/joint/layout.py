@@ -1,0 +1,192 @@
+"""Where rows, features and classes of a joint step sit in the slots (the drawing is in :mod:`focal.heads.joint.engine`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.ckks import codec, sampling
+from focal.ckks.scheme import LIMBS
+from focal.errors import FocalError
+from focal.heads.linear.layout import WEIGHT_SCALE, power_of_two
+
+Array = NDArray[np.float64]
+
+MAX_LANES = 8
+"""Class lanes; the masked diagonals, 2K - 1, are what a step costs."""
+
+ACTIVATIONS = codec.ciphertext(LIMBS)
+"""What an institution uploads before the forward pass."""
+DERIVATIVES = codec.ciphertext(LIMBS)
+"""What it uploads before the backward pass."""
+OPENING = codec.ciphertext(1)
+"""What is opened to an owner."""
+SCALE = 64.0
+"""How many times larger than themselves activations, derivatives, weights and opened logits are carried."""
+GRADIENT_SCALE = 256.0
+"""The same of opened activation gradients, which are smaller and need the same relative precision."""
+
+
+@dataclass(frozen=True)
+class InteractiveLayout:
+    """Where rows, features and classes of a joint batch sit. Raises :class:`FocalError` when they do not fit the ring."""
+
+    slots: int
+    features: int
+    outputs: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.outputs <= MAX_LANES:
+            raise FocalError(
+                f"interactive: {self.outputs} outputs; a head has 1 to {MAX_LANES}", hint="use the blind protocol for more classes"
+            )
+        if self.features != power_of_two(self.features) or self.features < self.lanes:
+            raise FocalError(
+                f"interactive: {self.features} features for {self.outputs} outputs",
+                hint=f"a bottleneck (with its bias column) of a power of two, at least {self.lanes}: 32, 64, 128 or 256",
+            )
+        if self.rows < self.lanes:
+            raise FocalError(
+                f"interactive: a bottleneck of {self.features} features leaves room for {self.rows} rows in {self.slots} slots",
+                hint="use fewer features or a larger ckks ring",
+            )
+
+    @property
+    def lanes(self) -> int:
+        """K"""
+        return power_of_two(self.outputs)
+
+    @property
+    def lane(self) -> int:
+        """Q: features of one lane."""
+        return self.features // self.lanes
+
+    @property
+    def rows(self) -> int:
+        """m: rows of all institutions together."""
+        return self.slots // self.features
+
+    @property
+    def copies(self) -> int:
+        """How often each weight stands in the weight ciphertext."""
+        return self.rows // self.lanes
+
+    @property
+    def lane_folds(self) -> list[int]:
+        """Sum over q, right at q = 0."""
+        return [1 << x for x in range(self.lane.bit_length() - 1)]
+
+    @property
+    def row_folds(self) -> list[int]:
+        """Sum over the copies, cyclic."""
+        return [self.lanes * self.features << x for x in range(self.copies.bit_length() - 1)]
+
+    @property
+    def rotations(self) -> list[int]:
+        """Every rotation that needs a key, ascending."""
+        steps = {self.lane, -self.lane, -self.features} if self.lanes > 1 else set()
+        if self.lanes > 2:
+            steps.add(self.features)
+        return sorted({*steps, *self.lane_folds, *self.row_folds})
+
+    # ----------------------------------------------------------------- values <-> slots
+
+    def activation_slots(self, x: Array, first: int) -> Array:
+        """(S,) slots of 64 X from activations (n, R) of rows [first, first + n), zeros elsewhere."""
+        out = np.zeros((self.rows, self.features))
+        out[self._own(first, x)] = SCALE * x
+        return out.reshape(-1)
+
+    def derivative_slots(self, delta: Array, first: int) -> Array:
+        """(S,) slots of 64 D from d loss / d logit (n, C), each of its own row's loss, of rows [first, first + n)."""
+        padded = np.zeros((self.rows, self.lanes))
+        padded[self._own(first, delta), : self.outputs] = SCALE * delta
+        return np.repeat(np.take_along_axis(padded, self._classes, axis=1), self.lane)
+
+    def weight_slots(self, weights: Array) -> Array:
+        """(S,) slots of 64 W from weights (R, C)."""
+        padded = np.zeros((self.features, self.lanes))
+        padded[:, : self.outputs] = SCALE * weights
+        lanes = np.arange(self.features) // self.lane
+        return np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(-1)
+
+    def logits(self, slots: Array, rows: range) -> Array:
+        """(n, C) logits of ``rows`` from an opened ciphertext."""
+        lanes = slots.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / SCALE
+        out: Array = np.empty_like(lanes)
+        np.put_along_axis(out, self._classes, lanes, axis=1)
+        return out[rows.start : rows.stop, : self.outputs]
+
+    def gradients(self, slots: Array, rows: range) -> Array:
+        """(n, R) d loss / d activation of ``rows`` from an opened ciphertext."""
+        return slots.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_SCALE
+
+    def read_weights(self, slots: Array) -> Array:
+        """(R, C) times 16, which is what released.weights divides by, from the slots of a head; the copies are averaged."""
+        values = slots.reshape(self.copies, self.lanes, self.features).mean(axis=0)
+        lanes, out = np.arange(self.features) // self.lane, np.empty((self.features, self.lanes))
+        for i in range(self.lanes):
+            out[np.arange(self.features), self._classes[i, lanes]] = values[i]
+        return out[:, : self.outputs] * (WEIGHT_SCALE / SCALE)
+
+    def noise_slots(self, deviation: float) -> Array:
+        """(S,) slots of 64 times a fresh Gaussian of ``deviation`` on every weight, the same on all of its copies."""
+        return self.weight_slots(sampling.gaussian(self.features * self.outputs, deviation).reshape(self.features, self.outputs))
+
+    # ----------------------------------------------------------------- masks
+
+    def low_lanes(self, e: int) -> Array:
+        """1 on lanes r < e, which belong to the diagonal e - K; the others belong to e."""
+        return np.tile(np.repeat(np.arange(self.lanes) < e, self.lane), self.rows).astype(float)
+
+    def logit_mask(self, rows: range) -> Array:
+        """1 where the logits of ``rows`` stand."""
+        mask = np.zeros((self.rows, self.lanes, self.lane))
+        mask[rows.start : rows.stop, :, 0] = self._classes[rows.start : rows.stop] < self.outputs
+        return mask.reshape(-1)
+
+    def gradient_mask(self, rows: range) -> Array:
+        """1 where the activations of ``rows`` stand, and their gradients."""
+        mask = np.zeros((self.rows, self.features))
+        mask[rows.start : rows.stop] = 1.0
+        return mask.reshape(-1)
+
+    def derivative_mask(self, rows: range) -> Array:
+        """1 where the derivatives of ``rows`` stand: not in lanes that hold no class."""
+        return self.derivative_slots(np.ones((len(rows), self.outputs)), rows.start) / SCALE
+
+    def class_mask(self, group: int = 0) -> Array | None:
+        """1 on lanes of the head that hold a class, 0 on those that pad C to K; None where every lane holds one."""
+        return None if self.outputs == self.lanes else self.weight_slots(np.ones((self.features, self.outputs))) / SCALE
+
+    # ----------------------------------------------------------------- help
+
+    @property
+    def _classes(self) -> NDArray[np.int64]:
+        """(m, K): the class that lane r of row i holds."""
+        return (np.arange(self.lanes) - np.arange(self.rows)[:, None]) % self.lanes
+
+    def _own(self, first: int, values: Array) -> slice:
+        if first < 0 or first + len(values) > self.rows:
+            raise FocalError(
+                f"interactive: rows {first} to {first + len(values) - 1} lie outside the joint batch of {self.rows}",
+                hint="use smaller batches, fewer features or a larger ckks ring",
+            )
+        return slice(first, first + len(values))
+
+
+def row_table(layout: InteractiveLayout, batches: Mapping[str, int]) -> dict[str, range]:
+    """The rows of each institution in the joint batch, in the given order. Raises :class:`FocalError` when they do not fit."""
+    if sum(batches.values()) > layout.rows or min(batches.values(), default=0) < 1:
+        raise FocalError(
+            f"interactive: batches of {dict(batches)} rows do not fit a joint batch of {layout.rows} ({layout.features} features)",
+            hint="use smaller batches (at least one row each), fewer features or a larger ckks ring",
+        )
+    table, start = {}, 0
+    for name, rows in batches.items():
+        table[name] = range(start, start + rows)
+        start += rows
+    return table

@@ -1,0 +1,108 @@
+"""What bounds a joint step: who takes part, how long one key trains, and how large an institution's values may be.
+
+An opening hides noise up to :data:`focal.custody.opening.NOISE` (root mean square). The noise inside grows with steps, momentum,
+activations and weights, so all of these are bounded here; and with the openings of two steps an owner has the others' summed
+gradient, so there must be others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.custody import opening
+from focal.errors import FocalError, Refused
+from focal.heads.joint.twin import Update
+
+MIN_CONTRIBUTORS = 3
+"""With two, each would learn the other's head gradient by differencing two heads."""
+HEAD_NOISE = 2.0**16
+"""t of the release of a head (focal/custody/release.py): four times that of the blind protocol's, on weights carried four times larger."""
+ROUNDING = 2.0**5.7
+"""What one rescaling adds, per coefficient, with 3 custodians: sqrt((1 + 2 N) / 12)."""
+TURNED_NOISE = 2.0**9.8
+"""Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in tests/test_interactive_kernel.py)."""
+MAX_ACTIVATION = 2.01
+"""Largest root mean square of an institution's activations in one step: where a bottleneck clips every norm to 2 sqrt(R), and a bias."""
+MAX_WEIGHT = 2.0
+"""Largest size of the head, as the ratio of an activation gradient's root mean square to its derivative's length."""
+
+
+def check_contributors(rows: Mapping[str, int], batches: Mapping[str, int], min_rows_of_others: int) -> int:
+    """All rows of a step in which each institution of ``rows`` takes part with so many; ``batches``: how many each may bring at most.
+
+    What the server and every custodian ask before anything is opened, from the signed headers of the uploads. An owner that knows two heads
+    subtracts its own gradient and has the sum of the others'. Raises :class:`Refused`: ``owner`` for an unknown one, ``contributors``
+    below three, ``rows`` for a wrong number or fewer than ``min_rows_of_others`` beside somebody.
+    """
+    unknown = [name for name in rows if name not in batches]
+    if unknown:
+        raise Refused("owner", f"{unknown[0]} has no rows in this run's joint batch")
+    if len(rows) < MIN_CONTRIBUTORS:
+        raise Refused(
+            "contributors",
+            f"{len(rows)} of {len(batches)} institutions take part; a step needs {MIN_CONTRIBUTORS}",
+            hint="wait until more institutions are back; the step is repeated with them",
+        )
+    total = sum(rows.values())
+    for name, own in rows.items():
+        if not 1 <= own <= batches[name]:
+            raise Refused("rows", f"{name} declares {own} rows; its batch has 1 to {batches[name]}")
+        if total - own < min_rows_of_others:
+            raise Refused(
+                "rows",
+                f"beside {name} there are {total - own} rows in this step; min_rows_of_others is {min_rows_of_others}",
+                hint="use larger batches, or wait for more institutions",
+            )
+    return total
+
+
+def head_noise(update: Update, steps: int, rows: int, custodians: int) -> float:
+    """Expected noise of the head after ``steps`` steps of ``rows`` rows, root mean square over the coefficients.
+
+    What step s adds has been passed on (1 - b^(T - s)) / (1 - b) times at step T. For activations of root mean square 1.
+    """
+    each = custodians / 3 * (ROUNDING**2 + (TURNED_NOISE * update.rate) ** 2 / rows)
+    b = update.momentum
+    return math.sqrt(each * sum(((1 - b**k) / (1 - b)) ** 2 for k in range(1, steps + 1)))
+
+
+def check_steps(update: Update, steps: int, rows: int, custodians: int) -> None:
+    """Raise :class:`FocalError` when a head would carry more noise after so many steps than openings are smudged for.
+
+    What openings carry of it is, over a run, about as much (root mean square). Its release hides twice that (:data:`HEAD_NOISE`).
+    """
+    noise = head_noise(update, steps, rows, custodians)
+    if noise > opening.NOISE:
+        raise FocalError(
+            f"interactive: after {steps} steps with momentum {update.momentum:g} the head would carry noise of 2^{math.log2(noise):.1f}; "
+            f"openings are smudged for 2^{math.log2(opening.NOISE):.0f}",
+            hint="fewer steps under one key, a smaller momentum or a smaller head_rate",
+        )
+
+
+def check_activations(x: NDArray[np.float64]) -> None:
+    """Raise :class:`FocalError` when activations (n, R) are not finite or too large for the noise bound of openings."""
+    size = float(np.sqrt(np.mean(np.square(x))))
+    if not size <= MAX_ACTIVATION:
+        raise FocalError(
+            f"interactive: activations have a root mean square of {size:.3g}; openings are smudged for at most {MAX_ACTIVATION:g}",
+            hint="normalise before the cut, or train with a smaller rate",
+        )
+
+
+def check_head(dx: NDArray[np.float64], delta: NDArray[np.float64]) -> None:
+    """Raise :class:`FocalError` when the gradients (n, R) that were opened for derivatives (n, C) tell of too large a head.
+
+    dx = delta W': over the rows, the root mean square of dx is at most that of W times the length of delta.
+    """
+    length = float(np.sqrt(np.mean(np.sum(np.square(delta), axis=1))))
+    size = float(np.sqrt(np.mean(np.square(dx))))
+    if not size <= MAX_WEIGHT * length + 1e-3:
+        raise FocalError(
+            f"interactive: the head has grown to {size / max(length, 1e-9):.3g} a weight; openings are smudged for {MAX_WEIGHT:g} at most",
+            hint="train with a smaller head_rate or momentum",
+        )

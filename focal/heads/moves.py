@@ -1,0 +1,57 @@
+"""What every encrypted head is made of: small moves on ciphertexts, and what others need to know of its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Ciphertext = Any
+"""An OpenFHE ciphertext; its bindings carry no types."""
+
+Refresh = Callable[[list[str], list[Ciphertext]], list[Ciphertext]]
+"""Plan items and ciphertexts with 3 limbs -> the same messages with all limbs, in order."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class HeadLayout(Protocol):
+    """What everybody needs to know of where a head's weights lie, whatever computes them."""
+
+    @property
+    def features(self) -> int: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def copies(self) -> int: ...
+    @property
+    def rotations(self) -> list[int]: ...
+    def class_mask(self, group: int) -> Array | None: ...
+    def read_weights(self, slots: Array) -> Array: ...
+
+
+class Moves:
+    """Small moves on ciphertexts that every encrypted head is made of."""
+
+    cc: Any
+    pool: ThreadPoolExecutor
+
+    def _times(self, ct: Ciphertext, factor: Any) -> Ciphertext:
+        """``factor`` is a number or an encoded plaintext."""
+        return self.cc.Rescale(self.cc.EvalMult(ct, factor))
+
+    def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
+        return self.cc.LevelReduce(ct, None, limbs) if limbs else ct
+
+    def _map(self, f: Callable[..., U], *items: Iterable[Any]) -> list[U]:
+        return list(self.pool.map(f, *items))
+
+    def _fold(self, ct: Ciphertext, rotations: Iterable[int]) -> Ciphertext:
+        for r in rotations:
+            ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
+        return ct
