@@ -34,8 +34,8 @@ The noise inside, measured with independent keys on the same plaintexts (tests/t
 
 Over the 512 steps that 4096 openings allow four institutions that is 2^13.8 (root mean square) with 3 custodians, 2^14.5 with 8.
 focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 960 steps). Noise grows with the
-sizes of activations and weights too, so an institution keeps both bounded: :func:`focal.heads.joint.limits.check_activations` before it uploads,
-:func:`focal.heads.joint.limits.check_head` when it has its gradients. That binds honest institutions, whose data and whose openings these are. One that
+sizes of activations and weights too, so an institution keeps both bounded (focal.heads.joint.limits): ``check_activations`` before it
+uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are. One that
 uploads what it likes needs no noise to read: nothing proves an upload well formed (tests/test_malformed_activations.py).
 """
 
