@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from focal.config import Manifest
+from focal.config import LayoutConfig, Manifest, RunConfig
 from focal.net import messages as msg
 
 
@@ -47,10 +47,17 @@ class Plan(Protocol):
     """What everybody must be told who signs or starts a run."""
     CARRIED_NOISE: float
     """Bound on the noise of what is released."""
+    OWN_PHASES: tuple[str, ...]
+    """Phases in which each institution works for itself: a summary has the slowest one's seconds."""
 
     def layout(self, manifest: Manifest) -> Any: ...
     def refreshes(self, manifest: Manifest) -> int: ...
     def released(self, manifest: Manifest) -> Released: ...
+    def own_fields(self, config: RunConfig) -> dict[str, Any]: ...
+    def features(self, manifest: Manifest) -> int: ...
+    def settled(self, manifest: Manifest, wish: LayoutConfig, memory_bytes: float, computing: int = 0) -> tuple[Manifest, str]: ...
+    def describe(self, manifest: Manifest) -> str: ...
+    def warnings(self, manifest: Manifest) -> list[str]: ...
     def facts(self, manifest: Manifest, scheme: Any) -> dict[str, Any]: ...
 
 
@@ -62,11 +69,17 @@ class Kind:
     package: str
     prefix: str
     """Of its classes: ``Blind`` makes ``BlindServer``."""
+    compared: str
+    """The module that compares a local run of it with its plaintext twin and the baselines (``compare(run, manifest, say)``)."""
 
     @property
     def plan(self) -> Plan:
         plan: Any = importlib.import_module(f"{self.package}.plan")
         return plan
+
+    @property
+    def compare(self) -> Any:
+        return importlib.import_module(self.compared).compare
 
     def part(self, part: str) -> Any:
         """The class of a role (``server``, ``custodian``, ``institution``), or of the ``audit``."""
@@ -76,12 +89,12 @@ class Kind:
 PROTOCOLS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("blind", "focal.protocols.blind", "Blind"),
-        Kind("interactive", "focal.protocols.interactive", "Joint"),
+        Kind("blind", "focal.protocols.blind", "Blind", "focal.runs.compare_blind"),
+        Kind("interactive", "focal.protocols.interactive", "Joint", "focal.runs.compare_joint"),
     )
 }
 
 
-def of(manifest: Manifest) -> Kind:
+def of(run: Manifest | RunConfig) -> Kind:
     """The protocol of a run."""
-    return PROTOCOLS[manifest.protocol]
+    return PROTOCOLS[run.protocol]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from focal.config import DatasetConfig, Manifest
+from focal.config import DatasetConfig, LocalConfig, Manifest, read
 from focal.data import load
 from focal.data.rows import InstitutionRows
 from focal.data.table import Table
@@ -28,6 +28,7 @@ from focal.protocols.common.institution import PROJECTION
 from focal.protocols.interactive import plan
 from focal.protocols.interactive.beginning import beginning
 from focal.runs.compare import LocalScores, compare_scores
+from focal.runs.folder import Run
 from focal.segments.lower import build_lower
 from focal.segments.projection import Projection
 from focal.segments.upper import load as load_model
@@ -48,7 +49,28 @@ class Member:
     folder: Path
 
 
-def compare(
+def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
+    """Scores of the released model beside twin and baselines; and what else the summary should say."""
+    members = {}
+    for m in manifest.institutions:
+        local = read(LocalConfig, run.party(m.name) / "local.json")
+        assert local.data is not None and local.weights is not None
+        members[m.name] = Member(local.data, local.weights, run.party(m.name))
+    config = run.config
+    return _compared(
+        manifest,
+        members,
+        run.party(manifest.server.name),
+        run.folder,
+        run.folder.parent / "cache",
+        start=config.start,
+        device=config.device,
+        seed=config.seed,
+        say=say,
+    )
+
+
+def _compared(
     manifest: Manifest,
     members: Mapping[str, Member],
     store: Path,

@@ -1,12 +1,5 @@
 """A whole consortium on one machine: writes manifest and local files, starts every role as a process, follows them.
 
-::
-
-    runs/retina/
-        config.json  manifest.json           what is run
-        parties/<name>/                      each party's own folder (0700): identity, local.json, journal, blobs, log.txt
-        summary.json  model.pt  *.png        the result
-
 The processes are those that run on several machines, with the same files and sockets. What only this launcher
 can do, because it may see every institution's folder, is the comparison: the plaintext twin, each institution alone, and all rows
 pooled. Interrupted at any point, the same command goes on from the last finished step.
@@ -26,58 +19,28 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import psutil
-
 from focal.ckks.scheme import Scheme
-from focal.config import LayoutSpec, LocalConfig, Manifest, Member, RunConfig, read, write
-from focal.data.rows import InstitutionRows, read_kept
+from focal.config import LocalConfig, Manifest, Member, RunConfig, read, write
 from focal.errors import FocalError
 from focal.files import private_write
-from focal.heads.linear import cost, twin
 from focal.measure.traffic import merge, mirrored
 from focal.net.identity import Identity, sign_manifest
 from focal.protocols import of
-from focal.protocols.common.institution import PROJECTION
 from focal.protocols.common.progress import timeline
-from focal.protocols.interactive import plan as interactive
-from focal.segments.projection import Projection, check_features
+from focal.runs.folder import Run
+from focal.runs.provision import draft
 
 if TYPE_CHECKING:
-    from focal.runs.compare import LocalScores
+    pass
 
 MEASURE_SECONDS = 3.0
 """Between two looks at the processes' memory: the kernel walks all their pages for each."""
 Event = dict[str, Any]
 Show = Callable[[Event], None]
 """Receives every event of every party."""
-
-
-@dataclass
-class Run:
-    """A local run's folder."""
-
-    folder: Path
-    config: RunConfig
-
-    @property
-    def manifest_file(self) -> Path:
-        return self.folder / "manifest.json"
-
-    @property
-    def manifest(self) -> Manifest:
-        return read(Manifest, self.manifest_file)
-
-    def party(self, name: str) -> Path:
-        return self.folder / "parties" / name
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "summary.json").exists() or (self.folder / "failed").exists()
 
 
 def open_run(config: RunConfig, runs: Path) -> Run:
@@ -144,18 +107,15 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     from focal.data import load
     from focal.data.partition import partition
     from focal.segments.lower import build_lower, lower_spec
-    from focal.segments.upper import released_digest
 
     config = run.config
-    consortium, training = config.consortium, config.training
+    consortium = config.consortium
     table = load(config.dataset, config.seed)
     names = consortium.institution_names()
     parts = partition(table, consortium.partition, names, config.seed)
     rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
     segment, source = build_lower(config.lower, config.lower.weights)
     spec = lower_spec(segment, config.lower)
-    blind = config.protocol == "blind"
-    check_features(config.projection.features if blind else config.interactive.features, spec.dim)
     dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
     say(f"data:   {len(table)} images, {sum(rows.values())} training rows ({dealt}), {len(table.classes)} classes")
     say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, {source}")
@@ -169,56 +129,17 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
         for i, n in enumerate(consortium.custodian_names())
     ]
     members += [identities[n].member("institution", rows=rows[n]) for n in names]
-    manifest = Manifest(
-        name=config.name,
-        protocol=config.protocol,
-        dataset=config.dataset_name,
-        members=tuple(members),
-        classes=table.classes,
-        task=table.task,
-        lower=spec,
-        projection=config.projection,
-        training=training,
-        ckks=config.ckks,
-        layout=LayoutSpec(class_lanes=1, feature_lanes=1) if blind else None,
-        interactive=None if blind else config.interactive,
-        start=released_digest(config.start) if config.start else None,
-        approve=consortium.approve,
-        accept_leak=consortium.accept_leak,
-        share_blocks=consortium.share_blocks,
-        pooled_roc=consortium.pooled_roc,
-    )
+    manifest = draft(config, tuple(members), table.classes, table.task, spec)
     manifest.check_complete()
-    if blind:
-        chosen = _planned(manifest, config)
-        computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
-        say(chosen.describe(training.steps, computing, cost.slowness(Scheme(config.ckks, "estimate"))))
-        lanes = LayoutSpec(class_lanes=chosen.layout.class_lanes, feature_lanes=chosen.layout.feature_lanes)
-        manifest = manifest.model_copy(update={"layout": lanes})
-    else:
-        say(interactive.describe(manifest))
-        say(f"warning: {interactive.TRUST}")
+    memory = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
+    manifest, cost = of(config).plan.settled(manifest, config.layout, memory, computing)
+    say(cost)
     for name, at in parts.items():
         private_write(run.party(name) / "rows.txt", "".join(f"{i}\n" for i in at).encode())
     for member in manifest.members:
         write(_local_file(run, member.name, member.role), run.party(member.name) / "local.json")
     return manifest
-
-
-def _planned(manifest: Manifest, config: RunConfig) -> cost.Cost:
-    return cost.choose(
-        config.ckks,
-        config.projection.features,
-        manifest.outputs,
-        manifest.row_counts,
-        len(manifest.custodians),
-        config.training.steps,
-        config.training.degree,
-        config.layout,
-        os.cpu_count() or 1,
-        0.5 * psutil.virtual_memory().total,
-        manifest.share_blocks,
-    )
 
 
 def _local_file(run: Run, name: str, role: str) -> LocalConfig:
@@ -410,11 +331,13 @@ def _spent(run: Run) -> float:
 def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]) -> None:
     """Compare with the twin and the baselines, write summary, plots and model."""
     from focal.measure.summary import build_summary, write_summary
-    from focal.report import plots
-    from focal.report.pooled import plot_pooled
+    from focal.reporting import plots
+    from focal.reporting.pooled import plot_pooled
 
     names = [m.name for m in manifest.institutions]
-    scores, facts = (_blind_result if manifest.protocol == "blind" else _interactive_result)(run, manifest, say)
+    scores, own = of(manifest).compare(run, manifest, say)
+    facts = of(manifest).plan.facts(manifest, Scheme(manifest.ckks, "summary"))
+    facts["params"] |= own
     facts["params"]["peak_memory_mb"] = round(memory / 1e6)
     if (compute := _verifier_compute(run, manifest)) is not None:
         facts["params"]["verifier_compute"] = round(compute, 2)
@@ -457,66 +380,10 @@ def _verifier_compute(run: Run, manifest: Manifest) -> float | None:
     return max(verifiers) / server if verifiers and min(*verifiers, server) > 0 else None
 
 
-def _blind_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
-    """Scores, and what the summary says of the protocol."""
-    from focal.runs.compare import score_local_run
-
-    names = [m.name for m in manifest.institutions]
-    kept = {name: read_kept(run.party(name)) for name in names}
-    rows = {name: own for name, (own, _) in kept.items()}
-    projection = Projection.from_bytes((run.party(names[0]) / PROJECTION).read_bytes())
-    weights = [released for _, released in kept.values()]
-    if not all(np.array_equal(weights[0], w) for w in weights):
-        raise FocalError(
-            "the institutions decoded different weights from the same shares", hint="their floating-point units differ; report this"
-        )
-    exact = _twin(manifest, projection, rows)
-    scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)
-    return scores, of(manifest).plan.facts(manifest, Scheme(manifest.ckks, "summary"))
-
-
-def _interactive_result(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
-    from focal.runs import compare_joint
-
-    members = {}
-    for m in manifest.institutions:
-        local = read(LocalConfig, run.party(m.name) / "local.json")
-        assert local.data is not None and local.weights is not None
-        members[m.name] = compare_joint.Member(local.data, local.weights, run.party(m.name))
-    config = run.config
-    scores, own = compare_joint.compare(
-        manifest,
-        members,
-        run.party(manifest.server.name),
-        run.folder,
-        run.folder.parent / "cache",
-        start=config.start,
-        device=config.device,
-        seed=config.seed,
-        say=say,
-    )
-    facts = interactive.facts(manifest, Scheme(manifest.ckks, "summary"))
-    facts["params"] |= own
-    return scores, facts
-
-
 def _work(run: Run, member: Member) -> list[Event]:
     """A party's phases in which it did something, not those in which it waited for others."""
     idle = {"gather", "train"} if member.role == "institution" else {"gather"}
     return [e for e in timeline(run.party(member.name)) if e["phase"] not in idle]
-
-
-def _twin(manifest: Manifest, projection: Projection, rows: dict[str, InstitutionRows]) -> np.ndarray[Any, Any]:
-    """The encrypted algorithm on all rows in plaintext."""
-    columns, targets = [], []
-    for own in rows.values():
-        train = own.split == "train"
-        labels = own.labels[train][:, 1:] if manifest.task == "binary" else own.labels[train]
-        columns.append(projection.apply(own.features[train]))
-        targets.append(0.5 - labels)
-    training = manifest.training
-    scalars = twin.Scalars.derive(training.degree, projection.eta, training.ridge, manifest.rows)
-    return twin.train(np.concatenate(columns), np.concatenate(targets), scalars, training.steps)[0]
 
 
 def _traffic(run: Run, manifest: Manifest) -> dict[str, dict[str, dict[str, int]]]:
@@ -537,12 +404,12 @@ def journal_traffic(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
-    """The server's clock for what happens together; the slowest institution's for features, and for what it sends in joint steps."""
+    """The server's clock for what happens together, the slowest institution's for what each does for itself."""
     seconds = dict.fromkeys(("keys", "features", "upload", "train", "release"), 0.0)
     for event in timeline(run.party(manifest.server.name)):
         if event["phase"] in seconds:
             seconds[event["phase"]] += event["seconds"]
-    for phase in ("features",) if manifest.protocol == "blind" else ("features", "upload"):
+    for phase in of(manifest).plan.OWN_PHASES:
         for member in manifest.institutions:
             spent = sum(e["seconds"] for e in timeline(run.party(member.name)) if e["phase"] == phase)
             seconds[phase] = max(seconds[phase], spent)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from focal.ckks.scheme import Scheme
-from focal.config import Manifest
+from focal.config import LayoutConfig, LayoutSpec, Manifest, RunConfig
 from focal.custody import release
+from focal.heads.linear import cost
 from focal.heads.linear.cost import check_sharing, layout_for
 from focal.heads.linear.layout import Layout
 from focal.protocols import Released
 from focal.protocols.common.facts import common_facts
 
 CARRIED_NOISE = release.CARRIED_NOISE
+OWN_PHASES: tuple[str, ...] = ("features",)
 TRUST = (
     "blind: the institutions are trusted to encrypt honestly; one that does not reads relations on the joint key off the release, whoever "
     "verifies and guards (SECURITY.md)"
@@ -62,6 +65,60 @@ def released(manifest: Manifest) -> Released:
     shape, last = layout(manifest), manifest.training.steps - 1
     items = tuple(item.replace("/weights/", "/release/") for item in shape.items(last, "weights"))
     return Released(items, tuple(range(shape.class_groups)), (f"refresh/{last}/weights",))
+
+
+def own_fields(config: RunConfig) -> dict[str, Any]:
+    """What a manifest of this protocol has beside what all have: a layout, any, until :func:`settled`."""
+    return {"layout": LayoutSpec(class_lanes=1, feature_lanes=1)}
+
+
+def features(manifest: Manifest) -> int:
+    """Columns that the head reads."""
+    return manifest.projection.features
+
+
+def settled(manifest: Manifest, wish: LayoutConfig, memory_bytes: float, computing: int = 0) -> tuple[Manifest, str]:
+    """The manifest with the layout that fits its members best, and what it costs, in lines that a person can check.
+
+    ``computing``: how many parties compute on this very machine, which is measured then; 0 for one like the project's.
+    """
+    chosen = cost.choose(
+        manifest.ckks,
+        manifest.projection.features,
+        manifest.outputs,
+        manifest.row_counts,
+        len(manifest.custodians),
+        manifest.training.steps,
+        manifest.training.degree,
+        wish,
+        os.cpu_count() or 1,
+        memory_bytes,
+        manifest.share_blocks,
+    )
+    lanes = LayoutSpec(class_lanes=chosen.layout.class_lanes, feature_lanes=chosen.layout.feature_lanes)
+    slowness = cost.slowness(Scheme(manifest.ckks, "estimate")) if computing else 1.0
+    text = chosen.describe(manifest.training.steps, max(1, computing), slowness)
+    return manifest.model_copy(update={"layout": lanes}), text
+
+
+def describe(manifest: Manifest) -> str:
+    """What is about to be signed or run, in lines that a person can check before it begins."""
+    shape, rows, training = layout(manifest), manifest.row_counts, manifest.training
+    link, threads = LayoutConfig().link_mbyte_s, os.cpu_count() or 1
+    costs = cost.cost(shape, manifest.ckks, rows, len(manifest.custodians), training.degree, link, threads)
+    return "\n".join(
+        (
+            f"training     {training.steps} steps, ridge {training.ridge}, sigmoid of degree {training.degree}; "
+            f"release: {manifest.approve}",
+            costs.describe(training.steps),
+            f"blocks       {cost.whose(shape, rows)}",
+        )
+    )
+
+
+def warnings(manifest: Manifest) -> list[str]:
+    """What everybody must be told who signs."""
+    return [*([cost.SHARED_BLOCKS] if manifest.share_blocks else []), TRUST]
 
 
 def facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:

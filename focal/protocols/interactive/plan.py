@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
-from focal.config import InteractiveConfig, Manifest
+from focal.config import InteractiveConfig, LayoutConfig, Manifest, RunConfig
 from focal.errors import Refused
 from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING, InteractiveLayout, row_table
 from focal.heads.joint.limits import HEAD_NOISE, check_steps
@@ -19,6 +19,7 @@ from focal.protocols import Released
 from focal.protocols.common.facts import common_facts
 
 CARRIED_NOISE = HEAD_NOISE
+OWN_PHASES: tuple[str, ...] = ("features", "upload")
 TRUST = (
     "interactive: the institutions are trusted to encrypt honestly; one that does not can learn the joint key from its own openings, "
     "whoever verifies; each learns the head, and the others' summed gradients (SECURITY.md)"
@@ -102,8 +103,37 @@ def refreshes(manifest: Manifest) -> int:
     return total(manifest)
 
 
+def own_fields(config: RunConfig) -> dict[str, Any]:
+    """What a manifest of this protocol has beside what all have."""
+    return {"interactive": config.interactive}
+
+
+def features(manifest: Manifest) -> int:
+    """Columns that the head reads."""
+    return settings(manifest).features
+
+
+def settled(manifest: Manifest, wish: LayoutConfig, memory_bytes: float, computing: int = 0) -> tuple[Manifest, str]:
+    """The manifest as it is, for there is no choice to make, and what it costs, in lines that a person can check."""
+    return manifest, f"{costs(manifest)}\nwarning: {TRUST}"
+
+
 def describe(manifest: Manifest) -> str:
-    """What a run will cost, in lines that a person can check before it begins."""
+    """What is about to be signed or run, in lines that a person can check before it begins."""
+    trains = settings(manifest).trainable
+    lines = [f"training     interactive: '{trains}' of the lower segment trains, the head encrypted; release: {manifest.approve}"]
+    if manifest.start is not None:
+        lines.append(f"start        the released model with sha256 {manifest.start[:16]}")
+    return "\n".join((*lines, costs(manifest)))
+
+
+def warnings(manifest: Manifest) -> list[str]:
+    """What everybody must be told who signs."""
+    return [TRUST]
+
+
+def costs(manifest: Manifest) -> str:
+    """What a run will cost. Raises :class:`focal.errors.FocalError` when it cannot be."""
     config, shape, owners, n = settings(manifest), layout(manifest), table(manifest), manifest.ckks.ring
     update(manifest)
     custodians, mb, count = len(manifest.custodians), 1e6, total(manifest)

@@ -1,0 +1,46 @@
+"""What a local blind run is compared with: its plaintext twin, every institution alone, all rows pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from focal.config import Manifest
+from focal.data.rows import InstitutionRows, read_kept
+from focal.errors import FocalError
+from focal.heads.linear import twin
+from focal.protocols.common.institution import PROJECTION
+from focal.runs.compare import LocalScores, score_local_run
+from focal.runs.folder import Run
+from focal.segments.projection import Projection
+
+
+def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
+    """Scores of the released head beside its twin and the baselines; nothing else that the summary should say."""
+    names = [m.name for m in manifest.institutions]
+    kept = {name: read_kept(run.party(name)) for name in names}
+    rows = {name: own for name, (own, _) in kept.items()}
+    projection = Projection.from_bytes((run.party(names[0]) / PROJECTION).read_bytes())
+    weights = [released for _, released in kept.values()]
+    if not all(np.array_equal(weights[0], w) for w in weights):
+        raise FocalError(
+            "the institutions decoded different weights from the same shares", hint="their floating-point units differ; report this"
+        )
+    exact = _twin(manifest, projection, rows)
+    scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)
+    return scores, {}
+
+
+def _twin(manifest: Manifest, projection: Projection, rows: dict[str, InstitutionRows]) -> np.ndarray[Any, Any]:
+    """The encrypted algorithm on all rows in plaintext."""
+    columns, targets = [], []
+    for own in rows.values():
+        train = own.split == "train"
+        labels = own.labels[train][:, 1:] if manifest.task == "binary" else own.labels[train]
+        columns.append(projection.apply(own.features[train]))
+        targets.append(0.5 - labels)
+    training = manifest.training
+    scalars = twin.Scalars.derive(training.degree, projection.eta, training.ridge, manifest.rows)
+    return twin.train(np.concatenate(columns), np.concatenate(targets), scalars, training.steps)[0]
