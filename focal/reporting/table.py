@@ -20,7 +20,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from focal.heads import released
 from focal.measure.summary import Interval, Summary
 from focal.measure.traffic import human_bytes
 
@@ -86,7 +85,7 @@ def _release(summary: Summary) -> Text:
     what = ", the final weights and nothing else" if summary.protocol == "blind" else ""
     return Text(
         f"Release: {release.openings} ciphertext{'' if release.openings == 1 else 's'} opened{what}; key shares hidden by "
-        f"{release.flooding_bits:.0f}-bit noise, weights good to {released.precision_bits:.1f} bits; "
+        f"{release.flooding_bits:.0f}-bit noise, weights good to {release.precision_bits:.1f} bits; "
         f"{summary.security_bits:.0f}-bit security."
     )
 
