@@ -295,7 +295,7 @@ def test_one_class_over_all_institutions_ends_the_run_for_everybody() -> None:
 
 
 def test_other_features_of_the_test_image_end_the_run_and_name_who() -> None:
-    check = "\nInstitution._compare_test_features = Institution.compare"
+    check = "\nInstitution.compare_test_features = Institution.compare"
     with Consortium("drift") as c:
         c.start("server", *c.custodians)
         for name in c.institutions:

@@ -50,7 +50,7 @@ class Net:
 
 
 def party(folder: Path, name: str) -> Party:
-    role = type("Role", (Party,), {"role": MANIFEST.member(name).role})
+    role = type("Role", (Party,), {"role": MANIFEST.member(name).role, "run": lambda self: None})
     keys = folder / f"{name}.key.json"
     if not keys.exists():
         PEOPLE[name].save(keys)
