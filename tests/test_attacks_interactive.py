@@ -6,6 +6,10 @@ import pytest
 from quick_joint import JointConsortium
 from stages import prelude, reason
 
+from focal.errors import Refused
+from focal.net import messages as msg
+from focal.roles.interactive import steps
+
 SERVER = "from focal.roles.interactive.server import JointServer\nfrom focal.roles.interactive import steps as plan\n"
 
 TWO = SERVER + """
@@ -98,3 +102,14 @@ def test_two_lists_for_one_average() -> None:
         c.start(*c.custodians, *c.institutions)
         assert reason(c, "hospital-b") == "participants"
         assert not any(topic.startswith("sum/average-1/contribution") for _, topic in c.board()), "a value was contributed"
+
+
+def test_a_ciphertext_is_one_institutions() -> None:
+    """Another's ciphertext, sent as one's own, would count its rows twice, in the sender's place."""
+    with JointConsortium("copied") as c:
+        sent = {n: msg.Derivatives(step=0, rows=5, chunk=f"{i:064x}") for i, n in enumerate(c.institutions)}
+        steps.check_headers(sent, 0, c.manifest)
+        copied = sent | {"hospital-c": sent["hospital-c"].model_copy(update={"chunk": sent["hospital-a"].chunk})}
+        with pytest.raises(Refused, match="'hospital-c' and 'hospital-a' sent one ciphertext") as e:
+            steps.check_headers(copied, 0, c.manifest)
+        assert e.value.reason == "upload"

@@ -111,6 +111,7 @@ def test_an_interactive_run_has_none() -> None:
         published = of_run(c.run.folder / "parties", c.manifest)
         print(counted(published))
         assert scan(published) == []
+        assert scan(published, ["custodian-1"], [published.scheme.extended[5]], products=True) == []
 
 
 def test_sums_of_fedavg_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,5 +146,6 @@ def test_learning_from_scratch_has_none(monkeypatch: pytest.MonkeyPatch) -> None
     published = captured(monkeypatch, lambda: (made[0].scheme, made[0].layout.rotations, made[0].run_id), run)
     try:
         assert len(published.families) == 2 and scan(published) == []
+        assert scan(published, ["custodian-1"], [published.scheme.extended[5]], products=True) == []
     finally:
         made[0].close()
