@@ -6,7 +6,7 @@ Their digests are in ``pins.json``. ``python tests/pins.py`` makes all of it aga
 A small blind and a small interactive run, by the real roles as real processes, in which nothing is left to chance::
 
     what a role draws       SHAKE-256 of the party, of how many bytes it asks for, and how often it asked for so many
-    OpenFHE's encryption    b u + m, a u in numpy, u drawn from the party and m (without errors: nobody is to be kept out)
+    OpenFHE's encryption    b u + e0 + m, a u + e1 in numpy, u, e0, e1 drawn from the party and m
     nonces of boxes         a hash of key and text
     keys of the members     from their names
     pools of threads        work at once, in the order in which they are given work
@@ -43,6 +43,7 @@ import openfhe  # noqa: E402
 import scan  # noqa: E402
 from consortium import Consortium, rows  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
+from patience import PATIENCE  # noqa: E402
 from quick_joint import PRELUDE  # noqa: E402
 from zmq.utils import z85  # noqa: E402
 
@@ -119,28 +120,6 @@ looked_up("connect")
 # throw-away one, whose ciphertexts are templates only.
 
 schemes, begin, encrypt = {}, Scheme.__init__, openfhe.CryptoContext.Encrypt
-
-def remembered(scheme, params, tag):
-    begin(scheme, params, tag)
-    schemes[tag] = scheme
-
-def encrypted(cc, key, plain):
-    scheme = schemes.get(key.GetKeyTag())
-    if scheme is None:
-        return encrypt(cc, key, plain)
-    n, moduli = scheme.n, scheme.moduli[: len(scheme.moduli) - plain.GetLevel()]
-    message = scheme.plain_limbs(plain, len(moduli))[0]
-    label = hashlib.sha256(b"".join(limb.tobytes() for limb in message)).hexdigest()
-    small = np.frombuffer(stream(n, "encrypted", label), np.uint8).astype(np.int64) % 3 - 1
-    b, a = scheme.limbs(key)
-    c0, c1 = [], []
-    for i, q in enumerate(moduli):
-        u = ring.ntt((small % q).astype(np.uint64), q, scheme.roots[q])
-        c0.append(ring.add(ring.multiply(b[i], u, q), message[i], q))
-        c1.append(ring.multiply(a[i], u, q))
-    return scheme.ciphertext([c0, c1])
-
-Scheme.__init__, openfhe.CryptoContext.Encrypt
 
 def remembered(scheme, params, tag):
     begin(scheme, params, tag)
@@ -305,7 +284,7 @@ def told(parts: Iterable[bytes]) -> str:
 def of_run(protocol: str) -> dict[str, Section]:
     """What is pinned of a run, section by section, causes before their effects."""
     with Fixed(protocol) as c:
-        c.start_all()
+        c.start_all(wait=PATIENCE)
         c.finish()
         published = scan.of_run(c.run.folder / "parties", c.manifest)
         return {

@@ -20,7 +20,7 @@ def check(new: dict[str, pins.Section]) -> None:
 def test_limbs_records_and_results_of_a_run_are_as_pinned(protocol: str) -> None:
     otherwise = pins.differences(pins.pinned(), {"this machine": pins.probe()})
     if otherwise:
-        pytest.skip(f"this machine rounds otherwise ({'; '.join(otherwise)})")
+        pytest.skip(f"this machine rounds otherwise: pin on it before a change ({'; '.join(otherwise)})")
     check(pins.of_run(protocol))
 
 
