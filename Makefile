@@ -15,7 +15,7 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\n  data: FOCAL_DATA=%s\n' '$(FOCAL_DATA)'
 
-setup: ## make .venv with everything in it (PYTHON=/path chooses the interpreter)
+setup: ## make .venv with everything in it (PYTHON=/path chooses the interpreter; TORCH=cpu: no GPU)
 	@bash scripts/setup.sh
 
 demo: setup ## the main job on generated images: nothing is downloaded
@@ -26,10 +26,10 @@ train-severity: ## RetinaMNIST, 5 severity grades
 train-pathology: ## H&E colon tiles, benign or adenocarcinoma
 train-xray: ## PneumoniaMNIST, chest X-ray
 $(trainings:%=train-%): train-%: setup
-	$(bin)/focal train --config configs/$*.yaml
+	$(bin)/focal train --config $*
 
 finetune-retina: setup ## ODIR-5K again, the lower segment learns too (interactive protocol)
-	$(bin)/focal train --config configs/finetune-retina.yaml
+	$(bin)/focal train --config finetune-retina
 
 BUDGET ?= 60
 

@@ -16,11 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+import focal
+from focal import api, configs
 from focal.config import LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, printable, read, write
 from focal.errors import FocalError
+from focal.extras import require
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Hospitals train one model on encrypted activations."
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Hospitals train one model on encrypted activations."
 )
 keys_app = typer.Typer(no_args_is_help=True, help="This party's identity.")
 manifest_app = typer.Typer(no_args_is_help=True, help="What a consortium agrees on and signs.")
@@ -30,7 +33,9 @@ app.add_typer(manifest_app, name="manifest")
 app.add_typer(bench_app, name="bench")
 console = Console(highlight=False)
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ConfigOption = Annotated[
+    str, typer.Option(help="A run configuration: one that comes with focal (demo, retina, ...) or a file.")
+]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 ManifestOption = Annotated[Path, typer.Option("--manifest", help="The signed manifest.")]
 LocalOption = Annotated[Path, typer.Option("--local", help="This party's local file; it stays at home.")]
@@ -57,67 +62,42 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"focal {focal.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 # --------------------------------------------------------------------------- local runs
 
 
 @app.command()
 def demo(runs: RunsOption = Path("runs")) -> None:
     """The main job on generated images: nothing to download, three institutions, a few minutes."""
-    _train(CONFIGS / "demo.yaml", runs)
+    _train("demo", runs)
 
 
 @app.command()
-def train(
-    config: Annotated[Path, typer.Option(help="A run configuration, e.g. configs/retina.yaml")], runs: RunsOption = Path("runs")
-) -> None:
+def train(config: ConfigOption, runs: RunsOption = Path("runs")) -> None:
     """Start (or continue) a whole consortium on this machine and follow it to its result."""
     _train(config, runs)
 
 
-def _train(config_file: Path, runs: Path) -> None:
-    from focal.measure.summary import read_summary
-    from focal.report.table import print_results
-    from focal.runs import local
-
-    config = read(RunConfig, config_file)
-    _check_data(config)
-    if config.start is not None and config.start.suffix == ".yaml":
-        config = config.model_copy(update={"start": _started(config_file.parent / config.start, runs)})
-    run = local.open_run(config, runs)
-    _say(f"{config.name} in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
+def _train(config: str | Path, runs: Path) -> None:
     try:
         with Board() as board:
-            folder = local.train(run, board.show, board.line)
+            api.train(config, runs=runs, say=board.line, show=board.show, done=board.done)
     except KeyboardInterrupt:  # typer would end without a word
         print("interrupted; give the same command again to continue", file=sys.stderr)
         sys.exit(130)
-    print_results(read_summary(folder), console)
-    _say(f"result: {folder}/summary.json, model.pt, roc.png, per_class.png, timeline.png")
-
-
-def _started(config_file: Path, runs: Path) -> Path:
-    """The newest finished run of a configuration, made now when there is none."""
-    from focal.runs import local
-
-    config = read(RunConfig, config_file)
-    if (found := local.newest_finished(config, runs)) is None:
-        _train(config_file, runs)
-        found = local.newest_finished(config, runs)
-    assert found is not None
-    _say(f"starts from {found}")
-    return found
-
-
-def _check_data(config: RunConfig) -> None:
-    """One clear line when the configured data is not there."""
-    weights = config.lower.weights
-    files = [config.dataset.table, config.dataset.images]
-    files += [] if weights == "pretrained" or weights.startswith("random:") else [Path(weights)]
-    missing = [str(f) for f in files if f is not None and not f.exists()]
-    if missing:
-        raise FocalError(
-            f"{config.name}: not found: {', '.join(missing)}", hint="put the files there, or set FOCAL_DATA to the folder that holds them"
-        )
 
 
 class Board:
@@ -133,6 +113,9 @@ class Board:
     }
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(20),
@@ -146,12 +129,24 @@ class Board:
         self.state: dict[str, dict[str, float]] = {}
         self.phase_of: dict[str, str] = {}
 
+    def _end(self) -> None:
+        if self.tasks:
+            self.bars.stop()
+
     def __enter__(self) -> Board:
-        self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bars.stop()
+        self._end()
+
+    def done(self, run: api.Run) -> None:
+        """The result of a run that has ended. Another one may follow, with bars of its own."""
+        from focal.report.table import print_results
+
+        self._end()
+        print_results(run.summary, console)
+        _say(f"result: {run.folder}/summary.json, model.pt, roc.png, per_class.png, timeline.png")
+        self._begin()
 
     def line(self, text: str) -> None:
         self.bars.console.print(printable(text, keep="\n"), markup=False, soft_wrap=True)
@@ -184,6 +179,7 @@ class Board:
                     v >= 1.0 for v in self.state[earlier].values()
                 ):
                     self.bars.update(self.tasks[earlier], completed=1.0)
+            self.bars.start()  # with the first stage; nothing happens for the others
             self.tasks[phase] = self.bars.add_task(self.STAGES[phase], total=1.0, note="")
         shares = self.state.setdefault(phase, {})
         shares[party] = max(share, shares.get(party, 0.0))
@@ -226,25 +222,19 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
 ) -> None:
     """Score a finished run on new data: another hospital's, by site and by subgroup."""
-    from focal.runs import evaluate as evaluation
-
-    if (pool is None) != (key is None):
-        raise FocalError("--pool and --key go together", hint="focal keys new makes this site's NAME.key.json and NAME.public.json")
-    translated = None if labels is None else read(evaluation.LabelMap, labels)
     with _bar("features") as progress:
-        result = evaluation.evaluate(
+        result = api.evaluate(
             run,
             table,
             images,
-            labels=translated,
+            labels=labels,
             by=by or (),
             weights=weights,
             group=group,
             device=device,
-            cache=_cache(run),
-            progress=progress,
             pool=pool,
             key=key,
+            progress=progress,
         )
     low, high = result["auroc_ci95"]
     _say(f"{result['dataset']}: macro AUROC {result['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}) on {result['n']} images")
@@ -296,11 +286,9 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Write the probability of every class for every image."""
-    from focal.runs import evaluate as evaluation
-
     with _bar("features") as progress:
-        n = evaluation.predict(run, images, out, table_csv=table, weights=weights, device=device, cache=_cache(run), progress=progress)
-    _say(f"{n} images: {out}")
+        found = api.predict(run, images, out, table=table, weights=weights, device=device, progress=progress)
+    _say(f"{len(found.filenames)} images: {out}")
 
 
 @app.command()
@@ -314,15 +302,16 @@ def explain(
     check: Annotated[bool, typer.Option(help="Compare the maps with those of a randomised model.")] = True,
 ) -> None:
     """Draw where the model looks (RUN/explanations), and check that this depends on what it has learned."""
-    from focal.report.explain import explain_run, verdict
-
     with _bar("explanations") as progress:
-        folder, steps = explain_run(run, images, label=label, table_csv=table, weights=weights, limit=limit, check=check, progress=progress)
-    _say(f"{folder}: overlays, index.json; they are patients' images")
-    for step in steps:
-        _say(f"  random down to {step.randomised:<16} rank correlation {'-' if step.correlation is None else f'{step.correlation:.2f}'}")
-    if steps:
-        _say(verdict(steps).text)
+        found = api.explain(
+            run, images, label=label, table=table, weights=weights, limit=limit, check=check, progress=progress
+        )
+    _say(f"{found.folder}: overlays, index.json; they are patients' images")
+    for step in found.steps:
+        correlation = "-" if step.correlation is None else f"{step.correlation:.2f}"
+        _say(f"  random down to {step.randomised:<16} rank correlation {correlation}")
+    if found.verdict is not None:
+        _say(found.verdict.text)
 
 
 @app.command()
@@ -332,9 +321,7 @@ def report(
     images: Annotated[bool, typer.Option(help="Show explanations on patients' images.")] = True,
 ) -> None:
     """Write one self-contained HTML page about a run."""
-    from focal.report.html import write_report
-
-    path = write_report(run, out, images=images, say=_say)
+    path = api.report(run, out, images=images, say=_say)
     _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB" + ("; it may show patients' images (--no-images leaves them out)" if images else ""))
 
 
@@ -355,22 +342,17 @@ class _bar:
         self.bars.stop()
 
 
-def _cache(run: Path) -> Path | None:
-    """Features that the run itself computed are not computed again."""
-    shared = run.parent / "cache"
-    return shared if shared.is_dir() else None
-
-
 @app.command()
 def reproduce(
     budget: Annotated[float, typer.Option(min=0, help="Minutes; they decide how many seeds each table gets.")] = 60.0,
     out: Annotated[Path, typer.Option(help="Folder for cells, tables and pictures; the same one continues.")] = Path("experiments/results"),
 ) -> None:
     """The paper's tables on public data: every method beside the encrypted blind head."""
+    require("study", "focal reproduce")
     from focal.reproduce.study import reproduce as study
 
     try:
-        study(budget, out, CONFIGS, _say)
+        study(budget, out, configs.FOLDER, _say)
     except KeyboardInterrupt:  # typer would end without a word
         print("interrupted; give the same command again to continue", file=sys.stderr)
         sys.exit(130)
@@ -383,11 +365,8 @@ def audit(
     threads: Annotated[int | None, typer.Option(help="Worker threads; default: all processors.")] = None,
 ) -> None:
     """Run a finished run again from its signed messages and ciphertexts and compare every digest."""
-    from focal.roles.audit import audit as replay
-
-    manifest = read(Manifest, run / "manifest.json" if run.is_dir() else run)
     started = time.monotonic()
-    chain = replay(manifest, store or run / "parties" / manifest.server.name, _say, threads)
+    chain = api.audit(run, store=store, threads=threads, say=_say)
     _say(f"every digest is the same; chain {chain}, {time.monotonic() - started:.0f} s")
 
 
@@ -451,6 +430,7 @@ def custodian(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 6
 @app.command()
 def institution(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False) -> None:
     """Contribute images' encrypted activations and receive the model."""
+    require("site", "focal institution")
     _role("institution", manifest, local, events, wait)
 
 
@@ -508,16 +488,20 @@ def keys_new(
 
 @manifest_app.command("new")
 def manifest_new(
-    config: Annotated[Path, typer.Option(help="A run configuration; its dataset needs 'classes' and 'task' unless the data is here.")],
+    config: Annotated[
+        str,
+        typer.Option(help="A run configuration; its dataset needs 'classes' and 'task' unless the data is here."),
+    ],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("manifest.json"),
 ) -> None:
     """Begin a manifest: model, training and parameters, without members. Needs the lower segment's weights to pin them."""
+    require("site", "focal manifest new")
     from focal.segments.lower import build_lower, lower_spec
     from focal.segments.upper import released_digest
 
     if out.exists():
         raise FocalError(f"{out} exists already", hint="delete it, or choose another --out")
-    c = read(RunConfig, config)
+    c = read(RunConfig, configs.find(config))
     classes, task = c.dataset.classes, c.dataset.task
     if classes is None or task is None:
         from focal.data import load
@@ -726,6 +710,7 @@ def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0)
     me = identity.entry(m)
     _say(f"keys     '{me.name}' is {me.role} of '{m.name}'; all {len(m.members)} members have signed")
     if me.role == "institution":
+        require("site", "focal check of an institution")
         from focal.data import load
         from focal.segments.lower import build_lower
 
@@ -811,15 +796,16 @@ def bench_interactive(
 
 @bench_app.command("split")
 def bench_split(
-    config: Annotated[Path, typer.Option(help="An interactive run configuration.")] = CONFIGS / "finetune-retina.yaml",
+    config: Annotated[str, typer.Option(help="An interactive run configuration.")] = "finetune-retina",
     steps: int = 8,
     runs: RunsOption = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")] = False,
 ) -> None:
     """Time interactive training over sockets, encrypted and in plaintext."""
+    require("site", "focal bench split")
     from focal.bench import split
 
-    result = split(config, runs, steps)
+    result = split(configs.find(config), runs, steps)
     _say(result.text)
     if as_json:
         print(json.dumps(result.numbers))
@@ -836,8 +822,9 @@ def bench_all(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Every layout of the head, the joint step, then whole runs on the data that is here; prints targets beside what was measured."""
+    require("site", "focal bench all")
     from focal.bench import everything
 
     started = time.monotonic()
-    everything(reference, interactive_reference, runs, CONFIGS, _say, _train)
+    everything(reference, interactive_reference, runs, configs.FOLDER, _say, _train)
     _say(f"all measured in {time.monotonic() - started:.0f} s")

@@ -2,8 +2,8 @@
 
 ::
 
-    configs/retina.yaml  --focal train-->  manifest.json   + one local file per party   (all on this machine)
-    RunConfig                              Manifest          LocalConfig
+    retina.yaml  --focal train-->  manifest.json   + one local file per party   (all on this machine)
+    RunConfig                      Manifest          LocalConfig
 
     several machines:  focal manifest new | add | sign  ->  manifest.json  (the same bytes everywhere)
                        each party writes its own LocalConfig by hand: data, keys, device, policy
@@ -248,7 +248,7 @@ class ConsortiumConfig(Model):
 
 
 class RunConfig(Model):
-    """A whole local run: ``focal train --config configs/retina.yaml``."""
+    """A whole local run: ``focal train --config retina``."""
 
     name: Name
     protocol: Protocol = "blind"

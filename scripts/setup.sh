@@ -3,8 +3,11 @@
 #
 #   find-python.sh -> python -m venv .venv -> pip install -e '.[dev]' (constraints.txt) -> import openfhe -> stamp
 #
-# The stamp (a digest of interpreter, folder, pyproject.toml, constraints.txt and this script) is written last, so that a complete
-# .venv costs a fraction of a second and an incomplete one is finished. A .venv of another interpreter or of another folder is rebuilt.
+# The stamp (a digest of interpreter, folder, kind of torch, pyproject.toml, constraints.txt and this script) is written last, so that a
+# complete .venv costs a fraction of a second and an incomplete one is finished. A .venv of another interpreter, folder or kind is rebuilt.
+#
+# TORCH=cpu takes torch's wheels for machines without a GPU from the index that TORCH_INDEX names. A .venv made so
+# stays so; TORCH=cuda makes it anew with the usual wheels.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME # they would leak other packages into the environment
@@ -25,24 +28,40 @@ if command -v flock >/dev/null; then # two set-ups at a time would install over 
     flock 9
 fi
 
+had=$(sed -n 3p "$stamp" 2>/dev/null || true)
+kind=${TORCH:-${had:-cuda}}
+case $kind in
+cuda) wheels=() ;;
+cpu)  # a local version is newer than the same without, and satisfies the same pin
+    mapfile -t wheels < <(sed -nE 's/^(torch|torchvision)==.*/&+cpu/p' constraints.txt)
+    ;;
+*) stop "TORCH=$kind is neither cpu nor cuda" ;;
+esac
+
 have=$(base_of_venv)
 if [ -n "${PYTHON:-}" ] || [ "${have:0:1}" != / ]; then python=$(bash scripts/find-python.sh); else python=$have; fi
-digest=$({ printf '%s\n' "$python" "$venv" && cat pyproject.toml constraints.txt scripts/setup.sh; } | sha256sum)
+digest=$({ printf '%s\n' "$python" "$venv" "$kind" && cat pyproject.toml constraints.txt scripts/setup.sh; } | sha256sum)
 if [ "$have" = "$python" ] && [ "$(sed -n 1p "$stamp" 2>/dev/null)" = "$digest" ]; then
     sed -n 2p "$stamp"
     exit 0
 fi
 
+if [ "$kind" = cpu ]; then
+    if [ -z "${TORCH_INDEX:-}" ]; then stop "TORCH=cpu needs TORCH_INDEX: set it to the address of a package index with CPU wheels of torch"; fi
+    wheels+=(--extra-index-url "$TORCH_INDEX")
+fi
 started=$SECONDS
-if [ "$have" != "$python" ]; then
+if [ "$have" != "$python" ] || [ "${had:-cuda}" != "$kind" ]; then
     printf 'focal set-up: creating .venv with %s\n' "$python"
     "$python" -m venv --clear "$venv" || stop "$python could not create $venv; check that the folder is writable and the disk is not full"
 fi
-rm -f "$stamp"
-printf 'focal set-up: installing into .venv (the first time about 3 GB are fetched and 6 GB written)\n'
+printf '\n\n%s\n' "$kind" >"$stamp" # incomplete, and of this kind
+size=' (the first time about 3 GB are fetched and 6 GB written)'
+if [ "$kind" = cpu ]; then size=''; fi
+printf 'focal set-up: installing into .venv%s\n' "$size"
 quiet=()
 if [ -n "${CI:-}" ] || [ ! -t 1 ]; then quiet=(--quiet); fi
-"$venv/bin/python" -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' ||
+"$venv/bin/python" -m pip install ${quiet[@]+"${quiet[@]}"} --disable-pip-version-check --constraint constraints.txt ${wheels[@]+"${wheels[@]}"} --editable '.[dev]' ||
     stop "pip could not install the packages (its message is above); check network, disk space and pip's settings, then run 'make setup' again"
 
 # OMP_NUM_THREADS: several OpenMP runtimes meet in one process here, and idle threads of one spin (read when openfhe is imported).
@@ -53,5 +72,5 @@ summary=$("$venv/bin/python" -c '
 from importlib.metadata import version
 from platform import python_version
 print("Python", python_version() + "".join(", " + name + " " + version(name) for name in ("openfhe", "torch", "timm", "lightning", "pyzmq")))')
-printf '%s\nfocal set-up: .venv is ready (%s)\n' "$digest" "$summary" >"$stamp"
+printf '%s\nfocal set-up: .venv is ready (%s)\n%s\n' "$digest" "$summary" "$kind" >"$stamp"
 printf 'focal set-up: .venv is ready after %d s (%s)\n' $((SECONDS - started)) "$summary"

@@ -20,6 +20,7 @@ import torch
 from patience import PATIENCE
 from sklearn.metrics import roc_auc_score
 
+from focal import configs
 from focal.baselines.logistic import fit_logistic
 from focal.config import LowerConfig, LowerSpec, RunConfig, read
 from focal.data import load
@@ -245,7 +246,7 @@ def pooled_auroc(config: RunConfig, table: Table, train: Any, test: Any, cache: 
 
 def shipped(name: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setenv("FOCAL_DATA", str(DATA))
-    return read(RunConfig, Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    return read(RunConfig, configs.find(name))
 
 
 @pytest.mark.slow

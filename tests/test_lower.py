@@ -15,6 +15,7 @@ import timm
 import torch
 from PIL import Image
 
+from focal import configs
 from focal.config import LowerConfig, RunConfig, read
 from focal.errors import FocalError
 from focal.segments import lower
@@ -234,7 +235,7 @@ def test_the_embedded_image_and_the_feature_check() -> None:
 @pytest.mark.parametrize("name", ["demo", "retina", "severity", "pathology", "xray"])
 def test_the_shipped_configurations_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOCAL_DATA", str(DATA))
-    config = read(RunConfig, Path(__file__).parents[1] / "configs" / f"{name}.yaml")
+    config = read(RunConfig, configs.find(name))
     assert config.name == name
     if not config.lower.weights.startswith("random") and not Path(config.lower.weights).exists():
         pytest.skip(f"{config.lower.weights} is not there (FOCAL_DATA names the folder)")

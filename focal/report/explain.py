@@ -316,6 +316,19 @@ def overlay(x: Tensor, values: Floats) -> Image.Image:
 # --------------------------------------------------------------------------- a finished run
 
 
+class Explanations(NamedTuple):
+    """What :func:`explain_run` wrote, and whether it depends on what the model learned."""
+
+    folder: Path
+    steps: list[SanityStep]
+    """The sanity check; empty where none was asked for."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the sanity check allows to conclude."""
+        return verdict(self.steps) if self.steps else None
+
+
 def explain_run(
     run: Path | str,
     images: Path | str,
@@ -326,8 +339,8 @@ def explain_run(
     limit: int = 32,
     check: bool = True,
     progress: Progress | None = None,
-) -> tuple[Path, list[SanityStep]]:
-    """Write overlays of the first ``limit`` images (of the table, or of the folder or zip) below ``run``; returns folder and sanity check.
+) -> Explanations:
+    """Write overlays of the first ``limit`` images (of the table, or of the folder or zip) below ``run``.
 
     The lower segment is the released one: of an interactive run, with the parameters that it trained.
     The folder has ``000.png`` ..., ``index.json`` (which image, class and probability each is) and ``sanity.json``, all 0600: they are
@@ -353,7 +366,7 @@ def explain_run(
     ]
     private_write(folder / INDEX, json.dumps(index, indent=1).encode())
     private_write(folder / CHECK, json.dumps([step._asdict() for step in steps], indent=1).encode())
-    return folder, steps
+    return Explanations(folder, steps)
 
 
 def check_images(model: ReleasedModel, images: Sequence[Image.Image], found: Sequence[Explained]) -> list[SanityStep]:

@@ -2,9 +2,9 @@
 
 ::
 
-    configs/retina.yaml --load, features--> Source (one table, all rows) --partition, seed--> Case (institutions' rows, projection)
-                                                                                                  |
-                                     every method, encrypted or not, starts from these rows  <----+
+    retina.yaml --load, features--> Source (one table, all rows) --partition, seed--> Case (institutions' rows, projection)
+                                                                                          |
+                             every method, encrypted or not, starts from these rows  <----+
 
 The features of a :class:`Source` and those of an encrypted run come from one cache, so that both see the same numbers.
 """
@@ -54,7 +54,7 @@ class PaperTable:
     name: str
     title: str
     config: str
-    """File below ``configs/``."""
+    """File in :data:`focal.configs.FOLDER`."""
     dealings: tuple[Dealing, ...]
     missing: str
     """What cannot be reproduced, said beside the table."""

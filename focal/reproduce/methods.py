@@ -246,7 +246,7 @@ def _scratch(case: Case) -> Outcome:
 
 
 SPLIT = InteractiveConfig(steps=60, trainable="all", head_rate=0.1, rate=4e-4, bottleneck_rate=1e-3, average_every=5)
-"""The rates are those of configs/finetune-retina.yaml, chosen there on patients held out of ODIR-5K's train rows."""
+"""The rates are those of focal/configs/finetune-retina.yaml, chosen there on patients held out of ODIR-5K's train rows."""
 SPLIT_ROWS = 96
 """Of a joint step, over all institutions."""
 

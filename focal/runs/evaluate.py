@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,21 +111,40 @@ def evaluate(
     }
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a released model says of images."""
+
+    filenames: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: Floats
+    """(n, K), in the order of ``filenames`` and ``classes``."""
+
+    def write(self, path: Path) -> None:
+        """As CSV: ``filename`` and the probability of each class. The file is 0600: it names patients' images."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["filename", *self.classes])
+        rows = zip(self.filenames, self.probabilities, strict=True)
+        writer.writerows([name, *(f"{p:.6f}" for p in row)] for name, row in rows)
+        private_write(path, text.getvalue().encode())
+
+
 def predict(
     run: Path | str,
     images: Path | str,
-    out_csv: Path | str,
+    out_csv: Path | str | None = None,
     *,
     table_csv: Path | str | None = None,
     weights: str | None = None,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> int:
-    """Write ``filename`` and the probability of each class for every image; returns how many.
+) -> Predictions:
+    """The probability of each class for every image; written to ``out_csv`` too where it is given.
 
     ``images`` is a folder or zip; ``table_csv`` (only its ``filename`` column is read) chooses and orders, otherwise every image below
-    ``images`` is predicted, sorted by name. The file is 0600: it names patients' images.
+    ``images`` is predicted, sorted by name.
     """
     import torch
 
@@ -136,12 +155,10 @@ def predict(
     table = open_images(Path(images), meta.classes, meta.task, None if table_csv is None else Path(table_csv))
     logits = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
     probabilities = upper.class_probabilities(torch.from_numpy(logits), meta.task).numpy()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["filename", *meta.classes])
-    writer.writerows([name, *(f"{p:.6f}" for p in row)] for name, row in zip(table.filenames, probabilities, strict=True))
-    private_write(Path(out_csv), text.getvalue().encode())
-    return len(table)
+    found = Predictions(tuple(map(str, table.filenames)), meta.classes, probabilities)
+    if out_csv is not None:
+        found.write(Path(out_csv))
+    return found
 
 
 def _logits(

@@ -1,12 +1,5 @@
 """A whole consortium on one machine: writes manifest and local files, starts every role as a process, follows them.
 
-::
-
-    runs/retina/
-        config.json  manifest.json           what is run
-        parties/<name>/                      each party's own folder (0700): identity, local.json, journal, blobs, log.txt
-        summary.json  model.pt  *.png        the result
-
 The processes are those that run on several machines, with the same files and sockets. What only this launcher
 can do, because it may see every institution's folder, is the comparison: the plaintext twin, each institution alone, and all rows
 pooled. Interrupted at any point, the same command goes on from the last finished step.
@@ -26,12 +19,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from focal.ckks import plan, twin
 from focal.ckks.context import Scheme
@@ -46,6 +37,7 @@ from focal.roles.facts import protocol_facts
 from focal.roles.institution import PROJECTION
 from focal.roles.interactive import steps as interactive
 from focal.roles.progress import timeline
+from focal.runs.folder import Run
 from focal.segments.projection import Projection, check_features
 
 if TYPE_CHECKING:
@@ -56,29 +48,6 @@ MEASURE_SECONDS = 3.0
 Event = dict[str, Any]
 Show = Callable[[Event], None]
 """Receives every event of every party."""
-
-
-@dataclass
-class Run:
-    """A local run's folder."""
-
-    folder: Path
-    config: RunConfig
-
-    @property
-    def manifest_file(self) -> Path:
-        return self.folder / "manifest.json"
-
-    @property
-    def manifest(self) -> Manifest:
-        return read(Manifest, self.manifest_file)
-
-    def party(self, name: str) -> Path:
-        return self.folder / "parties" / name
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "summary.json").exists() or (self.folder / "failed").exists()
 
 
 def open_run(config: RunConfig, runs: Path) -> Run:
@@ -224,7 +193,7 @@ def _planned(manifest: Manifest, config: RunConfig) -> plan.Cost:
         config.training.degree,
         config.layout,
         os.cpu_count() or 1,
-        0.5 * psutil.virtual_memory().total,
+        0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         manifest.share_blocks,
     )
 

@@ -22,6 +22,7 @@ from focal.ckks.context import Scheme
 from focal.ckks.layout import WEIGHT_SCALE
 from focal.config import InteractiveConfig, LocalConfig, Manifest
 from focal.errors import FocalError
+from focal.extras import require
 from focal.files import private_write
 from focal.net import messages as msg
 from focal.roles import ceremony
@@ -51,6 +52,8 @@ class JointInstitution(Institution):
 
         m, config = self.manifest, self.config
         assert self.local.data is not None and self.local.weights is not None
+        if self.local.logger == "tensorboard":
+            require("study", "logger: tensorboard")
         with self.report.phase("features"):
             self.table = load(self.local.data.model_copy(update={"classes": m.classes, "task": m.task}), self.local.seed)
             self.train_rows = np.flatnonzero(self.table.split == "train")

@@ -1,0 +1,273 @@
+"""What FOCAL does, as functions; :mod:`focal` offers them, and the command of the same name calls one and prints what it returns.
+
+A run is given as its folder, or as the :class:`Run` that :func:`train` returned. Nothing here writes to the terminal: whoever wants to see
+how far a call is gives it a function, ``say`` for lines worth reading, ``progress(done, total)`` for a bar. What cannot be done, because a
+file is missing or a package is not installed, is a :class:`FocalError` that says so in a line or two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focal import configs
+from focal.config import Manifest, read
+from focal.config import RunConfig as RunConfig
+from focal.errors import FocalError as FocalError
+from focal.extras import require
+from focal.runs.folder import Run as Run
+
+if TYPE_CHECKING:
+    from focal.report.explain import Explanations
+    from focal.runs.evaluate import Predictions
+    from focal.segments.upper import ReleasedModel
+
+StrPath = str | os.PathLike[str]
+Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+
+def train(
+    config: RunConfig | StrPath,
+    *,
+    runs: StrPath = "runs",
+    say: Say = lambda text: None,
+    show: Callable[[dict[str, Any]], None] = lambda event: None,
+    done: Callable[[Run], None] = lambda run: None,
+) -> Run:
+    """Start (or continue) a whole consortium on this machine and wait for its result.
+
+    >>> run = focal.train("my.yaml")
+    >>> run.summary.auroc.encrypted > 0.5
+    True
+    >>> run.folder
+    PosixPath('runs/my')
+    >>> run.model().meta.classes
+    ('healthy', 'mild', 'moderate', 'severe')
+
+    ``config`` is the name of a packaged configuration (:func:`focal.configs.names`), a file, or a :class:`RunConfig`; ``runs`` is the
+    folder that holds the runs. ``show`` gets every event of every party (:class:`focal.roles.progress.Reporter`). ``done`` gets each run
+    when it has ended: first the one that this one starts from, where it had to be made, and last the one that is returned.
+    """
+    require("site", "focal train")
+    from focal.runs import local
+
+    if isinstance(config, RunConfig):
+        beside = Path()
+    else:
+        file = configs.find(config)
+        config, beside = read(RunConfig, file), file.parent
+    _check_data(config)
+    if config.start is not None and config.start.suffix == ".yaml":
+        earlier = beside / config.start
+        wanted = read(RunConfig, earlier)
+        if (start := local.newest_finished(wanted, Path(runs))) is None:
+            start = train(earlier, runs=runs, say=say, show=show, done=done).folder
+        say(f"starts from {start}")
+        config = config.model_copy(update={"start": start})
+    run = local.open_run(config, Path(runs))
+    say(f"{config.name} in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
+    local.train(run, show, say)
+    done(run)
+    return run
+
+
+def _check_data(config: RunConfig) -> None:
+    """One clear line when the configured data is not there."""
+    weights = config.lower.weights
+    files = [config.dataset.table, config.dataset.images]
+    files += [] if weights == "pretrained" or weights.startswith("random:") else [Path(weights)]
+    missing = [str(f) for f in files if f is not None and not f.exists()]
+    if missing:
+        hint = "put the files there, or set FOCAL_DATA to the folder that holds them"
+        raise FocalError(f"{config.name}: not found: {', '.join(missing)}", hint=hint)
+
+
+def load(run: StrPath, *, weights: str | None = None) -> ReleasedModel:
+    """The released model, lower segment and head, as a torch module: preprocessed images (n, 3, s, s) to logits (n, C).
+
+    >>> model = focal.load("runs/eyes")
+    >>> import torch
+    >>> size = model.meta.lower.image_size
+    >>> model.probabilities(torch.zeros(2, 3, size, size)).shape
+    torch.Size([2, 4])
+
+    ``run`` may also be a ``model.pt``; :func:`focal.segments.lower.preprocess` makes an input of an image. ``weights``: source of the lower
+    segment's weights, default the one recorded. OpenFHE is not needed. Raises :class:`FocalError` when the weights are not those that the
+    model was trained on.
+    """
+    require("site", "focal.load")
+    from focal.segments.upper import ReleasedModel
+
+    return ReleasedModel.load(Path(run), weights)
+
+
+def evaluate(
+    run: StrPath,
+    table: StrPath,
+    images: StrPath,
+    *,
+    labels: Mapping[str, str | None] | StrPath | None = None,
+    by: Sequence[str] = (),
+    weights: str | None = None,
+    group: str = "patient",
+    device: str = "auto",
+    pool: StrPath | None = None,
+    key: StrPath | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a finished run on new data: another hospital's, by site and by subgroup.
+
+    >>> found = focal.evaluate("runs/eyes", "new.csv", "new.zip", by=["site"])
+    >>> found["n"], sorted(found["measures"]["auroc"])
+    (120, ['ci95', 'macro', 'per_class'])
+    >>> sorted(found["subgroups"]["site"])
+    ['north', 'south']
+
+    ``table`` is a CSV with ``filename,label[,patient][,split]``, ``images`` the folder or zip that holds them. ``labels`` translates the
+    table's labels (``{theirs: ours}``, ``None`` leaves out; or a YAML file that says ``labels:``), ``by`` names columns (``sex``) or bands
+    of one (``age:50,65``). ``pool`` is the folder with all sites' public files and ``key`` this site's own: one ROC curve over all, and no
+    site's scores shown. What is returned: :func:`focal.runs.evaluate.evaluate`.
+    """
+    require("site", "focal evaluate")
+    from focal.runs import evaluate as evaluation
+
+    if (pool is None) != (key is None):
+        raise FocalError(
+            "--pool and --key go together", hint="focal keys new makes this site's NAME.key.json and NAME.public.json"
+        )
+    if labels is None:
+        words = None
+    elif isinstance(labels, Mapping):
+        words = evaluation.LabelMap(labels=dict(labels))
+    else:
+        words = read(evaluation.LabelMap, Path(labels))
+    return evaluation.evaluate(
+        Path(run),
+        Path(table),
+        Path(images),
+        labels=words,
+        by=by,
+        weights=weights,
+        group=group,
+        device=device,
+        cache=_cache(run),
+        progress=progress,
+        pool=None if pool is None else Path(pool),
+        key=None if key is None else Path(key),
+    )
+
+
+def predict(
+    run: StrPath,
+    images: StrPath,
+    out: StrPath | None = None,
+    *,
+    table: StrPath | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Predictions:
+    """The probability of every class for every image.
+
+    >>> found = focal.predict("runs/eyes", "new.zip", "predictions.csv")
+    >>> found.classes, found.probabilities.shape
+    (('healthy', 'mild', 'moderate', 'severe'), (120, 4))
+
+    ``images`` is a folder or zip; ``table`` a CSV whose ``filename`` column chooses and orders them. With ``out`` they are written there
+    too, readable by their owner only: the names are those of patients' images.
+    """
+    require("site", "focal predict")
+    from focal.runs import evaluate as evaluation
+
+    return evaluation.predict(
+        Path(run),
+        Path(images),
+        None if out is None else Path(out),
+        table_csv=None if table is None else Path(table),
+        weights=weights,
+        device=device,
+        cache=_cache(run),
+        progress=progress,
+    )
+
+
+def explain(
+    run: StrPath,
+    images: StrPath,
+    *,
+    label: str | None = None,
+    table: StrPath | None = None,
+    weights: str | None = None,
+    limit: int = 32,
+    check: bool = True,
+    progress: Progress | None = None,
+) -> Explanations:
+    """Draw where the model looks, and check that this depends on what it has learned.
+
+    >>> found = focal.explain("runs/eyes", "new.zip", limit=2)
+    >>> found.folder
+    PosixPath('runs/eyes/explanations')
+    >>> found.steps[0].randomised
+    'head'
+
+    Explained is class ``label`` (default: each image's most probable one) of at most ``limit`` images. The pictures are patients' images.
+    ``check`` compares the maps with those of a model that is randomised from the head downwards; ``found.verdict`` says what follows.
+    """
+    require("site", "focal explain")
+    from focal.report.explain import explain_run
+
+    return explain_run(
+        Path(run),
+        Path(images),
+        label=label,
+        table_csv=None if table is None else Path(table),
+        weights=weights,
+        limit=limit,
+        check=check,
+        progress=progress,
+    )
+
+
+def report(
+    run: StrPath, out: StrPath | None = None, *, images: bool = True, say: Say = lambda text: None
+) -> Path:
+    """Write one self-contained HTML page about a run, and return its path.
+
+    >>> focal.report("runs/eyes", images=False)
+    PosixPath('runs/eyes/report.html')
+
+    ``run`` may also be an institution's state folder. Without ``images`` the page holds aggregates only.
+    """
+    require("site", "focal report")
+    from focal.report.html import write_report
+
+    return write_report(Path(run), None if out is None else Path(out), images=images, say=say)
+
+
+def audit(
+    run: StrPath, *, store: StrPath | None = None, threads: int | None = None, say: Say = lambda text: None
+) -> str:
+    """Run a finished run again from its signed messages and ciphertexts, and compare every digest.
+
+    >>> chain = focal.audit("runs/eyes")
+    >>> len(chain)
+    64
+
+    Returns the last link of the chain of steps: who audited the same run has the same. ``run`` may also be the manifest, with ``store`` the
+    server's state folder. Raises :class:`focal.errors.Refused` at the first thing that is not what its inputs give.
+    """
+    from focal.roles import audit
+
+    path = Path(run)
+    manifest = read(Manifest, path / "manifest.json" if path.is_dir() else path)
+    where = path / "parties" / manifest.server.name if store is None else Path(store)
+    return audit.audit(manifest, where, say, threads)
+
+
+def _cache(run: StrPath) -> Path | None:
+    """Features that the run itself computed are not computed again."""
+    shared = Path(run).parent / "cache"
+    return shared if shared.is_dir() else None

@@ -1,0 +1,71 @@
+"""The folder of a local run: what was configured, the parties' own folders, the result.
+
+::
+
+    runs/retina/
+        config.json  manifest.json           what is run
+        parties/<name>/                      each party's own folder (0700): identity, local.json, journal, blobs, log.txt
+        summary.json  model.pt  *.png        the result
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from focal.config import Manifest, RunConfig, read
+
+if TYPE_CHECKING:
+    from focal.measure.summary import Summary
+    from focal.segments.upper import ReleasedModel
+
+
+@dataclass
+class Run(os.PathLike[str]):
+    """A local run's folder. Whatever takes the path of one takes the run itself.
+
+    >>> run = focal.Run.open("runs/eyes")
+    >>> run.summary.auroc.encrypted > 0.5, run.finished
+    (True, True)
+    """
+
+    folder: Path
+    config: RunConfig
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """The run that lies in ``folder``."""
+        return cls(Path(folder), read(RunConfig, Path(folder) / "config.json"))
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.folder / "manifest.json"
+
+    @property
+    def manifest(self) -> Manifest:
+        return read(Manifest, self.manifest_file)
+
+    def party(self, name: str) -> Path:
+        return self.folder / "parties" / name
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").exists() or (self.folder / "failed").exists()
+
+    @property
+    def summary(self) -> Summary:
+        """What the run reached and what it cost. Raises :class:`focal.errors.FocalError` before its end."""
+        from focal.measure.summary import read_summary
+
+        return read_summary(self.folder)
+
+    def model(self, weights: str | None = None) -> ReleasedModel:
+        """The released model as a torch module; ``weights``: of the lower segment, when they moved."""
+        from focal.segments.upper import ReleasedModel
+
+        return ReleasedModel.load(self.folder, weights)
