@@ -19,7 +19,7 @@ from patience import PATIENCE
 
 import focal as face
 from focal import api, configs
-from focal import cli as commands
+from focal.cli import runs as commands
 from focal.config import RunConfig, read
 from focal.errors import ConfigError, FocalError
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from focal import cli
+from focal.cli import parties
 from focal.errors import ProtocolError
 from focal.measure.histogram import BINS, LIMIT, WIDTH, from_sum, pooled_macro, pooled_roc, score_histogram, write_pooled
 from focal.measure.metrics import auroc_per_class, macro_auroc
@@ -132,8 +132,8 @@ def test_the_institutions_command_draws_what_its_role_left(tmp_path: Path, monke
         return 0
 
     monkeypatch.setattr("focal.roles.start.run_role", role)
-    monkeypatch.setattr(cli, "_say_who_verifies", lambda manifest: None)
-    monkeypatch.setattr(cli, "read", lambda model, path: SimpleNamespace(state=tmp_path))
+    monkeypatch.setattr("focal.runs.provision.who_verifies", lambda manifest, say, warn: None)
+    monkeypatch.setattr("focal.config.read", lambda model, path: SimpleNamespace(state=tmp_path))
     with pytest.raises(SystemExit) as ended:
-        cli._role("institution", tmp_path / "manifest.json", tmp_path / "local.json", events=False)
+        parties._role("institution", tmp_path / "manifest.json", tmp_path / "local.json", events=False)
     assert ended.value.code == 0 and (tmp_path / "pooled_roc.png").stat().st_size > 10_000

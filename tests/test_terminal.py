@@ -13,9 +13,10 @@ from rich.console import Console
 from test_messages import spoiled
 from test_summary import summary
 
-from focal import cli
+from focal.cli import common
+from focal.cli.progress import Board
 from focal.config import Manifest, printable, read
-from focal.errors import ConfigError
+from focal.errors import ConfigError, FocalError
 from focal.net.hub import _fault
 from focal.report.table import print_results
 from focal.roles.progress import Reporter
@@ -29,7 +30,7 @@ CODES = "\x1b[2J\x1b]0;all is well\x07 \x9b1m \u202etxt.exe\u2066 \u2028x"
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a terminal that understands colours is sent."""
     out = io.StringIO()
-    monkeypatch.setattr(cli, "console", Console(file=out, force_terminal=True, color_system="standard", width=200, highlight=False))
+    monkeypatch.setattr(common, "console", Console(file=out, force_terminal=True, color_system="standard", width=200, highlight=False))
     return out
 
 
@@ -41,7 +42,7 @@ def test_what_counts_as_steering() -> None:
 
 @pytest.mark.parametrize("kind", ["say", "warn"])
 def test_markup_of_others_is_text(terminal: io.StringIO, kind: str) -> None:
-    with cli.Board() as board:
+    with Board() as board:
         board.show({"event": kind, "party": "hospital-a", "phase": "keys", "text": MARKUP})
         board.show({"event": "phase", "party": "hospital-a", "phase": "keys"})
         board.show({"event": "waiting", "party": "hospital-a", "phase": "keys", "names": [MARKUP], "topic": "t"})
@@ -50,12 +51,12 @@ def test_markup_of_others_is_text(terminal: io.StringIO, kind: str) -> None:
 
 def test_a_result_shows_names_as_they_are(terminal: io.StringIO) -> None:
     named = summary(dataset=MARKUP)
-    print_results(named, cli.console)
+    print_results(named, common.console)
     assert MARKUP in terminal.getvalue() and "\x1b[31m" not in terminal.getvalue()
 
 
 def test_lines_of_commands_and_parties_hold_no_codes(terminal: io.StringIO, tmp_path: Path) -> None:
-    cli._say(CODES)
+    common.say(CODES)
     events: list[dict[str, Any]] = []
     report = Reporter("a", tmp_path / "events.jsonl", events.append)
     report.say(CODES)
@@ -65,12 +66,12 @@ def test_lines_of_commands_and_parties_hold_no_codes(terminal: io.StringIO, tmp_
     assert printable(told, keep="\n") == told
 
 
-class ConfigErrorLike(cli.FocalError):
+class ConfigErrorLike(FocalError):
     """An error that quotes somebody."""
 
 
 def test_a_fault_of_the_server_is_clean_and_bounded() -> None:
-    fault = _fault("name", cli.FocalError(CODES * 500, hint="x"))
+    fault = _fault("name", FocalError(CODES * 500, hint="x"))
     assert len(fault.message) == 2000 and printable(fault.message) == fault.message
 
 

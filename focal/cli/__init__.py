@@ -1,0 +1,39 @@
+"""The ``focal`` command: what a person types, and what they see while it runs.
+
+::
+
+    common      the command itself and shared options; say()
+    progress    bars
+    runs        a run on this machine, and what is done with a finished one: the functions of ``import focal``
+    parties     one party of a run on several machines
+    manifest    what a consortium agrees on and signs
+    bench       measurements
+
+Nothing that a command needs is imported before it is given: ``focal --help`` is a matter of typer alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import NoReturn
+
+from focal.cli import bench, manifest, parties, runs  # noqa: F401  their commands
+from focal.cli.common import app
+from focal.errors import FocalError
+
+
+def main() -> NoReturn:
+    """Entry point. Errors that a person can act on are one or two lines, never a traceback."""
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    try:
+        app()
+    except FocalError as e:
+        from focal.config import printable
+
+        print(f"error: {printable(str(e), keep=chr(10))}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; give the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,51 @@
+"""The command, its groups, and the options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import focal
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Hospitals train one model on encrypted activations."
+)
+keys_app = typer.Typer(no_args_is_help=True, help="This party's identity.")
+manifest_app = typer.Typer(no_args_is_help=True, help="What a consortium agrees on and signs.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measurements on this machine.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(manifest_app, name="manifest")
+app.add_typer(bench_app, name="bench")
+console = Console(highlight=False)
+
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as the last line, as JSON.")]
+
+
+def say(text: str) -> None:
+    """Print as it is: no markup, no control characters, and long lines are the terminal's to wrap."""
+    from focal.config import printable
+
+    console.print(printable(text, keep="\n\t"), markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A line that must be read."""
+    console.print(f"[bold yellow]{text}[/]")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"focal {focal.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...

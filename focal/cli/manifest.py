@@ -1,0 +1,82 @@
+"""What a consortium agrees on and signs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from focal.cli.common import console, manifest_app, say, warn
+from focal.extras import require
+
+ManifestArgument = Annotated[Path, typer.Argument(help="The manifest.")]
+
+
+@manifest_app.command("new")
+def manifest_new(
+    config: Annotated[
+        str, typer.Option(help="A run configuration; its dataset needs 'classes' and 'task' unless the data is here.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("manifest.json"),
+) -> None:
+    """Begin a manifest: model, training and parameters, without members. Needs the lower segment's weights to pin them."""
+    require("site", "focal manifest new")
+    from focal import configs
+    from focal.config import RunConfig, read
+    from focal.runs import provision
+
+    made, source = provision.begin(read(RunConfig, configs.find(config)), out)
+    say(f"{out}: lower segment {made.lower.model}, {source}; now add the members (focal manifest add)")
+
+
+@manifest_app.command("add")
+def manifest_add(
+    manifest: ManifestArgument,
+    role: Annotated[Literal["server", "institution", "custodian"], typer.Option(help="server, institution or custodian")],
+    public: Annotated[Path, typer.Option(help="The member's NAME.public.json.")],
+    rows: Annotated[int | None, typer.Option(help="Institution: its number of training rows.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Server: tcp://host:port that the others dial.")] = None,
+    verify: Annotated[Literal["off", "lockstep"], typer.Option(help="Custodian: whether it re-runs every step.")] = "off",
+    guard: Annotated[bool | None, typer.Option(help="Custodian: answers last (default: the first that verifies).")] = None,
+    class_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
+    feature_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
+) -> None:
+    """Add a member and plan the layout again. Signatures given before are void."""
+    from focal.config import LayoutConfig, Manifest, read
+    from focal.runs import provision
+
+    before = read(Manifest, manifest)
+    wish = LayoutConfig(class_lanes=class_lanes, feature_lanes=feature_lanes)
+    grown = provision.add_member(
+        before, manifest, public, role, rows=rows, endpoint=endpoint, verify=verify, guard=guard, wish=wish, say=say
+    )
+    void = "; earlier signatures are void" if before.signatures else ""
+    say(f"{manifest}: {', '.join(f'{x.name} ({x.role})' for x in grown.members)}{void}")
+
+
+@manifest_app.command("sign")
+def manifest_sign(
+    manifest: ManifestArgument,
+    keys: Annotated[Path, typer.Option(help="This party's NAME.key.json.")],
+) -> None:
+    """Sign the manifest as it stands; then pass the file on to the next member."""
+    from focal.runs import provision
+
+    signed = provision.sign(manifest, keys)
+    left = [x.name for x in signed.members if x.name not in signed.signatures]
+    state = f"still to sign: {', '.join(left)}" if left else "signed by all"
+    say(f"{manifest}: hash {signed.hash.hex()[:16]}, {state}")
+
+
+@manifest_app.command("check")
+def manifest_check(manifest: ManifestArgument) -> None:
+    """What is about to be signed or run: members, parameters, bytes, memory, time, who verifies, who has signed."""
+    from focal.config import Manifest, read
+    from focal.runs import provision
+
+    m = read(Manifest, manifest)
+    provision.describe(m, say, warn)
+    missing = [x.name for x in m.members if x.name not in m.signatures]
+    if missing:
+        console.print(f"[yellow]still to sign: {', '.join(missing)}[/] (focal manifest sign)")

@@ -1,0 +1,88 @@
+"""One party of a run on several machines: its identity, a test of it, the party itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from focal.cli.common import app, console, keys_app, say, warn
+from focal.cli.progress import Board
+from focal.extras import require
+
+ManifestOption = Annotated[Path, typer.Option("--manifest", help="The signed manifest.")]
+LocalOption = Annotated[Path, typer.Option("--local", help="This party's local file; it stays at home.")]
+EventsOption = Annotated[bool, typer.Option("--events", hidden=True)]
+WaitOption = Annotated[float, typer.Option("--wait", help="Seconds to look for the server.")]
+
+
+@app.command()
+def server(manifest: ManifestOption, local: LocalOption, events: EventsOption = False) -> None:
+    """Serve a run: relay, store, compute on ciphertexts."""
+    _role("server", manifest, local, events)
+
+
+@app.command()
+def custodian(
+    manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False
+) -> None:
+    """Hold one share of the secret key."""
+    _role("custodian", manifest, local, events, wait)
+
+
+@app.command()
+def institution(
+    manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False
+) -> None:
+    """Contribute images' encrypted activations and receive the model."""
+    require("site", "focal institution")
+    _role("institution", manifest, local, events, wait)
+
+
+def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60.0) -> None:
+    from focal.config import LocalConfig, Manifest, read
+    from focal.roles.progress import json_lines
+    from focal.roles.start import run_role
+
+    if events:
+        sys.exit(run_role(role, manifest, local, json_lines, wait=wait, launched=True))
+    from focal.runs import provision
+
+    provision.who_verifies(read(Manifest, manifest), say, warn)
+    with Board() as board:
+        status = run_role(role, manifest, local, board.show, wait=wait)
+    result = read(LocalConfig, local).state / "summary.json"
+    if status == 0 and role == "institution":
+        from focal.report.pooled import plot_pooled
+
+        plot_pooled(result.parent)
+    if status == 0 and role == "institution" and result.exists():
+        from focal.measure.summary import read_summary
+        from focal.report.table import print_results
+
+        print_results(read_summary(result), console)
+        say(f"result: {result}, {result.with_name('model.pt')}")
+    sys.exit(status)
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Option(help="The party's name in the manifest.")],
+    out: Annotated[Path, typer.Option(help="Folder for NAME.key.json (private, 0600) and NAME.public.json.")] = Path("."),
+) -> None:
+    """Make this party's identity. The private file never leaves this machine; send the public one to the coordinator."""
+    from focal.runs import provision
+
+    private, public = provision.new_identity(name, out)
+    say(f"private: {private} (keep it)\npublic:  {public} (send it)")
+
+
+@app.command()
+def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0) -> None:
+    """Test this party's keys, data, weights and link without starting a run."""
+    from focal.config import LocalConfig, Manifest, read
+    from focal.runs import provision
+
+    provision.check_party(read(Manifest, manifest), read(LocalConfig, local), local, wait, say)

@@ -1,0 +1,275 @@
+"""Provisioning by hand, for parties on several machines: from a configuration to a manifest that all have signed.
+
+::
+
+    begin(config) -> a manifest without members --add_member(public file)--> ... --sign(key file)--> the same bytes everywhere
+
+    describe       what one signs
+    check_party    whether this party could begin
+
+On one machine :func:`focal.runs.local.prepare` does the same for all parties at once. ``say`` gets lines, ``warn`` those that must be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from focal.config import LayoutConfig, LayoutSpec, LocalConfig, Manifest, Name, RunConfig, explain, read, write
+from focal.errors import FocalError
+from focal.extras import require
+from focal.net.identity import Identity, check_signatures, read_public, sign_manifest
+from focal.segments.projection import check_features
+
+if TYPE_CHECKING:
+    from focal.segments.lower import WeightsSource
+
+Say = Callable[[str], None]
+
+
+def new_identity(name: str, out: Path) -> tuple[Path, Path]:
+    """A party's identity in ``out``; returns its private and its public file."""
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        hint = "use at most 32 lower-case letters, digits, '-' and '_', a letter or digit first"
+        raise FocalError(f"'{name}' cannot be a party's name", hint=hint) from None
+    identity = Identity.new(name)
+    private, public = out / f"{name}.key.json", out / f"{name}.public.json"
+    out.mkdir(parents=True, exist_ok=True)
+    identity.save(private)
+    member = identity.member("custodian", verify="off")
+    keys = {"name": name, "sign": member.sign, "seal": member.seal, "curve": member.curve}
+    public.write_text(json.dumps(keys, indent=2) + "\n")
+    return private, public
+
+
+def begin(c: RunConfig, out: Path) -> tuple[Manifest, WeightsSource]:
+    """Write a manifest without members; returns it, and where the lower segment's weights are from."""
+    from focal.segments.lower import build_lower, lower_spec
+    from focal.segments.upper import released_digest
+
+    if out.exists():
+        raise FocalError(f"{out} exists already", hint="delete it, or choose another --out")
+    classes, task = c.dataset.classes, c.dataset.task
+    if classes is None or task is None:
+        from focal.data import load
+
+        table = load(c.dataset, c.seed)
+        classes, task = table.classes, table.task
+    segment, source = build_lower(c.lower, c.lower.weights)
+    blind = c.protocol == "blind"
+    manifest = Manifest(
+        name=c.name,
+        protocol=c.protocol,
+        dataset=c.dataset_name,
+        members=(),
+        classes=classes,
+        task=task,
+        lower=lower_spec(segment, c.lower),
+        projection=c.projection,
+        training=c.training,
+        ckks=c.ckks,
+        layout=LayoutSpec(class_lanes=1, feature_lanes=1) if blind else None,
+        interactive=None if blind else c.interactive,
+        start=released_digest(c.start) if c.start else None,
+        approve=c.consortium.approve,
+        accept_leak=c.consortium.accept_leak,
+        share_blocks=c.consortium.share_blocks,
+        pooled_roc=c.consortium.pooled_roc,
+    )
+    _check_features(manifest)
+    write(manifest, out)
+    return manifest, source
+
+
+def _check_features(m: Manifest) -> None:
+    """As many columns as the lower segment can give: later than here the run would end when the first projection is made."""
+    check_features(m.projection.features if m.interactive is None else m.interactive.features, m.lower.dim)
+
+
+def add_member(
+    m: Manifest,
+    path: Path,
+    public: Path,
+    role: Literal["server", "institution", "custodian"],
+    *,
+    rows: int | None = None,
+    endpoint: str | None = None,
+    verify: Literal["off", "lockstep"] = "off",
+    guard: bool | None = None,
+    wish: LayoutConfig,
+    say: Say,
+) -> Manifest:
+    """``m``, which lies in ``path``, with one more member, and its layout planned again. Signatures given before are void."""
+    guards = guard if guard is not None else verify == "lockstep" and m.guard is None
+    own: dict[str, dict[str, Any]] = {
+        "server": {"endpoint": endpoint},
+        "institution": {"rows": rows},
+        "custodian": {"verify": verify, "guard": guards},
+    }
+    member = read_public(public, role=role, **own[role])
+    grown = m.model_dump(mode="json") | {
+        "members": [*(x.model_dump(mode="json") for x in m.members), member.model_dump(mode="json")],
+        "signatures": {},
+    }
+    new = _validated(grown, path)
+    if new.institutions and new.custodians:
+        new = _planned(new, wish, say)
+    write(new, path)
+    return new
+
+
+def _planned(m: Manifest, wish: LayoutConfig, say: Say) -> Manifest:
+    """The manifest with the layout that fits its members best; an interactive one has no choice to make."""
+    from focal.ckks import plan
+    from focal.roles.interactive import steps
+
+    if m.interactive is not None:
+        say(steps.describe(m))
+        return m
+    cost = plan.choose(
+        m.ckks,
+        m.projection.features,
+        m.outputs,
+        m.row_counts,
+        len(m.custodians),
+        m.training.steps,
+        m.training.degree,
+        wish,
+        threads=os.cpu_count() or 1,
+        memory_bytes=64e9,
+        share_blocks=m.share_blocks,
+    )
+    say(cost.describe(m.training.steps))
+    lanes = LayoutSpec(class_lanes=cost.layout.class_lanes, feature_lanes=cost.layout.feature_lanes)
+    return m.model_copy(update={"layout": lanes})
+
+
+def _validated(fields: dict[str, Any], path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(fields)
+    except ValidationError as e:
+        raise explain(e, path) from None
+
+
+def sign(path: Path, keys: Path) -> Manifest:
+    """Sign the manifest in ``path`` as it stands."""
+    m = read(Manifest, path)
+    m.check_complete()
+    signed = sign_manifest(m, Identity.load(keys))
+    write(signed, path)
+    return signed
+
+
+def describe(m: Manifest, say: Say, warn: Say) -> None:
+    """What is about to be signed or run: members, parameters, bytes, memory, time, who verifies."""
+    check_signatures(m, need_all=False)
+    _check_features(m)
+    for member in m.members:
+        policy = f"verify: {member.verify}{', guard' * member.guard}"
+        facts = {"server": member.endpoint, "institution": f"{member.rows} training rows", "custodian": policy}
+        signed = "signed" if member.name in m.signatures else "not signed yet"
+        say(f"{member.role:<12} {member.name:<16} {facts[member.role]:<28} {signed}")
+    say(f"model        {m.lower.model} up to '{m.lower.cut}', weights sha256 {m.lower.weights_sha256[:16]}")
+    say(f"classes      {', '.join(m.classes)} ({m.task})")
+    m.check_complete()
+    if m.interactive is None:
+        _describe_blind(m, say, warn)
+    else:
+        _describe_interactive(m, say, warn)
+    say(f"hash         {m.hash.hex()}")
+    who_verifies(m, say, warn)
+
+
+def _describe_blind(m: Manifest, say: Say, warn: Say) -> None:
+    from focal.ckks import plan
+    from focal.roles import agreed
+
+    say(f"training     {m.training.steps} steps, ridge {m.training.ridge}, sigmoid of degree {m.training.degree}; release: {m.approve}")
+    custodians, threads = len(m.custodians), os.cpu_count() or 1
+    shape = agreed.layout(m)
+    cost = plan.cost(shape, m.ckks, m.row_counts, custodians, m.training.degree, LayoutConfig().link_mbyte_s, threads)
+    say(cost.describe(m.training.steps))
+    say(f"blocks       {plan.whose(shape, m.row_counts)}")
+    if m.share_blocks:
+        warn(plan.SHARED_BLOCKS)
+    warn(agreed.TRUST)
+
+
+def _describe_interactive(m: Manifest, say: Say, warn: Say) -> None:
+    from focal.roles.interactive import steps
+
+    trains = steps.settings(m).trainable
+    say(f"training     interactive: '{trains}' of the lower segment trains, the head encrypted; release: {m.approve}")
+    if m.start is not None:
+        say(f"start        the released model with sha256 {m.start[:16]}")
+    say(steps.describe(m))
+    warn(steps.TRUST)
+
+
+def who_verifies(m: Manifest, say: Say, warn: Say) -> None:
+    """Which custodians re-run the steps, and what the guard's answers tell."""
+    from focal.ckks import refresh
+    from focal.ckks.context import Scheme
+    from focal.runs.local import refreshes
+
+    verifiers = [c.name for c in m.custodians if c.verify == "lockstep"]
+    if m.guard is None:
+        warn("no custodian verifies (verify: off): the server is trusted to follow the protocol")
+        return
+    say(f"verification {', '.join(verifiers)} re-run(s) every step and answer(s) only for identical ciphertexts")
+    bounds = refresh.guard(Scheme(m.ckks, "check"), len(m.custodians))
+    bounds.check()
+    say(f"guard        {m.guard.name} answers every refresh last: {bounds.describe(refreshes(m))}")
+
+
+def check_party(m: Manifest, mine: LocalConfig, local: Path, wait: float, say: Say) -> None:
+    """Test a party's keys, data, weights and link; ``local`` is where its local file lies, ``wait`` how long the server may take."""
+    check_signatures(m)
+    identity = Identity.load(mine.keys)
+    me = identity.entry(m)
+    say(f"keys     '{me.name}' is {me.role} of '{m.name}'; all {len(m.members)} members have signed")
+    if me.role == "institution":
+        require("site", "focal check of an institution")
+        import numpy as np
+
+        from focal.data import load
+        from focal.segments.lower import build_lower
+
+        if mine.data is None or mine.weights is None:
+            hint = "name its own images and the lower segment's weights"
+            raise FocalError(f"{local}: an institution needs 'data' and 'weights'", hint=hint)
+        table = load(mine.data.model_copy(update={"classes": m.classes, "task": m.task}), mine.seed)
+        train = int(np.sum(table.split == "train"))
+        table.images.read(0)
+        if train != me.rows:
+            hint = "use the declared data, or agree on a new manifest"
+            raise FocalError(f"{local}: {train} training rows, the manifest declares {me.rows}", hint=hint)
+        say(f"data     {len(table)} images, {train} training rows, as declared")
+        _, source = build_lower(m.lower, mine.weights)
+        say(f"weights  {str(source).removeprefix('weights ')}, as pinned")
+        if m.start is not None:
+            from focal.segments.upper import released_digest
+
+            if mine.start is None or released_digest(mine.start) != m.start:
+                what = "'start' is not the released model that the manifest begins with"
+                raise FocalError(f"{local}: {what}", hint="name that run's folder")
+            say(f"start    {mine.start}, as pinned")
+    if me.role == "server":
+        say("link     the server is dialled; start it with: focal server")
+        return
+    from focal.net.link import Link
+
+    link = Link(m, identity)
+    link.phase = "keys"
+    try:
+        link.open(wait)
+    finally:
+        link.close()
+    say(f"link     {m.server.endpoint} answers, keys are accepted on both sides")
