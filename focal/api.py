@@ -20,7 +20,7 @@ from focal.extras import require
 from focal.runs.folder import Run as Run
 
 if TYPE_CHECKING:
-    from focal.report.explain import Explanations
+    from focal.reporting.explain import Explanations
     from focal.runs.evaluate import Predictions
     from focal.segments.upper import ReleasedModel
 
@@ -217,7 +217,7 @@ def explain(
     ``check`` compares the maps with those of a model that is randomised from the head downwards; ``found.verdict`` says what follows.
     """
     require("site", "focal explain")
-    from focal.report.explain import explain_run
+    from focal.reporting.explain import explain_run
 
     return explain_run(
         Path(run),
@@ -242,7 +242,7 @@ def report(
     ``run`` may also be an institution's state folder. Without ``images`` the page holds aggregates only.
     """
     require("site", "focal report")
-    from focal.report.html import write_report
+    from focal.reporting.html import write_report
 
     return write_report(Path(run), None if out is None else Path(out), images=images, say=say)
 

@@ -64,7 +64,7 @@ def test_an_import_is_seen_wherever_it_stands() -> None:
     assert parts_of(imported(f"from focal import cli, __version__\n{lazy}\n{typed}\nimport focal")) == {"cli", "runs", "__init__"}
 
 
-@pytest.mark.parametrize(("library", "where"), [("openfhe", {"ckks"}), ("matplotlib", {"report", "reproduce"})])
+@pytest.mark.parametrize(("library", "where"), [("openfhe", {"ckks"}), ("matplotlib", {"reporting", "reproduce"})])
 def test_a_library_is_imported_in_its_own_places_only(library: str, where: set[str]) -> None:
     """Only ``ckks`` touches ciphertexts through OpenFHE; roles, measures and runs draw nothing themselves."""
     assert {part(path) for path, names in IMPORTS if any(name.split(".")[0] == library for name in names)} == where

@@ -12,7 +12,7 @@ from PIL import Image
 
 from focal.config import InteractiveConfig, LowerConfig
 from focal.errors import FocalError
-from focal.report.explain import (
+from focal.reporting.explain import (
     CHECK,
     FOLDER,
     INDEX,
@@ -220,10 +220,10 @@ def test_a_map_that_only_shows_the_image_fails_the_check(monkeypatch: pytest.Mon
     def edges(model: ReleasedModel, x: torch.Tensor, columns: object) -> Maps:
         return Maps("Grad-CAM", x.double().mean(1).diff(dim=1).abs().numpy())
 
-    monkeypatch.setattr("focal.report.explain.explain", edges)
+    monkeypatch.setattr("focal.reporting.explain.explain", edges)
     steps = sanity_check(released(LOWER["cnn"]), pictures(2, 96), [0, 1])
     assert all(step.correlation == pytest.approx(1.0) and step.images == 2 for step in steps)
-    monkeypatch.setattr("focal.report.explain.explain", lambda model, x, columns: Maps("Grad-CAM", np.zeros((2, 3, 3))))
+    monkeypatch.setattr("focal.reporting.explain.explain", lambda model, x, columns: Maps("Grad-CAM", np.zeros((2, 3, 3))))
     assert {(s.correlation, s.images) for s in sanity_check(released(LOWER["cnn"]), pictures(2, 96), [0, 1])} == {(None, 0)}
 
 

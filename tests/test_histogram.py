@@ -17,7 +17,7 @@ from focal.cli import parties
 from focal.errors import ProtocolError
 from focal.measure.histogram import BINS, LIMIT, WIDTH, from_sum, pooled_macro, pooled_roc, score_histogram, write_pooled
 from focal.measure.metrics import auroc_per_class, macro_auroc
-from focal.report.pooled import plot_pooled
+from focal.reporting.pooled import plot_pooled
 from focal.sums.fixed import decode, encode
 from focal.sums.masked import MaskedSum
 

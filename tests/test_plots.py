@@ -15,9 +15,9 @@ from PIL import Image
 from focal.errors import FocalError
 from focal.measure import histogram
 from focal.measure.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, probabilities
-from focal.report import plots
-from focal.report.plots import Span, plot_per_class, plot_reliability, plot_roc, plot_timeline
-from focal.report.pooled import plot_pooled
+from focal.reporting import plots
+from focal.reporting.plots import Span, plot_per_class, plot_reliability, plot_roc, plot_timeline
+from focal.reporting.pooled import plot_pooled
 from focal.reproduce import figures
 
 CLASSES = ("normal", "diabetic retinopathy", "glaucoma", "never in the test rows")

@@ -22,9 +22,9 @@ from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
 from focal.measure.losses import read_losses
 from focal.measure.summary import read_summary
-from focal.report.explain import explain_images, explain_run
-from focal.report.html import _jpeg, write_report
-from focal.report.losses import plot_losses
+from focal.reporting.explain import explain_images, explain_run
+from focal.reporting.html import _jpeg, write_report
+from focal.reporting.losses import plot_losses
 from focal.runs import local
 from focal.segments import upper
 from focal.segments.projection import Projection

@@ -15,7 +15,7 @@ from rich.console import Console
 from focal.errors import FocalError
 from focal.measure.summary import PHASES, Auroc, AurocInterval, Summary, build_summary, read_summary, write_summary
 from focal.measure.traffic import Traffic, add_up, human_bytes, merge, mirrored
-from focal.report.table import print_results
+from focal.reporting.table import print_results
 
 CHECK = Path(__file__).parents[2] / "shared" / "tools" / "contract_check.py"
 CUSTODIANS = ("custodian-1", "custodian-2")

@@ -18,7 +18,7 @@ from focal.cli.progress import Board
 from focal.config import Manifest, printable, read
 from focal.errors import ConfigError, FocalError
 from focal.net.hub import _fault
-from focal.report.table import print_results
+from focal.reporting.table import print_results
 from focal.roles.progress import Reporter
 from focal.roles.start import run_role
 

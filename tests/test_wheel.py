@@ -109,7 +109,7 @@ def test_every_packaged_configuration_loads(installed: Installed) -> None:
 
 
 def test_the_report_finds_its_page(installed: Installed) -> None:
-    assert installed.python("from focal.report import html; print(bool(html._template()))") == "True"
+    assert installed.python("from focal.reporting import html; print(bool(html._template()))") == "True"
 
 
 @pytest.mark.slow

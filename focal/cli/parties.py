@@ -55,12 +55,12 @@ def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60
         status = run_role(role, manifest, local, board.show, wait=wait)
     result = read(LocalConfig, local).state / "summary.json"
     if status == 0 and role == "institution":
-        from focal.report.pooled import plot_pooled
+        from focal.reporting.pooled import plot_pooled
 
         plot_pooled(result.parent)
     if status == 0 and role == "institution" and result.exists():
         from focal.measure.summary import read_summary
-        from focal.report.table import print_results
+        from focal.reporting.table import print_results
 
         print_results(read_summary(result), console)
         say(f"result: {result}, {result.with_name('model.pt')}")

@@ -54,7 +54,7 @@ class Board:
 
     def done(self, run: focal.Run) -> None:
         """The result of a run that has ended. Another one may follow, with bars of its own."""
-        from focal.report.table import print_results
+        from focal.reporting.table import print_results
 
         self._end()
         print_results(run.summary, common.console)

@@ -100,7 +100,7 @@ def pooled_macro(curves: list[PooledRoc]) -> tuple[float, float]:
 
 
 def write_pooled(curves: list[PooledRoc], classes: Sequence[str], sites: int, folder: Path) -> str:
-    """Write :data:`FILE`, which :mod:`focal.report.pooled` draws; returns one line for a person.
+    """Write :data:`FILE`, which :mod:`focal.reporting.pooled` draws; returns one line for a person.
 
     ``classes``: the scored ones.
     """

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from focal.report.plots import BLUE, DPI, GREY, INK, ORANGE, literal, plain, save, title
+from focal.reporting.plots import BLUE, DPI, GREY, INK, ORANGE, literal, plain, save, title
 from focal.reproduce.cases import PaperTable
 from focal.reproduce.methods import ASIDE, BLIND, HEADS
 

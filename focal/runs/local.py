@@ -387,8 +387,8 @@ def _spent(run: Run) -> float:
 def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]) -> None:
     """Compare with the twin and the baselines, write summary, plots and model."""
     from focal.measure.summary import build_summary, write_summary
-    from focal.report import plots
-    from focal.report.pooled import plot_pooled
+    from focal.reporting import plots
+    from focal.reporting.pooled import plot_pooled
 
     names = [m.name for m in manifest.institutions]
     scores, facts = (_blind_result if manifest.protocol == "blind" else _interactive_result)(run, manifest, say)

@@ -28,7 +28,7 @@ from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import private_write
 from focal.measure import histogram
 from focal.net.identity import Identity, bound_hash, read_public, verify
-from focal.report.pooled import plot_pooled
+from focal.reporting.pooled import plot_pooled
 from focal.segments.upper import ModelMeta
 from focal.sums import fixed
 from focal.sums.masked import MaskedSum

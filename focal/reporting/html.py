@@ -43,12 +43,12 @@ from focal.measure.metrics import Measured, Paired, measure_all, paired_bootstra
 from focal.measure.subgroups import score_subgroup
 from focal.measure.summary import Summary, read_summary
 from focal.measure.traffic import human_bytes
-from focal.report import plots
-from focal.report.losses import plot_losses
-from focal.report.table import model_rows
+from focal.reporting import plots
+from focal.reporting.losses import plot_losses
+from focal.reporting.table import model_rows
 
 if TYPE_CHECKING:
-    from focal.report.explain import Explained, SanityStep, Verdict
+    from focal.reporting.explain import Explained, SanityStep, Verdict
     from focal.segments.lower import LowerSegment
     from focal.segments.upper import ModelMeta, UpperHead
 
@@ -90,7 +90,7 @@ class Overlays:
     @property
     def verdict(self) -> Verdict:
         """What the sanity check allows the reader to conclude."""
-        from focal.report.explain import verdict
+        from focal.reporting.explain import verdict
 
         return verdict(self.sanity)
 
@@ -294,7 +294,7 @@ def _losses(folder: Path) -> str:
 
 def _overlays(folder: Path, config: RunConfig | None, say: Say) -> tuple[Overlays | None, str]:
     """What ``focal explain`` drew, or one test image of every class; or why there are none."""
-    from focal.report import explain
+    from focal.reporting import explain
 
     stored = folder / explain.FOLDER
     if (stored / explain.INDEX).exists():
@@ -320,7 +320,7 @@ def _overlays(folder: Path, config: RunConfig | None, say: Say) -> tuple[Overlay
 def _drawn_overlays(folder: Path, config: RunConfig) -> Overlays:
     """One test image of each class, chosen by the run's seed and not by how well it is recognised."""
     from focal.data import load
-    from focal.report.explain import check_images, explain_images
+    from focal.reporting.explain import check_images, explain_images
     from focal.segments.upper import ReleasedModel
 
     model = ReleasedModel.load(folder)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from focal.errors import FocalError
 from focal.measure.losses import WINDOW, Losses, running_mean, shared
-from focal.report.plots import BLUE, DPI, ORANGE, plain, save, title
+from focal.reporting.plots import BLUE, DPI, ORANGE, plain, save, title
 
 
 def plot_losses(ours: Sequence[Losses], twin: Sequence[Losses], path: Path) -> None:

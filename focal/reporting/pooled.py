@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from focal.measure.histogram import FILE
-from focal.report.plots import Curve, plot_curves
+from focal.reporting.plots import Curve, plot_curves
 
 
 def plot_pooled(folder: Path) -> None:
