@@ -63,7 +63,7 @@ import hashlib, os, random, sys, threading
 from concurrent.futures import Future, ThreadPoolExecutor
 import nacl.public, nacl.secret, numpy as np, openfhe, zmq
 from focal.ckks import ring
-from focal.ckks.context import Scheme
+from focal.ckks.scheme import Scheme
 
 PARTY, ENDPOINT, SOCKET = (os.environ[f"FOCAL_PIN_{name}"] for name in ("PARTY", "ENDPOINT", "SOCKET"))
 asked = {}
