@@ -15,7 +15,7 @@ from test_summary import summary
 
 from focal import cli
 from focal.config import ConfigError, Manifest, printable, read
-from focal.net.hub import _fault
+from focal.net.answers import fault as answered
 from focal.report.table import print_results
 from focal.roles.progress import Reporter
 from focal.roles.start import run_role
@@ -60,7 +60,7 @@ def test_lines_of_commands_and_parties_hold_no_codes(terminal: io.StringIO, tmp_
     report.say(CODES)
     report.warn(f"one\n{CODES}")
     report.error(CODES)
-    told = "".join(e["text"] for e in events) + terminal.getvalue() + _fault("name", ConfigErrorLike(CODES)).message
+    told = "".join(e["text"] for e in events) + terminal.getvalue() + answered("name", ConfigErrorLike(CODES)).message
     assert printable(told, keep="\n") == told
 
 
@@ -69,7 +69,7 @@ class ConfigErrorLike(cli.FocalError):
 
 
 def test_a_fault_of_the_server_is_clean_and_bounded() -> None:
-    fault = _fault("name", cli.FocalError(CODES * 500, hint="x"))
+    fault = answered("name", cli.FocalError(CODES * 500, hint="x"))
     assert len(fault.message) == 2000 and printable(fault.message) == fault.message
 
 
