@@ -127,7 +127,7 @@ def test_another_manifest_or_name_is_refused(place: Place) -> None:
 
 
 def test_a_server_that_is_away_is_waited_for(place: Place) -> None:
-    """A wait and a post outlast it; it comes back with its board. One that comes back without its session is refused."""
+    """A wait and a post outlast it; it comes back with its board. Without its session it is refused."""
     north, south = place.link("north"), place.link("south")
     north.post(place.said("north"))
     waiting = in_thread(lambda: south.wait(1, PATIENCE))

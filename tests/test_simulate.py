@@ -1,4 +1,4 @@
-"""A consortium in one process: arrays in, the twin's weights out; and what its roles do when one of them stops or cannot go on."""
+"""A consortium in one process: arrays in, the twin's weights out; what its roles do when one stops or cannot go on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABELS = np.arange(30) % 3
 
 
 def test_the_example_runs_without_torch_and_gives_the_weights_of_the_twin() -> None:
-    """Two classes. The weights err by less than the planner guarantees, and the outputs are those of the twin's weights to as much."""
+    """Two classes. The weights err by less than the planner guarantees, and the outputs are the twin's to as much."""
     text = (simulate.__doc__ or "").split("Example::")[1].split("Args:")[0]
     check = f"""
 import sys
@@ -88,7 +88,8 @@ def consortium(folder: Path, labels: np.ndarray[Any, Any] = LABELS, show: Sink =
     """Three institutions, two custodians, three classes, as :func:`simulate` makes them."""
     manifest, files = _agreed(
         folder, dict.fromkeys("abc", len(ROWS)), ROWS.shape[1], ("x", "y", "z"), "multiclass",
-        ConsortiumConfig(institutions=("a", "b", "c"), custodians=2), ProjectionConfig(features=32), TrainingConfig(steps=2),
+        ConsortiumConfig(institutions=("a", "b", "c"), custodians=2),
+        ProjectionConfig(features=32), TrainingConfig(steps=2),
     )  # fmt: skip
     given = np.eye(3, dtype=np.uint8)[labels]
     make = {n: lambda local, report: ArrayInstitution(manifest, ROWS, given, local, report) for n in "abc"}
@@ -96,7 +97,7 @@ def consortium(folder: Path, labels: np.ndarray[Any, Any] = LABELS, show: Sink =
 
 
 def test_who_cannot_go_on_tells_everybody(tmp_path: Path) -> None:
-    """Labels of one class over all institutions: they say so, the others end with it, and nobody may go on in these folders."""
+    """Labels of one class over all institutions: they say so, the others end with it, and nobody goes on afterwards."""
     with consortium(tmp_path, np.zeros_like(LABELS)) as run:
         run.start()
         with pytest.raises(FocalError, match="same label") as e:
@@ -104,7 +105,8 @@ def test_who_cannot_go_on_tells_everybody(tmp_path: Path) -> None:
         assert "ended the run" not in str(e.value)
         assert set(run.errors) == set(run.files)
         for name in ("server", "custodian-1", "custodian-2"):
-            assert "ended the run" in str(run.errors[name]) and "same label" in (tmp_path / name / "aborted").read_text()
+            assert "ended the run" in str(run.errors[name])
+            assert "same label" in (tmp_path / name / "aborted").read_text()
         run.start("custodian-1")
         with pytest.raises(FocalError):
             run.finish()
@@ -112,7 +114,8 @@ def test_who_cannot_go_on_tells_everybody(tmp_path: Path) -> None:
 
 
 def test_parties_that_stop_in_training_go_on_where_they_stood(tmp_path: Path) -> None:
-    """A custodian and the server stop after the first step and start again: no share is made twice, all decode the twin's weights."""
+    """A custodian and the server stop after the first step and start again: no share is made twice, and all decode the
+    twin's weights."""
     stepped = threading.Event()
 
     def show(event: dict[str, Any]) -> None:

@@ -184,10 +184,19 @@ class Scheme:
     def close(self) -> None:
         """Forget the evaluation keys of *all* tags, which OpenFHE keeps for the life of the process (it cannot forget one tag's)."""
         with Scheme.process:
-            openfhe.ClearEvalMultKeys()
-            self.cc.ClearEvalAutomorphismKeys()
-            self.installed.clear()
-            self._made.clear()
+            self._clear()
+
+    def forget(self) -> None:
+        """This tag's evaluation keys are needed no more: OpenFHE forgets them as soon as it has no other tag's."""
+        with Scheme.process:
+            if self.installed.pop(self.tag, None) is not None and not self.installed:
+                self._clear()
+
+    def _clear(self) -> None:
+        openfhe.ClearEvalMultKeys()
+        self.cc.ClearEvalAutomorphismKeys()
+        self.installed.clear()
+        self._made.clear()
 
     # ----------------------------------------------------------------- templates
 

@@ -2,12 +2,13 @@
 
 ::
 
-    LocalLink (a party's thread) --request--> LocalHub: the same answers as the one over ZeroMQ, made in that thread --> board, blobs
+    LocalLink (a party's thread) --request--> LocalHub: answers made in that thread --> board, blobs
          `-- waits while nobody serves: a hub may stop, and the server's next one takes its place
 
-What a member is told is decided by :mod:`focal.net.answers`, and what it hears is checked by :mod:`focal.net.requests`, as over the wire:
-signatures, audiences, digests, refusals, counts of bytes. Only the connections are missing, and with them what keeps the parties
-apart: whoever runs this process sees everything in it. For simulations and for tests of what roles do.
+What a member is told is decided by :mod:`focal.net.answers`, and what it hears is checked by :mod:`focal.net.requests`,
+as over the wire: signatures, audiences, digests, refusals, counts of bytes. Only the connections are missing, and with
+them what keeps the parties apart: whoever runs this process sees everything in it. For simulations, and for tests of
+what roles do.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ENDPOINT = "this process"
 
 
 class LocalNetwork:
-    """Where links find the hub. One condition tells of everything that somebody may wait for: a hub, a record, an end."""
+    """Where links find the hub. One condition tells of all that somebody may wait for: a hub, a record, an end."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -44,7 +45,7 @@ class LocalNetwork:
 
 
 class LocalHub(Answers):
-    """The server's end. Requests are answered in the threads of those who ask, those of one member one after the other."""
+    """The server's end. Requests are answered in the threads of those who ask, one member's one after the other."""
 
     LAST_WORD = FAREWELL = 0.0
     endpoint = ENDPOINT
@@ -82,7 +83,7 @@ class LocalHub(Answers):
         return super().behind(seconds)
 
     def answer(self, link: LocalLink, message: Model, payload: bytes, size: int) -> tuple[Model, bytes, int] | None:
-        """The answer to one request of ``size`` bytes, and its size; None when this hub stops, or the link is closed, before."""
+        """The answer to a request of ``size`` bytes, and its size; None when hub or link end before there is one."""
         with self._network.changed:
             if self._stopping:
                 return None
@@ -110,7 +111,7 @@ class LocalHub(Answers):
                     self._network.changed.notify_all()
 
     def _grown(self, link: LocalLink, wait: msg.Wait) -> bool:
-        """Wait for a record that ``link`` has not seen, or until its time is up; False when nobody is left to tell or be told."""
+        """Wait for a record that ``link`` has not seen, or until its time is up; False when hub or link end."""
         with self._network.changed:
             over = self._network.changed.wait_for
             over(lambda: len(self.board) > wait.after or self._stopping or link.closed, wait.seconds)
@@ -118,7 +119,7 @@ class LocalHub(Answers):
 
 
 class LocalLink(Requests):
-    """A party's end. Like :class:`focal.net.link.Link` it waits for a server that is away, and :meth:`close` ends every wait."""
+    """A party's end. Like :class:`focal.net.link.Link` it waits for an absent server; :meth:`close` ends every wait."""
 
     def __init__(self, network: LocalNetwork, manifest: Manifest, identity: Identity) -> None:
         identity.entry(manifest)
@@ -127,7 +128,7 @@ class LocalLink(Requests):
         self._network = network
 
     def open(self, timeout: float) -> msg.Welcome:
-        """Say hello. Raises :class:`FocalError` when nobody serves within ``timeout`` seconds, :class:`Refused` as over a wire."""
+        """Say hello. Raises :class:`FocalError` when nobody serves within ``timeout`` seconds, or :class:`Refused`."""
         with self._network.changed:
             if not self._network.changed.wait_for(lambda: self._network.hub is not None or self.closed, timeout):
                 raise FocalError(f"no server in this process within {timeout:g} s", hint="start the server's thread")
@@ -170,7 +171,7 @@ class LocalLink(Requests):
         return reply, data
 
     def _serving(self) -> LocalHub:
-        """The hub, as soon as there is one. Raises :class:`FocalError` when this link is closed, or the hub is of another session."""
+        """The hub, as soon as there is one. Raises :class:`FocalError` when the link is closed or the session another."""
         with self._network.changed:
             self._network.changed.wait_for(lambda: self._network.hub is not None or self.closed)
             hub = self._network.hub

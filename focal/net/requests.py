@@ -30,8 +30,9 @@ class Lost(Exception):
 
 
 class Requests(abc.ABC):
-    """Plain methods for a member's threads. They raise :class:`Refused` with the server's reason, :class:`ProtocolError` when the server
-    breaks the protocol, and :class:`FocalError` when the link is closed or can never work.
+    """Plain methods for a member's threads. They raise :class:`Refused` with the server's reason,
+    :class:`ProtocolError` when the server breaks the protocol, and :class:`FocalError` when the link is closed or can
+    never work.
     """
 
     WINDOW = 4
@@ -48,7 +49,7 @@ class Requests(abc.ABC):
 
     @abc.abstractmethod
     def _submit(self, message: Model, expect: type[Model], payload: bytes = b"", *, bulk: bool = False) -> Future:
-        """Send one request; its answer is of type ``expect``. ``bulk``: it is long, and must not hold up a short one."""
+        """Send one request; its answer is of type ``expect``. ``bulk``: it is long and must not hold up a short one."""
 
     @property
     def traffic(self) -> Directions:
@@ -125,7 +126,7 @@ class Requests(abc.ABC):
         return digests
 
     def get(self, digest: str) -> bytes:
-        """Fetch a blob. Raises :class:`Refused`: ``unknown-blob``, ``audience``, or ``digest`` when the server sends other bytes."""
+        """Fetch a blob. Raises :class:`Refused`: ``unknown-blob``, ``audience``, or ``digest`` for other bytes."""
         parts: list[bytes] = []
         first, data = self._ask(msg.Get(digest=digest, offset=0), msg.Piece, bulk=True)
         rest = ((msg.Get(digest=digest, offset=offset), b"") for offset in range(PIECE, first.size, PIECE))

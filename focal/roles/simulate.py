@@ -8,7 +8,8 @@
                                      |
     Simulated  <-- weights, projection, what the run was, its plaintext twin
 
-Everything is encrypted as between hospitals and computed by the same code; only nobody is kept from anything, for all is in one memory.
+Everything is encrypted as between hospitals and computed by the same code; only nobody is kept from anything, for all
+is in one memory.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Simulated:
     """From features to the R columns that were encrypted."""
     task: Task
     facts: dict[str, Any]
-    """Rows, steps, parameters, security, release, guard, seconds by phase, bytes by member: as in a run's ``summary.json``."""
+    """Rows, steps, parameters, security, release, guard, seconds by phase, bytes by member: as in ``summary.json``."""
     width: int
     """Features that were given."""
 
@@ -107,8 +108,8 @@ def simulate(
         scores = run.outputs(rng.normal(size=(5, 40)))
 
     Args:
-        institutions: name -> (features (n, d), labels). Labels are class numbers (n,), or a 0/1 matrix (n, C) of labels that do not
-            exclude each other. At least three institutions. Fewer features than R - 1 are filled up with zeros.
+        institutions: name -> (features (n, d), labels). Labels are class numbers (n,), or a 0/1 matrix (n, C) of labels
+            that do not exclude each other. At least three institutions. Fewer features than R - 1 are filled by zeros.
         features: R, the columns that are encrypted, the bias among them; default 64, or 32 where d is below 63.
         bound: features are clipped to [-bound, bound]; give them on a scale where that cuts little.
         verify: which custodians re-run every step; the first of them is the guard.
@@ -139,13 +140,19 @@ def simulate(
         )
         make: dict[str, Make] = {n: partial(ArrayInstitution, manifest, *arrays) for n, arrays in rows.items()}
         with Together(manifest, files, show, make) as parties:
-            parties.start()
-            parties.finish()
-            return _result(manifest, parties, home, width, time.monotonic() - begun)
+            try:
+                parties.start()
+                parties.finish()
+                return _result(manifest, parties, home, width, time.monotonic() - begun)
+            finally:
+                parties.stop()
+                server = parties.parties.get(manifest.server.name)
+                if isinstance(server, Server) and "scheme" in server.__dict__:
+                    server.scheme.forget()
 
 
 class ArrayInstitution(Institution):
-    """An institution whose rows are arrays in this process: no images, no lower segment, and no model file in the end."""
+    """An institution whose rows are arrays in this process: no images, no lower segment, no model file in the end."""
 
     def __init__(
         self,
@@ -190,7 +197,7 @@ def _checked(
     for name, (x, y) in given.items():
         if x.ndim != 2 or not len(x) or x.dtype.kind not in "fiu":
             raise FocalError(
-                f"'{name}': features have shape {x.shape} and type {x.dtype}, they must be numbers of shape (rows, features)"
+                f"'{name}': features have shape {x.shape} and type {x.dtype}, not numbers of shape (rows, features)"
             )
         with np.errstate(over="ignore"):
             finite = np.isfinite(x.astype(np.float32)).all()
@@ -209,10 +216,8 @@ def _checked(
             raise FocalError(f"'{name}': labels must be class numbers 0, 1, 2, ..., or a matrix of 0 and 1")
     widths, forms = {x.shape[1] for x, _ in given.values()}, {y.shape[1:] for _, y in given.values()}
     if len(widths) > 1 or len(forms) > 1:
-        what = "numbers of features" if len(widths) > 1 else "forms of labels"
-        raise FocalError(
-            f"the institutions have different {what}: {', '.join(map(str, sorted(widths if len(widths) > 1 else forms)))}"
-        )
+        what, found = ("numbers of features", widths) if len(widths) > 1 else ("forms of labels", forms)
+        raise FocalError(f"the institutions have different {what}: {', '.join(sorted(map(str, found)))}")
     (form,), (width,) = forms, widths
     count = form[0] if form else 1 + max(int(y.max()) for _, y in given.values())
     if count < 2:
@@ -260,8 +265,8 @@ def _agreed(
         )
     members += [identities[name].member("institution", rows=n) for name, n in rows.items()]
     lower = LowerSpec(
-        family="timm", model="arrays", cut="none", image_size=0, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1),
-        weights_sha256="0" * 64, dim=dim,
+        family="timm", model="arrays", cut="none", image_size=0, interpolation="bilinear",
+        mean=(0, 0, 0), std=(1, 1, 1), weights_sha256="0" * 64, dim=dim,
     )  # fmt: skip
     manifest = Manifest(
         name="simulation",
@@ -283,7 +288,7 @@ def _agreed(
         consortium.custodians,
         training.steps,
         training.degree,
-        LayoutConfig(),  # a rotation key costs here about what it takes on a slow link, to be made, added up and installed
+        LayoutConfig(),  # making, adding up and installing a key costs about what sending it on a slow link does
         cores,
         0.5 * psutil.virtual_memory().total,
     ).layout

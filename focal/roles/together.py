@@ -3,9 +3,9 @@
 ::
 
     Together
-      |-- server ---------- LocalHub: board and blobs <--+     the same roles, records, journals and ledgers as in processes;
-      |-- custodian-1 ----- LocalLink -------------------+     no sockets, and nothing that keeps one party's secrets
-      |-- hospital-a ------ LocalLink -------------------+     from another
+      |-- server ---------- LocalHub: board and blobs <--+     the same roles, records, journals and ledgers
+      |-- custodian-1 ----- LocalLink -------------------+     as in processes; no sockets, and nothing that keeps
+      |-- hospital-a ------ LocalLink -------------------+     one party's secrets from another
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OTHERS_SECONDS = 5.0
 class Together:
     """The members of one manifest in this process. Leaving the ``with`` ends them all.
 
-    ``files`` are their local files; ``make`` makes the parties of those members that are not what :func:`focal.roles.start.party_class`
+    ``files`` are their local files; ``make`` makes parties that are not what :func:`focal.roles.start.party_class`
     says. ``parties`` are those that were started last, for whoever wants to look into them.
     """
 
@@ -95,7 +95,7 @@ class Together:
         next(t for t in self._threads.values() if t.is_alive()).join(0.05)
 
     def stop(self, *names: str) -> None:
-        """End these members, or all: each stops the next time that it has to do with the network. Waits for their threads."""
+        """End these members, or all: each stops when it next has to do with the network. Waits for their threads."""
         ending = names or tuple(self._threads)
         with self._lock:
             self._ending |= set(ending)
