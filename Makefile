@@ -40,10 +40,10 @@ bench: setup ## speed, size and accuracy against their targets
 	$(bin)/focal bench all
 
 test: setup ## the tests, with the reason of every skip and the slowest few
-	OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder -rs --durations=5 -m "not slow"
+	OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -rs --durations=5 -m "not slow"
 
 test-slow: setup ## stalled links, pulled plugs, whole runs: some minutes
-	OMP_NUM_THREADS=1 $(bin)/pytest -rs -m slow
+	OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -rs --durations=5 -m slow
 
 fuzz: setup ## two million mutated messages against every decoder
 	OMP_NUM_THREADS=1 $(bin)/python tests/fuzz.py

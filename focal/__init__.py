@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "predict",
     "report",
+    "simulate",
     "train",
 ]
 

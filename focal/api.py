@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from focal import configs
 from focal.config import Manifest, read
@@ -20,8 +20,11 @@ from focal.extras import require
 from focal.runs.folder import Run as Run
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from focal.reporting.explain import Explanations
     from focal.runs.evaluate import Predictions
+    from focal.runs.simulate import Simulated
     from focal.segments.upper import ReleasedModel
 
 StrPath = str | os.PathLike[str]
@@ -73,6 +76,50 @@ def train(
     local.train(run, show, say)
     done(run)
     return run
+
+
+def simulate(
+    institutions: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    custodians: int = 3,
+    steps: int = 5,
+    features: int | None = None,
+    bound: float = 32.0,
+    ridge: float = 0.1,
+    degree: Literal[3, 5, 7] = 3,
+    projection: Literal["whiten", "random"] = "whiten",
+    verify: Literal["first", "all", "none"] = "first",
+    show: Show = lambda event: None,
+) -> Simulated:
+    """Train one head on the encrypted rows of several institutions, all parties in this process: arrays in, weights out.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> def hospital(rows):
+    ...     features = rng.normal(size=(rows, 40))
+    ...     return features, (features[:, 0] + features[:, 1] > 0).astype(int)
+    >>> hospitals = {"a": hospital(60), "b": hospital(80), "c": hospital(40)}
+    >>> run = focal.simulate(hospitals, custodians=2, steps=2)
+    >>> run.weights.shape, bool(abs(run.weights - run.twin).max() < 1e-3)
+    ((32, 1), True)
+
+    The blind protocol with real keys and real shares, over a network within the process; nobody is kept from anything.
+    Labels are class numbers (n,), or a 0/1 matrix (n, C). What the other settings are: :func:`focal.runs.simulate.simulate`.
+    """
+    from focal.runs import simulate as simulation
+
+    return simulation.simulate(
+        institutions,
+        custodians=custodians,
+        steps=steps,
+        features=features,
+        bound=bound,
+        ridge=ridge,
+        degree=degree,
+        projection=projection,
+        verify=verify,
+        show=show,
+    )
 
 
 def _check_data(config: RunConfig) -> None:

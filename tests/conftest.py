@@ -15,6 +15,24 @@ from focal.ckks import ring  # noqa: E402
 from focal.heads.linear.layout import Layout  # noqa: E402
 from focal.heads.linear.rehearsal import Rehearsal  # noqa: E402
 
+SHARED = {
+    "finished": ("audit", "blind_run", "cli", "report", "scan", "views", "wires"),
+    "stages": (
+        "attacks_guard", "attacks_keys", "attacks_refresh", "attacks_sums", "attacks_uploads",
+        "bad_input", "lockstep", "restart",
+    ),
+}  # fmt: skip
+"""What many files look at takes a minute to make: the files that look at it are one worker's (``--dist loadgroup``)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay together. The longest groups come first, so that two workers end at about the same time; before
+    them what waits for stalled links, for the other worker has the processors meanwhile."""
+    groups = {f"test_{name}.py": group for group, names in SHARED.items() for name in names}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.name, item.path.stem)))
+    items.sort(key=lambda item: (item.path.name != "test_network.py", item.path.name not in groups))
+
 
 class Opened:
     """Exact decryption without smudging: what nobody in the protocol can do, because nobody holds all shares."""

@@ -6,8 +6,10 @@
     finished()       `focal train` on them, every byte that any party received recorded               (once per test session)
     Consortium       manifest and local files of a run, its processes started, killed and restarted one by one
 
-Institutions need seconds to import torch. Where a test is not about images, their process runs with :data:`QUICK`: the same role with
-features from a file and without a torch model at the end. Hostile parties are made the same way: a prelude replaces one method of the role.
+Institutions need seconds to import torch. Where a test is not about images, their process runs with :data:`QUICK`: the
+same role with features from a file and without a torch model at the end. Hostile parties are made the same way: a prelude
+replaces one method of the role. Parties that are started one by one are forks of an interpreter that has focal's imports
+behind it (``forks.py``); ``focal train`` starts its own as everywhere.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import functools
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -38,6 +39,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import yaml
+from forks import nursery
 from numpy.typing import NDArray
 from patience import PATIENCE
 
@@ -263,34 +265,23 @@ class Process:
     ) -> None:
         """``limit``: bytes that a file may grow to before the disk is full."""
         self.name = local_file.parent.name
-        program = ["-c", f"{prelude}\nfrom focal.cli import main\nmain()"] if prelude else ["-m", "focal"]
-        command = [sys.executable, *program, role, "--manifest", str(manifest), "--local", str(local_file), "--events"]
-        command += [] if role == "server" else ["--wait", str(wait)]
+        arguments = [role, "--manifest", str(manifest), "--local", str(local_file), "--events"]
+        arguments += [] if role == "server" else ["--wait", str(wait)]
         self.events: list[dict[str, Any]] = []
         self._grown = threading.Condition()
-        self.child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**ENV, **env},
-            preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)) if limit else None,
-        )
+        self.child = nursery().start(f"{prelude}\nfrom focal.cli import main\nmain()", arguments, {**ENV, **env}, limit)
         self._errors: list[str] = []
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_events, self._read_errors)]
         for reader in self._readers:
             reader.start()
 
     def _read_events(self) -> None:
-        assert self.child.stdout is not None
         for line in self.child.stdout:
             with self._grown:
                 self.events.append(json.loads(line))
                 self._grown.notify_all()
 
     def _read_errors(self) -> None:
-        assert self.child.stderr is not None
         self._errors.extend(self.child.stderr)
 
     def reach(self, test: Callable[[dict[str, Any]], bool], timeout: float = PATIENCE) -> None:

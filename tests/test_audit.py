@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from consortium import Finished, finished, focal, said
+from consortium import Finished, cli, finished, focal, said
 from stages import _copy
 
 from focal.net import messages as msg
@@ -138,7 +138,7 @@ def test_from_another_folder_one_changed_bit_of_an_upload_is_found(run: Finished
     store = Store(run, tmp_path / "elsewhere")
     found = flip_upload(store)
     shutil.copy(run.folder / "manifest.json", tmp_path / "manifest.json")
-    result = focal("audit", tmp_path / "manifest.json", "--from", store.folder)
+    result = cli("audit", tmp_path / "manifest.json", "--from", store.folder)
     assert result.returncode == 1 and "other bytes than were written" in said(result)
     assert found in in_one_piece(said(result))
 
@@ -155,5 +155,5 @@ def in_one_piece(text: str) -> str:
 def test_a_falsified_record_is_found_and_named(run: Finished, tmp_path: Path, falsify: Callable[[Store], str]) -> None:
     store = Store(run, tmp_path / "store")
     named = falsify(store)
-    result = focal("audit", run.folder, "--from", store.folder)
+    result = cli("audit", run.folder, "--from", store.folder)
     assert result.returncode == 1 and in_one_piece(named) in in_one_piece(said(result)), said(result)

@@ -96,6 +96,10 @@ def test_train_meets_the_result_contract(run: Finished) -> None:
         assert (run.folder / plot).stat().st_size > 1000
 
 
+def test_the_summary_says_who_verifies(run: Finished) -> None:
+    assert run.summary["verify"] == {"custodian-1": "lockstep", "custodian-2": "off"}
+
+
 def test_the_run_says_what_it_does_not_protect(run: Finished) -> None:
     off = all(m.verify == "off" for m in run.manifest.custodians)
     assert ("verify: off" in run.output) == off

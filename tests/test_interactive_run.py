@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from consortium import focal, said
+from consortium import cli, said
 from quick_joint import PLAIN_SPLIT, JointConsortium
 
 from focal.net import messages as msg
@@ -71,15 +71,14 @@ def test_nothing_is_opened_in_the_first_step(done: JointConsortium) -> None:
 
 
 def test_the_audit_repeats_every_digest_and_finds_an_altered_bit(done: JointConsortium) -> None:
-    """In processes of their own: a second audit would find the first one's evaluation keys."""
     last = max((b for _, _, b in done.bodies(msg.StepDone)), key=lambda b: b.step)
-    whole = focal("audit", done.run.folder)
+    whole = cli("audit", done.run.folder)
     assert f"chain {last.chain}" in said(whole) and whole.stdout.count("step ") == 6
     path = done.folder("server") / "blobs" / last.inputs[0][:2] / last.inputs[0][2:]
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     try:
-        assert "the disk returns other bytes" in said(focal("audit", done.run.folder))
+        assert "the disk returns other bytes" in said(cli("audit", done.run.folder))
     finally:
         path.write_bytes(data)
 
@@ -127,7 +126,7 @@ MaskedSum.open = open_
 @pytest.mark.slow
 def test_an_average_that_was_abandoned_stays_so_for_one_that_comes_back() -> None:
     """All contributions lie at the server, so that hospital-b could still open the sum that the others did without."""
-    with JointConsortium("abandoned", straggler_seconds=6) as c:
+    with JointConsortium("abandoned", straggler_seconds=10) as c:
         c.start(*(n for n in c.roles if n != "hospital-b"))
         c.start("hospital-b", prelude=DIES_IN_AVERAGE_1)
         assert c.processes["hospital-b"].end() == 9
@@ -143,7 +142,7 @@ def test_an_average_that_was_abandoned_stays_so_for_one_that_comes_back() -> Non
 
 @pytest.mark.slow
 def test_a_straggler_is_skipped_named_and_welcome_again() -> None:
-    with JointConsortium("straggler", straggler_seconds=4, steps=6) as c:
+    with JointConsortium("straggler", straggler_seconds=8, steps=6) as c:
         c.start_all()
         slow = c.processes["hospital-d"]
         slow.reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)

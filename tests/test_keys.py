@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Opened
+from patience import PATIENCE
 
 from focal.ckks import codec, ring
 from focal.ckks.scheme import LIMBS, Scheme
@@ -185,3 +188,44 @@ def test_sizes_are_announced_rightly(ceremony: Ceremony) -> None:
 def test_a_second_scheme_leaves_the_first_ones_keys_alone(ceremony: Ceremony) -> None:
     Scheme(CkksConfig(), "ff" * 32)
     assert ceremony.scheme.cc.EvalRotate(ceremony.encrypt(np.zeros(ceremony.scheme.slots)), 1) is not None
+
+
+def test_parties_of_one_process_share_the_installed_keys(ceremony: Ceremony) -> None:
+    """A second party of the run reads no rotation key again, and works with the first one's; other keys are refused."""
+
+    def unread(rotation: int) -> bytes:
+        raise AssertionError("the keys are there")
+
+    second = Scheme(CkksConfig(), RUN.hex())
+    h1, b = ceremony.sums["relinearisation/h1"], ceremony.added(codec.SWITCHING_B, ceremony.second)
+    keys.install(second, RUN, h1, b, ROTATIONS, unread)
+    rebuilt = second.ciphertext(ceremony.scheme.limbs(ceremony.encrypt(np.zeros(second.slots))))
+    assert second.cc.EvalRotate(rebuilt, 1) is not None
+    with pytest.raises(Refused) as e:
+        keys.install(second, RUN, h1, h1, ROTATIONS, unread)
+    assert e.value.reason == "joint-keys"
+
+
+def test_keys_are_forgotten_with_the_last_tag_that_has_some() -> None:
+    """In a process of its own: OpenFHE can only forget all of them."""
+    program = """
+from focal.ckks.scheme import Scheme
+from focal.heads.linear.layout import Layout
+from focal.heads.linear.rehearsal import Rehearsal
+one, two = (Rehearsal(Layout(8192, 16, 8, 300, 8, 1, 4), custodians=2, run=name) for name in ("one", "two"))
+rotation = one.layout.rotations[0]
+def works(run):
+    try:
+        return run.scheme.cc.EvalRotate(run.encrypt([0.0]), rotation) is not None
+    except RuntimeError:
+        return False
+assert works(one) and works(two)
+one.scheme.forget()
+one.scheme.forget()
+assert works(two) and set(Scheme.installed) == {two.scheme.tag}
+two.scheme.forget()
+assert not works(two) and not Scheme.installed
+print("done")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.stdout == "done\n", result.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from consortium import finished
 from stages import Stages, prelude, reason, said, shares, stages
 
 from focal.heads.released import MAX_ERROR
@@ -37,8 +36,3 @@ def test_a_server_that_computes_something_else(stage: Stages, server: str) -> No
         assert "'train/0/weights/-/0/-'" in c.processes["custodian-1"].errors
         assert "refresh/0/weights" not in said(c, "custodian-1")
         assert all("/residual/" in item for _, item in shares(c, "custodian-1"))
-
-
-def test_the_summary_says_who_verifies() -> None:
-    run = finished()
-    assert run.summary["verify"] == {"custodian-1": "lockstep", "custodian-2": "off"}

@@ -86,7 +86,7 @@ BODIES, REQUESTS, REPLIES = union(msg.Body), union(msg.Request), union(msg.Reply
 RECORDS = st.builds(msg.Record, scope=HEX, sender=NAME, topic=TOPIC, body=st.one_of([strategy(b) for b in BODIES]))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(RECORDS)
 def test_records_round_trip(record: msg.Record) -> None:
     data = msg.encode(record)
@@ -130,13 +130,13 @@ PACKABLE = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.sampled_from(ADAPTERS), st.binary(max_size=200) | PACKABLE.map(msgpack.packb))
 def test_random_bytes_raise_protocol_error_only(adapter: Any, data: bytes) -> None:
     decodes_or_refuses(adapter, data)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(RECORDS.map(msg.encode), st.data())
 def test_mutated_records_raise_protocol_error_only(data: bytes, draw: st.DataObject) -> None:
     at = draw.draw(st.integers(0, len(data) - 1))

@@ -80,6 +80,28 @@ def test_transforms_are_direct_evaluation_and_its_inverse(q: int) -> None:
     assert ring.ntt(limb(coefficients), q, root).tolist() == values
 
 
+@pytest.mark.parametrize("k", [1, 5, 2 * N - 1, pow(5, -3, 2 * N)])
+def test_an_automorphism_moves_evaluations(k: int) -> None:
+    """As the polynomial with X^k put in the place of X is evaluated: X^n = -1 turns some signs."""
+    q, root, rng = PRIMES[1], root_of_unity(PRIMES[1], 2 * N), random.Random(5)
+    coefficients = [rng.randrange(q) for _ in range(N)]
+    turned = [0] * N
+    for i, c in enumerate(coefficients):
+        at = i * k % (2 * N)
+        turned[at % N] = c if at < N else (q - c) % q
+    values = ring.ntt(limb(coefficients), q, root)
+    assert values[ring.automorphism(N, k)].tolist() == ring.ntt(limb(turned), q, root).tolist()
+
+
+@pytest.mark.parametrize("q", PRIMES)
+def test_signed_coefficients_are_transformed_as_their_residues(q: int) -> None:
+    root = root_of_unity(q, 2 * N)
+    small = np.array([0, 1, -1, 40, -40, 2, -2, q // 2] * (N // 8), dtype=np.int64)
+    before = small.copy()
+    assert ring.ntt_signed(small, q, root).tolist() == ring.ntt((small % q).astype(np.uint64), q, root).tolist()
+    assert np.array_equal(small, before)
+
+
 def test_centred_at_its_edges() -> None:
     q = PRIMES[0]
     assert ring.centred(limb([0, 1, q // 2, q // 2 + 1, q - 1]), q).tolist() == [0, 1, q // 2, q // 2 + 1 - q, -1]

@@ -17,7 +17,7 @@ from focal.cli import common
 from focal.cli.progress import Board
 from focal.config import Manifest, printable, read
 from focal.errors import ConfigError, FocalError
-from focal.net.hub import _fault
+from focal.net.answers import fault as answered
 from focal.protocols.common.progress import Reporter
 from focal.protocols.start import run_role
 from focal.reporting.table import print_results
@@ -62,7 +62,7 @@ def test_lines_of_commands_and_parties_hold_no_codes(terminal: io.StringIO, tmp_
     report.say(CODES)
     report.warn(f"one\n{CODES}")
     report.error(CODES)
-    told = "".join(e["text"] for e in events) + terminal.getvalue() + _fault("name", ConfigErrorLike(CODES)).message
+    told = "".join(e["text"] for e in events) + terminal.getvalue() + answered("name", ConfigErrorLike(CODES)).message
     assert printable(told, keep="\n") == told
 
 
@@ -71,7 +71,7 @@ class ConfigErrorLike(FocalError):
 
 
 def test_a_fault_of_the_server_is_clean_and_bounded() -> None:
-    fault = _fault("name", FocalError(CODES * 500, hint="x"))
+    fault = answered("name", FocalError(CODES * 500, hint="x"))
     assert len(fault.message) == 2000 and printable(fault.message) == fault.message
 
 

@@ -557,7 +557,7 @@ def test_hub_answers_after_thousands_of_malformed_frames(server: Server, raw: Ra
         st.binary(min_size=8, max_size=8), st.sampled_from([b"setup", b"", b"UPPER", b"\xff", b"a" * 40]), header, st.binary(max_size=40)
     ).map(list)
 
-    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(frame, min_size=20, max_size=40))
     def throw(frames: list[list[bytes]]) -> None:
         for parts in frames:

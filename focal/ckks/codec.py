@@ -91,7 +91,11 @@ def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> b
         for limb, q in zip(polynomial, primes, strict=True):
             if limb.shape != (scheme.n,):
                 raise ValueError(f"a limb has {scheme.n} residues, not {limb.shape}")
-            parts.append(_words(limb.astype("<u8", copy=False), _width(q)).tobytes())
+            words = _words(limb.astype("<u8", copy=False), _width(q))
+            own = np.empty(words.shape, words.dtype)
+            for i in range(words.shape[1]):  # word by word: numpy's inner loop is then as long as the limb
+                own[:, i] = words[:, i]
+            parts.append(own.tobytes())
     return b"".join(parts)
 
 
@@ -117,7 +121,9 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
             width = _width(q)
             limb: Limb = np.zeros(scheme.n, dtype="<u8")
             words = _words(limb, width)
-            words[:] = np.frombuffer(data, words.dtype, words.size, offset).reshape(words.shape)
+            foreign = np.frombuffer(data, words.dtype, words.size, offset).reshape(words.shape)
+            for i in range(words.shape[1]):
+                words[:, i] = foreign[:, i]
             if int(limb.max()) >= q:
                 raise Refused("coefficient", f"{source}: a {kind.name} holds a value that is not below its modulus")
             element.append(limb)

@@ -29,12 +29,13 @@ _ONE_QUOTIENT = 1 << 50
 def add(x: Limb, y: Limb, q: int) -> Limb:
     """(x + y) mod q for residues below q < 2^63."""
     total = x + y
-    return np.where(total >= np.uint64(q), total - np.uint64(q), total)
+    return np.minimum(total, total - np.uint64(q), out=total)  # below q the difference wraps around, and is huge
 
 
 def subtract(x: Limb, y: Limb, q: int) -> Limb:
     """(x - y) mod q for residues below q < 2^63."""
-    return np.where(x >= y, x - y, x + np.uint64(q) - y)
+    difference = x - y
+    return np.minimum(difference, difference + np.uint64(q), out=difference)  # a negative one wraps around, and comes back with q
 
 
 def total(parts: Sequence[Sequence[Limb]], moduli: Sequence[int]) -> list[Limb]:
@@ -72,8 +73,8 @@ def multiply(x: Limb, y: Limb, q: int) -> Limb:
 
     float64 gives the quotient, int64 the rest: the true rest is small, so that wrapping around 2^64 on the way does no harm.
     """
-    rest = _signed_product(x.view(np.int64), y.view(np.int64), q)
-    return np.where(rest < 0, rest + q, rest).view(np.uint64)
+    rest = _signed_product(x.view(np.int64), y.view(np.int64), q).view(np.uint64)
+    return np.minimum(rest, rest + np.uint64(q), out=rest)  # as in a difference
 
 
 def _signed_product(x: Signed, y: Signed, q: int) -> Signed:
@@ -84,11 +85,19 @@ def _signed_product(x: Signed, y: Signed, q: int) -> Signed:
     """
     real, inverse = x.astype(np.float64), 1.0 / q
     if q < _ONE_QUOTIENT:
-        return x * y - np.rint(real * y.astype(np.float64) * inverse).astype(np.int64) * q
+        return _less(x * y, real * y.astype(np.float64) * inverse, q)
     high, low = y >> _SPLIT, y & ((1 << _SPLIT) - 1)
-    upper = x * high - np.rint(real * high.astype(np.float64) * inverse).astype(np.int64) * q
-    quotient = np.rint((upper.astype(np.float64) * 2.0**_SPLIT + real * low.astype(np.float64)) * inverse)
-    return (upper << _SPLIT) + x * low - quotient.astype(np.int64) * q
+    upper = _less(x * high, real * high.astype(np.float64) * inverse, q)
+    quotient = (upper.astype(np.float64) * 2.0**_SPLIT + real * low.astype(np.float64)) * inverse
+    return _less((upper << _SPLIT) + x * low, quotient, q)
+
+
+def _less(product: Signed, quotient: NDArray[np.floating], q: int) -> Signed:
+    """product - round(quotient) q, in ``product``'s own memory; ``quotient`` is used up too."""
+    whole = np.rint(quotient, out=quotient).astype(np.int64)
+    whole *= q
+    product -= whole
+    return product
 
 
 def bit_reversal(n: int) -> NDArray[np.int64]:
@@ -102,11 +111,13 @@ def bit_reversal(n: int) -> NDArray[np.int64]:
 class _Transform:
     """Both transforms modulo one prime: twiddles, and butterflies on signed residues that are reduced only when they grow.
 
-    Every butterfly multiplies by a known w, so w / q is known too (Shoup). Residues are int64 in any range the quotients allow. A stage
-    whose blocks are short would make numpy's inner loop short, so the last stages run on the transpose::
+    Every butterfly multiplies by a known w, so w / q is known too (Shoup). Residues are int64 in any range the quotients allow. A stage of
+    Cooley and Tukey's order pairs places that are further apart the earlier it comes; here its outcomes are written interleaved, so that
+    every stage pairs the two halves of its input and numpy's loops are as long as they (constant geometry, Pease 1968)::
 
-        (chunks, side)   blocks of side or more: half runs along a row          one transpose          (side, chunks)   a row is one
-        | . . . . . . |  ------------------------------------------------>                             chunk's place j in all chunks
+        | u0 u1 u2 ... | v0 v1 v2 ... |  ----->  | u0 + w v0   u0 - w v0   u1 + w v1   u1 - w v1   ... |
+
+    An index then loses its top bit, which half, and gains it as its lowest: after log2(n) stages all are where they were.
     """
 
     def __init__(self, q: int, root: int, n: int) -> None:
@@ -115,91 +126,73 @@ class _Transform:
             powers[i] = power
             power = power * root % q
         self.q, self.n, self.inverse = q, n, 1.0 / q
-        self.side = 1 << (n.bit_length() - 1) // 2
-        self.chunks = n // self.side
         self.twiddles = powers[bit_reversal(n)]
         self.small = q < _ONE_QUOTIENT
         self.patience = 6 if self.small else 2
         """Stages between two reductions: residues double in a stage, at most; they may reach 2^6 q < 2^56 or 4 q < 2^63."""
 
-    def stages(self) -> list[tuple[tuple[int, ...], Signed, bool]]:
-        """(shape, twiddles of that shape, on the transpose) of every stage, Cooley-Tukey's order."""
-        out: list[tuple[tuple[int, ...], Signed, bool]] = []
+    @functools.cached_property
+    def stages(self) -> list[tuple[Any, ...]]:
+        """Of every stage: twiddles of all n / 2 butterflies, with what products by them need."""
+        out: list[tuple[Any, ...]] = []
         blocks = 1
         while blocks < self.n:
-            w = self.twiddles[blocks : 2 * blocks]
-            if blocks < self.chunks:
-                out.append(((blocks, 2, self.n // (2 * blocks)), w[:, None], False))
-            else:
-                each = blocks // self.chunks
-                shaped = np.ascontiguousarray(w.reshape(self.chunks, each).T)[:, None]
-                out.append(((each, 2, self.side // (2 * each), self.chunks), shaped, True))
-            blocks *= 2
-        return out
-
-    @functools.cached_property
-    def planned(self) -> list[tuple[tuple[int, ...], tuple[Any, ...], bool]]:
-        """The stages with what a product by their twiddles needs."""
-        out = []
-        for shape, w, turned in self.stages():
+            w = np.tile(self.twiddles[blocks : 2 * blocks], self.n // (2 * blocks))
             if self.small:
-                factors: tuple[Any, ...] = (w, w.astype(np.float64) * self.inverse)
+                out.append((w, w.astype(np.float64) * self.inverse))
             else:
                 high, low = w >> _SPLIT, w & ((1 << _SPLIT) - 1)
-                factors = (high, low, high.astype(np.float64) * self.inverse, low.astype(np.float64) * self.inverse)
-            out.append((shape, factors, turned))
+                out.append((high, low, high.astype(np.float64) * self.inverse, low.astype(np.float64) * self.inverse))
+            blocks *= 2
         return out
 
     def product(self, x: Signed, factors: tuple[Any, ...]) -> Signed:
         """x w modulo q, in (-q, q)."""
+        real = x.astype(np.float64)
         if self.small:
             w, ratio = factors
-            return x * w - np.rint(x * ratio).astype(np.int64) * self.q
+            return _less(x * w, np.multiply(real, ratio, out=real), self.q)
         high, low, ratio_high, ratio_low = factors
-        upper = x * high - np.rint(x * ratio_high).astype(np.int64) * self.q
-        quotient = np.rint(upper * (2.0**_SPLIT * self.inverse) + x * ratio_low)
-        return (upper << _SPLIT) + x * low - quotient.astype(np.int64) * self.q
+        upper = _less(x * high, real * ratio_high, self.q)
+        quotient = upper.astype(np.float64)
+        quotient *= 2.0**_SPLIT * self.inverse
+        quotient += np.multiply(real, ratio_low, out=real)
+        upper <<= _SPLIT
+        upper += x * low
+        return _less(upper, quotient, self.q)
 
     def reduced(self, x: Signed) -> Signed:
-        """x modulo q, in [-q / 2, q / 2] up to rounding."""
-        return x - np.rint(x * self.inverse).astype(np.int64) * self.q
-
-    def turned(self, x: Signed, back: bool = False) -> Signed:
-        shape = (self.side, self.chunks) if back else (self.chunks, self.side)
-        return np.ascontiguousarray(x.reshape(shape).T)
+        """x modulo q, in [-q / 2, q / 2] up to rounding, in the memory of ``x``."""
+        return _less(x, x * self.inverse, self.q)
 
     def residues(self, x: Signed) -> Limb:
-        x = self.reduced(x).reshape(self.n)
-        return np.where(x < 0, x + self.q, x).view(np.uint64)
+        residues = self.reduced(x).view(np.uint64)
+        return np.minimum(residues, residues + np.uint64(self.q), out=residues)  # a negative one is huge
 
-    def forward(self, coefficients: Limb) -> Limb:
-        a, transposed = self.reduced(coefficients.astype(np.int64)), False
-        for number, (shape, factors, turned) in enumerate(self.planned):
-            if turned and not transposed:
-                a, transposed = self.turned(a), True
-            elif number % self.patience == 0 and number:
+    def forward(self, a: Signed) -> Limb:
+        """Of signed coefficients, at most q / 2 up to rounding; their memory is used up."""
+        half, spare = self.n // 2, np.empty_like(a)
+        for number, factors in enumerate(self.stages):
+            if number % self.patience == 0 and number:
                 a = self.reduced(a)
-            v = a.reshape(shape)
-            product = self.product(v[:, 1], factors)
-            np.subtract(v[:, 0], product, out=v[:, 1])
-            v[:, 0] += product
-        return self.residues(self.turned(a, back=True) if transposed else a)
+            product = self.product(a[half:], factors)
+            np.add(a[:half], product, out=spare[0::2])
+            np.subtract(a[:half], product, out=spare[1::2])
+            a, spare = spare, a
+        return self.residues(a)
 
     def backward(self, values: Limb) -> Limb:
         """With the transform of the inverse root: Gentleman-Sande's order, without the division by n."""
-        a, transposed = self.reduced(values.astype(np.int64)), True
-        if self.planned[-1][2]:
-            a = self.turned(a)
-        for number, (shape, factors, turned) in enumerate(reversed(self.planned)):
-            if transposed and not turned:
-                a, transposed = self.turned(a, back=True), False
+        half, a = self.n // 2, self.reduced(values.astype(np.int64))
+        spare = np.empty_like(a)
+        for number, factors in enumerate(reversed(self.stages)):
             if number % self.patience == 0 and number:
                 a = self.reduced(a)
-            v = a.reshape(shape)
-            difference = v[:, 0] - v[:, 1]
-            v[:, 0] += v[:, 1]
-            v[:, 1] = self.product(difference, factors)
-        return self.residues(self.turned(a, back=True) if transposed and self.planned[0][2] else a)
+            even, odd = a[0::2], a[1::2]
+            np.add(even, odd, out=spare[:half])
+            spare[half:] = self.product(even - odd, factors)
+            a, spare = spare, a
+        return self.residues(a)
 
 
 @functools.lru_cache(maxsize=32)
@@ -213,7 +206,13 @@ def ntt(coefficients: Limb, q: int, root: int) -> Limb:
     ``root`` is the primitive 2N-th root of unity that OpenFHE uses (Cooley-Tukey butterflies, as in Longa and Naehrig 2016,
     Algorithm 1).
     """
-    return _transform(q, root, len(coefficients)).forward(coefficients)
+    transform = _transform(q, root, len(coefficients))
+    return transform.forward(transform.reduced(coefficients.astype(np.int64)))
+
+
+def ntt_signed(coefficients: Signed, q: int, root: int) -> Limb:
+    """:func:`ntt` of signed coefficients of at most q / 2: secrets and errors, which are small."""
+    return _transform(q, root, len(coefficients)).forward(coefficients.copy())
 
 
 def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
@@ -224,6 +223,12 @@ def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
     n = len(limb)
     values = _transform(q, pow(root, -1, q), n).backward(limb)
     return multiply(values, np.full(n, pow(n, -1, q), dtype=np.uint64), q)
+
+
+def automorphism(n: int, k: int) -> NDArray[np.int64]:
+    """Where a polynomial's evaluation form has the values of the same at X^k, for odd k: entry j is that at root^(2 rev(j) + 1)."""
+    reverse = bit_reversal(n)
+    return reverse[((2 * reverse + 1) * k % (2 * n) - 1) // 2]
 
 
 def centred(coefficients: Limb, q: int) -> NDArray[np.int64]:

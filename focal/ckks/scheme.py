@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import openfhe
@@ -88,20 +88,32 @@ class Template:
 class Scheme:
     """A CKKS context under one key tag.
 
-    ``tag`` names the joint key; OpenFHE keeps evaluation keys in process-global maps under it, so every run has its own.
+    ``tag`` names the joint key; OpenFHE keeps evaluation keys in process-global maps under it, so every run has its own. Parties of one
+    run in one process share them (:func:`focal.custody.keys.install`), and the throw-away key too: nothing is put into these maps
+    while one of them computes.
     Raises :class:`FocalError` when the parameters fall short of 128-bit security.
     """
+
+    process = threading.Lock()
+    """Held by whoever changes OpenFHE's maps."""
+    installed: ClassVar[dict[str, bytes]] = {}
+    """Tag -> digest of the evaluation keys that OpenFHE has under it."""
+    _made: ClassVar[dict[CkksConfig, tuple[Any, Any, bytes]]] = {}
+    """Context, throw-away key and serialised map of its one rotation key."""
 
     def __init__(self, params: CkksConfig, tag: str) -> None:
         self.params, self.tag = params, tag
         self.n = params.ring
         self.slots = params.ring // 2
         self.scale = 2.0**params.scale_bits
-        self.cc = self._generate()
-        # From here on deserialising no longer rebuilds CRT tables that exist already: 3.2 -> 0.4 ms a ciphertext.
-        openfhe.DisablePrecomputeCRTTablesAfterDeserializaton()
-        self.key = self.cc.KeyGen()  # a throw-away key: templates are made with it, nothing is ever encrypted for it
-        key_map = self._rotation_map(self._spare_rotation)
+        with Scheme.process:
+            if params not in self._made:
+                self.cc = self._generate()
+                # From here on deserialising no longer rebuilds CRT tables that exist already: 3.2 -> 0.4 ms a ciphertext.
+                openfhe.DisablePrecomputeCRTTablesAfterDeserializaton()
+                self.key = self.cc.KeyGen()  # a throw-away key: templates are made with it, nothing is ever encrypted for it
+                self._made[params] = self.cc, self.key, self._rotation_map(self._spare_rotation)
+            self.cc, self.key, key_map = self._made[params]
         elements = parse(key_map, self.n)
         self.moduli = tuple(q for _, q in elements[0][:LIMBS])
         """q_0 ... q_5"""
@@ -172,8 +184,20 @@ class Scheme:
 
     def close(self) -> None:
         """Forget the evaluation keys of *all* tags, which OpenFHE keeps for the life of the process (it cannot forget one tag's)."""
+        with Scheme.process:
+            self._clear()
+
+    def forget(self) -> None:
+        """This tag's evaluation keys are needed no more: OpenFHE forgets them as soon as it has no other tag's."""
+        with Scheme.process:
+            if self.installed.pop(self.tag, None) is not None and not self.installed:
+                self._clear()
+
+    def _clear(self) -> None:
         openfhe.ClearEvalMultKeys()
         self.cc.ClearEvalAutomorphismKeys()
+        self.installed.clear()
+        self._made.clear()
 
     # ----------------------------------------------------------------- templates
 

@@ -25,6 +25,7 @@ References: Mouchet et al., "Multiparty Homomorphic Encryption from RLWE", PoPET
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from focal.ckks import codec, ring, sampling
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import DIGITS, LIMBS, Scheme
+from focal.errors import Refused
 
 Polynomials = list[list[Limb]]
 Ternary = NDArray[np.int64]
@@ -112,9 +114,8 @@ class SecretShare:
 
     def _rotation(self, rotation: int) -> bytes:
         # OpenFHE switches first and turns the result: its key carries s under the secret turned back
-        back = pow(5, -rotation % self.scheme.slots, 2 * self.scheme.n)
-        turned = _evaluated(self.scheme, _automorphism(self.secret, back), self.scheme.extended)
-        return self._switching(f"rotation/{rotation}", self.limbs, turned)
+        places = ring.automorphism(self.scheme.n, pow(5, -rotation % self.scheme.slots, 2 * self.scheme.n))
+        return self._switching(f"rotation/{rotation}", self.limbs, [limb[places] for limb in self.limbs])
 
     def _switching(self, label: str, carried: Sequence[Limb] | None, under: Sequence[Limb]) -> bytes:
         """P g x - a y + e for every digit: x = ``carried`` (None: zero), y = ``under``, a = that of ``label``.
@@ -155,16 +156,7 @@ class SecretShare:
 
 def _evaluated(scheme: Scheme, coefficients: Ternary, primes: Sequence[int]) -> list[Limb]:
     """Small signed coefficients in evaluation form."""
-    return [ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q]) for q in primes]
-
-
-def _automorphism(coefficients: Ternary, k: int) -> Ternary:
-    """The polynomial at X^k, modulo X^N + 1, for odd k."""
-    n = len(coefficients)
-    places = np.arange(n) * k % (2 * n)
-    out = np.empty_like(coefficients)
-    out[places % n] = np.where(places < n, coefficients, -coefficients)
-    return out
+    return [ring.ntt_signed(coefficients, q, scheme.roots[q]) for q in primes]
 
 
 def add_up(scheme: Scheme, kind: codec.Kind, parts: Sequence[tuple[str, bytes]]) -> bytes:
@@ -176,13 +168,24 @@ def add_up(scheme: Scheme, kind: codec.Kind, parts: Sequence[tuple[str, bytes]])
 
 def install(scheme: Scheme, run_id: bytes, h1: bytes, b: bytes, rotations: Sequence[int], rotation_sum: Callable[[int], bytes]) -> None:
     """Give OpenFHE the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation. ``rotation_sum(r)`` yields
-    the summed b halves, one key in memory at a time."""
-    a, b_ = (codec.unpack(scheme, codec.SWITCHING_B, data, "the joint relinearisation key") for data in (h1, b))
-    scheme.cc.InsertEvalMultKey([scheme.switching_key(a, b_)], scheme.tag)
-    for r in rotations:
-        half = codec.unpack(scheme, codec.SWITCHING_B, rotation_sum(r), f"the joint key of rotation {r}")
-        key = scheme.rotation_key(r, public_random(scheme, run_id, f"rotation/{r}", DIGITS), half)
-        scheme.cc.InsertEvalAutomorphismKey(key, scheme.tag)
+    the summed b halves, one key in memory at a time.
+
+    Once in a process: a second party of the same run finds them there. All parties have compared the digests of all sums before
+    (``JointKeys``), so the relinearisation key tells whether they are the same. Raises :class:`Refused` (``joint-keys``) when not.
+    """
+    found = hashlib.sha256(b"focal/installed/v1" + h1 + b + repr(list(rotations)).encode()).digest()
+    with Scheme.process:
+        if scheme.tag in Scheme.installed:
+            if Scheme.installed[scheme.tag] != found:
+                raise Refused("joint-keys", "another party in this process has other evaluation keys for the same run")
+            return
+        for r in rotations:
+            half = codec.unpack(scheme, codec.SWITCHING_B, rotation_sum(r), f"the joint key of rotation {r}")
+            key = scheme.rotation_key(r, public_random(scheme, run_id, f"rotation/{r}", DIGITS), half)
+            scheme.cc.InsertEvalAutomorphismKey(key, scheme.tag)
+        a, b_ = (codec.unpack(scheme, codec.SWITCHING_B, data, "the joint relinearisation key") for data in (h1, b))
+        scheme.cc.InsertEvalMultKey([scheme.switching_key(a, b_)], scheme.tag)  # last: OpenFHE takes it once
+        Scheme.installed[scheme.tag] = found
 
 
 @dataclass(frozen=True)

@@ -1,58 +1,39 @@
-"""The server's end of the transport: who may connect, and the answer to each request. The frames: ``transport.py``."""
+"""The server's end of the transport: who may connect, what arrives and what leaves. The frames: ``transport.py``; what is answered:
+``answers.py``."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import zmq
 from zmq.utils import z85
 
-from focal.config import ANEW, OLD, Manifest, Model, printable
-from focal.errors import FocalError, ProtocolError, Refused
+from focal.config import Manifest, Model
+from focal.errors import FocalError, ProtocolError
 from focal.net import messages as msg
+from focal.net.answers import Answers, Asker, fault
 from focal.net.identity import Identity
-from focal.net.messages import PIECE
-from focal.net.store import Audiences, Blobs, Board, DiskError
-from focal.net.wire import PHASE, Audience, Directions, Meter, Recorder, Wake, secure
+from focal.net.store import Blobs, Board
+from focal.net.wire import PHASE, Recorder, Wake, secure
 
 log = logging.getLogger("focal.net")
 
 ZAP_DOMAIN = b"focal"
-BATCH = 256 << 10
-"""Bytes of records in one answer: small enough to pass a slow link between two heartbeats."""
 MAX_WAITS = 64
 """Long polls that one member may hold open."""
-
-
-@dataclass(frozen=True)
-class _Asker:
-    """Where an answer goes."""
-
-    route: bytes
-    request: bytes
-    name: str
-    phase: str
 
 
 class _Malformed(ProtocolError):
     """Bytes that are no request."""
 
 
-class Hub:
-    """The server's end: one thread that answers every request of every member, whatever bytes it gets.
-
-    ``seen`` and ``traffic`` are for progress displays: name -> (time of the last frame by ``time.monotonic``, what
-    the member says it is doing), and name -> bytes by phase. ``failure`` is the last disk error, if any: the server's
-    role should stop on it.
-    """
+class Hub(Answers):
+    """The server's end: one thread that answers every request of every member, whatever bytes it gets."""
 
     def __init__(
         self,
@@ -65,34 +46,20 @@ class Hub:
         record: Path | None = None,
     ) -> None:
         server = identity.entry(manifest)
-        self.manifest, self.board, self.blobs, self.session = manifest, board, blobs, session
+        super().__init__(manifest, board, blobs, session)
         self.endpoint = bind or server.endpoint or ""
-        self.seen: dict[str, tuple[float, str]] = {}
-        self.told: dict[str, int] = {}
-        """Member -> how many records it was sent."""
         self.malformed = 0
         """Frames that were no request."""
-        self.failure: FocalError | None = None
         self._identity = identity
-        self._members = {m.name: m for m in manifest.members}
         self._by_key = {m.curve: m.name for m in manifest.members if m.role != "server"}
-        self._meters = {m.name: Meter() for m in manifest.members}
-        self._waits: dict[_Asker, tuple[float, int]] = {}
+        self._waits: dict[Asker, tuple[float, int]] = {}
         self._recorder = Recorder(record)
         self._wake = Wake()
         self._stopping = False
-        self._handlers: dict[type[Model], Callable[[_Asker, Any, bytes], tuple[Model, bytes]]] = {
-            msg.Hello: self._hello,
-            msg.Post: self._post,
-            msg.Have: self._have,
-            msg.Put: self._put,
-            msg.Get: self._get,
-            msg.Beat: self._beat,
-        }
 
     def start(self) -> None:
         """Bind and serve in a daemon thread. Raises :class:`FocalError` when the endpoint cannot be bound."""
-        self._audiences = Audiences(self.blobs.folder / "audience.sqlite")
+        self._open_audiences()
         self._context = zmq.Context()
         # Without a ZAP handler libzmq lets every CURVE key in: it must listen before the router does.
         self._zap = self._context.socket(zmq.REP)
@@ -131,22 +98,6 @@ class Hub:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def publish(self, data: bytes, audience: Audience) -> str:
-        """Store a blob that the server made and let ``audience`` fetch it; returns its digest."""
-        digest = hashlib.sha256(data).hexdigest()
-        self._audiences.widen(digest, audience)
-        return self.blobs.put(data)
-
-    def behind(self, seconds: float) -> list[str]:
-        """Members that were heard of in the last ``seconds`` and have not been sent the whole board."""
-        since, length = time.monotonic() - seconds, len(self.board)
-        return [name for name, (seen, _) in list(self.seen.items()) if seen > since and self.told.get(name, 0) < length]
-
-    @property
-    def traffic(self) -> dict[str, Directions]:
-        """Member -> phase -> ``up``/``down`` -> bytes of headers and payloads; ``up`` is what the member sent."""
-        return {name: meter.snapshot() for name, meter in self._meters.items()}
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -213,73 +164,34 @@ class Hub:
         if len(frames) != 5 or len(frames[1]) != 8 or not PHASE.fullmatch(frames[2].bytes):
             raise _Malformed(f"'{name}' sent {len(frames) - 1} parts that are no request")
         route, request, phase, header, payload = (f.bytes for f in frames)
-        asker = _Asker(route, request, name, phase.decode())
+        asker = Asker(route, request, name, phase.decode())
         self._meters[name].count(asker.phase, "up", len(header) + len(payload))
         self._recorder.add(header, payload)
         self.seen[name] = (time.monotonic(), self.seen.get(name, (0.0, ""))[1])
         try:
             message = msg.decode(msg.REQUEST, header)
         except ProtocolError as e:
-            self._reply(asker, _fault("malformed", e))
+            self._reply(asker, fault("malformed", e))
             raise _Malformed(f"'{name}': {e.message}") from None
         if payload and not isinstance(message, msg.Post | msg.Put):
-            self._reply(asker, _fault("malformed", FocalError("this request takes no payload")))
+            self._reply(asker, fault("malformed", FocalError("this request takes no payload")))
         elif not isinstance(message, msg.Wait):
             self._answer(asker, lambda: self._handlers[type(message)](asker, message, payload))
         elif not self._hold(asker, message):
             self._answer(asker, lambda: self._records(message.after))
 
-    def _answer(self, asker: _Asker, make: Callable[[], tuple[Model, bytes]]) -> None:
+    def _answer(self, asker: Asker, make: Callable[[], tuple[Model, bytes]]) -> None:
         """Reply with what ``make`` gives, or with why it cannot."""
-        log_hint = "ask who runs the server to look at its log"
-        try:
-            header, payload = make()
-        except Refused as e:
-            header, payload = _fault(e.reason, e), b""
-        except ProtocolError as e:
-            header, payload = _fault("record", e), b""
-        except DiskError as e:
-            self.failure = e
-            log.error("%s", e)
-            header, payload = _fault("disk", FocalError("the server's disk is full or failing", hint=log_hint)), b""
-        except Exception:
-            log.exception("a request of '%s' could not be answered", asker.name)
-            header, payload = _fault("internal", FocalError("the server failed to answer", hint=log_hint)), b""
+        header, payload = self._attempt(asker, make)
         self._reply(asker, header, payload)
-        if isinstance(header, msg.Records):
-            self.told[asker.name] = header.first - 1 + len(header.signed)
+        self._was_told(asker.name, header)
 
-    def _reply(self, asker: _Asker, header: Model, payload: bytes = b"") -> None:
+    def _reply(self, asker: Asker, header: Model, payload: bytes = b"") -> None:
         data = msg.encode(header)
         self._meters[asker.name].count(asker.phase, "down", len(data) + len(payload))
         self._router.send_multipart([asker.route, asker.request, data, payload])
 
-    # ---- handlers, one a request
-
-    def _hello(self, asker: _Asker, hello: msg.Hello, _: bytes) -> tuple[Model, bytes]:
-        if hello.version < 2:
-            raise Refused("version", f"'{asker.name}' speaks version {hello.version}: any run of it {OLD}", hint=ANEW)
-        if hello.version != msg.VERSION:
-            raise Refused(
-                "version",
-                f"'{asker.name}' speaks version {hello.version}, the server {msg.VERSION}",
-                hint="install the same focal everywhere",
-            )
-        if hello.name != asker.name:
-            raise Refused("name", f"the key of '{asker.name}' was used under the name '{hello.name}'")
-        ours = self.manifest.hash.hex()
-        if hello.manifest != ours:
-            raise Refused(
-                "manifest",
-                f"'{asker.name}' holds another manifest ({hello.manifest[:12]}) than the server ({ours[:12]})",
-                hint="copy the signed manifest to both again: it must be the same everywhere",
-            )
-        return msg.Welcome(version=msg.VERSION, session=self.session), b""
-
-    def _post(self, asker: _Asker, _: msg.Post, payload: bytes) -> tuple[Model, bytes]:
-        return msg.Posted(seq=self.board.append(payload, asker.name)), b""
-
-    def _hold(self, asker: _Asker, wait: msg.Wait) -> bool:
+    def _hold(self, asker: Asker, wait: msg.Wait) -> bool:
         """Keep a long poll for later, unless it can be answered at once or the member has too many open."""
         mine = sum(other.name == asker.name for other in self._waits)
         if len(self.board) > wait.after or wait.seconds == 0 or mine >= MAX_WAITS:
@@ -293,38 +205,3 @@ class Hub:
             if length > after or now >= deadline:
                 del self._waits[asker]
                 self._answer(asker, lambda after=after: self._records(after))  # type: ignore[misc]
-
-    def _records(self, after: int) -> tuple[Model, bytes]:
-        return msg.Records(first=after + 1, signed=tuple(self.board.since(after, BATCH))), b""
-
-    def _have(self, asker: _Asker, have: msg.Have, _: bytes) -> tuple[Model, bytes]:
-        return msg.Stored(sizes=tuple(self.blobs.stored(d, asker.name) for d in have.digests)), b""
-
-    def _put(self, asker: _Asker, put: msg.Put, payload: bytes) -> tuple[Model, bytes]:
-        if not 0 < len(payload) <= PIECE:
-            raise Refused("size", f"a piece has 1 to {PIECE} bytes, not {len(payload)}")
-
-        def allow() -> None:  # only who has sent the whole blob says who may fetch it, and before anybody can
-            self._audiences.widen(put.digest, put.audience)
-
-        return msg.PutOk(stored=self.blobs.write_piece(put.digest, put.size, put.offset, payload, owner=asker.name, before=allow)), b""
-
-    def _get(self, asker: _Asker, get: msg.Get, _: bytes) -> tuple[Model, bytes]:
-        if get.digest not in self.blobs:
-            raise Refused("unknown-blob", f"the server has no blob {get.digest[:12]}")
-        audience = self._audiences.of(get.digest)
-        if audience != "all" and not (audience == "custodians" and self._members[asker.name].role == "custodian"):
-            raise Refused("audience", f"blob {get.digest[:12]} is not for '{asker.name}'")
-        size = self.blobs.size(get.digest)
-        if get.offset >= size:
-            raise Refused("offset", f"blob {get.digest[:12]} ends at {size}")
-        return msg.Piece(size=size, offset=get.offset), self.blobs.read_piece(get.digest, get.offset, PIECE)
-
-    def _beat(self, asker: _Asker, beat: msg.Beat, _: bytes) -> tuple[Model, bytes]:
-        self.seen[asker.name] = (time.monotonic(), beat.doing)
-        return msg.BeatOk(), b""
-
-
-def _fault(reason: str, error: FocalError) -> msg.Fault:
-    text = error.message.removeprefix(f"refused ({reason}): ")
-    return msg.Fault(reason=reason, message=printable(f"{text}; {error.hint}" if error.hint else text)[:2000])

@@ -5,40 +5,29 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import hashlib
-import itertools
 import logging
 import os
 import re
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from focal.config import ANEW, OLD, Manifest, Model, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import Identity
-from focal.net.messages import MAX_BLOB, PIECE
-from focal.net.wire import Audience, Directions, Meter, Recorder, Wake, secure
+from focal.net.requests import Future, Lost, Requests
+from focal.net.wire import Recorder, Wake, secure
 
 log = logging.getLogger("focal.net")
 
 _SERVER_VERSION = re.compile(r"speaks version \d+, the server (\d+)")
 """How a server says that it speaks another version, since the first one."""
-Future = concurrent.futures.Future[tuple[Any, bytes]]
-"""A reply's header and payload."""
-Q = TypeVar("Q", bound=Model)
-R = TypeVar("R", bound=Model)
-
-
-class _Lost(Exception):
-    """The connection was lost with this request on it: it may or may not have arrived."""
 
 
 @dataclass
@@ -50,7 +39,7 @@ class _Call:
     phase: str
     expect: type[Model]
     repeat: bool
-    """Send again when the connection was lost; otherwise the caller is told (:class:`_Lost`)."""
+    """Send again when the connection was lost; otherwise the caller is told (:class:`Lost`)."""
     future: Future = field(default_factory=concurrent.futures.Future)
     id: bytes = field(default_factory=lambda: os.urandom(8))
     sent: bool = False
@@ -102,10 +91,10 @@ class _Line:
             call.sent = False
             if not call.repeat:
                 del self.calls[call.id]
-                call.fail(_Lost())
+                call.fail(Lost())
 
 
-class Link:
+class Link(Requests):
     """A party's end: dials the server and gives the caller's threads plain methods.
 
     Example::
@@ -126,22 +115,13 @@ class Link:
     """Seconds between heartbeats."""
     QUIET = 30.0
     """Seconds without any sign of life after which requests are repeated."""
-    WINDOW = 4
-    """Pieces of one transfer that are under way at a time."""
     HANDSHAKES = 3
     """Failed handshakes after which ``open`` gives up early."""
 
     def __init__(self, manifest: Manifest, identity: Identity, endpoint: str | None = None, record: Path | None = None) -> None:
         identity.entry(manifest)
-        self.manifest, self.name = manifest, identity.name
-        self.endpoint = endpoint or manifest.server.endpoint or ""
-        self.phase = "setup"
-        """What the bytes are counted under, here and at the server: ``[a-z-]``, at most 32 characters."""
-        self.doing = ""
-        """Shown to the server with every heartbeat. No file names, no patient ids."""
-        self.session = ""
+        super().__init__(manifest, identity.name, endpoint or manifest.server.endpoint or "")
         self._identity = identity
-        self._meter = Meter()
         self._recorder = Recorder(record)
         self._wake = Wake()
         self._lock = threading.Lock()
@@ -211,106 +191,13 @@ class Link:
         self.close()
 
     @property
-    def traffic(self) -> Directions:
-        """Phase -> ``up``/``down`` -> bytes of headers and payloads, repeats included."""
-        return self._meter.snapshot()
-
-    @property
     def silence(self) -> float:
         """Seconds since the server's last sign of life."""
         return time.monotonic() - self._heard
 
-    # ---- requests
-
-    def post(self, signed: bytes) -> int:
-        """Put an encoded signed record on the board; returns its number. It is on the server's disk."""
-        line = self._bulk if len(signed) > PIECE else self._control
-        return self._ask(msg.Post(), msg.Posted, signed, line=line)[0].seq
-
-    def wait(self, after: int, seconds: float) -> list[bytes]:
-        """Signed records after number ``after``, as soon as there are some; empty when none came within ``seconds``.
-
-        A batch is a part of what there is: ask again from the last one on. Away servers are waited for longer.
-        """
-        deadline = time.monotonic() + seconds
-        while True:
-            left = min(30.0, max(0.0, deadline - time.monotonic()))
-            records = self._ask(msg.Wait(after=after, seconds=left), msg.Records)[0]
-            if records.first != after + 1:
-                raise self._broke(f"answered with records from {records.first} on instead of {after + 1}")
-            if records.signed or time.monotonic() >= deadline:
-                return list(records.signed)
-
-    def have(self, digests: list[str]) -> list[int]:
-        """Bytes that the server has stored of each of this member's transfers; -1: the blob is complete."""
-        sizes: list[int] = []
-        for i in range(0, len(digests), 4096):
-            part = tuple(digests[i : i + 4096])
-            stored = self._ask(msg.Have(digests=part), msg.Stored)[0]
-            if len(stored.sizes) != len(part):
-                raise self._broke("answered for another number of blobs than it was asked about")
-            sizes += stored.sizes
-        return sizes
-
-    def put(self, data: bytes, audience: Audience = "all") -> str:
-        """Store one blob at the server; returns its digest. See :meth:`put_many`."""
-        return self.put_many([data], audience)[0]
-
-    def put_many(self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Store blobs at the server; returns their digests. When it returns they are complete and on its disk.
-
-        Sends only what the server does not have, also after the connection was lost. ``progress(done, total)`` is
-        called with bytes, counting those that were there already.
-        """
-        digests = [hashlib.sha256(b).hexdigest() for b in blobs]
-        todo = dict(zip(digests, blobs, strict=True))
-        for data in todo.values():
-            if not 0 < len(data) <= MAX_BLOB:
-                raise FocalError(f"a blob has 1 to {MAX_BLOB >> 20} Mi bytes, not {len(data)}")
-        total, refusals = sum(map(len, todo.values())), 0
-        while todo:
-            stored = dict(zip(todo, self.have(list(todo)), strict=True))
-            todo = {d: b for d, b in todo.items() if stored[d] >= 0}
-            try:
-                for put, piece, reply, _ in self._pipeline(_pieces(dict(todo), stored, audience), msg.PutOk):
-                    end = put.offset + len(piece)
-                    if reply.stored == -1:
-                        todo.pop(put.digest, None)
-                    elif end == put.size:
-                        raise self._broke(f"took all of blob {put.digest[:12]} and does not have it")
-                    if progress is not None:
-                        progress(total - sum(map(len, todo.values())) + (end if put.digest in todo else 0), total)
-            except _Lost:
-                continue
-            except Refused as e:  # the server has less than it said (it may have crashed): begin again where it stands
-                refusals += 1
-                if e.reason not in ("offset", "digest") or refusals > 3:
-                    raise
-        if progress is not None:
-            progress(total, total)
-        return digests
-
-    def get(self, digest: str) -> bytes:
-        """Fetch a blob. Raises :class:`Refused`: ``unknown-blob``, ``audience``, or ``digest`` when the server sends other bytes."""
-        parts: list[bytes] = []
-        first, data = self._ask(msg.Get(digest=digest, offset=0), msg.Piece, line=self._bulk)
-        rest = ((msg.Get(digest=digest, offset=offset), b"") for offset in range(PIECE, first.size, PIECE))
-        for piece, part in itertools.chain([(first, data)], ((r, p) for _, _, r, p in self._pipeline(rest, msg.Piece))):
-            at = PIECE * len(parts)
-            if (piece.size, piece.offset, len(part)) != (first.size, at, min(PIECE, first.size - at)):
-                raise self._broke(f"answered with another piece of blob {digest[:12]} than it was asked for")
-            parts.append(part)
-        whole = b"".join(parts)
-        if hashlib.sha256(whole).hexdigest() != digest:
-            raise Refused("digest", self._broke(f"sent other bytes as blob {digest[:12]}").message)
-        return whole
-
-    def _broke(self, what: str) -> ProtocolError:
-        return ProtocolError(f"the server '{self.manifest.server.name}' at {self.endpoint} {what}")
-
     # ---- from the caller's threads to the I/O thread
 
-    def _submit(self, message: Model, expect: type[Model], payload: bytes = b"", *, line: _Line) -> Future:
+    def _submit(self, message: Model, expect: type[Model], payload: bytes = b"", *, bulk: bool = False) -> Future:
         # Pieces of a blob are not repeated blindly: how much of it arrived is asked first, so that nothing travels twice.
         # A heartbeat is worth nothing later.
         repeat = not isinstance(message, msg.Put | msg.Beat)
@@ -318,36 +205,12 @@ class Link:
         with self._lock:
             if self._dead is not None:
                 raise self._dead
-            self._queue.append((line, call))
+            self._queue.append((self._bulk if bulk else self._control, call))
         self._wake()
         return call.future
 
-    def _ask(self, message: Model, expect: type[R], payload: bytes = b"", *, line: _Line | None = None) -> tuple[R, bytes]:
-        return self._submit(message, expect, payload, line=line or self._control).result()
-
-    def _pipeline(self, requests: Iterable[tuple[Q, bytes]], expect: type[R]) -> Iterator[tuple[Q, bytes, R, bytes]]:
-        """Bulk requests with their answers, in order, a window of them under way at a time."""
-        window: collections.deque[tuple[Q, bytes, Future]] = collections.deque()
-        try:
-            for message, payload in requests:
-                window.append((message, payload, self._submit(message, expect, payload, line=self._bulk)))
-                if len(window) == self.WINDOW:
-                    yield self._first(window)
-            while window:
-                yield self._first(window)
-        finally:
-            for _, _, future in window:
-                future.cancel()
-
-    @staticmethod
-    def _first(window: collections.deque[tuple[Q, bytes, Future]]) -> tuple[Q, bytes, Any, bytes]:
-        message, payload, future = window.popleft()
-        return message, payload, *future.result()
-
     def _greet(self) -> Future:
-        return self._submit(
-            msg.Hello(version=msg.VERSION, name=self.name, manifest=self.manifest.hash.hex()), msg.Welcome, line=self._control
-        )
+        return self._submit(msg.Hello(version=msg.VERSION, name=self.name, manifest=self.manifest.hash.hex()), msg.Welcome)
 
     def _die(self, error: FocalError) -> None:
         """No request is taken from now on; the I/O thread ends and fails those under way."""
@@ -429,7 +292,7 @@ class Link:
     def _watch(self, line: _Line) -> None:
         """Connection events: repeat what was lost, and know why a connection fails."""
         while line.monitor.poll(0):
-            event = recv_monitor_message(line.monitor)["event"]
+            event, _ = struct.unpack("=hi", line.monitor.recv_multipart()[0])  # zmq.utils.monitor does this, and imports asyncio
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._trouble, self._failed_handshakes = "connected, but it does not answer", 0
                 line.up = True
@@ -482,7 +345,7 @@ class Link:
         if self.session and now >= self._next_beat and (self._pulse is None or self._pulse.done()):
             self._next_beat = now + self.BEAT
             with contextlib.suppress(FocalError):  # closed in this moment
-                self._pulse = self._submit(msg.Beat(doing=printable(self.doing)[:100]), msg.BeatOk, line=self._control)
+                self._pulse = self._submit(msg.Beat(doing=printable(self.doing)[:100]), msg.BeatOk)
         if now - max(self._heard, self._repeated) > self.QUIET:
             self._repeated = now
             if not self._silent:
@@ -490,11 +353,3 @@ class Link:
                 log.warning("no answer from the server at %s for %.0f s; still trying", self.endpoint, self.QUIET)
             for line in (self._control, self._bulk):
                 line.lost()
-
-
-def _pieces(blobs: dict[str, bytes], stored: dict[str, int], audience: Audience) -> Iterator[tuple[msg.Put, bytes]]:
-    """What is missing of each blob. The last piece always goes: it makes the server check and keep the whole."""
-    for digest, data in blobs.items():
-        start = min(stored[digest], (len(data) - 1) // PIECE * PIECE)
-        for offset in range(start, len(data), PIECE):
-            yield msg.Put(digest=digest, size=len(data), offset=offset, audience=audience), data[offset : offset + PIECE]

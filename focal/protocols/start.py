@@ -13,6 +13,7 @@ from typing import NoReturn
 from focal.config import LocalConfig, Manifest, printable, read
 from focal.errors import FocalError, ProtocolError
 from focal.files import private_write
+from focal.net.local import LocalLink
 from focal.net.transport import Link
 from focal.protocols import of
 from focal.protocols.common.party import Party
@@ -36,21 +37,15 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
         name = local.name
         report = Reporter(name, Path(local.state) / "events.jsonl", sink)
         party = of(manifest).part(role)(manifest, local, report)
-        if (party.folder / "aborted").exists():
-            raise FocalError(
-                f"'{name}': this run was ended: {(party.folder / 'aborted').read_text().strip()}",
-                hint="start a new run in a new state folder: nothing of this one may be used again",
-            )
+        check_not_ended(party)
         _go(party, wait)
         return 0
     except FocalError as e:
         told = printable(str(e), keep="\n")  # it may quote another member
         sink({"party": name, "event": "error", "phase": "", "text": told})
         print(f"{name}: {told}", file=sys.stderr)
-        if isinstance(e, ProtocolError) and getattr(e, "reason", "") not in PASSING and party is not None:
-            with contextlib.suppress(OSError):
-                private_write(party.folder / "aborted", f"{told}\n".encode())
-            party.abort(e)
+        if party is not None:
+            give_up(party, e)
         return 1
     except OSError as e:  # a file outside the stores, such as the key share or the model
         text = f"{e.filename or (party.folder if party is not None else local_file)}: {e.strerror or type(e).__name__}"
@@ -70,20 +65,44 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
                 close()
 
 
+def check_not_ended(party: Party) -> None:
+    """Raise when the run in this party's folder was ended for good."""
+    if (party.folder / "aborted").exists():
+        raise FocalError(
+            f"'{party.me.name}': this run was ended: {(party.folder / 'aborted').read_text().strip()}",
+            hint="start a new run in a new state folder: nothing of this one may be used again",
+        )
+
+
+def give_up(party: Party, error: Exception) -> None:
+    """What speaks against the run ends it for good: remembered in the party's folder, and told to the others."""
+    if isinstance(error, ProtocolError) and getattr(error, "reason", "") not in PASSING:
+        with contextlib.suppress(OSError):
+            private_write(party.folder / "aborted", f"{printable(str(error), keep=chr(10))}\n".encode())
+        party.abort(error)
+
+
 def _go(party: Party, wait: float) -> None:
     if party.role != "server":
         record = os.environ.get("FOCAL_RECORD_WIRE")  # for tests of what a party sees
         link = Link(party.manifest, party.identity, record=Path(record) / party.me.name if record else None)
-        link.phase = "keys"
-        try:
-            party.opened(link, link.open(wait).session)
-        except FocalError as e:
-            if isinstance(e, ProtocolError) or not party.finished:
-                raise
-            party.report.say(f"{party.me.name}: the run was finished before, and the server is gone")
+        if not enter(party, link, wait):
             return
-        party.prepare()
     party.run()
+
+
+def enter(party: Party, link: Link | LocalLink, wait: float) -> bool:
+    """Join the session and prepare; False when the party has finished before, and the server is gone."""
+    link.phase = "keys"
+    try:
+        party.opened(link, link.open(wait).session)
+    except FocalError as e:
+        if isinstance(e, ProtocolError) or not party.finished:
+            raise
+        party.report.say(f"{party.me.name}: the run was finished before, and the server is gone")
+        return False
+    party.prepare()
+    return True
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -107,6 +107,12 @@ class Custodian(Party):
         if waiting is not None and waiting.run_id != self.scope:
             (self.folder / AWAITED).unlink()
 
+    def close(self) -> None:
+        super().close()
+        self.pool.shutdown(cancel_futures=True)
+        if "ledger" in self.__dict__:
+            self.ledger.close()
+
     # ----------------------------------------------------------------- keys
 
     def _key_ceremony(self) -> msg.JointKeys:

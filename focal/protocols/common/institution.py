@@ -63,14 +63,22 @@ class Institution(Party):
 
     def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
         super().__init__(manifest, local, report)
-        if local.data is None or local.weights is None:
+        self.check_source()
+        self.names = [m.name for m in manifest.institutions]
+        self.custodians = [m.name for m in manifest.custodians]
+        self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
+
+    def check_source(self) -> None:
+        """Raise unless the local file says where this institution's rows come from."""
+        if self.local.data is None or self.local.weights is None:
             raise FocalError(
                 f"'{self.me.name}': the local file needs 'data' and 'weights'",
                 hint="name the institution's own images and the lower segment's weights",
             )
-        self.names = [m.name for m in manifest.institutions]
-        self.custodians = [m.name for m in manifest.custodians]
-        self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
+
+    def close(self) -> None:
+        super().close()
+        self.pool.shutdown(cancel_futures=True)
 
     # ----------------------------------------------------------------- the script
 

@@ -40,7 +40,8 @@ Audience = Literal["server", "custodians", "all"]
 
 
 class Network(Protocol):
-    """What a party needs from the network: a :class:`focal.net.transport.Link`, or the server's own board."""
+    """What a party needs from the network: a :class:`focal.net.transport.Link`, its like within one process
+    (:class:`focal.net.local.LocalLink`), or the server's own board."""
 
     phase: str
     doing: str
@@ -267,6 +268,10 @@ class Party(abc.ABC):
         """Did an earlier process of this party get all it needed from the session that was entered last?"""
         finished = self.journal.read("finished")
         return finished is not None and finished == self.journal.read("entered")
+
+    def close(self) -> None:
+        """Let go of the folder, so that another party may go on in it: a process's end does the same."""
+        self.journal.close()
 
     def abort(self, error: Exception) -> None:
         """Tell the others that this party will not go on, as far as they can be reached within a few seconds."""

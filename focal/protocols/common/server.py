@@ -24,6 +24,8 @@ from focal.custody import keys, refresh
 from focal.errors import ProtocolError
 from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg
+from focal.net.answers import Answers
+from focal.net.local import LocalHub, LocalNetwork
 from focal.net.store import Board
 from focal.net.transport import Hub
 from focal.protocols.common import ceremony, refreshing
@@ -43,7 +45,7 @@ class _OwnBoard:
 
     phase = doing = ""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Answers) -> None:
         self.hub = hub
 
     def post(self, signed: bytes) -> int:
@@ -68,22 +70,26 @@ class _OwnBoard:
 
 
 class Server(Party):
-    """``run()`` serves one run to its end; interrupted, the same call continues it. What lies between the keys and the release is
-    its protocol's: :meth:`serve`."""
+    """``run()`` serves one run to its end; interrupted, the same call continues it. Without ``network`` it listens on its endpoint.
+    What lies between the keys and the release is its protocol's: :meth:`serve`."""
 
     role = "server"
 
-    def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
+    def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter, network: LocalNetwork | None = None) -> None:
         super().__init__(manifest, local, report)
         self.threads = local.threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="server")
         self.names = [m.name for m in manifest.institutions]
         self.custodians = [m.name for m in manifest.custodians]
         self.session = self.scope = self.journal.once("session", lambda: secrets.token_hex(32).encode()).decode()
-        board = Board(self.folder / "board.sqlite", manifest)
+        self.board = Board(self.folder / "board.sqlite", manifest)
         record = os.environ.get("FOCAL_RECORD_WIRE")  # for tests of what the server sees
         wires = Path(record) / self.me.name if record else None
-        self.hub = Hub(manifest, self.identity, board, self.blobs, self.session, local.bind, record=wires)
+        self.hub: Hub | LocalHub
+        if network is None:
+            self.hub = Hub(manifest, self.identity, self.board, self.blobs, self.session, local.bind, record=wires)
+        else:
+            self.hub = LocalHub(network, manifest, self.board, self.blobs, self.session)
         self.net = _OwnBoard(self.hub)
 
     # ----------------------------------------------------------------- the script
@@ -110,11 +116,12 @@ class Server(Party):
             self.hub.stop()
 
     def _farewell(self) -> None:
-        """Stay until every member that is there has been sent the end of the board (one that makes keys asks late), and a moment more."""
+        """Stay until every member that is there has been sent the end of the board (one that makes keys asks late), and a moment more.
+        Who ended the run asks no more."""
         deadline = time.monotonic() + FAREWELL_SECONDS
-        while time.monotonic() < deadline and self.hub.behind(ALIVE_SECONDS):
+        while time.monotonic() < deadline and any(not self.said(n, "abort") for n in self.hub.behind(ALIVE_SECONDS)):
             time.sleep(0.1)
-        time.sleep(2.0)
+        time.sleep(self.hub.FAREWELL)
 
     @abc.abstractmethod
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
@@ -198,6 +205,11 @@ class Server(Party):
             m.name: merge(self._members_before.get(m.name, {}), now.get(m.name, {})) for m in self.manifest.members if m.role != "server"
         }
 
+    def close(self) -> None:
+        super().close()
+        self.pool.shutdown(cancel_futures=True)
+        self.board.close()
+
     # ----------------------------------------------------------------- release
 
     def _release(self, done: list[msg.StepDone]) -> None:
@@ -211,4 +223,4 @@ class Server(Party):
         while missing := [n for n in everybody if not self.said(n, "finished")]:
             self.read_board(seconds=2.0)
             self.report.progress(len(everybody) - len(missing), len(everybody))
-        time.sleep(0.5)  # let the last acknowledgement leave before the socket closes
+        time.sleep(self.hub.LAST_WORD)

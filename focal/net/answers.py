@@ -1,0 +1,166 @@
+"""The server's answer to each request of a member, whatever carries it: :class:`focal.net.hub.Hub` over ZeroMQ,
+:class:`focal.net.local.LocalHub` within one process. Every handler gives the same answer twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from focal.config import ANEW, OLD, Manifest, Model, printable
+from focal.errors import FocalError, ProtocolError, Refused
+from focal.net import messages as msg
+from focal.net.messages import PIECE
+from focal.net.store import Audiences, Blobs, Board, DiskError
+from focal.net.wire import Audience, Directions, Meter
+
+log = logging.getLogger("focal.net")
+
+BATCH = 256 << 10
+"""Bytes of records in one answer: small enough to pass a slow link between two heartbeats."""
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks, and where the answer goes."""
+
+    route: bytes
+    request: bytes
+    name: str
+    phase: str
+
+
+class Answers:
+    """Board and blobs of a session, and what a member is told of them.
+
+    ``seen`` and ``traffic`` are for progress displays: name -> (time of the last request by ``time.monotonic``, what
+    the member says it is doing), and name -> bytes by phase. ``failure`` is the last disk error, if any: the server's
+    role should stop on it.
+    """
+
+    LAST_WORD = 0.5
+    """Seconds that the last acknowledgement needs to leave, before the connections are closed."""
+    FAREWELL = 2.0
+    """Seconds that the end of a run needs to reach those who were just sent it."""
+
+    def __init__(self, manifest: Manifest, board: Board, blobs: Blobs, session: str) -> None:
+        self.manifest, self.board, self.blobs, self.session = manifest, board, blobs, session
+        self.seen: dict[str, tuple[float, str]] = {}
+        self.told: dict[str, int] = {}
+        """Member -> how many records it was sent."""
+        self.failure: FocalError | None = None
+        self._members = {m.name: m for m in manifest.members}
+        self._meters = {m.name: Meter() for m in manifest.members}
+        self._audiences: Audiences
+        self._handlers: dict[type[Model], Callable[[Asker, Any, bytes], tuple[Model, bytes]]] = {
+            msg.Hello: self._hello,
+            msg.Post: self._post,
+            msg.Have: self._have,
+            msg.Put: self._put,
+            msg.Get: self._get,
+            msg.Beat: self._beat,
+        }
+
+    def _open_audiences(self) -> None:
+        self._audiences = Audiences(self.blobs.folder / "audience.sqlite")
+
+    def publish(self, data: bytes, audience: Audience) -> str:
+        """Store a blob that the server made and let ``audience`` fetch it; returns its digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        self._audiences.widen(digest, audience)
+        return self.blobs.put(data)
+
+    def behind(self, seconds: float) -> list[str]:
+        """Members that were heard of in the last ``seconds`` and have not been sent the whole board."""
+        since, length = time.monotonic() - seconds, len(self.board)
+        return [name for name, (seen, _) in list(self.seen.items()) if seen > since and self.told.get(name, 0) < length]
+
+    @property
+    def traffic(self) -> dict[str, Directions]:
+        """Member -> phase -> ``up``/``down`` -> bytes of headers and payloads; ``up`` is what the member sent."""
+        return {name: meter.snapshot() for name, meter in self._meters.items()}
+
+    def _attempt(self, asker: Asker, make: Callable[[], tuple[Model, bytes]]) -> tuple[Model, bytes]:
+        """What ``make`` gives, or why it cannot."""
+        log_hint = "ask who runs the server to look at its log"
+        try:
+            return make()
+        except Refused as e:
+            return fault(e.reason, e), b""
+        except ProtocolError as e:
+            return fault("record", e), b""
+        except DiskError as e:
+            self.failure = e
+            log.error("%s", e)
+            return fault("disk", FocalError("the server's disk is full or failing", hint=log_hint)), b""
+        except Exception:
+            log.exception("a request of '%s' could not be answered", asker.name)
+            return fault("internal", FocalError("the server failed to answer", hint=log_hint)), b""
+
+    def _was_told(self, name: str, header: Model) -> None:
+        if isinstance(header, msg.Records):
+            self.told[name] = header.first - 1 + len(header.signed)
+
+    # ---- handlers, one a request
+
+    def _hello(self, asker: Asker, hello: msg.Hello, _: bytes) -> tuple[Model, bytes]:
+        if hello.version < 2:
+            raise Refused("version", f"'{asker.name}' speaks version {hello.version}: any run of it {OLD}", hint=ANEW)
+        if hello.version != msg.VERSION:
+            raise Refused(
+                "version",
+                f"'{asker.name}' speaks version {hello.version}, the server {msg.VERSION}",
+                hint="install the same focal everywhere",
+            )
+        if hello.name != asker.name:
+            raise Refused("name", f"the key of '{asker.name}' was used under the name '{hello.name}'")
+        ours = self.manifest.hash.hex()
+        if hello.manifest != ours:
+            raise Refused(
+                "manifest",
+                f"'{asker.name}' holds another manifest ({hello.manifest[:12]}) than the server ({ours[:12]})",
+                hint="copy the signed manifest to both again: it must be the same everywhere",
+            )
+        return msg.Welcome(version=msg.VERSION, session=self.session), b""
+
+    def _post(self, asker: Asker, _: msg.Post, payload: bytes) -> tuple[Model, bytes]:
+        return msg.Posted(seq=self.board.append(payload, asker.name)), b""
+
+    def _records(self, after: int) -> tuple[Model, bytes]:
+        return msg.Records(first=after + 1, signed=tuple(self.board.since(after, BATCH))), b""
+
+    def _have(self, asker: Asker, have: msg.Have, _: bytes) -> tuple[Model, bytes]:
+        return msg.Stored(sizes=tuple(self.blobs.stored(d, asker.name) for d in have.digests)), b""
+
+    def _put(self, asker: Asker, put: msg.Put, payload: bytes) -> tuple[Model, bytes]:
+        if not 0 < len(payload) <= PIECE:
+            raise Refused("size", f"a piece has 1 to {PIECE} bytes, not {len(payload)}")
+
+        def allow() -> None:  # only who has sent the whole blob says who may fetch it, and before anybody can
+            self._audiences.widen(put.digest, put.audience)
+
+        return msg.PutOk(stored=self.blobs.write_piece(put.digest, put.size, put.offset, payload, owner=asker.name, before=allow)), b""
+
+    def _get(self, asker: Asker, get: msg.Get, _: bytes) -> tuple[Model, bytes]:
+        if get.digest not in self.blobs:
+            raise Refused("unknown-blob", f"the server has no blob {get.digest[:12]}")
+        audience = self._audiences.of(get.digest)
+        if audience != "all" and not (audience == "custodians" and self._members[asker.name].role == "custodian"):
+            raise Refused("audience", f"blob {get.digest[:12]} is not for '{asker.name}'")
+        size = self.blobs.size(get.digest)
+        if get.offset >= size:
+            raise Refused("offset", f"blob {get.digest[:12]} ends at {size}")
+        return msg.Piece(size=size, offset=get.offset), self.blobs.read_piece(get.digest, get.offset, PIECE)
+
+    def _beat(self, asker: Asker, beat: msg.Beat, _: bytes) -> tuple[Model, bytes]:
+        self.seen[asker.name] = (time.monotonic(), beat.doing)
+        return msg.BeatOk(), b""
+
+
+def fault(reason: str, error: FocalError) -> msg.Fault:
+    text = error.message.removeprefix(f"refused ({reason}): ")
+    return msg.Fault(reason=reason, message=printable(f"{text}; {error.hint}" if error.hint else text)[:2000])
