@@ -89,7 +89,7 @@ def simulate(
     degree: Literal[3, 5, 7] = 3,
     projection: Literal["whiten", "random"] = "whiten",
     verify: Literal["first", "all", "none"] = "first",
-    show: Show = lambda event: None,
+    show: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Simulated:
     """Train one head on the encrypted rows of several institutions, all parties in this process: arrays in, weights out.
 
