@@ -129,11 +129,11 @@ def _raise_children(control: socket.socket) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import focal.cli
-    import focal.protocols.common.custodian
-    import focal.protocols.common.institution
-    import focal.protocols.common.server
-    import focal.protocols.start  # noqa: F401
+    from focal.protocols import PROTOCOLS
+
+    for protocol in PROTOCOLS.values():
+        for role in ("server", "custodian", "institution"):
+            protocol.part(role)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = _raise_children(socket.socket(fileno=int(sys.argv[1])))

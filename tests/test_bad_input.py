@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 import torch
 from consortium import LOWER, SAMPLES, Consortium, Process, cli, dataset, runs, said, write_config, write_csv
+from stages import Stages, prelude, stages
 
-from focal.config import Manifest, write
+from focal.config import LocalConfig, Manifest, read, write
+from focal.errors import FocalError
 from focal.net.identity import MANIFEST_DOMAIN, Identity, sign_manifest
+from focal.protocols.together import Together
 
 # --------------------------------------------------------------------------- before anything starts
 
@@ -241,57 +244,56 @@ def test_files_that_are_no_manifest(idle: Consortium, tmp_path: Path) -> None:
         assert str(broken) in text and words in text
 
 
+def threads(c: Consortium) -> Together:
+    """The consortium's parties as threads of this process, which has torch: for what a party does before it needs the network."""
+    files = {name: read(LocalConfig, c.folder(name) / "local.json") for name in c.roles}
+    return Together(c.manifest, files, lambda event: None)
+
+
+def fails(parties: Together, name: str) -> str:
+    """What a party said that could not begin. The server goes on."""
+    with pytest.raises(FocalError) as e:
+        parties.start(name)
+        parties.finish(name)
+    assert parties.alive("server") and not list(parties.parties["server"].folder.glob("aborted"))
+    return " ".join(str(e.value).split())
+
+
 def test_own_data_that_does_not_fit(tmp_path: Path) -> None:
     """Three institutions with real segments: an image that cannot be decoded, other weights, another number of rows than declared."""
-    with Consortium("data", quick=False) as c:
-        broken = tmp_path / "broken.zip"
-        with zipfile.ZipFile(dataset().images) as old, zipfile.ZipFile(broken, "w") as new:
-            first = old.namelist()[int((c.folder("hospital-a") / "rows.txt").read_text().split()[0])]
-            for name in old.namelist():
-                new.writestr(name, b"no image" if name == first else old.read(name))
-        data = c.run.config.dataset
-        own = {"rows": c.folder("hospital-a") / "rows.txt", "images": broken}
-        c.change_local("hospital-a", data=data.model_copy(update=own))
-        c.change_local("hospital-b", weights="random:1")
-        rows = (c.folder("hospital-c") / "rows.txt").read_text().split()
-        (c.folder("hospital-c") / "rows.txt").write_text("\n".join(rows[: len(rows) // 2]))
+    c = Consortium("data", quick=False)
+    broken = tmp_path / "broken.zip"
+    with zipfile.ZipFile(dataset().images) as old, zipfile.ZipFile(broken, "w") as new:
+        first = old.namelist()[int((c.folder("hospital-a") / "rows.txt").read_text().split()[0])]
+        for name in old.namelist():
+            new.writestr(name, b"no image" if name == first else old.read(name))
+    data = c.run.config.dataset
+    own = {"rows": c.folder("hospital-a") / "rows.txt", "images": broken}
+    c.change_local("hospital-a", data=data.model_copy(update=own))
+    c.change_local("hospital-b", weights="random:1")
+    rows = (c.folder("hospital-c") / "rows.txt").read_text().split()
+    (c.folder("hospital-c") / "rows.txt").write_text("\n".join(rows[: len(rows) // 2]))
 
-        c.start("server").reach(lambda e: "listening" in e.get("text", ""))
-        c.start("hospital-a", "hospital-b", "hospital-c")
-        image = failed(c.processes["hospital-a"])
-        assert image.startswith("hospital-a:") and str(broken) in image and "cannot be decoded" in image and "replace the file" in image
-        weights = failed(c.processes["hospital-b"])
-        assert weights.startswith("hospital-b:") and "sha256" in weights and "file that the consortium agreed on" in weights
+    with threads(c) as parties:
+        parties.start("server")
+        image = fails(parties, "hospital-a")
+        assert str(broken) in image and "cannot be decoded" in image and "replace the file" in image
+        weights = fails(parties, "hospital-b")
+        assert "sha256" in weights and "file that the consortium agreed on" in weights
         declared = c.manifest.member("hospital-c").rows
-        counted = failed(c.processes["hospital-c"])
+        counted = fails(parties, "hospital-c")
         assert f"declares {declared} training rows" in counted and "hospital-c" in counted and "new manifest" in counted
-        assert c.processes["server"].child.poll() is None and not list(c.folder("server").glob("aborted"))
 
 
 def test_features_that_are_not_finite(tmp_path: Path) -> None:
     """Weights that overflow: the cache must not keep what came out of them."""
-    with Consortium("overflow", quick=False, lower={"weights": str(_weights(tmp_path, 3e38))}) as c:
-        c.start("server").reach(lambda e: "listening" in e.get("text", ""))
-        text = failed(c.start("hospital-b"))
-        assert text.startswith("hospital-b:") and "not finite" in text and "lower.mean" in text
+    with threads(Consortium("overflow", quick=False, lower={"weights": str(_weights(tmp_path, 3e38))})) as parties:
+        parties.start("server")
+        text = fails(parties, "hospital-b")
+        assert "not finite" in text and "lower.mean" in text
 
 
 # --------------------------------------------------------------------------- during a run
-
-
-def test_one_class_over_all_institutions_ends_the_run_for_everybody() -> None:
-    """Each institution alone cannot know it. Server and custodians must not wait for ever."""
-    with Consortium("same") as c:
-        for name in c.institutions:
-            given = c.given(name)
-            given["labels"][:] = np.array([0, 1, 0, 0], np.uint8)
-            c.give(name, **given)
-        c.start_all()
-        for name in c.institutions:
-            assert "same label" in failed(c.processes[name])
-        for name in ("server", *c.custodians):
-            text = failed(c.processes[name])
-            assert "ended the run" in text and "same label" in text and "start a new run" in text
 
 
 def test_other_features_of_the_test_image_end_the_run_and_name_who() -> None:
@@ -318,20 +320,25 @@ codec.pack = pack
 """
 
 
+@pytest.fixture(scope="module")
+def stage() -> Stages:
+    return stages()
+
+
 @pytest.mark.parametrize(
-    ("what", "spoil", "words"),
+    ("spoil", "words"),
     [
-        ("above", "data[-6:] = b'\\xff' * 6", "not below its modulus"),
-        ("tagged", "data[codec.HEADER.size - 1] ^= 1", "key tag differs"),
+        pytest.param("data[-6:] = b'\\xff' * 6", "not below its modulus", id="above"),
+        pytest.param("data[codec.HEADER.size - 1] ^= 1", "key tag differs", id="tagged"),
     ],
 )
-def test_a_dishonest_institution_is_refused_by_name(what: str, spoil: str, words: str) -> None:
+def test_a_dishonest_institution_is_refused_by_name(stage: Stages, spoil: str, words: str) -> None:
     """A bit-flipped or wrongly tagged ciphertext, properly announced and signed: no crash, and everybody learns who.
 
     Other lengths and headers: test_wire.py; other bytes than were announced: test_transport.py.
     """
-    with Consortium(what) as c:
-        c.start("server", "custodian-1", "custodian-2", "hospital-a", "hospital-c")
+    with stage.at("keyed") as c:
+        c.start("server", *c.custodians, "hospital-a", "hospital-c")
         c.start("hospital-b", prelude=HOSTILE_PACK.format(spoil=spoil))
         text = failed(c.processes["server"])
         assert "'hospital-b'" in text and words in text
@@ -349,19 +356,21 @@ refresh.request = request
 """
 
 
-def test_a_second_share_for_the_same_ciphertext_is_refused() -> None:
-    """A server that presents a refreshed ciphertext again under the next plan item: no custodian makes a second share of it."""
-    with Consortium("again", consortium={"verify": "none"}) as c:
+def test_a_second_share_for_the_same_ciphertext_is_refused(stage: Stages) -> None:
+    """A server that presents one ciphertext under the next plan item too: no custodian makes a second share of it."""
+    item = "train/0/residual/0/0/-"
+    with stage.at("uploaded") as c:
         c.start("server", prelude=HOSTILE_SERVER)
-        c.start(*c.custodians, *c.institutions)
-        for name in c.custodians:
+        c.start("custodian-1", prelude=prelude("out_of_lockstep()"))  # or it would end the run before them
+        c.start("custodian-2", "custodian-3")
+        for name in ("custodian-2", "custodian-3"):
             text = failed(c.processes[name])
-            assert "second-item" in text and "train/0/residual/0/0/-" in text
-            assert [row[1] for row in c.ledger(name)] == ["train/0/residual/0/0/-"]
+            assert "second-item" in text and item in text
+            assert [row[1] for row in c.ledger(name)] == [item]
         assert "custodian-" in failed(c.processes["server"])
 
 
-def test_another_plan_item_than_is_due_is_refused() -> None:
+def test_another_plan_item_than_is_due_is_refused(stage: Stages) -> None:
     """A server that asks for a refresh that the plan has later."""
     skip = """
 from focal.net import messages as msg
@@ -373,9 +382,9 @@ def say(self, topic, body):
     honest(self, topic, body)
 Server.say = say
 """
-    with Consortium("plan") as c:
+    with stage.at("uploaded") as c:
         c.start("server", prelude=skip)
-        c.start(*c.custodians, *c.institutions)
+        c.start(*c.custodians)
         for name in c.custodians:
             text = failed(c.processes[name])
             assert "refused (plan)" in text or "ended the run: refused (plan)" in text
@@ -428,9 +437,7 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
             text = failed(c.processes["custodian-2"])
             assert "the disk is full" in text and str(home) in text
             assert os.system(f"mount -o remount,size=512m {home}") == 0
-            c.start("custodian-2")
-            c.finish()
-            assert np.abs(c.weights() - c.twin()).max() < 1e-3
+            c.start("custodian-2").reach_phase("upload")  # and on to the end: the test above
         finally:
             for process in c.processes.values():
                 process.child.kill()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from consortium import ENV, Consortium, Process, dataset, focal, runs, said, write_config
 from patience import PATIENCE
+from stages import Stages, stages
 
 from focal.net import messages as msg
 from focal.net.messages import PIECE
@@ -106,44 +107,49 @@ def check_nothing_sent_again(c: Consortium, complete: set[str], received: bytes)
     assert again <= 6 * 4 * 5  # kills x window x senders
 
 
-def test_an_old_copy_of_a_custodian_is_refused() -> None:
+@pytest.fixture(scope="module")
+def stage() -> Stages:
+    return stages()
+
+
+def test_an_old_copy_of_a_custodian_is_refused(stage: Stages) -> None:
     """A custodian that is restored from a backup has forgotten shares that it gave: it must not answer again."""
-    with Consortium("backup", training={"steps": 4}) as c:
-        c.start_all()
-        custodian = c.processes["custodian-1"]
+    with stage.at("uploaded") as c:
+        c.start("server", *c.custodians)
+        custodian = c.processes["custodian-2"]
         custodian.reach_phase("train")
         custodian.child.send_signal(signal.SIGSTOP)
-        backup = c.folder("custodian-1").with_name("backup")
-        shutil.copytree(c.folder("custodian-1"), backup)
-        given = len(c.ledger("custodian-1"))
+        backup = c.folder("custodian-2").with_name("backup")
+        shutil.copytree(c.folder("custodian-2"), backup)
+        given = len(c.ledger("custodian-2"))
         custodian.child.send_signal(signal.SIGCONT)
-        _until(lambda: len(c.ledger("custodian-1")) >= given + 7, custodian)  # three blocks: a batch of 3 or 1 has left by then
+        _until(lambda: len(c.ledger("custodian-2")) >= given + 3, custodian)  # two class groups: a batch of 2 has left by then
         custodian.kill()
 
-        shutil.rmtree(c.folder("custodian-1"))
-        backup.rename(c.folder("custodian-1"))
-        restored = c.start("custodian-1")
+        shutil.rmtree(c.folder("custodian-2"))
+        backup.rename(c.folder("custodian-2"))
+        restored = c.start("custodian-2")
         assert restored.end() == 1
-        assert "refused (old-ledger)" in restored.errors and "custodian-2" in restored.errors and "new run" in restored.errors
-        assert c.processes["custodian-2"].end() == 1
-        assert "'custodian-1' ended the run" in c.processes["custodian-2"].errors
+        assert "refused (old-ledger)" in restored.errors and "custodian-" in restored.errors and "new run" in restored.errors
+        assert c.processes["custodian-3"].end() == 1
+        assert "'custodian-2' ended the run" in c.processes["custodian-3"].errors
         # and for good: the same command does not try again
-        assert c.start("custodian-1").end() == 1
-        assert "this run was ended" in c.processes["custodian-1"].errors
+        assert c.start("custodian-2").end() == 1
+        assert "this run was ended" in c.processes["custodian-2"].errors
 
 
-def test_a_custodian_that_dies_with_its_key_deleted_still_finishes() -> None:
+def test_a_custodian_that_dies_with_its_key_deleted_still_finishes(stage: Stages) -> None:
     """Killed between its last share and the end: it repeats what it said, makes no new key, and does not wait for peers that have left."""
-    with Consortium("late") as c:
+    with stage.at("trained") as c:
         c.start_all()
-        second = c.processes["custodian-2"]
-        c.processes["custodian-1"].reach_phase("release")
-        c.processes["custodian-1"].child.send_signal(signal.SIGSTOP)  # or else both would be done at once
+        first, second = c.processes["custodian-1"], c.processes["custodian-2"]
+        first.reach_phase("release")
+        first.child.send_signal(signal.SIGSTOP)  # or else all would be done at once
         second.reach(lambda e: "is deleted" in e.get("text", ""))
         second.kill()
         given = c.ledger("custodian-2")
-        c.processes["custodian-1"].child.send_signal(signal.SIGCONT)
-        assert c.processes["custodian-1"].end() == 0  # it has everything from custodian-2 and leaves
+        first.child.send_signal(signal.SIGCONT)
+        assert first.end() == 0  # it has everything from the others and leaves
         c.start("custodian-2")
         c.finish()
         assert c.ledger("custodian-2") == given
@@ -151,9 +157,9 @@ def test_a_custodian_that_dies_with_its_key_deleted_still_finishes() -> None:
         assert np.abs(c.weights() - c.twin()).max() < 1e-3
 
 
-def test_a_lost_key_share_ends_the_run_with_a_message() -> None:
-    with Consortium("lost") as c:
-        c.start_all()
+def test_a_lost_key_share_ends_the_run_with_a_message(stage: Stages) -> None:
+    with stage.at("uploaded") as c:
+        c.start("server", *c.custodians)
         c.processes["custodian-2"].reach_phase("train")
         c.processes["custodian-2"].kill()
         (share,) = c.folder("custodian-2").glob("secret-*.key")
