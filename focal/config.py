@@ -9,7 +9,7 @@
                        each party writes its own LocalConfig by hand: data, keys, device, policy
 
 All models are frozen and reject unknown keys, so that a misspelt option is an error and never silently a default.
-Below it stand :mod:`focal.errors` and :mod:`focal.files` only: every other module may import it.
+Below it stand :mod:`focal.errors`, :mod:`focal.files` and :mod:`focal.task` only: every other module may import it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from focal.errors import ConfigError
 from focal.files import canonical_json, load_yaml, private_write
+from focal.task import Task, fits, output_count
 
 OLD = (
     "was made by a version of FOCAL before 2, whose key ceremony let whoever kept its messages read everything: "
@@ -55,7 +56,6 @@ Text = Annotated[str, AfterValidator(_no_controls)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
-Task = Literal["binary", "multiclass", "multilabel"]
 Protocol = Literal["blind", "interactive"]
 
 
@@ -381,7 +381,7 @@ class Manifest(Model):
                 raise ValueError(f"two members have the same '{field}' key; every member needs its own (focal keys new)")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
-        if self.task == "binary" and len(self.classes) != 2 or len(self.classes) < 2:
+        if not fits(len(self.classes), self.task):
             raise ValueError(f"task '{self.task}' does not fit {len(self.classes)} classes")
         needed = "layout" if self.protocol == "blind" else "interactive"
         if getattr(self, needed) is None:
@@ -452,7 +452,7 @@ class Manifest(Model):
     @property
     def outputs(self) -> int:
         """C: columns of the head; a binary task trains its positive class only."""
-        return 1 if self.task == "binary" else len(self.classes)
+        return output_count(len(self.classes), self.task)
 
     def batch(self, name: str) -> int:
         """Interactive: the most rows that an institution brings to a joint step."""

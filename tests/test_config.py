@@ -369,7 +369,7 @@ class TestPrivateWrite:
         assert stat.S_IMODE((tmp_path / "m.json").stat().st_mode) == 0o600
 
 
-def test_config_stands_on_errors_and_files_alone() -> None:
+def test_config_stands_on_errors_files_and_tasks_alone() -> None:
     code = "import sys, focal.config; print(sorted(m for m in sys.modules if m.startswith('focal.') or m in ('torch', 'openfhe')))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
-    assert found.stdout.strip() == "['focal.config', 'focal.errors', 'focal.files']"
+    assert found.stdout.strip() == "['focal.config', 'focal.errors', 'focal.files', 'focal.task']"

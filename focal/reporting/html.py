@@ -46,6 +46,7 @@ from focal.measure.traffic import human_bytes
 from focal.reporting import plots
 from focal.reporting.losses import plot_losses
 from focal.reporting.table import model_rows
+from focal.task import scored_classes
 
 if TYPE_CHECKING:
     from focal.reporting.explain import Explained, SanityStep, Verdict
@@ -192,7 +193,7 @@ def _measured(rows: Rows, tuned: Rows, head: UpperHead, meta: ModelMeta, seed: i
     say("measuring the released model on the test rows ...")
     test = InstitutionRows.union(tuned).scored
     scores = _logits(head, test)
-    names = meta.classes[-1:] if meta.task == "binary" else meta.classes
+    names = scored_classes(meta.classes, meta.task)
     against = {}
     if len(rows) > 1:
         say("comparing it with every institution alone and with pooled plaintext ...")

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from focal.config import LayoutConfig, LocalConfig, LowerSpec, Manifest, Member, Name, RunConfig, Task, explain, read, write
+from focal.config import LayoutConfig, LocalConfig, LowerSpec, Manifest, Member, Name, RunConfig, explain, read, write
 from focal.errors import FocalError
 from focal.extras import require
 from focal.net.identity import Identity, check_signatures, read_public, sign_manifest
 from focal.protocols import of
 from focal.segments.projection import check_features
+from focal.task import Task
 
 if TYPE_CHECKING:
     from focal.segments.lower import WeightsSource
