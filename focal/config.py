@@ -57,6 +57,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Protocol = Literal["blind", "interactive"]
+OWN_FIELD: dict[Protocol, str] = {"blind": "layout", "interactive": "interactive"}
+"""The field that a manifest of this protocol needs, and no other has."""
 
 
 class Model(BaseModel):
@@ -383,13 +385,16 @@ class Manifest(Model):
             raise ValueError("two classes have the same name")
         if not fits(len(self.classes), self.task):
             raise ValueError(f"task '{self.task}' does not fit {len(self.classes)} classes")
-        needed = "layout" if self.protocol == "blind" else "interactive"
+        needed = OWN_FIELD[self.protocol]
         if getattr(self, needed) is None:
             raise ValueError(f"protocol '{self.protocol}' needs '{needed}'")
         return self
 
     def check_complete(self) -> None:
-        """Raise unless the members can run the protocol: one server, 2 to 8 custodians, enough institutions."""
+        """Raise unless the members can run any protocol: one server, 2 to 8 custodians, enough institutions.
+
+        What its own protocol needs of them as well: :func:`focal.protocols.check_complete`.
+        """
         if len(self.by_role("server")) != 1:
             raise ConfigError("a manifest needs exactly one server (focal manifest add --role server)")
         if not 2 <= len(self.custodians) <= 8:
@@ -412,11 +417,6 @@ class Manifest(Model):
                 f"a manifest needs at least {least} institutions, this one has {len(self.institutions)}; "
                 "with two, each learns the other's pooled moments (accept_leak: true, or --accept-leak, allows it)"
             )
-        unknown = set(self.interactive.batches if self.interactive else ()) - {m.name for m in self.institutions}
-        if unknown:
-            raise ConfigError(f"interactive.batches names {', '.join(sorted(unknown))}, which is no institution of the manifest")
-        if self.interactive is not None and len(self.institutions) < 3:
-            raise ConfigError("an interactive run needs at least three institutions: with two, each would learn the other's gradient")
 
     def by_role(self, role: str) -> tuple[Member, ...]:
         return tuple(m for m in self.members if m.role == role)
@@ -453,11 +453,6 @@ class Manifest(Model):
     def outputs(self) -> int:
         """C: columns of the head; a binary task trains its positive class only."""
         return output_count(len(self.classes), self.task)
-
-    def batch(self, name: str) -> int:
-        """Interactive: the most rows that an institution brings to a joint step."""
-        assert self.interactive is not None
-        return min(self.interactive.batches.get(name, self.interactive.batch), self.member(name).rows or 0)
 
     @property
     def row_counts(self) -> dict[str, int]:

@@ -28,7 +28,7 @@ from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.traffic import merge, mirrored
 from focal.net.identity import Identity, sign_manifest
-from focal.protocols import of
+from focal.protocols import check_complete, of
 from focal.protocols.common.progress import timeline
 from focal.runs.folder import Run
 from focal.runs.provision import draft
@@ -131,7 +131,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     ]
     members += [identities[n].member("institution", rows=rows[n]) for n in names]
     manifest = draft(config, tuple(members), table.classes, table.task, spec)
-    manifest.check_complete()
+    check_complete(manifest)
     memory = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
     manifest, cost = of(config).plan.settled(manifest, config.layout, memory, computing)

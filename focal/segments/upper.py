@@ -51,6 +51,11 @@ class ModelMeta(Model):
     interactive: InteractiveConfig | None = None
     """Which part of the lower segment was trained with the head; ``model.pt`` then holds these parameters too."""
 
+    @property
+    def tuned(self) -> InteractiveConfig | None:
+        """How the lower segment was trained with the head; None: it is the consortium's as it was."""
+        return self.interactive
+
 
 class UpperHead(nn.Module):
     """The released head: raw features (b, dim) -> logits (b, C), one-vs-rest; C = 1 for a binary task (the positive class).
@@ -200,12 +205,12 @@ def lower_segment(meta: ModelMeta, weights: str | None = None, trained: Mapping[
     from focal.segments.lower import build_lower  # timm takes a second to import, and the head alone does not need it
 
     segment = build_lower(meta.lower, weights or meta.weights)[0]
-    if meta.interactive is None:
+    if meta.tuned is None:
         return segment
     from focal.segments.lower import lower_spec
     from focal.segments.trainable import TrainableSegment
 
-    grown = TrainableSegment(segment, meta.interactive)  # with LoRA or adapters where the run had them
+    grown = TrainableSegment(segment, meta.tuned)  # with LoRA or adapters where the run had them
     grown.load_trained(trained or {})
     grown.requires_grad_(False)
     grown.lower.spec = lower_spec(grown.lower, meta.lower)

@@ -80,7 +80,7 @@ class JointInstitution(Institution):
     @property
     def config(self) -> InteractiveConfig:
         """The interactive settings, with as many steps as this key's openings allow and the own batch."""
-        return plan.schedule(self.manifest).model_copy(update={"batch": self.manifest.batch(self.me.name)})
+        return plan.schedule(self.manifest).model_copy(update={"batch": plan.batch(self.manifest, self.me.name)})
 
     def _start(self) -> Beginning:
         """What the run takes from the released model that the manifest pins."""
