@@ -9,7 +9,7 @@
                        each party writes its own LocalConfig by hand: data, keys, device, policy
 
 All models are frozen and reject unknown keys, so that a misspelt option is an error and never silently a default.
-Below it stand :mod:`focal.errors` and :mod:`focal.files` only: every other module may import it.
+Below it stand :mod:`focal.errors`, :mod:`focal.files` and :mod:`focal.task` only: every other module may import it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from focal.errors import ConfigError
 from focal.files import canonical_json, load_yaml, private_write
+from focal.task import Task, fits, output_count
 
 OLD = (
     "was made by a version of FOCAL before 2, whose key ceremony let whoever kept its messages read everything: "
@@ -55,8 +56,9 @@ Text = Annotated[str, AfterValidator(_no_controls)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
-Task = Literal["binary", "multiclass", "multilabel"]
 Protocol = Literal["blind", "interactive"]
+OWN_FIELD: dict[Protocol, str] = {"blind": "layout", "interactive": "interactive"}
+"""The field that a manifest of this protocol needs, and no other has."""
 
 
 class Model(BaseModel):
@@ -381,15 +383,18 @@ class Manifest(Model):
                 raise ValueError(f"two members have the same '{field}' key; every member needs its own (focal keys new)")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
-        if self.task == "binary" and len(self.classes) != 2 or len(self.classes) < 2:
+        if not fits(len(self.classes), self.task):
             raise ValueError(f"task '{self.task}' does not fit {len(self.classes)} classes")
-        needed = "layout" if self.protocol == "blind" else "interactive"
+        needed = OWN_FIELD[self.protocol]
         if getattr(self, needed) is None:
             raise ValueError(f"protocol '{self.protocol}' needs '{needed}'")
         return self
 
     def check_complete(self) -> None:
-        """Raise unless the members can run the protocol: one server, 2 to 8 custodians, enough institutions."""
+        """Raise unless the members can run any protocol: one server, 2 to 8 custodians, enough institutions.
+
+        What its own protocol needs of them as well: :func:`focal.protocols.check_complete`.
+        """
         if len(self.by_role("server")) != 1:
             raise ConfigError("a manifest needs exactly one server (focal manifest add --role server)")
         if not 2 <= len(self.custodians) <= 8:
@@ -412,11 +417,6 @@ class Manifest(Model):
                 f"a manifest needs at least {least} institutions, this one has {len(self.institutions)}; "
                 "with two, each learns the other's pooled moments (accept_leak: true, or --accept-leak, allows it)"
             )
-        unknown = set(self.interactive.batches if self.interactive else ()) - {m.name for m in self.institutions}
-        if unknown:
-            raise ConfigError(f"interactive.batches names {', '.join(sorted(unknown))}, which is no institution of the manifest")
-        if self.interactive is not None and len(self.institutions) < 3:
-            raise ConfigError("an interactive run needs at least three institutions: with two, each would learn the other's gradient")
 
     def by_role(self, role: str) -> tuple[Member, ...]:
         return tuple(m for m in self.members if m.role == role)
@@ -452,12 +452,7 @@ class Manifest(Model):
     @property
     def outputs(self) -> int:
         """C: columns of the head; a binary task trains its positive class only."""
-        return 1 if self.task == "binary" else len(self.classes)
-
-    def batch(self, name: str) -> int:
-        """Interactive: the most rows that an institution brings to a joint step."""
-        assert self.interactive is not None
-        return min(self.interactive.batches.get(name, self.interactive.batch), self.member(name).rows or 0)
+        return output_count(len(self.classes), self.task)
 
     @property
     def row_counts(self) -> dict[str, int]:

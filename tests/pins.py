@@ -51,6 +51,7 @@ import focal  # noqa: E402
 from focal.config import DatasetConfig, LocalConfig, Manifest, write  # noqa: E402
 from focal.net import messages as msg  # noqa: E402
 from focal.net.identity import Identity, open_record, sign_manifest  # noqa: E402
+from focal.protocols.interactive.plan import batch as batch_of  # noqa: E402
 
 PINS = Path(__file__).with_name("pins.json")
 ENDPOINT = "tcp://127.0.0.1:1"
@@ -241,7 +242,7 @@ class Fixed(Consortium):
             many = {"groups": np.arange(count).astype(str), "split": np.full(count, "train")}
             self.give(member, features=features.astype(np.float32), labels=labels, **many)
         else:
-            batch = self.manifest.batch(member)
+            batch = batch_of(self.manifest, member)
             x = np.hstack([fractions(f"{member}/activations", batch, 31), np.ones((batch, 1))])
             self.give(member, x=x, labels=labels[:batch].astype(float))
 

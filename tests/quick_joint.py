@@ -13,6 +13,7 @@ import numpy as np
 from consortium import Consortium
 
 from focal.heads.joint.twin import Update, twin_step
+from focal.protocols.interactive.plan import batch
 
 PRELUDE = """
 import sys, types, time, os
@@ -101,7 +102,7 @@ class JointConsortium(Consortium):
         consortium = {"institutions": 4, "custodians": 2, "verify": verify}
         super().__init__(name, quick=False, protocol="interactive", interactive=chosen, consortium=consortium)
         for name_ in self.institutions:
-            rng, n = np.random.default_rng(ord(name_[-1])), self.manifest.batch(name_)
+            rng, n = np.random.default_rng(ord(name_[-1])), batch(self.manifest, name_)
             x = np.hstack([rng.uniform(-1, 1, (n, 31)), np.ones((n, 1))])
             labels = np.eye(len(self.manifest.classes))[rng.integers(0, len(self.manifest.classes), n)]
             np.savez(self.folder(name_) / "given.npz", x=x, labels=labels)

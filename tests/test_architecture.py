@@ -76,6 +76,45 @@ def test_only_three_packages_compute_on_ciphertexts() -> None:
     assert users == {"ckks", "custody", "heads"}
 
 
+def asked(source: str) -> list[int]:
+    """Lines that ask for a protocol by its name, or by the field that only one of them has."""
+    names, found = ("blind", "interactive"), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            sides = [leaf for side in (node.left, *node.comparators) for leaf in ast.walk(side)]
+            named = any(isinstance(leaf, ast.Constant) and leaf.value in names for leaf in sides)
+            fields = {leaf.attr for leaf in sides if isinstance(leaf, ast.Attribute)}
+            if named or "protocol" in fields or "interactive" in fields and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+                found.append(node.lineno)
+        elif isinstance(node, ast.Dict) and any(isinstance(key, ast.Constant) and key.value == "blind" for key in node.keys):
+            found.append(node.lineno)
+    return found
+
+
+def test_nobody_outside_the_protocols_asks_for_one_by_name() -> None:
+    """``config`` names the field that belongs to each."""
+    found = [f"{p.relative_to(PACKAGE)}:{line}" for p, _ in IMPORTS if part(p) != "protocols" for line in asked(p.read_text())]
+    assert [where.split(":")[0] for where in found] == ["config.py"], found
+    pages = [page.name for page in PACKAGE.rglob("*.html") if re.search(r"protocol\s*[!=]=", page.read_text())]
+    assert not pages
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        'summary.protocol == "blind"',
+        '"interactive" != m.protocol',
+        'm.protocol in ("blind",)',
+        "a.protocol == b",
+        "meta.interactive is None",
+        "if m.interactive is not None and two: pass",
+        '{"blind": 1, "interactive": 2}[m.protocol]',
+    ],
+)
+def test_every_way_to_ask_is_seen(question: str) -> None:
+    assert asked(question)
+
+
 @pytest.mark.parametrize("module", ["ckks.scheme", "custody.keys", "heads.linear.rehearsal", "ckks.codec"])
 def test_openmp_is_limited_before_openfhe_is_imported(module: str) -> None:
     """Whatever is imported first: two OpenMP processes on two cores make a product 30 times slower."""

@@ -31,6 +31,7 @@ from focal.config import (
 )
 from focal.errors import ConfigError
 from focal.files import canonical_json, private_write
+from focal.protocols import check_complete
 
 BASE = "name: retina\ndataset: {kind: synthetic}\n"
 
@@ -219,6 +220,18 @@ class TestManifest:
         assert manifest(task="binary", classes=("no", "yes")).outputs == 1
         assert manifest(task="multiclass", classes=("no", "yes")).outputs == 2
 
+    def test_joint_steps_need_three_institutions_and_batches_of_members_only(self) -> None:
+        joint = {"protocol": "interactive", "layout": None, "interactive": {"batches": {"north": 4}}}
+        two = {"members": tuple(m for m in MEMBERS if m.name != "west"), "accept_leak": True}
+        check_complete(manifest(**joint))
+        check_complete(manifest(**two))
+        with pytest.raises(ConfigError, match="an interactive run needs at least three institutions"):
+            check_complete(manifest(**joint, **two))
+        with pytest.raises(ConfigError, match="interactive.batches names east, which is no institution of the manifest"):
+            check_complete(manifest(**{**joint, "interactive": {"batches": {"east": 4, "north": 4}}}))
+        with pytest.raises(ConfigError, match="2 to 8 custodians"):
+            check_complete(manifest(**joint, **{"members": tuple(m for m in MEMBERS if m.name != "second-custodian")}))
+
     def test_member_by_name(self) -> None:
         assert manifest().member("south").rows == 50
         with pytest.raises(ConfigError, match="'east' is not a member of the manifest .relay, north"):
@@ -369,7 +382,7 @@ class TestPrivateWrite:
         assert stat.S_IMODE((tmp_path / "m.json").stat().st_mode) == 0o600
 
 
-def test_config_stands_on_errors_and_files_alone() -> None:
+def test_config_stands_on_errors_files_and_tasks_alone() -> None:
     code = "import sys, focal.config; print(sorted(m for m in sys.modules if m.startswith('focal.') or m in ('torch', 'openfhe')))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
-    assert found.stdout.strip() == "['focal.config', 'focal.errors', 'focal.files']"
+    assert found.stdout.strip() == "['focal.config', 'focal.errors', 'focal.files', 'focal.task']"

@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
-from focal.config import Task
 from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
 from focal.measure.metrics import macro_auroc
@@ -43,6 +42,7 @@ from focal.net.identity import Identity, seal_for_group
 from focal.segments.projection import Projection
 from focal.sums import fixed
 from focal.sums.masked import MaskedSum, new_group_key
+from focal.task import Task, outcomes
 
 Array = NDArray[np.float64]
 Parts = Mapping[str, Array]
@@ -223,9 +223,9 @@ def sites(rows: Mapping[str, InstitutionRows], projection: Projection, task: Tas
         train = own.take(own.split == "train")
         if not len(train.labels):
             raise FocalError(f"{name}: has no train rows", hint="leave that institution out, or mark some of its rows 'train'")
-        outcomes = train.labels[:, -1:] if task == "binary" else train.labels
+        targets = outcomes(train.labels, task).astype(np.float64)
         patients = np.unique(train.groups, return_inverse=True)[1].astype(np.int64)
-        found[name] = Site(projection.apply(train.features), outcomes.astype(np.float64), patients)
+        found[name] = Site(projection.apply(train.features), targets, patients)
     return found
 
 

@@ -24,9 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
-from focal.config import Task
 from focal.data.rows import InstitutionRows
 from focal.measure.metrics import Bools, Floats, auroc_per_class
+from focal.task import Task, outcomes
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """scikit-learn's C (inverse ridge on standardised features)."""
@@ -61,9 +61,7 @@ def fit_logistic(
     A class without both outcomes scores constant 0 (AUROC 0.5). When that is every class, a warning names the institution (``name``).
     The same rows in the same process are fitted once: a study compares several runs with the same baselines.
     """
-    x, y = np.asarray(features, dtype=np.float64), np.asarray(labels).astype(bool)
-    if task == "binary":
-        y = y[:, -1:]
+    x, y = np.asarray(features, dtype=np.float64), outcomes(np.asarray(labels).astype(bool), task)
     who = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)  # which rows go together; names do not matter
     if not _learnable(y).any():
         warnings.warn(f"{name}: its training rows hold one class only; its model scores constant 0 (AUROC 0.5)", stacklevel=2)

@@ -30,11 +30,11 @@ import numpy as np
 from scipy.special import expit
 
 from focal.baselines.federated import Array, Federated, Local, Parts, PlainSum, Settings, Site, descend, federate
-from focal.config import Task
 from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
 from focal.measure.traffic import Traffic
 from focal.segments.projection import Projection
+from focal.task import Task
 
 FULL = 1.0
 """Sampling rate that the accountant is told: whom a round chooses is no secret, so sampling hides nothing."""

@@ -47,7 +47,7 @@ from threadpoolctl import threadpool_limits
 from focal.baselines.federated import Array
 from focal.ckks import codec
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
-from focal.config import CkksConfig, Task
+from focal.config import CkksConfig
 from focal.custody import refresh, release
 from focal.custody.consortium import Consortium
 from focal.data.rows import InstitutionRows
@@ -56,6 +56,7 @@ from focal.errors import FocalError
 from focal.heads import two_layer
 from focal.heads.two_layer import Carried, EncryptedNetwork, NetworkLayout, Weights
 from focal.measure.traffic import Traffic
+from focal.task import Task, outcomes
 
 SIDE = 8
 """Pixels of a side; the network has SIDE x SIDE inputs."""
@@ -134,7 +135,7 @@ def sites(rows: Mapping[str, InstitutionRows], task: Task, settings: Settings) -
             raise FocalError(f"{name}: has no train rows", hint="leave that institution out, or mark some of its rows 'train'")
         if train.features.shape[1] != two_layer.INPUTS:
             raise FocalError(f"{name}: its rows have {train.features.shape[1]} values, not {two_layer.INPUTS}", hint="give grey pixels")
-        labels = train.labels[:, -1:] if task == "binary" else train.labels
+        labels = outcomes(train.labels, task)
         rng, n = np.random.default_rng([settings.seed, 9, k]), len(labels)
         batch = min(settings.batch, n)
         order = np.concatenate([rng.permutation(n) for _ in range(-(-settings.steps * batch // n))])

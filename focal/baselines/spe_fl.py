@@ -54,11 +54,11 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from focal.baselines.encrypted import EncryptedSum
 from focal.baselines.federated import Array, PlainSum, Round, Sum
 from focal.baselines.privacy import cut
-from focal.config import Task
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.measure.metrics import macro_auroc, outcome_columns
 from focal.measure.traffic import NONE, add_up
+from focal.task import Task, one_output, outcomes, output_count
 from focal.training.features import accelerator, interruptible, quiet
 
 SIZE = 32
@@ -174,7 +174,7 @@ def spe_fl(train: Mapping[str, Images], test: Images, task: Task, settings: Sett
             raise FocalError(f"{name}: has no train images", hint="leave that institution out, or mark some of its rows 'train'")
     if settings.encrypted and len(names) < EncryptedSum.least:
         raise FocalError("SPE-FL: an encrypted sum over one institution is its update", hint="set encrypted to False")
-    network = new_network(1 if task == "binary" else test.labels.shape[1], settings.seed)
+    network = new_network(output_count(test.labels.shape[1], task), settings.seed)
     weights = _vector(network)
     memories = {name: np.zeros_like(weights) for name in names}
     rounds: list[Round] = []
@@ -230,8 +230,8 @@ def poisson_noise(k: int, settings: Settings, rng: np.random.Generator) -> Array
 def measure(labels: ArrayLike, scores: ArrayLike, task: Task) -> Measures:
     """Labels (n, K) and linear outputs (n, C). A class that is never called has precision 0."""
     outcome, value = outcome_columns(labels, scores, task)
-    truth, called = (outcome[:, 0], value[:, 0] > 0) if task == "binary" else (outcome.argmax(1), value.argmax(1))
-    average = "binary" if task == "binary" else "macro"
+    truth, called = (outcome[:, 0], value[:, 0] > 0) if one_output(task) else (outcome.argmax(1), value.argmax(1))
+    average = "binary" if one_output(task) else "macro"
     precision, recall, f1, _ = precision_recall_fscore_support(truth, called, average=average, zero_division=0)
     return Measures(float(accuracy_score(truth, called)), float(precision), float(recall), float(f1))
 
@@ -263,8 +263,8 @@ class _Classifier(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         pixels, labels = batch
         logits = self.network(_scaled(pixels))
-        if self.task == "binary":
-            return functional.binary_cross_entropy_with_logits(logits[:, 0], labels[:, -1].to(logits))
+        if one_output(self.task):
+            return functional.binary_cross_entropy_with_logits(logits[:, 0], outcomes(labels, self.task)[:, 0].to(logits))
         return functional.cross_entropy(logits, labels.argmax(1))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

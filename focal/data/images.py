@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from focal.config import Task
 from focal.data.table import Archive, EncodedImages, Folder, Table, read_column
 from focal.errors import FocalError
+from focal.task import Task
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import DatasetConfig, Task
+from focal.config import DatasetConfig
 from focal.data.table import SPLITS, ArrayImages, Table, own_groups, scored_split
 from focal.errors import FocalError
+from focal.task import Task, fits, infer
 
 PUBLISHED_MD5 = {
     "retinamnist": "bd4c0672f1bba3e3a89f0e4e876791e4",
@@ -66,8 +67,8 @@ def _labels(raw: NDArray[np.integer], config: DatasetConfig, path: Path) -> tupl
     several = raw.shape[1] > 1
     count = raw.shape[1] if several else int(raw.max()) + 1
     classes = config.classes or CLASS_NAMES.get(path.stem) or tuple(f"class-{k}" for k in range(count))
-    task = config.task or ("multilabel" if several else "binary" if len(classes) == 2 else "multiclass")
-    if len(classes) < count or len(classes) < 2 or (several and len(classes) != count) or (task == "binary" and len(classes) != 2):
+    task = config.task or infer(len(classes), several)
+    if len(classes) < count or (several and len(classes) != count) or not fits(len(classes), task):
         raise FocalError(
             f"{path}: holds {count} classes, which does not fit a {task} task with the classes {', '.join(classes)}",
             hint="correct or leave out 'dataset.classes' and 'dataset.task'",

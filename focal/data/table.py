@@ -32,8 +32,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 
-from focal.config import DatasetConfig, Task
+from focal.config import DatasetConfig
 from focal.errors import FocalError
+from focal.task import Task, fits, infer
 
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes with more than 8 bits a channel."""
@@ -387,8 +388,8 @@ def _labels(column: pd.Series[str], config: DatasetConfig, path: Path) -> tuple[
     """Class order, task and the (n, K) 0/1 matrix of a label column, in which ``A;B`` is both A and B."""
     parts = [[p.strip() for p in cell.split(";") if p.strip()] for cell in column]
     classes = config.classes or tuple(sorted({p for row in parts for p in row}))
-    task = config.task or _infer_task(column, classes)
-    if task == "binary" and len(classes) != 2 or len(classes) < 2:
+    task = config.task or infer(len(classes), several=column.str.contains(";", regex=False).any())
+    if not fits(len(classes), task):
         raise FocalError(
             f"{path}: a {task} task does not fit {len(classes)} classes ({', '.join(classes)})",
             hint="name them all in 'dataset.classes', also those that no row of this table has",
@@ -408,12 +409,6 @@ def _labels(column: pd.Series[str], config: DatasetConfig, path: Path) -> tuple[
                 )
             labels[i, index[label]] = 1
     return classes, task, labels
-
-
-def _infer_task(column: pd.Series[str], classes: tuple[str, ...]) -> Task:
-    if column.str.contains(";", regex=False).any():
-        return "multilabel"
-    return "binary" if len(classes) == 2 else "multiclass"
 
 
 def _open_store(path: Path, names: list[str], table: Path) -> Folder | Archive:

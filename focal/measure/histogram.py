@@ -32,10 +32,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from focal.config import Task
 from focal.errors import ProtocolError
 from focal.files import private_write
 from focal.measure.metrics import Floats, outcome_columns
+from focal.task import Task
 
 Counts = NDArray[np.int64]
 

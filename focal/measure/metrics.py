@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, recall_score, roc_auc_score
 
-from focal.config import Task
 from focal.errors import FocalError
+from focal.task import Task, outcomes
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -48,8 +48,7 @@ def outcome_columns(labels: ArrayLike, scores: ArrayLike, task: Task) -> tuple[B
     outcome, value = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
     if outcome.ndim != 2 or value.ndim != 2 or len(outcome) != len(value):
         raise ValueError(f"labels {outcome.shape} and scores {value.shape} must be matrices with the same rows")
-    if task == "binary":
-        outcome, value = outcome[:, -1:], value[:, -1:]
+    outcome, value = outcomes(outcome, task), outcomes(value, task)
     if outcome.shape != value.shape:
         raise ValueError(f"{outcome.shape[1]} classes of labels but {value.shape[1]} columns of scores")
     if not np.isfinite(value).all():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import Task
 from focal.measure.metrics import Floats, bootstrap_ci, macro_auroc
 from focal.measure.summary import Auroc, AurocInterval
+from focal.task import Task
 
 
 def score_outputs(

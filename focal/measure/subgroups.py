@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import Task
 from focal.errors import FocalError
 from focal.measure.metrics import Bools, Floats, auroc_per_class, bootstrap_ci
+from focal.task import Task
 
 NOT_GIVEN = "not given"
 """Rows whose cell is empty."""

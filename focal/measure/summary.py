@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from focal.config import Model, Name, explain
+from focal.config import Model, Name, Protocol, explain
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.traffic import Traffic
@@ -120,7 +120,7 @@ class Guard(Model):
 class Summary(Model):
     """The contract of system.md, "Result files"."""
 
-    protocol: Literal["blind", "interactive"]
+    protocol: Protocol
     dataset: Annotated[str, Field(min_length=1)]
     auroc: Auroc
     auroc_ci95: AurocInterval
@@ -172,7 +172,7 @@ class Summary(Model):
 
 def build_summary(
     *,
-    protocol: Literal["blind", "interactive"],
+    protocol: Protocol,
     dataset: str,
     auroc: Auroc,
     auroc_ci95: AurocInterval,

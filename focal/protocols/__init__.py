@@ -11,7 +11,7 @@ has is not sent again, so it arrives within seconds where it was stopped.
     interactive  joint steps: each institution trains its lower segment under the encrypted head
 
 A protocol is a package with the same modules: ``plan`` (what follows from the manifest), ``compute`` (the one loop over its steps),
-and the four parties' roles, siblings under the common ones. Nobody outside asks which protocol a manifest is of: :func:`of` knows.
+and the four parties' roles, siblings under the common ones. Nobody outside asks which protocol a run is of: :func:`of` knows.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Plan(Protocol):
     OWN_PHASES: tuple[str, ...]
     """Phases in which each institution works for itself: a summary has the slowest one's seconds."""
 
+    def check_members(self, manifest: Manifest) -> None: ...
     def layout(self, manifest: Manifest) -> Any: ...
     def refreshes(self, manifest: Manifest) -> int: ...
     def released(self, manifest: Manifest) -> Released: ...
@@ -71,6 +72,11 @@ class Kind:
     """Of its classes: ``Blind`` makes ``BlindServer``."""
     compared: str
     """The module that compares a local run of it with its plaintext twin and the baselines (``compare(run, manifest, say)``)."""
+    joint: bool
+    """Do institutions take every step together? Then their lower segments train with the head, and gradients are opened on the way.
+    Otherwise each gives its rows once, and nothing but the final weights is opened."""
+    unread: frozenset[str]
+    """Settings that a :class:`RunConfig` of it has and that it does not read."""
 
     @property
     def plan(self) -> Plan:
@@ -89,12 +95,39 @@ class Kind:
 PROTOCOLS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("blind", "focal.protocols.blind", "Blind", "focal.runs.compare_blind"),
-        Kind("interactive", "focal.protocols.interactive", "Joint", "focal.runs.compare_joint"),
+        Kind(
+            "blind",
+            package="focal.protocols.blind",
+            prefix="Blind",
+            compared="focal.runs.compare_blind",
+            joint=False,
+            unread=frozenset({"interactive", "precision", "logger"}),
+        ),
+        Kind(
+            "interactive",
+            package="focal.protocols.interactive",
+            prefix="Joint",
+            compared="focal.runs.compare_joint",
+            joint=True,
+            unread=frozenset({"projection", "training", "layout"}),
+        ),
     )
 }
 
 
-def of(run: Manifest | RunConfig) -> Kind:
+class _Run(Protocol):
+    """A manifest, a configuration, or a summary."""
+
+    @property
+    def protocol(self) -> str: ...
+
+
+def of(run: _Run) -> Kind:
     """The protocol of a run."""
     return PROTOCOLS[run.protocol]
+
+
+def check_complete(manifest: Manifest) -> None:
+    """Raise unless the members can run the manifest's protocol."""
+    manifest.check_complete()
+    of(manifest).plan.check_members(manifest)

@@ -40,6 +40,7 @@ from focal.errors import FocalError
 from focal.files import private_write
 from focal.segments.lower import LowerSegment, preprocess
 from focal.segments.upper import ReleasedModel, UpperHead
+from focal.task import scored_classes
 
 Floats = NDArray[np.float64]
 Method = Literal["attention rollout", "Grad-CAM"]
@@ -278,7 +279,7 @@ def explain_images(
     model: ReleasedModel, images: Sequence[Image.Image], label: str | None = None, progress: Progress | None = None
 ) -> list[Explained]:
     """Each image with the map for class ``label`` (default: the most probable one; a binary task always explains its positive class)."""
-    classes, outputs = model.meta.classes, output_classes(model)
+    classes, outputs = model.meta.classes, scored_classes(model.meta.classes, model.meta.task)
     if label is not None and label not in outputs:
         raise FocalError(f"'{label}' is no class that this run can explain", hint=f"it has {', '.join(outputs)}")
     out = []
@@ -292,11 +293,6 @@ def explain_images(
         if progress:
             progress(done, len(images))
     return out
-
-
-def output_classes(model: ReleasedModel) -> tuple[str, ...]:
-    """Names of the head's columns."""
-    return model.meta.classes[-1:] if model.meta.task == "binary" else model.meta.classes
 
 
 def overlay(x: Tensor, values: Floats) -> Image.Image:
@@ -373,7 +369,8 @@ def check_images(model: ReleasedModel, images: Sequence[Image.Image], found: Seq
     """:func:`sanity_check` on the first few of these images, each for the class it was explained for."""
     few = list(zip(images, found, strict=True))[:CHECKED]
     x = torch.stack([preprocess(image, model.meta.lower) for image, _ in few])
-    return sanity_check(model, x, [output_classes(model).index(one.label) for _, one in few])
+    names = scored_classes(model.meta.classes, model.meta.task)
+    return sanity_check(model, x, [names.index(one.label) for _, one in few])
 
 
 def png(image: Image.Image) -> bytes:

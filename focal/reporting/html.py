@@ -43,9 +43,11 @@ from focal.measure.metrics import Measured, Paired, measure_all, paired_bootstra
 from focal.measure.subgroups import score_subgroup
 from focal.measure.summary import Summary, read_summary
 from focal.measure.traffic import human_bytes
+from focal.protocols import of
 from focal.reporting import plots
 from focal.reporting.losses import plot_losses
 from focal.reporting.table import model_rows
+from focal.task import scored_classes
 
 if TYPE_CHECKING:
     from focal.reporting.explain import Explained, SanityStep, Verdict
@@ -66,10 +68,6 @@ MEASURE_NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "calibration_error": "calibration error",
 }
-
-
-OTHERS = {"blind": {"interactive", "precision", "logger"}, "interactive": {"projection", "training", "layout"}}
-"""Settings that a run of this protocol has and does not read."""
 
 
 class Overlay(NamedTuple):
@@ -141,17 +139,18 @@ def write_report(
         name=config.name if config else folder.resolve().name,
         unit=f"{config.dataset.group}s" if config else "patients",  # what is never split, and resampled as a whole
         summary=summary,
+        joint=of(summary).joint,
         models=list(model_rows(summary)),
         scale=_scale(summary),
         scored=scored,
         unscored=unscored,
         measure_names=MEASURE_NAMES,
         figures={name: _png_file(folder / f"{name}.png") for name in ("roc", "per_class", "timeline")},
-        losses=_losses(folder) if summary.protocol == "interactive" else "",
+        losses=_losses(folder),
         overlays=overlays,
         overlays_absent=absent,
         verdict=overlays.verdict if overlays else None,
-        config=_flat(config.model_dump(exclude=OTHERS[summary.protocol])) if config else {},
+        config=_flat(config.model_dump(exclude=set(of(summary).unread))) if config else {},
         params=_flat(summary.params),
         pinned=_pinned(folder),
         version=version("focal"),
@@ -178,10 +177,10 @@ def _scored(
         return None, "the released model is not in this folder"
     head, meta = upper.load(folder)
     try:
-        if summary.protocol == "blind":
-            rows = tuned = _kept_rows(folder, summary)
-        else:
+        if of(summary).joint:
             rows, tuned = _joint_rows(folder, summary, config, head, meta, say)
+        else:
+            rows = tuned = _kept_rows(folder, summary)
         return _measured(rows, tuned, head, meta, seed, repeats, slow_repeats, say), ""
     except FocalError as e:
         return None, e.message  # rows were cleaned away, images are elsewhere, no test rows, or rows of one class only
@@ -192,7 +191,7 @@ def _measured(rows: Rows, tuned: Rows, head: UpperHead, meta: ModelMeta, seed: i
     say("measuring the released model on the test rows ...")
     test = InstitutionRows.union(tuned).scored
     scores = _logits(head, test)
-    names = meta.classes[-1:] if meta.task == "binary" else meta.classes
+    names = scored_classes(meta.classes, meta.task)
     against = {}
     if len(rows) > 1:
         say("comparing it with every institution alone and with pooled plaintext ...")
@@ -235,6 +234,7 @@ def _joint_rows(folder: Path, summary: Summary, config: RunConfig | None, head: 
     An interactive run keeps neither. Both are computed from the images again, as far as the run's own comparison did not cache them.
     """
     from focal.data import load
+    from focal.segments.lower import build_lower
     from focal.segments.upper import lower_segment
     from focal.training.features import compute_features
 
@@ -257,7 +257,7 @@ def _joint_rows(folder: Path, summary: Summary, config: RunConfig | None, head: 
             out[name] = InstitutionRows(features, table.labels[at], table.groups[at], table.split[at])
         return out
 
-    before = lower_segment(meta.model_copy(update={"interactive": None}))
+    before, _ = build_lower(meta.lower, meta.weights)
     return rows(before, "train", "val", "test"), rows(lower_segment(meta, trained=head.trained), held)
 
 
@@ -395,9 +395,9 @@ def _pinned(folder: Path) -> dict[str, str]:
         return {}
     head, meta = upper.load(folder)
     trained = {}
-    if meta.interactive is not None:
+    if (tuned := meta.tuned) is not None:
         values = sum(value.numel() for value in head.trained.values())
-        trained = {"trained in the lower segment": f"{values} values ({meta.interactive.trainable})"}
+        trained = {"trained in the lower segment": f"{values} values ({tuned.trainable})"}
     return {
         "run id": meta.run_id,
         "manifest": meta.manifest_hash,

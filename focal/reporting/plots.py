@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
-from focal.config import Task
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, outcome_columns, probabilities
 from focal.measure.traffic import human_bytes
+from focal.task import Task, scored_classes
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#8C8C8C",
@@ -81,9 +81,8 @@ def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task:
     """
     outcome, value = outcome_columns(labels, scores, task)
     aurocs, macro = auroc_per_class(labels, scores, task), macro_auroc(labels, scores, task)
-    names = [classes[-1]] if task == "binary" else list(classes)
     curves = []
-    for c, name in enumerate(names):
+    for c, name in enumerate(scored_classes(classes, task)):
         false_positive, true_positive, _ = roc_curve(outcome[:, c], value[:, c]) if not np.isnan(aurocs[c]) else (np.empty(0),) * 3
         curves.append(Curve(name, false_positive, true_positive, aurocs[c], int(outcome[:, c].sum())))
     plot_curves(curves, macro, f"encrypted training, {len(outcome)} test rows", path)

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from focal.measure.summary import Interval, Summary
 from focal.measure.traffic import human_bytes
+from focal.protocols import of
 
 PHASE_NAMES = {"keys": "keys", "features": "features", "upload": "upload", "train": "training", "release": "release"}
 
@@ -82,7 +83,7 @@ def _cost(summary: Summary) -> Table:
 
 def _release(summary: Summary) -> Text:
     release = summary.release
-    what = ", the final weights and nothing else" if summary.protocol == "blind" else ""
+    what = "" if of(summary).joint else ", the final weights and nothing else"
     return Text(
         f"Release: {release.openings} ciphertext{'' if release.openings == 1 else 's'} opened{what}; key shares hidden by "
         f"{release.flooding_bits:.0f}-bit noise, weights good to {release.precision_bits:.1f} bits; "

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import ConsortiumConfig, PartitionConfig, RunConfig, Task, read
+from focal.config import ConsortiumConfig, PartitionConfig, RunConfig, read
 from focal.data import load
 from focal.data.partition import partition
 from focal.data.rows import InstitutionRows
@@ -29,6 +29,7 @@ from focal.data.table import Table
 from focal.errors import FocalError
 from focal.measure.metrics import Floats
 from focal.segments.projection import Projection, moment_values, pooled_moments, whiten
+from focal.task import Task, scored_classes
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Source:
             dealt=lambda other: self.case(dealing, other),
             projection=pooled_projection(rows, config),
             task=table.task,
-            classes=table.classes[-1:] if table.task == "binary" else table.classes,
+            classes=scored_classes(table.classes, table.task),
             labels=table.labels[table.test_rows],
             groups=np.unique(table.groups[table.test_rows], return_inverse=True)[1].astype(np.int64),
             order=np.argsort(tested, kind="stable"),

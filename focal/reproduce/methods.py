@@ -37,6 +37,7 @@ from focal.runs import local
 from focal.segments.lower import build_lower, lower_spec
 from focal.segments.projection import Projection
 from focal.segments.trainable import VALUE_BYTES
+from focal.task import outcomes
 from focal.training.joint import Site, train_jointly
 from focal.training.joint import scores as split_scores
 from focal.training.split import Base
@@ -119,7 +120,7 @@ def _twin_weights(case: Case) -> Floats:
     """(R, C) of the blind protocol's plaintext twin."""
     everyone, training = InstitutionRows.union(case.rows), case.config.training
     train = everyone.take(everyone.split == "train")
-    labels = train.labels[:, 1:] if case.task == "binary" else train.labels
+    labels = outcomes(train.labels, case.task)
     scalars = twin.Scalars.derive(training.degree, case.projection.eta, training.ridge, len(labels))
     return twin.train(case.projection.apply(train.features), 0.5 - labels.astype(np.float64), scalars, training.steps)[0]
 

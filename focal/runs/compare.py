@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from focal.baselines.logistic import baseline_scores
-from focal.config import Task
 from focal.data.rows import InstitutionRows
 from focal.measure.metrics import Floats, auroc_per_class, bootstrap_ci, macro_auroc
 from focal.measure.summary import Auroc, AurocInterval
 from focal.segments.projection import Projection
+from focal.task import Task
 
 
 @dataclass(frozen=True)

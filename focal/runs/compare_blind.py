@@ -15,6 +15,7 @@ from focal.protocols.common.institution import PROJECTION
 from focal.runs.compare import LocalScores, score_local_run
 from focal.runs.folder import Run
 from focal.segments.projection import Projection
+from focal.task import outcomes
 
 
 def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
@@ -38,9 +39,8 @@ def _twin(manifest: Manifest, projection: Projection, rows: dict[str, Institutio
     columns, targets = [], []
     for own in rows.values():
         train = own.split == "train"
-        labels = own.labels[train][:, 1:] if manifest.task == "binary" else own.labels[train]
         columns.append(projection.apply(own.features[train]))
-        targets.append(0.5 - labels)
+        targets.append(0.5 - outcomes(own.labels[train], manifest.task))
     training = manifest.training
     scalars = twin.Scalars.derive(training.degree, projection.eta, training.ridge, manifest.rows)
     return twin.train(np.concatenate(columns), np.concatenate(targets), scalars, training.steps)[0]

@@ -26,6 +26,7 @@ from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.metrics import Floats, measure_all
 from focal.measure.subgroups import Split, score_subgroup, subgroups
+from focal.task import scored_classes
 
 if TYPE_CHECKING:
     from focal.data.table import Table
@@ -82,7 +83,7 @@ def evaluate(
     table = whole.take(whole.test_rows)
     splits = {text: subgroups(split, _cells(table, split.column, Path(table_csv))) for text in by if (split := Split.parse(text))}
     scores = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
-    names = meta.classes[-1:] if meta.task == "binary" else meta.classes
+    names = scored_classes(meta.classes, meta.task)
     measured = measure_all(table.labels, scores, table.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats)
     if exchange is not None:
         from focal.measure.histogram import score_histogram

@@ -28,10 +28,11 @@ from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.traffic import merge, mirrored
 from focal.net.identity import Identity, sign_manifest
-from focal.protocols import of
+from focal.protocols import check_complete, of
 from focal.protocols.common.progress import timeline
 from focal.runs.folder import Run
 from focal.runs.provision import draft
+from focal.task import scored_classes
 
 if TYPE_CHECKING:
     pass
@@ -130,7 +131,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     ]
     members += [identities[n].member("institution", rows=rows[n]) for n in names]
     manifest = draft(config, tuple(members), table.classes, table.task, spec)
-    manifest.check_complete()
+    check_complete(manifest)
     memory = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
     manifest, cost = of(config).plan.settled(manifest, config.layout, memory, computing)
@@ -355,12 +356,11 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
         ),
         run.folder,
     )
-    classes = manifest.classes[1:] if manifest.task == "binary" else manifest.classes
     for file in ("model.pt", "velocity.npy"):  # the second one is an interactive run's
         if (run.party(names[0]) / file).exists():
             shutil.copy2(run.party(names[0]) / file, run.folder / file)
     plots.plot_roc(scores.labels, scores.encrypted, manifest.classes, manifest.task, run.folder / "roc.png")
-    plots.plot_per_class(classes, scores.per_class, run.folder / "per_class.png")
+    plots.plot_per_class(scored_classes(manifest.classes, manifest.task), scores.per_class, run.folder / "per_class.png")
     spans = [(e["party"], e["phase"], e["start"], e["start"] + e["seconds"]) for m in manifest.members for e in _work(run, m)]
     begin = min(start for _, _, start, _ in spans)
     spans = [(party, phase, start - begin, end - begin) for party, phase, start, end in spans]

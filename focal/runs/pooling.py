@@ -32,6 +32,7 @@ from focal.reporting.pooled import plot_pooled
 from focal.segments.upper import ModelMeta
 from focal.sums import fixed
 from focal.sums.masked import MaskedSum
+from focal.task import scored_classes
 
 DOMAIN: Final = b"focal/pooled-evaluation/v1"
 LEAST: Final = 3
@@ -55,7 +56,7 @@ class Pool:
                 f"{folder}: no {self.me}{PUBLIC} that belongs to {key}",
                 hint=f"put the public file there that 'focal keys new' wrote beside {key.name}",
             )
-        self.classes = meta.classes[1:] if meta.task == "binary" else meta.classes
+        self.classes = scored_classes(meta.classes, meta.task)
         self.exchange = self._exchange(meta)
         self._memory = key.with_name(f"{self.me}.pooled-{self.fingerprint}{COUNTS}")
         publics = {name: bytes.fromhex(site.seal) for name, site in self.sites.items()}

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from focal.config import LayoutConfig, LocalConfig, LowerSpec, Manifest, Member, Name, RunConfig, Task, explain, read, write
+from focal.config import LayoutConfig, LocalConfig, LowerSpec, Manifest, Member, Name, RunConfig, explain, read, write
 from focal.errors import FocalError
 from focal.extras import require
 from focal.net.identity import Identity, check_signatures, read_public, sign_manifest
-from focal.protocols import of
+from focal.protocols import check_complete, of
 from focal.segments.projection import check_features
+from focal.task import Task
 
 if TYPE_CHECKING:
     from focal.segments.lower import WeightsSource
@@ -141,7 +142,7 @@ def _validated(fields: dict[str, Any], path: Path) -> Manifest:
 def sign(path: Path, keys: Path) -> Manifest:
     """Sign the manifest in ``path`` as it stands."""
     m = read(Manifest, path)
-    m.check_complete()
+    check_complete(m)
     signed = sign_manifest(m, Identity.load(keys))
     write(signed, path)
     return signed
@@ -158,7 +159,7 @@ def describe(m: Manifest, say: Say, warn: Say) -> None:
         say(f"{member.role:<12} {member.name:<16} {facts[member.role]:<28} {signed}")
     say(f"model        {m.lower.model} up to '{m.lower.cut}', weights sha256 {m.lower.weights_sha256[:16]}")
     say(f"classes      {', '.join(m.classes)} ({m.task})")
-    m.check_complete()
+    check_complete(m)
     plan = of(m).plan
     say(plan.describe(m))
     for warning in plan.warnings(m):

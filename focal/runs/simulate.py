@@ -35,7 +35,6 @@ from focal.config import (
     LowerSpec,
     Manifest,
     ProjectionConfig,
-    Task,
     TrainingConfig,
 )
 from focal.errors import FocalError
@@ -48,6 +47,7 @@ from focal.protocols.common.progress import Reporter
 from focal.protocols.common.server import Server
 from focal.protocols.together import Make, Together
 from focal.segments.projection import Projection
+from focal.task import Task, infer, outcomes
 
 Array = NDArray[np.float64]
 WIDTHS: tuple[int, ...] = get_args(ProjectionConfig.model_fields["features"].annotation)
@@ -171,7 +171,7 @@ class ArrayInstitution(BlindInstitution):
 
     def prepare(self) -> None:
         self.check_rows(len(self.raw))
-        self.labels = self._given[:, 1:] if self.manifest.task == "binary" else self._given
+        self.labels = outcomes(self._given, self.manifest.task)
 
     def compare_test_features(self) -> None:
         """There is no lower segment to compare."""
@@ -212,12 +212,11 @@ def _checked(
     count = form[0] if form else 1 + max(int(y.max()) for _, y in given.values())
     if count < 2:
         raise FocalError("labels tell fewer than two classes apart: there is nothing to learn")
-    task: Task = "multilabel" if form else "binary" if count == 2 else "multiclass"
     rows = {
         name: (x.astype(np.float32), y.astype(np.uint8) if form else np.eye(count, dtype=np.uint8)[y.astype(np.int64)])
         for name, (x, y) in given.items()
     }
-    return rows, tuple(str(c) for c in range(count)), task, width
+    return rows, tuple(str(c) for c in range(count)), infer(count, several=bool(form)), width
 
 
 def _widened(x: NDArray[np.float32], width: int) -> NDArray[np.float32]:

@@ -37,11 +37,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.models.squeezenet import Fire
 
-from focal.config import InteractiveConfig, Task
+from focal.config import InteractiveConfig
 from focal.errors import FocalError
 from focal.segments.lower import LowerSegment
 from focal.segments.projection import Projection, check_features
 from focal.segments.upper import UpperHead
+from focal.task import Task
 
 Array = NDArray[np.float64]
 

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from focal.config import Hex32, InteractiveConfig, LowerSpec, Model, Task
+from focal.config import Hex32, InteractiveConfig, LowerSpec, Model
 from focal.errors import FocalError
 from focal.files import private_write
+from focal.task import Task, one_output, output_count
 
 if TYPE_CHECKING:
     from focal.segments.lower import LowerSegment
@@ -50,6 +51,11 @@ class ModelMeta(Model):
     interactive: InteractiveConfig | None = None
     """Which part of the lower segment was trained with the head; ``model.pt`` then holds these parameters too."""
 
+    @property
+    def tuned(self) -> InteractiveConfig | None:
+        """How the lower segment was trained with the head; None: it is the consortium's as it was."""
+        return self.interactive
+
 
 class UpperHead(nn.Module):
     """The released head: raw features (b, dim) -> logits (b, C), one-vs-rest; C = 1 for a binary task (the positive class).
@@ -70,7 +76,7 @@ class UpperHead(nn.Module):
         if matrix.ndim != 2 or offset.shape != (components,) or weights.shape != (components + 1, outputs):
             shapes = [tuple(value.shape) for value in (matrix, offset, weights)]
             raise ValueError(f"matrix, offset and weights do not fit together: {shapes}")
-        if (outputs == 1) != (task == "binary"):
+        if (outputs == 1) != one_output(task):
             raise ValueError(f"a {task} head cannot have {outputs} output columns")
         for name, value in (("matrix", matrix), ("offset", offset), ("weights", weights)):
             if not torch.isfinite(value).all():
@@ -110,7 +116,7 @@ def class_probabilities(logits: Tensor, task: Task) -> Tensor:
 
     ``multilabel``: sigmoids; ``multiclass``: sigmoids normalised to sum 1; ``binary``: (1 - p, p) of the one column.
     """
-    if task == "binary":
+    if one_output(task):
         return torch.cat([torch.sigmoid(-logits), torch.sigmoid(logits)], dim=1)
     if task == "multilabel":
         return torch.sigmoid(logits)
@@ -129,7 +135,7 @@ def model_file(run: Path | str) -> Path:
 def save(path: Path, head: UpperHead, meta: ModelMeta) -> None:
     """Write ``head`` and ``meta`` to one file, readable by its owner only."""
     outputs = head.weights.shape[1]
-    if head.task != meta.task or outputs != (1 if meta.task == "binary" else len(meta.classes)):
+    if head.task != meta.task or outputs != output_count(len(meta.classes), meta.task):
         raise ValueError(f"a {head.task} head with {outputs} columns does not fit {meta.task} with {len(meta.classes)} classes")
     if head.matrix.shape[1] != meta.lower.dim:
         raise ValueError(f"the head reads {head.matrix.shape[1]} features, the lower segment gives {meta.lower.dim}")
@@ -199,12 +205,12 @@ def lower_segment(meta: ModelMeta, weights: str | None = None, trained: Mapping[
     from focal.segments.lower import build_lower  # timm takes a second to import, and the head alone does not need it
 
     segment = build_lower(meta.lower, weights or meta.weights)[0]
-    if meta.interactive is None:
+    if meta.tuned is None:
         return segment
     from focal.segments.lower import lower_spec
     from focal.segments.trainable import TrainableSegment
 
-    grown = TrainableSegment(segment, meta.interactive)  # with LoRA or adapters where the run had them
+    grown = TrainableSegment(segment, meta.tuned)  # with LoRA or adapters where the run had them
     grown.load_trained(trained or {})
     grown.requires_grad_(False)
     grown.lower.spec = lower_spec(grown.lower, meta.lower)

@@ -36,11 +36,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from focal.config import InteractiveConfig, LowerSpec, Task
+from focal.config import InteractiveConfig, LowerSpec
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.segments.lower import preprocess
 from focal.segments.trainable import TrainableSegment, sendable
+from focal.task import Task, outcomes, output_count
 from focal.training.features import accelerator, interruptible, quiet
 
 Array = NDArray[np.float64]
@@ -221,13 +222,13 @@ class Loss:
         weights = np.maximum(np.asarray(counts, dtype=np.float64), 1.0) ** -config.class_weights
         self.task, self.smoothing = task, config.label_smoothing
         self.weights = torch.from_numpy(weights / weights.mean())
-        self.outputs = 1 if task == "binary" else len(weights)
+        self.outputs = output_count(len(weights), task)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = self.weights.to(logits)
         if self.task == "multiclass":
             return functional.cross_entropy(logits, labels.argmax(1), weight=weights, label_smoothing=self.smoothing, reduction="none")
-        target = labels if self.task == "multilabel" else labels[:, -1:]
+        target = outcomes(labels, self.task)
         smooth = target.to(logits) * (1 - self.smoothing) + self.smoothing / 2
         terms = functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return (terms * (weights if self.task == "multilabel" else weights[labels.argmax(1)][:, None])).sum(1)

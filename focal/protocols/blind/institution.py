@@ -28,6 +28,7 @@ from focal.protocols.blind import plan, uploads
 from focal.protocols.common import ceremony
 from focal.protocols.common.institution import PROJECTION, Array, Institution
 from focal.segments import projection as proj
+from focal.task import outcomes
 
 
 class BlindInstitution(Institution):
@@ -42,8 +43,7 @@ class BlindInstitution(Institution):
         train = self.rows.split == "train"
         self.check_rows(int(train.sum()))
         self.raw = self.rows.features[train]
-        labels = self.rows.labels[train]
-        self.labels = labels[:, 1:] if self.manifest.task == "binary" else labels
+        self.labels = outcomes(self.rows.labels[train], self.manifest.task)
         if warning := proj.rows_warning(len(self.raw), self.manifest.lower.dim):
             self.report.warn(f"{self.me.name}: {warning}")
 

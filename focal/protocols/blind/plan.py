@@ -23,6 +23,10 @@ TRUST = (
 """What everybody must be told who signs a blind run."""
 
 
+def check_members(manifest: Manifest) -> None:
+    """Whoever can run any protocol can run this one."""
+
+
 def layout(manifest: Manifest) -> Layout:
     """The slot layout of a blind run. Raises :class:`focal.errors.FocalError` when it does not fit, as the planner does."""
     lanes, rows = manifest.layout, manifest.row_counts

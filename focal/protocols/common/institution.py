@@ -36,6 +36,7 @@ from focal.segments import projection as proj
 from focal.segments.projection import Projection
 from focal.sums import fixed
 from focal.sums.masked import MaskedSum, contribution_digest, new_group_key, participants_digest
+from focal.task import scored_classes
 
 if TYPE_CHECKING:
     from focal.segments.upper import UpperHead
@@ -208,7 +209,7 @@ class Institution(Party):
 
     def check_classes(self, positives: Array) -> None:
         """Is there something to learn over all institutions together?"""
-        classes = self.manifest.classes[1:] if self.manifest.task == "binary" else self.manifest.classes
+        classes = scored_classes(self.manifest.classes, self.manifest.task)
         empty = [c for c, n in zip(classes, positives, strict=True) if not 0 < n < self.manifest.rows]
         if len(empty) == len(classes) or (self.manifest.task == "multiclass" and len(empty) >= len(classes) - 1 > 0):
             raise Refused(
@@ -285,8 +286,8 @@ class Institution(Party):
         counts = histogram.score_histogram(labels, outputs, m.task)
         self.report.waiting(self.names, "histograms of everybody's test rows, for the ROC curve over all of them")
         pooled = histogram.from_sum(self.secure_sum(HISTOGRAM, tuple(self.names), counts.ravel().astype(float), 0), len(counts))
-        scored = m.classes[1:] if m.task == "binary" else m.classes
-        told = histogram.write_pooled(histogram.pooled_roc(pooled), scored, len(self.names), self.folder)
+        names = scored_classes(m.classes, m.task)
+        told = histogram.write_pooled(histogram.pooled_roc(pooled), names, len(self.names), self.folder)
         if self.me.name == self.names[0]:  # the others have the same
             self.report.say(told)
 

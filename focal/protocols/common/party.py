@@ -31,7 +31,7 @@ from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, commitment
 from focal.net.store import Blobs, Journal
-from focal.protocols import of
+from focal.protocols import check_complete, of
 from focal.protocols.common.hearing import Heard, derive_run_id
 from focal.protocols.common.progress import Reporter
 
@@ -60,7 +60,7 @@ class Party(abc.ABC):
     role: str
 
     def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
-        manifest.check_complete()
+        check_complete(manifest)
         check_signatures(manifest)
         self.manifest, self.local, self.report = manifest, local, report
         self.plan = of(manifest).plan

@@ -29,6 +29,7 @@ from focal.protocols.common import ceremony
 from focal.protocols.common.institution import MOMENTS, PROJECTION, Array, Institution
 from focal.protocols.common.progress import Reporter
 from focal.protocols.interactive import plan
+from focal.task import class_counts, outcomes
 
 if TYPE_CHECKING:
     from focal.protocols.interactive.beginning import Beginning
@@ -58,8 +59,7 @@ class JointInstitution(Institution):
             self.table = load(self.local.data.model_copy(update={"classes": m.classes, "task": m.task}), self.local.seed)
             self.train_rows = np.flatnonzero(self.table.split == "train")
             self.check_rows(len(self.train_rows))
-            labels = self.table.labels[self.train_rows]
-            self.labels = labels[:, 1:] if m.task == "binary" else labels
+            self.labels = outcomes(self.table.labels[self.train_rows], m.task)
             lower, source = build_lower(m.lower, self.local.weights)
             self.test_features = test_image_features(lower)
             begun = self._start() if m.start is not None else None
@@ -80,7 +80,7 @@ class JointInstitution(Institution):
     @property
     def config(self) -> InteractiveConfig:
         """The interactive settings, with as many steps as this key's openings allow and the own batch."""
-        return plan.schedule(self.manifest).model_copy(update={"batch": self.manifest.batch(self.me.name)})
+        return plan.schedule(self.manifest).model_copy(update={"batch": plan.batch(self.manifest, self.me.name)})
 
     def _start(self) -> Beginning:
         """What the run takes from the released model that the manifest pins."""
@@ -147,7 +147,7 @@ class JointInstitution(Institution):
             self.report.spent("upload", start, upper.on_the_wire)
 
     def fine_tune(self, upper: EncryptedUpper, counts: Array) -> None:
-        """Every joint step that is still to come, under Lightning. ``counts``: rows of each class over all institutions."""
+        """Every joint step that is still to come, under Lightning. ``counts``: rows with each outcome over all institutions."""
         import torch
 
         from focal.training.split import Based, Batches, Loss, SplitSegment, fit
@@ -155,9 +155,8 @@ class JointInstitution(Institution):
         if self.local.threads:
             torch.set_num_threads(self.local.threads)  # focal.ckks limits OpenMP, and with it torch, to one
         task, rows, config = self.manifest.task, self.manifest.rows, self.config
-        per_class = np.array([rows - counts[0], counts[0]]) if task == "binary" else counts
         under = upper if self.base is None else Based(upper, self.base)
-        module = SplitSegment(self.segment, under, Loss(task, per_class, config), config, rows=len(self.train_rows))
+        module = SplitSegment(self.segment, under, Loss(task, class_counts(counts, rows, task), config), config, rows=len(self.train_rows))
         first, parameters = upper.joining()
         fit(
             module,

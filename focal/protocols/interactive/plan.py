@@ -8,7 +8,7 @@ from typing import Any
 
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import InteractiveConfig, LayoutConfig, Manifest, RunConfig
-from focal.errors import Refused
+from focal.errors import ConfigError, Refused
 from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING, InteractiveLayout, row_table
 from focal.heads.joint.limits import HEAD_NOISE, check_steps
 from focal.heads.joint.limits import check_contributors as check
@@ -34,6 +34,21 @@ def settings(manifest: Manifest) -> InteractiveConfig:
     return manifest.interactive
 
 
+def check_members(manifest: Manifest) -> None:
+    """Raise unless the members can run joint steps."""
+    unknown = set(settings(manifest).batches) - {m.name for m in manifest.institutions}
+    if unknown:
+        raise ConfigError(f"interactive.batches names {', '.join(sorted(unknown))}, which is no institution of the manifest")
+    if len(manifest.institutions) < 3:
+        raise ConfigError("an interactive run needs at least three institutions: with two, each would learn the other's gradient")
+
+
+def batch(manifest: Manifest, name: str) -> int:
+    """The most rows that an institution brings to a joint step."""
+    config = settings(manifest)
+    return min(config.batches.get(name, config.batch), manifest.member(name).rows or 0)
+
+
 def layout(manifest: Manifest) -> InteractiveLayout:
     """The slot layout of a joint batch."""
     return InteractiveLayout(manifest.ckks.ring // 2, settings(manifest).features, manifest.outputs)
@@ -41,7 +56,7 @@ def layout(manifest: Manifest) -> InteractiveLayout:
 
 def batches(manifest: Manifest) -> dict[str, int]:
     """Institution -> the most rows that it brings to a joint step."""
-    return {m.name: manifest.batch(m.name) for m in manifest.institutions}
+    return {m.name: batch(manifest, m.name) for m in manifest.institutions}
 
 
 def table(manifest: Manifest) -> dict[str, range]:
