@@ -1,4 +1,4 @@
-"""What every test file may use. ``OMP_NUM_THREADS`` is set before anything imports OpenFHE or torch (openfhe-facts, section 6)."""
+"""What every test file may use. ``OMP_NUM_THREADS`` is set before anything imports OpenFHE or torch (docs/openfhe.md, section 1)."""
 
 from __future__ import annotations
 

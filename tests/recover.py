@@ -26,7 +26,7 @@ def guesses(published: Published, custodian: str) -> Iterator[tuple[str, Guess]]
 
 
 def from_two_key_messages(published: Published, custodian: str) -> Iterator[tuple[str, Guess]]:
-    """P g x - a s + e and a s + e' of one ``a`` add up to P g x: passive_ceremony.py. Every pair of key messages is tried."""
+    """P g x - a s + e and a s + e' of one ``a`` add up to P g x (docs/security-notes.md). Every pair of key messages is tried."""
     scheme, own = published.scheme, dict(published.families[custodian])
     q, last = scheme.moduli[0], scheme.moduli[-1]
     special = math.prod(scheme.extended[LIMBS:])
@@ -62,7 +62,7 @@ def by_quotients(published: Published, custodian: str) -> Iterator[tuple[str, Gu
 
 
 def by_rounding(published: Published, custodian: str) -> Iterator[tuple[str, Guess]]:
-    """h0 = s c1 - M with c1 = 2^k: the high bits are s (key_extraction.py)."""
+    """h0 = s c1 - M with c1 = 2^k: the high bits are s."""
     scheme = published.scheme
     primes = scheme.moduli[:REFRESH_LIMBS]
     for name, limbs in published.families[custodian]:

@@ -52,8 +52,7 @@ def test_ciphertexts_of_the_servers_own_making(stage: Stages, kinds: tuple[str, 
 def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]]]:
     """A custodian's ternary secret from its own file, and what its shares on a constant c1 and on c1 = a + 2^12 say that it is.
 
-    h0 = s c1 - M gives s = round(h0 / 2^135), the mask M stays below 2^105; h0 + h1 = s (c1 - a) + e gives s = round(. / 2^12), as in
-    key_extraction.py.
+    h0 = s c1 - M gives s = round(h0 / 2^135), the mask M stays below 2^105; h0 + h1 = s (c1 - a) + e gives s = round(. / 2^12).
     """
     share: msg.RefreshShares = next(body for who, topic, body in c.bodies(msg.RefreshShares) if (who, topic) == (name, FIRST))
     run_id = next(body.run_id for _, _, body in c.bodies(msg.RunStart))

@@ -45,7 +45,7 @@ def test_every_name_resolves_and_is_the_one_of_the_api() -> None:
 
 
 def test_no_module_takes_the_place_of_a_name() -> None:
-    """Importing ``focal.x`` sets ``x`` in ``focal``: a function of that name would be gone after the first such import."""
+    """Importing a module sets its name in ``focal``: a function of that name would be gone after the first such import."""
     package = Path(face.__file__).parent
     modules = {p.stem for p in package.glob("*.py")} | {p.parent.name for p in package.glob("*/__init__.py")}
     assert "api" in modules and modules & set(face.__all__) == set()

@@ -2,7 +2,7 @@
 
 OpenFHE objects enter and leave as limbs (:mod:`focal.ckks.codec`). To build an object from limbs, they are written over the limbs
 of an object of the same shape that this process made itself, and that byte string, whose structure is ours, is
-deserialised. Foreign bytes never reach the deserializer: it can crash the process (openfhe-facts, section 8).
+deserialised. Foreign bytes never reach the deserializer: it can crash the process (docs/openfhe.md, section 3).
 
 ::
 
@@ -30,7 +30,7 @@ from focal.errors import FocalError
 from focal.files import canonical_json
 
 DEPTH = 5
-"""Multiplicative depth: forward 1, sigmoid 2, and the three limbs a collective refresh needs (kernels.md)."""
+"""Multiplicative depth: forward 1, sigmoid 2, and the three limbs a collective refresh needs (docs/kernels.md)."""
 LIMBS = DEPTH + 1
 DIGITS = 3
 """dnum of hybrid key switching."""

@@ -55,7 +55,7 @@ NOISE = 2.0**15
 
 
 def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool) -> bytes:
-    """One custodian's share of an opening, as canonical bytes (``wire.DECRYPTION``). Made once, through the ledger.
+    """One custodian's share of an opening, as canonical bytes (``codec.DECRYPTION``). Made once, through the ledger.
 
     ``ciphertext`` has one limb; ``lead``: the manifest's first custodian, which adds c0. Seal it to the owner.
     """

@@ -51,7 +51,7 @@ SIGMA = sigma(CARRIED_NOISE)
 def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, noise: float = CARRIED_NOISE) -> bytes:
     """One custodian's smudged share of a refreshed weight ciphertext. Made once, through the ledger.
 
-    ``noise``: bound on the carried noise; a head of the interactive protocol has its own (interactive.HEAD_NOISE).
+    ``noise``: bound on the carried noise; a head of the interactive protocol has its own (``HEAD_NOISE`` of focal/heads/joint/limits.py).
     """
     return smudged(scheme, secret, one_limb(scheme, ciphertext), lead, sigma(noise))
 

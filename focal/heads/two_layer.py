@@ -3,7 +3,7 @@
 Every institution computes, on its own rows, the gradient of weights that it cannot read; POSEIDON's model (Sav et al., NDSS 2021), here as
 what FOCAL is compared with. With 64 inputs x, 16 hidden units, C <= 8 outputs and targets t = 1/2 - y::
 
-    z1 = W1' x      a1 = z1^2      z2 = W2' a1      delta = p(z2) + t             p: the sigmoid's cubic (twin.py)
+    z1 = W1' x      a1 = z1^2      z2 = W2' a1      delta = p(z2) + t             p: the sigmoid's cubic (linear/twin.py)
     G2 = a1 delta'                 G1 = x (2 z1 . W2 delta)'                      W <- W - rate / n (sum of all rows' G)
 
 **Slots.** [i][b][j]: input i in [0, 64), slowest; row b of a chunk; hidden unit j in [0, 16), fastest. Output c stands where i mod 8 = c::

@@ -118,7 +118,7 @@ class Guard(Model):
 
 
 class Summary(Model):
-    """The contract of system.md, "Result files"."""
+    """What ``summary.json`` holds, in this order."""
 
     protocol: Protocol
     dataset: Annotated[str, Field(min_length=1)]

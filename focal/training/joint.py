@@ -7,7 +7,7 @@
     thread of hospital-c   fit(SplitSegment, seat) ------------------------'
 
 The institutions run the same code as over sockets, to the last line; what is encrypted there is computed here with
-:func:`focal.heads.joint.engine.twin_step`. It exists where one machine may see all data: in local runs, as the figure to compare with,
+:func:`focal.heads.joint.twin.twin_step`. It exists where one machine may see all data: in local runs, as the figure to compare with,
 and in experiments.
 
 All threads share one lock and give it away only while they wait for each other. So one institution computes at a time, with as many

@@ -14,7 +14,7 @@ Weights of a class group (constant along i0):      W(j, i0, q, c)   = w[j P + q,
 
 so that <x_row, w_c> = sum_s D_s . rot(W, s k), folded over j, and no mask is ever needed in the forward direction.
 With s = g B + h the ciphertexts are stored rotated by -g B k; the same ones then serve forward and backward
-passes by baby and giant steps (kernels.md; Halevi and Shoup 2014, section 4.2, for the diagonal method). With f > 1 the
+passes by baby and giant steps (docs/kernels.md; Halevi and Shoup 2014, section 4.2, for the diagonal method). With f > 1 the
 last group i0 = I - 1 stays empty, because rotations by less than a lane wrap through it.
 
 Block b holds global rows [b m, (b + 1) m), and institution i owns global rows [start, stop). It fills the slots of its own rows and

@@ -5,7 +5,7 @@ For targets t = 1/2 - y, n rows, eta the signed step size and p the sigmoid's od
     z = X W          delta = p(z) + t          W <- (1 - eta ridge) W - (eta / n) X' delta
 
 Ridge 0.1 keeps the logits inside the fit's range; with ridge 0.01 the cubic leaves it after about 12 steps and
-diverges (kernels.md). :func:`train` reports the largest |z| so that a test, not a hospital, notices.
+diverges (docs/kernels.md). :func:`train` reports the largest |z| so that a test, not a hospital, notices.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def batches(manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:
     """Every batch of refreshes of the run, in order: (topic, plan items). Nothing else is ever refreshed."""
     shape, out = layout(manifest), []
     for t in range(manifest.training.steps):
-        # the first step knows its logits: they are zero (engine.py)
+        # the first step knows its logits: they are zero (heads/linear/engine.py)
         kinds = ["residual", "weights"] if manifest.training.degree == 3 or t == 0 else ["logits", "residual", "weights"]
         out += [(f"refresh/{t}/{kind}", tuple(shape.items(t, kind))) for kind in kinds]
     return out

@@ -36,7 +36,7 @@ from focal.protocols.common.voice import Compute
 class Audit(abc.ABC):
     """The re-execution of one finished run. ``store`` is the server's state folder; it is only read.
 
-    The voice that *recalls* (:mod:`focal.protocols.common.voice`); :meth:`take` takes the protocol's steps with it.
+    The voice that *recalls* (:mod:`focal.protocols.common.voice`); :meth:`compute` has the protocol's steps.
     """
 
     def __init__(self, manifest: Manifest, store: Path, say: Callable[[str], None], threads: int | None = None) -> None:
