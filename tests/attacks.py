@@ -769,17 +769,17 @@ def malforms(what: str, limbs: int) -> None:
 
     number = itertools.count(1)
     module = importlib.import_module(f"focal.protocols.{what}")
-    pack = codec.pack
 
     class Codec:
         def __getattr__(self, name: str) -> Any:
-            return malformed if name == "pack" else getattr(codec, name)
+            return malformed if name == "encrypt" else getattr(codec, name)
 
-    def malformed(scheme: Scheme, kind: codec.Kind, polynomials: Any) -> bytes:
-        if kind == codec.ciphertext(limbs):
-            factor = next(number)
-            polynomials = [scheme.zero(limbs), [np.full(scheme.n, factor * CONSTANT % q, np.uint64) for q in scheme.moduli[:limbs]]]
-        return pack(scheme, kind, polynomials)
+    def malformed(scheme: Scheme, public: Any, slots: Any, kind: codec.Kind) -> bytes:
+        if kind != codec.ciphertext(limbs):
+            return codec.encrypt(scheme, public, slots, kind)
+        factor = next(number)
+        c1 = [np.full(scheme.n, factor * CONSTANT % q, np.uint64) for q in scheme.moduli[:limbs]]
+        return codec.pack(scheme, kind, [scheme.zero(limbs), c1])
 
     replace(module, codec=Codec())
 
