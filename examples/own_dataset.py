@@ -1,6 +1,6 @@
 """Your own images: a CSV, a folder and a configuration. This script makes all three, and trains on them.
 
-    python examples/own_dataset.py            # 480 images, about a minute
+    python examples/own_dataset.py            # 480 images
     python examples/own_dataset.py --small    # 180 images
 
 ::

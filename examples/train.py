@@ -1,7 +1,7 @@
 """Train from Python: a whole consortium on this machine, then its model on images that it has not seen.
 
-    python examples/train.py                  # the packaged configuration `demo`: about two minutes
-    python examples/train.py --small          # the same in miniature: half a minute
+    python examples/train.py                  # the packaged configuration `demo`
+    python examples/train.py --small          # the same in miniature
     python examples/train.py --config my.yaml # your own file, or another packaged name
 
 The run's folder is runs/<name>, as with the command `focal train`; interrupted, the same command goes on.
