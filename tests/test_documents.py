@@ -3,8 +3,8 @@ reference to a page that nobody can open.
 
 ::
 
-    README, SECURITY, CONTRIBUTING, docs/*       \\                         files, links, tests, dotted names, file:function,
-    every file of focal, tests, examples, scripts  -- lost(text, whose) --  roles (:func:`...`), identifiers in backticks
+    README, SECURITY, CONTRIBUTING, docs/*       \\                    files, links, tests, dotted names, file:function,
+    every file of focal, tests, examples, scripts -- lost(text, whose) -- roles (:func:`...`), words in backticks
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def files() -> dict[str, list[Path]]:
 
 
 def at(name: str, whose: Path) -> Path | None:
-    """The file that a text of ``whose`` means: beside it, below the project, the package, tests or docs, or the only one
-    of that name. A page may mean each of several modules by one bare name."""
+    """The file that a text of ``whose`` means: beside it, below the project, the package, tests or docs, or the only
+    one of that name. A page may mean each of several modules by one bare name."""
     for folder in (whose.parent, ROOT, ROOT / "focal", ROOT / "tests", ROOT / "docs"):
         if (folder / name).is_file():
             return folder / name
@@ -255,10 +255,10 @@ def test_what_is_not_there_is_found(text: str, name: str) -> None:
 
 
 def test_what_is_there_is_not_found() -> None:
-    text = """heads/linear/engine.py, [kernels](docs/kernels.md), `custody/refresh.py:common_random`, :mod:`focal.protocols`,
+    text = """heads/linear/engine.py, [kernels](docs/kernels.md), `custody/refresh.py:common_random`, focal.simulate,
     :func:`focal.custody.refresh.combine`, :meth:`Layout.chunks`, :attr:`focal.heads.linear.layout.Layout.divisor`,
-    :attr:`focal.api.Run.folder`, focal.Run.open, focal.simulate, test_what_is_there_is_not_found, `JointServer`, `row_table`,
-    `Scheme.plain_limbs`"""
+    :attr:`focal.api.Run.folder`, :mod:`focal.protocols`, focal.Run.open, test_what_is_there_is_not_found,
+    `JointServer`, `row_table`, `Scheme.plain_limbs`"""
     assert lost(text, ROOT / "README.md") == []
 
 
