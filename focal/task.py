@@ -56,7 +56,7 @@ def scored_classes(classes: Sequence[str], task: Task) -> tuple[str, ...]:
 
 
 def outcomes(columns: M, task: Task) -> M:
-    """The C columns that are learned and scored, of (n, K) ``columns``: labels, or scores that may already be (n, C)."""
+    """The C columns that are learned and scored, of (n, K) ``columns``: labels, or scores, which may have C already."""
     last: M = columns[:, -1:]
     return last if one_output(task) else columns
 

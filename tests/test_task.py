@@ -30,7 +30,9 @@ LABELS = {
         ("multilabel", ["none", "mild", "severe"], [0, 1, 2]),
     ],
 )
-def test_a_head_has_an_output_for_each_class_and_of_two_for_the_last_alone(task: Task, names: list[str], columns: list[int]) -> None:
+def test_a_head_has_an_output_for_each_class_and_of_two_for_the_last_alone(
+    task: Task, names: list[str], columns: list[int]
+) -> None:
     classes, labels = NAMES[task], np.array(LABELS[task], np.uint8)
     assert one_output(task) == (task == "binary")
     assert output_count(len(classes), task) == len(names)
@@ -49,7 +51,8 @@ def test_a_binary_task_has_two_classes_and_the_others_two_or_more(task: Task, al
 
 
 def test_a_task_that_nobody_named_follows_from_the_labels() -> None:
-    assert [infer(2, False), infer(3, False), infer(2, True), infer(3, True)] == ["binary", "multiclass", "multilabel", "multilabel"]
+    assert [infer(2, False), infer(3, False)] == ["binary", "multiclass"]
+    assert infer(2, True) == infer(3, True) == "multilabel"
     assert set(get_args(Task)) == set(NAMES)
 
 
@@ -57,7 +60,7 @@ def spelt_out(source: str) -> Iterator[int]:
     """Lines that compare with ``"binary"``, or that cut the last class off by hand."""
 
     def tail(node: ast.AST) -> bool:
-        return isinstance(node, ast.Slice) and node.upper is None and node.lower is not None and ast.unparse(node.lower) in ("1", "-1")
+        return isinstance(node, ast.Slice) and ast.unparse(node) in ("1:", "-1:")
 
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):

@@ -264,7 +264,8 @@ class _Classifier(lightning.LightningModule):
         pixels, labels = batch
         logits = self.network(_scaled(pixels))
         if one_output(self.task):
-            return functional.binary_cross_entropy_with_logits(logits[:, 0], outcomes(labels, self.task)[:, 0].to(logits))
+            targets = outcomes(labels, self.task)[:, 0]
+            return functional.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits))
         return functional.cross_entropy(logits, labels.argmax(1))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -73,8 +73,8 @@ class Kind:
     compared: str
     """The module that compares a local run of it with its plaintext twin and the baselines (``compare(run, manifest, say)``)."""
     joint: bool
-    """Do institutions take every step together? Then their lower segments train with the head, and gradients are opened on the way.
-    Otherwise each gives its rows once, and nothing but the final weights is opened."""
+    """Do institutions take every step together? Then their lower segments train with the head, and gradients are opened
+    on the way. Otherwise each gives its rows once, and nothing but the final weights is opened."""
     unread: frozenset[str]
     """Settings that a :class:`RunConfig` of it has and that it does not read."""
 

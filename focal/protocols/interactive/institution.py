@@ -156,7 +156,8 @@ class JointInstitution(Institution):
             torch.set_num_threads(self.local.threads)  # focal.ckks limits OpenMP, and with it torch, to one
         task, rows, config = self.manifest.task, self.manifest.rows, self.config
         under = upper if self.base is None else Based(upper, self.base)
-        module = SplitSegment(self.segment, under, Loss(task, class_counts(counts, rows, task), config), config, rows=len(self.train_rows))
+        loss = Loss(task, class_counts(counts, rows, task), config)
+        module = SplitSegment(self.segment, under, loss, config, rows=len(self.train_rows))
         first, parameters = upper.joining()
         fit(
             module,
