@@ -341,7 +341,7 @@ def refusals() -> Section:
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("Refused", "_fault"):
+            if name in ("Refused", "fault"):
                 line = ": ".join(map(_template, node.args[:2]))
             elif name == "ProtocolError":
                 line = f"(no reason): {_template(node.args[0])}"
