@@ -68,7 +68,7 @@ class Shared:
 
     def read(self, ciphertext: Any) -> np.ndarray:
         """(R, k): the lanes of a weight ciphertext by smudged shares, those that hold no class as well."""
-        return LAYOUT.read_weights(self.run._opened(partial(release.share, noise=release.CARRIED_NOISE), ciphertext)) / WEIGHT_SCALE
+        return LAYOUT.read_weights(self.run.consortium.open(partial(release.share, noise=release.CARRIED_NOISE), ciphertext)) / WEIGHT_SCALE
 
     def correlations(self, lanes: np.ndarray) -> np.ndarray:
         """Of each idle lane with the features of its victim, the bias column apart."""
@@ -101,7 +101,7 @@ def test_without_the_masks_three_patients_are_read_and_nobody_notices(shared: Sh
     exact, _ = train(shared.x, shared.targets, shared.scalars, STEPS)
     assert np.abs(lanes[:, :CLASSES] - exact).max() < 1e-3, "the honest classes do not tell"
     # the second line of defence: what is released of these very weights
-    released = LAYOUT.read_weights(shared.run._opened(release.share, only_classes(shared.run.scheme, LAYOUT, 0, weights)))
+    released = LAYOUT.read_weights(shared.run.consortium.open(release.share, only_classes(shared.run.scheme, LAYOUT, 0, weights)))
     assert np.abs(shared.correlations(released)).max() < 0.9
     assert np.abs(released[:, CLASSES:]).max() / WEIGHT_SCALE < 1e-3
     assert np.abs(released[:, :CLASSES] / WEIGHT_SCALE - exact).max() < 1e-3

@@ -202,7 +202,7 @@ def run() -> Iterator[EncryptedRun]:
 
 @pytest.fixture(scope="module")
 def opened(run: EncryptedRun) -> Opened:
-    return Opened(SimpleNamespace(scheme=run.scheme, secrets=list(run.shares.values())))  # type: ignore[arg-type]
+    return Opened(SimpleNamespace(scheme=run.scheme, secrets=list(run.consortium.shares.values())))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
