@@ -19,7 +19,7 @@ import warnings
 from typing import NoReturn
 
 from focal.cli import bench, manifest, parties, runs  # noqa: F401  their commands
-from focal.cli.common import app
+from focal.cli.common import app, resumable
 from focal.errors import FocalError
 
 
@@ -27,13 +27,11 @@ def main() -> NoReturn:
     """Entry point. Errors that a person can act on are one or two lines, never a traceback."""
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        app()
+        with resumable():
+            app()
     except FocalError as e:
         from focal.config import printable
 
         print(f"error: {printable(str(e), keep=chr(10))}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; give the same command again to continue", file=sys.stderr)
-        sys.exit(130)
     sys.exit(0)

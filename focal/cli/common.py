@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +36,16 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line that must be read."""
     console.print(f"[bold yellow]{text}[/]")
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C inside ends the command with its own words; typer would end it without one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; give the same command again to continue", file=sys.stderr)
+        sys.exit(130)
 
 
 def _version(asked: bool) -> None:

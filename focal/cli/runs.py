@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import focal
-from focal.cli.common import JsonOption, RunsOption, app, say
+from focal.cli.common import JsonOption, RunsOption, app, resumable, say
 from focal.cli.progress import Bar, Board
 from focal.errors import FocalError
 from focal.extras import require
@@ -36,12 +35,8 @@ def train(
 
 def run_and_show(config: str | Path, runs: Path) -> None:
     """Train, with bars and results on the terminal."""
-    try:
-        with Board() as board:
-            focal.train(config, runs=runs, say=board.line, show=board.show, done=board.done)
-    except KeyboardInterrupt:  # typer would end without a word
-        print("interrupted; give the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+    with resumable(), Board() as board:
+        focal.train(config, runs=runs, say=board.line, show=board.show, done=board.done)
 
 
 # --------------------------------------------------------------------------- a finished run
@@ -179,11 +174,8 @@ def reproduce(
     from focal import configs
     from focal.reproduce.study import reproduce as study
 
-    try:
+    with resumable():
         study(budget, out, configs.FOLDER, say)
-    except KeyboardInterrupt:  # typer would end without a word
-        print("interrupted; give the same command again to continue", file=sys.stderr)
-        sys.exit(130)
 
 
 @app.command()

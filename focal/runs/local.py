@@ -31,7 +31,7 @@ from focal.net.identity import Identity, sign_manifest
 from focal.protocols import check_complete, of
 from focal.protocols.common.progress import timeline
 from focal.runs.folder import Run
-from focal.runs.provision import draft
+from focal.runs.provision import draft, half_of_memory, members
 from focal.task import scored_classes
 
 if TYPE_CHECKING:
@@ -121,20 +121,11 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     say(f"data:   {len(table)} images, {sum(rows.values())} training rows ({dealt}), {len(table.classes)} classes")
     say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, {source}")
 
-    port = _free_port()
-    identities = _identities(run)
-    members = [identities["server"].member("server", endpoint=f"tcp://127.0.0.1:{port}")]
-    verifiers = {"first": 1, "all": consortium.custodians, "none": 0}[consortium.verify]
-    members += [
-        identities[n].member("custodian", verify="lockstep" if i < verifiers else "off", guard=i == 0 < verifiers)
-        for i, n in enumerate(consortium.custodian_names())
-    ]
-    members += [identities[n].member("institution", rows=rows[n]) for n in names]
-    manifest = draft(config, tuple(members), table.classes, table.task, spec)
+    everybody = members(consortium, _identities(run), rows, f"tcp://127.0.0.1:{_free_port()}")
+    manifest = draft(config, everybody, table.classes, table.task, spec)
     check_complete(manifest)
-    memory = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
-    manifest, cost = of(config).plan.settled(manifest, config.layout, memory, computing)
+    manifest, cost = of(config).plan.settled(manifest, config.layout, half_of_memory(), computing)
     say(cost)
     for name, at in parts.items():
         private_write(run.party(name) / "rows.txt", "".join(f"{i}\n" for i in at).encode())

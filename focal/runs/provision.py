@@ -13,13 +13,14 @@ On one machine :func:`focal.runs.local.prepare` does the same for all parties at
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from focal.config import LayoutConfig, LocalConfig, LowerSpec, Manifest, Member, Name, RunConfig, explain, read, write
+from focal.config import ConsortiumConfig, LayoutConfig, LocalConfig, LowerSpec, Manifest, Member, Name, RunConfig, explain, read, write
 from focal.errors import FocalError
 from focal.extras import require
 from focal.net.identity import Identity, check_signatures, read_public, sign_manifest
@@ -66,6 +67,22 @@ def begin(c: RunConfig, out: Path) -> tuple[Manifest, WeightsSource]:
     manifest = draft(c, (), classes, task, lower_spec(segment, c.lower))
     write(manifest, out)
     return manifest, source
+
+
+def members(consortium: ConsortiumConfig, identities: Mapping[str, Identity], rows: Mapping[str, int], endpoint: str) -> tuple[Member, ...]:
+    """Everybody's signed entry where all are set up at once; ``rows``: institution -> its training rows."""
+    verifiers = {"first": 1, "all": consortium.custodians, "none": 0}[consortium.verify]
+    custodians = (
+        identities[name].member("custodian", verify="lockstep" if i < verifiers else "off", guard=i == 0 < verifiers)
+        for i, name in enumerate(consortium.custodian_names())
+    )
+    institutions = (identities[name].member("institution", rows=count) for name, count in rows.items())
+    return identities["server"].member("server", endpoint=endpoint), *custodians, *institutions
+
+
+def half_of_memory() -> float:
+    """Bytes that a run on this machine may plan with."""
+    return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def draft(c: RunConfig, members: tuple[Member, ...], classes: tuple[str, ...], task: Task, lower: LowerSpec) -> Manifest:

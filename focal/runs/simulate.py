@@ -46,6 +46,7 @@ from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.server import Server
 from focal.protocols.together import Make, Together
+from focal.runs.provision import half_of_memory, members
 from focal.segments.projection import Projection
 from focal.task import Task, infer, outcomes
 
@@ -244,11 +245,6 @@ def _agreed(
         identities[name].save(keys)
         threads = max(1, cores // len(rows)) if name in rows else cores
         files[name] = LocalConfig(name=name, keys=keys, state=home / name, threads=threads)
-    verifiers = {"first": 1, "all": consortium.custodians, "none": 0}[consortium.verify]
-    members = [identities["server"].member("server", endpoint="tcp://127.0.0.1:1")]  # nobody dials it
-    for i, name in enumerate(consortium.custodian_names()):
-        members.append(identities[name].member("custodian", verify="lockstep" if i < verifiers else "off", guard=i == 0 < verifiers))
-    members += [identities[name].member("institution", rows=n) for name, n in rows.items()]
     lower = LowerSpec(
         family="timm", model="arrays", cut="none", image_size=0, interpolation="bilinear",
         mean=(0, 0, 0), std=(1, 1, 1), weights_sha256="0" * 64, dim=dim,
@@ -256,7 +252,7 @@ def _agreed(
     manifest = Manifest(
         name="simulation",
         dataset="arrays",
-        members=tuple(members),
+        members=members(consortium, identities, rows, "tcp://127.0.0.1:1"),  # nobody dials it
         classes=classes,
         task=task,
         lower=lower,
@@ -266,8 +262,7 @@ def _agreed(
         layout=LayoutSpec(class_lanes=1, feature_lanes=1),
     )
     # making, adding up and installing a key costs about what sending it on a slow link does
-    memory = 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    manifest, _ = of(manifest).plan.settled(manifest, LayoutConfig(), memory)
+    manifest, _ = of(manifest).plan.settled(manifest, LayoutConfig(), half_of_memory())
     for identity in identities.values():
         manifest = sign_manifest(manifest, identity)
     return manifest, files

@@ -157,6 +157,8 @@ class Server(Party):
         """Every step that is still to be taken; returns the statements of all."""
         done = self.steps_done()
         try:
+            if done:
+                self.after(done[-1].step)  # an earlier process may have stopped before it
             self.report.progress(len(done), compute.total)
             for statement in compute.steps(self, list(done), self.blobs.get):
                 done.append(statement)
@@ -167,7 +169,7 @@ class Server(Party):
         return done
 
     def after(self, step: int) -> None:
-        """What a protocol does between two steps."""
+        """What a protocol does between two steps; again after a restart."""
 
     def steps_done(self) -> list[msg.StepDone]:
         """The statements of the finished steps, from the board; their weights are on disk."""

@@ -27,8 +27,6 @@ class JointServer(Server):
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
         with self.report.phase("train"):
             compute = JointCompute(self.manifest, self.scheme, ceremony.joint_digest(joint), self.blobs.get, self.threads)
-            if done := self.steps_done():
-                self.after(done[-1].step)  # what an earlier process may have left
             return self.train(compute)
 
     def present(self, step: int) -> dict[str, msg.Activations]:
