@@ -36,8 +36,17 @@ class Ceremony:
         self.sums = {name: self.added(kinds[name], [part[name] for part in self.first]) for name in self.names}
         self.second = [s.second_round(self.sums["relinearisation/h0"], self.sums["relinearisation/h1"])[0] for s in self.secrets]
         b = self.added(codec.SWITCHING_B, self.second)
-        keys.install(self.scheme, RUN, self.sums["relinearisation/h1"], b, ROTATIONS, lambda r: self.sums[f"rotation/{r}"])
+        self.joint = {"relinearisation/h1": self.sums["relinearisation/h1"], "relinearisation/b": b}
+        self.joint |= {f"rotation/{r}": self.sums[f"rotation/{r}"] for r in ROTATIONS}
+        blobs = {codec.digest(data): data for data in self.joint.values()}
+        self.install(self.scheme, blobs.__getitem__)
         self.public = keys.joint_public_key(self.scheme, RUN, self.sums["public"])
+
+    def install(self, scheme: Scheme, fetch: Any, **others: bytes) -> None:
+        """Install the joint keys, or ``others`` in the place of some."""
+        digests = {name: codec.digest(data) for name, data in {**self.joint, **others}.items()}
+        rotations = {r: digests[f"rotation/{r}"] for r in ROTATIONS}
+        keys.install(scheme, RUN, digests["relinearisation/h1"], digests["relinearisation/b"], rotations, fetch)
 
     names = [name for name, _ in keys.first_round_kinds(ROTATIONS)]
 
@@ -193,17 +202,17 @@ def test_a_second_scheme_leaves_the_first_ones_keys_alone(ceremony: Ceremony) ->
 def test_parties_of_one_process_share_the_installed_keys(ceremony: Ceremony) -> None:
     """A second party of the run reads no rotation key again, and works with the first one's; other keys are refused."""
 
-    def unread(rotation: int) -> bytes:
+    def unread(digest: str) -> bytes:
         raise AssertionError("the keys are there")
 
     second = Scheme(CkksConfig(), RUN.hex())
-    h1, b = ceremony.sums["relinearisation/h1"], ceremony.added(codec.SWITCHING_B, ceremony.second)
-    keys.install(second, RUN, h1, b, ROTATIONS, unread)
+    ceremony.install(second, unread)
     rebuilt = second.ciphertext(ceremony.scheme.limbs(ceremony.encrypt(np.zeros(second.slots))))
     assert second.cc.EvalRotate(rebuilt, 1) is not None
-    with pytest.raises(Refused) as e:
-        keys.install(second, RUN, h1, h1, ROTATIONS, unread)
-    assert e.value.reason == "joint-keys"
+    for other in ceremony.joint:
+        with pytest.raises(Refused) as e:
+            ceremony.install(second, unread, **{other: b"another sum"})
+        assert e.value.reason == "joint-keys"
 
 
 def test_keys_are_forgotten_with_the_last_tag_that_has_some() -> None:

@@ -166,24 +166,26 @@ def add_up(scheme: Scheme, kind: codec.Kind, parts: Sequence[tuple[str, bytes]])
     return codec.pack(scheme, kind, [ring.total(polynomials, primes) for polynomials in zip(*unpacked, strict=True)])
 
 
-def install(scheme: Scheme, run_id: bytes, h1: bytes, b: bytes, rotations: Sequence[int], rotation_sum: Callable[[int], bytes]) -> None:
-    """Give OpenFHE the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation. ``rotation_sum(r)`` yields
-    the summed b halves, one key in memory at a time.
+def install(scheme: Scheme, run_id: bytes, h1: str, b: str, rotations: Mapping[int, str], fetch: Callable[[str], bytes]) -> None:
+    """Give OpenFHE the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation. ``h1``, ``b`` and
+    ``rotations`` are the digests of the sums; ``fetch`` yields a sum, one rotation key in memory at a time.
 
-    Once in a process: a second party of the same run finds them there. All parties have compared the digests of all sums before
-    (``JointKeys``), so the relinearisation key tells whether they are the same. Raises :class:`Refused` (``joint-keys``) when not.
+    Once in a process: a second party of the same run finds them there. Raises :class:`Refused` (``joint-keys``) when its
+    sums are others.
     """
-    found = hashlib.sha256(b"focal/installed/v1" + h1 + b + repr(list(rotations)).encode()).digest()
+    wanted = b"".join(bytes.fromhex(d) for d in (h1, b, *(rotations[r] for r in sorted(rotations))))
+    found = hashlib.sha256(b"focal/installed/v1" + repr(sorted(rotations)).encode() + wanted).digest()
     with Scheme.process:
         if scheme.tag in Scheme.installed:
             if Scheme.installed[scheme.tag] != found:
                 raise Refused("joint-keys", "another party in this process has other evaluation keys for the same run")
             return
-        for r in rotations:
-            half = codec.unpack(scheme, codec.SWITCHING_B, rotation_sum(r), f"the joint key of rotation {r}")
+        for r, digest in rotations.items():
+            half = codec.unpack(scheme, codec.SWITCHING_B, fetch(digest), f"the joint key of rotation {r}")
             key = scheme.rotation_key(r, public_random(scheme, run_id, f"rotation/{r}", DIGITS), half)
             scheme.cc.InsertEvalAutomorphismKey(key, scheme.tag)
-        a, b_ = (codec.unpack(scheme, codec.SWITCHING_B, data, "the joint relinearisation key") for data in (h1, b))
+        what = "the joint relinearisation key"
+        a, b_ = (codec.unpack(scheme, codec.SWITCHING_B, fetch(digest), what) for digest in (h1, b))
         scheme.cc.InsertEvalMultKey([scheme.switching_key(a, b_)], scheme.tag)  # last: OpenFHE takes it once
         Scheme.installed[scheme.tag] = found
 
@@ -212,7 +214,9 @@ def ceremony(
     for share in shares.values():
         share.ephemeral = None
     b = add_up(scheme, codec.SWITCHING_B, list(second.items()))
-    install(scheme, run_id, h1, b, rotations, lambda r: sums[f"rotation/{r}"])
+    digests = {r: codec.digest(sums[f"rotation/{r}"]) for r in rotations}
+    blobs = {codec.digest(data): data for data in (b, *sums.values())}
+    install(scheme, run_id, codec.digest(h1), codec.digest(b), digests, blobs.__getitem__)
     sent = {name: sum(map(len, first[name])) + len(second[name]) for name in shares}
     return Ceremony(joint_public_key(scheme, run_id, sums["public"]), len(b) + sum(map(len, sums.values())), sent)
 

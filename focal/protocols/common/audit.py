@@ -113,8 +113,7 @@ class Audit(abc.ABC):
         for name, theirs in self.recall_all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():
             if theirs != joint:
                 raise Refused("joint-keys", f"'{name}' signed other joint keys than the contributions add up to")
-        h1, b = made[joint.relinearisation_h1], made[joint.relinearisation_b]
-        keys.install(self.scheme, self.run_id, h1, b, self.rotations, lambda r: made[joint.rotations[str(r)]])
+        ceremony.install(self.scheme, self.run_id, joint, made.__getitem__)
         return joint
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:

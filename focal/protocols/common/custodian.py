@@ -221,8 +221,7 @@ class Custodian(Party):
 
     def install_keys(self) -> None:
         """Give OpenFHE the joint evaluation keys, as this custodian added them up."""
-        h1, b = self.blobs.get(self.joint.relinearisation_h1), self.blobs.get(self.joint.relinearisation_b)
-        keys.install(self.scheme, self.run_id, h1, b, self.rotations, lambda r: self.blobs.get(self.joint.rotations[str(r)]))
+        ceremony.install(self.scheme, self.run_id, self.joint, self.blobs.get)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         """Kept on disk; then the server must say the same."""

@@ -147,8 +147,7 @@ class Server(Party):
                 raise ceremony.disagreement(name)
         self.net.put_many([self.blobs.get(joint.public)], "all")
         self.say("keys/joint", joint)  # from here on institutions can fetch the public key
-        h1, b = self.blobs.get(joint.relinearisation_h1), self.blobs.get(joint.relinearisation_b)
-        keys.install(self.scheme, self.run_id, h1, b, rotations, lambda r: self.blobs.get(sums[f"rotation/{r}"]))
+        ceremony.install(self.scheme, self.run_id, joint, self.blobs.get)
         return joint
 
     # ----------------------------------------------------------------- steps
