@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from focal.errors import FocalError
-from focal.heads.linear.layout import RESIDUAL_SCALE, Array, Layout, power_of_two
+from focal.heads.linear.layout import TARGET_SCALE, Layout, Slots, power_of_two
 
 SHAPES = [  # slots, features, outputs, rows, k, f, B
     (256, 8, 8, 40, 8, 1, 4),
     (256, 8, 6, 100, 4, 2, 2),
     (256, 16, 3, 50, 2, 4, 1),
-    (256, 8, 5, 200, 1, 8, 1),
-    (256, 8, 2, 300, 1, 1, 8),
-    (256, 16, 4, 20, 4, 2, 8),
+    (256, 16, 5, 200, 1, 8, 1),
+    (256, 16, 2, 300, 1, 1, 8),
+    (256, 32, 4, 20, 4, 2, 8),
+    (256, 64, 8, 4, 8, 8, 2),
 ]
 
 
@@ -27,7 +28,13 @@ def layout(request: pytest.FixtureRequest) -> Layout:
 
 
 def slot(layout: Layout, j: int, i0: int, q: int, c: int) -> int:
-    return ((j * layout.groups_of_rows + i0) * layout.lane + q) * layout.class_lanes + c
+    return ((i0 * layout.feature_lanes + j) * layout.lane + q) * layout.class_lanes + c
+
+
+def paired(values: np.ndarray, axis: int) -> np.ndarray:
+    """Features q and q + R/2 as one complex number."""
+    real, imaginary = np.split(values, 2, axis=axis)
+    return real + 1j * imaginary
 
 
 def places(layout: Layout) -> Iterator[tuple[int, int, int, int]]:
@@ -43,10 +50,10 @@ def drawn(*shape: int) -> np.ndarray:
 
 
 def test_shape(layout: Layout) -> None:
-    p, f, k = layout.features // layout.feature_lanes, layout.feature_lanes, layout.class_lanes
+    p, f, k = layout.features // 2 // layout.feature_lanes, layout.feature_lanes, layout.class_lanes
     groups = layout.slots // (f * p * k)
     assert (layout.lane, layout.groups_of_rows, layout.copies) == (p, groups, groups)
-    assert layout.block_rows == (groups if f == 1 else groups - 1) * p
+    assert layout.block_rows == groups * p
     assert layout.blocks == int(np.ceil(layout.rows / layout.block_rows))
     assert layout.class_groups == int(np.ceil(layout.outputs / k))
     assert layout.giants * layout.babies == p
@@ -56,11 +63,12 @@ def test_data_is_the_skewed_diagonal_rotated_to_the_right(layout: Layout) -> Non
     rows = drawn(layout.block_rows, layout.features)
     for g in range(layout.giants):
         for h in range(layout.babies):
-            s, expected = g * layout.babies + h, np.zeros(layout.slots)
+            s, expected = g * layout.babies + h, np.zeros(layout.slots, complex)
             for j, i0, q, c in places(layout):
                 row = i0 * layout.lane + q
                 if row < len(rows):
-                    expected[slot(layout, j, i0, q, c)] = rows[row, j * layout.lane + (q + s) % layout.lane] / layout.divisor
+                    feature = (j * layout.lane + q + s) % (layout.features // 2)
+                    expected[slot(layout, j, i0, q, c)] = paired(rows, 1)[row, feature] / layout.divisor
             stored = layout.data_slots(rows, g, h)
             turned = [stored[(i + g * layout.babies * layout.class_lanes) % layout.slots] for i in range(layout.slots)]  # rotated left
             assert np.array_equal(turned, expected)
@@ -69,20 +77,20 @@ def test_data_is_the_skewed_diagonal_rotated_to_the_right(layout: Layout) -> Non
 def test_targets_and_weights(layout: Layout) -> None:
     targets, weights = drawn(layout.block_rows, layout.outputs), drawn(layout.features, layout.outputs)
     for u in range(layout.class_groups):
-        t, w = np.zeros(layout.slots), np.zeros(layout.slots)
+        t, w = np.zeros(layout.slots), np.zeros(layout.slots, complex)
         for j, i0, q, c in places(layout):
             row, cls = i0 * layout.lane + q, u * layout.class_lanes + c
             if cls < layout.outputs:
-                w[slot(layout, j, i0, q, c)] = weights[j * layout.lane + q, cls]
-                if row < layout.block_rows:
-                    t[slot(layout, j, i0, q, c)] = RESIDUAL_SCALE * targets[row, cls]
+                w[slot(layout, j, i0, q, c)] = paired(weights, 0)[j * layout.lane + q, cls]
+                if j == 0:
+                    t[slot(layout, j, i0, q, c)] = TARGET_SCALE * targets[row, cls]
         assert np.array_equal(layout.target_slots(targets, u), t)
         assert np.array_equal(layout.weight_slots(weights, u), w)
 
 
 def test_reading_averages_the_copies(layout: Layout) -> None:
-    noise = drawn(layout.slots)
-    read = layout.read_weights(noise)
+    noise = paired(drawn(2 * layout.slots), 0)
+    read = paired(layout.read_weights(noise), 0)
     for j, _, q, c in places(layout):
         copies = [noise[slot(layout, j, i0, q, c)] for i0 in range(layout.copies)]
         assert read[j * layout.lane + q, c] == pytest.approx(np.mean(copies), abs=1e-12)
@@ -92,46 +100,53 @@ def test_reading_averages_the_copies(layout: Layout) -> None:
 
 
 def test_one_step_in_slots_is_one_step_in_matrices(layout: Layout) -> None:
-    """The identities that the engine relies on, with rotations as np.roll: no mask forward, the fold over i0 backward."""
+    """The identities that the engine and its refreshes rely on, with rotations as np.roll and maps as sums of these."""
     x, w = drawn(layout.block_rows, layout.features), drawn(layout.features, layout.outputs)
     delta = drawn(layout.block_rows, layout.outputs)
     left = lambda v, r: np.roll(v, -r)  # noqa: E731
     k, b = layout.class_lanes, layout.babies
     data = [[layout.data_slots(x, g, h) for h in range(b)] for g in range(layout.giants)]
     for u in range(layout.class_groups):
-        weights, residual = layout.weight_slots(w, u), layout.target_slots(delta, u) * layout.divisor / RESIDUAL_SCALE
-        z: Array = np.zeros(layout.slots)
-        gradient: Array = np.zeros(layout.slots)
+        weights, residual = layout.weight_slots(w, u).conj(), layout.target_slots(delta, u) * layout.divisor / TARGET_SCALE
+        z: Slots = np.zeros(layout.slots, complex)
+        gradient: Slots = np.zeros(layout.slots, complex)
         for g in range(layout.giants):
             z += left(sum(data[g][h] * left(weights, h * k) for h in range(b)), g * b * k)
+        for r in layout.lane_folds:
+            residual = residual + left(residual, -r)
         for h in range(b):
             gradient += left(sum(data[g][h] * left(residual, -g * b * k) for g in range(layout.giants)), -h * k)
         for r in layout.lane_folds:
             z = z + left(z, r)
         for r in layout.row_folds:
             gradient = gradient + left(gradient, r)
-        if layout.feature_lanes > 1:
-            gradient = gradient * layout.first_group()
-            for r in layout.row_folds:
-                gradient = gradient + left(gradient, -r)
         part = slice(u * k, min((u + 1) * k, layout.outputs))
         classes = part.stop - part.start
         np.testing.assert_allclose(layout.read_weights(gradient)[:, :classes], (x.T @ delta)[:, part], atol=1e-10)
         read = np.hstack([np.zeros((layout.features, u * k)), layout.read_weights(gradient)])
         np.testing.assert_allclose(gradient, layout.weight_slots(read, u), atol=1e-10)
-        logits = z.reshape(layout.feature_lanes, -1, k)[:, : layout.block_rows, :classes]
-        np.testing.assert_allclose(logits, np.broadcast_to((x @ w)[:, part], logits.shape), atol=1e-10)
+        logits = z.real.reshape(layout.groups_of_rows, layout.feature_lanes, layout.lane, k)[:, 0, :, :classes] * layout.divisor
+        np.testing.assert_allclose(logits.reshape(-1, classes), (x @ w)[:, part], atol=1e-10)
+        assert np.array_equal(layout.first_lane() != 0, layout.target_slots(np.ones((layout.block_rows, k)), 0) != 0) or u
 
 
 def test_every_rotation_of_the_engine_has_a_key(layout: Layout) -> None:
-    k, b, g, i = layout.class_lanes, layout.babies, layout.giants, layout.groups_of_rows
-    used = {h * k for h in range(1, b)} | {-x * b * k for x in range(1, g)}
+    k, b, g = layout.class_lanes, layout.babies, layout.giants
+    used = {h * k for h in range(1, b)} | {-x * b * k for x in range(1, g)} | {4 * layout.slots - 1}
     used |= {b * k} if g > 1 else set()
     used |= {-k} if b > 1 else set()
-    folds = {layout.lane * k * 2**x for x in range(int(np.log2(i)))}
-    used |= folds | ({-x for x in folds} if layout.feature_lanes > 1 else set())
-    used |= {layout.slots // layout.feature_lanes * 2**x for x in range(int(np.log2(layout.feature_lanes)))}
+    used |= {-layout.lane * k * 2**x for x in range(int(np.log2(layout.feature_lanes)))}
     assert layout.rotations == sorted(used)
+
+
+def test_the_map_of_a_refresh_follows_from_the_items_kind(layout: Layout) -> None:
+    n, k = 2 * layout.slots, layout.class_lanes
+    powers = lambda step, count: tuple(pow(5, step << x, 2 * n) for x in range(count.bit_length() - 1))  # noqa: E731
+    logits, residual, weights = (layout.refresh_map(f"train/7/{kind}/3/1/-") for kind in ("logits", "residual", "weights"))
+    assert logits.automorphisms == (2 * n - 1, *powers(layout.lane * k, layout.feature_lanes))
+    assert 2.0**-logits.shift * 2 * 16 / layout.divisor == 1 / 8 and logits.limbs == 6
+    assert (residual.automorphisms, residual.shift, residual.limbs) == ((), 0, 4)
+    assert weights.automorphisms == powers(layout.features // 2 * k, layout.groups_of_rows) and (weights.shift, weights.limbs) == (0, 4)
 
 
 def test_rows_of_several_institutions_add_up_to_the_whole(layout: Layout) -> None:
@@ -173,19 +188,19 @@ def test_masks_are_one_where_an_owner_may_write(layout: Layout) -> None:
         for u in range(layout.class_groups):
             masks = [layout.target_mask(a, b, block, u) for a, b in zip(cuts, cuts[1:], strict=False)]
             everything = np.ones((layout.rows, layout.outputs))
-            assert np.array_equal(np.sum(masks, axis=0), layout.target_slots(layout.block_of(everything, 0, block), u) / RESIDUAL_SCALE)
+            assert np.array_equal(np.sum(masks, axis=0), layout.target_slots(layout.block_of(everything, 0, block), u) / TARGET_SCALE)
     a, b, u = cuts[2], cuts[3], layout.class_groups - 1
     mask, lanes = layout.target_mask(a, b, 0, u), layout.class_mask(u)
     for j, i0, q, c in places(layout):
         row, real = i0 * layout.lane + q, u * layout.class_lanes + c < layout.outputs
-        assert mask[slot(layout, j, i0, q, c)] == (real and a <= row < min(b, layout.block_rows))
+        assert mask[slot(layout, j, i0, q, c)] == (real and j == 0 and a <= row < min(b, layout.block_rows))
         assert lanes is None or lanes[slot(layout, j, i0, q, c)] == real
     assert (lanes is None) == (layout.outputs % layout.class_lanes == 0)
 
 
 def test_the_divisor_follows_the_square_root_of_the_rows() -> None:
-    divisors = {rows: Layout(8192, 64, 8, rows, 8, 1, 8).divisor for rows in (1, 300, 1151, 1152, 2591, 2592, 5000, 20_000, 1_000_000)}
-    assert list(divisors.values()) == [1, 1, 1, 2, 2, 4, 4, 8, 64]
+    divisors = {rows: Layout(8192, 64, 8, rows, 8, 1, 8).divisor for rows in (1, 300, 1151, 1152, 2591, 2592, 5000, 20_000, 1_000_000, 10**8)}
+    assert list(divisors.values()) == [1, 1, 1, 2, 2, 4, 4, 8, 64, 256]
 
 
 def test_chunks_are_the_plan_of_one_upload(layout: Layout) -> None:
@@ -201,7 +216,7 @@ def test_chunks_are_the_plan_of_one_upload(layout: Layout) -> None:
 
 
 def test_items_are_finite_ordered_and_name_no_party() -> None:
-    layout = Layout(256, 8, 6, 50, 4, 2, 2)
+    layout = Layout(256, 8, 6, 50, 4, 2, 2)  # 32 rows a block
     assert (layout.blocks, layout.class_groups) == (2, 2)
     assert list(layout.items(3, "residual")) == [f"train/3/residual/{b}/{u}/-" for b in (0, 1) for u in (0, 1)]
     assert list(layout.items(3, "weights")) == ["train/3/weights/-/0/-", "train/3/weights/-/1/-"]
@@ -212,8 +227,8 @@ def test_items_are_finite_ordered_and_name_no_party() -> None:
     [
         ((256, 8, 5, 10, 16, 1, 4), "16 class lanes do not fit"),
         ((256, 8, 8, 10, 8, 16, 1), "16 feature lanes"),
-        ((256, 64, 8, 10, 8, 1, 8), "too many for 256 slots"),
-        ((256, 32, 8, 10, 8, 2, 8), "too many for 256 slots"),  # fits once, but one group must stay empty
+        ((256, 128, 8, 10, 8, 1, 8), "too many for 256 slots"),
+        ((256, 1, 8, 10, 8, 1, 1), "do not fit 1 features"),
         ((256, 12, 8, 10, 8, 1, 4), "features must be a power of two, not 12"),
         ((256, 8, 8, 10, 3, 1, 4), "class lanes must be a power of two, not 3"),
         ((256, 8, 8, 10, 8, 1, 3), "babies must be a power of two, not 3"),

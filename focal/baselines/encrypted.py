@@ -83,7 +83,7 @@ class EncryptedSum(Sum):
         sent = {name: self._encrypt(name, part.ravel()) for name, part in parts.items()}
         sums = [keys.add_up(self.scheme, FRESH, list(zip(sent, column, strict=True))) for column in zip(*sent.values(), strict=True)]
         shares = [self._shares(data, len(parts)) for data in sums]
-        slots = np.concatenate([release.open_slots(self.scheme, of_one) for of_one in shares])
+        slots = np.concatenate([release.open_slots(self.scheme, of_one).real for of_one in shares])
         opening = sum(len(share) for of_one in shares for _, share in of_one)
         up = {name: sum(map(len, blobs)) for name, blobs in sent.items()}
         total = self._rounded(slots[: math.prod(shape)].reshape(shape) / GAIN)

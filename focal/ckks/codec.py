@@ -46,8 +46,12 @@ def ciphertext(limbs: int) -> Kind:
     return Kind(1, f"ciphertext with {limbs} limbs", 2, limbs)
 
 
+def refresh_h1(limbs: int) -> Kind:
+    """The half of a refresh share that is added to the refreshed ciphertext, with as many limbs as that."""
+    return Kind(3, f"refresh share h1 with {limbs} limbs", 1, limbs)
+
+
 REFRESH_H0 = Kind(2, "refresh share h0", 1, REFRESH_LIMBS)
-REFRESH_H1 = Kind(3, "refresh share h1", 1, LIMBS)
 DECRYPTION = Kind(4, "decryption share", 1, 1)
 PUBLIC_B = Kind(5, "public-key contribution", 1, LIMBS)
 SWITCHING_B = Kind(6, "key-switching contribution (b half)", DIGITS, LIMBS, extended=True)

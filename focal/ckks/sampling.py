@@ -69,6 +69,14 @@ def residues(words: Sequence[NDArray[np.uint64]], offset: int, q: int) -> Limb:
     return total
 
 
+def low_words(words: Sequence[NDArray[np.uint64]], offset: int) -> NDArray[np.uint64]:
+    """(sum of words[i] 2^(56 i) + offset) mod 2^64."""
+    total: NDArray[np.uint64] = np.full(len(words[0]), offset % 2**64, np.uint64)
+    for i, word in enumerate(words[:2]):
+        total += word << np.uint64(_WORD * i)
+    return total
+
+
 def gaussian(count: int, deviation: float) -> NDArray[np.float64]:
     """``count`` independent Gaussians with ``deviation``, from the system's randomness (Box and Muller 1958)."""
     words = np.frombuffer(secrets.token_bytes(16 * (-(-count // 2))), "<u8").reshape(2, -1) >> np.uint64(11)

@@ -16,6 +16,7 @@ from focal.ckks import codec
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 from focal.custody import keys, refresh, release
+from focal.custody.refresh import IDENTITY, Map
 
 Array = NDArray[np.float64]
 Opening = Callable[[Scheme, Sequence[Limb], Any, bool], bytes]
@@ -49,18 +50,16 @@ class Consortium:
             self.public, self.joint_bytes, self.sent = made.public, made.joint_bytes, made.sent
         # public: OpenFHE's; joint_bytes: what everybody who computes must have; sent: by each custodian, in bytes
 
-    def answered(self, item: str, asked: bytes, added: Sequence[Array] | None = None) -> tuple[Any, dict[str, int]]:
+    def answered(
+        self, item: str, asked: bytes, how: Map = IDENTITY, added: Sequence[Array] | None = None
+    ) -> tuple[Any, dict[str, int]]:
         """One refresh: the ciphertext, and the bytes of every custodian's share. ``added``: slots of each one's own message."""
-        return refresh.together(self.scheme, self.run_id, self.limbs, item, asked, added)
-
-    def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
-        """Collective refresh by all custodians in turn."""
-        return [self.answered(i, refresh.request(self.scheme, ct))[0] for i, ct in zip(items, ciphertexts, strict=True)]
+        return refresh.together(self.scheme, self.run_id, self.limbs, item, asked, how, added)
 
     def opened(self, share: Opening, ciphertext: Any) -> list[tuple[str, bytes]]:
         """Every custodian's (name, share) of an opening or a release; :func:`focal.custody.release.open_slots` adds them up."""
         return [(name, share(self.scheme, own, ciphertext, name == self.names[0])) for name, own in self.limbs.items()]
 
-    def open(self, share: Opening, ciphertext: Any) -> Array:
+    def open(self, share: Opening, ciphertext: Any) -> NDArray[np.complex128]:
         """(S,) slots, by smudged shares of all custodians."""
         return release.open_slots(self.scheme, self.opened(share, ciphertext))

@@ -1,16 +1,19 @@
-"""Collective refresh: N custodians turn a ciphertext with 3 limbs into one with all limbs, and nobody sees the message.
+"""Collective refresh: N custodians turn a ciphertext with 3 limbs into a fresh one, and nobody sees the message.
 
-::
+On its way the message may pass a public map (:class:`Map`): a division by 2^k with rounding, then L, a sum of automorphisms (the real
+part of a slot, a sum over rows), exact on integers, for which a server would need key switches and limbs::
 
     server:     (c0, c1) with 3 limbs                      a = SHAKE-256(run id, plan item, digest of (c0, c1))
-    custodian:  h0 = s_i c1 - M_i      h1 = -s_i a + e + M_i          M_i uniform, as wide as :class:`Guard` says
+    custodian:  h0 = s_i c1 - M_i      h1 = -s_i a + e + L(M_i / 2^k)      M_i uniform, as wide as :class:`Guard` says
     guard, last:  w = c0 + sum of the others' h0 + s_V c1     refused unless |w| < T in every coefficient; then its own h0, h1
-    anyone:     new c0 = lift(c0 + sum h0) + sum h1,    new c1 = a
+    anyone:     v = c0 + sum h0 = m - sum M_i over the integers;   new c0 = L(v / 2^k) + sum h1,    new c1 = a
 
-``a`` must be fresh and nobody's choice: with a repeated ``a`` the masks cancel between two refreshes. Hence it is derived here from
-what is refreshed, and the ledger admits one share per plan item and per digest.
+so the new ciphertext has the message L(m / 2^k) up to a rounding a party. ``a`` must be fresh and nobody's choice: with a repeated
+``a`` the masks cancel between two refreshes. Hence it is derived here from what is refreshed, and the ledger admits one share per
+plan item and per digest. The map is no party's choice either: it follows from the kind of the plan item.
 
-**Who could have made a share without the secret.** h1 is a ring-LWE sample under s_i with an ``a`` of its own, plus M_i: pseudo-random.
+**Who could have made a share without the secret.** h1 is a ring-LWE sample under s_i with an ``a`` of its own, plus a function of M_i: e
+stands outside L (L(e) would lie in a subring), so it is pseudo-random whatever M_i is.
 Given that, h0 is all that shows s_i's part of the message. With the guard V honest, h0_V = w - M_V - (what the others sent), |w| < T
 was checked, and M_V is uniform over 2^b: so h0_V is within N T / 2^b, statistically, of a value made without s_V, *whatever c1 is and
 whoever made it* (:attr:`Guard.leak`). With V dishonest, another custodian's M_i hides a phase below 2^11 scale to 2^-42 a coefficient
@@ -32,9 +35,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import codec, ring, sampling
+from focal.ckks import codec, integers, ring, sampling
 from focal.ckks.ring import Limb
-from focal.ckks.scheme import REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError
 
 PHASE_BITS = 11
@@ -43,6 +46,34 @@ HIDING = 42
 """Bits by which another custodian's mask is wider than an honest phase: 2^-42 a coefficient."""
 LEAK = 30
 """An answer of the guard may lie 2^-30, at most, from what is made without its share (statistical distance over all N coefficients)."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """What a refresh does to the message m on its way: L(round(m / 2^shift)), L the product of 1 + (X -> X^k) over ``automorphisms``.
+
+    By default nothing. It must be a function of the plan item's kind alone: whoever chose it could read sums of a message's slots.
+    """
+
+    limbs: int = LIMBS
+    """Of the refreshed ciphertext."""
+    shift: int = 0
+    automorphisms: tuple[int, ...] = ()
+    """Odd exponents k: 2N - 1 adds the complex conjugate to every slot, 5^r what stands r slots further on."""
+
+    def linear(self, limb: Limb, q: int) -> Limb:
+        """L of a polynomial in evaluation form."""
+        for k in self.automorphisms:
+            limb = ring.add(limb, limb[_places(len(limb), k)], q)
+        return limb
+
+
+IDENTITY = Map()
+
+
+@functools.lru_cache(maxsize=64)
+def _places(n: int, k: int) -> NDArray[np.int64]:
+    return ring.automorphism(n, k)
 
 
 @dataclass(frozen=True)
@@ -134,10 +165,10 @@ def guard(scheme: Scheme, custodians: int) -> Guard:
     return Guard(scheme.n, scheme.moduli[:REFRESH_LIMBS], scheme.params.scale_bits, custodians)
 
 
-def common_random(scheme: Scheme, run_id: bytes, item: str, digest: str) -> list[Limb]:
-    """``a``, all limbs, for the refresh of the ciphertext ``digest`` under plan item ``item``."""
+def common_random(scheme: Scheme, run_id: bytes, item: str, digest: str, limbs: int = LIMBS) -> list[Limb]:
+    """``a``, the first ``limbs`` limbs, for the refresh of the ciphertext ``digest`` under plan item ``item``."""
     seed = b"focal/refresh/v2" + run_id + len(item).to_bytes(2, "little") + item.encode() + bytes.fromhex(digest)
-    return _expanded(seed, scheme.moduli, scheme.n)
+    return _expanded(seed, scheme.moduli[:limbs], scheme.n)
 
 
 @functools.lru_cache(maxsize=32)
@@ -148,72 +179,76 @@ def _expanded(seed: bytes, moduli: tuple[int, ...], n: int) -> list[Limb]:
 
 def request(scheme: Scheme, ciphertext: Any) -> bytes:
     """Canonical bytes of a ciphertext that is to be refreshed; it must be down to exactly 3 limbs at scale degree 1."""
-    if ciphertext.GetLevel() != len(scheme.moduli) - REFRESH_LIMBS or ciphertext.GetNoiseScaleDeg() != 1:
-        raise ValueError("a refresh takes exactly 3 limbs at scale degree 1; OpenFHE would silently return garbage")
-    return codec.pack(scheme, codec.ciphertext(REFRESH_LIMBS), scheme.limbs(ciphertext))
+    limbs, degree = scheme.evaluator.shape(ciphertext)
+    if (limbs, degree) != (REFRESH_LIMBS, 1):
+        raise ValueError(f"a refresh takes exactly 3 limbs at scale degree 1, not {limbs} at {degree}")
+    return codec.pack(scheme, codec.ciphertext(REFRESH_LIMBS), scheme.evaluator.limbs(ciphertext))
 
 
 def share(
-    scheme: Scheme, secret: Sequence[Limb], c1: Sequence[Limb], a: Sequence[Limb], bits: int, added: NDArray[np.float64] | None = None
+    scheme: Scheme,
+    secret: Sequence[Limb],
+    c1: Sequence[Limb],
+    a: Sequence[Limb],
+    bits: int,
+    how: Map = IDENTITY,
+    added: NDArray[np.float64] | None = None,
 ) -> tuple[bytes, bytes]:
     """One custodian's (h0, h1) as canonical bytes under its share ``secret`` (limbs), with a mask uniform over ``bits`` bits.
 
-    ``added``: slots (S,) that it adds to the message. Call it through the ledger only: each share is made once.
+    ``how``: the map of the plan item; ``added``: slots (S,) that it adds to the refreshed message. Call it through the ledger only:
+    each share is made once.
     """
     if len(c1) != REFRESH_LIMBS:
         raise ValueError(f"a refresh takes exactly 3 limbs, not {len(c1)}")
-    words, error = sampling.uniform(scheme.n, bits), sampling.errors(scheme.n)
-    message = scheme.plain_limbs(scheme.encode(added))[0] if added is not None else None
+    words, error, offset = sampling.uniform(scheme.n, bits), sampling.errors(scheme.n), -(1 << bits - 1)
+    low = sampling.low_words(words, offset)
+    message = scheme.plain_limbs(scheme.encode(added, how.limbs), how.limbs)[0] if added is not None else None
     h0, h1 = [], []
-    for i, (q, s) in enumerate(zip(scheme.moduli, secret, strict=False)):
-        root, mask = scheme.roots[q], sampling.residues(words, -(1 << bits - 1), q)
-        small = (error % q).astype(np.uint64)
+    for i, (q, s) in enumerate(zip(scheme.moduli[: max(how.limbs, REFRESH_LIMBS)], secret, strict=False)):
+        root, mask = scheme.roots[q], sampling.residues(words, offset, q)
         if i < REFRESH_LIMBS:
-            hidden = ring.ntt(mask, q, root)
-            h0.append(ring.subtract(ring.multiply(s, c1[i], q), hidden, q))
-            upper = ring.add(hidden, ring.ntt(small, q, root), q)
-        else:
-            upper = ring.ntt(ring.add(mask, small, q), q, root)
-        upper = ring.subtract(upper, ring.multiply(s, a[i], q), q)
-        h1.append(upper if message is None else ring.add(upper, message[i], q))
-    return codec.pack(scheme, codec.REFRESH_H0, [h0]), codec.pack(scheme, codec.REFRESH_H1, [h1])
+            h0.append(ring.subtract(ring.multiply(s, c1[i], q), ring.ntt(mask, q, root), q))
+        if i < how.limbs:
+            upper = how.linear(ring.ntt(integers.divided(mask, low, how.shift, q), q, root), q)
+            upper = ring.add(upper, ring.ntt_signed(error, q, root), q)
+            upper = ring.subtract(upper, ring.multiply(s, a[i], q), q)
+            h1.append(upper if message is None else ring.add(upper, message[i], q))
+    return codec.pack(scheme, codec.REFRESH_H0, [h0]), codec.pack(scheme, codec.refresh_h1(how.limbs), [h1])
 
 
 def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: bytes, others: Sequence[tuple[str, bytes]]) -> bool:
     """The guard's question: is |c0 + sum of the others' h0 + s_V c1| < T in every coefficient? ``others``: (name, h0) of each.
 
-    Whoever makes that sum small with a c1 that would show s_V knows s_V c1 already, to within T. Exact: in mixed radix w + T - 1 =
-    v0 + v1 q0 + v2 q0 q1 (Garner 1959) is compared with 2 T - 1 digit by digit.
+    Whoever makes that sum small with a c1 that would show s_V knows s_V c1 already, to within T. Exact: the mixed-radix digits of
+    w + T - 1 (:mod:`focal.ckks.integers`) are compared with those of 2 T - 1.
     """
     primes = scheme.moduli[:REFRESH_LIMBS]
     c0, c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")
     total = ring.total([c0, *(codec.unpack(scheme, codec.REFRESH_H0, data, name)[0] for name, data in others)], primes)
-    digits: list[Limb] = []
-    for i, q in enumerate(primes):
-        seen = ring.add(total[i], ring.multiply(secret[i], c1[i], q), q)
-        value = ring.inverse_ntt(seen, q, scheme.roots[q])
-        value = ring.add(value, np.full(scheme.n, (bounds.limit - 1) % q, np.uint64), q)
-        for digit, prime in zip(digits, primes, strict=False):
-            value = ring.subtract(value, digit % np.uint64(q), q)
-            value = ring.multiply(value, np.full(scheme.n, pow(prime, -1, q), np.uint64), q)
-        digits.append(value)
-    below, rest = np.zeros(scheme.n, bool), 2 * bounds.limit - 1
-    for digit, q in zip(digits, primes, strict=True):  # from the least digit on: a larger one decides anew
-        wanted = np.uint64(rest % q)
-        below = (digit < wanted) | ((digit == wanted) & below)
-        rest //= q
-    return bool(below.all())
+    seen = [ring.add(t, ring.multiply(s, x, q), q) for t, s, x, q in zip(total, secret, c1, primes, strict=False)]
+    values = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(seen, primes, strict=True)]
+    raised = [ring.add(v, np.full(scheme.n, (bounds.limit - 1) % q, np.uint64), q) for v, q in zip(values, primes, strict=True)]
+    return bool(integers.less(integers.digits(raised, primes), primes, 2 * bounds.limit - 1).all())
 
 
-def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tuple[str, bytes, bytes]]) -> Any:
+def combine(
+    scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tuple[str, bytes, bytes]], how: Map = IDENTITY
+) -> Any:
     """The refreshed ciphertext from the request's bytes and every custodian's (name, h0, h1). Deterministic.
 
     Raises :class:`focal.errors.Refused` naming the custodian whose share is malformed.
     """
-    ciphertext = scheme.ciphertext(codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request"))
-    h0 = ring.total([codec.unpack(scheme, codec.REFRESH_H0, data, name)[0] for name, data, _ in shares], scheme.moduli[:REFRESH_LIMBS])
-    h1 = ring.total([codec.unpack(scheme, codec.REFRESH_H1, data, name)[0] for name, _, data in shares], scheme.moduli)
-    return scheme.cc.IntMPBootEncrypt(scheme.joint_tag_key, scheme.refresh_shares(h0, h1), scheme.common(a), ciphertext)
+    primes, out = scheme.moduli[:REFRESH_LIMBS], scheme.moduli[: how.limbs]
+    c0, _ = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")
+    h0 = [codec.unpack(scheme, codec.REFRESH_H0, data, name)[0] for name, data, _ in shares]
+    h1 = [codec.unpack(scheme, codec.refresh_h1(how.limbs), data, name)[0] for name, _, data in shares]
+    masked = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(ring.total([c0, *h0], primes), primes, strict=True)]
+    value = integers.Centred(masked, primes)
+    low = value.low if how.shift else masked[0]
+    small = [integers.divided(value.residue(q), low, how.shift, q) for q in out]
+    lifted = [how.linear(ring.ntt(limb, q, scheme.roots[q]), q) for limb, q in zip(small, out, strict=True)]
+    return scheme.evaluator.load([ring.total([lifted, *h1], out), list(a[: how.limbs])])
 
 
 def together(
@@ -222,6 +257,7 @@ def together(
     secrets: Mapping[str, Sequence[Limb]],
     item: str,
     asked: bytes,
+    how: Map = IDENTITY,
     added: Sequence[NDArray[np.float64]] | None = None,
 ) -> tuple[Any, dict[str, int]]:
     """One refresh by custodians of one process, the first of them the guard: the ciphertext, and the bytes of everybody's share.
@@ -229,12 +265,12 @@ def together(
     For rehearsals and encrypted baselines; the roles do the same over the wire. ``added``: slots of each custodian's own message.
     """
     bounds, (first, *names) = guard(scheme, len(secrets)), secrets
-    a = common_random(scheme, run_id, item, codec.digest(asked))
+    a = common_random(scheme, run_id, item, codec.digest(asked), how.limbs)
     c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")[1]
     own = dict(zip(secrets, added, strict=True)) if added is not None else {}
-    made = {n: share(scheme, secrets[n], c1, a, bounds.others_bits, own.get(n)) for n in names}
+    made = {n: share(scheme, secrets[n], c1, a, bounds.others_bits, how, own.get(n)) for n in names}
     if not small_enough(scheme, bounds, secrets[first], asked, [(n, h0) for n, (h0, _) in made.items()]):
         raise FocalError(f"'{item}': the guard refuses what is to be refreshed: values beyond what a training step gives")
-    made[first] = share(scheme, secrets[first], c1, a, bounds.guard_bits, own.get(first))
+    made[first] = share(scheme, secrets[first], c1, a, bounds.guard_bits, how, own.get(first))
     shares = [(n, *made[n]) for n in secrets]
-    return combine(scheme, asked, a, shares), {n: len(h0) + len(h1) for n, h0, h1 in shares}
+    return combine(scheme, asked, a, shares, how), {n: len(h0) + len(h1) for n, h0, h1 in shares}

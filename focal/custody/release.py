@@ -70,13 +70,13 @@ def smudged(scheme: Scheme, secret: Sequence[Limb], one_limb: Any, lead: bool, d
     return codec.pack(scheme, codec.DECRYPTION, [[ring.add(made, c0, q) if lead else made]])
 
 
-def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]]) -> NDArray[np.float64]:
-    """Slots (S,) from every custodian's (name, share). The same bits at every institution."""
+def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]]) -> NDArray[np.complex128]:
+    """Complex slots (S,) from every custodian's (name, share). The same bits at every institution."""
     limbs = [codec.unpack(scheme, codec.DECRYPTION, data, name)[0] for name, data in shares]
     q = scheme.moduli[0]
     (limb,) = ring.total(limbs, [q])
     coefficients = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
-    return ring.embed(coefficients / scheme.scale).real
+    return ring.embed(coefficients / scheme.scale)
 
 
 def flooding_bits(noise: float = CARRIED_NOISE, bound: float = CARRIED_NOISE) -> float:

@@ -2,15 +2,15 @@
 
 ::
 
-    targets, 5 limbs --mask of the owner's rows and classes, twice--> 3 limbs --added up over the institutions--> the residual
-    weights, 6 limbs --mask of the lanes that hold a class,  twice--> 4 limbs --------------------------> shares of the release
+    targets, 6 limbs --mask of the owner's rows and classes, twice--> 4 limbs --added up over the institutions--> the residual
+    weights          --mask of the lanes that hold a class,  twice--> two limbs less -------------------> shares of the release
 
 An institution can fill every slot of a ciphertext that it encrypts. A target in another's row, in a lane that pads the classes, would
 move that lane's weights along the other's features, and the release would show them (tests/test_foreign_rows.py). Either mask
 stops it.
 
 Encoding rounds N coefficients: 2^-40 (root mean square; 2^-38 at most) is left in the place of a zero. So both are done twice, which
-leaves 2^-80. That is for values that fit the limbs: a ciphertext that is no encryption may wrap around, and no mask helps then.
+leaves 2^-80. The first of a target's masks carries the rate of a step as well, which costs nothing. That is for values that fit the limbs: a ciphertext that is no encryption may wrap around, and no mask helps then.
 
 Masks are encoded by a floating-point FFT. All who compute must have the same bits, so a digest over them goes into what is agreed before
 the first step (:func:`focal.heads.linear.engine.mask_digest`).
@@ -24,31 +24,35 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
-from focal.heads.linear.layout import Layout
+from focal.ckks.scheme import Scheme
+from focal.heads.linear.layout import DATA_LIMBS, TARGET_SCALE, Layout
 from focal.heads.moves import HeadLayout
 
-TARGET_LIMBS = REFRESH_LIMBS
-"""Targets are added to the residual just before its refresh."""
+TARGET_LIMBS = DATA_LIMBS
+"""Of a target when it is added to the residual."""
 UPLOADED_TARGET_LIMBS = TARGET_LIMBS + 2
 """They come with two more, for their owner's mask."""
 
 
 class OwnerMasks:
-    """Targets as their owner may have written them: nothing in others' rows, nothing in lanes that hold no class."""
+    """Targets as their owner may have written them: nothing in others' rows, nothing in lanes that hold no class.
 
-    def __init__(self, scheme: Scheme, layout: Layout) -> None:
-        self.scheme, self.layout = scheme, layout
+    ``rate``: what a residual is multiplied by before the backward pass; targets come 256 times larger and leave ``rate`` times as large.
+    """
+
+    def __init__(self, scheme: Scheme, layout: Layout, rate: float) -> None:
+        self.scheme, self.layout, self.rate = scheme, layout, rate
         self._encoded = functools.lru_cache(maxsize=16)(self._encode)  # most blocks are full: few masks, used over and over
 
     def keep(self, target: Any, owned: tuple[int, int], block: int, group: int) -> Any:
-        """``target`` (5 limbs) on the global rows ``owned`` of ``block`` and the classes of ``group``, zero elsewhere; 3 limbs."""
+        """``target`` (6 limbs) times rate / 256 on the global rows ``owned`` of ``block`` and the classes of ``group``, zero
+        elsewhere; 4 limbs."""
         return keep(self.scheme, target, self._encoded(*self._key(owned, block, group)))
 
     def total(self, targets: Mapping[str, Any], row_table: Mapping[str, tuple[int, int]], block: int, group: int) -> Any:
-        """The sum of each owner's target on its own rows; 3 limbs."""
+        """The sum of each owner's target on its own rows; 4 limbs."""
         kept = [self.keep(target, row_table[name], block, group) for name, target in targets.items()]
-        return functools.reduce(self.scheme.cc.EvalAdd, kept)
+        return functools.reduce(self.scheme.evaluator.add, kept)
 
     def digest(self, row_table: Mapping[str, tuple[int, int]]) -> bytes:
         """SHA-256 over every encoded mask of these owners."""
@@ -68,25 +72,27 @@ class OwnerMasks:
 
     def _encode(self, first: int, last: int, last_group: bool) -> list[Any]:
         slots = self.layout.target_mask(first, last, 0, self.layout.class_groups - 1 if last_group else 0)
-        return [self.scheme.encode(slots, limbs) for limbs in (UPLOADED_TARGET_LIMBS, UPLOADED_TARGET_LIMBS - 1)]
+        first = self.scheme.encode(slots * (self.rate / TARGET_SCALE), UPLOADED_TARGET_LIMBS)
+        return [first, self.scheme.encode(slots, UPLOADED_TARGET_LIMBS - 1)]
 
 
 def only_classes(scheme: Scheme, layout: HeadLayout, group: int, weights: Any) -> Any:
-    """A refreshed weight ciphertext as it may be released: zero in the lanes that hold no class, whatever stands there. 4 or 6 limbs."""
-    mask = layout.class_mask(group)
-    return weights if mask is None else keep(scheme, weights, [scheme.encode(mask, limbs) for limbs in (LIMBS, LIMBS - 1)])
+    """A refreshed weight ciphertext as it may be released: zero in the lanes that hold no class, whatever stands there. Where there are
+    such lanes it has two limbs less."""
+    mask, limbs = layout.class_mask(group), scheme.evaluator.count(weights)
+    return weights if mask is None else keep(scheme, weights, [scheme.encode(mask, n) for n in (limbs, limbs - 1)])
 
 
-def class_mask_bytes(scheme: Scheme, layout: HeadLayout, group: int) -> bytes:
-    """The masks of :func:`only_classes`, to be hashed; nothing where every lane holds a class."""
+def class_mask_bytes(scheme: Scheme, layout: HeadLayout, group: int, limbs: int) -> bytes:
+    """The masks of :func:`only_classes` for weights with ``limbs`` limbs, to be hashed; nothing where every lane holds a class."""
     mask = layout.class_mask(group)
-    return b"" if mask is None else b"".join(plain_bytes(scheme, scheme.encode(mask, limbs), limbs) for limbs in (LIMBS, LIMBS - 1))
+    return b"" if mask is None else b"".join(plain_bytes(scheme, scheme.encode(mask, n), n) for n in (limbs, limbs - 1))
 
 
 def keep(scheme: Scheme, ciphertext: Any, masks: Iterable[Any]) -> Any:
     """``ciphertext`` times each encoded mask, one limb less each time."""
     for mask in masks:
-        ciphertext = scheme.cc.Rescale(scheme.cc.EvalMult(ciphertext, mask))
+        ciphertext = scheme.evaluator.rescale(scheme.evaluator.times(ciphertext, mask))
     return ciphertext
 
 

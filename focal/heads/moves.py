@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.custody.refresh import Map
+
 Array = NDArray[np.float64]
 Ciphertext = Any
 """An OpenFHE ciphertext; its bindings carry no types."""
@@ -31,8 +33,9 @@ class HeadLayout(Protocol):
     def copies(self) -> int: ...
     @property
     def rotations(self) -> list[int]: ...
+    def refresh_map(self, item: str) -> Map: ...
     def class_mask(self, group: int) -> Array | None: ...
-    def read_weights(self, slots: Array) -> Array: ...
+    def read_weights(self, slots: NDArray[np.complex128]) -> Array: ...
 
 
 class Moves:

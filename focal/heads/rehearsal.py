@@ -35,17 +35,26 @@ class Rehearsal(Generic[L]):
         self.pool = ThreadPoolExecutor(threads)
         names = [f"custodian {i}" for i in range(custodians)]
         self.consortium = Consortium(self.scheme, self.run_id, names, layout.rotations, self.pool)
-        self.public, self.refresh = self.consortium.public, self.consortium.refresh
+        self.public = self.consortium.public
         self.secrets = list(self.consortium.shares.values())
 
     def encrypt(self, slots: Array, limbs: int = LIMBS) -> Any:
         return self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots, limbs))
 
+    def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+        """Collective refresh by all custodians in turn, by the maps of these plan items."""
+
+        def one(item: str, ciphertext: Any) -> Any:
+            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext), self.layout.refresh_map(item))[0]
+
+        return list(map(one, items, ciphertexts))
+
     def noisy_refresh(self, noise: Callable[[], Array]) -> Refresh:
         """A refresh in which each custodian adds slots of its own drawing to every message."""
 
         def one(item: str, ciphertext: Any) -> Any:
-            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext), [noise() for _ in self.secrets])[0]
+            asked, how = refresh.request(self.scheme, ciphertext), self.layout.refresh_map(item)
+            return self.consortium.answered(item, asked, how, [noise() for _ in self.secrets])[0]
 
         return lambda items, ciphertexts: list(map(one, items, ciphertexts))
 
@@ -54,6 +63,6 @@ class Rehearsal(Generic[L]):
         kept = [only_classes(self.scheme, self.layout, u, ct) for u, ct in enumerate(weights)]
         return released.weights(self.layout, [self.consortium.open(partial(release.share, noise=noise), ct) for ct in kept])
 
-    def open(self, ciphertext: Any) -> Array:
+    def open(self, ciphertext: Any) -> NDArray[np.complex128]:
         """(S,) slots of an opening to an owner, by smudged shares of all custodians."""
         return self.consortium.open(opening.share, ciphertext)

@@ -187,8 +187,8 @@ class NetworkLayout:
 
     def read_weights(self, first: Array, second: Array) -> Weights:
         """The weights from the slots (S,) of :meth:`EncryptedNetwork.readable`; copies are averaged."""
-        one = first.reshape(INPUTS, self.rows, HIDDEN).mean(axis=1)
-        two = second.reshape(INPUTS // LANES, LANES, self.rows, HIDDEN).mean(axis=(0, 2))
+        one = first.real.reshape(INPUTS, self.rows, HIDDEN).mean(axis=1)
+        two = second.real.reshape(INPUTS // LANES, LANES, self.rows, HIDDEN).mean(axis=(0, 2))
         return Weights(one / SCALE, two[: self.outputs].T / SCALE)
 
     def chunks(self, n: int) -> list[slice]:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from focal.ckks import codec, sampling
 from focal.ckks.scheme import LIMBS
+from focal.custody.refresh import IDENTITY, Map
 from focal.errors import FocalError
-from focal.heads.linear.layout import WEIGHT_SCALE, power_of_two
+from focal.heads.linear.layout import WEIGHT_SCALE, Slots, power_of_two
 
 Array = NDArray[np.float64]
 
@@ -92,6 +93,10 @@ class InteractiveLayout:
             steps.add(self.features)
         return sorted({*steps, *self.lane_folds, *self.row_folds})
 
+    def refresh_map(self, item: str) -> Map:
+        """The head is refreshed as it is, to all limbs."""
+        return IDENTITY
+
     # ----------------------------------------------------------------- values <-> slots
 
     def activation_slots(self, x: Array, first: int) -> Array:
@@ -113,20 +118,20 @@ class InteractiveLayout:
         lanes = np.arange(self.features) // self.lane
         return np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(-1)
 
-    def logits(self, slots: Array, rows: range) -> Array:
+    def logits(self, slots: Slots, rows: range) -> Array:
         """(n, C) logits of ``rows`` from an opened ciphertext."""
-        lanes = slots.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / SCALE
+        lanes = slots.real.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / SCALE
         out: Array = np.empty_like(lanes)
         np.put_along_axis(out, self._classes, lanes, axis=1)
         return out[rows.start : rows.stop, : self.outputs]
 
-    def gradients(self, slots: Array, rows: range) -> Array:
+    def gradients(self, slots: Slots, rows: range) -> Array:
         """(n, R) d loss / d activation of ``rows`` from an opened ciphertext."""
-        return slots.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_SCALE
+        return slots.real.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_SCALE
 
-    def read_weights(self, slots: Array) -> Array:
+    def read_weights(self, slots: Slots) -> Array:
         """(R, C) times 16, which is what released.weights divides by, from the slots of a head; the copies are averaged."""
-        values = slots.reshape(self.copies, self.lanes, self.features).mean(axis=0)
+        values = slots.real.reshape(self.copies, self.lanes, self.features).mean(axis=0)
         lanes, out = np.arange(self.features) // self.lane, np.empty((self.features, self.lanes))
         for i in range(self.lanes):
             out[np.arange(self.features), self._classes[i, lanes]] = values[i]

@@ -16,19 +16,23 @@ from focal.ckks.codec import HEADER
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, LayoutConfig
 from focal.errors import FocalError
-from focal.heads.linear.layout import Layout, power_of_two
+from focal.heads.linear.layout import DATA_LIMBS, Layout, power_of_two
 from focal.heads.masks import TARGET_LIMBS, UPLOADED_TARGET_LIMBS
 from focal.heads.released import MAX_ERROR, expected_error
 
-# Milliseconds at N = 2^14 on one thread of an AMD EPYC.
+# Milliseconds at N = 2^14 on one thread of an AMD EPYC, with the native kernels.
 SWITCH = {6: 10.3, 5: 8.7, 4: 6.1}
 """One key switch, by limbs."""
-HOISTED = {6: 5.3, 5: 4.4, 4: 3.6}
-"""One more rotation of a ciphertext whose digits are there, by limbs."""
-PRODUCT = {6: 0.86, 5: 0.72, 4: 0.58}
-"""One product and its addition, not relinearised, by limbs."""
+HOIST, HOISTED = 4.8, 3.6
+"""The digits of a ciphertext, and each rotation once they are there; 4 limbs."""
+PRODUCT = 0.58
+"""One product and its addition, not relinearised; 4 limbs."""
+RESIDUAL = {3: 30.0, 5: 50.0, 7: 60.0}
+"""The sigmoid of one ciphertext of logits, by degree."""
 REFRESH_SERVER, REFRESH_CUSTODIAN = 15.0, 15.0
 """One collective refresh at the server and at each custodian, packing included."""
+KINDS = {3: ("logits", "weights"), 5: ("logits", "residual", "weights"), 7: ("logits", "residual", "weights")}
+"""Kinds of plan items that a step has refreshed, by degree."""
 BLOCK_MEMORY = 2 << 30
 """Bytes of encrypted rows in memory, where nobody says otherwise (``memory_gb``): the other blocks stream from disk."""
 KEY_CUSTODIAN = 75.0
@@ -85,7 +89,7 @@ class Cost:
 def slowness(scheme: Scheme) -> float:
     """How many times the unit costs of this module a key switch takes here: for what a person is told. The choice of a layout does not
     depend on it, so that every machine makes the same one."""
-    return scheme.switch_ms() / (SWITCH[6] * scheme.n / 16384)
+    return scheme.switch_ms(DATA_LIMBS) / (SWITCH[4] * scheme.n / 16384)
 
 
 def blob_bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:
@@ -105,21 +109,17 @@ def cost(
     """Predict the cost of one layout. ``rows``: how many each institution has."""
     n, unit = params.ring, params.ring / 16384
     b, g, blocks, groups = layout.babies, layout.giants, layout.blocks, layout.class_groups
-    hoist = 4.8 * unit
-    back = layout.backward_limbs
-    forward = (2 * g - 1) * SWITCH[6] + len(layout.lane_folds) * SWITCH[5] + layout.lane * PRODUCT[6]
-    residual = (2 if degree == 3 else 4) * SWITCH[6] + 8
-    per_pair = forward + residual + 2.5 + (g - 1) * HOISTED[back] + layout.lane * PRODUCT[back]
-    folds = len(layout.row_folds)
-    per_group = hoist + (b - 1) * HOISTED[6] + (2 * b - 1 + folds) * SWITCH[back] + (folds * SWITCH[4] if layout.feature_lanes > 1 else 0)
-    switching = groups * (per_group + blocks * per_pair) * unit
-    refreshes = groups * (blocks * (1 if degree == 3 else 2) + 1)
-    step = (switching / threads + refreshes * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
-    data, target = blob_bytes(n, LIMBS, 2), blob_bytes(n, UPLOADED_TARGET_LIMBS, 2)
+    per_pair = (2 * g - 1 + len(layout.lane_folds)) * SWITCH[4] + HOIST + (g - 1) * HOISTED + 2 * layout.lane * PRODUCT
+    per_group = HOIST + (b - 1) * HOISTED + 2 * b * SWITCH[4]
+    switching = groups * (per_group + blocks * (per_pair + RESIDUAL[degree])) * unit
+    items = [item for kind in KINDS[degree] for item in layout.items(1, kind)]
+    step = (switching / threads + len(items) * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
+    data, target = blob_bytes(n, DATA_LIMBS, 2), blob_bytes(n, UPLOADED_TARGET_LIMBS, 2)
     upload = {name: len(layout.touched(*owned)) * (layout.lane * data + groups * target) for name, owned in layout.row_table(rows).items()}
     keys = blob_bytes(n, LIMBS, 1) + (3 + len(layout.rotations)) * blob_bytes(n, LIMBS, DIGITS, extended=True)
-    refresh = refreshes * (blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1) + blob_bytes(n, LIMBS, 1))
-    encrypted = min(blocks * layout.lane * 2 * LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * TARGET_LIMBS * n * 8
+    asked = blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1)
+    refresh = sum(asked + blob_bytes(n, layout.refresh_map(item).limbs, 1) for item in items)
+    encrypted = min(blocks * layout.lane * 2 * DATA_LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * TARGET_LIMBS * n * 8
     held = encrypted + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
     return Cost(
         layout,
@@ -156,13 +156,12 @@ def check_sharing(layout: Layout, rows: Mapping[str, int], custodians: int) -> N
 
 def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: int, owners: tuple[int, ...] = ()) -> int:
     """B for given lanes: the balance moves to more babies when there are more blocks, which share them."""
-    lane = features // f
+    lane = features // 2 // f
     best, best_price = 1, math.inf
     for b in (1 << i for i in range(lane.bit_length())):
         layout = Layout(slots, features, outputs, rows, k, f, b, owners)
-        g, back = layout.giants, layout.backward_limbs
-        price = (b - 1) * HOISTED[6] + (2 * b - 1) * SWITCH[back]
-        price += layout.blocks * ((2 * g - 1) * SWITCH[6] + (g - 1) * HOISTED[back])
+        g = layout.giants
+        price = (b - 1) * HOISTED + 2 * b * SWITCH[4] + layout.blocks * ((2 * g - 1) * SWITCH[4] + (g - 1) * HOISTED)
         if price < best_price:
             best, best_price = b, price
     return best

@@ -1,21 +1,27 @@
 """Where rows, features and classes sit in the slots of a ciphertext.
 
-With f feature lanes (slowest axis), k class lanes (fastest), P = R/f and S = N/2 slots::
+A slot is a complex number and holds two real features (*complex packing*): with R features, feature q pairs with q + R/2 ::
 
-    slot = ((j * I + i0) * P + q) * k + c        j in [0,f)  i0 in [0,I)  q in [0,P)  c in [0,k)       I = S / (f P k)
+    xi_q = x_q + i x_(q + R/2)         Omega_q = w_q + i w_(q + R/2)         q in [0, R/2)
+    z    = <x, w> = Re sum_q xi_q conj(Omega_q)                              both gradients at once: d/dOmega = sum over rows of xi delta
 
-            j = 0                       j = 1
-    | i0=0        | i0=1  ... | i0=0        | ...          sample row of a block = i0 P + q
-    | q=0 q=1 ... |           |             |              feature               = j P + (q + s) mod P   in data ciphertext s
-    | c c c c ... |           |             |              class                 = c                     (of one class group)
+With f feature lanes, k class lanes (fastest), P = R/2/f and S = N/2 slots::
 
-Data ciphertext s (the s-th *skewed* diagonal):   D_s(j, i0, q, c) = x[row(i0, q), j P + (q + s) mod P] / divisor
-Weights of a class group (constant along i0):      W(j, i0, q, c)   = w[j P + q, c]
+    slot = ((i0 * f + j) * P + q) * k + c        i0 in [0,I)  j in [0,f)  q in [0,P)  c in [0,k)       I = S / (R/2 k)
 
-so that <x_row, w_c> = sum_s D_s . rot(W, s k), folded over j, and no mask is ever needed in the forward direction.
+            i0 = 0                      i0 = 1
+    | j=0         | j=1  ... | j=0         | ...          sample row of a block = i0 P + q
+    | q=0 q=1 ... |          |             |              complex feature       = (j P + q + s) mod R/2   in data ciphertext s
+    | c c c c ... |          |             |              class                 = c                       (of one class group)
+
+Data ciphertext s (the s-th *skewed* diagonal):   D_s(i0, j, q, c) = xi[row(i0, q), (j P + q + s) mod R/2] / divisor      s in [0, P)
+Weights of a class group (constant along i0):      W(i0, j, q, c)   = Omega[j P + q, c]
+
+so that z = Re fold_j sum_s D_s . rot(conj W, s k). A rotation by less than R/2 k slots runs through the lanes of a group and on into
+the next, which holds the same weights, so no mask is needed there. The fold over j runs on as well: it is right in lane j = 0 only,
+where the residual is kept (:meth:`Layout.first_lane`) and copied to the other lanes before the backward pass.
 With s = g B + h the ciphertexts are stored rotated by -g B k; the same ones then serve forward and backward
-passes by baby and giant steps (docs/kernels.md; Halevi and Shoup 2014, section 4.2, for the diagonal method). With f > 1 the
-last group i0 = I - 1 stays empty, because rotations by less than a lane wrap through it.
+passes by baby and giant steps (docs/kernels.md; Halevi and Shoup 2014, section 4.2, for the diagonal method).
 
 Block b holds global rows [b m, (b + 1) m), and institution i owns global rows [start, stop). It fills the slots of its own rows and
 encrypts zeros elsewhere. Each has blocks of its own, its first row is the first of a block::
@@ -35,14 +41,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks.scheme import LIMBS
+from focal.custody.refresh import Map
 from focal.errors import FocalError
 
 Array = NDArray[np.float64]
+Slots = NDArray[np.complex128]
 
 WEIGHT_SCALE = 16.0
 """The engine carries W' = 16 W, so that the release noise, fixed in size, weighs 16 times less on the weights."""
-RESIDUAL_SCALE = 256.0
-"""It refreshes delta' = 256 delta: rounding errs by up to 16^2 = 256 times more on a cubic of z' = 16 z than on one of z."""
+TARGET_SCALE = 256.0
+"""Targets are uploaded 256 times larger, so that their fresh noise, fixed in size, weighs 256 times less on them."""
+LOGIT_SCALE = 1 / 8.0
+"""Logits are refreshed as u = z / 8: the fit of the sigmoid ends at |z| = 8, so |u| <= 1, and no power of u amplifies a rounding."""
+DATA_LIMBS = 4
+"""Limbs of data, weights and residual when they are multiplied: one more than a refresh takes, for the rescaling before it."""
 
 
 def power_of_two(n: int) -> int:
@@ -73,13 +86,13 @@ class Layout:
         for name in ("features", "class_lanes", "feature_lanes", "babies"):
             if getattr(self, name) != power_of_two(getattr(self, name)):  # folds and rotations wrap rightly for nothing else
                 raise FocalError(f"layout: {name.replace('_', ' ')} must be a power of two, not {getattr(self, name)}")
-        if self.features % self.feature_lanes or self.class_lanes > power_of_two(self.outputs):
+        if (self.features // 2) % self.feature_lanes or self.features < 2 or self.class_lanes > power_of_two(self.outputs):
             raise FocalError(
                 f"layout: {self.feature_lanes} feature lanes and {self.class_lanes} class lanes do not fit "
                 f"{self.features} features and {self.outputs} outputs",
                 hint="let the planner choose: leave class_lanes and feature_lanes out",
             )
-        if self.groups_of_rows < 1 + (self.feature_lanes > 1):
+        if self.groups_of_rows < 1:
             raise FocalError(
                 f"layout: {self.features} features x {self.class_lanes} class lanes are too many for {self.slots} slots",
                 hint="fewer class lanes, fewer projection features or a larger ckks ring",
@@ -90,19 +103,24 @@ class Layout:
     # ----------------------------------------------------------------- shape
 
     @property
+    def half(self) -> int:
+        """R/2: complex features."""
+        return self.features // 2
+
+    @property
     def lane(self) -> int:
-        """P: features of one lane, and rows of one group i0."""
-        return self.features // self.feature_lanes
+        """P: complex features of one lane, rows of one group i0, and data ciphertexts of a block."""
+        return self.half // self.feature_lanes
 
     @property
     def groups_of_rows(self) -> int:
-        """I: how many groups of P rows a lane holds."""
-        return self.slots // (self.feature_lanes * self.lane * self.class_lanes)
+        """I: how many groups of P rows a block holds."""
+        return self.slots // (self.half * self.class_lanes)
 
     @property
     def block_rows(self) -> int:
         """m: rows of one block."""
-        return (self.groups_of_rows - (self.feature_lanes > 1)) * self.lane
+        return self.groups_of_rows * self.lane
 
     @property
     def blocks(self) -> int:
@@ -118,18 +136,14 @@ class Layout:
         return self.lane // self.babies
 
     @property
-    def backward_limbs(self) -> int:
-        """Limbs of the backward pass up to its rescaling (engine.py): the mask after it, with f > 1, takes one more."""
-        return 4 if self.feature_lanes == 1 else 5
-
-    @property
     def divisor(self) -> float:
         """Data are carried divided by this power of two, about sqrt(n) / 12, and the residual multiplied by it before the backward pass.
 
         The rounding of each row's residual adds up to sqrt(n) / divisor on the weights, the data's own fresh noise to divisor / sqrt(n): so
-        divided, both stay where the release's noise bound needs them, whatever the number of rows.
+        divided, both stay where the release's noise bound needs them, whatever the number of rows. At most 256: the logits' refresh
+        multiplies by it, and a division by 2^8 is all that it has to give (:meth:`refresh_map`).
         """
-        return float(power_of_two(max(1, math.isqrt(self.rows // 288))))
+        return float(min(256, power_of_two(max(1, math.isqrt(self.rows // 288)))))
 
     @property
     def copies(self) -> int:
@@ -148,27 +162,43 @@ class Layout:
 
     @property
     def row_folds(self) -> list[int]:
-        """Sum over i0."""
-        step = self.lane * self.class_lanes
+        """Sum over i0, cyclic. The weights' refresh does it."""
+        step = self.half * self.class_lanes
         return [step << x for x in range(self.groups_of_rows.bit_length() - 1)]
 
     @property
     def lane_folds(self) -> list[int]:
-        """Sum over j."""
-        step = self.slots // self.feature_lanes
+        """Sum over j, right in lane j = 0. The logits' refresh does it; by the same steps downwards that lane is copied to the others."""
+        step = self.lane * self.class_lanes
         return [step << x for x in range(self.feature_lanes.bit_length() - 1)]
+
+    @property
+    def conjugation(self) -> int:
+        """What OpenFHE calls a rotation by 2N - 1: every slot's complex conjugate."""
+        return 4 * self.slots - 1
 
     @property
     def rotations(self) -> list[int]:
         """Every rotation that needs a key, ascending."""
-        needed = {*self.baby_rotations, *self.giant_rotations, *self.row_folds, *self.lane_folds}
+        needed = {*self.baby_rotations, *self.giant_rotations, *(-x for x in self.lane_folds), self.conjugation}
         if self.giants > 1:
             needed.add(self.babies * self.class_lanes)  # forward Horner
         if self.babies > 1:
             needed.add(-self.class_lanes)  # backward Horner
-        if self.feature_lanes > 1:
-            needed |= {-x for x in self.row_folds}
         return sorted(needed)
+
+    def refresh_map(self, item: str) -> Map:
+        """The map of a plan item's refresh: it follows from the item's kind.
+
+        Logits come as 16 Z / divisor, go out as 2 Re Z, folded over the lanes and brought to z / 8. Weights are folded over i0.
+        """
+        order = 4 * self.slots
+        turned = lambda rotations: tuple(pow(5, r, order) for r in rotations)  # noqa: E731
+        kind = item.split("/")[2]
+        if kind == "logits":
+            shift = round(math.log2(2 * WEIGHT_SCALE / self.divisor / LOGIT_SCALE))
+            return Map(LIMBS, shift, (self.conjugation, *turned(self.lane_folds)))
+        return Map(DATA_LIMBS, 0, turned(self.row_folds) if kind == "weights" else ())
 
     # ----------------------------------------------------------------- rows -> slots
 
@@ -206,53 +236,55 @@ class Layout:
             out[first - block * m : last - block * m] = values[first - start : last - start]
         return out
 
-    def data_slots(self, rows: Array, g: int, h: int) -> Array:
+    def data_slots(self, rows: Array, g: int, h: int) -> Slots:
         """Slots of data ciphertext s = g B + h of a block, divided by :attr:`divisor`; ``rows`` is (block_rows, R)."""
-        f, p, k = self.feature_lanes, self.lane, self.class_lanes
-        x = np.zeros((self.groups_of_rows, p, self.features))
-        x.reshape(-1, self.features)[: len(rows)] = rows / self.divisor
-        q = np.arange(p)
-        skewed = np.stack([x[:, q, j * p + (q + g * self.babies + h) % p] for j in range(f)]).reshape(-1)
+        p, k = self.lane, self.class_lanes
+        x = np.zeros((self.groups_of_rows * p, self.features))
+        x[: len(rows)] = rows / self.divisor
+        xi = (x[:, : self.half] + 1j * x[:, self.half :]).reshape(self.groups_of_rows, p, self.half)
+        j, q = np.arange(self.feature_lanes)[:, None], np.arange(p)[None, :]
+        skewed = xi[:, q, (j * p + q + g * self.babies + h) % self.half].reshape(-1)
         return np.roll(np.repeat(skewed, k), g * self.babies * k)
 
     def target_slots(self, targets: Array, group: int) -> Array:
-        """Slots of a block's targets, times 256, of one class group, the same in every feature lane; ``targets`` is (block_rows, C)."""
-        f, p, k = self.feature_lanes, self.lane, self.class_lanes
+        """Slots of a block's targets, times 256, of one class group, in lane j = 0; ``targets`` is (block_rows, C)."""
+        p, k = self.lane, self.class_lanes
         t = np.zeros((self.groups_of_rows * p, k))
         part = targets[:, group * k : (group + 1) * k]
         t[: len(part), : part.shape[1]] = part
-        return np.tile(RESIDUAL_SCALE * t.reshape(-1), f)
+        lanes = np.zeros((self.groups_of_rows, self.feature_lanes, p * k))
+        lanes[:, 0] = TARGET_SCALE * t.reshape(self.groups_of_rows, p * k)
+        return lanes.reshape(-1)
 
     def target_mask(self, start: int, stop: int, block: int, group: int) -> Array:
-        """1 where targets of the global rows [start, stop) stand in ``block`` and one class group, in every feature lane; else 0."""
+        """1 where targets of the global rows [start, stop) stand in ``block`` and one class group; else 0."""
         own = self.block_of(np.ones((stop - start, self.outputs)), start, block)
-        return self.target_slots(own, group) / RESIDUAL_SCALE
+        return self.target_slots(own, group) / TARGET_SCALE
 
     def class_mask(self, group: int) -> Array | None:
         """1 on lanes of a weight ciphertext that hold a class, 0 on those that pad C to whole groups; None where every lane holds one."""
         if (group + 1) * self.class_lanes <= self.outputs:
             return None
-        return self.weight_slots(np.ones((self.features, self.outputs)), group)
+        return self.weight_slots(np.ones((self.features, self.outputs)), group).real
 
-    def first_group(self) -> Array:
-        """1 where i0 = 0, else 0 (f > 1: the fold over i0 is right only there)."""
-        mask = np.zeros((self.feature_lanes, self.groups_of_rows, self.lane * self.class_lanes))
+    def first_lane(self) -> Array:
+        """1 in lane j = 0, else 0."""
+        mask = np.zeros((self.groups_of_rows, self.feature_lanes, self.lane * self.class_lanes))
         mask[:, 0] = 1.0
         return mask.reshape(-1)
 
-    def weight_slots(self, weights: Array, group: int) -> Array:
+    def weight_slots(self, weights: Array, group: int) -> Slots:
         """Slots of one class group's weights; ``weights`` is (R, C)."""
         k = self.class_lanes
         w = np.zeros((self.features, k))
         part = weights[:, group * k : (group + 1) * k]
         w[:, : part.shape[1]] = part
-        lanes = w.reshape(self.feature_lanes, 1, self.lane * k)
-        return np.broadcast_to(lanes, (self.feature_lanes, self.groups_of_rows, self.lane * k)).reshape(-1)
+        return np.tile((w[: self.half] + 1j * w[self.half :]).reshape(-1), self.groups_of_rows)
 
-    def read_weights(self, slots: Array) -> Array:
+    def read_weights(self, slots: Slots) -> Array:
         """(R, k) weights of one class group from its slots, the copies along i0 averaged."""
-        copies = slots.reshape(self.feature_lanes, self.groups_of_rows, self.lane, self.class_lanes)
-        return copies.mean(axis=1).reshape(self.features, self.class_lanes)
+        omega = slots.reshape(self.groups_of_rows, self.half, self.class_lanes).mean(axis=0)
+        return np.vstack([omega.real, omega.imag])
 
     def items(self, step: int, kind: str) -> Iterator[str]:
         """Plan items of one batch of refreshes, in the order in which they are answered."""

@@ -20,11 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from focal.ckks import codec, ring
-from focal.ckks.scheme import LIMBS, Scheme
+from focal.ckks.scheme import Scheme
 from focal.config import Manifest
 from focal.heads.linear.cost import BLOCK_MEMORY
-from focal.heads.linear.engine import Block, Engine, chunk_kind, zero_weights
-from focal.heads.linear.layout import Layout
+from focal.heads.linear.engine import WEIGHTS, Block, Engine, chunk_kind, rate, zero_weights
+from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.linear.twin import Scalars
 from focal.heads.masks import TARGET_LIMBS, OwnerMasks
 from focal.heads.moves import Refresh
@@ -58,11 +58,12 @@ class BlindCompute:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
         self.kept = kept_blocks(layout, memory)
         self.row_table = row_table(manifest, layout)
-        self.masks = OwnerMasks(scheme, layout)
         self._chunks = self._chunks_by_place()
         self._targets: dict[int, list[Any]] = {}
         self._blocks: dict[int, Block] = {}
-        self.engine = Engine(scheme, layout, scalars_of(manifest, lists), self.block, threads)
+        scalars = scalars_of(manifest, lists)
+        self.masks = OwnerMasks(scheme, layout, rate(layout, scalars))
+        self.engine = Engine(scheme, layout, scalars, self.block, threads)
 
     def close(self) -> None:
         self.engine.close()
@@ -95,13 +96,11 @@ class BlindCompute:
 
     def dump(self, weights: list[Any]) -> list[bytes]:
         """Canonical bytes of weight ciphertexts."""
-        kind = codec.ciphertext(LIMBS)
-        return [codec.pack(self.scheme, kind, self.scheme.limbs(w)) for w in weights]
+        return [codec.pack(self.scheme, WEIGHTS, self.scheme.evaluator.limbs(w)) for w in weights]
 
     def load(self, digests: tuple[str, ...], fetch: Fetch) -> list[Any]:
         """Weight ciphertexts from bytes that this party wrote itself."""
-        kind = codec.ciphertext(LIMBS)
-        return [self.scheme.ciphertext(codec.unpack(self.scheme, kind, fetch(d), "the own disk")) for d in digests]
+        return [self.scheme.evaluator.load(codec.unpack(self.scheme, WEIGHTS, fetch(d), "the own disk")) for d in digests]
 
     # ----------------------------------------------------------------- blocks
 
@@ -124,14 +123,14 @@ class BlindCompute:
         return list(self.pool.map(self._ciphertext, places))
 
     def _ciphertext(self, place: Place) -> Any:
-        """The sum of every institution's chunk at this place, each one checked; of targets what their owner may write (3 limbs)."""
+        """The sum of every institution's chunk at this place, each one checked; of targets what their owner may write (4 limbs)."""
         scheme, (block, what, group, _) = self.scheme, place
         kind = chunk_kind(what)
         unpacked = {name: codec.unpack(scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in self._chunks[place]}
         if what == "data":
             primes = codec.moduli(scheme, kind)
-            return scheme.adopt(scheme.ciphertext([ring.total(element, primes) for element in zip(*unpacked.values(), strict=True)]))
-        built = {name: scheme.adopt(scheme.ciphertext(polynomials)) for name, polynomials in unpacked.items()}
+            return scheme.evaluator.load([ring.total(element, primes) for element in zip(*unpacked.values(), strict=True)])
+        built = {name: scheme.evaluator.load(polynomials) for name, polynomials in unpacked.items()}
         return self.masks.total(built, self.row_table, block, group)
 
     def _chunks_by_place(self) -> dict[Place, list[tuple[str, str]]]:
@@ -162,7 +161,7 @@ class StreamedBlock(Block):
 def kept_blocks(layout: Layout, memory: int) -> int:
     """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks on their way through."""
     limb = 2 * (2 * layout.slots) * 8  # both polynomials of a ciphertext
-    data = layout.lane * LIMBS * limb
+    data = layout.lane * DATA_LIMBS * limb
     fit = (memory - layout.blocks * layout.class_groups * TARGET_LIMBS * limb) // data
     return layout.blocks if fit >= layout.blocks else max(0, fit - 2)
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from focal.config import LocalConfig, Manifest
-from focal.heads.linear.layout import Layout
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
 from focal.protocols.common import ceremony
 from focal.protocols.common.custodian import Custodian
-from focal.protocols.common.progress import Reporter
 
 
 class BlindCustodian(Custodian):
     """``run()`` takes part in one blind run from the nonces to the release; interrupted, the same call continues it."""
-
-    def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
-        super().__init__(manifest, local, report)
-        self.layout: Layout = plan.layout(manifest)
 
     def answer(self) -> None:
         with self.report.phase("upload"):

@@ -54,7 +54,7 @@ def batches(manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:
     shape, out = layout(manifest), []
     for t in range(manifest.training.steps):
         # the first step knows its logits: they are zero (heads/linear/engine.py)
-        kinds = ["residual", "weights"] if manifest.training.degree == 3 or t == 0 else ["logits", "residual", "weights"]
+        kinds = cost.KINDS[manifest.training.degree][int(t == 0) :]
         out += [(f"refresh/{t}/{kind}", tuple(shape.items(t, kind))) for kind in kinds]
     return out
 

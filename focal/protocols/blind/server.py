@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from focal.net import messages as msg
-from focal.protocols.blind import plan, uploads
+from focal.protocols.blind import uploads
 from focal.protocols.blind.compute import BlindCompute
 from focal.protocols.common import ceremony
 from focal.protocols.common.server import Server
@@ -13,7 +13,6 @@ class BlindServer(Server):
     """``run()`` serves one blind run to its end; interrupted, the same call continues it."""
 
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
-        self.layout = plan.layout(self.manifest)
         with self.report.phase("upload"):
             lists = self._uploads(joint)
         with self.report.phase("train"):

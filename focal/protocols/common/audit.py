@@ -50,7 +50,7 @@ class Audit(abc.ABC):
         self.institutions = [m.name for m in manifest.institutions]
         self.server = manifest.server.name
         self.plan = of(manifest).plan
-        self.rotations = self.plan.layout(manifest).rotations
+        self.layout = self.plan.layout(manifest)
 
     def run(self) -> str:
         """Check everything; returns the last link of the chain. Raises :class:`FocalError` naming the first thing that differs."""
@@ -98,7 +98,7 @@ class Audit(abc.ABC):
         self.scheme = Scheme(self.manifest.ckks, self.scope)
         made: dict[str, bytes] = {}
         sums: dict[str, str] = {}
-        for number, kinds in ((1, keys.first_round_kinds(self.rotations)), (2, keys.SECOND_ROUND)):
+        for number, kinds in ((1, keys.first_round_kinds(self.layout.rotations)), (2, keys.SECOND_ROUND)):
             round = f"keys/{number}"
             commits, reveals = (
                 self.recall_all(self.custodians, f"{round}/commit", msg.KeyCommit),
@@ -129,7 +129,7 @@ class Audit(abc.ABC):
             if mine != theirs:
                 raise Refused("request", f"'{item}': the server asked for the refresh of another ciphertext than its inputs give")
         answers = self.recall_all(self.custodians, topic, msg.RefreshShares)
-        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blob, self.pool)
+        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blob, self.pool, self.layout)
 
     def _release(self, done: list[msg.StepDone]) -> None:
         released, asked = self.plan.released(self.manifest), self.recall("release/request", msg.ReleaseRequest)

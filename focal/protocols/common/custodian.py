@@ -71,7 +71,7 @@ class Custodian(Party):
         self.verifies, self.guards = declared == "lockstep", self.me.guard
         self.peers = [m.name for m in manifest.custodians]
         self.names = [m.name for m in manifest.institutions]
-        self.rotations = self.plan.layout(manifest).rotations
+        self.layout = self.plan.layout(manifest)
         self.threads = local.threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="custodian")
 
@@ -116,7 +116,7 @@ class Custodian(Party):
     # ----------------------------------------------------------------- keys
 
     def _key_ceremony(self) -> msg.JointKeys:
-        rotations = self.rotations
+        rotations = self.layout.rotations
         first_kinds = keys.first_round_kinds(rotations)
 
         def first() -> list[str]:
@@ -240,7 +240,7 @@ class Custodian(Party):
         topic = refreshing.topic(items[0])
         asked = self.answer_batch(topic, tuple(items), [self.blobs.put(data) for data in own])
         answers = self.hear_all(self.peers, topic, msg.RefreshShares)
-        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
+        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool, self.layout)
 
     def answer_batch(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
         """Answer one batch: the plan's items in the plan's order, and with ``own`` digests nothing but these ciphertexts."""
@@ -309,8 +309,9 @@ class Custodian(Party):
         """A fresh share, as the ledger stores it."""
         data = self.fetch(digest)
         c1 = codec.unpack(self.scheme, codec.ciphertext(REFRESH_LIMBS), data, f"'{self.manifest.server.name}'")[1]
-        a = refresh.common_random(self.scheme, self.run_id, item, codec.digest(data))
-        h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits, self.added())
+        how = self.layout.refresh_map(item)
+        a = refresh.common_random(self.scheme, self.run_id, item, codec.digest(data), how.limbs)
+        h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits, how, self.added())
         return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
 
     @property
@@ -401,18 +402,17 @@ class Custodian(Party):
 
         Raises :class:`Refused` (``release``) when the server presents anything else.
         """
-        released, layout = self.plan.released(self.manifest), self.plan.layout(self.manifest)
+        released, ev = self.plan.released(self.manifest), self.scheme.evaluator
         weights: list[Any] = []
         for topic in released.topics:
             asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
             answers = self.hear_all(self.peers, topic, msg.RefreshShares)
-            weights += refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
-        kind = codec.ciphertext(len(self.scheme.moduli))
-        digests = tuple(codec.digest(codec.pack(self.scheme, kind, self.scheme.limbs(w))) for w in weights)
+            weights += refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool, self.layout)
+        digests = tuple(codec.digest(codec.pack(self.scheme, codec.ciphertext(ev.count(w)), ev.limbs(w))) for w in weights)
         request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
         if request.items != released.items or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")
-        kept = [only_classes(self.scheme, layout, group, w) for group, w in zip(released.groups, weights, strict=True)]
+        kept = [only_classes(self.scheme, self.layout, group, w) for group, w in zip(released.groups, weights, strict=True)]
         return released.items, digests, kept
 
     def _wait_for_approval(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> None:

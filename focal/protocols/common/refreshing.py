@@ -8,6 +8,7 @@ from typing import Any
 from focal.ckks.scheme import Scheme
 from focal.custody import refresh
 from focal.errors import ProtocolError
+from focal.heads.moves import HeadLayout
 from focal.net import messages as msg
 from focal.protocols.common.voice import Fetch
 
@@ -33,6 +34,7 @@ def combine(
     answers: dict[str, msg.RefreshShares],
     fetch: Fetch,
     pool: ThreadPoolExecutor,
+    layout: HeadLayout,
 ) -> list[Any]:
     """Refreshed ciphertexts from a request and every custodian's answer: what the server, a verifier and the release check compute.
 
@@ -41,8 +43,8 @@ def combine(
     check_answers(asked, answers)
 
     def one(i: int) -> Any:
-        data = fetch(asked.ciphertexts[i])
-        a = refresh.common_random(scheme, run_id, asked.items[i], asked.ciphertexts[i])
-        return scheme.adopt(refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()]))
+        data, how = fetch(asked.ciphertexts[i]), layout.refresh_map(asked.items[i])
+        a = refresh.common_random(scheme, run_id, asked.items[i], asked.ciphertexts[i], how.limbs)
+        return refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()], how)
 
     return list(pool.map(one, range(len(asked.items))))

@@ -80,6 +80,7 @@ class Server(Party):
         self.threads = local.threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="server")
         self.names = [m.name for m in manifest.institutions]
+        self.layout = self.plan.layout(manifest)
         self.custodians = [m.name for m in manifest.custodians]
         self.session = self.scope = self.journal.once("session", lambda: secrets.token_hex(32).encode()).decode()
         self.board = Board(self.folder / "board.sqlite", manifest)
@@ -131,7 +132,7 @@ class Server(Party):
 
     def _install_keys(self) -> msg.JointKeys:
         """Add up the custodians' contributions, compare with what they signed, and give the sums to OpenFHE."""
-        rotations = self.plan.layout(self.manifest).rotations
+        rotations = self.layout.rotations
         sums: dict[str, str] = {}
         for number, kinds in ((1, keys.first_round_kinds(rotations)), (2, keys.SECOND_ROUND)):
             round = f"keys/{number}"
@@ -191,7 +192,7 @@ class Server(Party):
         asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
         self.say(topic, asked)
         answers = self.hear_all(self.custodians, topic, msg.RefreshShares)
-        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blobs.get, self.pool)
+        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blobs.get, self.pool, self.layout)
 
     def keep_traffic(self) -> None:
         super().keep_traffic()

@@ -1,0 +1,58 @@
+"""Wide integers as residues, against Python's own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from focal.ckks import integers, sampling
+
+PRIMES = (1152921504606584833, 35184372744193, 35184373006337)
+OTHERS = (35184371138561, 1152921504606683137)
+Q = math.prod(PRIMES)
+
+
+def residues(values: list[int], q: int) -> np.ndarray:
+    return np.array([v % q for v in values], np.uint64)
+
+
+@pytest.fixture(scope="module")
+def values() -> list[int]:
+    rng = np.random.default_rng(0)
+    drawn = [int.from_bytes(rng.bytes(19), "little") % Q - Q // 2 for _ in range(200)]
+    edges = [0, 1, -1, Q // 2, -(Q // 2), PRIMES[0], -PRIMES[0], PRIMES[0] * PRIMES[1], 1 - PRIMES[0] * PRIMES[1], 2**148, -(2**148)]
+    return drawn + edges + [v >> s for v, s in zip(drawn, range(200), strict=True)]
+
+
+def test_digits_and_comparison_are_exact(values: list[int]) -> None:
+    raised = [v + Q // 2 for v in values]
+    digits = integers.digits([residues(raised, q) for q in PRIMES], PRIMES)
+    back = [int(a) + int(b) * PRIMES[0] + int(c) * PRIMES[0] * PRIMES[1] for a, b, c in zip(*digits, strict=True)]
+    assert back == raised
+    for bound in (1, 2**40, PRIMES[0], Q // 3, Q // 2 + 1, Q - 1, *raised[:20]):
+        assert integers.less(digits, PRIMES, bound).tolist() == [r < bound for r in raised], bound
+
+
+def test_a_centred_number_modulo_anything(values: list[int]) -> None:
+    centred = integers.Centred([residues(values, q) for q in PRIMES], PRIMES)
+    for q in (*PRIMES, *OTHERS):
+        assert np.array_equal(centred.residue(q), residues(values, q)), q
+    assert centred.low.tolist() == [v % 2**64 for v in values]
+
+
+@pytest.mark.parametrize("shift", [0, 1, 8, 45, 62])
+def test_division_rounds_to_the_nearest_and_halves_up(values: list[int], shift: int) -> None:
+    low = np.array([v % 2**64 for v in values], np.uint64)
+    expected = [(v + (1 << shift >> 1)) >> shift for v in values]
+    for q in (*PRIMES, *OTHERS):
+        assert np.array_equal(integers.divided(residues(values, q), low, shift, q), residues(expected, q)), q
+
+
+@pytest.mark.parametrize("bits", [30, 98, 148])
+def test_the_low_word_of_a_mask(bits: int) -> None:
+    words, offset = sampling.uniform(1000, bits), -(1 << bits - 1)
+    whole = [sum(int(w[i]) << 56 * j for j, w in enumerate(words)) + offset for i in range(1000)]
+    assert sampling.low_words(words, offset).tolist() == [v % 2**64 for v in whole]
+    assert min(whole) < 0 < max(whole) and all(abs(v) <= 2 ** (bits - 1) for v in whole)
