@@ -148,9 +148,10 @@ def _expanded(seed: bytes, moduli: tuple[int, ...], n: int) -> list[Limb]:
 
 def request(scheme: Scheme, ciphertext: Any) -> bytes:
     """Canonical bytes of a ciphertext that is to be refreshed; it must be down to exactly 3 limbs at scale degree 1."""
-    if ciphertext.GetLevel() != len(scheme.moduli) - REFRESH_LIMBS or ciphertext.GetNoiseScaleDeg() != 1:
+    ev = scheme.evaluator
+    if ev.count(ciphertext) != REFRESH_LIMBS or ev.degree(ciphertext) != 1:
         raise ValueError("a refresh takes exactly 3 limbs at scale degree 1; OpenFHE would silently return garbage")
-    return codec.pack(scheme, codec.ciphertext(REFRESH_LIMBS), scheme.limbs(ciphertext))
+    return codec.pack(scheme, codec.ciphertext(REFRESH_LIMBS), ev.limbs(ciphertext))
 
 
 def share(
@@ -210,10 +211,10 @@ def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tu
 
     Raises :class:`focal.errors.Refused` naming the custodian whose share is malformed.
     """
-    ciphertext = scheme.ciphertext(codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request"))
+    ciphertext = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")
     h0 = ring.total([codec.unpack(scheme, codec.REFRESH_H0, data, name)[0] for name, data, _ in shares], scheme.moduli[:REFRESH_LIMBS])
     h1 = ring.total([codec.unpack(scheme, codec.REFRESH_H1, data, name)[0] for name, _, data in shares], scheme.moduli)
-    return scheme.cc.IntMPBootEncrypt(scheme.joint_tag_key, scheme.refresh_shares(h0, h1), scheme.common(a), ciphertext)
+    return scheme.evaluator.load(scheme.refreshed(ciphertext, h0, h1, a))
 
 
 def together(

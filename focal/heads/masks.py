@@ -23,7 +23,11 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from focal.ckks import codec
+from focal.ckks.evaluator import Plaintext
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.heads.linear.layout import Layout
 from focal.heads.moves import HeadLayout
@@ -48,7 +52,7 @@ class OwnerMasks:
     def total(self, targets: Mapping[str, Any], row_table: Mapping[str, tuple[int, int]], block: int, group: int) -> Any:
         """The sum of each owner's target on its own rows; 3 limbs."""
         kept = [self.keep(target, row_table[name], block, group) for name, target in targets.items()]
-        return functools.reduce(self.scheme.cc.EvalAdd, kept)
+        return functools.reduce(self.scheme.evaluator.add, kept)
 
     def digest(self, row_table: Mapping[str, tuple[int, int]]) -> bytes:
         """SHA-256 over every encoded mask of these owners."""
@@ -68,28 +72,36 @@ class OwnerMasks:
 
     def _encode(self, first: int, last: int, last_group: bool) -> list[Any]:
         slots = self.layout.target_mask(first, last, 0, self.layout.class_groups - 1 if last_group else 0)
-        return [self.scheme.encode(slots, limbs) for limbs in (UPLOADED_TARGET_LIMBS, UPLOADED_TARGET_LIMBS - 1)]
+        return _twice(self.scheme, slots, UPLOADED_TARGET_LIMBS)
 
 
 def only_classes(scheme: Scheme, layout: HeadLayout, group: int, weights: Any) -> Any:
     """A refreshed weight ciphertext as it may be released: zero in the lanes that hold no class, whatever stands there. 4 or 6 limbs."""
     mask = layout.class_mask(group)
-    return weights if mask is None else keep(scheme, weights, [scheme.encode(mask, limbs) for limbs in (LIMBS, LIMBS - 1)])
+    return weights if mask is None else keep(scheme, weights, _twice(scheme, mask, LIMBS))
 
 
 def class_mask_bytes(scheme: Scheme, layout: HeadLayout, group: int) -> bytes:
     """The masks of :func:`only_classes`, to be hashed; nothing where every lane holds a class."""
     mask = layout.class_mask(group)
-    return b"" if mask is None else b"".join(plain_bytes(scheme, scheme.encode(mask, limbs), limbs) for limbs in (LIMBS, LIMBS - 1))
+    if mask is None:
+        return b""
+    pairs = zip(_twice(scheme, mask, LIMBS), (LIMBS, LIMBS - 1), strict=True)
+    return b"".join(plain_bytes(scheme, plain, limbs) for plain, limbs in pairs)
+
+
+def _twice(scheme: Scheme, mask: NDArray[np.float64], limbs: int) -> list[Plaintext]:
+    """A mask encoded for a ciphertext with ``limbs`` limbs, and for what is left of it."""
+    return [scheme.evaluator.encode(mask, limbs - i) for i in range(2)]
 
 
 def keep(scheme: Scheme, ciphertext: Any, masks: Iterable[Any]) -> Any:
     """``ciphertext`` times each encoded mask, one limb less each time."""
     for mask in masks:
-        ciphertext = scheme.cc.Rescale(scheme.cc.EvalMult(ciphertext, mask))
+        ciphertext = scheme.evaluator.rescale(scheme.evaluator.times(ciphertext, mask))
     return ciphertext
 
 
 def plain_bytes(scheme: Scheme, plain: Any, limbs: int) -> bytes:
     """Canonical bytes of an encoded plaintext."""
-    return codec.pack(scheme, codec.ciphertext(limbs), scheme.plain_limbs(plain, limbs))
+    return codec.pack(scheme, codec.ciphertext(limbs), [scheme.evaluator.plain_limbs(plain), scheme.zero(limbs)])

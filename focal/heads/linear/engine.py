@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -39,11 +39,12 @@ from typing import Any
 import numpy as np
 
 from focal.ckks import codec, ring
-from focal.ckks.scheme import LIMBS, Scheme
+from focal.ckks.evaluator import Ciphertext, Plaintext
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.heads import masks
 from focal.heads.linear.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
 from focal.heads.linear.twin import Scalars
-from focal.heads.moves import Ciphertext, Moves, Refresh
+from focal.heads.moves import Moves, Refresh
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Block:
 
 def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
     """W before the first step: the all-zero ciphertext per class group, which needs no key and no trust."""
-    return [scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)]) for _ in range(layout.class_groups)]
+    return [scheme.evaluator.zero(LIMBS) for _ in range(layout.class_groups)]
 
 
 def chunk_kind(name: str) -> codec.Kind:
@@ -66,9 +67,9 @@ def chunk_kind(name: str) -> codec.Kind:
     return codec.ciphertext(LIMBS if name == "data" else masks.UPLOADED_TARGET_LIMBS)
 
 
-def mask(scheme: Scheme, layout: Layout) -> Any:
+def mask(scheme: Scheme, layout: Layout) -> Plaintext:
     """1 at i0 = 0, encoded: with f > 1 the fold over i0 is right only there."""
-    return scheme.encode(layout.first_group(), LIMBS - 1)
+    return scheme.evaluator.encode(layout.first_group(), LIMBS - 1)
 
 
 def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars, row_table: Mapping[str, tuple[int, int]]) -> str:
@@ -93,7 +94,7 @@ def dithers(scheme: Scheme, limbs: int) -> list[Ciphertext]:
     out = []
     for pattern in (bits, 1 - bits):
         limb = [ring.ntt(pattern.astype(np.uint64), q, scheme.roots[q]) for q in scheme.moduli[:limbs]]
-        out.append(scheme.ciphertext([limb, limb]))
+        out.append(scheme.evaluator.load([limb, limb]))
     return out
 
 
@@ -102,7 +103,7 @@ class Engine(Moves):
 
     def __init__(self, scheme: Scheme, layout: Layout, scalars: Scalars, block: Callable[[int], Block], threads: int) -> None:
         self.scheme, self.layout, self.scalars, self.block = scheme, layout, scalars, block
-        self.cc = scheme.cc
+        self.ev = scheme.evaluator
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
         self.mask = mask(scheme, layout) if layout.feature_lanes > 1 else None
         self.dithers = dithers(scheme, layout.backward_limbs)
@@ -139,55 +140,44 @@ class Engine(Moves):
         def horner(u: int) -> Ciphertext:
             z = sums[u * len(giants) + giants[-1]]
             for g in reversed(giants[:-1]):
-                z = self.cc.EvalAdd(sums[u * len(giants) + g], self.cc.EvalRotate(z, self.layout.babies * self.layout.class_lanes))
-            return self._fold(self.cc.Rescale(z), self.layout.lane_folds)
+                z = self.ev.add(sums[u * len(giants) + g], self.ev.rotate(z, self.layout.babies * self.layout.class_lanes))
+            return self._fold(self.ev.rescale(z), self.layout.lane_folds)
 
         return self._map(horner, groups)
 
     def _inner(self, xs: list[Ciphertext], ys: list[Ciphertext]) -> Ciphertext:
-        return self.cc.Relinearize(self._products(xs, ys))
-
-    def _products(self, xs: Iterable[Ciphertext], ys: Iterable[Ciphertext], onto: Ciphertext | None = None) -> Ciphertext:
-        """onto + sum of x . y, not relinearised."""
-        for x, y in zip(xs, ys, strict=True):
-            product = self.cc.EvalMultNoRelin(x, y)
-            if onto is None:
-                onto = product
-            else:
-                self.cc.EvalAddInPlace(onto, product)
-        return onto
+        return self.ev.relinearise(self.ev.products(xs, ys))
 
     # ----------------------------------------------------------------- residual
 
     def _natural(self, z: Ciphertext) -> Ciphertext:
         """z from z', down to 3 limbs."""
-        return self._drop(self._times(z, self.layout.divisor / WEIGHT_SCALE), 1)
+        return self.ev.drop(self._times(z, self.layout.divisor / WEIGHT_SCALE), REFRESH_LIMBS)
 
     def _residual(self, z: Ciphertext, target: Ciphertext) -> Ciphertext:
         """256 (p(z) + 1/2 - y) with 3 limbs; degree 3 takes z' (5 limbs), 5 and 7 take z (6 limbs)."""
-        cc, c = self.cc, [RESIDUAL_SCALE * x for x in self.scalars.coefficients]
+        ev, c = self.ev, [RESIDUAL_SCALE * x for x in self.scalars.coefficients]
+        square = ev.rescale(ev.square(z))
         if len(c) == 2:
             unit = self.layout.divisor / WEIGHT_SCALE
-            square = cc.Rescale(cc.EvalSquare(z))
-            cubic = cc.Rescale(cc.EvalMult(square, self._times(z, c[1] * unit**3)))
-            linear = self._drop(self._times(z, c[0] * unit), 1)
-            return cc.EvalAdd(cc.EvalAdd(cubic, linear), target)
-        square = cc.Rescale(cc.EvalSquare(z))
-        fourth = cc.Rescale(cc.EvalSquare(square))
-        cubic = self._drop(cc.Rescale(cc.EvalMult(square, self._times(z, c[1]))), 1)
-        linear = self._drop(self._times(z, c[0]), 2)
-        high = self._drop(self._times(z, c[2]), 1)
+            cubic = ev.rescale(ev.multiply(square, self._times(z, c[1] * unit**3)))
+            linear = ev.drop(self._times(z, c[0] * unit), REFRESH_LIMBS)
+            return ev.add(ev.add(cubic, linear), target)
+        fourth = ev.rescale(ev.square(square))
+        cubic = ev.drop(ev.rescale(ev.multiply(square, self._times(z, c[1]))), REFRESH_LIMBS)
+        linear = ev.drop(self._times(z, c[0]), REFRESH_LIMBS)
+        high = ev.drop(self._times(z, c[2]), LIMBS - 2)
         if len(c) == 4:
-            high = cc.EvalAdd(high, cc.Rescale(cc.EvalMult(square, self._times(z, c[3]))))
-        top = cc.Rescale(cc.EvalMult(fourth, high))
-        return cc.EvalAdd(cc.EvalAdd(top, cubic), cc.EvalAdd(linear, target))
+            high = ev.add(high, ev.rescale(ev.multiply(square, self._times(z, c[3]))))
+        top = ev.rescale(ev.multiply(fourth, high))
+        return ev.add(ev.add(top, cubic), ev.add(linear, target))
 
     # ----------------------------------------------------------------- backward
 
     def _stepped(self, residual: Ciphertext) -> Ciphertext:
         """divisor 16 (eta / n) delta with the limbs of the backward pass."""
         stepped = self._times(residual, self.scalars.rate * self.layout.divisor * WEIGHT_SCALE / RESIDUAL_SCALE)
-        return self._drop(stepped, LIMBS - 1 - self.layout.backward_limbs)
+        return self.ev.drop(stepped, self.layout.backward_limbs)
 
     def _backward(self, deltas: list[Ciphertext], dither: Ciphertext) -> list[Ciphertext]:
         """16 (eta / n) X' delta with 3 limbs, constant along i0, one ciphertext per class group."""
@@ -196,44 +186,38 @@ class Engine(Moves):
         sums: list[list[Ciphertext | None]] = [[None] * layout.babies for _ in groups]
         for b in range(layout.blocks):
             self._accumulate(self.block(b).data, deltas[b * len(groups) : (b + 1) * len(groups)], dither, sums)
-        flat = self._map(self.cc.Relinearize, [sums[u][h] for u in groups for h in babies])
+        flat = self._map(self.ev.relinearise, [sums[u][h] for u in groups for h in babies])
 
         def horner(u: int) -> Ciphertext:
             g = flat[u * layout.babies + babies[-1]]
             for h in reversed(babies[:-1]):
-                g = self.cc.EvalAdd(flat[u * layout.babies + h], self.cc.EvalRotate(g, -layout.class_lanes))
+                g = self.ev.add(flat[u * layout.babies + h], self.ev.rotate(g, -layout.class_lanes))
             g = self._fold(g, layout.row_folds)
             if layout.feature_lanes > 1:  # the fold wrapped between lanes: keep i0 = 0 and copy it along i0
-                g = self._fold(self.cc.EvalMult(self.cc.Rescale(g), self.mask), [-x for x in layout.row_folds])
-            return self.cc.Rescale(g)
+                g = self._fold(self.ev.times(self.ev.rescale(g), self.mask), [-x for x in layout.row_folds])
+            return self.ev.rescale(g)
 
         return self._map(horner, groups)
 
     def _accumulate(self, data: list[list[Ciphertext]], deltas: list[Ciphertext], dither: Ciphertext, sums: list[list[Any]]) -> None:
         """Add one block's products to ``sums`` [class group][h], which are not relinearised. The block is free when this returns."""
         layout = self.layout
-        turned = self._hoisted(deltas, layout.giant_rotations)
-        for ct in (ct for group in turned for ct in group[1:]):
-            self.cc.EvalAddInPlace(ct, dither)
+        hoisted = self._hoisted(deltas, layout.giant_rotations)
+        turned = [[ct, *(self.ev.accumulate(t, dither) for t in group)] for ct, *group in hoisted]
 
         def add(uh: tuple[int, int]) -> None:
             u, h = uh
-            column = [self._drop(row[h], LIMBS - layout.backward_limbs) for row in data]
-            sums[u][h] = self._products(column, turned[u], sums[u][h])
+            column = [self.ev.drop(row[h], layout.backward_limbs) for row in data]
+            sums[u][h] = self.ev.products(column, turned[u], sums[u][h])
 
         self._map(add, [(u, h) for u in range(layout.class_groups) for h in range(layout.babies)])
 
     def _updated(self, weights: Ciphertext, gradient: Ciphertext) -> Ciphertext:
         """(1 - eta ridge) W' - gradient, 3 limbs."""
-        return self.cc.EvalSub(self._drop(self._times(weights, self.scalars.decay), 2), gradient)
+        return self.ev.subtract(self.ev.drop(self._times(weights, self.scalars.decay), REFRESH_LIMBS), gradient)
 
     # ----------------------------------------------------------------- small moves
 
     def _hoisted(self, ciphertexts: list[Ciphertext], rotations: list[int]) -> list[list[Ciphertext]]:
-        """Each ciphertext and its rotations; the rotations of one ciphertext share their digit decomposition."""
-        order = 2 * self.scheme.n
-        digits = self._map(self.cc.EvalFastRotationPrecompute, ciphertexts) if rotations else []
-        pairs = [(i, r) for i in range(len(ciphertexts)) for r in rotations]
-        turned = self._map(lambda ir: self.cc.EvalFastRotation(ciphertexts[ir[0]], ir[1], order, digits[ir[0]]), pairs)
-        n = len(rotations)
-        return [[ct, *turned[i * n : (i + 1) * n]] for i, ct in enumerate(ciphertexts)]
+        """Each ciphertext and its rotations."""
+        return [[ct, *self.ev.rotations(ct, rotations, self.pool.map)] for ct in ciphertexts]

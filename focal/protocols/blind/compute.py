@@ -96,12 +96,12 @@ class BlindCompute:
     def dump(self, weights: list[Any]) -> list[bytes]:
         """Canonical bytes of weight ciphertexts."""
         kind = codec.ciphertext(LIMBS)
-        return [codec.pack(self.scheme, kind, self.scheme.limbs(w)) for w in weights]
+        return [codec.pack(self.scheme, kind, self.scheme.evaluator.limbs(w)) for w in weights]
 
     def load(self, digests: tuple[str, ...], fetch: Fetch) -> list[Any]:
         """Weight ciphertexts from bytes that this party wrote itself."""
         kind = codec.ciphertext(LIMBS)
-        return [self.scheme.ciphertext(codec.unpack(self.scheme, kind, fetch(d), "the own disk")) for d in digests]
+        return [self.scheme.evaluator.load(codec.unpack(self.scheme, kind, fetch(d), "the own disk")) for d in digests]
 
     # ----------------------------------------------------------------- blocks
 
@@ -130,8 +130,9 @@ class BlindCompute:
         unpacked = {name: codec.unpack(scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in self._chunks[place]}
         if what == "data":
             primes = codec.moduli(scheme, kind)
-            return scheme.adopt(scheme.ciphertext([ring.total(element, primes) for element in zip(*unpacked.values(), strict=True)]))
-        built = {name: scheme.adopt(scheme.ciphertext(polynomials)) for name, polynomials in unpacked.items()}
+            total = [ring.total(element, primes) for element in zip(*unpacked.values(), strict=True)]
+            return scheme.evaluator.load(total)
+        built = {name: scheme.evaluator.load(polynomials) for name, polynomials in unpacked.items()}
         return self.masks.total(built, self.row_table, block, group)
 
     def _chunks_by_place(self) -> dict[Place, list[tuple[str, str]]]:

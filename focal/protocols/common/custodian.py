@@ -408,7 +408,7 @@ class Custodian(Party):
             answers = self.hear_all(self.peers, topic, msg.RefreshShares)
             weights += refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool)
         kind = codec.ciphertext(len(self.scheme.moduli))
-        digests = tuple(codec.digest(codec.pack(self.scheme, kind, self.scheme.limbs(w))) for w in weights)
+        digests = tuple(codec.digest(codec.pack(self.scheme, kind, self.scheme.evaluator.limbs(w))) for w in weights)
         request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
         if request.items != released.items or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")

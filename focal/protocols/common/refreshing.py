@@ -43,6 +43,6 @@ def combine(
     def one(i: int) -> Any:
         data = fetch(asked.ciphertexts[i])
         a = refresh.common_random(scheme, run_id, asked.items[i], asked.ciphertexts[i])
-        return scheme.adopt(refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()]))
+        return refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()])
 
     return list(pool.map(one, range(len(asked.items))))
