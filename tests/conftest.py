@@ -44,7 +44,7 @@ class Opened:
 
     def coefficients(self, ciphertext: object) -> np.ndarray:
         """c0 + c1 s modulo q_0 as N signed integers: scale times the message, plus the noise."""
-        c0, c1 = (element[0] for element in self.scheme.limbs(ciphertext))
+        c0, c1 = (element[0] for element in self.scheme.evaluator.limbs(ciphertext))
         phase = ring.add(c0, ring.multiply(c1, self.secret, self.q), self.q)
         return ring.centred(ring.inverse_ntt(phase, self.q, self.scheme.roots[self.q]), self.q)
 

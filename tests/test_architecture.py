@@ -70,10 +70,19 @@ def test_a_library_is_imported_in_its_own_places_only(library: str, where: set[s
     assert {part(path) for path, names in IMPORTS if any(name.split(".")[0] == library for name in names)} == where
 
 
+def users(pattern: str) -> set[str]:
+    return {part(path) for path, _ in IMPORTS if re.search(pattern, path.read_text())}
+
+
 def test_only_three_packages_compute_on_ciphertexts() -> None:
-    """``scheme.cc`` is OpenFHE's context: whoever else holds a ciphertext hands it on."""
-    users = {part(path) for path, _ in IMPORTS if re.search(r"\bcc\.[A-Z]|\.cc\b", path.read_text())}
-    assert users == {"ckks", "custody", "heads"}
+    """Through the evaluator: whoever else holds a ciphertext loads it from limbs, shows them, and hands it on."""
+    assert users(r"\.evaluator\b(?!\.(load|limbs)\()") == {"ckks", "custody", "heads"}
+    assert users(r"\.evaluator\b") > {"ckks", "custody", "heads"}, "others load ciphertexts"
+
+
+def test_only_ckks_touches_openfhes_context() -> None:
+    """``scheme.cc``, of which the evaluator is one of several users."""
+    assert users(r"\bcc\.[A-Z]|\.cc\b") == {"ckks"}
 
 
 def asked(source: str) -> list[int]:

@@ -200,7 +200,7 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
         for step in range(2):
             weights = engine.step(step, weights, recorded)
         engine.close()
-        digests.append([codec.digest(codec.pack(run.scheme, codec.ciphertext(LIMBS), run.scheme.limbs(w))) for w in weights])
+        digests.append([codec.digest(codec.pack(run.scheme, codec.ciphertext(LIMBS), run.scheme.evaluator.limbs(w))) for w in weights])
     assert digests[0] == digests[1]
     assert len(given) == 2 * (3 + 1), "the second engine presented a ciphertext that the first had not"
 
@@ -209,4 +209,4 @@ def test_the_zero_weights_need_no_key(base: Rehearsal) -> None:
     run = with_layout(base, CASES[1].layout)
     weights = zero_weights(run.scheme, run.layout)
     assert len(weights) == 2
-    assert not any(limb.any() for w in weights for element in run.scheme.limbs(w) for limb in element)
+    assert not any(limb.any() for w in weights for element in run.scheme.evaluator.limbs(w) for limb in element)

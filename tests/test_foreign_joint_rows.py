@@ -48,13 +48,13 @@ class Step:
 
 def step(base: Rehearsal, run: InteractiveEngine, size: float) -> Step:
     """A joint step in which d writes values of ``size`` into a's rows, and into the derivatives' idle lanes there."""
-    opened, cc, rng = Opened(base), base.scheme.cc, np.random.default_rng(3)
+    opened, ev, rng = Opened(base), base.scheme.evaluator, np.random.default_rng(3)
     x, delta, w = problem(LAYOUT)
     weights, up, down = encrypted(base, LAYOUT, w, w), uploads(base, run, x, FILLED), answers(base, run, delta, FILLED)
     wide = InteractiveLayout(SLOTS, LAYOUT.features, LAYOUT.lanes)
-    up["d"] = cc.EvalAdd(up["d"], base.encrypt(LAYOUT.activation_slots(size * rng.choice([-1, 1], (32, 64)), ROWS.start)))
+    up["d"] = ev.add(up["d"], base.encrypt(LAYOUT.activation_slots(size * rng.choice([-1, 1], (32, 64)), ROWS.start)))
     bad = wide.derivative_slots(size * rng.choice([-1, 1], (32, LAYOUT.lanes)), ROWS.start)
-    down["d"] = cc.EvalAdd(down["d"], base.encrypt(bad, DERIVATIVES.limbs))
+    down["d"] = ev.add(down["d"], base.encrypt(bad, DERIVATIVES.limbs))
     forward = run.forward(weights, up)
     backward = run.backward(weights, forward, down, FILLED)
     run.close()
@@ -78,8 +78,8 @@ def test_what_an_owner_writes_into_others_rows_moves_nothing(base: Rehearsal, si
 def test_without_the_masks_it_would(base: Rehearsal) -> None:
     run = engine(base, LAYOUT, UPDATE)
     for e, masks in run.activation_masks.items():
-        masks["d"] = base.scheme.encode(LAYOUT.low_lanes(e) if e else np.ones(SLOTS), LIMBS)
-    run.derivative_masks["d"] = base.scheme.encode(np.ones(SLOTS), LIMBS)
+        masks["d"] = base.scheme.evaluator.encode(LAYOUT.low_lanes(e) if e else np.ones(SLOTS), LIMBS)
+    run.derivative_masks["d"] = base.scheme.evaluator.encode(np.ones(SLOTS), LIMBS)
     found = step(base, run, 10.0)
     print(f"without masks 10 in a's rows: a's logits err by {found.logits:.1e}, gradients {found.gradients:.1e}, head {found.head:.1e}")
     assert min(found.logits, found.gradients, found.head, found.idle) > 0.1
@@ -92,7 +92,7 @@ def test_a_released_head_is_zero_where_no_class_is(base: Rehearsal) -> None:
     for size in (2.0**20, 2.0**50):
         hostile = base.encrypt(wide.weight_slots(np.hstack([w, np.full((64, 3), size)])))
         kept = only_classes(base.scheme, LAYOUT, 0, hostile)
-        lanes = wide.read_weights(opened.slots(base.scheme.cc.Compress(kept, 1))) / 16
+        lanes = wide.read_weights(opened.slots(base.scheme.evaluator.drop(kept, 1))) / 16
         assert np.abs(lanes[:, 5:]).max() < 1e-7
         if size == 2.0**20:
             assert np.abs(lanes[:, :5] - w).max() < 1e-6
@@ -122,13 +122,12 @@ def test_a_lying_custodian_and_an_honest_encryption_read_other_rows_activations(
     assert max(map(abs, added)) < refresh.guard(scheme, 3).limit
     limbs = [ring.ntt(np.array([v % q for v in added], np.uint64), q, scheme.roots[q]) for q in scheme.moduli]
     head = encrypted(base, layout, weights, weights)
-    c0, c1 = scheme.limbs(head.now)
+    c0, c1 = scheme.evaluator.limbs(head.now)
     forward = run.forward(
-        Weights(scheme.adopt(scheme.ciphertext([ring.total([c0, limbs], scheme.moduli), c1])), head.before),
+        Weights(scheme.evaluator.load([ring.total([c0, limbs], scheme.moduli), c1]), head.before),
         uploads(base, run, brought, run.batches),
     )
-    nothing = scheme.ciphertext([scheme.zero(2)] * 2)
-    left = scheme.limbs(scheme.cc.EvalAdd(nothing, run.logit_masks["a"]))[0][0]  # public: what the mask has in the place of its zeros
+    left = scheme.evaluator.plain_limbs(run.logit_masks["a"])[0]  # public: what the mask has in the place of its zeros
     q = scheme.moduli[0]
     mask = ring.embed(ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q) / scheme.scale)
     shares = [(str(i), opening.share(scheme, s.limbs, forward.logits["a"], i == 0)) for i, s in enumerate(base.secrets)]

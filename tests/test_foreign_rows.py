@@ -58,7 +58,7 @@ class Shared:
         for lane, row in VICTIMS.items():
             extra[row, lane] = -SIZE
         bad = self.run.encrypt(RESIDUAL_SCALE * extra.reshape(-1), chunk_kind("target").limbs)
-        added = self.run.scheme.cc.EvalAdd(self.honest.targets[0], owners.keep(bad, ATTACKER, 0, 0))
+        added = self.run.scheme.evaluator.add(self.honest.targets[0], owners.keep(bad, ATTACKER, 0, 0))
         block = Block(self.honest.data, [added])
         engine, weights = Engine(self.run.scheme, LAYOUT, self.scalars, lambda b: block, 2), zero_weights(self.run.scheme, LAYOUT)
         for step in range(STEPS):
@@ -89,7 +89,7 @@ class Ones(OwnerMasks):
     """No masks: ones everywhere."""
 
     def _encode(self, first: int, last: int, last_group: bool) -> list[Any]:
-        return [self.scheme.encode(np.ones(LAYOUT.slots), limbs) for limbs in (5, 4)]
+        return [self.scheme.evaluator.encode(np.ones(LAYOUT.slots), limbs) for limbs in (5, 4)]
 
 
 def test_without_the_masks_three_patients_are_read_and_nobody_notices(shared: Shared) -> None:
@@ -146,7 +146,7 @@ def test_a_release_is_zero_where_no_class_is(shared: Shared, size: float) -> Non
     hostile = shared.run.encrypt(WEIGHT_SCALE * wide.weight_slots(padded, 0))
     masked = only_classes(shared.run.scheme, LAYOUT, 0, hostile)
     assert masked.GetLevel() == LIMBS - 4
-    exact = LAYOUT.read_weights(Opened(shared.run).slots(shared.run.scheme.cc.Compress(masked, 1))) / WEIGHT_SCALE
+    exact = LAYOUT.read_weights(Opened(shared.run).slots(shared.run.scheme.evaluator.drop(masked, 1))) / WEIGHT_SCALE
     left, error = np.abs(exact[:, CLASSES:]).max(), np.abs(exact[:, :CLASSES] - w).max()
     print(f"garbage of {size:g}: {left:.1e} is left, real weights err by {error:.1e}")
     assert left < 1e-7
@@ -202,7 +202,7 @@ def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared
     kept = {}
     for name in table:
         everywhere = np.full(layout.slots, 3.0 if name == "south" else 0.0)
-        kept[codec.digest(name.encode())] = codec.pack(scheme, kind, scheme.limbs(shared.run.encrypt(everywhere, kind.limbs)))
+        kept[codec.digest(name.encode())] = codec.pack(scheme, kind, scheme.evaluator.limbs(shared.run.encrypt(everywhere, kind.limbs)))
     lists = lists_of(table, {n: (codec.digest(n.encode()),) * len(layout.chunks(*owned)) for n, owned in table.items()})
     training = BlindCompute(declared, scheme, layout, lists, kept.__getitem__, 1)
     target = training._ciphertext((0, "target", 0, 0))

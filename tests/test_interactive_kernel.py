@@ -300,7 +300,9 @@ def test_the_same_uploads_give_the_same_limbs_on_any_number_of_threads(base: Reh
         backward = run.backward(weights, forward, down, filled)
         kinds = [(OPENING, ct) for ct in (*forward.logits.values(), *backward.gradients.values())]
         kinds.append((codec.ciphertext(REFRESH_LIMBS), backward.weights))
-        seen.append([codec.digest(codec.pack(base.scheme, kind, base.scheme.limbs(ct))) for kind, ct in kinds] + [run.mask_digest])
+        seen.append(
+            [codec.digest(codec.pack(base.scheme, kind, base.scheme.evaluator.limbs(ct))) for kind, ct in kinds] + [run.mask_digest]
+        )
         run.close()
     assert seen[0] == seen[1]
     assert len(set(seen[0])) == len(seen[0]) == 4 + 4 + 1 + 1

@@ -21,7 +21,8 @@ from focal.custody import keys
 from focal.errors import Refused
 
 RUN = hashlib.sha256(b"test_keys").digest()
-ROTATIONS = [-7, 1]
+CONJUGATION = 2 * 16384 - 1
+ROTATIONS = [-7, 1, CONJUGATION]
 
 
 class Ceremony:
@@ -54,7 +55,7 @@ class Ceremony:
         return keys.add_up(self.scheme, kind, [(f"custodian-{i}", p) for i, p in enumerate(parts)])
 
     def encrypt(self, slots: np.ndarray) -> Any:
-        return self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots))
+        return self.scheme.evaluator.load(codec.fresh(self.scheme, self.public, slots, LIMBS))
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +69,21 @@ def test_encrypt_multiply_rotate_and_decrypt_with_all_shares(ceremony: Ceremony)
     a, b = ceremony.encrypt(x), ceremony.encrypt(y)
     error = opened.fresh_error
     assert np.abs(opened.slots(a) - x).max() < error
-    for r in ROTATIONS:
-        assert np.abs(opened.slots(scheme.cc.EvalRotate(a, r)) - np.roll(x, -r)).max() < error + opened.switching_bias
+    for r in (-7, 1):
+        assert np.abs(opened.slots(scheme.evaluator.rotate(a, r)) - np.roll(x, -r)).max() < error + opened.switching_bias
     # both factors are at most 1 and bring their noise; the rescaling takes its prime for 2^45
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
-    assert np.abs(opened.slots(scheme.cc.Rescale(scheme.cc.EvalMult(a, b))) - x * y).max() < 2 * error + drift
+    assert np.abs(opened.slots(scheme.evaluator.rescale(scheme.evaluator.multiply(a, b))) - x * y).max() < 2 * error + drift
+
+
+def test_the_key_of_the_conjugation_conjugates(ceremony: Ceremony) -> None:
+    """Each part of a slot errs by the noise of the fresh ciphertext and one key switch at most."""
+    scheme, opened = ceremony.scheme, Opened(ceremony)  # type: ignore[arg-type]
+    assert scheme.conjugation == CONJUGATION
+    x, y = np.random.default_rng(8).uniform(-1, 1, (2, scheme.slots))
+    conjugate = scheme.evaluator.rotate(ceremony.encrypt(x + 1j * y), CONJUGATION)
+    found = ring.embed(opened.coefficients(conjugate) / scheme.scale)
+    assert max(np.abs(found.real - x).max(), np.abs(found.imag + y).max()) < opened.fresh_error + opened.switching_bias
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
@@ -196,7 +207,7 @@ def test_sizes_are_announced_rightly(ceremony: Ceremony) -> None:
 
 def test_a_second_scheme_leaves_the_first_ones_keys_alone(ceremony: Ceremony) -> None:
     Scheme(CkksConfig(), "ff" * 32)
-    assert ceremony.scheme.cc.EvalRotate(ceremony.encrypt(np.zeros(ceremony.scheme.slots)), 1) is not None
+    assert ceremony.scheme.evaluator.rotate(ceremony.encrypt(np.zeros(ceremony.scheme.slots)), 1) is not None
 
 
 def test_parties_of_one_process_share_the_installed_keys(ceremony: Ceremony) -> None:
@@ -207,8 +218,8 @@ def test_parties_of_one_process_share_the_installed_keys(ceremony: Ceremony) -> 
 
     second = Scheme(CkksConfig(), RUN.hex())
     ceremony.install(second, unread)
-    rebuilt = second.ciphertext(ceremony.scheme.limbs(ceremony.encrypt(np.zeros(second.slots))))
-    assert second.cc.EvalRotate(rebuilt, 1) is not None
+    rebuilt = second.evaluator.load(ceremony.scheme.evaluator.limbs(ceremony.encrypt(np.zeros(second.slots))))
+    assert second.evaluator.rotate(rebuilt, 1) is not None
     for other in ceremony.joint:
         with pytest.raises(Refused) as e:
             ceremony.install(second, unread, **{other: b"another sum"})
@@ -225,7 +236,7 @@ one, two = (Rehearsal(Layout(8192, 16, 8, 300, 8, 1, 4), custodians=2, run=name)
 rotation = one.layout.rotations[0]
 def works(run):
     try:
-        return run.scheme.cc.EvalRotate(run.encrypt([0.0]), rotation) is not None
+        return run.scheme.evaluator.rotate(run.encrypt([0.0]), rotation) is not None
     except RuntimeError:
         return False
 assert works(one) and works(two)

@@ -81,11 +81,11 @@ def test_a_guard_that_lies_reads_evaluations_of_the_joint_secret_and_takes_the_l
     assert np.abs(lied - trained(run.refresh)).max() < 1e-3, "the released weights show nothing of it"
 
     # what the guard solves for: at each point sum_h (c0_h + s c1_h) = y / factor, one system of R unknowns for each lane and sign
-    ones = scheme.ciphertext([[np.ones(n, np.uint64)] * len(scheme.moduli)] * 2)
+    ones = scheme.evaluator.load([[np.ones(n, np.uint64)] * len(scheme.moduli)] * 2)
     rate = scalars.rate * LAYOUT.divisor * WEIGHT_SCALE / RESIDUAL_SCALE
-    factor = int(scheme.limbs(scheme.cc.EvalMult(ones, rate))[0][2][0])
+    factor = int(scheme.evaluator.limbs(scheme.evaluator.times(ones, rate))[0][2][0])
     factor = -factor * pow(scheme.moduli[5], -1, q2) * pow(scheme.moduli[3], -1, q2) % q2
-    uploads = [scheme.limbs(ct) for ct in block.data[0]]
+    uploads = [scheme.evaluator.limbs(ct) for ct in block.data[0]]
     read, truth = [], ring.total([s.limbs for s in run.secrets], scheme.extended)[2]
     for own in points:
         for c in range(LANES):

@@ -40,10 +40,9 @@ def base() -> Iterator[Rehearsal]:
 def times_secret(base: Rehearsal, honest: Any, slots: np.ndarray, limbs: int) -> Any:
     """``honest`` plus (0, P), P the encoding of ``slots``."""
     scheme = base.scheme
-    nothing = scheme.ciphertext([scheme.zero(limbs), scheme.zero(limbs)])
-    p = scheme.limbs(scheme.cc.EvalAdd(nothing, scheme.encode(slots, limbs)))[0]
-    c0, c1 = scheme.limbs(honest)
-    return scheme.ciphertext([c0, ring.total([c1, p], scheme.moduli[:limbs])])
+    p = scheme.evaluator.plain_limbs(scheme.evaluator.encode(slots, limbs))
+    c0, c1 = scheme.evaluator.limbs(honest)
+    return scheme.evaluator.load([c0, ring.total([c1, p], scheme.moduli[:limbs])])
 
 
 def secret_slots(base: Rehearsal) -> np.ndarray:

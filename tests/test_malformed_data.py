@@ -34,7 +34,7 @@ def test_malformed_data_show_six_coefficients_of_the_secret_in_every_number_that
     malformed[:DIGITS] = FACTOR * BASE ** np.arange(DIGITS)
     c1 = [ring.ntt((malformed % q).astype(np.uint64), q, scheme.roots[q]) for q in scheme.moduli]
     zero = scheme.zero(LIMBS)
-    data = [[scheme.ciphertext([zero, c1 if g == h == 0 else zero]) for h in range(LAYOUT.babies)] for g in range(LAYOUT.giants)]
+    data = [[scheme.evaluator.load([zero, c1 if g == h == 0 else zero]) for h in range(LAYOUT.babies)] for g in range(LAYOUT.giants)]
     size = UNIT / (16 * scalars.rate * LAYOUT.divisor * copies * FACTOR)
     honest = run.block(np.zeros((LAYOUT.rows, 32)), np.full((LAYOUT.rows, 8), size), 0)  # proper targets, a large constant
     engine = Engine(scheme, LAYOUT, scalars, lambda b: Block(data, honest.targets), 2)

@@ -40,7 +40,7 @@ class Malformed:
         self.primes = self.scheme.moduli[:REFRESH_LIMBS]
         honest = self.run.block(np.zeros((40, 32)), np.zeros((40, 1)), 0)
         constant = [np.full(self.scheme.n, (1 << SHIFT) % q, dtype=np.uint64) for q in self.primes]
-        self.block = Block(honest.data, [self.scheme.ciphertext([self.scheme.zero(REFRESH_LIMBS), constant])])
+        self.block = Block(honest.data, [self.scheme.evaluator.load([self.scheme.zero(REFRESH_LIMBS), constant])])
         self.c1 = constant
         self.bounds = refresh.guard(self.scheme, 2)
         self.secrets = [s.secret for s in self.run.secrets]

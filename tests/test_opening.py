@@ -136,7 +136,7 @@ def test_what_the_docstring_says_about_information() -> None:
 def test_a_share_is_smudged_as_stated(pair: tuple[Rehearsal, Rehearsal]) -> None:
     """Shares of an all-zero opening are noise alone; 16384 samples know their deviation to 0.6 %, asked to 3 %."""
     scheme, q = pair[0].scheme, pair[0].scheme.moduli[0]
-    zero = scheme.ciphertext([scheme.zero(1), scheme.zero(1)])
+    zero = scheme.evaluator.zero(1)
     for lead, secret in zip((True, False), pair[0].secrets, strict=False):
         (limb,) = codec.unpack(scheme, codec.DECRYPTION, opening.share(scheme, secret.limbs, zero, lead), "")[0]
         noise = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)

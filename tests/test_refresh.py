@@ -54,7 +54,7 @@ def shares(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb]) -> Shares:
 
 
 def digest_of(run: Rehearsal, ciphertext: Any) -> str:
-    return codec.digest(codec.pack(run.scheme, codec.ciphertext(LIMBS), run.scheme.limbs(ciphertext)))
+    return codec.digest(codec.pack(run.scheme, codec.ciphertext(LIMBS), run.scheme.evaluator.limbs(ciphertext)))
 
 
 def test_the_message_survives_with_all_limbs(
@@ -62,7 +62,7 @@ def test_the_message_survives_with_all_limbs(
 ) -> None:
     """What a refresh adds is one error of sigma 3.19 from each of three custodians, and nothing else: 2^-33 of a slot."""
     refreshed = refresh.combine(rehearsal.scheme, asked, a, shares)
-    c0, c1 = rehearsal.scheme.limbs(refreshed)
+    c0, c1 = rehearsal.scheme.evaluator.limbs(refreshed)
     assert len(c0) == LIMBS
     assert all(np.array_equal(x, y) for x, y in zip(c1, a, strict=True)), "the new c1 is the derived a"
     added = opened.coefficients(refreshed) - opened.coefficients(ciphertext)
@@ -160,12 +160,12 @@ def test_another_limb_count_is_refused(rehearsal: Rehearsal, a: list[ring.Limb],
     with pytest.raises(ValueError, match="exactly 3 limbs"):
         refresh.request(rehearsal.scheme, ct)
     with pytest.raises(ValueError, match="exactly 3 limbs"):
-        refresh.share(rehearsal.scheme, rehearsal.secrets[0].limbs, rehearsal.scheme.limbs(ct)[1], a, 98)
+        refresh.share(rehearsal.scheme, rehearsal.secrets[0].limbs, rehearsal.scheme.evaluator.limbs(ct)[1], a, 98)
 
 
 def test_an_unrescaled_ciphertext_is_refused(rehearsal: Rehearsal, ciphertext: Any) -> None:
     with pytest.raises(ValueError, match="scale degree 1"):
-        refresh.request(rehearsal.scheme, rehearsal.scheme.cc.EvalMult(ciphertext, 0.5))
+        refresh.request(rehearsal.scheme, rehearsal.scheme.evaluator.times(ciphertext, 0.5))
 
 
 @pytest.mark.parametrize("which", [1, 2])

@@ -137,7 +137,7 @@ def test_gaussians_come_in_the_number_and_size_asked_for() -> None:
 
 def test_a_share_is_smudged_for_the_noise_that_is_stated(rehearsal: Rehearsal) -> None:
     scheme, q = rehearsal.scheme, rehearsal.scheme.moduli[0]
-    zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
+    zero = scheme.evaluator.zero(LIMBS)
     data = release.share(scheme, rehearsal.secrets[1].limbs, zero, False, 4 * release.CARRIED_NOISE)
     (limb,) = codec.unpack(scheme, codec.DECRYPTION, data, "")[0]
     noise = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
@@ -147,7 +147,7 @@ def test_a_share_is_smudged_for_the_noise_that_is_stated(rehearsal: Rehearsal) -
 def test_the_smudging_is_gaussian_with_the_stated_deviation(rehearsal: Rehearsal) -> None:
     """Shares of the all-zero ciphertext are the noise alone. 2 x 16384 samples: the deviation is known to 0.4 %, asked to 2 %."""
     scheme, q = rehearsal.scheme, rehearsal.scheme.moduli[0]
-    zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
+    zero = scheme.evaluator.zero(LIMBS)
     noise = []
     for lead, secret in zip((True, False), rehearsal.secrets, strict=False):
         (limb,) = codec.unpack(scheme, codec.DECRYPTION, release.share(scheme, secret.limbs, zero, lead), "")[0]

@@ -276,7 +276,7 @@ def test_what_an_institution_sends_is_encrypted_afresh(run: EncryptedRun, opened
     for _ in range(2):
         with pytest.raises(InterruptedError):
             run.net.gradients("test", spread, own["b"].x, own["b"].targets, RATE, refresh)
-    one, two = (run.scheme.limbs(ct) for ct in asked)
+    one, two = (run.scheme.evaluator.limbs(ct) for ct in asked)
     assert all((limb != other).mean() > 0.99 for k in range(2) for limb, other in zip(one[k], two[k], strict=True))
     assert np.abs(opened.slots(asked[0]) - opened.slots(asked[1])).max() < 2 * 64 * opened.switching_bias
 

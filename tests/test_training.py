@@ -26,7 +26,7 @@ from focal.heads.linear.cost import layout_for
 from focal.heads.linear.engine import chunk_kind
 from focal.heads.linear.layout import Layout
 from focal.heads.linear.rehearsal import Rehearsal
-from focal.heads.masks import TARGET_LIMBS, UPLOADED_TARGET_LIMBS
+from focal.heads.masks import TARGET_LIMBS
 from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import uploads
@@ -68,7 +68,7 @@ class Uploaded:
             rows = LAYOUT.block_of(x if what == "data" else targets, start, block)
             slots = LAYOUT.data_slots(rows, g, h) if what == "data" else LAYOUT.target_slots(rows, g)
             kind, scheme = chunk_kind(what), self.rehearsal.scheme
-            chunks.append(self.blobs.put(codec.pack(scheme, kind, scheme.limbs(self.rehearsal.encrypt(slots, kind.limbs)))))
+            chunks.append(self.blobs.put(codec.pack(scheme, kind, scheme.evaluator.limbs(self.rehearsal.encrypt(slots, kind.limbs)))))
         nothing = "0" * 64
         return msg.Upload(
             joint_keys=nothing,
@@ -201,14 +201,3 @@ def test_an_ill_formed_chunk_of_the_last_block_is_refused_before_anything_is_ask
 
     with pytest.raises(Refused, match="'west'.*not below its modulus"):
         uploaded.train(0, ask, fetch)
-
-
-@pytest.mark.parametrize("limbs", [LIMBS, UPLOADED_TARGET_LIMBS, TARGET_LIMBS])
-def test_a_ciphertext_from_bytes_keeps_its_limbs_when_it_is_adopted(uploaded: Uploaded, limbs: int) -> None:
-    scheme, rehearsal = uploaded.rehearsal.scheme, uploaded.rehearsal
-    built = scheme.ciphertext(scheme.limbs(rehearsal.encrypt(np.linspace(-1, 1, LAYOUT.slots), limbs)))
-    adopted, kind = scheme.adopt(built), codec.ciphertext(limbs)
-    assert codec.pack(scheme, kind, scheme.limbs(adopted)) == codec.pack(scheme, kind, scheme.limbs(built))
-    assert (adopted.GetLevel(), adopted.GetNoiseScaleDeg()) == (built.GetLevel(), 1) and adopted.GetKeyTag() == scheme.tag
-    dropped = [scheme.limbs(scheme.cc.LevelReduce(ct, None, 1)) for ct in (built, adopted)]
-    assert all((x == y).all() for one, two in zip(*dropped, strict=True) for x, y in zip(one, two, strict=True))

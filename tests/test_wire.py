@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from focal.ckks import codec, ring
 from focal.ckks import scheme as context
-from focal.ckks.scheme import LIMBS, Scheme
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig
 from focal.errors import FocalError, Refused
 from focal.heads.linear.layout import Layout
@@ -169,7 +169,7 @@ def test_a_flipped_bit_is_refused_or_is_another_ciphertext_with_another_digest(b
 def test_equal_ciphertexts_have_equal_digests_whatever_openfhe_serialises(rehearsal: Rehearsal) -> None:
     """A ciphertext that came through a template serialises differently from the one it was made of; its digest does not."""
     scheme, kind = rehearsal.scheme, codec.ciphertext(3)
-    made = scheme.cc.EvalMult(rehearsal.encrypt(np.zeros(scheme.slots), 3), 2.0)  # OpenFHE writes its degree 2, a template always 1
+    made = scheme.cc.EvalMult(scheme.throwaway(3), 2.0)  # OpenFHE writes its degree 2, a template always 1
     data = codec.pack(scheme, kind, scheme.limbs(made))
     rebuilt = scheme.ciphertext(codec.unpack(scheme, kind, data, "north"))
     assert bytes(openfhe.Serialize(made, openfhe.BINARY)) != bytes(openfhe.Serialize(rebuilt, openfhe.BINARY))
@@ -194,11 +194,11 @@ def test_parameters_that_fall_short_of_the_standard_are_refused(monkeypatch: pyt
 def test_a_larger_ring_works() -> None:
     """Keys of two custodians, one product, one rotation and one refresh at N = 2^15, opened exactly."""
     run = Rehearsal(Layout(16384, 64, 128, 100, 128, 1, 8), custodians=2, params=CkksConfig(ring=32768), run="large")
-    scheme, opened = run.scheme, Opened(run)
+    scheme, ev, opened = run.scheme, run.scheme.evaluator, Opened(run)
     x, y = np.random.default_rng(0).uniform(-1, 1, (2, scheme.slots))
     rotation = run.layout.rotations[-1]
-    product = scheme.cc.EvalRotate(scheme.cc.Rescale(scheme.cc.EvalMult(run.encrypt(x), run.encrypt(y))), rotation)
-    low = scheme.cc.LevelReduce(product, None, len(scheme.moduli) - 1 - 3)
+    product = ev.rotate(ev.rescale(ev.multiply(run.encrypt(x), run.encrypt(y))), rotation)
+    low = ev.drop(product, REFRESH_LIMBS)
     (refreshed,) = run.refresh(["train/0/weights/-/0/-"], [low])
     # the noise of both factors, one rotation, and one rescaling that takes its prime for 2^45
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])

@@ -120,5 +120,5 @@ class EncryptedSum(Sum):
 
     def _shares(self, data: bytes, summands: int) -> list[tuple[str, bytes]]:
         """Every custodian's (name, share) of a sum."""
-        ciphertext = self.scheme.ciphertext(codec.unpack(self.scheme, FRESH, data, "the server's sum"))
+        ciphertext = self.scheme.evaluator.load(codec.unpack(self.scheme, FRESH, data, "the server's sum"))
         return self.consortium.opened(functools.partial(release.share, noise=self._noise(summands)), ciphertext)

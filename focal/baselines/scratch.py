@@ -272,9 +272,9 @@ class EncryptedRun:
 
     def _sent(self, ciphertexts: Sequence[Any], kind: codec.Kind, *, by: str | None = None, to: Sequence[str] = ()) -> list[Any]:
         """What is read from the bytes that institution ``by`` sends to the server, or the server to each of ``to``."""
-        sent = [codec.pack(self.scheme, kind, self.scheme.limbs(ct)) for ct in ciphertexts]
+        sent = [codec.pack(self.scheme, kind, self.scheme.evaluator.limbs(ct)) for ct in ciphertexts]
         if by is not None:
             self._up[by] += sum(map(len, sent))
         for name in to:
             self._down[name] += sum(map(len, sent))
-        return [self.scheme.ciphertext(codec.unpack(self.scheme, kind, data, by or "the server")) for data in sent]
+        return [self.scheme.evaluator.load(codec.unpack(self.scheme, kind, data, by or "the server")) for data in sent]

@@ -105,7 +105,12 @@ def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> b
 
 def encrypt(scheme: Scheme, public: Any, slots: NDArray[np.float64], kind: Kind) -> bytes:
     """Canonical bytes of a fresh encryption of ``slots`` (S,) with the limbs of ``kind``, a ciphertext's. Another one at each call."""
-    return pack(scheme, kind, scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, kind.limbs))))
+    return pack(scheme, kind, fresh(scheme, public, slots, kind.limbs))
+
+
+def fresh(scheme: Scheme, public: Any, slots: NDArray[np.float64], limbs: int) -> list[list[Limb]]:
+    """(c0, c1), ``limbs`` limbs each, of a fresh encryption of ``slots`` (S,). Another one at each call."""
+    return scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, limbs)))
 
 
 def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Limb]]:

@@ -24,6 +24,8 @@ from typing import Any, ClassVar
 import numpy as np
 import openfhe
 
+from focal.ckks.evaluator import Evaluator
+from focal.ckks.openfhe_evaluator import OpenFheEvaluator
 from focal.ckks.ring import Limb
 from focal.config import CkksConfig
 from focal.errors import FocalError
@@ -130,7 +132,6 @@ class Scheme:
         ).digest()
         """Parameter hash: what must be equal for limbs to mean the same."""
         self._templates: dict[Any, Template] = {}
-        self._zeros: dict[int, Any] = {}
         self._lock = threading.Lock()
         self._key_map = key_map
 
@@ -148,6 +149,7 @@ class Scheme:
         p.SetNumLargeDigits(DIGITS)
         p.SetScalingTechnique(openfhe.FIXEDMANUAL)
         p.SetBatchSize(self.slots)
+        p.SetCKKSDataType(openfhe.COMPLEX)  # with REAL, encoding drops imaginary parts
         p.SetInteractiveBootCompressionLevel(openfhe.COMPACT)
         try:
             cc = openfhe.GenCryptoContext(p)
@@ -156,6 +158,20 @@ class Scheme:
         for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE, openfhe.ADVANCEDSHE, openfhe.MULTIPARTY):
             cc.Enable(feature)
         return cc
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What computes on ciphertexts under this tag."""
+        return OpenFheEvaluator(self)
+
+    @property
+    def conjugation(self) -> int:
+        """The rotation that is none: it conjugates every slot. OpenFHE's number for it."""
+        return 2 * self.n - 1
+
+    def automorphism(self, rotation: int) -> int:
+        """The k of X -> X^k that rotates by ``rotation``: 5^rotation modulo 2N; 2N - 1 for :attr:`conjugation`."""
+        return self.conjugation if rotation == self.conjugation else pow(5, rotation % self.slots, 2 * self.n)
 
     @property
     def security_bits(self) -> int:
@@ -172,13 +188,16 @@ class Scheme:
             found[q] = next(w for w in behind if 1 < w < q and pow(w, self.n, q) == q - 1)
         return found
 
-    def switch_ms(self, repeats: int = 9) -> float:
-        """Milliseconds of one key switch of a fresh ciphertext on this thread and machine: the median, a warm-up apart."""
-        fresh = self.cc.Encrypt(self.key.publicKey, self.cc.MakeCKKSPackedPlaintext([0.0], 1, 0))
-        taken = []
+    def switch_ms(self, limbs: int, repeats: int = 9) -> float:
+        """Milliseconds of one key switch with ``limbs`` limbs on this thread and machine: the median, a warm-up apart."""
+        ev, rotation, key = self.evaluator, self._spare_rotation, self._key_map
+        halves = [[np.frombuffer(key, "<u8", self.n, at) for at, _ in element] for element in parse(key, self.n)]
+        with Scheme.process:
+            ev.install_rotation(rotation, halves[:DIGITS], halves[DIGITS:])
+        zero, taken = ev.zero(limbs), []
         for _ in range(repeats + 1):
             begun = time.perf_counter()
-            self.cc.EvalRotate(fresh, self._spare_rotation)
+            ev.rotate(zero, rotation)
             taken.append(1e3 * (time.perf_counter() - begun))
         return statistics.median(taken[1:])
 
@@ -207,7 +226,7 @@ class Scheme:
 
     def _rotation_map(self, rotation: int) -> bytes:
         # OpenFHE keeps this key (6 MB) under the throw-away tag: it can only forget the keys of all tags, other runs' among them.
-        made = self.cc.EvalAutomorphismKeyGen(self.key.secretKey, [self.cc.FindAutomorphismIndex(rotation)])
+        made = self.cc.EvalAutomorphismKeyGen(self.key.secretKey, [self.automorphism(rotation)])
         return bytes(openfhe.Serialize(made, openfhe.BINARY))
 
     def _template(self, name: Any, make: Any, load: Any) -> Template:
@@ -216,42 +235,43 @@ class Scheme:
                 self._templates[name] = Template(bytes(openfhe.Serialize(make(), openfhe.BINARY)), self.n, load)
             return self._templates[name]
 
-    def _fresh(self, limbs: int) -> Any:
-        """A ciphertext of zero with ``limbs`` limbs under the joint tag."""
+    def throwaway(self, limbs: int) -> Any:
+        """A ciphertext of zero for the throw-away key with ``limbs`` limbs, under the joint tag: for its shape."""
         plain = self.cc.MakeCKKSPackedPlaintext([0.0], 1, LIMBS - limbs)
         ct = self.cc.Encrypt(self.key.publicKey, plain)
         ct.SetKeyTag(self.tag)
         return ct
 
     def ciphertext(self, polynomials: Sequence[Sequence[Limb]]) -> Any:
-        """(c0, c1), each L limbs, as a ciphertext with L limbs, scale degree 1, under the joint tag."""
-        limbs = len(polynomials[0])
-        return self._template(("ciphertext", limbs), lambda: self._fresh(limbs), openfhe.DeserializeCiphertextString).build(polynomials)
+        """(c0, c1), each L limbs, as OpenFHE's ciphertext with L limbs, scale degree 1, under the joint tag.
 
-    def adopt(self, built: Any) -> Any:
-        """A ciphertext that was built from bytes, added to an exact zero of this process: the same limbs.
-
-        Polynomials from bytes bring their parameters along instead of sharing the context's, and OpenFHE makes new ones in each operation
-        that drops or multiplies limbs: 6 ms instead of 0.1 to drop one limb, 9 instead of 1.5 for a product with a plaintext.
+        It is slow to compute with: ``Evaluator.load`` gives one that is not.
         """
-        limbs = LIMBS - built.GetLevel()
-        with self._lock:
-            if limbs not in self._zeros:
-                fresh = self._fresh(limbs)
-                self._zeros[limbs] = self.cc.EvalSub(fresh, fresh)
-        return self.cc.EvalAdd(self._zeros[limbs], built)
+        limbs, load = len(polynomials[0]), openfhe.DeserializeCiphertextString
+        return self._template(("ciphertext", limbs), lambda: self.throwaway(limbs), load).build(polynomials)
 
-    def common(self, a: Sequence[Limb]) -> Any:
+    def refreshed(
+        self,
+        asked: Sequence[Sequence[Limb]],
+        h0: Sequence[Limb],
+        h1: Sequence[Limb],
+        a: Sequence[Limb],
+    ) -> list[list[Limb]]:
+        """(c0, c1), all limbs, from a request's polynomials, the sums of all shares and the public random one."""
+        shares = self._refresh_shares(h0, h1)
+        return self.limbs(self.cc.IntMPBootEncrypt(self.joint_tag_key, shares, self._common(a), self.ciphertext(asked)))
+
+    def _common(self, a: Sequence[Limb]) -> Any:
         """The public random polynomial of a refresh, all limbs."""
         return self._template(
             "a", lambda: self.cc.IntMPBootRandomElementGen(self.key.publicKey), openfhe.DeserializeCiphertextString
         ).build([a])
 
-    def refresh_shares(self, h0: Sequence[Limb], h1: Sequence[Limb]) -> list[Any]:
+    def _refresh_shares(self, h0: Sequence[Limb], h1: Sequence[Limb]) -> list[Any]:
         """The two share polynomials of a refresh as OpenFHE objects."""
 
         def make(which: int) -> Any:
-            c1 = self._fresh(REFRESH_LIMBS)
+            c1 = self.throwaway(REFRESH_LIMBS)
             c1.RemoveElement(0)
             return self.cc.IntMPBootDecrypt(self.key.secretKey, c1, self.cc.IntMPBootRandomElementGen(self.key.publicKey))[which]
 
@@ -284,8 +304,8 @@ class Scheme:
         with self._lock:
             name = ("rotation", rotation)
             if name not in self._templates:
-                old = struct.pack("<I", self.cc.FindAutomorphismIndex(self._spare_rotation))
-                new = struct.pack("<I", self.cc.FindAutomorphismIndex(rotation))
+                old = struct.pack("<I", self.automorphism(self._spare_rotation))
+                new = struct.pack("<I", self.automorphism(rotation))
                 head = self._key_map[: parse(self._key_map, self.n)[0][0][0]]
                 if head.count(old) != 1:
                     raise RuntimeError("the automorphism index is not where it was in OpenFHE 1.6's key maps")
@@ -311,5 +331,5 @@ class Scheme:
         return self.limbs(self.cc.EvalAdd(self.ciphertext([self.zero(limbs), self.zero(limbs)]), plaintext))
 
     def encode(self, values: Any, limbs: int = LIMBS) -> Any:
-        """Slots -> plaintext with ``limbs`` limbs at scale degree 1."""
+        """Slots (S,), real or complex -> plaintext with ``limbs`` limbs at scale degree 1."""
         return self.cc.MakeCKKSPackedPlaintext(values, 1, LIMBS - limbs)

@@ -114,7 +114,7 @@ class SecretShare:
 
     def _rotation(self, rotation: int) -> bytes:
         # OpenFHE switches first and turns the result: its key carries s under the secret turned back
-        places = ring.automorphism(self.scheme.n, pow(5, -rotation % self.scheme.slots, 2 * self.scheme.n))
+        places = ring.automorphism(self.scheme.n, pow(self.scheme.automorphism(rotation), -1, 2 * self.scheme.n))
         return self._switching(f"rotation/{rotation}", self.limbs, [limb[places] for limb in self.limbs])
 
     def _switching(self, label: str, carried: Sequence[Limb] | None, under: Sequence[Limb]) -> bytes:
@@ -167,8 +167,10 @@ def add_up(scheme: Scheme, kind: codec.Kind, parts: Sequence[tuple[str, bytes]])
 
 
 def install(scheme: Scheme, run_id: bytes, h1: str, b: str, rotations: Mapping[int, str], fetch: Callable[[str], bytes]) -> None:
-    """Give OpenFHE the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation. ``h1``, ``b`` and
-    ``rotations`` are the digests of the sums; ``fetch`` yields a sum, one rotation key in memory at a time.
+    """Give the evaluator the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation.
+
+    ``h1``, ``b`` and ``rotations`` are the digests of the sums; ``fetch`` yields a sum, one rotation key in memory at a
+    time.
 
     Once in a process: a second party of the same run finds them there. Raises :class:`Refused` (``joint-keys``) when its
     sums are others.
@@ -182,11 +184,10 @@ def install(scheme: Scheme, run_id: bytes, h1: str, b: str, rotations: Mapping[i
             return
         for r, digest in rotations.items():
             half = codec.unpack(scheme, codec.SWITCHING_B, fetch(digest), f"the joint key of rotation {r}")
-            key = scheme.rotation_key(r, public_random(scheme, run_id, f"rotation/{r}", DIGITS), half)
-            scheme.cc.InsertEvalAutomorphismKey(key, scheme.tag)
+            scheme.evaluator.install_rotation(r, public_random(scheme, run_id, f"rotation/{r}", DIGITS), half)
         what = "the joint relinearisation key"
         a, b_ = (codec.unpack(scheme, codec.SWITCHING_B, fetch(digest), what) for digest in (h1, b))
-        scheme.cc.InsertEvalMultKey([scheme.switching_key(a, b_)], scheme.tag)  # last: OpenFHE takes it once
+        scheme.evaluator.install_relinearisation(a, b_)  # last: it is taken once
         Scheme.installed[scheme.tag] = found
 
 

@@ -179,10 +179,10 @@ def _expanded(seed: bytes, moduli: tuple[int, ...], n: int) -> list[Limb]:
 
 def request(scheme: Scheme, ciphertext: Any) -> bytes:
     """Canonical bytes of a ciphertext that is to be refreshed; it must be down to exactly 3 limbs at scale degree 1."""
-    limbs, degree = scheme.evaluator.shape(ciphertext)
-    if (limbs, degree) != (REFRESH_LIMBS, 1):
-        raise ValueError(f"a refresh takes exactly 3 limbs at scale degree 1, not {limbs} at {degree}")
-    return codec.pack(scheme, codec.ciphertext(REFRESH_LIMBS), scheme.evaluator.limbs(ciphertext))
+    ev = scheme.evaluator
+    if (ev.count(ciphertext), ev.degree(ciphertext)) != (REFRESH_LIMBS, 1):
+        raise ValueError(f"a refresh takes exactly 3 limbs at scale degree 1, not {ev.count(ciphertext)} at {ev.degree(ciphertext)}")
+    return codec.pack(scheme, codec.ciphertext(REFRESH_LIMBS), ev.limbs(ciphertext))
 
 
 def share(
@@ -203,7 +203,8 @@ def share(
         raise ValueError(f"a refresh takes exactly 3 limbs, not {len(c1)}")
     words, error, offset = sampling.uniform(scheme.n, bits), sampling.errors(scheme.n), -(1 << bits - 1)
     low = sampling.low_words(words, offset)
-    message = scheme.plain_limbs(scheme.encode(added, how.limbs), how.limbs)[0] if added is not None else None
+    ev = scheme.evaluator
+    message = ev.plain_limbs(ev.encode(added, how.limbs)) if added is not None else None
     h0, h1 = [], []
     for i, (q, s) in enumerate(zip(scheme.moduli[: max(how.limbs, REFRESH_LIMBS)], secret, strict=False)):
         root, mask = scheme.roots[q], sampling.residues(words, offset, q)

@@ -9,9 +9,9 @@ coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds th
     kappa = 30
     sigma = 2^15 x 3.46 x 2^14 = 2^30.8  per custodian
 
-The noise is drawn on the coefficients, not encoded from slots: OpenFHE's encoding keeps real parts only, and the imaginary
-half of the carried noise would stand there bare. A spherical Gaussian hides a vector by its Euclidean norm alone, hence the root
-mean square: the carried noise is uneven, what a fold over I row groups adds up lies on every I-th coefficient.
+The noise is drawn on the coefficients, not encoded from real slots: these would leave the imaginary half of the carried
+noise bare. A spherical Gaussian hides a vector by its Euclidean norm alone, hence the root mean square: the carried
+noise is uneven, what a fold over I row groups adds up lies on every I-th coefficient.
 
 Decoding is done in numpy (inverse NTT of the one limb, then the embedding): OpenFHE's Decode adds noise of its own,
 different at every institution. The error that remains on a weight, with m custodians, scale 2^45, W' = 16 W and I
@@ -57,13 +57,13 @@ def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, n
 
 
 def one_limb(scheme: Scheme, ciphertext: Any) -> Any:
-    """The same message with its last limb only: what is opened."""
-    return scheme.cc.Compress(ciphertext, 1)
+    """The same message with its first limb only: what is opened."""
+    return scheme.evaluator.drop(ciphertext, 1)
 
 
 def smudged(scheme: Scheme, secret: Sequence[Limb], one_limb: Any, lead: bool, deviation: float) -> bytes:
     """Canonical bytes of s_i c1 (the lead: + c0) + noise, Gaussian with ``deviation`` on each of the N coefficients."""
-    (c0, *_), (c1, *_) = scheme.limbs(one_limb)
+    (c0, *_), (c1, *_) = scheme.evaluator.limbs(one_limb)
     q = scheme.moduli[0]
     coefficients = np.rint(sampling.gaussian(scheme.n, deviation)).astype(np.int64)
     made = ring.add(ring.multiply(secret[0], c1, q), ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q]), q)

@@ -72,21 +72,23 @@ class OwnerMasks:
 
     def _encode(self, first: int, last: int, last_group: bool) -> list[Any]:
         slots = self.layout.target_mask(first, last, 0, self.layout.class_groups - 1 if last_group else 0)
-        first = self.scheme.encode(slots * (self.rate / TARGET_SCALE), UPLOADED_TARGET_LIMBS)
-        return [first, self.scheme.encode(slots, UPLOADED_TARGET_LIMBS - 1)]
+        ev = self.scheme.evaluator
+        first = ev.encode(slots * (self.rate / TARGET_SCALE), UPLOADED_TARGET_LIMBS)
+        return [first, ev.encode(slots, UPLOADED_TARGET_LIMBS - 1)]
 
 
 def only_classes(scheme: Scheme, layout: HeadLayout, group: int, weights: Any) -> Any:
     """A refreshed weight ciphertext as it may be released: zero in the lanes that hold no class, whatever stands there. Where there are
     such lanes it has two limbs less."""
-    mask, limbs = layout.class_mask(group), scheme.evaluator.count(weights)
-    return weights if mask is None else keep(scheme, weights, [scheme.encode(mask, n) for n in (limbs, limbs - 1)])
+    ev, mask = scheme.evaluator, layout.class_mask(group)
+    limbs = ev.count(weights)
+    return weights if mask is None else keep(scheme, weights, [ev.encode(mask, n) for n in (limbs, limbs - 1)])
 
 
 def class_mask_bytes(scheme: Scheme, layout: HeadLayout, group: int, limbs: int) -> bytes:
     """The masks of :func:`only_classes` for weights with ``limbs`` limbs, to be hashed; nothing where every lane holds a class."""
-    mask = layout.class_mask(group)
-    return b"" if mask is None else b"".join(plain_bytes(scheme, scheme.encode(mask, n), n) for n in (limbs, limbs - 1))
+    ev, mask = scheme.evaluator, layout.class_mask(group)
+    return b"" if mask is None else b"".join(plain_bytes(scheme, ev.encode(mask, n), n) for n in (limbs, limbs - 1))
 
 
 def keep(scheme: Scheme, ciphertext: Any, masks: Iterable[Any]) -> Any:
@@ -98,4 +100,4 @@ def keep(scheme: Scheme, ciphertext: Any, masks: Iterable[Any]) -> Any:
 
 def plain_bytes(scheme: Scheme, plain: Any, limbs: int) -> bytes:
     """Canonical bytes of an encoded plaintext."""
-    return codec.pack(scheme, codec.ciphertext(limbs), scheme.plain_limbs(plain, limbs))
+    return codec.pack(scheme, codec.ciphertext(limbs), [scheme.evaluator.plain_limbs(plain), scheme.zero(limbs)])

@@ -9,12 +9,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks.evaluator import Ciphertext, Evaluator, Plaintext
 from focal.custody.refresh import Map
 
 Array = NDArray[np.float64]
-Ciphertext = Any
-"""An OpenFHE ciphertext; its bindings carry no types."""
-
 Refresh = Callable[[list[str], list[Ciphertext]], list[Ciphertext]]
 """Plan items and ciphertexts with 3 limbs -> the same messages with all limbs, in order."""
 
@@ -41,20 +39,16 @@ class HeadLayout(Protocol):
 class Moves:
     """Small moves on ciphertexts that every encrypted head is made of."""
 
-    cc: Any
+    ev: Evaluator
     pool: ThreadPoolExecutor
 
-    def _times(self, ct: Ciphertext, factor: Any) -> Ciphertext:
-        """``factor`` is a number or an encoded plaintext."""
-        return self.cc.Rescale(self.cc.EvalMult(ct, factor))
-
-    def _drop(self, ct: Ciphertext, limbs: int) -> Ciphertext:
-        return self.cc.LevelReduce(ct, None, limbs) if limbs else ct
+    def _times(self, ct: Ciphertext, factor: Plaintext | float) -> Ciphertext:
+        return self.ev.rescale(self.ev.times(ct, factor))
 
     def _map(self, f: Callable[..., U], *items: Iterable[Any]) -> list[U]:
         return list(self.pool.map(f, *items))
 
     def _fold(self, ct: Ciphertext, rotations: Iterable[int]) -> Ciphertext:
         for r in rotations:
-            ct = self.cc.EvalAdd(ct, self.cc.EvalRotate(ct, r))
+            ct = self.ev.add(ct, self.ev.rotate(ct, r))
         return ct

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks import codec
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import CkksConfig
 from focal.custody import opening, refresh, release
@@ -39,7 +40,7 @@ class Rehearsal(Generic[L]):
         self.secrets = list(self.consortium.shares.values())
 
     def encrypt(self, slots: Array, limbs: int = LIMBS) -> Any:
-        return self.scheme.cc.Encrypt(self.public, self.scheme.encode(slots, limbs))
+        return self.scheme.evaluator.load(codec.fresh(self.scheme, self.public, slots, limbs))
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Collective refresh by all custodians in turn, by the maps of these plan items."""

@@ -45,10 +45,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks import codec
+from focal.ckks.evaluator import Ciphertext
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError
 from focal.heads.linear.twin import SIGMOID, polynomial
-from focal.heads.moves import Ciphertext, Moves, Refresh
+from focal.heads.moves import Moves, Refresh
 
 Array = NDArray[np.float64]
 
@@ -235,19 +237,18 @@ class EncryptedNetwork(Moves):
     deterministic. ``public``: the joint public key, for fresh encryptions of zero."""
 
     def __init__(self, scheme: Scheme, layout: NetworkLayout, public: Any, threads: int) -> None:
-        self.scheme, self.cc, self.layout, self.public = scheme, scheme.cc, layout, public
+        self.scheme, self.ev, self.layout, self.public = scheme, scheme.evaluator, layout, public
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="network")
-        self.kept = scheme.encode(layout.row_slots(0))
-        self.kept_natural = scheme.encode(layout.row_slots(0) / SCALE)
-        self.nothing = self.cc.MakeCKKSPackedPlaintext([0.0], 2, LIMBS - REFRESH_LIMBS - 1)
+        self.kept = self.ev.encode(layout.row_slots(0))
+        self.kept_natural = self.ev.encode(layout.row_slots(0) / SCALE)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 
     def start(self, weights: Weights) -> Carried:
         """Weights that everybody knows, with all limbs. They are secret from the first update on."""
-        zero = self.scheme.ciphertext([self.scheme.zero(LIMBS), self.scheme.zero(LIMBS)])
-        return Carried(*(self.cc.EvalAdd(zero, self.scheme.encode(slots)) for slots in self.layout.weight_slots(weights)))
+        zero = self.ev.zero(LIMBS)
+        return Carried(*(self.ev.add_plain(zero, self.ev.encode(slots)) for slots in self.layout.weight_slots(weights)))
 
     # ----------------------------------------------------------------- an institution
 
@@ -255,7 +256,7 @@ class EncryptedNetwork(Moves):
         """Once a step."""
         rows = [weights.first]
         for r in self.layout.row_folds:  # b in [0, r / 16) is there; copy it to [r / 16, 2 r / 16)
-            rows += self._map(lambda ct, r=r: self.cc.EvalRotate(ct, -r), rows)
+            rows += self._map(lambda ct, r=r: self.ev.rotate(ct, -r), rows)
         return Spread(rows, self._copied(weights.second, self.kept_natural))
 
     def gradients(self, items: str, weights: Spread, x: Array, targets: Array, rate: float, refresh: Refresh) -> Carried:
@@ -273,41 +274,41 @@ class EncryptedNetwork(Moves):
         return Carried(*self._map(self._summed, zip(*products, strict=True)))
 
     def _forward(self, weights: Spread, x: Array, targets: Array) -> _Chunk:
-        cc, whole = self.cc, self.layout.input_slots(x) / SCALE
+        ev, whole = self.ev, self.layout.input_slots(x) / SCALE
         z: Ciphertext = None
         for b in range(len(x)):
-            product = cc.EvalMult(weights.first[b], self.scheme.encode(whole * self.layout.row_slots(b)))
-            z = product if z is None else cc.EvalAdd(z, product)
-        hidden = self._fold(cc.Rescale(z), self.layout.input_folds)
-        squared = cc.Rescale(cc.EvalSquare(hidden))
-        out = self._fresh(cc.EvalMult(squared, self._drop(weights.second, 1)))
+            product = ev.times(weights.first[b], ev.encode(whole * self.layout.row_slots(b)))
+            z = product if z is None else ev.add(z, product)
+        hidden = self._fold(ev.rescale(z), self.layout.input_folds)
+        squared = ev.rescale(ev.square(hidden))
+        out = self._fresh(ev.multiply(squared, ev.drop(weights.second, REFRESH_LIMBS + 1)))
         return _Chunk(x, targets, hidden, squared, self._fold(out, self.layout.unit_folds))
 
     def _residual(self, chunk: _Chunk, rate: float) -> None:
         """32 rate delta in every unit, 3 limbs; 0 in rows and outputs that there are not."""
-        cc, z, (linear, cubic) = self.cc, chunk.open, COEFFICIENTS
-        square = cc.Rescale(cc.EvalSquare(z))
-        delta = cc.Rescale(cc.EvalMult(square, self._times(z, cubic)))
-        delta = cc.EvalAdd(delta, self._drop(self._times(z, linear), 1))
-        delta = cc.EvalAdd(delta, self.scheme.encode(self.layout.output_slots(chunk.targets), LIMBS - 2))
-        factor = self.scheme.encode(SCALE * rate * self.layout.output_slots(np.ones_like(chunk.targets)), LIMBS - 2)
-        copied = self._fold(cc.EvalMult(delta, factor), [-r for r in self.layout.unit_folds])
+        ev, z, (linear, cubic) = self.ev, chunk.open, COEFFICIENTS
+        square = ev.rescale(ev.square(z))
+        delta = ev.rescale(ev.multiply(square, self._times(z, cubic)))
+        delta = ev.add(delta, ev.drop(self._times(z, linear), LIMBS - 2))
+        delta = ev.add_plain(delta, ev.encode(self.layout.output_slots(chunk.targets), LIMBS - 2))
+        factor = ev.encode(SCALE * rate * self.layout.output_slots(np.ones_like(chunk.targets)), LIMBS - 2)
+        copied = self._fold(ev.times(delta, factor), [-r for r in self.layout.unit_folds])
         chunk.open = self._fresh(copied)
 
     def _backward(self, weights: Spread, chunk: _Chunk) -> tuple[Ciphertext, Ciphertext]:
         """A chunk's parts of G1 and G2, with 4 limbs, not relinearised."""
-        cc, delta = self.cc, chunk.open
-        turned = self._times(chunk.hidden, self.scheme.encode(2 * self.layout.input_slots(chunk.x), LIMBS - 1))
+        ev, delta = self.ev, chunk.open
+        turned = self._times(chunk.hidden, ev.encode(2 * self.layout.input_slots(chunk.x), LIMBS - 1))
         # folded before rescaling: delta has its rate by now, and what rotations add here would be most of the weights' noise
-        back = self._fold(cc.EvalMult(self._drop(delta, 1), weights.second), self.layout.output_folds)
-        return cc.EvalMultNoRelin(turned, cc.Rescale(back)), cc.EvalMultNoRelin(chunk.squared, self._drop(delta, 2))
+        back = self._fold(ev.multiply(ev.drop(delta, LIMBS - 1), weights.second), self.layout.output_folds)
+        return ev.products([turned], [ev.rescale(back)]), ev.products([chunk.squared], [ev.drop(delta, LIMBS - 2)])
 
     def _summed(self, products: Sequence[Ciphertext]) -> Ciphertext:
         """Over chunks, then over rows; 3 limbs. Rescaled last: what key switches add is divided by 2^45."""
         total = products[0]
         for product in products[1:]:
-            total = self.cc.EvalAdd(total, product)
-        return self._fresh(self._fold(self.cc.Relinearize(total), self.layout.row_folds))
+            total = self.ev.add(total, product)
+        return self._fresh(self._fold(self.ev.relinearise(total), self.layout.row_folds))
 
     def _refreshed(self, items: str, chunks: Sequence[_Chunk], refresh: Refresh) -> None:
         names = [f"{items}/{k}" for k in range(len(chunks))]
@@ -316,7 +317,8 @@ class EncryptedNetwork(Moves):
 
     def _fresh(self, ct: Ciphertext) -> Ciphertext:
         """A product with 4 limbs plus an encryption of zero, rescaled to 3: its noise is divided by 2^45, its randomness stays."""
-        return self.cc.Rescale(self.cc.EvalAdd(ct, self.cc.Encrypt(self.public, self.nothing)))
+        nothing = codec.fresh(self.scheme, self.public, np.zeros(1), REFRESH_LIMBS + 1)
+        return self.ev.rescale(self.ev.add(ct, self.ev.load(nothing, degree=2)))
 
     # ----------------------------------------------------------------- the server
 
@@ -324,9 +326,9 @@ class EncryptedNetwork(Moves):
         """The weights less all institutions' gradients, refreshed; what stands beside b = 0 is that of this step alone."""
 
         def one(now: Ciphertext, parts: Sequence[Ciphertext]) -> Ciphertext:
-            total = self._drop(self._times(now, self.kept), LIMBS - 1 - REFRESH_LIMBS)
+            total = self.ev.drop(self._times(now, self.kept), REFRESH_LIMBS)
             for part in parts:
-                total = self.cc.EvalSub(total, part)
+                total = self.ev.subtract(total, part)
             return total
 
         moved = [one(now, parts) for now, parts in zip(weights, zip(*found, strict=True), strict=True)]
@@ -339,4 +341,4 @@ class EncryptedNetwork(Moves):
     # ----------------------------------------------------------------- small moves
 
     def _copied(self, ct: Ciphertext, mask: Any) -> Ciphertext:
-        return self.cc.Rescale(self._fold(self.cc.EvalMult(ct, mask), [-r for r in self.layout.row_folds]))
+        return self.ev.rescale(self._fold(self.ev.times(ct, mask), [-r for r in self.layout.row_folds]))

@@ -61,21 +61,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from focal.ckks.evaluator import Ciphertext, Plaintext
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError, Refused
 from focal.heads.joint.layout import GRADIENT_SCALE, SCALE, InteractiveLayout
 from focal.heads.joint.limits import check_contributors
 from focal.heads.joint.twin import Update
 from focal.heads.masks import class_mask_bytes, plain_bytes
-from focal.heads.moves import Ciphertext, Moves, Refresh
+from focal.heads.moves import Moves, Refresh
 
 U = TypeVar("U")
 
 RANGE = 64.0
 """Activation gradients up to this size, and logits up to four times as large, must fit the last limb."""
 
-DERIVED = LIMBS - 1
-"""Limbs with which derivatives are rotated: their owners' masks took one."""
 TURNED = 4
 """Limbs with which W is rotated."""
 MULTIPLIED = 3
@@ -94,7 +93,7 @@ class Weights:
 
 def zero_weights(scheme: Scheme) -> Weights:
     """An untrained head, w = 0: the all-zero ciphertext, which needs no key and no trust."""
-    zero = scheme.ciphertext([scheme.zero(LIMBS), scheme.zero(LIMBS)])
+    zero = scheme.evaluator.zero(LIMBS)
     return Weights(zero, zero)
 
 
@@ -139,7 +138,8 @@ class InteractiveEngine(Moves):
         *,
         min_rows_of_others: int = 32,
     ) -> None:
-        self.scheme, self.cc, self.layout, self.owners, self.update = scheme, scheme.cc, layout, dict(owners), update
+        self.scheme, self.layout, self.owners, self.update = scheme, layout, dict(owners), update
+        self.ev = ev = scheme.evaluator
         self.batches, self.min_rows_of_others = {name: len(rows) for name, rows in owners.items()}, min_rows_of_others
         most = scheme.moduli[0] / (2 * scheme.scale * GRADIENT_SCALE)
         if most < RANGE / 2:  # q_0 lies around 2^first_bits
@@ -149,18 +149,14 @@ class InteractiveEngine(Moves):
             )
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
         lows = {e: layout.low_lanes(e) for e in range(1, layout.lanes)}
-        self.low = {e: scheme.encode(low, TURNED) for e, low in lows.items()}
+        self.low = {e: ev.encode(low, TURNED) for e, low in lows.items()}
         # e -> owner -> its own rows, for e > 0 those of mask_(e - K) among them
         own = {name: layout.gradient_mask(rows) for name, rows in self.owners.items()}
-        self.activation_masks = {
-            e: {name: scheme.encode(mask * lows.get(e, 1.0), LIMBS) for name, mask in own.items()} for e in range(layout.lanes)
-        }
-        self.derivative_masks = {name: scheme.encode(layout.derivative_mask(rows), LIMBS) for name, rows in self.owners.items()}
-        self.logit_masks = {name: scheme.encode(layout.logit_mask(rows) / SCALE, MULTIPLIED - 1) for name, rows in self.owners.items()}
-        self.gradient_masks = {
-            name: scheme.encode(layout.gradient_mask(rows) * (GRADIENT_SCALE / SCALE**2), MULTIPLIED - 1)
-            for name, rows in self.owners.items()
-        }
+        self.activation_masks = {e: {name: ev.encode(mask * lows.get(e, 1.0)) for name, mask in own.items()} for e in range(layout.lanes)}
+        self.derivative_masks = {name: ev.encode(layout.derivative_mask(rows)) for name, rows in self.owners.items()}
+        low = MULTIPLIED - 1
+        self.logit_masks = {n: ev.encode(layout.logit_mask(rows) / SCALE, low) for n, rows in self.owners.items()}
+        self.gradient_masks = {n: ev.encode(mask * (GRADIENT_SCALE / SCALE**2), low) for n, mask in own.items()}
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -186,8 +182,8 @@ class InteractiveEngine(Moves):
         """
         self._check({name: self.batches.get(name, 0) for name in activations})
         x = self._owned(activations, self.activation_masks[0])
-        diagonals = self._diagonals(self._turned(self._drop(weights.now, LIMBS - TURNED)))
-        low = self.cc.Rescale(self._drop(x, LIMBS - MULTIPLIED - 1))
+        diagonals = self._diagonals(self._turned(self.ev.drop(weights.now, TURNED)))
+        low = self.ev.rescale(self.ev.drop(x, MULTIPLIED + 1))
         products = dict(zip(diagonals, self._map(lambda s: self._inner([(low, diagonals[s])]), diagonals), strict=True))
         q, k = self.layout.lane, self.layout.lanes
         sides = [lambda: self._horner([products[s] for s in range(1, k)], q), lambda: self._horner([products[-s] for s in range(1, k)], -q)]
@@ -205,14 +201,14 @@ class InteractiveEngine(Moves):
         if late:
             raise Refused("owner", f"{late[0]} sent derivatives without activations", hint="it can join at the next step")
         k = self.layout.lanes
-        d = self._derivatives(self.cc.Rescale(self._owned(derivatives, self.derivative_masks)))
+        d = self._derivatives(self.ev.rescale(self._owned(derivatives, self.derivative_masks)))
         x = self._activations(run)
 
         lanes = self._map(lambda e: self._inner([(x[s], d[s]) for s in ([e, e - k] if e else [0])]), range(k))
         half = k // 2
         gradient, *sides = self._all(
             [
-                lambda: self._inner([(run.diagonals[s], self._drop(d[s], DERIVED - MULTIPLIED)) for s in d]),
+                lambda: self._inner([(run.diagonals[s], self.ev.drop(d[s], MULTIPLIED)) for s in d]),
                 *([lambda: self._horner(lanes[1 : half + 1], -self.layout.features)] if k > 1 else []),
                 *([lambda: self._horner(lanes[:half:-1], self.layout.features)] if k > 2 else []),
             ]
@@ -240,12 +236,12 @@ class InteractiveEngine(Moves):
 
     def _diagonals(self, turned: Sequence[Ciphertext]) -> dict[int, Ciphertext]:
         """s -> W_s = mask_s W_(s mod K), one limb less."""
-        return self._pairs(lambda e: self._drop(turned[e], 1), lambda e: self._times(turned[e], self.low[e]))
+        return self._pairs(lambda e: self.ev.drop(turned[e], MULTIPLIED), lambda e: self._times(turned[e], self.low[e]))
 
     def _activations(self, run: Forward) -> dict[int, Ciphertext]:
         """s -> X_s, each owner's activations on its own rows only; 5 limbs."""
-        whole = self.cc.Rescale(run.owned)
-        return self._pairs(lambda e: whole, lambda e: self.cc.Rescale(self._owned(run.activations, self.activation_masks[e])))
+        whole, masks = self.ev.rescale(run.owned), self.activation_masks
+        return self._pairs(lambda e: whole, lambda e: self.ev.rescale(self._owned(run.activations, masks[e])))
 
     def _pairs(self, whole: Callable[[int], Ciphertext], part: Callable[[int], Ciphertext]) -> dict[int, Ciphertext]:
         """s -> mask_s of something. The masks of e and e - K add up to one, so ``part``, that of e - K, gives both."""
@@ -254,14 +250,14 @@ class InteractiveEngine(Moves):
             if e == 0:
                 return [whole(0)]
             low = part(e)
-            return [self.cc.EvalSub(whole(e), low), low]
+            return [self.ev.subtract(whole(e), low), low]
 
         k = self.layout.lanes
         return {s: ct for e, cts in enumerate(self._map(split, range(k))) for s, ct in zip([e, e - k], cts, strict=False)}
 
-    def _owned(self, uploads: Mapping[str, Ciphertext], masks: Mapping[str, Any]) -> Ciphertext:
+    def _owned(self, uploads: Mapping[str, Ciphertext], masks: Mapping[str, Plaintext]) -> Ciphertext:
         """The sum of all uploads, each times its owner's mask; not rescaled."""
-        return self._sum(self.cc.EvalMult(uploads[name], masks[name]) for name in self.owners if name in uploads)
+        return self._sum(self.ev.times(uploads[name], masks[name]) for name in self.owners if name in uploads)
 
     def _derivatives(self, d: Ciphertext) -> dict[int, Ciphertext]:
         """s -> rot(D, -s Q)"""
@@ -271,14 +267,14 @@ class InteractiveEngine(Moves):
 
     def _updated(self, weights: Weights, g: Ciphertext, n: int) -> Ciphertext:
         """W + b (W - W-) - rate G / (64 n) with 3 limbs, rounded once."""
-        low = LIMBS - REFRESH_LIMBS
-        now, before = self._drop(weights.now, low - 1), self._drop(weights.before, low - 1)
-        moved = self.cc.EvalMult(g, -self.update.rate / (SCALE * n))
+        ev = self.ev
+        now, before = (ev.drop(w, REFRESH_LIMBS + 1) for w in (weights.now, weights.before))
+        moved = ev.times(g, -self.update.rate / (SCALE * n))
         if self.update.momentum:
-            moved = self.cc.EvalAdd(moved, self.cc.EvalMult(self.cc.EvalSub(now, before), self.update.momentum))
-        return self.cc.EvalAdd(self._drop(now, 1), self.cc.Rescale(moved))
+            moved = ev.add(moved, ev.times(ev.subtract(now, before), self.update.momentum))
+        return ev.add(ev.drop(now, REFRESH_LIMBS), ev.rescale(moved))
 
-    def _masked(self, ct: Ciphertext, masks: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Ciphertext]:
+    def _masked(self, ct: Ciphertext, masks: Mapping[str, Plaintext], present: Mapping[str, Any]) -> dict[str, Ciphertext]:
         """One opening per owner that is present."""
         names = [name for name in self.owners if name in present]
         return dict(zip(names, self._map(lambda name: self._times(ct, masks[name]), names), strict=True))
@@ -289,28 +285,25 @@ class InteractiveEngine(Moves):
         """ct rotated once, twice, ... ``count`` times."""
         out = [ct]
         for _ in range(count):
-            out.append(self.cc.EvalRotate(out[-1], rotation))
+            out.append(self.ev.rotate(out[-1], rotation))
         return out[1:]
 
     def _horner(self, cts: Sequence[Ciphertext], rotation: int) -> Ciphertext:
         """The sum over t >= 1 of cts[t - 1] rotated t times."""
-        total = self.cc.EvalRotate(cts[-1], rotation)
+        total = self.ev.rotate(cts[-1], rotation)
         for ct in reversed(cts[:-1]):
-            total = self.cc.EvalRotate(self.cc.EvalAdd(ct, total), rotation)
+            total = self.ev.rotate(self.ev.add(ct, total), rotation)
         return total
 
     def _inner(self, pairs: Sequence[tuple[Ciphertext, Ciphertext]]) -> Ciphertext:
         """Sum of x . y, one relinearisation for all."""
-        total = self.cc.EvalMultNoRelin(*pairs[0])
-        for x, y in pairs[1:]:
-            self.cc.EvalAddInPlace(total, self.cc.EvalMultNoRelin(x, y))
         # in this order rescaling shrinks the noise of the joint key, which the smudging of the openings has to cover
-        return self.cc.Rescale(self.cc.Relinearize(total))
+        return self.ev.rescale(self.ev.relinearise(self.ev.products(*zip(*pairs, strict=True))))
 
     def _sum(self, cts: Iterable[Ciphertext]) -> Ciphertext:
         first, *rest = cts
         for ct in rest:
-            first = self.cc.EvalAdd(first, ct)
+            first = self.ev.add(first, ct)
         return first
 
     def _all(self, jobs: Sequence[Callable[[], U]]) -> list[U]:

@@ -79,7 +79,7 @@ def rate(layout: Layout, scalars: Scalars) -> float:
 def factors(scheme: Scheme, layout: Layout, scalars: Scalars) -> list[Any]:
     """By what u, u^3, ... are multiplied to give ``rate`` p(z): numbers; with f > 1 plaintexts that keep lane j = 0 only."""
     own = [rate(layout, scalars) * c / LOGIT_SCALE ** (2 * i + 1) for i, c in enumerate(scalars.coefficients)]
-    return own if layout.feature_lanes == 1 else [scheme.encode(layout.first_lane() * a, LIMBS) for a in own]
+    return own if layout.feature_lanes == 1 else [scheme.evaluator.encode(layout.first_lane() * a, LIMBS) for a in own]
 
 
 def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars, row_table: Mapping[str, tuple[int, int]]) -> str:

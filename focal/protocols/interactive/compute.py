@@ -119,21 +119,23 @@ class JointCompute:
 
     def dump(self, ciphertext: Ciphertext) -> bytes:
         """Canonical bytes of a weight ciphertext."""
-        return codec.pack(self.scheme, WEIGHTS, self.scheme.limbs(ciphertext))
+        return codec.pack(self.scheme, WEIGHTS, self.scheme.evaluator.limbs(ciphertext))
 
     def _load(self, digest: str, fetch: Fetch) -> Ciphertext:
         """A weight ciphertext from bytes that this party wrote itself."""
-        return self.scheme.ciphertext(codec.unpack(self.scheme, WEIGHTS, fetch(digest), "the own disk"))
+        return self.scheme.evaluator.load(codec.unpack(self.scheme, WEIGHTS, fetch(digest), "the own disk"))
 
     # ----------------------------------------------------------------- help
 
     def _ciphertexts(self, headers: Mapping[str, Header], kind: codec.Kind) -> dict[str, Ciphertext]:
         def one(name: str) -> Ciphertext:
-            return self.scheme.adopt(self.scheme.ciphertext(codec.unpack(self.scheme, kind, self.fetch(headers[name].chunk), f"'{name}'")))
+            data = self.fetch(headers[name].chunk)
+            return self.scheme.evaluator.load(codec.unpack(self.scheme, kind, data, f"'{name}'"))
 
         return dict(zip(headers, self.pool.map(one, headers), strict=True))
 
     def _openings(self, step: int, kind: str, ciphertexts: Mapping[str, Ciphertext]) -> Openings:
         items = plan.opening_items(step, kind, tuple(ciphertexts))
         cts = ciphertexts.values() if items else []
-        return items, list(self.pool.map(lambda ct: codec.pack(self.scheme, OPENING, self.scheme.limbs(ct)), cts))
+        limbs = self.scheme.evaluator.limbs
+        return items, list(self.pool.map(lambda ct: codec.pack(self.scheme, OPENING, limbs(ct)), cts))

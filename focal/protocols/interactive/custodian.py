@@ -107,7 +107,8 @@ class JointCustodian(Custodian):
         """Made once, the stored bytes ever after, and no more of them than the key may give."""
 
         def make() -> bytes:
-            ciphertext = self.scheme.ciphertext(codec.unpack(self.scheme, OPENING, data, f"'{self.manifest.server.name}'"))
+            polynomials = codec.unpack(self.scheme, OPENING, data, f"'{self.manifest.server.name}'")
+            ciphertext = self.scheme.evaluator.load(polynomials)
             return opening.share(self.scheme, self.share.limbs, ciphertext, lead=self.me.name == self.peers[0])
 
         return self.ledger.answer("open", item, digest, make, limit=plan.settings(self.manifest).max_openings_per_key)
