@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from consortium import ENV, LOWER, Dataset, Finished, Process, cli, config, dataset, finished, focal, runs, said, write_config
+from agreement import check_agreement
+from consortium import ENV, Dataset, Finished, cli, dataset, finished, runs
 from patience import PATIENCE
 from places import CONTRACT
 
-from focal.config import Manifest, read
 from focal.measure.metrics import macro_auroc
 from focal.segments.projection import Projection
 
@@ -26,51 +22,6 @@ from focal.segments.projection import Projection
 @pytest.fixture(scope="module")
 def run() -> Finished:
     return finished()
-
-
-def train(tmp_path: Path, name: str, **changes: Any) -> dict[str, Any]:
-    """`focal train` to its end; returns the summary, after the checks that hold for every run."""
-    result = focal("train", "--config", write_config(tmp_path, name, **changes), "--runs", runs())
-    assert result.returncode == 0, result.stdout + result.stderr
-    said(result)
-    summary = json.loads((runs() / name / "summary.json").read_text())
-    check_agreement(runs() / name)
-    return summary
-
-
-def check_agreement(folder: Path) -> None:
-    """Encrypted weights and scores are those of the plaintext twin.
-
-    Weights: within the 1e-3 that the planner guarantees. AUROC: within 0.002, as the issue demands of data sets of its size; one pair of
-    the 30 test rows here can weigh more, so pairs that the weights' error can reorder come on top.
-    """
-    summary = json.loads((folder / "summary.json").read_text())
-    error = summary["max_abs_weight_error"]
-    assert error < 1e-3
-    ties = near_ties(folder, error)
-    assert ties < 0.05, "the tolerance below would mean nothing"
-    assert abs(summary["auroc"]["encrypted"] - summary["auroc"]["plaintext_twin"]) <= 0.002 + ties
-    assert {"encrypted", "plaintext_twin", "institutions", "pooled_plaintext"} <= set(summary["auroc"])
-
-
-def near_ties(folder: Path, error: float) -> float:
-    """Share of (positive, negative) pairs of test rows, averaged over classes, that an ``error`` on each weight can put into another order.
-
-    The scores x.w and x'.w of a pair move against each other by at most ``error`` |x - x'|_1.
-    """
-    rows = [np.load(path) for path in sorted(folder.glob("parties/*/rows.npz"))]
-    held = [f["split"] == "test" for f in rows]
-    features, labels = (np.concatenate([f[key][at] for f, at in zip(rows, held, strict=True)]) for key in ("features", "labels"))
-    weights = rows[0]["weights"]
-    projection = Projection.from_bytes(next(folder.glob("parties/*/projection.bin")).read_bytes())
-    x = projection.apply(features)
-    shares = []
-    for c in range(weights.shape[1]):
-        positive = labels[:, c - weights.shape[1]] == 1  # binary: one column of weights, that of the last class
-        if 0 < positive.sum() < len(x):
-            apart = x[positive][:, None] - x[~positive][None]
-            shares.append(np.mean(np.abs(apart @ weights[:, c]) <= error * np.abs(apart).sum(axis=2)))
-    return float(np.mean(shares))
 
 
 # --------------------------------------------------------------------------- one command
@@ -201,115 +152,4 @@ def _groups(run: Finished, name: str) -> list[tuple[str, str]]:
 # --------------------------------------------------------------------------- other shapes
 
 
-@pytest.mark.slow
-def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> None:
-    """`A;B` labels, a split column whose val rows are ignored because there are test rows, an institution column, one refresh more."""
-    summary = train(
-        tmp_path,
-        "multi",
-        dataset={"table": str(dataset().multilabel)},
-        training={"steps": 2, "degree": 5},
-        layout={"class_lanes": 2, "feature_lanes": 2},
-        consortium={"institutions": 4, "partition": {"by": "column"}, "share_blocks": True},
-    )
-    rows = dataset().rows(dataset().multilabel)
-    train_rows = sum(r["split"] == "train" for r in rows)
-    assert summary["params"]["rows"] == train_rows and summary["params"]["blocks"] == 1
-    assert (summary["params"]["feature_lanes"], summary["params"]["class_lanes"], summary["release"]["openings"]) == (2, 2, 2)
-    assert len(summary["auroc"]["institutions"]) == 4 and summary["params"]["degree"] == 5
-    manifest = read(Manifest, runs() / "multi" / "manifest.json")
-    assert manifest.task == "multilabel" and manifest.classes == ("A", "B", "C")
-    site = [m.rows for m in manifest.institutions]
-    assert site == [sum(r["split"] == "train" and r["institution"] == f"site-{i}" for r in rows) for i in range(4)]
-
-
-@pytest.mark.slow
-def test_binary_with_a_random_projection(tmp_path: Path) -> None:
-    summary = train(tmp_path, "pair", dataset={"table": str(dataset().binary)}, projection={"kind": "random"}, layout={"feature_lanes": 1})
-    assert summary["params"]["projection"] == "random" and summary["params"]["outputs"] == 1
-    manifest = read(Manifest, runs() / "pair" / "manifest.json")
-    assert manifest.task == "binary" and manifest.classes == ("sick", "well")
-
-
 # --------------------------------------------------------------------------- several machines
-
-
-@pytest.mark.slow
-def test_several_machines_by_hand(tmp_path: Path) -> None:
-    """Keys, manifest and local files as an operator makes them; each party knows its own folder only; a person approves the release."""
-    members = ["hub", "keeper-1", "keeper-2", "north", "south", "west"]
-    home = {name: tmp_path / name for name in members}
-    for name in members:
-        made = cli("keys", "new", "--name", name, "--out", home[name])
-        assert made.returncode == 0, made.stderr
-        assert stat.S_IMODE((home[name] / f"{name}.key.json").stat().st_mode) == 0o600
-
-    tables = _three_tables(home)
-    described = config("hands", dataset={"classes": ["healthy", "mild", "moderate", "severe"], "task": "multiclass"})
-    described["consortium"] = {"approve": "human"}
-    (tmp_path / "hands.yaml").write_text(yaml.safe_dump(described))
-    manifest = tmp_path / "manifest.json"
-    assert cli("manifest", "new", "--config", tmp_path / "hands.yaml", "--out", manifest).returncode == 0
-    port = 20000 + os.getpid() % 20000
-    own: dict[str, list[object]] = {
-        "hub": ["--role", "server", "--endpoint", f"tcp://127.0.0.1:{port}"],
-        **{name: ["--role", "custodian"] for name in members[1:3]},
-        **{name: ["--role", "institution", "--rows", n] for name, n in tables.items()},
-    }
-    for name, options in own.items():
-        added = cli("manifest", "add", manifest, *options, "--public", home[name] / f"{name}.public.json")
-        assert added.returncode == 0, added.stderr
-    for name in members:
-        signed = cli("manifest", "sign", manifest, "--keys", home[name] / f"{name}.key.json")
-        assert signed.returncode == 0, signed.stderr
-    assert "signed by all" in said(signed)
-
-    for name in members:  # everybody gets a copy, and writes the local file by hand
-        (home[name] / "manifest.json").write_bytes(manifest.read_bytes())
-        own_file: dict[str, Any] = {"name": name, "keys": str(home[name] / f"{name}.key.json"), "state": str(home[name] / "state")}
-        if name in tables:
-            data = {"kind": "table", "table": str(home[name] / "mine.csv"), "images": str(dataset().images)}
-            own_file |= {"data": data, "weights": LOWER["weights"], "device": "cpu", "cache": str(runs() / "cache")}
-        (home[name] / "local.yaml").write_text(yaml.safe_dump(own_file))
-
-    roles = {"hub": "server", "keeper-1": "custodian", "keeper-2": "custodian", "north": "institution", "south": "institution"}
-    roles["west"] = "institution"
-    parties = {name: Process(role, home[name] / "manifest.json", home[name] / "local.yaml") for name, role in roles.items()}
-    try:
-        for name in ("keeper-1", "keeper-2"):
-            parties[name].reach(lambda e: "waits for: focal approve" in e.get("text", ""))
-        assert parties["north"].child.poll() is None and not (home["north"] / "state" / "model.pt").exists()
-        assert cli("approve", home["keeper-1"] / "state").returncode == 0
-        with pytest.raises(subprocess.TimeoutExpired):  # one of two is not enough
-            parties["north"].child.wait(3)
-        assert cli("approve", home["keeper-2"] / "state").returncode == 0
-        for name, process in parties.items():
-            assert process.end() == 0, f"{name}: {process.errors}"
-    finally:
-        for process in parties.values():
-            process.child.kill()
-    models = set()
-    for name in tables:
-        summary = json.loads((home[name] / "state" / "summary.json").read_text())
-        assert set(summary["auroc"]) == {"encrypted"} and set(summary["auroc_ci95"]) == {"encrypted"}
-        assert "max_abs_weight_error" not in summary
-        assert set(summary["bytes"]) == set(members) and summary["bytes"][name]["up"] > 0
-        with np.load(home[name] / "state" / "rows.npz") as f:
-            models.add(f["weights"].tobytes())
-            assert len(f["features"]) == sum(1 for _ in (home[name] / "mine.csv").open()) - 1
-    assert len(models) == 1, "the institutions hold different models"
-    text = (home["hub"] / "state" / "events.jsonl").read_text()
-    assert re.search(r'"phase": "train"', text) and Dataset.PATIENT not in text
-
-
-def _three_tables(home: dict[str, Path]) -> dict[str, int]:
-    """A table of its own for each of three institutions, split by patient; returns their train rows."""
-    counts = {}
-    rows = dataset().rows()
-    for k, name in enumerate(("north", "south", "west")):
-        mine = [r for r in rows if int(r["patient"].rpartition("-")[2]) % 3 == k]
-        tested = {r["patient"] for r in mine if int(r["patient"].rpartition("-")[2]) // 3 % 3 == 0}
-        lines = [f"{r['filename']},{r['label']},{r['patient']},{'test' if r['patient'] in tested else 'train'}" for r in mine]
-        (home[name] / "mine.csv").write_text("\n".join(["filename,label,patient,split", *lines]) + "\n")
-        counts[name] = sum(line.endswith("train") for line in lines)
-    return counts

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from consortium import finished
-from scan import Published, captured, counted, of_run, read_run, scan
+from scan import Published, captured, counted, read_run, scan
 
 from focal.ckks import codec, ring, sampling
 from focal.ckks.scheme import DIGITS, Scheme
@@ -96,25 +96,6 @@ def test_a_blind_run_has_none() -> None:
     assert scan(published) == []
 
 
-@pytest.mark.slow
-def test_a_blind_run_has_none_with_products_by_public_randomness() -> None:
-    published = read_run(finished().folder)
-    assert scan(published, ["custodian-1"], [published.scheme.extended[5]], products=True) == []
-
-
-@pytest.mark.slow
-def test_an_interactive_run_has_none() -> None:
-    from quick_joint import JointConsortium
-
-    with JointConsortium("scanned") as c:
-        c.start_all()
-        c.finish()
-        published = of_run(c.run.folder / "parties", c.manifest)
-        print(counted(published))
-        assert scan(published) == []
-        assert scan(published, ["custodian-1"], [published.scheme.extended[5]], products=True) == []
-
-
 def test_sums_of_fedavg_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     from focal.baselines.encrypted import EncryptedSum
 
@@ -128,25 +109,3 @@ def test_sums_of_fedavg_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
     published = captured(monkeypatch, lambda: (made[0].scheme, [], made[0].run_id), run)
     assert len(published.families) == 3 and scan(published, products=True) == []
-
-
-@pytest.mark.slow
-def test_learning_from_scratch_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pixels import OUTPUTS, ROWS, site
-
-    from focal.baselines.scratch import EncryptedRun
-    from focal.heads.two_layer import Weights
-
-    made: list[EncryptedRun] = []
-
-    def run() -> None:
-        made.append(EncryptedRun(tuple(ROWS), OUTPUTS, 2, None, 2))
-        own = {name: site(i, n) for i, (name, n) in enumerate(ROWS.items())}
-        made[0].open(made[0].step(0, made[0].net.start(Weights.draw(OUTPUTS, 1.0, 0)), own, 0.06))
-
-    published = captured(monkeypatch, lambda: (made[0].scheme, made[0].layout.rotations, made[0].run_id), run)
-    try:
-        assert len(published.families) == 2 and scan(published) == []
-        assert scan(published, ["custodian-1"], [published.scheme.extended[5]], products=True) == []
-    finally:
-        made[0].close()

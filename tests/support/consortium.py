@@ -42,6 +42,7 @@ import yaml
 from forks import nursery
 from numpy.typing import NDArray
 from patience import PATIENCE
+from places import ROOT
 
 from focal.config import LocalConfig, Manifest, RunConfig, read, write
 from focal.net.identity import Identity, open_record, sign_manifest
@@ -152,6 +153,15 @@ def focal(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
     """Run one ``focal`` command to its end."""
     command = [sys.executable, "-m", "focal", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**ENV, "COLUMNS": "200", **env})
+
+
+def started(*command: str, folder: Path, **env: str) -> str:
+    """What a program prints; it must end well."""
+    env = {**ENV, "PYTHONPATH": str(ROOT), **env}
+    program = [sys.executable, *command]
+    result = subprocess.run(program, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -25,13 +25,12 @@ import pytest
 import torch
 from conftest import Opened
 from PIL import Image
-from pixels import OUTPUTS, ROWS, site
+from pixels import OUTPUTS, ROWS, institution, site
 from polynomials import coefficients, rms
 
-from focal.baselines.scratch import CARRIED_NOISE, EncryptedRun, Settings, Site, pixels, sites, train_from_scratch, train_twin
+from focal.baselines.scratch import CARRIED_NOISE, EncryptedRun, Settings, Site, pixels, sites, train_twin
 from focal.ckks import codec
 from focal.ckks.scheme import LIMBS
-from focal.custody import release
 from focal.data.rows import InstitutionRows
 from focal.data.synthetic import generate
 from focal.data.table import ArrayImages
@@ -44,14 +43,6 @@ from focal.measure.traffic import Traffic
 
 RATE, SEED = 0.5, 4
 LAYOUT = NetworkLayout(8192, OUTPUTS)
-
-
-def institution(seed: int, n: int, width: int = INPUTS) -> InstitutionRows:
-    """Every third row is a test row."""
-    rng = np.random.default_rng(seed)
-    labels = np.eye(OUTPUTS, dtype=np.uint8)[rng.integers(0, OUTPUTS, n)]
-    split = np.array(["test" if i % 3 == 2 else "train" for i in range(n)])
-    return InstitutionRows(rng.uniform(-1, 1, (n, width)).astype(np.float32), labels, np.arange(n).astype(str), split)
 
 
 # --------------------------------------------------------------------------- in the clear
@@ -295,21 +286,3 @@ def test_bytes_of_the_keys_are_counted(run: EncryptedRun, stepped: Any) -> None:
     assert before["a"] == before["b"] == Traffic(up=0, down=public + (2 + rotations) * b)
     each = public + (3 + rotations) * b
     assert before["custodian-1"] == before["custodian-2"] == Traffic(up=each, down=each)
-
-
-@pytest.mark.slow
-def test_a_whole_run_opens_what_the_twin_computes() -> None:
-    """Last, because it forgets all evaluation keys. Two steps, so that weights travel; the smudging is what the opened weights err by.
-
-    A slot errs by sigma sqrt(custodians N / 2) / 2^45, a weight of eight copies by that / 32 / sqrt(8); six deviations (1024 weights).
-    """
-    rows, settings = {"a": institution(0, 9), "b": institution(1, 6)}, Settings(steps=2, custodians=2, rate=RATE)
-    found = train_from_scratch(rows, "multiclass", settings, threads=1)
-    assert found.max_abs_weight_error < 6 * release.sigma(CARRIED_NOISE) * (2 * 8192) ** 0.5 / 2**45 / SCALE / 8**0.5 + 1e-5
-    test = InstitutionRows.union(rows).scored
-    np.testing.assert_array_equal(found.scores, found.weights.scores(test.features.astype(float)))
-    twin = train_twin(Weights.draw(OUTPUTS, settings.size, 0), list(sites(rows, "multiclass", settings).values()), settings)
-    np.testing.assert_array_equal(found.twin_scores, twin.scores(test.features.astype(float)))
-    assert 0 < found.seconds_per_step < found.seconds / 2
-    assert set(found.traffic) == {"a", "b", "custodian-1", "custodian-2"}
-    assert all(t.up > 0 and t.down > 0 for t in found.traffic.values())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from squares import NAMES, squares, unequal
 
 from focal.baselines import spe_fl as module
 from focal.baselines.encrypted import EncryptedSum
@@ -33,7 +34,6 @@ from focal.data.table import ArrayImages
 from focal.errors import FocalError
 from focal.measure.traffic import Traffic
 
-NAMES = ("a", "b", "c")
 FREE = Settings(rounds=1, epochs=1, clip=1e9, noise=0.0, keep=1.0, encrypted=False)
 """Plain federated averaging."""
 
@@ -41,19 +41,9 @@ Parts = dict[str, np.ndarray]
 Added = list[tuple[Sum, Parts, np.ndarray]]
 
 
-def squares(n: int, seed: int) -> Images:
-    """Grey noise with a bright square in the upper half (class 0) or in the lower one: easy."""
-    rng = np.random.default_rng(seed)
-    pixels, lower = rng.integers(0, 120, (n, SIZE, SIZE), dtype=np.uint8), rng.integers(0, 2, n)
-    for image, half, (y, x) in zip(pixels, lower, rng.integers(0, SIZE // 2 - 8, (n, 2)), strict=True):
-        image[half * SIZE // 2 + y :, 2 * x :][:8, :8] = 250
-    return Images(np.repeat(pixels[..., None], 3, axis=3), np.eye(2, dtype=np.uint8)[lower])
-
-
 @pytest.fixture(scope="module")
 def train() -> dict[str, Images]:
-    """Institutions of unequal size."""
-    return {name: squares(n, seed) for seed, (name, n) in enumerate(zip(NAMES, (32, 64, 96), strict=True))}
+    return unequal()
 
 
 @pytest.fixture(scope="module")
@@ -196,17 +186,6 @@ def test_compression_saves_ciphertexts_up_and_shares_down(
 
 
 # --------------------------------------------------------------------------- training
-
-
-@pytest.mark.slow
-def test_it_learns_an_easy_task_with_noise_and_compression(train: dict[str, Images], held: Images) -> None:
-    found = spe_fl(train, held, "binary", Settings(rounds=5, encrypted=False))
-    assert found.scores.shape == (100, 1)
-    assert found.rounds[-1].auroc > 0.95
-    assert found.measures == measure(held.labels, found.scores, "binary")
-    assert [r.returned for r in found.rounds] == [NAMES] * 5
-    seconds = [r.seconds for r in found.rounds]
-    assert seconds == sorted(seconds) and seconds[0] > 0
 
 
 def test_the_same_seed_gives_the_same_scores_and_torchs_generator_is_left_alone(train: dict[str, Images], held: Images) -> None:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -28,12 +28,13 @@ import torch
 from conftest import Opened
 from hypothesis import given
 from hypothesis import strategies as st
-from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, opened_step, problem, rehearsal, uploads
+from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, problem, rehearsal, uploads
+from joint_training import Training, noisy_batches, release_of
 from patience import PATIENCE
 
 from focal.ckks import codec
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
-from focal.custody import opening, release
+from focal.custody import release
 from focal.errors import FocalError, Refused
 from focal.heads import released
 from focal.heads.joint.engine import Forward, InteractiveEngine, zero_weights
@@ -44,8 +45,6 @@ from focal.heads.linear.layout import WEIGHT_SCALE
 from focal.heads.linear.rehearsal import Rehearsal
 
 FRESH, SWITCH = 2**-28.8, 2**-30
-GRADIENT_ERROR = 6 * math.sqrt(3) * opening.SIGMA * 2**6.5 / 2**45 / GRADIENT_SCALE
-"""Six standard deviations of what three custodians' smudging does to an opened activation gradient: 2^-13.1."""
 LAYOUTS = [InteractiveLayout(SLOTS, r, c) for r, c in ((64, 8), (32, 5), (128, 3), (256, 2), (64, 1))]
 
 
@@ -155,45 +154,6 @@ def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
         assert ciphertext.GetLevel() == len(base.scheme.moduli) - OPENING.limbs
 
 
-class Training:
-    """Steps from zero in which owners see smudged openings only, beside the plaintext twin, which sees its own logits."""
-
-    def __init__(self, base: Rehearsal, layout: InteractiveLayout, update: Update, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        run = engine(base, layout, update)
-        self.w = self.before = np.zeros((layout.features, layout.outputs))
-        self.losses: list[tuple[float, float]] = []
-        """Encrypted, twin."""
-        self.relative: list[float] = []
-        """Largest error of an activation gradient, over the largest activation gradient of the step."""
-        weights = zero_weights(base.scheme)
-        for step, (x, y) in enumerate(batches):
-            weights, z, _, dx = opened_step(base, run, step, weights, x, y, base.refresh)
-            exact = derivative(x @ self.w, y)
-            wanted = exact @ self.w.T
-            assert np.abs(z - x @ self.w).max() < 1e-3
-            assert np.abs(dx - wanted).max() <= 1e-3 * np.abs(wanted).max() + GRADIENT_ERROR
-            self.losses.append((cross_entropy(z, y), cross_entropy(x @ self.w, y)))
-            self.relative.append(float(np.abs(dx - wanted).max() / max(np.abs(wanted).max(), 1e-9)))
-            self.w, self.before = twin_step(self.w, self.before, x, exact, update), self.w
-        run.close()
-        opened = Opened(base)
-        self.error = float(np.abs(exact_weights(layout, opened, weights.now) - self.w).max())
-        self.error_before = float(np.abs(exact_weights(layout, opened, weights.before) - self.before).max())
-        self.weights = weights
-
-
-def cross_entropy(z: np.ndarray, y: np.ndarray) -> float:
-    return float(torch.nn.functional.cross_entropy(torch.from_numpy(z), torch.from_numpy(y)))
-
-
-def noisy_batches(layout: InteractiveLayout, steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows whose labels a linear head explains in part."""
-    rng = np.random.default_rng(2)
-    labels_of = 0.3 * rng.standard_normal((layout.features, layout.outputs))
-    xs = [np.clip(rng.standard_normal((layout.rows, layout.features)), -3, 3) for _ in range(steps)]
-    return [(x, (x @ labels_of + rng.gumbel(size=(layout.rows, layout.outputs))).argmax(1)) for x in xs]
-
-
 def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
     """Owners take softmax of the logits opened to them; the twin, and torch's SGD with momentum, of exact ones.
 
@@ -218,12 +178,6 @@ def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
     assert np.abs(without - run.w).max() > 1e-2, "without momentum it would be another head"
 
 
-def release_of(base: Rehearsal, layout: InteractiveLayout, ciphertext: Any) -> np.ndarray:
-    """(R, C) weights by smudged shares, as an institution gets them."""
-    shares = [(str(i), release.share(base.scheme, s.limbs, ciphertext, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
-    return released.weights(layout, [release.open_slots(base.scheme, shares)])
-
-
 def test_a_released_head_errs_as_predicted(base: Rehearsal) -> None:
     """expected_error is the blind protocol's: noise and weights are four times larger here. Mean of six, within a factor 2."""
     assert HEAD_NOISE / release.CARRIED_NOISE == SCALE / WEIGHT_SCALE
@@ -233,27 +187,6 @@ def test_a_released_head_errs_as_predicted(base: Rehearsal) -> None:
     predicted = released.expected_error(SLOTS, base.scheme.scale, layout, 3)
     print(f"largest error of a released weight: predicted {predicted:.1e}, measured {np.mean(measured):.1e}")
     assert predicted / 2 < np.mean(measured) < 2 * predicted < 2 * released.MAX_ERROR
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_fifty_steps_follow_the_twin(base: Rehearsal) -> None:
-    """What issue 4 asks: losses within 1 %, logits within 1e-3, gradients within 1e-3 relative once the head is not near 0 any more.
-
-    And both heads that are released in the end, the last and the one before, come out of their release within 1e-3.
-    """
-    run = Training(base, LAYOUTS[0], Update(rate=0.5, momentum=0.9), noisy_batches(LAYOUTS[0], 50))
-    ours, twins = np.array(run.losses).T
-    apart = np.abs(ours / twins - 1).max()
-    print(
-        f"50 steps: loss {twins[0]:.3f} to {twins[-1]:.3f}, at most {apart:.1e} apart (relative); weights err by {run.error:.1e}, "
-        f"gradients by {max(run.relative[3:]):.1e} relative"
-    )
-    assert twins[-5:].mean() < 0.8 * twins[0], "nothing was learned"
-    assert apart < 0.01
-    assert max(run.relative[3:]) < 1e-3
-    for ciphertext, wanted in ((run.weights.now, run.w), (run.weights.before, run.before)):
-        assert np.abs(release_of(base, LAYOUTS[0], ciphertext) - wanted).max() < 1e-3
 
 
 def test_real_images(base: Rehearsal, shared_data: Path) -> None:

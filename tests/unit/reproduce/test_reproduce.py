@@ -12,35 +12,24 @@ from typing import Any
 import consortium
 import numpy as np
 import pytest
+from eyes import EYES, NAMED, with_training, write_configs
 
-from focal.baselines import logistic, spe_fl
+from focal.baselines import spe_fl
 from focal.baselines.logistic import baseline_scores
 from focal.configs import FOLDER
 from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
 from focal.measure.metrics import macro_auroc
 from focal.reproduce import cases, methods, study
-from focal.reproduce.cases import BY_PATIENT, SKEWED_3, Case, PaperTable, Source
+from focal.reproduce.cases import BY_PATIENT, SKEWED_3, Case, Source
 from focal.reproduce.cells import Cell, Key, Store
 from focal.reproduce.methods import ALONE, BLIND, CONVERGED, FEDERATED, LOCAL_TRAINING, METHODS, MODEL, POOLED, Method, Outcome
 from focal.reproduce.study import Repeat, Study, reproduce
 
-NAMED = {method.name: method for method in METHODS}
-
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``eyes.yaml``: four classes, patients, a split column."""
-    folder = tmp_path_factory.mktemp("configs")
-    rows = consortium.dataset().rows()
-    held = {patient for i, patient in enumerate(sorted({row["patient"] for row in rows})) if i % 3 == 0}
-    table = consortium.write_csv(folder / "eyes.csv", [{**row, "split": "test" if row["patient"] in held else "train"} for row in rows])
-    data = {"kind": "table", "table": str(table), "images": str(consortium.dataset().images)}
-    consortium.write_config(folder, "eyes", dataset=data)
-    return folder
-
-
-EYES = PaperTable(1, "ocular", "Eyes: generated", "eyes.yaml", (BY_PATIENT, SKEWED_3), "Not reproduced: everything.", gain=9.62)
+    return write_configs(tmp_path_factory.mktemp("configs"))
 
 
 @pytest.fixture
@@ -58,11 +47,6 @@ def given(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def case(configs: Path, tmp_path: Path, given: None) -> Case:
     return Source(EYES, configs, tmp_path / "runs").case(SKEWED_3, 0)
-
-
-def with_training(case: Case, changed: dict[str, int]) -> Case:
-    config = case.config
-    return replace(case, config=config.model_copy(update={"training": config.training.model_copy(update=changed)}))
 
 
 def counted(name: str, calls: list[str], *, spent: float = 0.0, fail: Callable[[int], bool] = lambda n: False, **settings: Any) -> Method:
@@ -117,30 +101,6 @@ def test_single_and_pooled_models_are_those_of_a_run(case: Case) -> None:
     for name, scores in alone.items():
         np.testing.assert_array_equal(ours[name], case.by_table(scores))
     np.testing.assert_array_equal(NAMED[POOLED].run(case).scores[MODEL], case.by_table(pooled))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "suffix", "training"), [(BLIND, "", {}), (CONVERGED, "-converged", methods.CONVERGENCE)])
-def test_blind_head_is_a_real_run_and_leaves_no_private_file(
-    name: str, suffix: str, training: dict[str, int], configs: Path, tmp_path: Path
-) -> None:
-    """Scores of the encrypted run lie as near to the twin's as its released weights lie to the twin's weights."""
-    case = Source(EYES, configs, tmp_path / "runs").case(BY_PATIENT, 0)
-    NAMED[ALONE].run(case), NAMED[POOLED].run(case)
-    fitted = len(logistic._fitted)
-    outcome = NAMED[name].run(case)
-    assert len(logistic._fitted) == fitted  # the run's own baselines are those that the study has fitted
-    exact = NAMED["twin"].run(with_training(case, training)).scores[MODEL]
-    error = outcome.facts["max_abs_weight_error"]
-    longest = 2 * np.sqrt(case.projection.features) + 1  # norm of a column vector after the clip, and the bias
-    # |x (W - W')| <= |x|_2 sqrt(R) max|W - W'|; this test's own projection is another basis of the same space, up to float32
-    bound = longest * np.sqrt(case.projection.features) * error + 1e-4
-    assert 0 < error < 1e-3
-    assert np.abs(outcome.scores[MODEL] - exact).max() < bound
-    assert {"server", "custodian-1", "hospital-a"} <= set(outcome.traffic)
-    assert outcome.traffic["hospital-a"].up > 100_000  # ciphertexts, not only messages
-    folder = tmp_path / "runs" / f"{case.config.name}{suffix}"
-    assert (folder / "summary.json").exists() and not (folder / "parties").exists()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if "fed" in name and name not in methods.DEALT])
@@ -219,13 +179,6 @@ def test_spe_fl_sees_the_images_of_each_institution(seen: Case, monkeypatch: pyt
         np.testing.assert_array_equal(own.labels, seen.rows[name].labels[seen.rows[name].split == "train"])
     assert made.scores[MODEL].shape == seen.labels.shape and len(made.curve) == 2 and set(made.traffic) == set(seen.rows)
     assert made.curve[-1].auroc == macro_auroc(seen.labels, made.scores[MODEL], seen.task)
-
-
-@pytest.mark.slow
-def test_from_scratch_is_scored_beside_its_twin(seen: Case) -> None:
-    made = NAMED[methods.SCRATCH].run(seen)
-    assert made.facts["max_abs_weight_error"] < 0.01 and {"hospital-a", "custodian-1"} <= set(made.traffic)
-    assert abs(macro_auroc(seen.labels, made.scores[MODEL], seen.task) - made.facts["auroc_plaintext_twin"]) < 0.02
 
 
 def test_a_method_of_one_part_is_not_in_the_others(configs: Path, tmp_path: Path, given: None) -> None:

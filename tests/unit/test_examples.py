@@ -5,15 +5,11 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from consortium import ENV
-from patience import PATIENCE
+from consortium import started
 from places import ROOT
 
 from focal.config import RunConfig, read
@@ -30,15 +26,6 @@ def example(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def started(*command: str, folder: Path, **env: str) -> str:
-    """What a program prints; it must end well."""
-    env = {**ENV, "PYTHONPATH": str(ROOT), **env}
-    program = [sys.executable, *command]
-    result = subprocess.run(program, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def cells() -> list[dict[str, Any]]:
@@ -84,20 +71,3 @@ def test_the_miniature_of_the_demo_is_a_configuration() -> None:
     small = train.miniature(demo)
     assert small.dataset.samples == 240 and small.projection.features == 32 and small.name == "demo-small"
     assert small.projection.bound == demo.projection.bound and small.lower.weights == demo.lower.weights
-
-
-@pytest.mark.slow
-def test_training_from_python(tmp_path: Path) -> None:
-    """A run, an evaluation on new images, predictions."""
-    said = started(str(EXAMPLES / "train.py"), "--small", folder=tmp_path)
-    assert "AUROC: encrypted 0." in said and "on 60 new images: AUROC 0." in said
-    lines = (tmp_path / "runs" / "demo-small" / "predictions.csv").read_text().splitlines()
-    assert len(lines) == 61 and lines[0] == "filename,healthy,mild,moderate,severe"
-
-
-@pytest.mark.slow
-def test_training_on_own_images(tmp_path: Path) -> None:
-    said = started(str(EXAMPLES / "own_dataset.py"), "--small", folder=tmp_path)
-    encrypted = float(said.partition("AUROC: encrypted ")[2].partition(",")[0])
-    assert encrypted > 0.5
-    assert (tmp_path / "runs" / "shapes" / "model.pt").is_file()

@@ -12,7 +12,7 @@ from consortium import SAMPLES, config, dataset, focal, runs, said, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from focal.config import InteractiveConfig
-from focal.measure.losses import loss_difference, read_losses
+from focal.measure.losses import read_losses
 from focal.measure.summary import read_summary
 from focal.segments.projection import Projection
 from focal.segments.upper import ReleasedModel, load
@@ -26,14 +26,6 @@ def write_joint(folder: Path, name: str, start: str | None, *, logger: str = "cs
     return path
 
 
-def test_the_loss_difference_is_that_of_the_steps_that_all_took() -> None:
-    ours = [{0: 1.0, 1: 2.0}, {0: 3.0, 1: 4.0, 2: 9.0}]
-    assert loss_difference(ours, ours) == 0.0
-    assert loss_difference(ours, [ours[0], {1: 4.5}]) == pytest.approx(1 - 3 / 3.25)
-    assert loss_difference(ours, [{}, ours[1]]) is None, "nothing was compared"
-
-
-@pytest.mark.slow
 def test_without_a_model_to_start_from_the_bottleneck_is_a_blind_runs_projection(tmp_path: Path) -> None:
     said(focal("train", "--config", write_joint(tmp_path, "afresh", None, trainable="bottleneck"), "--runs", runs()))
     summary = read_summary(runs() / "afresh")
@@ -47,7 +39,6 @@ def test_without_a_model_to_start_from_the_bottleneck_is_a_blind_runs_projection
     assert model.bound == projection.bound
 
 
-@pytest.mark.slow
 def test_fine_tuning_starts_from_a_blind_run_and_goes_on_under_a_new_key(tmp_path: Path) -> None:
     write_config(tmp_path, "frozen")
     first = write_joint(tmp_path, "tuned", "frozen.yaml", trainable="last", blocks=1, logger="tensorboard")

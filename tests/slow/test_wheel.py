@@ -112,7 +112,6 @@ def test_the_report_finds_its_page(installed: Installed) -> None:
     assert installed.python("from focal.reporting import html; print(bool(html._template()))") == "True"
 
 
-@pytest.mark.slow
 def test_the_demo_runs_to_its_end(installed: Installed) -> None:
     result = installed.run("focal", "demo", COLUMNS="200")
     assert result.returncode == 0 and "result: runs/demo/summary.json" in said(result)
