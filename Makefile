@@ -46,10 +46,10 @@ test-slow: setup ## stalled links, pulled plugs, whole runs: some minutes
 	OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -rs --durations=5 -m slow
 
 fuzz: setup ## two million mutated messages against every decoder
-	OMP_NUM_THREADS=1 $(bin)/python tests/fuzz.py
+	OMP_NUM_THREADS=1 $(bin)/python tests/support/fuzz.py
 
 crash: setup ## kill -9 of random parties at random moments, 100 times
-	OMP_NUM_THREADS=1 $(bin)/python tests/crash.py --kills 100
+	OMP_NUM_THREADS=1 $(bin)/python tests/support/crash.py --kills 100
 
 lint: setup ## ruff
 	$(bin)/ruff check .

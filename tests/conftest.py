@@ -10,6 +10,7 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from places import DATA  # noqa: E402
 
 from focal.ckks import ring  # noqa: E402
 from focal.heads.linear.layout import Layout  # noqa: E402
@@ -24,12 +25,16 @@ SHARED = {
 }  # fmt: skip
 """What many files look at takes a minute to make: the files that look at it are one worker's (``--dist loadgroup``)."""
 
+SLOW = Path(__file__).parent / "slow"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together. The longest groups come first, so that two workers end at about the same time; before
-    them what waits for stalled links, for the other worker has the processors meanwhile."""
+    """What lies in ``slow/`` is slow. A file's tests stay together. The longest groups come first, so that two workers end at about
+    the same time; before them what waits for stalled links, for the other worker has the processors meanwhile."""
     groups = {f"test_{name}.py": group for group, names in SHARED.items() for name in names}
     for item in items:
+        if SLOW in item.path.parents:
+            item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group(groups.get(item.path.name, item.path.stem)))
     items.sort(key=lambda item: (item.path.name != "test_network.py", item.path.name not in groups))
 
@@ -92,7 +97,6 @@ def opened(rehearsal: Rehearsal) -> Opened:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with the real data sets; the test is skipped where there is none."""
-    folder = Path(os.environ.get("FOCAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real data in {folder} (set FOCAL_DATA)")
-    return folder
+    if not DATA.is_dir():
+        pytest.skip(f"no real data in {DATA} (set FOCAL_DATA)")
+    return DATA

@@ -15,7 +15,7 @@ h0_i is a ring-LWE sample under u_i; h1_i, the rotation keys and the public key 
 each is pseudo-random, whatever P g s_i is added to it (circular security). In round 2 u_i cancels: b_i is a relinearisation key of s_i
 whose a-half is the sample h1, pseudo-random by assumption (SECURITY.md). What must never happen is that *one* secret meets *one* ``a`` in
 two published elements: OpenFHE's MultiKeySwitchGen and MultiMultEvalKey publish P g s_i - a' s_i + e and a' s_i + e', whose sum is s_i
-(docs/security-notes.md). So: no u_i is used twice, tests/test_scan.py adds up all that a run publishes, and SECURITY.md says the rest.
+(docs/security-notes.md). So: no u_i is used twice, test_scan.py adds up all that a run publishes, and SECURITY.md says the rest.
 
 Only b halves travel. Round 2 depends on round 1, and that is where a custodian that answers last could choose its round-1 part so
 that the others' answers spell out their secrets (h1 = 0 would show P g s_i): rounds are therefore committed before they are revealed,

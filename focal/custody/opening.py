@@ -25,7 +25,7 @@ share is known, which is 3 / 2 to begin with. In the framework of Dachman-Soled,
 leave the estimated hardness as it is. A share by itself, to somebody who cannot finish the sum, is a ring-LWE sample with error
 2^30 instead of 3.19. Shares are made once (the ledger), so their noise cannot be averaged away.
 
-The noise inside, measured with independent keys on the same plaintexts (tests/test_opening.py, 3 custodians; it grows as sqrt(m))::
+The noise inside, measured with independent keys on the same plaintexts (test_opening.py, 3 custodians; it grows as sqrt(m))::
 
     logits                 2^10.3 sqrt(1 + 0.85 w^2)     fresh noise of activations times the head; w: the head's root mean square
     activation gradients   2^10.6 sqrt(1 + 11 w^2)       fresh noise of derivatives times the head
@@ -36,7 +36,7 @@ Over the 512 steps that 4096 openings allow four institutions that is 2^13.8 (ro
 focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 960 steps). Noise grows with the
 sizes of activations and weights too, so an institution keeps both bounded (focal.heads.joint.limits): ``check_activations`` before it
 uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are. One that
-uploads what it likes needs no noise to read: nothing proves an upload well formed (tests/test_malformed_activations.py).
+uploads what it likes needs no noise to read: nothing proves an upload well formed (test_malformed_activations.py).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Each custodian's share is s_i c1 + noise; the first custodian of the manifest ad
 the noise that the carried weights have inside, which depends on the secret. For statistical distance 2^-kappa over the N
 coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds the carried noise per coefficient::
 
-    t     = 2^14        (root mean square over a refreshed W of a trained model; measured in tests/test_release.py)
+    t     = 2^14        (root mean square over a refreshed W of a trained model; measured in test_release.py)
     kappa = 30
     sigma = 2^15 x 3.46 x 2^14 = 2^30.8  per custodian
 

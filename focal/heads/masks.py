@@ -6,7 +6,7 @@
     weights, 6 limbs --mask of the lanes that hold a class,  twice--> 4 limbs --------------------------> shares of the release
 
 An institution can fill every slot of a ciphertext that it encrypts. A target in another's row, in a lane that pads the classes, would
-move that lane's weights along the other's features, and the release would show them (tests/test_foreign_rows.py). Either mask
+move that lane's weights along the other's features, and the release would show them (test_foreign_rows.py). Either mask
 stops it.
 
 Encoding rounds N coefficients: 2^-40 (root mean square; 2^-38 at most) is left in the place of a zero. So both are done twice, which

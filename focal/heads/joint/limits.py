@@ -24,7 +24,7 @@ HEAD_NOISE = 2.0**16
 ROUNDING = 2.0**5.7
 """What one rescaling adds, per coefficient, with 3 custodians: sqrt((1 + 2 N) / 12)."""
 TURNED_NOISE = 2.0**9.8
-"""Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in tests/test_interactive_kernel.py)."""
+"""Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in test_interactive_kernel.py)."""
 MAX_ACTIVATION = 2.01
 """Largest root mean square of an institution's activations in one step: where a bottleneck clips every norm to 2 sqrt(R), and a bias."""
 MAX_WEIGHT = 2.0

@@ -1,0 +1,225 @@
+"""One institution alone, every ciphertext a proper encryption: what it gets that writes into rows that are not its own.
+
+It puts targets of -60 into one patient's row of another institution, in a class lane that only pads 5 classes to 8. That lane's weights
+then move along this patient's features, and the released weights, which it is sent, show them.
+Three things stop it, each tested apart from the others: blocks of its own, its mask on what it uploads, and no padding lanes in a release.
+Correlations over 31 features: a chance one has deviation 1 / sqrt(31), five of them are 0.9; read features correlate by 0.99.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Opened
+from manifests import manifest
+
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS
+from focal.config import LayoutSpec
+from focal.custody import release
+from focal.errors import Refused
+from focal.heads import masks
+from focal.heads.linear.engine import Block, Engine, chunk_kind, mask_digest, zero_weights
+from focal.heads.linear.layout import RESIDUAL_SCALE, WEIGHT_SCALE, Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.linear.twin import Scalars, train
+from focal.heads.masks import OwnerMasks, only_classes
+from focal.net import messages as msg
+from focal.protocols.blind import plan, uploads
+from focal.protocols.blind.compute import BlindCompute
+
+CLASSES, ROWS, STEPS = 5, 300, 2
+LAYOUT = Layout(8192, 32, CLASSES, ROWS, 8, 1, 8)
+VICTIMS = {5: 11, 6: 122, 7: 233}
+"""Idle lane -> the row of another institution that is to be read in it."""
+ATTACKER = (280, 300)
+SIZE = 60.0
+
+
+@dataclass
+class Shared:
+    """A block of two institutions: a victim's rows and then the attacker's."""
+
+    run: Rehearsal
+    x: np.ndarray
+    targets: np.ndarray
+    scalars: Scalars
+    honest: Block
+    """All rows, as both should have sent them."""
+
+    def attack(self, owners: OwnerMasks) -> list[Any]:
+        """Weights after a few steps, of which the attacker's upload holds targets in the victim's rows; ``owners`` keep what may stay."""
+        extra = np.zeros((LAYOUT.groups_of_rows * LAYOUT.lane, LAYOUT.class_lanes))
+        for lane, row in VICTIMS.items():
+            extra[row, lane] = -SIZE
+        bad = self.run.encrypt(RESIDUAL_SCALE * extra.reshape(-1), chunk_kind("target").limbs)
+        added = self.run.scheme.evaluator.add(self.honest.targets[0], owners.keep(bad, ATTACKER, 0, 0))
+        block = Block(self.honest.data, [added])
+        engine, weights = Engine(self.run.scheme, LAYOUT, self.scalars, lambda b: block, 2), zero_weights(self.run.scheme, LAYOUT)
+        for step in range(STEPS):
+            weights = engine.step(step, weights, self.run.refresh)
+        engine.close()
+        return weights
+
+    def read(self, ciphertext: Any) -> np.ndarray:
+        """(R, k): the lanes of a weight ciphertext by smudged shares, those that hold no class as well."""
+        return LAYOUT.read_weights(self.run.consortium.open(partial(release.share, noise=release.CARRIED_NOISE), ciphertext)) / WEIGHT_SCALE
+
+    def correlations(self, lanes: np.ndarray) -> np.ndarray:
+        """Of each idle lane with the features of its victim, the bias column apart."""
+        return np.array([np.corrcoef(lanes[:-1, lane], self.x[row, :-1])[0, 1] for lane, row in VICTIMS.items()])
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Shared]:
+    run = Rehearsal(LAYOUT, custodians=2, threads=2, run="foreign rows")
+    rng = np.random.default_rng(0)
+    x = np.clip(rng.normal(size=(ROWS, 32)), -4, 4)
+    x[:, -1] = 1
+    targets = 0.5 - np.eye(CLASSES)[rng.integers(0, CLASSES, ROWS)]
+    yield Shared(run, x, targets, Scalars.derive(3, 1.5, 0.1, ROWS), run.block(x, targets, 0))
+
+
+class Ones(OwnerMasks):
+    """No masks: ones everywhere."""
+
+    def _encode(self, first: int, last: int, last_group: bool) -> list[Any]:
+        return [self.scheme.evaluator.encode(np.ones(LAYOUT.slots), limbs) for limbs in (5, 4)]
+
+
+def test_without_the_masks_three_patients_are_read_and_nobody_notices(shared: Shared) -> None:
+    (weights,) = shared.attack(Ones(shared.run.scheme, LAYOUT))
+    lanes = shared.read(weights)
+    found = shared.correlations(lanes)
+    print(f"without masks: correlations with three patients' features {np.round(found, 3)}")
+    assert found.min() > 0.98
+    exact, _ = train(shared.x, shared.targets, shared.scalars, STEPS)
+    assert np.abs(lanes[:, :CLASSES] - exact).max() < 1e-3, "the honest classes do not tell"
+    # the second line of defence: what is released of these very weights
+    released = LAYOUT.read_weights(shared.run.consortium.open(release.share, only_classes(shared.run.scheme, LAYOUT, 0, weights)))
+    assert np.abs(shared.correlations(released)).max() < 0.9
+    assert np.abs(released[:, CLASSES:]).max() / WEIGHT_SCALE < 1e-3
+    assert np.abs(released[:, :CLASSES] / WEIGHT_SCALE - exact).max() < 1e-3
+
+
+def test_with_the_masks_there_is_nothing_to_read(shared: Shared) -> None:
+    (weights,) = shared.attack(OwnerMasks(shared.run.scheme, LAYOUT))
+    opened = LAYOUT.read_weights(Opened(shared.run).slots(weights)) / WEIGHT_SCALE  # exactly: no smudging hides anything
+    lanes = shared.read(weights)
+    found = shared.correlations(lanes)
+    print(f"with masks: correlations {np.round(found, 3)}; idle lanes hold {np.abs(opened[:, CLASSES:]).max():.1e}")
+    assert np.abs(found).max() < 0.9
+    assert np.abs(opened[:, CLASSES:]).max() < 1e-7
+    exact, _ = train(shared.x, shared.targets, shared.scalars, STEPS)
+    assert np.abs(opened[:, :CLASSES] - exact).max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**30])
+def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size: float) -> None:
+    """Targets of 1 in the own slots stay, to the drift of two primes; in the others 2^-76 of ``size`` is left (at most), and noise."""
+    owners, own = OwnerMasks(shared.run.scheme, LAYOUT), LAYOUT.target_mask(*ATTACKER, 0, 0) == 1
+    written = shared.run.encrypt(RESIDUAL_SCALE * np.where(own, 1.0, size), chunk_kind("target").limbs)
+    kept = owners.keep(written, ATTACKER, 0, 0)
+    assert kept.GetLevel() == LIMBS - masks.TARGET_LIMBS
+    slots = Opened(shared.run).slots(kept) / RESIDUAL_SCALE
+    assert own.sum() == 20 * CLASSES
+    print(f"targets of {size:g} elsewhere: {np.abs(slots[~own]).max():.1e} is left, the own ones err by {np.abs(slots[own] - 1).max():.1e}")
+    assert np.abs(slots[own] - 1).max() < 1e-6
+    assert np.abs(slots[~own]).max() < 1e-9
+
+
+@pytest.mark.parametrize("size", [2.0**20, 2.0**50])
+def test_a_release_is_zero_where_no_class_is(shared: Shared, size: float) -> None:
+    """Garbage in every padding lane, whatever put it there. Real lanes keep their weights, to the drift of two primes.
+
+    Not with 2^50 beside them: such slots are encoded with an error of 2^-53 of the largest one.
+    """
+    rng = np.random.default_rng(1)
+    w = rng.normal(size=(32, CLASSES))
+    padded = np.hstack([w, size * rng.choice([-1, 1], (32, 3))])
+    wide = replace(LAYOUT, outputs=8)  # 8 classes: it fills the padding lanes
+    hostile = shared.run.encrypt(WEIGHT_SCALE * wide.weight_slots(padded, 0))
+    masked = only_classes(shared.run.scheme, LAYOUT, 0, hostile)
+    assert masked.GetLevel() == LIMBS - 4
+    exact = LAYOUT.read_weights(Opened(shared.run).slots(shared.run.scheme.evaluator.drop(masked, 1))) / WEIGHT_SCALE
+    left, error = np.abs(exact[:, CLASSES:]).max(), np.abs(exact[:, :CLASSES] - w).max()
+    print(f"garbage of {size:g}: {left:.1e} is left, real weights err by {error:.1e}")
+    assert left < 1e-7
+    if size < 2.0**40:
+        assert error < 1e-6
+        assert np.abs(shared.run.release([hostile]) - w).max() < 1e-3
+    assert only_classes(shared.run.scheme, wide, 0, hostile) is hostile, "nothing to do where every lane holds a class"
+
+
+def lists_of(table: Mapping[str, tuple[int, int]], chunks: Mapping[str, tuple[str, ...]]) -> dict[str, msg.Upload]:
+    """An upload list of each institution of a row table."""
+    nothing = "0" * 64
+    return {
+        name: msg.Upload(
+            joint_keys=nothing,
+            projection=nothing,
+            eta_hex=(2.0).hex(),
+            rows=stop - start,
+            first_row=start,
+            salt=nothing,
+            committed=nothing,
+            chunks=chunks[name],
+        )
+        for name, (start, stop) in table.items()
+    }
+
+
+def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
+    """An upload list has a place for chunks of the own blocks only: another number of chunks is refused, and a row table has no overlap."""
+    declared = manifest(layout=LayoutSpec(class_lanes=4, feature_lanes=1))
+    shape = plan.layout(declared)
+    table = plan.row_table(declared, shape)
+    blocks = [set(shape.touched(*owned)) for owned in table.values()]
+    assert sum(map(len, blocks)) == len(set().union(*blocks)) == shape.blocks
+    nothing = "0" * 64
+    counts = {name: len(shape.chunks(*owned)) for name, owned in table.items()}
+    lists = lists_of(table, {n: tuple(f"{i:02x}" + codec.digest(n.encode())[2:] for i in range(c)) for n, c in counts.items()})
+    uploads.check_lists(declared, shape, lists, nothing)
+    more = lists["north"].model_copy(update={"chunks": lists["north"].chunks + lists["south"].chunks})
+    with pytest.raises(Refused, match="'north' has another number of chunks"):
+        uploads.check_lists(declared, shape, {**lists, "north": more}, nothing)
+    moved = lists["north"].model_copy(update={"first_row": table["south"][0]})
+    with pytest.raises(Refused, match="'north' has another first row"):
+        uploads.check_lists(declared, shape, {**lists, "north": moved}, nothing)
+
+
+def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared) -> None:
+    """The function that server, verifiers and auditor share: garbage in every slot of one upload, and only its own rows hold any of it."""
+    declared = manifest(share_blocks=True)
+    counts = declared.row_counts
+    layout = replace(LAYOUT, rows=declared.rows, outputs=declared.outputs, class_lanes=4)
+    table, scheme, kind = layout.row_table(counts), shared.run.scheme, chunk_kind("target")
+    kept = {}
+    for name in table:
+        everywhere = np.full(layout.slots, 3.0 if name == "south" else 0.0)
+        kept[codec.digest(name.encode())] = codec.pack(scheme, kind, scheme.evaluator.limbs(shared.run.encrypt(everywhere, kind.limbs)))
+    lists = lists_of(table, {n: (codec.digest(n.encode()),) * len(layout.chunks(*owned)) for n, owned in table.items()})
+    training = BlindCompute(declared, scheme, layout, lists, kept.__getitem__, 1)
+    target = training._ciphertext((0, "target", 0, 0))
+    training.close()
+    slots = Opened(shared.run).slots(target)
+    own = layout.target_mask(*table["south"], 0, 0)
+    assert own.sum() == counts["south"] * declared.outputs
+    assert np.abs(slots - 3.0 * own).max() < 1e-6
+
+
+def test_everybody_must_have_the_bits_of_every_mask(shared: Shared) -> None:
+    """Another row table, number of classes or processor gives another digest."""
+    two = {"a": (0, 280), "b": (280, 300)}
+    digests = {
+        mask_digest(shared.run.scheme, LAYOUT, shared.scalars, two),
+        mask_digest(shared.run.scheme, LAYOUT, shared.scalars, {"a": (0, 281), "b": (281, 300)}),
+        mask_digest(shared.run.scheme, replace(LAYOUT, outputs=6), shared.scalars, two),
+        mask_digest(shared.run.scheme, replace(LAYOUT, outputs=8), shared.scalars, two),
+    }
+    assert len(digests) == 4

@@ -1,0 +1,203 @@
+"""Uploads that are larger than the memory: what is read again in every pass gives the same limbs, and little of it is there at a time.
+
+One run of four blocks, its refreshes recorded, is repeated from the same uploads with less and less memory, as a verifier repeats the
+server's run: every request for a refresh, every step and the chain must be the same.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from manifests import manifest
+
+from focal.ckks import codec
+from focal.ckks.scheme import LIMBS
+from focal.config import Manifest
+from focal.custody import refresh
+from focal.errors import Refused
+from focal.heads.linear.cost import layout_for
+from focal.heads.linear.engine import chunk_kind
+from focal.heads.linear.layout import Layout
+from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.masks import TARGET_LIMBS
+from focal.net import messages as msg
+from focal.net.store import Blobs
+from focal.protocols.blind import uploads
+from focal.protocols.blind.compute import BlindCompute, kept_blocks
+
+STEPS = 3
+ROWS = (300, 160, 340)
+"""BlindCompute rows of three institutions: two of the four blocks hold rows of two of them."""
+LAYOUT = layout_for(8192, 32, 8, sum(ROWS), 8, 4)
+LIMB = 2 * 16384 * 8
+"""Bytes of one limb of both polynomials of a ciphertext."""
+DATA, TARGETS = LAYOUT.lane * LIMBS * LIMB, LAYOUT.blocks * LAYOUT.class_groups * TARGET_LIMBS * LIMB
+"""Bytes of one block's data, and of the targets of all blocks."""
+
+Ask = Callable[[list[str], list[Any]], list[Any]]
+
+
+class Uploaded:
+    """Three institutions' signed lists, their chunks on disk, and what was asked and answered in an honest run on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rehearsal = Rehearsal(LAYOUT, custodians=2, run="streamed")
+        self.blobs = Blobs(folder)
+        declared = manifest()
+        rows = iter(ROWS)
+        members = tuple(m.model_copy(update={"rows": next(rows)}) if m.role == "institution" else m for m in declared.members)
+        self.manifest: Manifest = declared.model_copy(update={"members": members, "share_blocks": True})
+        self.row_table = LAYOUT.row_table(self.manifest.row_counts)
+        self.lists = {name: self._list(start, stop) for name, (start, stop) in self.row_table.items()}
+        self.asked: dict[str, str] = {}
+        self.answered: dict[str, Any] = {}
+        self.steps, self.chain = self.train(1 << 40, self._ask)
+
+    def _list(self, start: int, stop: int) -> msg.Upload:
+        rng = np.random.default_rng(start)
+        x, targets = rng.uniform(-1, 1, (stop - start, LAYOUT.features)), rng.uniform(-0.5, 0.5, (stop - start, LAYOUT.outputs))
+        chunks = []
+        for block, what, g, h in LAYOUT.chunks(start, stop):
+            rows = LAYOUT.block_of(x if what == "data" else targets, start, block)
+            slots = LAYOUT.data_slots(rows, g, h) if what == "data" else LAYOUT.target_slots(rows, g)
+            kind, scheme = chunk_kind(what), self.rehearsal.scheme
+            chunks.append(self.blobs.put(codec.pack(scheme, kind, scheme.evaluator.limbs(self.rehearsal.encrypt(slots, kind.limbs)))))
+        nothing = "0" * 64
+        return msg.Upload(
+            joint_keys=nothing,
+            projection=nothing,
+            eta_hex=(2.0).hex(),
+            rows=stop - start,
+            first_row=start,
+            chunks=tuple(chunks),
+            salt=nothing,
+            committed=nothing,
+        )
+
+    def _digest(self, ciphertext: Any) -> str:
+        return codec.digest(refresh.request(self.rehearsal.scheme, ciphertext))
+
+    def _ask(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+        fresh = self.rehearsal.refresh(items, ciphertexts)
+        self.asked |= zip(items, map(self._digest, ciphertexts), strict=True)
+        self.answered |= zip(items, fresh, strict=True)
+        return fresh
+
+    def again(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
+        """The recorded answers, to the very ciphertexts that were asked for then."""
+        assert [self.asked[i] for i in items] == [self._digest(ct) for ct in ciphertexts]
+        return [self.answered[i] for i in items]
+
+    def training(self, memory: int, fetch: Callable[[str], bytes] | None = None) -> BlindCompute:
+        return BlindCompute(self.manifest, self.rehearsal.scheme, LAYOUT, self.lists, fetch or self.blobs.get, 2, memory)
+
+    def train(self, memory: int, ask: Ask, fetch: Callable[[str], bytes] | None = None) -> tuple[list[msg.StepDone], str]:
+        training = self.training(memory, fetch)
+        try:
+            (weights, chain), steps = training.start(), []
+            for step in range(STEPS):
+                weights, done, _ = training.step(step, weights, chain, ask)
+                chain = done.chain
+                steps.append(done)
+            return steps, chain
+        finally:
+            training.close()
+
+
+@pytest.fixture(scope="module")
+def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
+    assert LAYOUT.blocks == 4 and LAYOUT.lane == 8
+    return Uploaded(tmp_path_factory.mktemp("uploads"))
+
+
+def test_a_ciphertext_is_listed_once_by_one_institution(uploaded: Uploaded) -> None:
+    def digest(changed: dict[str, msg.Upload]) -> str:
+        return uploads.check_lists(uploaded.manifest, LAYOUT, {**uploaded.lists, **changed}, "0" * 64)
+
+    digest({})
+    one, two, _ = uploaded.lists
+    first, second = uploaded.lists[one], uploaded.lists[two]
+    twice = first.model_copy(update={"chunks": (first.chunks[1], *first.chunks[1:])})
+    with pytest.raises(Refused, match=f"'{one}' alone: its list names it twice") as e:
+        digest({one: twice})
+    assert e.value.reason == "upload"
+    copied = second.model_copy(update={"chunks": (first.chunks[0], *second.chunks[1:])})
+    with pytest.raises(Refused, match=f"'{two}' alone: its list names what stands in the list of '{one}' too") as e:
+        digest({two: copied})
+    assert e.value.reason == "upload"
+
+
+class Alive:
+    """Counts the data ciphertexts that a training has made and that are still there."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = self.most = 0
+        self.lock = threading.RLock()
+        original = BlindCompute._ciphertext
+
+        def counted(training: BlindCompute, place: tuple[int, str, int, int]) -> Any:
+            made = original(training, place)
+            if place[1] == "data":
+                with self.lock:
+                    self.now += 1
+                    self.most = max(self.most, self.now)
+                weakref.finalize(made, self._gone)
+            return made
+
+        patch.setattr(BlindCompute, "_ciphertext", counted)
+
+    def _gone(self) -> None:
+        with self.lock:
+            self.now -= 1
+
+
+@pytest.mark.parametrize(("memory", "kept"), [(0, 0), (TARGETS + DATA, 0), (TARGETS + 3 * DATA, 1), (TARGETS + 4 * DATA, 4)])
+def test_less_memory_means_more_reading_and_the_same_limbs(
+    uploaded: Uploaded, monkeypatch: pytest.MonkeyPatch, memory: int, kept: int
+) -> None:
+    alive, read = Alive(monkeypatch), Counter[str]()
+
+    def fetch(digest: str) -> bytes:
+        read[digest] += 1
+        return uploaded.blobs.get(digest)
+
+    assert uploaded.train(memory, uploaded.again, fetch) == (uploaded.steps, uploaded.chain)
+    assert alive.most <= max(2 * DATA, memory - TARGETS) / DATA * LAYOUT.lane
+    for name, (start, stop) in uploaded.row_table.items():
+        for (block, what, _, _), digest in zip(LAYOUT.chunks(start, stop), uploaded.lists[name].chunks, strict=True):
+            # checked before the first step, whose forward pass needs no data
+            passes = 1 if what == "target" or block < kept else 1 + 2 * STEPS - 1
+            assert read[digest] == passes
+
+
+def test_what_stays_in_memory_is_within_the_budget() -> None:
+    for blocks in range(2, 9):
+        layout = Layout(8192, 32, 8, blocks * LAYOUT.block_rows, 8, 4, LAYOUT.babies)
+        for budget in range(0, 10 * DATA, DATA // 3):
+            kept = kept_blocks(layout, budget)
+            targets = blocks * layout.class_groups * TARGET_LIMBS * LIMB
+            passing = 0 if kept == blocks else 2
+            assert 0 <= kept <= blocks and (kept == 0 or targets + (kept + passing) * DATA <= budget)
+            assert kept == blocks or targets + (kept + 3) * DATA > budget  # one more would not fit
+
+
+def test_an_ill_formed_chunk_of_the_last_block_is_refused_before_anything_is_asked(uploaded: Uploaded) -> None:
+    """Data of streamed blocks are needed long after the first refresh, and are checked before it all the same."""
+    bad = uploaded.lists["west"].chunks[-1 - LAYOUT.class_groups]
+
+    def fetch(digest: str) -> bytes:
+        data = uploaded.blobs.get(digest)
+        return data[:-8] + b"\xff" * 8 if digest == bad else data
+
+    def ask(items: list[str], ciphertexts: list[Any]) -> list[Any]:
+        raise AssertionError("a share was asked for")
+
+    with pytest.raises(Refused, match="'west'.*not below its modulus"):
+        uploaded.train(0, ask, fetch)

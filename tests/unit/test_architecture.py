@@ -1,0 +1,141 @@
+"""Rules that hold for the whole package, checked in its source and in fresh interpreters."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from patience import PATIENCE
+from places import PACKAGE
+
+
+def python(program: str) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=PATIENCE).stdout.strip()
+
+
+def part(path: Path) -> str:
+    """The package or module right below ``focal`` that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(source: str) -> set[str]:
+    """Every module that ``source`` imports, wherever the import stands, and ``module.name`` for every name that it takes from one."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute, so that they can be read here"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+PARTS = {part(p) for p in PACKAGE.rglob("*.py")}
+IMPORTS = [(p, imported(p.read_text())) for p in sorted(PACKAGE.rglob("*.py"))]
+LAYERS = re.findall(r"^\w+", (PACKAGE.parent / "docs/architecture.md").read_text().split("```")[1], re.M)
+"""From above to below."""
+
+
+def parts_of(modules: set[str]) -> set[str]:
+    """What of the package is imported; ``__init__`` for the package itself."""
+    own = (name.split(".")[1:] for name in modules if name.split(".")[0] == "focal")
+    return {rest[0] if rest and rest[0] in PARTS else "__init__" for rest in own}
+
+
+def test_every_part_of_the_package_imports_from_the_layers_below_it_only() -> None:
+    assert sorted(LAYERS) == sorted(PARTS), "docs/architecture.md must name every part, and once"
+    below = {name: set(LAYERS[i + 1 :]) for i, name in enumerate(LAYERS)}
+    for path, names in IMPORTS:
+        upward = parts_of(names) - {part(path)} - below[part(path)]
+        assert not upward, f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(upward))} from above or beside it"
+
+
+def test_an_import_is_seen_wherever_it_stands() -> None:
+    lazy = "def f():\n    from focal.cli import app"
+    typed = "if TYPE_CHECKING:\n    import focal.runs.local"
+    assert parts_of(imported(f"from focal import cli, __version__\n{lazy}\n{typed}\nimport focal")) == {"cli", "runs", "__init__"}
+
+
+@pytest.mark.parametrize(("library", "where"), [("openfhe", {"ckks"}), ("matplotlib", {"reporting", "reproduce"})])
+def test_a_library_is_imported_in_its_own_places_only(library: str, where: set[str]) -> None:
+    """Only ``ckks`` touches ciphertexts through OpenFHE; roles, measures and runs draw nothing themselves."""
+    assert {part(path) for path, names in IMPORTS if any(name.split(".")[0] == library for name in names)} == where
+
+
+def users(pattern: str) -> set[str]:
+    return {part(path) for path, _ in IMPORTS if re.search(pattern, path.read_text())}
+
+
+def test_only_three_packages_compute_on_ciphertexts() -> None:
+    """Through the evaluator: whoever else holds a ciphertext loads it from limbs, shows them, and hands it on."""
+    assert users(r"\.evaluator\b(?!\.(load|limbs)\b)") == {"ckks", "custody", "heads"}
+    assert users(r"\.evaluator\b") > {"ckks", "custody", "heads"}, "others load ciphertexts"
+
+
+def test_only_ckks_touches_openfhes_context() -> None:
+    """``scheme.cc``, of which the evaluator is one of several users."""
+    assert users(r"\bcc\.[A-Z]|\.cc\b") == {"ckks"}
+
+
+def asked(source: str) -> list[int]:
+    """Lines that ask for a protocol by its name, or by the field that only one of them has."""
+    names, found = ("blind", "interactive"), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            sides = [leaf for side in (node.left, *node.comparators) for leaf in ast.walk(side)]
+            named = any(isinstance(leaf, ast.Constant) and leaf.value in names for leaf in sides)
+            fields = {leaf.attr for leaf in sides if isinstance(leaf, ast.Attribute)}
+            if named or "protocol" in fields or "interactive" in fields and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+                found.append(node.lineno)
+        elif isinstance(node, ast.Dict) and any(isinstance(key, ast.Constant) and key.value == "blind" for key in node.keys):
+            found.append(node.lineno)
+    return found
+
+
+def test_nobody_outside_the_protocols_asks_for_one_by_name() -> None:
+    """``config`` names the field that belongs to each."""
+    found = [f"{p.relative_to(PACKAGE)}:{line}" for p, _ in IMPORTS if part(p) != "protocols" for line in asked(p.read_text())]
+    assert [where.split(":")[0] for where in found] == ["config.py"], found
+    pages = [page.name for page in PACKAGE.rglob("*.html") if re.search(r"protocol\s*[!=]=", page.read_text())]
+    assert not pages
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        'summary.protocol == "blind"',
+        '"interactive" != m.protocol',
+        'm.protocol in ("blind",)',
+        "a.protocol == b",
+        "meta.interactive is None",
+        "if m.interactive is not None and two: pass",
+        '{"blind": 1, "interactive": 2}[m.protocol]',
+    ],
+)
+def test_every_way_to_ask_is_seen(question: str) -> None:
+    assert asked(question)
+
+
+@pytest.mark.parametrize("module", ["ckks.scheme", "custody.keys", "heads.linear.rehearsal", "ckks.codec"])
+def test_openmp_is_limited_before_openfhe_is_imported(module: str) -> None:
+    """Whatever is imported first: two OpenMP processes on two cores make a product 30 times slower."""
+    watch = "import os, sys, builtins; real = builtins.__import__; seen = []\n"
+    watch += "def hook(name, *a, **k):\n"
+    watch += "    if name == 'openfhe' and 'openfhe' not in sys.modules: seen.append(os.environ.get('OMP_NUM_THREADS'))\n"
+    watch += "    return real(name, *a, **k)\nbuiltins.__import__ = hook\n"
+    assert python(f"{watch}import focal.{module}\nprint(seen[0])") == "1"
+
+
+@pytest.mark.parametrize("role", ["server", "custodian"])
+def test_server_and_custodian_never_import_torch(role: str) -> None:
+    """Of no protocol."""
+    parts = f"for protocol in PROTOCOLS.values(): protocol.part({role!r})"
+    program = f"import sys, focal.protocols.start\nfrom focal.protocols import PROTOCOLS\n{parts}\nprint('torch' in sys.modules)"
+    assert python(program) == "False"

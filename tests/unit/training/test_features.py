@@ -1,0 +1,225 @@
+"""Feature extraction: right, cached by content, private, shared between processes, quiet, and honest about bad input."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from patience import PATIENCE
+from places import ROOT
+
+from focal.config import LowerConfig, LowerSpec
+from focal.data.synthetic import generate
+from focal.data.table import ArrayImages, Table
+from focal.errors import FocalError
+from focal.segments.lower import LowerSegment, build_lower, preprocess
+from focal.training import features
+from focal.training.features import FeatureCache, compute_features
+
+LOWER = LowerConfig(model="resnet10t", image_size=32)
+
+
+@pytest.fixture(scope="module")
+def segment() -> LowerSegment:
+    return build_lower(LOWER, "random:0")[0]
+
+
+@pytest.fixture
+def table() -> Table:
+    return generate(80, 0)
+
+
+def test_features_are_the_segments_outputs(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    rows = np.array([7, 70, 3])
+    got = compute_features(segment, table, rows, device="cpu", cache=tmp_path / "c")
+    with torch.inference_mode():
+        one_by_one = torch.cat([segment(preprocess(table.images.read(int(r)), LOWER).unsqueeze(0)) for r in rows]).numpy()
+    assert got.shape == (3, segment.spec.dim) and got.dtype == np.float32
+    np.testing.assert_allclose(got, one_by_one, atol=1e-5)  # another batch size, another order of float32 sums
+
+
+def test_the_cache_follows_content_not_names_or_order(
+    segment: LowerSegment, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compute_features(segment, table, np.arange(40), device="cpu", cache=tmp_path)
+    monkeypatch.setattr(features, "_predict", lambda *_: pytest.fail("computed again"))
+    renamed = table.take(np.arange(40)[::-1])
+    assert (compute_features(segment, renamed, np.arange(40), device="cpu", cache=tmp_path)[::-1] == first).all()
+    for change in ({"image_size": 48}, {"mean": (0.0, 0.0, 0.0)}, {"interpolation": "bicubic"}, {"cut": "layer1"}):
+        other, _ = build_lower(LOWER.model_copy(update=change), "random:0")
+        with FeatureCache(tmp_path, other.spec) as cache:
+            assert table.images.sha256(0) not in cache, f"another {change} is another feature"
+
+
+def test_progress_counts_every_row_once(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    compute_features(segment, table, np.arange(30), device="cpu", cache=tmp_path)
+    rows = np.concatenate([np.arange(80), [79, 78]])  # 30 are cached, the last two are the same images again
+    got = compute_features(segment, table, rows, device="cpu", cache=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (30, 82) and seen[-1] == (82, 82) and sorted(seen) == seen and len(seen) >= 3
+    assert (got[-2:] == got[[79, 78]]).all()
+
+
+def test_the_cache_is_private_and_names_nobody(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        compute_features(segment, table, np.arange(4), device="cpu", cache=tmp_path / "c")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o700
+    files = list((tmp_path / "c").iterdir())
+    assert files and all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in files)
+    content = b"".join(f.read_bytes() for f in files)
+    assert b"synthetic-" not in content and b"patient-" not in content and table.images.sha256(0).encode() in content
+
+
+def test_lightning_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    code = f"""
+        from pathlib import Path
+        import numpy as np
+        from focal.config import LowerConfig
+        from focal.data.synthetic import generate
+        from focal.segments.lower import build_lower
+        from focal.training.features import compute_features
+        segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
+        compute_features(segment, generate(60, 0), np.arange(4), device="auto", cache=Path({str(tmp_path / "c")!r}))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=ENV)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from focal.config import LowerConfig
+from focal.data.synthetic import generate
+from focal.segments.lower import build_lower
+from focal.training import features
+features.BATCH = 8
+segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
+
+def report(done, total):
+    print(done, flush=True)
+    if done == int(sys.argv[2]):
+        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+
+try:
+    features.compute_features(segment, generate(80, 0), np.arange(80), device="cpu", cache=Path(sys.argv[1]), progress=report)
+except KeyboardInterrupt:
+    print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def worker(cache: Path, stop_at: int = -1, how: str = "SIGKILL") -> subprocess.Popen[str]:
+    args = [sys.executable, "-c", WORKER, str(cache), str(stop_at), how]
+    return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+
+
+def test_a_killed_process_leaves_what_it_finished_and_two_may_write_at_once(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    killed = worker(tmp_path, stop_at=24)
+    killed.communicate(timeout=PATIENCE)
+    assert killed.returncode == -signal.SIGKILL
+    other = worker(tmp_path)
+    seen: list[int] = []
+    stored = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path, progress=lambda done, _: seen.append(done))
+    assert seen[0] == 24, "what was finished is not computed again"
+    out, err = other.communicate(timeout=PATIENCE)
+    assert other.returncode == 0 and out.split()[-1] == "80", err
+    database = next(tmp_path.glob("*.sqlite"))
+    assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
+    fresh = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path / "fresh")
+    np.testing.assert_allclose(stored, fresh, atol=1e-5)
+
+
+def _fill(folder: Path, spec: LowerSpec, mine: str, start: Barrier) -> None:
+    start.wait(30)
+    with FeatureCache(folder, spec) as cache:
+        for i in range(20):
+            cache.put([f"{mine}-{i}"], np.zeros((1, spec.dim), np.float32))
+
+
+def test_several_processes_may_open_a_new_cache_at_once(segment: LowerSegment, tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    for attempt in range(4):
+        start = fork.Barrier(4)
+        processes = [fork.Process(target=_fill, args=(tmp_path / str(attempt), segment.spec, str(k), start)) for k in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [p.exitcode for p in processes] == [0] * 4
+        database = next((tmp_path / str(attempt)).glob("*.sqlite"))
+        assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
+
+
+def test_ctrl_c_stays_a_keyboard_interrupt(tmp_path: Path) -> None:
+    process = worker(tmp_path, stop_at=16, how="SIGINT")
+    out, err = process.communicate(timeout=PATIENCE)
+    assert out.splitlines()[-1] == "interrupted True" and process.returncode == 0, err
+
+
+class Poisoned(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x.mean((2, 3))
+        return torch.where(x.sum() == 0, out, out * float("nan"))
+
+
+def test_bad_input_is_an_error_and_not_a_feature(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    nan = LowerSegment(Poisoned(), LOWER.model_copy(update={"mean": (0.0, 0.0, 0.0)}))
+    with pytest.raises(FocalError, match="not finite"):
+        compute_features(nan, table, [0], device="cpu", cache=tmp_path)
+    with FeatureCache(tmp_path, nan.spec) as cache:
+        assert table.images.sha256(0) not in cache
+    with pytest.raises(FocalError, match="device 'tpu' is none of"):
+        compute_features(segment, table, [0], device="tpu", cache=tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(FocalError, match="no usable GPU"):
+            compute_features(segment, table, [0], device="cuda", cache=tmp_path)
+
+
+def test_an_unusable_cache_is_named(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FocalError, match="file/features-.*cannot be used"):
+        compute_features(segment, table, [0], device="cpu", cache=tmp_path / "file")
+    compute_features(segment, table, [0], device="cpu", cache=tmp_path / "c")
+    database = next((tmp_path / "c").glob("*.sqlite"))
+    database.write_bytes(b"no database" * 100)
+    with pytest.raises(FocalError, match="cannot be used .*not a database") as e:
+        compute_features(segment, table, [0], device="cpu", cache=tmp_path / "c")
+    assert "deleted" in e.value.hint
+
+
+def test_an_empty_request_is_an_empty_answer(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    assert compute_features(segment, table, [], device="cpu", cache=tmp_path).shape == (0, segment.spec.dim)
+
+
+def test_grey_images_pass(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    images = ArrayImages(np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8))
+    grey = Table(**{**{f: getattr(table.take([0, 1, 2]), f) for f in table.__dataclass_fields__}, "images": images})
+    assert compute_features(segment, grey, [0, 1, 2], device="cpu", cache=tmp_path).shape == (3, segment.spec.dim)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(
+    "config", [LOWER, LowerConfig(family="torchvision", model="squeezenet1_1"), LowerConfig(model="test_vit", image_size=160)]
+)
+def test_a_gpu_gives_the_features_of_a_cpu(config: LowerConfig, table: Table, tmp_path: Path) -> None:
+    one, _ = build_lower(config, "random:0")
+    cpu, gpu = (compute_features(one, table, np.arange(80), device=d, cache=tmp_path / d) for d in ("cpu", "cuda"))
+    assert np.abs(cpu - gpu).max() < 1e-3, "the consortium's tolerance for the test image"
