@@ -107,7 +107,7 @@ class Evaluator(Protocol):
         """
 
     def rotations(self, x: Ciphertext, rotations: Sequence[int], each: Each = map) -> list[Ciphertext]:
-        """x rotated by each of ``rotations``, at half the price: they share digits (Halevi and Shoup 2018, 5).
+        """x rotated by each of ``rotations``, which share its digits: half the price (Halevi and Shoup 2018, section 5).
 
         ``each``: the map over them. It must not be one of the pool that the caller itself runs in.
         """

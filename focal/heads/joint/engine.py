@@ -154,9 +154,9 @@ class InteractiveEngine(Moves):
         own = {name: layout.gradient_mask(rows) for name, rows in self.owners.items()}
         self.activation_masks = {e: {name: ev.encode(mask * lows.get(e, 1.0)) for name, mask in own.items()} for e in range(layout.lanes)}
         self.derivative_masks = {name: ev.encode(layout.derivative_mask(rows)) for name, rows in self.owners.items()}
-        low = MULTIPLIED - 1
-        self.logit_masks = {n: ev.encode(layout.logit_mask(rows) / SCALE, low) for n, rows in self.owners.items()}
-        self.gradient_masks = {n: ev.encode(mask * (GRADIENT_SCALE / SCALE**2), low) for n, mask in own.items()}
+        last = MULTIPLIED - 1
+        self.logit_masks = {n: ev.encode(layout.logit_mask(rows) / SCALE, last) for n, rows in self.owners.items()}
+        self.gradient_masks = {n: ev.encode(mask * (GRADIENT_SCALE / SCALE**2), last) for n, mask in own.items()}
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)

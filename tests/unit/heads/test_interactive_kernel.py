@@ -305,7 +305,7 @@ def test_too_many_steps_for_the_smudging_of_openings_are_refused() -> None:
 
 def test_a_modulus_that_leaves_no_room_for_openings_is_refused() -> None:
     """In a process of its own it would be a context; the engine reads nothing of it here but its first modulus and its scale."""
-    scheme = SimpleNamespace(cc=None, moduli=(2**55,), scale=2.0**45)
+    scheme = SimpleNamespace(evaluator=None, moduli=(2**55,), scale=2.0**45)
     layout = LAYOUTS[0]
     with pytest.raises(FocalError, match="activation gradients up to 2.0 only") as caught:
         InteractiveEngine(cast(Scheme, scheme), layout, row_table(layout, {"a": 128}), Update(0.1), 1)
