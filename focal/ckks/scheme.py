@@ -250,44 +250,11 @@ class Scheme:
         limbs, load = len(polynomials[0]), openfhe.DeserializeCiphertextString
         return self._template(("ciphertext", limbs), lambda: self.throwaway(limbs), load).build(polynomials)
 
-    def refreshed(
-        self,
-        asked: Sequence[Sequence[Limb]],
-        h0: Sequence[Limb],
-        h1: Sequence[Limb],
-        a: Sequence[Limb],
-    ) -> list[list[Limb]]:
-        """(c0, c1), all limbs, from a request's polynomials, the sums of all shares and the public random one."""
-        shares = self._refresh_shares(h0, h1)
-        return self.limbs(self.cc.IntMPBootEncrypt(self.joint_tag_key, shares, self._common(a), self.ciphertext(asked)))
-
-    def _common(self, a: Sequence[Limb]) -> Any:
-        """The public random polynomial of a refresh, all limbs."""
-        return self._template(
-            "a", lambda: self.cc.IntMPBootRandomElementGen(self.key.publicKey), openfhe.DeserializeCiphertextString
-        ).build([a])
-
-    def _refresh_shares(self, h0: Sequence[Limb], h1: Sequence[Limb]) -> list[Any]:
-        """The two share polynomials of a refresh as OpenFHE objects."""
-
-        def make(which: int) -> Any:
-            c1 = self.throwaway(REFRESH_LIMBS)
-            c1.RemoveElement(0)
-            return self.cc.IntMPBootDecrypt(self.key.secretKey, c1, self.cc.IntMPBootRandomElementGen(self.key.publicKey))[which]
-
-        load = openfhe.DeserializeCiphertextString
-        return [self._template(("h", i), lambda i=i: make(i), load).build([h]) for i, h in enumerate((h0, h1))]
-
     def public_key(self, b: Sequence[Limb], a: Sequence[Limb]) -> Any:
         """(b, a) as a public key with the joint tag."""
         key = self._template("public", lambda: self.key.publicKey, openfhe.DeserializePublicKeyString).build([b, a])
         key.SetKeyTag(self.tag)
         return key
-
-    @cached_property
-    def joint_tag_key(self) -> Any:
-        """A public key of which OpenFHE reads nothing but the joint tag (``IntMPBootEncrypt``)."""
-        return self.public_key(self.zero(LIMBS), self.zero(LIMBS))
 
     def switching_key(self, a: Sequence[Sequence[Limb]], b: Sequence[Sequence[Limb]]) -> Any:
         """An evaluation key from its ``DIGITS`` a and b polynomials modulo QP."""
