@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from focal.ckks import codec
-from focal.ckks.scheme import REFRESH_LIMBS
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
 from focal.config import RunConfig, read
 from focal.custody import keys
 from focal.errors import FocalError
@@ -178,7 +178,7 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
     engine.close()
     server, whole = clock.per_step(("forward", "backward", "refresh")), clock.per_step()
     size = {kind: codec.size(run.scheme, kind) for kind in (ACTIVATIONS, DERIVATIVES, OPENING, codec.DECRYPTION)}
-    refreshed = sum(codec.size(run.scheme, kind) for kind in (codec.ciphertext(REFRESH_LIMBS), codec.REFRESH_H0, codec.REFRESH_H1))
+    refreshed = sum(codec.size(run.scheme, kind) for kind in (codec.ciphertext(REFRESH_LIMBS), codec.REFRESH_H0, codec.refresh_h1(LIMBS)))
     openings = 2 * owners * (size[OPENING] + size[codec.DECRYPTION])
     numbers: dict[str, Any] = {
         "server_ms_per_step": server[0],

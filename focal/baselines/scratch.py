@@ -46,6 +46,7 @@ from threadpoolctl import threadpool_limits
 
 from focal.baselines.federated import Array
 from focal.ckks import codec
+from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig
 from focal.custody import refresh, release
@@ -261,7 +262,7 @@ class EncryptedRun:
         self._up[name] += sum(map(len, asked))
         return self._sent(refreshed, WEIGHTS, to=(name,))
 
-    def _opened(self, ciphertext: Any) -> Array:
+    def _opened(self, ciphertext: Any) -> Slots:
         (one,) = self._sent([release.one_limb(self.scheme, ciphertext)], codec.ciphertext(1), to=self.custodians)
         shares = self.consortium.opened(partial(release.share, noise=CARRIED_NOISE), one)
         for custodian, data in shares:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks.evaluator import RealOrComplex
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import Refused
@@ -103,12 +104,12 @@ def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> b
     return b"".join(parts)
 
 
-def encrypt(scheme: Scheme, public: Any, slots: NDArray[np.float64], kind: Kind) -> bytes:
+def encrypt(scheme: Scheme, public: Any, slots: RealOrComplex, kind: Kind) -> bytes:
     """Canonical bytes of a fresh encryption of ``slots`` (S,) with the limbs of ``kind``, a ciphertext's. Another one at each call."""
     return pack(scheme, kind, fresh(scheme, public, slots, kind.limbs))
 
 
-def fresh(scheme: Scheme, public: Any, slots: NDArray[np.float64], limbs: int) -> list[list[Limb]]:
+def fresh(scheme: Scheme, public: Any, slots: RealOrComplex, limbs: int) -> list[list[Limb]]:
     """(c0, c1), ``limbs`` limbs each, of a fresh encryption of ``slots`` (S,). Another one at each call."""
     return scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, limbs)))
 

@@ -18,12 +18,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from focal.ckks.ring import Limb
 
 Ciphertext = Any
 """Of the evaluator that made it."""
 Plaintext = Any
 """Encoded slots, of the evaluator that made it."""
+
+Slots = NDArray[np.complex128]
+"""(S,) what a ciphertext holds: complex numbers."""
+RealOrComplex = NDArray[np.float64] | Slots
+"""(S,) what can be encoded."""
 
 Each = Callable[..., Iterable[Any]]
 """``map``, or that of a pool of threads."""

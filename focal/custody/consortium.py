@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import codec
+from focal.ckks.evaluator import Slots
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 from focal.custody import keys, refresh, release
@@ -50,9 +51,7 @@ class Consortium:
             self.public, self.joint_bytes, self.sent = made.public, made.joint_bytes, made.sent
         # public: OpenFHE's; joint_bytes: what everybody who computes must have; sent: by each custodian, in bytes
 
-    def answered(
-        self, item: str, asked: bytes, how: Map = IDENTITY, added: Sequence[Array] | None = None
-    ) -> tuple[Any, dict[str, int]]:
+    def answered(self, item: str, asked: bytes, how: Map = IDENTITY, added: Sequence[Array] | None = None) -> tuple[Any, dict[str, int]]:
         """One refresh: the ciphertext, and the bytes of every custodian's share. ``added``: slots of each one's own message."""
         return refresh.together(self.scheme, self.run_id, self.limbs, item, asked, how, added)
 
@@ -60,6 +59,6 @@ class Consortium:
         """Every custodian's (name, share) of an opening or a release; :func:`focal.custody.release.open_slots` adds them up."""
         return [(name, share(self.scheme, own, ciphertext, name == self.names[0])) for name, own in self.limbs.items()]
 
-    def open(self, share: Opening, ciphertext: Any) -> NDArray[np.complex128]:
+    def open(self, share: Opening, ciphertext: Any) -> Slots:
         """(S,) slots, by smudged shares of all custodians."""
         return release.open_slots(self.scheme, self.opened(share, ciphertext))

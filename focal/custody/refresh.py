@@ -233,9 +233,7 @@ def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: b
     return bool(integers.less(integers.digits(raised, primes), primes, 2 * bounds.limit - 1).all())
 
 
-def combine(
-    scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tuple[str, bytes, bytes]], how: Map = IDENTITY
-) -> Any:
+def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tuple[str, bytes, bytes]], how: Map = IDENTITY) -> Any:
     """The refreshed ciphertext from the request's bytes and every custodian's (name, h0, h1). Deterministic.
 
     Raises :class:`focal.errors.Refused` naming the custodian whose share is malformed.

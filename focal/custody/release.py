@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from focal.ckks import codec, ring, sampling
+from focal.ckks.evaluator import Slots
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 
@@ -70,7 +70,7 @@ def smudged(scheme: Scheme, secret: Sequence[Limb], one_limb: Any, lead: bool, d
     return codec.pack(scheme, codec.DECRYPTION, [[ring.add(made, c0, q) if lead else made]])
 
 
-def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]]) -> NDArray[np.complex128]:
+def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]]) -> Slots:
     """Complex slots (S,) from every custodian's (name, share). The same bits at every institution."""
     limbs = [codec.unpack(scheme, codec.DECRYPTION, data, name)[0] for name, data in shares]
     q = scheme.moduli[0]

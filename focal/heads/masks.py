@@ -10,7 +10,8 @@ move that lane's weights along the other's features, and the release would show 
 stops it.
 
 Encoding rounds N coefficients: 2^-40 (root mean square; 2^-38 at most) is left in the place of a zero. So both are done twice, which
-leaves 2^-80. The first of a target's masks carries the rate of a step as well, which costs nothing. That is for values that fit the limbs: a ciphertext that is no encryption may wrap around, and no mask helps then.
+leaves 2^-80. The first of a target's masks carries the rate of a step as well, which costs nothing. That is for values that fit the
+limbs: a ciphertext that is no encryption may wrap around, and no mask helps then.
 
 Masks are encoded by a floating-point FFT. All who compute must have the same bits, so a digest over them goes into what is agreed before
 the first step (:func:`focal.heads.linear.engine.mask_digest`).

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks.evaluator import Ciphertext, Evaluator, Plaintext
+from focal.ckks.evaluator import Ciphertext, Evaluator, Plaintext, Slots
 from focal.custody.refresh import Map
 
 Array = NDArray[np.float64]
@@ -33,7 +33,7 @@ class HeadLayout(Protocol):
     def rotations(self) -> list[int]: ...
     def refresh_map(self, item: str) -> Map: ...
     def class_mask(self, group: int) -> Array | None: ...
-    def read_weights(self, slots: NDArray[np.complex128]) -> Array: ...
+    def read_weights(self, slots: Slots) -> Array: ...
 
 
 class Moves:

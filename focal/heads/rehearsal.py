@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import codec
+from focal.ckks.evaluator import RealOrComplex, Slots
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import CkksConfig
 from focal.custody import opening, refresh, release
@@ -39,7 +40,7 @@ class Rehearsal(Generic[L]):
         self.public = self.consortium.public
         self.secrets = list(self.consortium.shares.values())
 
-    def encrypt(self, slots: Array, limbs: int = LIMBS) -> Any:
+    def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS) -> Any:
         return self.scheme.evaluator.load(codec.fresh(self.scheme, self.public, slots, limbs))
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
@@ -64,6 +65,6 @@ class Rehearsal(Generic[L]):
         kept = [only_classes(self.scheme, self.layout, u, ct) for u, ct in enumerate(weights)]
         return released.weights(self.layout, [self.consortium.open(partial(release.share, noise=noise), ct) for ct in kept])
 
-    def open(self, ciphertext: Any) -> NDArray[np.complex128]:
+    def open(self, ciphertext: Any) -> Slots:
         """(S,) slots of an opening to an owner, by smudged shares of all custodians."""
         return self.consortium.open(opening.share, ciphertext)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks.evaluator import Slots
 from focal.custody.release import SIGMA
 from focal.heads.linear.layout import WEIGHT_SCALE
 from focal.heads.moves import HeadLayout
@@ -16,7 +17,7 @@ MAX_ERROR = 1e-3
 """Largest error of a released weight that a layout may cause."""
 
 
-def weights(layout: HeadLayout, slots: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def weights(layout: HeadLayout, slots: Sequence[Slots]) -> NDArray[np.float64]:
     """(R, C) weights W from the slots of every class group."""
     return np.hstack([layout.read_weights(s) for s in slots])[:, : layout.outputs] / WEIGHT_SCALE
 

@@ -46,7 +46,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import codec
-from focal.ckks.evaluator import Ciphertext
+from focal.ckks.evaluator import Ciphertext, Slots
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError
 from focal.heads.linear.twin import SIGMOID, polynomial
@@ -187,7 +187,7 @@ class NetworkLayout:
         first[:, 0], second[:, : self.outputs, 0] = weights.first, weights.second.T
         return SCALE * first.reshape(-1), SCALE * second.reshape(-1)
 
-    def read_weights(self, first: Array, second: Array) -> Weights:
+    def read_weights(self, first: Slots, second: Slots) -> Weights:
         """The weights from the slots (S,) of :meth:`EncryptedNetwork.readable`; copies are averaged."""
         one = first.real.reshape(INPUTS, self.rows, HIDDEN).mean(axis=1)
         two = second.real.reshape(INPUTS // LANES, LANES, self.rows, HIDDEN).mean(axis=(0, 2))

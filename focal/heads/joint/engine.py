@@ -170,7 +170,7 @@ class InteractiveEngine(Moves):
         masks += [(MULTIPLIED - 1, plain) for owned in (self.logit_masks, self.gradient_masks) for plain in owned.values()]
         for limbs, plain in masks:
             found.update(plain_bytes(self.scheme, plain, limbs))
-        found.update(class_mask_bytes(self.scheme, self.layout, 0))  # what the release keeps
+        found.update(class_mask_bytes(self.scheme, self.layout, 0, LIMBS))  # what the release keeps
         return found.hexdigest()
 
     # ----------------------------------------------------------------- one step

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import codec, sampling
+from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import LIMBS
 from focal.custody.refresh import IDENTITY, Map
 from focal.errors import FocalError
-from focal.heads.linear.layout import WEIGHT_SCALE, Slots, power_of_two
+from focal.heads.linear.layout import WEIGHT_SCALE, power_of_two
 
 Array = NDArray[np.float64]
 

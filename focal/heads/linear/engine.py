@@ -142,9 +142,7 @@ class Engine(Moves):
     def _forward(self, block: Block, turned: list[list[Ciphertext]]) -> list[Ciphertext]:
         """Z' = 16 Z / divisor of one block, in parts that are folded over j, 3 limbs, one ciphertext per class group."""
         ev, giants, groups = self.ev, range(self.layout.giants), range(self.layout.class_groups)
-        sums = self._map(
-            lambda ug: ev.relinearise(ev.products(block.data[ug[1]], turned[ug[0]])), [(u, g) for u in groups for g in giants]
-        )
+        sums = self._map(lambda ug: ev.relinearise(ev.products(block.data[ug[1]], turned[ug[0]])), [(u, g) for u in groups for g in giants])
 
         def horner(u: int) -> Ciphertext:
             z = sums[u * len(giants) + giants[-1]]

@@ -41,12 +41,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import LIMBS
 from focal.custody.refresh import Map
 from focal.errors import FocalError
 
 Array = NDArray[np.float64]
-Slots = NDArray[np.complex128]
 
 WEIGHT_SCALE = 16.0
 """The engine carries W' = 16 W, so that the release noise, fixed in size, weighs 16 times less on the weights."""

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import codec
+from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest
 from focal.custody import release
@@ -235,7 +236,7 @@ class Institution(Party):
 
     # ----------------------------------------------------------------- the result
 
-    def opened_slots(self, answers: dict[str, msg.ReleaseShares], count: int) -> list[Array]:
+    def opened_slots(self, answers: dict[str, msg.ReleaseShares], count: int) -> list[Slots]:
         """Open the sealed shares of every custodian, add them up, decode: slots of each of ``count`` released ciphertexts."""
         first = answers[self.custodians[0]]
         size = codec.size(self.scheme, codec.DECRYPTION)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import codec
+from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
 from focal.custody import keys, release
 from focal.errors import Refused
@@ -117,11 +118,11 @@ class EncryptedUpper:
         if self.party.me.name not in self.party.hear(self.server, topic, msg.Present).owners:
             raise Skipped(f"the consortium went on without '{self.party.me.name}'", resume=self.joining()[0])
 
-    def _opened(self, step: int, what: str, kind: str) -> Array:
+    def _opened(self, step: int, what: str, kind: str) -> Slots:
         """Slots of what every custodian opened to us."""
         party, topic = self.party, f"open/{step}/{what}"
         if not plan.opening_items(step, kind, (party.me.name,)):
-            return np.zeros(self.layout.slots)
+            return np.zeros(self.layout.slots, np.complex128)
         (item,) = plan.opening_items(step, kind, (party.me.name,))
         party.net.phase = "openings"
         answers = party.hear_all(party.custodians, topic, msg.OpeningShares)

@@ -199,7 +199,9 @@ def test_masks_are_one_where_an_owner_may_write(layout: Layout) -> None:
 
 
 def test_the_divisor_follows_the_square_root_of_the_rows() -> None:
-    divisors = {rows: Layout(8192, 64, 8, rows, 8, 1, 8).divisor for rows in (1, 300, 1151, 1152, 2591, 2592, 5000, 20_000, 1_000_000, 10**8)}
+    divisors = {
+        rows: Layout(8192, 64, 8, rows, 8, 1, 8).divisor for rows in (1, 300, 1151, 1152, 2591, 2592, 5000, 20_000, 1_000_000, 10**8)
+    }
     assert list(divisors.values()) == [1, 1, 1, 2, 2, 4, 4, 8, 64, 256]
 
 
