@@ -21,7 +21,7 @@ from focal.custody import keys
 from focal.net import messages as msg
 from focal.net.store import Blobs
 
-FIRST = "refresh/0/residual"
+FIRST = "refresh/0/weights"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_ciphertexts_of_the_servers_own_making(stage: Stages, kinds: tuple[str, 
         c.start("server", prelude=lying(f"ForgedRefresh{kinds}"))
         c.start(*VICTIMS)
         assert reason(c, "custodian-1") == "lockstep"
-        assert "'train/0/residual/0/0/-'" in c.processes["custodian-1"].errors
+        assert "'train/0/weights/-/0/-'" in c.processes["custodian-1"].errors
         assert shares(c, "custodian-1") == [] and FIRST not in said(c, "custodian-1")
 
         c.processes["custodian-2"].reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)
@@ -77,7 +77,7 @@ def test_one_ciphertext_under_two_items_and_items_out_of_the_plans_order(stage: 
         assert [reason(c, v) for v in VICTIMS] == ["plan", "second-item"]
         assert not any(FIRST in said(c, v) for v in VICTIMS)
         assert shares(c, "custodian-1") == []
-        assert shares(c, "custodian-2") == [("refresh", "train/0/residual/0/0/-")], "a second share was made with a repeated `a`"
+        assert shares(c, "custodian-2") == [("refresh", "train/0/weights/-/0/-")], "a second share was made with a repeated `a`"
 
 
 def test_two_ciphertexts_under_one_item(stage: Stages) -> None:
@@ -107,7 +107,7 @@ def test_a_backup_from_before_the_first_share(stage: Stages) -> None:
         c.start("server", prelude=lying("ForgetfulBoard()"))
         c.start(*VICTIMS)
         assert reason(c, "custodian-2") == "old-ledger"
-        assert "'custodian-1' has seen 8 of our shares" in c.processes["custodian-2"].errors  # 2 steps x 2 refreshes x 2 class groups
+        assert "'custodian-1' has seen 6 of our shares" in c.processes["custodian-2"].errors  # 3 refreshes in 2 steps, of 2 class groups each
         assert shares(c, "custodian-2") == []
 
 

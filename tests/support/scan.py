@@ -4,7 +4,8 @@ Two published elements made from one secret with one ``a`` add up to something w
 is how every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by
 chance never. So, per family (all that depends on one party's secret) and per prime::
 
-    base       every published polynomial of the family, and its images under every published rotation's automorphism and its inverse
+    base       every published polynomial of the family, and its images under every published rotation's automorphism and its inverse;
+               of a refresh that applies a map L also L(h0) and 2^k h1, in which its mask would cancel
     products   base x every published ``a``
     search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
 
@@ -30,6 +31,7 @@ from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES
 from focal.net import messages as msg
 from focal.net.identity import Identity
 from focal.net.store import Blobs
+from focal.protocols import of
 from focal.protocols.common.audit import recorded
 from focal.protocols.interactive.plan import opening_context
 
@@ -57,6 +59,19 @@ class Published:
         for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
             self.families.setdefault(family, []).append((f"{name}[{i}]", polynomial))
 
+    def add_answer(self, family: str, item: str, h0: bytes, h1: bytes, how: refresh.Map) -> None:
+        """A refresh share, and what its masks cancel in: h1 holds L(M / 2^k), so L(h0) and 2^k h1 belong together."""
+        self.add(family, f"h0/{item}", codec.REFRESH_H0, h0)
+        self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
+        own, primes = dict(self.families[family]), self.scheme.moduli
+        if how.automorphisms:
+            mapped = [how.linear(limb, q) for limb, q in zip(own[f"h0/{item}[0]"], primes, strict=False)]
+            self.families[family].append((f"L h0/{item}", mapped))
+        if how.shift:
+            factor = [np.full(self.scheme.n, (1 << how.shift) % q, np.uint64) for q in primes]
+            scaled = [ring.multiply(limb, f, q) for limb, f, q in zip(own[f"h1/{item}[0]"], factor, primes, strict=False)]
+            self.families[family].append((f"2^{how.shift} h1/{item}", scaled))
+
     def add_keys(self, run_id: bytes) -> None:
         """The public randomness of the ceremony."""
         (self.public["a/public"],) = keys.public_random(self.scheme, run_id, "public", 1, extended=False)
@@ -77,6 +92,7 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
     for i, polynomial in enumerate(codec.unpack(scheme, codec.SWITCHING_B, blobs.get(joint.relinearisation_h1), "h1")):
         out.public[f"h1[{i}]"] = polynomial
     kinds = {1: keys.first_round_kinds(out.rotations), 2: keys.SECOND_ROUND}
+    layout = of(manifest).plan.layout(manifest)
     identities = {m.name: Identity.load(parties / m.name / "identity.json") for m in manifest.members}
 
     def unsealed(sender: str, reader: str, digest: str, context: bytes) -> bytes:
@@ -88,13 +104,13 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
                 out.add(sender, name, kind, blobs.get(digest))
         elif isinstance(body, msg.RefreshRequest):
             for item, digest in zip(body.items, body.ciphertexts, strict=True):
-                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest)
+                limbs = layout.refresh_map(item).limbs
+                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest, limbs)
                 out.requests[item] = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
                 out.public[f"c1/{item}"] = out.requests[item][1]
         elif isinstance(body, msg.RefreshShares):
             for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
-                out.add(sender, f"h0/{item}", codec.REFRESH_H0, blobs.get(h0))
-                out.add(sender, f"h1/{item}", codec.REFRESH_H1, blobs.get(h1))
+                out.add_answer(sender, item, blobs.get(h0), blobs.get(h1), layout.refresh_map(item))
         elif isinstance(body, msg.ReleaseShares):
             reader = manifest.institutions[0].name
             data = unsealed(sender, reader, body.sealed[reader], f"release/{reader}".encode() + bytes.fromhex(run_id))
@@ -146,7 +162,8 @@ def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], by
     def shares(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> tuple[bytes, bytes]:
         h0, h1 = refreshed(scheme, secret, *rest)
         given.append((who(secret), f"h0/{len(given)}", codec.REFRESH_H0, h0))
-        given.append((who(secret), f"h1/{len(given)}", codec.REFRESH_H1, h1))
+        limbs = next(n for n in range(1, LIMBS + 1) if codec.size(scheme, codec.refresh_h1(n)) == len(h1))
+        given.append((who(secret), f"h1/{len(given)}", codec.refresh_h1(limbs), h1))
         return h0, h1
 
     def opened(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> bytes:
@@ -190,7 +207,8 @@ def candidates(published: Published, family: str, q: int, products: bool) -> tup
     own = [(name, limbs[place]) for name, limbs in published.families[family] if len(limbs) > place]
     whole = {name: coefficients(published, limb, q) for name, limb in own}
     order = 2 * published.scheme.n
-    powers = {pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in published.rotations for sign in (1, -1)}
+    rotations = [r for r in published.rotations if r != published.scheme.conjugation]
+    powers = {pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in rotations for sign in (1, -1)}
     turns = {name: k for k, name in powers.items()} | {"conjugate": order - 1}
     names = [*whole, *(f"{t} {name}" for name in whole for t in turns)]
     base = [*(v[FIRST] for v in whole.values()), *(turned(v, k, q) for v in whole.values() for k in turns.values())]

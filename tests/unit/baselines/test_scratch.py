@@ -244,7 +244,7 @@ def test_the_weights_carry_less_noise_than_the_smudging_assumes(run: EncryptedRu
     for s in range(steps):
         carried = run.step(s, carried, own, Settings().rate)
     for ciphertext in run.net.readable(carried):
-        noise = opened.coefficients(ciphertext) - coefficients(opened.slots(ciphertext)) * run.scheme.scale
+        noise = opened.coefficients(ciphertext) - coefficients(opened.slots(ciphertext).real) * run.scheme.scale
         assert 1.15 * Settings().steps / steps * 2**0.5 * rms(noise) < CARRIED_NOISE
 
 
@@ -269,7 +269,7 @@ def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
     """The start is no message: everybody draws it. Two chunks of a, one of b, two refreshes each; and two of the weights."""
     _, before, after = stepped
     three, six = (codec.size(run.scheme, codec.ciphertext(limbs)) for limbs in (3, LIMBS))
-    share = codec.size(run.scheme, codec.REFRESH_H0) + codec.size(run.scheme, codec.REFRESH_H1)
+    share = codec.size(run.scheme, codec.REFRESH_H0) + codec.size(run.scheme, codec.refresh_h1(LIMBS))
     wanted = {
         "a": Traffic(up=(4 + 2) * three, down=4 * six),
         "b": Traffic(up=(2 + 2) * three, down=2 * six),
