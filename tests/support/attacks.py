@@ -851,12 +851,13 @@ def wrong_rate() -> None:
     """The server's engine takes steps that are a thousandth too large."""
     from focal.protocols.blind import compute
 
-    engine = compute.Engine
+    honest = compute.scalars_of
 
-    def hasty(scheme: Scheme, layout: Any, scalars: Any, *rest: Any) -> Any:
-        return engine(scheme, layout, dataclasses.replace(scalars, rate=1.001 * scalars.rate), *rest)
+    def hasty(*args: Any) -> Any:
+        scalars = honest(*args)
+        return dataclasses.replace(scalars, rate=1.001 * scalars.rate)
 
-    replace(compute, Engine=hasty)
+    replace(compute, scalars_of=hasty)
 
 
 def wrong_limb() -> None:

@@ -1,7 +1,7 @@
 """What one custodian that lies *a little* in its share still gets: performed, because custodians are assumed to follow the protocol.
 
-It adds a polynomial of 2^42 a coefficient to its own h1 of the last logits, which makes eight patients' logits absurd, one in each class:
-z = +-330, where honest ones end at 8. The cubic makes the rest of it: residuals of 6000. The next request is as small as an honest
+It adds a polynomial of 2^40 a coefficient to its own h1 of the last logits, which makes eight patients' logits absurd, one in each class:
+z = -330, where honest ones end at 8. The cubic makes the rest of it: residuals of 6 10^4. The next request is as small as an honest
 one, so the guard lets it pass; h1 is an input of lockstep and of the audit, so both find everything in order; and the released weights hold
 these patients' features, to a factor each that the bias column shows, for a hospital that helps the custodian. Proofs of shares would close
 this (SECURITY.md, "What is not protected"). The day they are there, this test must fail.
@@ -80,4 +80,4 @@ def test_a_small_lie_passes_the_guard_and_the_release_shows_eight_chosen_patient
     rms = np.sqrt((error**2).mean())
     print(f"logits of {absurd / LOGIT_SCALE:.0f}, a lie of 2^{largest:.1f} in h1: {error.size} features of {len(VICTIMS)} patients from the release, rms error {rms:.1e}")
     assert all(weighed), "the guard refused: say so in SECURITY.md"
-    assert 40 < largest < 44 and np.corrcoef(read.ravel(), x[list(VICTIMS)].ravel())[0, 1] > 0.99
+    assert 40 < largest < 41 and np.corrcoef(read.ravel(), x[list(VICTIMS)].ravel())[0, 1] > 0.99
