@@ -74,7 +74,10 @@ class Opened:
         return n / np.pi * 5 * (2 * n * m / 3) ** 0.5 / self.scheme.scale
 
     def slots(self, ciphertext: object) -> np.ndarray:
-        return ring.embed(self.coefficients(ciphertext) / self.scheme.scale).real
+        return self.complex_slots(ciphertext).real
+
+    def complex_slots(self, ciphertext: object) -> np.ndarray:
+        return ring.embed(self.coefficients(ciphertext) / self.scheme.scale)
 
 
 @pytest.fixture(scope="session")
