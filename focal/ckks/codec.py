@@ -85,7 +85,7 @@ def size(scheme: Scheme, kind: Kind) -> int:
 def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> bytes:
     """Canonical bytes of ``polynomials[element][limb]``; ValueError when the shape is not the kind's."""
     primes = moduli(scheme, kind)
-    parts = [header(scheme, kind)]
+    parts: list[bytes | bytearray] = [header(scheme, kind)]
     if len(polynomials) != kind.elements:
         raise ValueError(f"a {kind.name} has {kind.elements} polynomials, not {len(polynomials)}")
     for polynomial in polynomials:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1
-"""Of native.h, for which this file was written."""
+from focal.ckks.native import build
+
 VARIANTS = ("portable", "avx2", "ifma")
 """What kernels are made of, slowest first: C, AVX2 with FMA, AVX-512 with IFMA."""
 
@@ -127,10 +127,10 @@ def _found() -> tuple[Library | None, str]:
         module = importlib.import_module("focal.ckks.native._kernels")
     except ImportError as e:
         why = "not built" if isinstance(e, ModuleNotFoundError) else str(e)
-        return None, f"none ({why}): OpenFHE and numpy compute, slower; with a C compiler, python -m focal.ckks.native.build makes them"
-    version = module.lib.focal_version()
-    if version != VERSION:
-        return None, f"none (built from version {version}, this is {VERSION}): python -m focal.ckks.native.build makes them anew"
+        return None, f"none ({why}): OpenFHE and numpy compute, slower; with a C compiler, python -m focal.ckks.native makes them"
+    made_from = getattr(module.lib, "focal_made_from", None)
+    if made_from is None or module.ffi.string(made_from()).decode() != build.digest():
+        return None, "none (made from other sources than these): python -m focal.ckks.native makes them anew"
     able = Library.variants(module)
     if wanted and wanted not in able:
         return None, f"none: FOCAL_NATIVE={wanted}, and this processor has {', '.join(able)}"

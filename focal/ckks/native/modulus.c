@@ -6,10 +6,6 @@
 
 #include "kernels.h"
 
-int focal_version(void) {
-    return 1;
-}
-
 int focal_variants(void) {
     int found = 1 << FOCAL_PORTABLE;
 #ifdef __x86_64__

@@ -7,8 +7,8 @@
 
 /* ---- the library ---- */
 
-/* Goes up with every change of a declaration here or of its meaning; focal/ckks/native/__init__.py names the one it was written for. */
-int focal_version(void);
+/* The digest of all source files (build.py). */
+const char *focal_made_from(void);
 /* Kernels that this processor runs, best last, as a mask of 1 << FOCAL_...; a test build emulates the last on any processor. */
 enum { FOCAL_PORTABLE = 0, FOCAL_AVX2 = 1, FOCAL_IFMA = 2 };
 int focal_variants(void);
