@@ -149,7 +149,7 @@ def test_a_malformed_share_names_its_custodian(rehearsal: Rehearsal, shares: lis
 
 def test_prediction_follows_custodians_and_copies() -> None:
     one, many = layout_for(8192, 64, 8, 100, 8, 1), layout_for(8192, 64, 8, 100, 2, 1)
-    assert (one.copies, many.copies) == (16, 64)
+    assert (one.copies, many.copies) == (32, 128)
     error = released.expected_error(8192, 2.0**45, one, 2)
     assert released.expected_error(8192, 2.0**45, one, 8) == pytest.approx(2 * error)
     assert released.expected_error(8192, 2.0**45, many, 2) == pytest.approx(error / 2)
