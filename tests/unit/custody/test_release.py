@@ -49,7 +49,7 @@ def test_the_test_inverts_the_embedding() -> None:
 
 def test_a_refreshed_encryption_of_zero_carries_little(rehearsal: Rehearsal, opened: Opened) -> None:
     """The decrypted polynomial is the noise: a fresh ciphertext's 2^9.7, of which the fold over 128 groups of rows makes
-    2^13.2, all of it on every 128th coefficient, and the refresh's own 2^2.5. What hides it is measured by the sum of squares (release.py)."""
+    2^13.2, all of it on every 128th coefficient, and the refresh's own 2^2.5. What hides it goes by the sum of squares (release.py)."""
     (ct,) = rehearsal.refresh([ITEM], [rehearsal.encrypt(np.zeros(rehearsal.scheme.slots), REFRESH_LIMBS)])
     noise = opened.coefficients(ct)
     print(f"refreshed zero: rms 2^{math.log2(rms(noise)):.1f}, largest 2^{math.log2(np.abs(noise).max()):.1f}")
