@@ -19,7 +19,6 @@ from conftest import Opened
 from manifests import manifest
 
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS
 from focal.config import LayoutSpec
 from focal.custody import release
 from focal.errors import Refused
