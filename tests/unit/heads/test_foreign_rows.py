@@ -19,7 +19,6 @@ from conftest import Opened
 from manifests import manifest
 
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS
 from focal.config import LayoutSpec
 from focal.custody import release
 from focal.errors import Refused
@@ -125,7 +124,7 @@ def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size
     owners, own = OwnerMasks(shared.run.scheme, LAYOUT), LAYOUT.target_mask(*ATTACKER, 0, 0) == 1
     written = shared.run.encrypt(RESIDUAL_SCALE * np.where(own, 1.0, size), chunk_kind("target").limbs)
     kept = owners.keep(written, ATTACKER, 0, 0)
-    assert kept.GetLevel() == LIMBS - masks.TARGET_LIMBS
+    assert shared.run.scheme.evaluator.count(kept) == masks.TARGET_LIMBS
     slots = Opened(shared.run).slots(kept) / RESIDUAL_SCALE
     assert own.sum() == 20 * CLASSES
     print(f"targets of {size:g} elsewhere: {np.abs(slots[~own]).max():.1e} is left, the own ones err by {np.abs(slots[own] - 1).max():.1e}")
@@ -145,7 +144,7 @@ def test_a_release_is_zero_where_no_class_is(shared: Shared, size: float) -> Non
     wide = replace(LAYOUT, outputs=8)  # 8 classes: it fills the padding lanes
     hostile = shared.run.encrypt(WEIGHT_SCALE * wide.weight_slots(padded, 0))
     masked = only_classes(shared.run.scheme, LAYOUT, 0, hostile)
-    assert masked.GetLevel() == LIMBS - 4
+    assert shared.run.scheme.evaluator.count(masked) == 4
     exact = LAYOUT.read_weights(Opened(shared.run).slots(shared.run.scheme.evaluator.drop(masked, 1))) / WEIGHT_SCALE
     left, error = np.abs(exact[:, CLASSES:]).max(), np.abs(exact[:, :CLASSES] - w).max()
     print(f"garbage of {size:g}: {left:.1e} is left, real weights err by {error:.1e}")
