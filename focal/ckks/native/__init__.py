@@ -124,7 +124,7 @@ def _found() -> tuple[Library | None, str]:
     if wanted == "0":
         return None, "none: FOCAL_NATIVE=0"
     try:
-        module = importlib.import_module("focal.ckks.native._kernels")
+        module = importlib.import_module(build.MODULE)
     except ImportError as e:
         why = "not built" if isinstance(e, ModuleNotFoundError) else str(e)
         return None, f"none ({why}): OpenFHE and numpy compute, slower; with a C compiler, python -m focal.ckks.native makes them"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-MODULE = "focal.ckks.native._kernels"
+FOLDER = "focal/ckks/native"
+MODULE = FOLDER.replace("/", ".") + "._kernels"
 FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=off", "-Wno-psabi", "-Wno-unknown-pragmas")
 """``-ffp-contract=off``: quotients in doubles count on every rounding where it is written."""
 PREAMBLE = """
@@ -36,7 +37,7 @@ def builder(
     module: str = MODULE,
     macros: Sequence[str] = (),
     flags: Sequence[str] = (),
-    folder: str = "focal/ckks/native",
+    folder: str = FOLDER,
 ) -> Any:
     """The cffi.FFI that setup.py hands to setuptools. ``folder``: where the C files are, for the compiler."""
     import cffi  # its parser takes longer to import than everything that uses the library

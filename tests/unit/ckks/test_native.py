@@ -7,6 +7,7 @@ is used by everything else, and compared in ``test_what_is_installed_is_what_is_
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -368,7 +369,7 @@ def test_what_is_installed_is_what_is_used() -> None:
     if native.library is None:
         pytest.skip(f"kernels: {native.description}")
     assert native.description == native.library.variant
-    wanted = os.environ.get("FOCAL_NATIVE") or Library.variants(importlib.import_module("focal.ckks.native._kernels"))[-1]
+    wanted = os.environ.get("FOCAL_NATIVE") or Library.variants(importlib.import_module(build.MODULE))[-1]
     assert native.library.variant == wanted
 
 
@@ -394,8 +395,7 @@ def test_a_library_from_other_sources_is_not_used_nor_one_that_is_not_there(
     module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FOCAL_NATIVE", raising=False)
-    name = "focal.ckks.native._kernels"
-    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, build.MODULE, module)
     assert native._found()[1] == native.VARIANTS[-1], "the emulated one is its best"
     monkeypatch.setattr(build, "HERE", tmp_path)
     shutil.copytree(ROOT / "focal/ckks/native", tmp_path, dirs_exist_ok=True)
@@ -403,7 +403,7 @@ def test_a_library_from_other_sources_is_not_used_nor_one_that_is_not_there(
     (tmp_path / "ring.c").write_text((tmp_path / "ring.c").read_text() + " ")
     library, told = native._found()
     assert library is None and "other sources" in told and "python -m focal.ckks.native" in told
-    monkeypatch.setitem(sys.modules, name, None)  # as if it were not there
+    monkeypatch.setitem(sys.modules, build.MODULE, None)  # as if it were not there
     library, told = native._found()
     assert library is None and "python -m focal.ckks.native" in told and "\n" not in told
 
