@@ -9,7 +9,7 @@ export FOCAL_DATA := $(abspath $(FOCAL_DATA))
 bin := .venv/bin
 trainings := retina severity pathology xray
 
-.PHONY: help setup demo $(trainings:%=train-%) finetune-retina reproduce bench test test-slow fuzz crash lint types check clean
+.PHONY: help setup native demo $(trainings:%=train-%) finetune-retina reproduce bench test test-slow fuzz crash lint types check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ help: ## list these commands
 
 setup: ## make .venv with everything in it (PYTHON=/path chooses the interpreter; TORCH=cpu: no GPU)
 	@bash scripts/setup.sh
+
+native: ## compile the native kernels again, in place (setup does it too)
+	@$(bin)/python -m focal.ckks.native
 
 demo: setup ## the main job on generated images: nothing is downloaded
 	$(bin)/focal demo

@@ -3,8 +3,9 @@
 #
 #   find-python.sh -> python -m venv .venv -> pip install -e '.[dev]' (constraints.txt) -> import openfhe -> stamp
 #
-# The stamp (a digest of interpreter, folder, kind of torch, pyproject.toml, constraints.txt and this script) is written last, so that a
-# complete .venv costs a fraction of a second and an incomplete one is finished. A .venv of another interpreter, folder or kind is rebuilt.
+# The stamp (a digest of interpreter, folder, kind of torch and all that is installed from: pyproject.toml, constraints.txt, C sources, this
+# script) is written last, so that a complete .venv costs a fraction of a second and an incomplete one is finished. A .venv of another
+# interpreter, folder or kind is rebuilt. The native kernels are compiled by pip (setup.py); without a C compiler they are left out.
 #
 # TORCH=cpu takes torch's wheels for machines without a GPU from the index that TORCH_INDEX names. A .venv made so
 # stays so; TORCH=cuda makes it anew with the usual wheels.
@@ -40,7 +41,8 @@ esac
 
 have=$(base_of_venv)
 if [ -n "${PYTHON:-}" ] || [ "${have:0:1}" != / ]; then python=$(bash scripts/find-python.sh); else python=$have; fi
-digest=$({ printf '%s\n' "$python" "$venv" "$kind" && cat pyproject.toml constraints.txt scripts/setup.sh; } | sha256sum)
+sources=(pyproject.toml constraints.txt setup.py scripts/setup.sh focal/ckks/native/{*.[ch],build.py})
+digest=$({ printf '%s\n' "$python" "$venv" "$kind" && cat "${sources[@]}"; } | sha256sum)
 if [ "$have" = "$python" ] && [ "$(sed -n 1p "$stamp" 2>/dev/null)" = "$digest" ]; then
     sed -n 2p "$stamp"
     exit 0
@@ -68,6 +70,8 @@ if [ -n "${CI:-}" ] || [ ! -t 1 ]; then quiet=(--quiet); fi
 if ! error=$(OMP_NUM_THREADS=1 "$venv/bin/python" -c 'import openfhe' 2>&1); then
     stop "openfhe is installed but does not load with $python (${error##*$'\n'}); try another interpreter: make setup PYTHON=/path/to/python3.10"
 fi
+kernels=$("$venv/bin/python" -c 'from focal.ckks import native; print(native.description)')
+printf 'focal set-up: native kernels: %s\n' "$kernels"
 summary=$("$venv/bin/python" -c '
 from importlib.metadata import version
 from platform import python_version

@@ -1,15 +1,22 @@
-"""What every test file may use. ``OMP_NUM_THREADS`` is set before anything imports OpenFHE or torch (docs/openfhe.md, section 1)."""
+"""What every test file may use.
+
+Threads are limited before anything imports OpenFHE, torch or numpy (docs/openfhe.md, section 1): the workers and the processes that they
+start have all processors busy, and two threads that spin for one product beside them take ten times as long as one.
+"""
 
 from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
+import shutil  # noqa: E402
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import shared  # noqa: E402
 from places import DATA  # noqa: E402
 
 from focal.ckks import ring  # noqa: E402
@@ -28,6 +35,17 @@ SHARED = {
 SLOW = Path(__file__).parent / "slow"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # workers inherit the folder
+        shared.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(shared.session_folder(), ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What lies in ``slow/`` is slow. A file's tests stay together. The longest groups come first, so that two workers end at about
     the same time; before them what waits for stalled links, for the other worker has the processors meanwhile."""
@@ -37,6 +55,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.xdist_group(groups.get(item.path.name, item.path.stem)))
     items.sort(key=lambda item: (item.path.name != "test_network.py", item.path.name not in groups))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What compares with plain training asks torch for all processors, and would leave it so for every test after it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads = lambda count: None  # type: ignore[attr-defined]
 
 
 class Opened:
@@ -74,7 +98,9 @@ class Opened:
         return n / np.pi * 5 * (2 * n * m / 3) ** 0.5 / self.scheme.scale
 
     def slots(self, ciphertext: object) -> np.ndarray:
-        """(S,) complex: features come in pairs."""
+        return self.complex_slots(ciphertext).real
+
+    def complex_slots(self, ciphertext: object) -> np.ndarray:
         return ring.embed(self.coefficients(ciphertext) / self.scheme.scale)
 
 

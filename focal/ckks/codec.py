@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks import native
 from focal.ckks.evaluator import RealOrComplex
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
@@ -89,18 +90,14 @@ def size(scheme: Scheme, kind: Kind) -> int:
 def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> bytes:
     """Canonical bytes of ``polynomials[element][limb]``; ValueError when the shape is not the kind's."""
     primes = moduli(scheme, kind)
-    parts = [header(scheme, kind)]
+    parts: list[bytes | bytearray] = [header(scheme, kind)]
     if len(polynomials) != kind.elements:
         raise ValueError(f"a {kind.name} has {kind.elements} polynomials, not {len(polynomials)}")
     for polynomial in polynomials:
         for limb, q in zip(polynomial, primes, strict=True):
             if limb.shape != (scheme.n,):
                 raise ValueError(f"a limb has {scheme.n} residues, not {limb.shape}")
-            words = _words(limb.astype("<u8", copy=False), _width(q))
-            own = np.empty(words.shape, words.dtype)
-            for i in range(words.shape[1]):  # word by word: numpy's inner loop is then as long as the limb
-                own[:, i] = words[:, i]
-            parts.append(own.tobytes())
+            parts.append(_packed(limb.astype("<u8", copy=False), _width(q)))
     return b"".join(parts)
 
 
@@ -129,12 +126,8 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
         element: list[Limb] = []
         for q in moduli(scheme, kind):
             width = _width(q)
-            limb: Limb = np.zeros(scheme.n, dtype="<u8")
-            words = _words(limb, width)
-            foreign = np.frombuffer(data, words.dtype, words.size, offset).reshape(words.shape)
-            for i in range(words.shape[1]):
-                words[:, i] = foreign[:, i]
-            if int(limb.max()) >= q:
+            limb = _unpacked(data, offset, scheme.n, width, q)
+            if limb is None:
                 raise Refused("coefficient", f"{source}: a {kind.name} holds a value that is not below its modulus")
             element.append(limb)
             offset += scheme.n * width
@@ -145,6 +138,29 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
 def digest(data: bytes) -> str:
     """SHA-256 (hex) of canonical bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _packed(limb: Limb, width: int) -> bytes | bytearray:
+    """The ``width`` low bytes of each residue."""
+    if native.library:
+        return native.library.pack(np.ascontiguousarray(limb), width)
+    words = _words(limb, width)
+    own = np.empty(words.shape, words.dtype)
+    for i in range(words.shape[1]):  # word by word: numpy's inner loop is then as long as the limb
+        own[:, i] = words[:, i]
+    return own.tobytes()
+
+
+def _unpacked(data: bytes, offset: int, n: int, width: int, q: int) -> Limb | None:
+    """The other way; ``None`` when a residue is not below ``q``."""
+    if native.library:
+        return native.library.unpack(data, offset, n, width, q)
+    limb: Limb = np.zeros(n, dtype="<u8")
+    words = _words(limb, width)
+    foreign = np.frombuffer(data, words.dtype, words.size, offset).reshape(words.shape)
+    for i in range(words.shape[1]):
+        words[:, i] = foreign[:, i]
+    return limb if int(limb.max()) < q else None
 
 
 def _words(limb: Limb, width: int) -> NDArray[np.unsignedinteger]:

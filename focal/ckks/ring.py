@@ -1,8 +1,11 @@
-"""Limb arithmetic in numpy: sums, public randomness, number-theoretic transform, canonical embedding.
+"""Limb arithmetic: sums, public randomness, number-theoretic transform, canonical embedding.
 
 A CKKS polynomial modulo Q = q_0 q_1 ... is kept as limbs, one row of N residues per prime, in the order of OpenFHE's
 evaluation (NTT) form. Sums of shares and of key contributions are plain additions of such rows, so every
 party can recompute them without a secret and without handing foreign bytes to a C++ deserializer.
+
+Everything is written in numpy here. Where the native kernels are installed (:mod:`focal.ckks.native`), products, sums and transforms are
+theirs: the same residues, sooner.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks import native
+
 Limb = NDArray[np.uint64]
 """N residues of one prime."""
 
@@ -26,14 +31,24 @@ _ONE_QUOTIENT = 1 << 50
 """Below it a product's quotient by q fits into float64."""
 
 
+def _kernels(*limbs: NDArray[Any]) -> native.Library | None:
+    """The native kernels, if they are there and take such arrays: contiguous words, of one shape."""
+    first = limbs[0].shape
+    return native.library if all(x.itemsize == 8 and x.flags.c_contiguous and x.shape == first for x in limbs) else None
+
+
 def add(x: Limb, y: Limb, q: int) -> Limb:
     """(x + y) mod q for residues below q < 2^63."""
+    if kernels := _kernels(x, y):
+        return kernels.add(x, y, q)
     total = x + y
     return np.minimum(total, total - np.uint64(q), out=total)  # below q the difference wraps around, and is huge
 
 
 def subtract(x: Limb, y: Limb, q: int) -> Limb:
     """(x - y) mod q for residues below q < 2^63."""
+    if kernels := _kernels(x, y):
+        return kernels.subtract(x, y, q)
     difference = x - y
     return np.minimum(difference, difference + np.uint64(q), out=difference)  # a negative one wraps around, and comes back with q
 
@@ -73,6 +88,8 @@ def multiply(x: Limb, y: Limb, q: int) -> Limb:
 
     float64 gives the quotient, int64 the rest: the true rest is small, so that wrapping around 2^64 on the way does no harm.
     """
+    if kernels := _kernels(x, y):
+        return kernels.multiply(x, y, q)
     rest = _signed_product(x.view(np.int64), y.view(np.int64), q).view(np.uint64)
     return np.minimum(rest, rest + np.uint64(q), out=rest)  # as in a difference
 
@@ -206,12 +223,16 @@ def ntt(coefficients: Limb, q: int, root: int) -> Limb:
     ``root`` is the primitive 2N-th root of unity that OpenFHE uses (Cooley-Tukey butterflies, as in Longa and Naehrig 2016,
     Algorithm 1).
     """
+    if (kernels := _kernels(coefficients)) and (prime := kernels.prime(q, root, len(coefficients))):
+        return kernels.forward(prime, coefficients)
     transform = _transform(q, root, len(coefficients))
     return transform.forward(transform.reduced(coefficients.astype(np.int64)))
 
 
 def ntt_signed(coefficients: Signed, q: int, root: int) -> Limb:
     """:func:`ntt` of signed coefficients of at most q / 2: secrets and errors, which are small."""
+    if (kernels := _kernels(coefficients)) and (prime := kernels.prime(q, root, len(coefficients))):
+        return kernels.forward(prime, coefficients)
     return _transform(q, root, len(coefficients)).forward(coefficients.copy())
 
 
@@ -221,6 +242,8 @@ def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
     Gentleman-Sande butterflies, bit-reversed input, as in Longa and Naehrig 2016, Algorithm 2.
     """
     n = len(limb)
+    if (kernels := _kernels(limb)) and (prime := kernels.prime(q, root, n)):
+        return kernels.inverse(prime, limb)
     values = _transform(q, pow(root, -1, q), n).backward(limb)
     return multiply(values, np.full(n, pow(n, -1, q), dtype=np.uint64), q)
 

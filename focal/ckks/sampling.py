@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import ring
+from focal.ckks import native, ring
 from focal.ckks.ring import Limb
 
 ERROR = 3.19
@@ -60,6 +60,8 @@ def uniform(n: int, bits: int) -> list[NDArray[np.uint64]]:
 
 def residues(words: Sequence[NDArray[np.uint64]], offset: int, q: int) -> Limb:
     """(sum of words[i] 2^(56 i) + offset) mod q for q < 2^61."""
+    if native.library:
+        return native.library.residues(words, _WORD, offset, q)
     n = len(words[0])
     total: Limb = np.full(n, offset % q, np.uint64)
     for i, word in enumerate(words):

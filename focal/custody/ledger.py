@@ -11,7 +11,7 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from focal.errors import FocalError, Refused
@@ -47,22 +47,37 @@ class Ledger:
         Raises :class:`Refused`: ``second-digest``, ``second-item`` when either was answered together with another; ``limit`` when this
         protocol has given ``limit`` shares.
         """
+        return self.answers(protocol, [(item, digest)], lambda missing: [make()], limit)[0]
+
+    def answers(
+        self,
+        protocol: str,
+        asked: Sequence[tuple[str, str]],
+        make: Callable[[list[int]], list[bytes]],
+        limit: int | None = None,
+    ) -> list[bytes]:
+        """The shares for a batch of (item, digest), all of them on disk in one transaction. ``make``: those that are missing, by their
+        places in ``asked``. Raises as :meth:`answer` does, and stores nothing then."""
         with self._lock:
-            row = self._find(protocol, item, digest)
-            if row is None:
-                if limit is not None and self._given(protocol) >= limit:
-                    raise Refused("limit", f"{limit} shares were given in '{protocol}', which is all that this key may give")
-                share = make()
-                try:
-                    self._db.execute(
-                        "INSERT INTO shares (protocol, item, digest, share) VALUES (?, ?, ?, ?)", (protocol, item, digest, share)
-                    )
-                except sqlite3.OperationalError as e:
-                    raise FocalError(
-                        f"{self.path}: the ledger cannot be written ({e})", hint="free space on this disk, then give the same command again"
-                    ) from None
-                return share
-            return row
+            _check_distinct(asked)
+            shares = [self._find(protocol, item, digest) for item, digest in asked]
+            missing = [i for i, share in enumerate(shares) if share is None]
+            if limit is not None and missing and self._given(protocol) + len(missing) > limit:
+                raise Refused("limit", f"{limit} shares were given in '{protocol}', which is all that this key may give")
+            if not missing:
+                return [bytes(share) for share in shares if share is not None]
+            rows = [(protocol, *asked[i], share) for i, share in zip(missing, make(missing), strict=True)]
+            try:
+                self._db.execute("BEGIN")
+                with self._db:
+                    self._db.executemany("INSERT INTO shares (protocol, item, digest, share) VALUES (?, ?, ?, ?)", rows)
+            except sqlite3.OperationalError as e:
+                raise FocalError(
+                    f"{self.path}: the ledger cannot be written ({e})", hint="free space on this disk, then give the same command again"
+                ) from None
+            for i, (*_, share) in zip(missing, rows, strict=True):
+                shares[i] = share
+            return [bytes(share) for share in shares if share is not None]
 
     def pin(self, topic: str, digest: str) -> None:
         """Remember, before an answer is weighed, what is weighed under ``topic``: whoever is refused may not try again with something else.
@@ -92,11 +107,6 @@ class Ledger:
             return bytes(share)
         return None
 
-    def holds(self, protocol: str, item: str) -> bool:
-        """Was a share given for this plan item?"""
-        with self._lock:
-            return self._db.execute("SELECT 1 FROM shares WHERE protocol = ? AND item = ?", (protocol, item)).fetchone() is not None
-
     @property
     def count(self) -> int:
         """Number of shares given."""
@@ -113,6 +123,18 @@ class Ledger:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _check_distinct(asked: Sequence[tuple[str, str]]) -> None:
+    """Within a batch, too, an item and a ciphertext go together once."""
+    by_item: dict[str, str] = {}
+    by_digest: dict[str, str] = {}
+    for item, digest in asked:
+        if by_digest.setdefault(digest, item) != item:
+            raise Refused("second-item", f"this ciphertext is presented as '{by_digest[digest]}' and as '{item}'")
+        if item in by_item:
+            raise Refused("second-digest", f"plan item '{item}' is asked for twice")
+        by_item[item] = digest
 
 
 def ledger_digest(shares: Iterable[tuple[str, str, str]]) -> str:

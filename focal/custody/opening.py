@@ -59,7 +59,7 @@ def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool) -
 
     ``ciphertext`` has one limb; ``lead``: the manifest's first custodian, which adds c0. Seal it to the owner.
     """
-    if ciphertext.GetLevel() != len(scheme.moduli) - 1:
+    if scheme.evaluator.count(ciphertext) != 1:
         raise ValueError("an opening has exactly one limb: more would show the noise that one limb's smudging hides")
     return release.smudged(scheme, secret, ciphertext, lead, SIGMA)
 

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from focal.ckks import native
 from focal.config import LocalConfig, Manifest, printable, read
 from focal.errors import FocalError, ProtocolError
 from focal.files import private_write
@@ -36,6 +37,8 @@ def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wa
         manifest, local = read(Manifest, manifest_file), read(LocalConfig, local_file)
         name = local.name
         report = Reporter(name, Path(local.state) / "events.jsonl", sink)
+        if not launched:  # the launcher has said it
+            report.say(f"native kernels: {native.description}")
         party = of(manifest).part(role)(manifest, local, report)
         check_not_ended(party)
         _go(party, wait)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from focal.ckks import native
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest, Member, RunConfig, read, write
 from focal.errors import FocalError
@@ -120,6 +121,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
     say(f"data:   {len(table)} images, {sum(rows.values())} training rows ({dealt}), {len(table.classes)} classes")
     say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, {source}")
+    say(f"native: {native.description}")
 
     everybody = members(consortium, _identities(run), rows, f"tcp://127.0.0.1:{_free_port()}")
     manifest = draft(config, everybody, table.classes, table.task, spec)

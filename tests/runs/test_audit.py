@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from consortium import Finished, cli, finished, focal, said
-from stages import _copy
+from shared import copy
 
 from focal.net import messages as msg
 from focal.net.identity import Identity, open_record
@@ -27,7 +27,7 @@ class Store:
 
     def __init__(self, run: Finished, folder: Path) -> None:
         self.run, self.folder = run, folder
-        _copy(run.party("server"), folder)
+        copy(run.party("server"), folder)
 
     def body(self, sender: str, topic: str) -> Any:
         with closing(sqlite3.connect(self.folder / "board.sqlite")) as db:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agreement import check_agreement
-from consortium import ENV, Dataset, Finished, cli, dataset, finished, runs
+from consortium import ENV, Dataset, Finished, cli, dataset, finished
 from patience import PATIENCE
 from places import CONTRACT
 
@@ -92,7 +92,7 @@ def test_everything_private_is_0600_and_the_key_shares_are_gone(run: Finished) -
     assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700
     assert set(run.key_shares) == {"custodian-1", "custodian-2"}, "no key share was ever seen: the next line would mean nothing"
     assert list(run.folder.rglob("secret-*.key")) == []
-    cache = [p for p in (runs() / "cache").iterdir() if p.is_file()]
+    cache = [p for p in run.cache.iterdir() if p.is_file()]
     assert cache and not any(stat.S_IMODE(p.stat().st_mode) & 0o077 for p in cache)
 
 

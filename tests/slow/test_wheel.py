@@ -2,7 +2,7 @@
 
 ::
 
-    focal/ pyproject.toml README.md LICENSE  --copied, pip wheel-->  focal-*.whl  --pip install-->  an empty environment
+    focal/ pyproject.toml setup.py ...      --copied, pip wheel-->  focal-*.whl  --pip install-->  an empty environment
                                                                      the packages that focal needs  --.pth--^
 """
 
@@ -26,21 +26,27 @@ import focal
 from focal import configs
 
 CLEAN = {k: v for k, v in ENV.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+KERNELS = "focal/ckks/native/_kernels" + sysconfig.get_config_var("EXT_SUFFIX")
+COMPILER = shutil.which("cc") or shutil.which("gcc")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+
+
+def make(source: Path, **env: str) -> Path:
+    """The wheel of this checkout's tracked files, made in the folder ``source``."""
+    shutil.copytree(ROOT / "focal", source / "focal", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    out = source / "out"
+    command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(out), str(source)]
+    built = subprocess.run(command, capture_output=True, text=True, env={**CLEAN, **env}, timeout=PATIENCE)
+    assert built.returncode == 0, built.stderr
+    (path,) = out.iterdir()
+    return path
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = tmp_path_factory.mktemp("source")
-    shutil.copytree(ROOT / "focal", source / "focal", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    out = source / "out"
-    command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(out), str(source)]
-    built = subprocess.run(command, capture_output=True, text=True, env=CLEAN, timeout=PATIENCE)
-    assert built.returncode == 0, built.stderr
-    (path,) = out.iterdir()
-    return path
+    return make(tmp_path_factory.mktemp("source"))
 
 
 class Installed:
@@ -81,8 +87,9 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     with zipfile.ZipFile(wheel) as z:
         names = {n for n in z.namelist() if ".dist-info/" not in n}
         facts = z.read(f"focal-{focal.__version__}.dist-info/METADATA").decode()
-    tracked = {p for p in (ROOT / "focal").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    assert names == {str(p.relative_to(ROOT)) for p in tracked}
+    tracked = {p for p in (ROOT / "focal").rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".so"}
+    compiled = {KERNELS} if COMPILER else set()
+    assert names == {str(p.relative_to(ROOT)) for p in tracked} | compiled
     assert {"focal/py.typed", "focal/configs/demo.yaml"} <= names
     for line in ("License-Expression: Apache-2.0", "License-File: LICENSE", "Provides-Extra: site"):
         assert f"\n{line}\n" in facts
@@ -95,6 +102,27 @@ def test_it_is_the_wheels_focal_that_runs(installed: Installed) -> None:
     seen = installed.python("import sys; print(*sys.path, *sys.meta_path)")
     assert str(ROOT) not in seen.replace(os.fspath(ROOT / ".venv"), "")
     assert installed.run("focal", "--version").stdout == f"focal {focal.__version__}\n"
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_its_kernels_are_used(installed: Installed) -> None:
+    program = "from focal.ckks import native; print(native.library is not None, native.description)"
+    used, told = installed.python(program).split()
+    assert used == "True" and told in ("portable", "avx2", "ifma")
+
+
+def test_a_wheel_made_without_a_compiler_lacks_the_kernels_alone(wheel: Path, tmp_path: Path) -> None:
+    """And whoever installs it is told how to come by them."""
+    (tmp_path / "source").mkdir()
+    without = make(tmp_path / "source", CC="false")
+    found = []
+    for path in (wheel, without):
+        with zipfile.ZipFile(path) as z:
+            found.append({n for n in z.namelist() if ".dist-info/" not in n})
+    assert found[1] == found[0] - {KERNELS}
+    bare = Installed(tmp_path, without)
+    told = bare.python("from focal.ckks import native; print(native.description)")
+    assert told.startswith("none (not built)") and "python -m focal.ckks.native" in told
 
 
 def test_every_name_of_the_face_resolves(installed: Installed) -> None:

@@ -2,8 +2,8 @@
 
 ::
 
-    dataset()        120 generated fundus images in one zip, CSVs that label them in several ways     (once per test session)
-    finished()       `focal train` on them, every byte that any party received recorded               (once per test session)
+    dataset()        120 generated fundus images in one zip, CSVs that label them in several ways     (once in a test session)
+    finished()       `focal train` on them, every byte that any party received recorded               (once in a test session)
     Consortium       manifest and local files of a run, its processes started, killed and restarted one by one
 
 Institutions need seconds to import torch. Where a test is not about images, their process runs with :data:`QUICK`: the
@@ -14,7 +14,6 @@ behind it (``forks.py``); ``focal train`` starts its own as everywhere.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import csv
 import functools
@@ -23,6 +22,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -43,6 +43,7 @@ from forks import nursery
 from numpy.typing import NDArray
 from patience import PATIENCE
 from places import ROOT
+from shared import copy, once, worker_folder
 
 from focal.config import LocalConfig, Manifest, RunConfig, read, write
 from focal.net.identity import Identity, open_record, sign_manifest
@@ -82,10 +83,13 @@ class Dataset:
 @functools.cache
 def dataset() -> Dataset:
     """The data set of this test session."""
+    return Dataset(once("data", _make_dataset))
+
+
+def _make_dataset(folder: Path) -> None:
     from focal.data.synthetic import CLASSES, generate
 
-    data, table = Dataset(_session_folder() / "data"), generate(SAMPLES, SEED)
-    data.folder.mkdir()
+    data, table = Dataset(folder), generate(SAMPLES, SEED)
     with zipfile.ZipFile(data.images, "w") as z:
         for i in range(SAMPLES):
             png = io.BytesIO()
@@ -102,7 +106,6 @@ def dataset() -> Dataset:
     site = [f"site-{int(p.rpartition('-')[2]) % 4}" for p in patient]
     columns = zip(plain, labels, held, site, strict=True)
     write_csv(data.multilabel, [{**row, "label": c, "split": s, "institution": i} for row, c, s, i in columns])
-    return data
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -113,16 +116,9 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@functools.cache
-def _session_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="focal-tests-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def runs() -> Path:
-    """The folder that holds the runs of this session: they share one cache of features."""
-    return _session_folder() / "runs"
+    """The folder that holds the runs of this worker: they share one cache of features."""
+    return worker_folder() / "runs"
 
 
 def config(name: str, **changes: Any) -> dict[str, Any]:
@@ -192,8 +188,10 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 class Finished:
     """A run of ``focal train`` with everything that was on its wires."""
 
-    def __init__(self, folder: Path, wires: Path, key_shares: dict[str, bytes], output: str) -> None:
-        self.folder, self.wires, self.key_shares, self.output = folder, wires, key_shares, output
+    def __init__(self, folder: Path, made: Path) -> None:
+        self.folder, self.wires, self.output = folder, made / "wires", (made / "output.txt").read_text()
+        self.cache = made / "runs" / "cache"
+        self.key_shares = {path.name: path.read_bytes() for path in (made / "shares").iterdir()}
 
     def party(self, name: str) -> Path:
         return self.folder / "parties" / name
@@ -213,21 +211,26 @@ class Finished:
 
 @functools.cache
 def finished() -> Finished:
-    """The run of this session."""
-    wires, folder = _session_folder() / "wires", runs() / "eyes"
-    path = write_config(_session_folder(), "eyes")
-    command = [sys.executable, "-m", "focal", "train", "--config", str(path), "--runs", str(runs())]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**ENV, "COLUMNS": "200", "FOCAL_RECORD_WIRE": str(wires)}
-    )
-    shares: dict[str, bytes] = {}
+    """The run of this session, in a copy of this worker's: ``runs() / "eyes"``."""
+    made = once("finished", _make_finished)
+    copy(made / "runs" / "eyes", runs() / "eyes")
+    return Finished(runs() / "eyes", made)
+
+
+def _make_finished(made: Path) -> None:
+    folder, shares = made / "runs" / "eyes", made / "shares"
+    shares.mkdir()
+    command = [sys.executable, "-m", "focal", "train", "--config", str(write_config(made, "eyes")), "--runs", str(made / "runs")]
+    env = {**ENV, "COLUMNS": "200", "FOCAL_RECORD_WIRE": str(made / "wires")}
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     stop = threading.Event()
 
     def watch() -> None:  # the shares are deleted at the end, and a test must know what to look for
         while not stop.wait(0.05):
             for file in folder.glob("parties/custodian-*/secret-*.key"):
-                with contextlib.suppress(OSError):
-                    shares.setdefault(file.parent.name, file.read_bytes())
+                if not (kept := shares / file.parent.name).exists():
+                    with contextlib.suppress(OSError):
+                        kept.write_bytes(file.read_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -238,7 +241,7 @@ def finished() -> Finished:
         stop.set()
         watcher.join()
     assert child.returncode == 0, output
-    return Finished(folder, wires, shares, output)
+    (made / "output.txt").write_text(output)
 
 
 # --------------------------------------------------------------------------- parties one by one
@@ -334,11 +337,33 @@ class Process:
         return "".join(self._errors)
 
 
+def elsewhere(endpoint: str, address: str) -> str:
+    """Program text: the server of ``endpoint`` listens at, and is found at, ``address``."""
+    return f"""
+import zmq
+def _elsewhere(name):
+    reach = getattr(zmq.Socket, name)
+    setattr(zmq.Socket, name, lambda socket, address: reach(socket, {address!r} if address == {endpoint!r} else address))
+_elsewhere("bind")
+_elsewhere("connect")
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
 class Consortium:
     """A prepared run whose processes the test starts itself. Leaving the ``with`` kills what still runs."""
 
-    def __init__(self, name: str, *, quick: bool = True, **changes: Any) -> None:
-        self.run = local.open_run(RunConfig.model_validate(config(name, **changes)), runs())
+    prelude = ""
+    """Program text that every party begins with."""
+
+    def __init__(self, name: str, *, quick: bool = True, folder: Path | None = None, **changes: Any) -> None:
+        """In ``folder``, or below :func:`runs`."""
+        self.run = local.open_run(RunConfig.model_validate(config(name, **changes)), folder or runs())
         self.manifest = local.prepare(self.run, lambda text: None)
         self.roles = {m.name: m.role for m in self.manifest.members}
         self.custodians = [m.name for m in self.manifest.custodians]
@@ -348,6 +373,11 @@ class Consortium:
         if quick:
             for name_ in self.institutions:
                 self._give(name_)
+
+    def settle(self, *names: str) -> None:
+        """After folders of parties were copied here: their files are those that lie here."""
+        for name in names:
+            self.change_local(name, keys=self.folder(name) / "identity.json", state=self.folder(name))
 
     def _give(self, name: str) -> None:
         """Features for :data:`QUICK`: columns that carry the label, so that there is something to learn."""
@@ -384,7 +414,7 @@ class Consortium:
         """Start (or restart) parties; returns the last one."""
         for name in names:
             role = self.roles[name]
-            source = (QUICK if self.quick and role == "institution" else "") + prelude
+            source = self.prelude + (QUICK if self.quick and role == "institution" else "") + prelude
             self.processes[name] = Process(
                 role, manifest or self.run.manifest_file, self.folder(name) / "local.json", prelude=source, limit=limit, wait=wait, **env
             )

@@ -6,14 +6,15 @@
        |                    |                          |                  |                   |
        copy                 copy                       copy               copy                copy        of every party's folder
 
-A test puts one of these copies back, and starts the few parties that it needs: the victims, and those that attack them. Every custodian
-but the first is ``verify: off``. In training the first one is killed with kill -9 and started again, so that ``trained`` shows this too.
+It runs once in a test session. A test puts one of the copies into its worker's folder, and starts the few parties that it needs: the
+victims, and those that attack them. Workers do so side by side, each at a port of its own. Every custodian but the first is
+``verify: off``. In training the first one is killed with kill -9 and started again, so that ``trained`` shows this too.
 """
 
 from __future__ import annotations
 
 import functools
-import os
+import pickle
 import re
 import shutil
 import signal
@@ -21,8 +22,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from consortium import Consortium, _session_folder
+from consortium import Consortium, elsewhere, free_port, runs
+from shared import copy, once
 
 TESTS = Path(__file__).parent
 VICTIMS = ("custodian-1", "custodian-2")
@@ -38,18 +41,20 @@ def lying(server: str) -> str:
     return prelude(f"attacks.install({server})")
 
 
-class Stages:
-    """The copies. Blobs are linked, not copied: nothing ever writes into a finished one."""
+# one block and two class groups: a refresh batch has two plan items
+ATTACKED: dict[str, Any] = {
+    "layout": {"class_lanes": 2},
+    "consortium": {"institutions": 3, "custodians": 3, "share_blocks": True},
+}
 
-    NAMES = ("prepared", "gathered", "keyed", "uploaded", "trained")
 
-    def __init__(self) -> None:
-        # one block and two class groups: a refresh batch has two plan items
-        consortium = {"institutions": 3, "custodians": 3, "share_blocks": True}
-        self.run = Consortium("attacked", layout={"class_lanes": 2}, consortium=consortium)
-        self.copies = _session_folder() / "stages"
-        self.verifier_ledger_at_the_kill: list[tuple[object, ...]] = []
-        with self.run as c:
+class Honest:
+    """The run, stopped where all parties that a phase needs stand at its gate."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+        with Consortium("attacked", folder=made / "runs", **ATTACKED) as self.run:
+            c = self.run
             self._keep("prepared")
             c.start_all(prelude=prelude("attacks.gates()"))
             self._stop_at("gathered", [*c.custodians, *c.institutions])
@@ -57,7 +62,7 @@ class Stages:
             self._stop_at("uploaded", [*c.custodians, "server"])
             c.processes["custodian-1"].reach_phase("train", done=1)
             c.processes["custodian-1"].kill()
-            self.verifier_ledger_at_the_kill = c.ledger("custodian-1")
+            (made / "at-the-kill").write_bytes(pickle.dumps(c.ledger("custodian-1")))
             c.start("custodian-1", prelude=prelude("attacks.gates()"))
             self._stop_at("trained", [*c.custodians, "server"])
 
@@ -77,14 +82,29 @@ class Stages:
             p.child.send_signal(signal.SIGCONT)
 
     def _keep(self, name: str) -> None:
-        _copy(self.run.run.folder / "parties", self.copies / name)
+        copy(self.run.run.folder / "parties", self.made / name)
+
+
+class Stages:
+    """The copies, and this worker's consortium, which begins at any of them."""
+
+    def __init__(self) -> None:
+        self.made = once("stages", Honest)
+        self.verifier_ledger_at_the_kill: list[tuple[object, ...]] = pickle.loads((self.made / "at-the-kill").read_bytes())
+        folder = runs() / "attacked"
+        copy(self.made / "prepared", folder / "parties")
+        for file in ("config.json", "manifest.json"):
+            shutil.copy(self.made / "runs" / "attacked" / file, folder)
+        self.run = Consortium("attacked", **ATTACKED)
+        self.run.prelude = elsewhere(str(self.run.manifest.server.endpoint), f"tcp://127.0.0.1:{free_port()}")
 
     @contextmanager
     def at(self, name: str) -> Iterator[Consortium]:
         """The consortium as it stood at the end of phase ``name``; no process runs yet."""
         folder = self.run.run.folder / "parties"
         shutil.rmtree(folder)
-        _copy(self.copies / name, folder)
+        copy(self.made / name, folder)
+        self.run.settle(*self.run.roles)
         self.run.processes = {}
         with self.run:
             yield self.run
@@ -93,21 +113,14 @@ class Stages:
         """One party's folder from another phase's copy: a restored backup."""
         folder = self.run.folder(party)
         shutil.rmtree(folder)
-        _copy(self.copies / name / party, folder)
+        copy(self.made / name / party, folder)
+        self.run.settle(party)
 
 
 @functools.cache
 def stages() -> Stages:
-    """The stages of this test session."""
+    """The stages of this test session, for this worker."""
     return Stages()
-
-
-def _copy(source: Path, target: Path) -> None:
-    def one(a: str, b: str) -> None:
-        finished_blob = re.fullmatch(r".*/blobs/[0-9a-f]{2}/[0-9a-f]{62}", a)
-        (os.link if finished_blob else shutil.copy2)(a, b)
-
-    shutil.copytree(source, target, copy_function=one, ignore=shutil.ignore_patterns("at-*", "open-*", "*.tmp"))
 
 
 def reason(c: Consortium, victim: str) -> str:

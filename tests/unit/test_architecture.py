@@ -82,6 +82,7 @@ def test_only_three_packages_compute_on_ciphertexts() -> None:
 def test_only_ckks_touches_openfhes_context() -> None:
     """``scheme.cc``, of which the evaluator is one of several users."""
     assert users(r"\bcc\.[A-Z]|\.cc\b") == {"ckks"}
+    assert users(r"\.[GS]et[A-Z]\w*\(") == {"ckks"}, "a method of OpenFHE's objects"
 
 
 def asked(source: str) -> list[int]:

@@ -212,8 +212,9 @@ class Checkout:
     def __init__(self, tmp: Path) -> None:
         self.log = tmp / "log"
         self.folder = tmp / "a checkout"
-        shutil.copytree(ROOT / "scripts", self.folder / "scripts")
-        for name in ("pyproject.toml", "constraints.txt"):
+        for name in ("scripts", "focal/ckks/native"):
+            shutil.copytree(ROOT / name, self.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "constraints.txt", "setup.py"):
             shutil.copy(ROOT / name, self.folder)
         self.python = self.interpreter(tmp / "bin/python3.10")
 
@@ -247,6 +248,13 @@ def test_changed_pins_are_installed_into_the_same_environment(checkout: Checkout
     checkout.setup()
     with (checkout.folder / "constraints.txt").open("a") as f:
         f.write("six==1.17.0\n")
+    assert checkout.setup()[2] == ["pip"]
+
+
+def test_changed_c_sources_are_compiled_and_the_kernels_are_named(checkout: Checkout) -> None:
+    assert "native kernels: Python 3.10.99\n" in checkout.setup()[1], "what the played interpreter says to every question"
+    with (checkout.folder / "focal/ckks/native/ring.c").open("a") as f:
+        f.write("/* more */\n")
     assert checkout.setup()[2] == ["pip"]
 
 

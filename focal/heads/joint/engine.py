@@ -61,10 +61,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from focal.ckks.evaluator import Ciphertext, Plaintext
+from focal.ckks.evaluator import Ciphertext, Each, Plaintext
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError, Refused
-from focal.heads.joint.layout import GRADIENT_SCALE, SCALE, InteractiveLayout
+from focal.heads.joint.layout import GRADIENT_SCALE, SCALE, InteractiveLayout, walk
 from focal.heads.joint.limits import check_contributors
 from focal.heads.joint.twin import Update
 from focal.heads.masks import class_mask_bytes, plain_bytes
@@ -182,7 +182,7 @@ class InteractiveEngine(Moves):
         """
         self._check({name: self.batches.get(name, 0) for name in activations})
         x = self._owned(activations, self.activation_masks[0])
-        diagonals = self._diagonals(self._turned(self.ev.drop(weights.now, TURNED)))
+        diagonals = self._diagonals(self.ev.drop(weights.now, TURNED))
         low = self.ev.rescale(self.ev.drop(x, MULTIPLIED + 1))
         products = dict(zip(diagonals, self._map(lambda s: self._inner([(low, diagonals[s])]), diagonals), strict=True))
         q, k = self.layout.lane, self.layout.lanes
@@ -226,16 +226,10 @@ class InteractiveEngine(Moves):
 
     # ----------------------------------------------------------------- parts of a step
 
-    def _turned(self, w: Ciphertext) -> list[Ciphertext]:
-        """W_e, e in [0, K): upwards by R, and downwards, since W repeats after K rows."""
-        k, r = self.layout.lanes, self.layout.features
-        if k == 1:
-            return [w]
-        up, down = self._all([lambda: self._chain(w, r, k - 1 - k // 2), lambda: self._chain(w, -r, k // 2)])
-        return [w, *up, *reversed(down)]
-
-    def _diagonals(self, turned: Sequence[Ciphertext]) -> dict[int, Ciphertext]:
+    def _diagonals(self, w: Ciphertext) -> dict[int, Ciphertext]:
         """s -> W_s = mask_s W_(s mod K), one limb less."""
+        found, k = self._turned(w, self.layout.features, self.layout.turned_weights), self.layout.lanes
+        turned = {e % k: ct for e, ct in found.items()}
         return self._pairs(lambda e: self.ev.drop(turned[e], MULTIPLIED), lambda e: self._times(turned[e], self.low[e]))
 
     def _activations(self, run: Forward) -> dict[int, Ciphertext]:
@@ -261,9 +255,8 @@ class InteractiveEngine(Moves):
 
     def _derivatives(self, d: Ciphertext) -> dict[int, Ciphertext]:
         """s -> rot(D, -s Q)"""
-        q, k = self.layout.lane, self.layout.lanes
-        up, down = self._all([lambda: self._chain(d, -q, k - 1), lambda: self._chain(d, q, k - 1)])
-        return {0: d, **{s + 1: ct for s, ct in enumerate(up)}, **{-s - 1: ct for s, ct in enumerate(down)}}
+        k = self.layout.lanes
+        return self._turned(d, -self.layout.lane, range(1 - k, k))
 
     def _updated(self, weights: Weights, g: Ciphertext, n: int) -> Ciphertext:
         """W + b (W - W-) - rate G / (64 n) with 3 limbs, rounded once."""
@@ -281,12 +274,21 @@ class InteractiveEngine(Moves):
 
     # ----------------------------------------------------------------- small moves
 
-    def _chain(self, ct: Ciphertext, rotation: int, count: int) -> list[Ciphertext]:
-        """ct rotated once, twice, ... ``count`` times."""
-        out = [ct]
-        for _ in range(count):
-            out.append(self.ev.rotate(out[-1], rotation))
-        return out[1:]
+    def _turned(self, ct: Ciphertext, unit: int, reached: range) -> dict[int, Ciphertext]:
+        """e -> ct rotated by e ``unit``, for every e of ``reached``; 0 is one of them."""
+        found, steps = {0: ct}, walk(reached)
+        ways: dict[int, list[int]] = {}
+        for e, last in steps.items():
+            ways.setdefault(e - last, []).append(e)
+
+        def go(starts: Iterable[int], each: Each = map) -> None:
+            for start in starts:
+                rotations = [steps[e] * unit for e in ways[start]]
+                found.update(zip(ways[start], self.ev.rotations(found[start], rotations, each), strict=True))
+
+        go([start for start in ways if start == 0], self.pool.map)
+        self._map(go, [[start for start in ways if start > 0], [start for start in ways if start < 0]])
+        return found
 
     def _horner(self, cts: Sequence[Ciphertext], rotation: int) -> Ciphertext:
         """The sum over t >= 1 of cts[t - 1] rotated t times."""

@@ -32,6 +32,23 @@ GRADIENT_SCALE = 256.0
 """The same of opened activation gradients, which are smaller and need the same relative precision."""
 
 
+def walk(reached: range) -> dict[int, int]:
+    """e -> the last step, 1 or 3 up or down, of a walk from 0 to e within ``reached``, which holds 0; nearer multiples of 3 first.
+
+    Rotations of one ciphertext are half the price, and steps need keys. So a few of them have rotations to all sides::
+
+        -7 <- -6 -> -5    -4 <- -3 -> -2    -1 <- 0 -> 1    2 <- 3 -> 4    5 <- 6 -> 7        and 0 -> 3 -> 6, 0 -> -3 -> -6
+    """
+    out = {}
+    for e in sorted(reached, key=lambda e: (e % 3 != 0, abs(e))):
+        near = 3 * round(e / 3)
+        if e and near == e:
+            out[e] = 3 if e > 0 else -3
+        elif e:
+            out[e] = e - near if near in reached else (1 if e > 0 else -1)
+    return out
+
+
 @dataclass(frozen=True)
 class InteractiveLayout:
     """Where rows, features and classes of a joint batch sit. Raises :class:`FocalError` when they do not fit the ring."""
@@ -89,14 +106,21 @@ class InteractiveLayout:
     @property
     def rotations(self) -> list[int]:
         """Every rotation that needs a key, ascending."""
-        steps = {self.lane, -self.lane, -self.features} if self.lanes > 1 else set()
-        if self.lanes > 2:
-            steps.add(self.features)
+        k, turned = self.lanes, self.turned_weights
+        steps = {s * self.lane for s in walk(range(1 - k, k)).values()}
+        steps |= {s * self.features for s in walk(turned).values()}
+        if k > 2:
+            steps.add(self.features)  # Horner over the weight gradient goes both ways
         return sorted({*steps, *self.lane_folds, *self.row_folds})
 
     def refresh_map(self, item: str) -> Map:
         """The head is refreshed as it is, to all limbs."""
         return IDENTITY
+
+    @property
+    def turned_weights(self) -> range:
+        """e of the W_e that a step computes, in [-K / 2, K / 2): W repeats after K rows."""
+        return range(-(self.lanes // 2), self.lanes - self.lanes // 2)
 
     # ----------------------------------------------------------------- values <-> slots
 

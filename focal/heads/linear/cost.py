@@ -155,13 +155,15 @@ def check_sharing(layout: Layout, rows: Mapping[str, int], custodians: int) -> N
 
 
 def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: int, owners: tuple[int, ...] = ()) -> int:
-    """B for given lanes: the balance moves to more babies when there are more blocks, which share them."""
+    """B for given lanes: the balance moves to more babies when there are more blocks, which share them. Every baby and every giant has
+    a rotation key of its own, which a run of ten steps pays for."""
     lane = features // 2 // f
     best, best_price = 1, math.inf
     for b in (1 << i for i in range(lane.bit_length())):
         layout = Layout(slots, features, outputs, rows, k, f, b, owners)
         g = layout.giants
         price = (b - 1) * HOISTED + 2 * b * SWITCH[4] + layout.blocks * ((2 * g - 1) * SWITCH[4] + (g - 1) * HOISTED)
+        price += len(layout.rotations) * KEY_CUSTODIAN / 10
         if price < best_price:
             best, best_price = b, price
     return best

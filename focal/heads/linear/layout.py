@@ -137,13 +137,14 @@ class Layout:
 
     @property
     def divisor(self) -> float:
-        """Data are carried divided by this power of two, about sqrt(n) / 12, and the residual multiplied by it before the backward pass.
+        """Data are carried divided by this power of two, and the residual multiplied by it before the backward pass.
 
         The rounding of each row's residual adds up to sqrt(n) / divisor on the weights, the data's own fresh noise to divisor / sqrt(n): so
-        divided, both stay where the release's noise bound needs them, whatever the number of rows. At most 256: the logits' refresh
+        divided, both stay where the release's noise bound needs them, whatever the number of rows. They are equal at sqrt(n) / 8; in shared
+        blocks the data have the noise of many institutions, and the divisor is half of that. At most 256: the logits' refresh
         multiplies by it, and a division by 2^8 is all that it has to give (:meth:`refresh_map`).
         """
-        return float(min(256, power_of_two(max(1, math.isqrt(self.rows // 288)))))
+        return float(min(256, power_of_two(max(1, math.isqrt(self.rows // (64 if self.owners else 288))))))
 
     @property
     def copies(self) -> int:

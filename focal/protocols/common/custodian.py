@@ -293,14 +293,13 @@ class Custodian(Party):
 
     def _refresh_shares(self, items: tuple[str, ...], digests: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
         """(h0, h1) for each plan item: made once, several at a time, the stored bytes ever after; stored in the plan's order."""
-        making = {
-            item: self.pool.submit(self._made, item, digest)
-            for item, digest in zip(items, digests, strict=True)
-            if not self.ledger.holds("refresh", item)
-        }
+        asked = list(zip(items, digests, strict=True))
+
+        def make(missing: list[int]) -> list[bytes]:
+            return list(self.pool.map(lambda i: self._made(*asked[i]), missing))
+
         out = []
-        for item, digest in zip(items, digests, strict=True):
-            stored = self.ledger.answer("refresh", item, digest, lambda item=item: making[item].result())  # type: ignore[misc]
+        for stored in self.ledger.answers("refresh", asked, make):
             end = H0_FIRST + int.from_bytes(stored[:H0_FIRST], "little")
             out.append((stored[H0_FIRST:end], stored[end:]))
         return out

@@ -244,7 +244,7 @@ def test_the_weights_carry_less_noise_than_the_smudging_assumes(run: EncryptedRu
     for s in range(steps):
         carried = run.step(s, carried, own, Settings().rate)
     for ciphertext in run.net.readable(carried):
-        noise = opened.coefficients(ciphertext) - coefficients(opened.slots(ciphertext).real) * run.scheme.scale
+        noise = opened.coefficients(ciphertext) - coefficients(opened.slots(ciphertext)) * run.scheme.scale
         assert 1.15 * Settings().steps / steps * 2**0.5 * rms(noise) < CARRIED_NOISE
 
 

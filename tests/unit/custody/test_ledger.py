@@ -47,6 +47,31 @@ def test_two_rows_that_each_match_half_are_refused(ledger: Ledger) -> None:
         ledger.answer("refresh", "one", "bb", never)
 
 
+def test_a_batch_is_stored_at_once_or_not_at_all(ledger: Ledger) -> None:
+    ledger.answer("refresh", "two", "bb", lambda: b"2")
+    places: list[list[int]] = []
+
+    def make(missing: list[int]) -> list[bytes]:
+        places.append(missing)
+        return [b"new %d" % i for i in missing]
+
+    asked = [("one", "aa"), ("two", "bb"), ("three", "cc")]
+    for _ in range(2):
+        assert ledger.answers("refresh", asked, make) == [b"new 0", b"2", b"new 2"]
+    assert places == [[0, 2]] and ledger.count == 3
+    for wrong, reason in (
+        ([("four", "dd"), ("five", "dd")], "second-item"),
+        ([("four", "dd"), ("four", "ee")], "second-digest"),
+        ([("four", "dd"), ("four", "dd")], "second-digest"),
+        ([("four", "dd"), ("one", "ee")], "second-digest"),
+    ):
+        with pytest.raises(Refused) as caught:
+            ledger.answers("refresh", wrong, make)
+        assert caught.value.reason == reason and ledger.count == 3, wrong
+    with pytest.raises(Refused, match="3 shares were given"):
+        ledger.answers("refresh", [("four", "dd")], make, limit=3)
+
+
 def test_refresh_and_release_are_separate(ledger: Ledger) -> None:
     """The last weights are refreshed and then released: the same item and digest may occur in both protocols."""
     ledger.answer("refresh", "item", "aa", lambda: b"refresh")

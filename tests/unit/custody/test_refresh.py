@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Opened
+from recover import composed
 
 from focal.ckks import codec, ring
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
 from focal.custody import refresh
+from focal.custody.refresh import Map
 from focal.errors import Refused
+from focal.heads.linear.layout import Layout
 from focal.heads.linear.rehearsal import Rehearsal
 
-ITEM = "train/0/residual/0/0/-"
+ITEM = "train/0/item/0/0/-"
 KIND = codec.ciphertext(REFRESH_LIMBS)
 SIGMA = 3.19
 """Standard deviation of OpenFHE's fresh errors."""
@@ -71,6 +74,53 @@ def test_the_message_survives_with_all_limbs(
     assert np.abs(added).max() < 8 * expected
     slots = np.abs(opened.slots(refreshed) - opened.slots(ciphertext)).max()
     assert slots < 8 * expected * (rehearsal.scheme.n / 2) ** 0.5 / rehearsal.scheme.scale < 2**-31
+
+
+def mapped(how: Map, slots: np.ndarray, n: int) -> np.ndarray:
+    """The map's plaintext twin on slots: X -> X^k moves slot i + r to slot i for k = 5^r, and conjugates for k = 2N - 1."""
+    powers = {pow(5, r, 2 * n): r for r in range(n // 2)}
+    for k in how.automorphisms:
+        slots = slots + (slots.conj() if k == 2 * n - 1 else np.roll(slots, -powers[k]))
+    return slots / 2.0**how.shift
+
+
+@pytest.mark.parametrize("item", ["train/3/logits/0/0/-", "train/3/weights/-/0/-", "train/3/residual/0/0/-"])
+def test_the_message_passes_the_map_of_its_item(rehearsal: Rehearsal, opened: Opened, item: str) -> None:
+    """Three feature lanes and complex slots. What is added: L of three roundings and of the input's noise; and a fresh error."""
+    scheme, how = rehearsal.scheme, Layout(8192, 64, 8, 300, 8, 4, 4).refresh_map(item)
+    rng = np.random.default_rng(3)
+    slots = rng.uniform(-1, 1, scheme.slots) + 1j * rng.uniform(-1, 1, scheme.slots)
+    ciphertext = rehearsal.encrypt(slots, REFRESH_LIMBS)
+    made, sent = refresh.together(scheme, rehearsal.run_id, rehearsal.consortium.limbs, item, refresh.request(scheme, ciphertext), how)
+    assert scheme.evaluator.count(made) == how.limbs
+    sizes = [codec.size(scheme, kind) for kind in (codec.REFRESH_H0, codec.refresh_h1(how.limbs))]
+    assert set(sent.values()) == {sum(sizes)}
+    found, exact = opened.complex_slots(made), mapped(how, opened.complex_slots(ciphertext), scheme.n)
+    # four roundings of variance 1/12, each in 2^(number of automorphisms) places that add up; a fresh error of 3.19 sqrt(3)
+    rounding = (4 / 12) ** 0.5 * 2 ** len(how.automorphisms) if how.shift else 0.0
+    bound = 8 * (rounding + SIGMA * 3**0.5) * (scheme.n / 2) ** 0.5 / scheme.scale
+    assert np.abs(found - exact).max() < bound < 2**-28
+    if "logits" in item:
+        assert np.abs(found.imag).max() < 8 * SIGMA * 3**0.5 * (scheme.n / 2) ** 0.5 / scheme.scale, "logits are real but for e"
+
+
+def test_the_fresh_error_is_outside_the_map(rehearsal: Rehearsal) -> None:
+    """h1 + s a - L(mask / 2^k) is an error of deviation 3.19 on every coefficient; L of one would be twice as large, and symmetric."""
+    scheme, share, how = rehearsal.scheme, rehearsal.secrets[0], Map(4, 8, (2 * rehearsal.scheme.n - 1,))
+    asked = refresh.request(scheme, rehearsal.encrypt(np.ones(scheme.slots), REFRESH_LIMBS))
+    a = refresh.common_random(scheme, rehearsal.run_id, ITEM, codec.digest(asked), how.limbs)
+    c1 = codec.unpack(scheme, KIND, asked, "")[1]
+    h0, h1 = refresh.share(scheme, share.limbs, c1, a, 98, how)
+    primes, q = scheme.moduli[:REFRESH_LIMBS], scheme.moduli[0]
+    kept = codec.unpack(scheme, codec.REFRESH_H0, h0, "")[0]
+    mask = [ring.subtract(ring.multiply(s, x, p), h, p) for s, x, h, p in zip(share.limbs, c1, kept, primes, strict=False)]
+    small = [(m + 128 >> 8) % q for m in composed(scheme, mask, primes)]
+    lifted = how.linear(ring.ntt(np.array(small, np.uint64), q, scheme.roots[q]), q)
+    left = ring.subtract(codec.unpack(scheme, codec.refresh_h1(4), h1, "")[0][0], lifted, q)
+    left = ring.add(left, ring.multiply(share.limbs[0], a[0], q), q)
+    error = ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q)
+    assert 2.9 < error.std() < 3.5
+    assert abs(np.corrcoef(error[1:], -error[:0:-1])[0, 1]) < 0.06, "conjugation takes X^i to -X^(N - i): L(e) would repeat itself"
 
 
 def test_messages_far_larger_than_one_survive(rehearsal: Rehearsal, opened: Opened) -> None:

@@ -30,7 +30,8 @@ def weights(small: Layout) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def refreshed(rehearsal: Rehearsal, small: Layout, weights: np.ndarray) -> Any:
-    return rehearsal.refresh([ITEM], [rehearsal.encrypt(WEIGHT_SCALE * small.weight_slots(weights, 0), REFRESH_LIMBS)])[0]
+    part = WEIGHT_SCALE / small.copies * small.weight_slots(weights, 0)  # the refresh adds up the copies
+    return rehearsal.refresh([ITEM], [rehearsal.encrypt(part, REFRESH_LIMBS)])[0]
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,12 @@ def test_the_test_inverts_the_embedding() -> None:
 
 
 def test_a_refreshed_encryption_of_zero_carries_little(rehearsal: Rehearsal, opened: Opened) -> None:
-    """The decrypted polynomial is the noise: a fresh ciphertext's 2^9.7 and the refresh's own 2^2.5."""
+    """The decrypted polynomial is the noise: a fresh ciphertext's 2^9.7, of which the fold over 128 groups of rows makes
+    2^13.2, all of it on every 128th coefficient, and the refresh's own 2^2.5. What hides it goes by the sum of squares (release.py)."""
     (ct,) = rehearsal.refresh([ITEM], [rehearsal.encrypt(np.zeros(rehearsal.scheme.slots), REFRESH_LIMBS)])
     noise = opened.coefficients(ct)
     print(f"refreshed zero: rms 2^{math.log2(rms(noise)):.1f}, largest 2^{math.log2(np.abs(noise).max()):.1f}")
-    assert rms(noise) < np.abs(noise).max() < release.CARRIED_NOISE
+    assert rms(noise) < release.CARRIED_NOISE
 
 
 def test_trained_weights_carry_less_noise_than_the_smudging_assumes() -> None:
@@ -147,7 +149,7 @@ def test_a_malformed_share_names_its_custodian(rehearsal: Rehearsal, shares: lis
 
 def test_prediction_follows_custodians_and_copies() -> None:
     one, many = layout_for(8192, 64, 8, 100, 8, 1), layout_for(8192, 64, 8, 100, 2, 1)
-    assert (one.copies, many.copies) == (16, 64)
+    assert (one.copies, many.copies) == (32, 128)
     error = released.expected_error(8192, 2.0**45, one, 2)
     assert released.expected_error(8192, 2.0**45, one, 8) == pytest.approx(2 * error)
     assert released.expected_error(8192, 2.0**45, many, 2) == pytest.approx(error / 2)

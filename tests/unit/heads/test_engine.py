@@ -3,13 +3,14 @@
 Weights are opened exactly (no smudging), so the tolerance is that of the step alone. With T steps on n rows, six standard deviations each::
 
     drift      FIXEDMANUAL takes every prime for 2^45: each of at most 6 rescalings in a row errs by |q / 2^45 - 1| <= 2^-24.8, relative
-    data       a slot of fresh data errs by 2^-26.2, and |delta| <= 1: at most eta 2^-26.2 on W
-    targets    as much on 256 delta: eta max|x| 2^-34.2
+    data       a slot of fresh data errs by 2^-26.2 divisor, and |delta| <= 1: at most eta 2^-26.2 divisor on W
+    targets    as much on 256 (1/2 - y): eta max|x| 2^-34.2
+    masks      the rate is encoded to 2^-40 (masks.py): on W max|x| n 2^-40 / 16
     rounding   after the rate, 2^5.5 per coefficient, 2^-29.9 in a slot of 16 (eta / n) delta, another one in each row:
                max|x| sqrt(n) 2^-33.9
     refresh    2^-33 on a slot: nothing beside; key switches: divided by 2^45
 
-    tolerance = T (6 drift max|W| + eta (2^-26.2 + max|x| 2^-34.2) + max|x| sqrt(n) 2^-33.9)
+    tolerance = T (6 drift max|W| + eta (2^-26.2 divisor + max|x| 2^-34.2) + max|x| (n 2^-44 + sqrt(n) 2^-33.9))
 
 which is 1e-7 to 5e-7 here; a wrong rotation, coefficient, limb or scale errs by 1e-3 at least.
 """
@@ -27,13 +28,12 @@ import pytest
 from conftest import Opened
 
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS
 from focal.custody import refresh
 from focal.heads import released
 from focal.heads.linear import twin
 from focal.heads.linear.cost import layout_for
-from focal.heads.linear.engine import Engine, zero_weights
-from focal.heads.linear.layout import WEIGHT_SCALE, Layout
+from focal.heads.linear.engine import WEIGHTS, Engine, zero_weights
+from focal.heads.linear.layout import DATA_LIMBS, WEIGHT_SCALE, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars
 
@@ -104,13 +104,13 @@ def tolerance(run: Rehearsal, x: np.ndarray, weights: np.ndarray, scalars: Scala
     scheme, eta = run.scheme, scalars.rate * len(x)
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
     largest = float(np.abs(x).max())
-    noise = eta * (2**-26.2 + largest * 2**-34.2) + largest * len(x) ** 0.5 * 2**-33.9
+    noise = eta * (2**-26.2 * run.layout.divisor + largest * 2**-34.2) + largest * (len(x) * 2**-44 + len(x) ** 0.5 * 2**-33.9)
     return steps * (6 * drift * float(np.abs(weights).max()) + noise)
 
 
 def read(run: Rehearsal, weights: list[Any]) -> np.ndarray:
     opened = Opened(run)
-    return released.weights(run.layout, [opened.slots(w) for w in weights])
+    return released.weights(run.layout, [opened.complex_slots(w) for w in weights])
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -119,7 +119,7 @@ def test_a_step_from_given_weights_is_the_twins(base: Rehearsal, case: Case) -> 
     run = with_layout(base, case.layout)
     x, targets, w, scalars = problem(case, largest_z=6.0)
     engine = run.engine(x, targets, scalars)
-    encrypted = [run.encrypt(WEIGHT_SCALE * run.layout.weight_slots(w, u)) for u in range(run.layout.class_groups)]
+    encrypted = [run.encrypt(WEIGHT_SCALE * run.layout.weight_slots(w, u), DATA_LIMBS) for u in range(run.layout.class_groups)]
     asked: list[str] = []
 
     def counted(items: list[str], ciphertexts: list[Any]) -> list[Any]:
@@ -132,7 +132,7 @@ def test_a_step_from_given_weights_is_the_twins(base: Rehearsal, case: Case) -> 
     bound = tolerance(run, x, np.maximum(np.abs(w).max(), np.abs(expected)), scalars, 1)
     print(f"{case}: largest error {error.max():.1e}, tolerance {bound:.1e}")
     assert error.max() < bound
-    kinds = ["residual", "weights"] if case.degree == 3 else ["logits", "residual", "weights"]
+    kinds = ["logits", "weights"] if case.degree == 3 else ["logits", "residual", "weights"]
     assert asked == [item for kind in kinds for item in run.layout.items(1, kind)], "the plan's refreshes, in the plan's order"
 
 
@@ -179,19 +179,19 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
     case = Case(8, 8, 8, 300)
     run = with_layout(base, case.layout)
     x, targets, _, scalars = problem(case, 1.0)
-    blocks = [run.block(x, targets, b) for b in range(run.layout.blocks)]
+    blocks = [run.block(x, targets, b, scalars) for b in range(run.layout.blocks)]
     given: dict[tuple[str, str], list[tuple[str, bytes, bytes]]] = {}
 
     def recorded(items: list[str], ciphertexts: list[Any]) -> list[Any]:
         out = []
         for item, ct in zip(items, ciphertexts, strict=True):
-            asked = refresh.request(run.scheme, ct)
-            a = refresh.common_random(run.scheme, run.run_id, item, codec.digest(asked))
+            asked, how = refresh.request(run.scheme, ct), run.layout.refresh_map(item)
+            a = refresh.common_random(run.scheme, run.run_id, item, codec.digest(asked), how.limbs)
             key = (item, codec.digest(asked))
             if key not in given:
                 c1 = codec.unpack(run.scheme, codec.ciphertext(3), asked, "")[1]
-                given[key] = [(str(i), *refresh.share(run.scheme, s.limbs, c1, a, 98)) for i, s in enumerate(run.secrets)]
-            out.append(refresh.combine(run.scheme, asked, a, given[key]))
+                given[key] = [(str(i), *refresh.share(run.scheme, s.limbs, c1, a, 98, how)) for i, s in enumerate(run.secrets)]
+            out.append(refresh.combine(run.scheme, asked, a, given[key], how))
         return out
 
     digests = []
@@ -200,9 +200,9 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
         for step in range(2):
             weights = engine.step(step, weights, recorded)
         engine.close()
-        digests.append([codec.digest(codec.pack(run.scheme, codec.ciphertext(LIMBS), run.scheme.evaluator.limbs(w))) for w in weights])
+        digests.append([codec.digest(codec.pack(run.scheme, WEIGHTS, run.scheme.evaluator.limbs(w))) for w in weights])
     assert digests[0] == digests[1]
-    assert len(given) == 2 * (3 + 1), "the second engine presented a ciphertext that the first had not"
+    assert len(given) == 3 + 2, "the second engine presented a ciphertext that the first had not"
 
 
 def test_the_zero_weights_need_no_key(base: Rehearsal) -> None:

@@ -115,7 +115,7 @@ def test_without_the_masks_three_patients_are_read_and_nobody_notices(shared: Sh
 
 def test_with_the_masks_there_is_nothing_to_read(shared: Shared) -> None:
     (weights,) = shared.attack(OwnerMasks(shared.run.scheme, LAYOUT, RATE))
-    opened = LAYOUT.read_weights(Opened(shared.run).slots(weights)) / WEIGHT_SCALE  # exactly: no smudging hides anything
+    opened = LAYOUT.read_weights(Opened(shared.run).complex_slots(weights)) / WEIGHT_SCALE  # exactly: no smudging hides anything
     lanes = shared.read(weights)
     found = shared.correlations(lanes)
     print(f"with masks: correlations {np.round(found, 3)}; idle lanes hold {np.abs(opened[:, CLASSES:]).max():.1e}")
@@ -135,7 +135,7 @@ def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size
     written = shared.run.encrypt(TARGET_SCALE * np.where(own, 1.0, size), chunk_kind("target").limbs)
     kept = owners.keep(written, ATTACKER, 0, 0)
     assert shared.run.scheme.evaluator.count(kept) == masks.TARGET_LIMBS
-    slots = Opened(shared.run).slots(kept)
+    slots = Opened(shared.run).complex_slots(kept)
     assert own.sum() == 20 * CLASSES
     own_error, left = np.abs(slots[own] / RATE - 1).max(), np.abs(slots[~own]).max()
     print(f"targets of {size:g} elsewhere: {left:.1e} is left, the own ones err by {own_error:.1e}")
@@ -151,7 +151,7 @@ def test_imaginary_targets_move_the_weights_along_the_own_rows_only(shared: Shar
     slots = 1j * LAYOUT.target_slots(LAYOUT.block_of(values, start, 0), 0)
     owners = OwnerMasks(shared.run.scheme, LAYOUT, RATE)
     moved = shared.trained(owners.keep(shared.run.encrypt(slots, chunk_kind("target").limbs), ATTACKER, 0, 0), 1)
-    found = LAYOUT.read_weights(Opened(shared.run).slots(moved[0]))[:, :CLASSES] / WEIGHT_SCALE
+    found = LAYOUT.read_weights(Opened(shared.run).complex_slots(moved[0]))[:, :CLASSES] / WEIGHT_SCALE
     own = shared.x[start:stop]
     turned = np.hstack([-own[:, LAYOUT.half :], own[:, : LAYOUT.half]])
     wanted = train(shared.x, shared.targets, shared.scalars, 1)[0] - shared.scalars.rate * turned.T @ values
@@ -173,7 +173,7 @@ def test_a_release_is_zero_where_no_class_is(shared: Shared, size: float) -> Non
     hostile = shared.run.encrypt(WEIGHT_SCALE * wide.weight_slots(padded, 0), DATA_LIMBS)
     masked = only_classes(shared.run.scheme, LAYOUT, 0, hostile)
     assert shared.run.scheme.evaluator.count(masked) == DATA_LIMBS - 2
-    exact = LAYOUT.read_weights(Opened(shared.run).slots(shared.run.scheme.evaluator.drop(masked, 1))) / WEIGHT_SCALE
+    exact = LAYOUT.read_weights(Opened(shared.run).complex_slots(shared.run.scheme.evaluator.drop(masked, 1))) / WEIGHT_SCALE
     left, error = np.abs(exact[:, CLASSES:]).max(), np.abs(exact[:, :CLASSES] - w).max()
     print(f"garbage of {size:g}: {left:.1e} is left, real weights err by {error:.1e}")
     assert left < 1e-7
@@ -234,7 +234,7 @@ def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared
     training = BlindCompute(declared, scheme, layout, lists, kept.__getitem__, 1)
     target = training._ciphertext((0, "target", 0, 0))
     training.close()
-    slots = Opened(shared.run).slots(target)
+    slots = Opened(shared.run).complex_slots(target)
     own = layout.target_mask(*table["south"], 0, 0)
     assert own.sum() == counts["south"] * declared.outputs
     factor = rate(layout, scalars_of(declared, lists)) / TARGET_SCALE

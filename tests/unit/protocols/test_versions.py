@@ -17,6 +17,7 @@ from serving import MANIFEST as SERVED
 from serving import PEOPLE as DIALLING
 from serving import Raw, Server
 
+from focal.ckks import native
 from focal.config import ANEW, OLD, LocalConfig, Manifest, RunConfig, read, write
 from focal.errors import ConfigError, FocalError, Refused
 from focal.net import messages as msg
@@ -151,6 +152,7 @@ def test_an_old_folder_is_not_gone_on_with_under_a_new_manifest(tmp_path: Path) 
     write(own, folder / "local.json")
     told: list[dict[str, Any]] = []
     assert run_role("server", tmp_path / "new.json", folder / "local.json", told.append) == 1
+    assert told[0]["text"] == f"native kernels: {native.description}"
     sentence(told[-1]["text"], folder / "journal.sqlite")
     assert not (folder / "aborted").exists()
 

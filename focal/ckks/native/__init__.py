@@ -1,0 +1,141 @@
+"""C kernels on limbs, where they are installed: the same residues as numpy's (:mod:`focal.ckks.ring`) and OpenFHE's, several times faster.
+
+``library`` is what this process uses, or ``None``. The C sources lie beside this file and are compiled at installation (build.py), if there
+is a compiler. ``FOCAL_NATIVE`` decides otherwise: ``0`` uses none, ``portable``, ``avx2`` or ``ifma`` that variant instead of the best one
+that the processor has. docs/native.md explains the kernels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.ckks.native import build
+
+VARIANTS = ("portable", "avx2", "ifma")
+"""What kernels are made of, slowest first: C, AVX2 with FMA, AVX-512 with IFMA."""
+
+Words = NDArray[np.uint64]
+
+
+class Library:
+    """A compiled module's kernels of one variant. Arrays are contiguous; every call runs without the GIL, from any thread."""
+
+    def __init__(self, module: Any, variant: str) -> None:
+        self.ffi, self.c, self.variant = module.ffi, module.lib, variant
+        self._code = VARIANTS.index(variant)
+        self._primes: dict[tuple[int, int, int], Any] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def variants(cls, module: Any) -> list[str]:
+        """What this processor runs, best last."""
+        mask = module.lib.focal_variants()
+        return [name for i, name in enumerate(VARIANTS) if mask >> i & 1]
+
+    def words(self, array: Words) -> Any:
+        """A contiguous array as C sees it."""
+        return self.ffi.from_buffer("uint64_t[]", array)
+
+    def rows(self, arrays: Sequence[Words]) -> tuple[Any, Any]:
+        """Several arrays as pointers to each, and what keeps them alive."""
+        kept = [self.words(a) for a in arrays]
+        return self.ffi.new("uint64_t *[]", kept), kept
+
+    # ----------------------------------------------------------------- modulo any q < 2^61
+
+    def add(self, x: Words, y: Words, q: int) -> Words:
+        """(x + y) mod q."""
+        out = np.empty_like(x)
+        self.c.focal_add(self._code, self.words(x), self.words(y), q, x.size, self.words(out))
+        return out
+
+    def subtract(self, x: Words, y: Words, q: int) -> Words:
+        """(x - y) mod q."""
+        out = np.empty_like(x)
+        self.c.focal_subtract(self._code, self.words(x), self.words(y), q, x.size, self.words(out))
+        return out
+
+    def multiply(self, x: Words, y: Words, q: int) -> Words:
+        """(x y) mod q."""
+        out = np.empty_like(x)
+        self.c.focal_multiply(self._code, self.words(x), self.words(y), q, x.size, self.words(out))
+        return out
+
+    def residues(self, words: Sequence[Words], bits: int, offset: int, q: int) -> Words:
+        """(sum of words[i] 2^(bits i) + offset) mod q."""
+        out = np.empty_like(words[0])
+        rows, _kept = self.rows(words)
+        self.c.focal_residues(rows, len(words), bits, offset % q, q, out.size, self.words(out))
+        return out
+
+    # ----------------------------------------------------------------- bytes
+
+    def pack(self, limb: Words, width: int) -> bytearray:
+        """The ``width`` low bytes of each residue."""
+        out = bytearray(limb.size * width)
+        self.c.focal_pack(self.words(limb), limb.size, width, self.ffi.from_buffer("uint8_t[]", out))
+        return out
+
+    def unpack(self, data: bytes, offset: int, n: int, width: int, q: int) -> Words | None:
+        """``n`` residues from ``data``; ``None`` when one is not below q. ValueError when ``data`` ends before."""
+        if offset < 0 or len(data) < offset + n * width:
+            raise ValueError(f"{len(data)} bytes do not hold {n} residues of {width} bytes at {offset}")
+        out: Words = np.empty(n, np.uint64)
+        fine = self.c.focal_unpack(self.ffi.from_buffer("uint8_t[]", data) + offset, n, width, q, self.words(out))
+        return out if fine else None
+
+    # ----------------------------------------------------------------- one prime
+
+    def prime(self, q: int, root: int, n: int) -> Any:
+        """The tables of a prime's transform, made once; ``None`` when the kernels do not take it (native.h)."""
+        with self._lock:
+            key = q, root, n
+            if key not in self._primes:
+                made = self.c.focal_prime_new(self._code, q, root, n)
+                self._primes[key] = None if made == self.ffi.NULL else self.ffi.gc(made, self.c.focal_prime_free)
+            return self._primes[key]
+
+    def forward(self, prime: Any, coefficients: NDArray[Any]) -> Words:
+        """Evaluation form of residues (uint64), or of signed coefficients between -q and q (int64)."""
+        out: Words = np.empty(len(coefficients), np.uint64)
+        if coefficients.dtype == np.int64:
+            self.c.focal_forward_signed(prime, self.ffi.from_buffer("int64_t[]", coefficients), self.words(out))
+        else:
+            self.c.focal_forward(prime, self.words(coefficients), self.words(out))
+        return out
+
+    def inverse(self, prime: Any, limb: Words) -> Words:
+        """Coefficients of an evaluation form."""
+        out = np.empty_like(limb)
+        self.c.focal_inverse(prime, self.words(limb), self.words(out))
+        return out
+
+
+def _found() -> tuple[Library | None, str]:
+    """The library, and one line about it."""
+    wanted = os.environ.get("FOCAL_NATIVE", "")
+    if wanted == "0":
+        return None, "none: FOCAL_NATIVE=0"
+    try:
+        module = importlib.import_module(build.MODULE)
+    except ImportError as e:
+        why = "not built" if isinstance(e, ModuleNotFoundError) else str(e)
+        return None, f"none ({why}): OpenFHE and numpy compute, slower; with a C compiler, python -m focal.ckks.native makes them"
+    made_from = getattr(module.lib, "focal_made_from", None)
+    if made_from is None or module.ffi.string(made_from()).decode() != build.digest():
+        return None, "none (made from other sources than these): python -m focal.ckks.native makes them anew"
+    able = Library.variants(module)
+    if wanted and wanted not in able:
+        return None, f"none: FOCAL_NATIVE={wanted}, and this processor has {', '.join(able)}"
+    chosen = wanted or able[-1]
+    return Library(module, chosen), chosen
+
+
+library, description = _found()

@@ -1,0 +1,218 @@
+/* Polynomials modulo q_0 q_1 ...: limb by limb, and what moves between primes (rescaling, hybrid key switching).
+ *
+ * The approximate base conversion of Halevi, Polyakov and Shoup (2019) takes x modulo D = d_0 d_1 ... to another prime t:
+ *
+ *     sum of [x (D / d_i)^-1 mod d_i] (D / d_i)  modulo t        = x + e D with a small e >= 0
+ *
+ * (D / d_i)^-1 is multiplied in by the inverse transform that comes before, whose last step multiplies by 1 / n anyway.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* Where a base conversion starts: primes first ... first + count - 1. */
+struct base {
+    size_t first, count;
+    uint64_t hat_inverse[MOST_SOURCES]; /* (D / d_i)^-1 modulo d_i */
+    uint64_t (*hat)[MOST_SOURCES];      /* hat[t][i] = D / d_i modulo prime t */
+    uint64_t *inverse;                  /* D^-1 modulo prime t; not for those of the base */
+};
+
+struct focal_ring {
+    size_t n, limbs, special, digit;
+    const focal_prime **primes;
+    struct base *digits; /* digits[first + count - 1] of count primes, first a multiple of `digit` */
+    struct base *single; /* one for every limb: the last one when it is dropped */
+    struct base whole;   /* P */
+};
+
+static size_t all_primes(const focal_ring *ring) {
+    return ring->limbs + ring->special;
+}
+
+/* The prime of limb l of an extended polynomial. */
+static size_t prime_at(const focal_ring *ring, size_t limbs, size_t l) {
+    return l < limbs ? l : ring->limbs + l - limbs;
+}
+
+static const struct kernels *kernels_at(const focal_ring *ring, size_t i, const struct modulus **m) {
+    *m = &ring->primes[i]->m;
+    return (*m)->kernels;
+}
+
+static int base_make(const focal_ring *ring, size_t first, size_t count, struct base *base) {
+    size_t all = all_primes(ring);
+    base->first = first, base->count = count;
+    base->hat = calloc(all, sizeof *base->hat);
+    base->inverse = calloc(all, sizeof *base->inverse);
+    if (!base->hat || !base->inverse) return 0;
+    for (size_t t = 0; t < all; t++) {
+        const struct modulus *m = &ring->primes[t]->m;
+        uint64_t whole = 1;
+        for (size_t i = 0; i < count; i++) {
+            whole = times_mod(whole, ring->primes[first + i]->m.q % m->q, m);
+            base->hat[t][i] = 1;
+            for (size_t j = 0; j < count; j++)
+                if (i != j) base->hat[t][i] = times_mod(base->hat[t][i], ring->primes[first + j]->m.q % m->q, m);
+        }
+        if (t >= first && t < first + count)
+            base->hat_inverse[t - first] = inverse_mod(base->hat[t][t - first], m);
+        else
+            base->inverse[t] = inverse_mod(whole, m);
+    }
+    return 1;
+}
+
+static void base_free(struct base *base) {
+    free(base->hat);
+    free(base->inverse);
+}
+
+focal_ring *focal_ring_new(const focal_prime *const *primes, size_t limbs, size_t special, size_t digit) {
+    if (!limbs || !special || special > MOST_SOURCES || !digit || digit > MOST_SOURCES) return NULL;
+    focal_ring *ring = calloc(1, sizeof *ring);
+    if (!ring) return NULL;
+    ring->n = primes[0]->n, ring->limbs = limbs, ring->special = special, ring->digit = digit;
+    ring->primes = calloc(limbs + special, sizeof *ring->primes);
+    ring->digits = calloc(limbs, sizeof *ring->digits);
+    ring->single = calloc(limbs, sizeof *ring->single);
+    int made = ring->primes && ring->digits && ring->single;
+    if (made) memcpy(ring->primes, primes, (limbs + special) * sizeof *primes);
+    for (size_t l = 0; l < limbs && made; l++)
+        made = base_make(ring, l / digit * digit, l % digit + 1, ring->digits + l) && base_make(ring, l, 1, ring->single + l);
+    if (!made || !base_make(ring, limbs, special, &ring->whole)) {
+        focal_ring_free(ring);
+        return NULL;
+    }
+    return ring;
+}
+
+void focal_ring_free(focal_ring *ring) {
+    if (!ring) return;
+    for (size_t l = 0; l < ring->limbs; l++) {
+        if (ring->digits) base_free(ring->digits + l);
+        if (ring->single) base_free(ring->single + l);
+    }
+    base_free(&ring->whole);
+    free(ring->digits);
+    free(ring->single);
+    free(ring->primes);
+    free(ring);
+}
+
+size_t focal_digits(const focal_ring *ring, size_t limbs) {
+    return (limbs + ring->digit - 1) / ring->digit;
+}
+
+/* ---- limb by limb ---- */
+
+void focal_ring_add(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *y, uint64_t *out) {
+    const struct modulus *m;
+    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n) kernels_at(ring, l, &m)->add(m->q, ring->n, x + at, y + at, out + at);
+}
+
+void focal_ring_subtract(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *y, uint64_t *out) {
+    const struct modulus *m;
+    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n) kernels_at(ring, l, &m)->subtract(m->q, ring->n, x + at, y + at, out + at);
+}
+
+void focal_ring_multiply(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *y, uint64_t *out) {
+    const struct modulus *m;
+    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n) kernels_at(ring, l, &m)->multiply(m, ring->n, x + at, y + at, out + at);
+}
+
+void focal_ring_scale(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *factors, uint64_t *out) {
+    const struct modulus *m;
+    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n) kernels_at(ring, l, &m)->scale(m, ring->n, x + at, factors[l], out + at);
+}
+
+void focal_products(const focal_ring *ring, size_t limbs, size_t count, const uint64_t *const *x, size_t x_limbs, const uint64_t *const *y,
+                    size_t y_limbs, int onto, uint64_t *t) {
+    const struct modulus *m;
+    size_t n = ring->n;
+    for (size_t l = 0; l < limbs; l++) {
+        uint64_t *parts[] = {t + l * n, t + (limbs + l) * n, t + (2 * limbs + l) * n};
+        kernels_at(ring, l, &m)->products(m, n, count, x, x_limbs * n, y, y_limbs * n, l * n, onto, parts);
+    }
+}
+
+/* ---- between primes ---- */
+
+static uint64_t *words(size_t count) {
+    return aligned_alloc(64, count * sizeof(uint64_t));
+}
+
+/* The base's limbs of x, in evaluation form, as the coefficients that `convert` takes: limb i into y + i n. */
+static void leave(const focal_ring *ring, const struct base *base, const uint64_t *x, uint64_t *y, const uint64_t **sources) {
+    for (size_t i = 0; i < base->count; i++) {
+        const focal_prime *p = ring->primes[base->first + i];
+        p->m.kernels->inverse(p, base->hat_inverse[i], x + i * ring->n, y + i * ring->n);
+        sources[i] = y + i * ring->n;
+    }
+}
+
+/* ... and prime t's evaluation form from them; `spare`: a limb. */
+static void arrive(const focal_ring *ring, const struct base *base, const uint64_t *const *sources, size_t t, uint64_t *out) {
+    const focal_prime *p = ring->primes[t];
+    p->m.kernels->convert(&p->m, ring->n, base->count, sources, base->hat[t], out);
+    p->m.kernels->forward(p, out, out);
+}
+
+int focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *digits) {
+    size_t n = ring->n;
+    uint64_t *y = words(ring->digit * n);
+    if (!y) return 0;
+    for (size_t first = 0; first < limbs; first += ring->digit) {
+        size_t last = first + ring->digit < limbs ? first + ring->digit : limbs;
+        const struct base *base = ring->digits + last - 1;
+        const uint64_t *sources[MOST_SOURCES];
+        leave(ring, base, x + first * n, y, sources);
+        for (size_t l = 0; l < limbs + ring->special; l++, digits += n)
+            if (l >= first && l < last)
+                memcpy(digits, x + l * n, n * sizeof *x); /* modulo the digit's own primes nothing changes */
+            else
+                arrive(ring, base, sources, prime_at(ring, limbs, l), digits);
+    }
+    free(y);
+    return 1;
+}
+
+void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a, uint64_t *out) {
+    size_t n = ring->n, extended = limbs + ring->special;
+    const struct modulus *m;
+    for (size_t l = 0; l < extended; l++) {
+        size_t t = prime_at(ring, limbs, l);
+        kernels_at(ring, t, &m)->inner(m, n, focal_digits(ring, limbs), digits + l * n, extended * n, b + t * n, a + t * n,
+                                       all_primes(ring) * n, out + l * n, out + (extended + l) * n);
+    }
+}
+
+/* (x - [x mod D]) / D for the base D whose limbs stand at x + at. `arrive` leaves [x mod D] or, of one prime, that centred about zero. */
+static int divide(const focal_ring *ring, const struct base *base, size_t limbs, const uint64_t *x, size_t at, uint64_t *out) {
+    size_t n = ring->n;
+    uint64_t *y = words((base->count + 1) * n), *rest = y + base->count * n;
+    const uint64_t *sources[MOST_SOURCES];
+    if (!y) return 0;
+    leave(ring, base, x + at * n, y, sources);
+    for (size_t l = 0; l < limbs; l++) {
+        const focal_prime *p = ring->primes[l];
+        if (base == &ring->whole)
+            arrive(ring, base, sources, l, rest);
+        else {
+            p->m.kernels->centred(&p->m, n, y, ring->primes[base->first]->m.q, rest);
+            p->m.kernels->forward(p, rest, rest);
+        }
+        p->m.kernels->subtract_scale(&p->m, n, x + l * n, rest, base->inverse[l], out + l * n);
+    }
+    free(y);
+    return 1;
+}
+
+int focal_mod_down(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *out) {
+    return divide(ring, &ring->whole, limbs, x, limbs, out);
+}
+
+int focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *out) {
+    return divide(ring, ring->single + limbs - 1, limbs - 1, x, limbs - 1, out);
+}
