@@ -4,7 +4,7 @@ Two published elements made from one secret with one ``a`` add up to something w
 is how every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by
 chance never. So, per family (all that depends on one party's secret) and per prime::
 
-    base       every published polynomial of the family, and its images under every published rotation's automorphism and its inverse;
+    base       every published polynomial of the family, and its images under the automorphism of every published rotation and of every refresh's map, and its inverse;
                of a refresh that applies a map L also L(h0) and 2^k h1, in which its mask would cancel
     products   base x every published ``a``
     search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
@@ -54,6 +54,8 @@ class Published:
     """Every ``a``, sum and c1 that anybody may multiply with."""
     requests: dict[str, list[list[ring.Limb]]] = field(default_factory=dict)
     """Plan item -> (c0, c1) that was to be refreshed."""
+    mapped: set[int] = field(default_factory=set)
+    """Automorphisms of the maps that refreshes apply."""
 
     def add(self, family: str, name: str, kind: codec.Kind, data: bytes) -> None:
         for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
@@ -64,6 +66,7 @@ class Published:
         self.add(family, f"h0/{item}", codec.REFRESH_H0, h0)
         self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
         own, primes = dict(self.families[family]), self.scheme.moduli
+        self.mapped.update(how.automorphisms)
         if how.automorphisms:
             mapped = [how.linear(limb, q) for limb, q in zip(own[f"h0/{item}[0]"], primes, strict=False)]
             self.families[family].append((f"L h0/{item}", mapped))
@@ -209,6 +212,7 @@ def candidates(published: Published, family: str, q: int, products: bool) -> tup
     order = 2 * published.scheme.n
     rotations = [r for r in published.rotations if r != published.scheme.conjugation]
     powers = {pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in rotations for sign in (1, -1)}
+    powers |= {pow(k, sign, order): f"map {k}^{sign}" for k in sorted(published.mapped) for sign in (1, -1)}
     turns = {name: k for k, name in powers.items()} | {"conjugate": order - 1}
     names = [*whole, *(f"{t} {name}" for name in whole for t in turns)]
     base = [*(v[FIRST] for v in whole.values()), *(turned(v, k, q) for v in whole.values() for k in turns.values())]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import Opened
 from manifests import manifest
+from polynomials import rms
 
 from focal.ckks import codec
 from focal.config import LayoutSpec
@@ -141,6 +142,16 @@ def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size
     print(f"targets of {size:g} elsewhere: {left:.1e} is left, the own ones err by {own_error:.1e}")
     assert own_error < 1e-6 + 2**-48 * abs(size)  # slots are encoded with an error of about 2^-50 of the largest
     assert left < 1e-8  # one mask leaves 2^-10 of 2^30
+
+
+def test_a_target_of_extraordinary_size_comes_through_both_masks(shared: Shared) -> None:
+    """What SECURITY.md says of shared blocks, "What is not protected": 2^-72 of a foreign target is left (root mean square)."""
+    own, size = LAYOUT.target_mask(*ATTACKER, 0, 0) == 1, 2.0**66
+    written = shared.run.encrypt(TARGET_SCALE * np.where(own, 0.0, size), chunk_kind("target").limbs)
+    kept = OwnerMasks(shared.run.scheme, LAYOUT, RATE).keep(written, ATTACKER, 0, 0)
+    left = np.log2(rms(np.abs(Opened(shared.run).complex_slots(kept)[~own])) / size)
+    print(f"targets of 2^66 elsewhere: 2^{left:.1f} of them is left")
+    assert -74 < left < -70
 
 
 def test_imaginary_targets_move_the_weights_along_the_own_rows_only(shared: Shared) -> None:
