@@ -4,10 +4,10 @@ Two published elements made from one secret with one ``a`` add up to something w
 is how every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by
 chance never. So, per family (all that depends on one party's secret) and per prime::
 
-    base       every published polynomial of the family, and its images under the automorphism of every published rotation and of every refresh's map, and its inverse;
-               of a refresh that applies a map L also L(h0) and 2^k h1, in which its mask would cancel
+    base       every published polynomial of the family, and its images under the automorphism of every published rotation and of every refresh's map, and its inverse
     products   base x every published ``a``
     search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
+    masks      L(h0) + 2^k h1 of every refresh, in which the mask cancels (:func:`unmasked`)
 
 By first coefficients only: pairs are found by sorting the first one, and a hit must be small on eight. SMALL leaves room for errors,
 2^26 of 2^45; eight coefficients are small by chance once in 2^144.
@@ -54,26 +54,18 @@ class Published:
     """Every ``a``, sum and c1 that anybody may multiply with."""
     requests: dict[str, list[list[ring.Limb]]] = field(default_factory=dict)
     """Plan item -> (c0, c1) that was to be refreshed."""
-    mapped: set[int] = field(default_factory=set)
-    """Automorphisms of the maps that refreshes apply."""
+    maps: dict[str, refresh.Map] = field(default_factory=dict)
+    """Plan item -> what its refresh applied."""
 
     def add(self, family: str, name: str, kind: codec.Kind, data: bytes) -> None:
         for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
             self.families.setdefault(family, []).append((f"{name}[{i}]", polynomial))
 
     def add_answer(self, family: str, item: str, h0: bytes, h1: bytes, how: refresh.Map) -> None:
-        """A refresh share, and what its masks cancel in: h1 holds L(M / 2^k), so L(h0) and 2^k h1 belong together."""
+        """A refresh share, and the map that its mask went through."""
         self.add(family, f"h0/{item}", codec.REFRESH_H0, h0)
         self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
-        own, primes = dict(self.families[family]), self.scheme.moduli
-        self.mapped.update(how.automorphisms)
-        if how.automorphisms:
-            mapped = [how.linear(limb, q) for limb, q in zip(own[f"h0/{item}[0]"], primes, strict=False)]
-            self.families[family].append((f"L h0/{item}", mapped))
-        if how.shift:
-            factor = [np.full(self.scheme.n, (1 << how.shift) % q, np.uint64) for q in primes]
-            scaled = [ring.multiply(limb, f, q) for limb, f, q in zip(own[f"h1/{item}[0]"], factor, primes, strict=False)]
-            self.families[family].append((f"2^{how.shift} h1/{item}", scaled))
+        self.maps[item] = how
 
     def add_keys(self, run_id: bytes) -> None:
         """The public randomness of the ceremony."""
@@ -212,7 +204,8 @@ def candidates(published: Published, family: str, q: int, products: bool) -> tup
     order = 2 * published.scheme.n
     rotations = [r for r in published.rotations if r != published.scheme.conjugation]
     powers = {pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in rotations for sign in (1, -1)}
-    powers |= {pow(k, sign, order): f"map {k}^{sign}" for k in sorted(published.mapped) for sign in (1, -1)}
+    mapped = {k for how in published.maps.values() for k in how.automorphisms} - {order - 1}
+    powers |= {pow(k, sign, order): f"map {k}^{sign}" for k in sorted(mapped) for sign in (1, -1)}
     turns = {name: k for k, name in powers.items()} | {"conjugate": order - 1}
     names = [*whole, *(f"{t} {name}" for name in whole for t in turns)]
     base = [*(v[FIRST] for v in whole.values()), *(turned(v, k, q) for v in whole.values() for k in turns.values())]
@@ -267,6 +260,25 @@ def small_combinations(
             return None if at in (i, j) else f"{told[at]} = {s:+d} {told[i]} {t:+d} {told[j]}"
 
         yield from near((x + y) % modulus, say)
+
+
+def unmasked(published: Published) -> list[str]:
+    """Refreshes in which L(h0) + 2^k h1 is small in some limb, where L(h0) has coefficients: that of a trace has none elsewhere.
+
+    The mask cancels there, so it is L(s c1) - 2^k s a + small: nothing but ``a`` hides it.
+    """
+    found, scheme = [], published.scheme
+    for family, elements in published.families.items():
+        own = dict(elements)
+        for item, how in published.maps.items():
+            for i, q in enumerate(scheme.moduli[:REFRESH_LIMBS] if f"h0/{item}[0]" in own else ()):
+                mapped = how.linear(own[f"h0/{item}[0]"][i], q)
+                factor = np.full(scheme.n, (1 << how.shift) % q, np.uint64)
+                total = ring.add(mapped, ring.multiply(own[f"h1/{item}[0]"][i], factor, q), q)
+                where = np.flatnonzero(coefficients(published, mapped, q))[:LOOK]
+                if len(where) < LOOK or is_small(coefficients(published, total, q)[where], q):
+                    found.append(f"{family}: L(h0) + 2^{how.shift} h1 of {item} is small modulo {q}")
+    return found
 
 
 def scan(
