@@ -34,12 +34,12 @@ from focal.errors import FocalError
 from focal.files import canonical_json
 
 DEPTH = 5
-"""Multiplicative depth: forward 1, sigmoid 2, and the three limbs a collective refresh needs (docs/kernels.md)."""
+"""Multiplicative depth: sigmoid 2, backward 1, and the three limbs that a collective refresh takes (docs/kernels.md)."""
 LIMBS = DEPTH + 1
 DIGITS = 3
 """dnum of hybrid key switching."""
 REFRESH_LIMBS = 3
-"""Limbs of a ciphertext that is handed to the collective refresh (COMPACT)."""
+"""Limbs of a ciphertext that is handed to the collective refresh: 150 bits, for masks of 148 (custody/refresh.py)."""
 MAX_LOG_QP = {16384: 438, 32768: 881}
 """Largest log2(QP) for 128-bit classical security with ternary secrets (homomorphicencryption.org standard, table 1)."""
 
@@ -152,12 +152,11 @@ class Scheme:
         p.SetScalingTechnique(openfhe.FIXEDMANUAL)
         p.SetBatchSize(self.slots)
         p.SetCKKSDataType(openfhe.COMPLEX)  # with REAL, encoding drops imaginary parts
-        p.SetInteractiveBootCompressionLevel(openfhe.COMPACT)
         try:
             cc = openfhe.GenCryptoContext(p)
         except RuntimeError as e:
             raise FocalError(f"ckks: OpenFHE rejects these parameters for 128-bit security ({str(e).splitlines()[0][:160]})") from None
-        for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE, openfhe.ADVANCEDSHE, openfhe.MULTIPARTY):
+        for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE):
             cc.Enable(feature)
         return cc
 
