@@ -24,7 +24,9 @@ from typing import Any, ClassVar
 import numpy as np
 import openfhe
 
+from focal.ckks import native
 from focal.ckks.evaluator import Evaluator
+from focal.ckks.native.evaluator import NativeEvaluator
 from focal.ckks.openfhe_evaluator import OpenFheEvaluator
 from focal.ckks.ring import Limb
 from focal.config import CkksConfig
@@ -32,12 +34,12 @@ from focal.errors import FocalError
 from focal.files import canonical_json
 
 DEPTH = 5
-"""Multiplicative depth: forward 1, sigmoid 2, and the three limbs a collective refresh needs (docs/kernels.md)."""
+"""Multiplicative depth: sigmoid 2, backward 1, and the three limbs that a collective refresh takes (docs/kernels.md)."""
 LIMBS = DEPTH + 1
 DIGITS = 3
 """dnum of hybrid key switching."""
 REFRESH_LIMBS = 3
-"""Limbs of a ciphertext that is handed to the collective refresh (COMPACT)."""
+"""Limbs of a ciphertext that is handed to the collective refresh: 150 bits, for masks of 148 (custody/refresh.py)."""
 MAX_LOG_QP = {16384: 438, 32768: 881}
 """Largest log2(QP) for 128-bit classical security with ternary secrets (homomorphicencryption.org standard, table 1)."""
 
@@ -150,19 +152,23 @@ class Scheme:
         p.SetScalingTechnique(openfhe.FIXEDMANUAL)
         p.SetBatchSize(self.slots)
         p.SetCKKSDataType(openfhe.COMPLEX)  # with REAL, encoding drops imaginary parts
-        p.SetInteractiveBootCompressionLevel(openfhe.COMPACT)
         try:
             cc = openfhe.GenCryptoContext(p)
         except RuntimeError as e:
             raise FocalError(f"ckks: OpenFHE rejects these parameters for 128-bit security ({str(e).splitlines()[0][:160]})") from None
-        for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE, openfhe.ADVANCEDSHE, openfhe.MULTIPARTY):
+        for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE):
             cc.Enable(feature)
         return cc
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """What computes on ciphertexts under this tag."""
-        return OpenFheEvaluator(self)
+        """What computes on ciphertexts under this tag: the native kernels where they are installed, else OpenFHE."""
+        return NativeEvaluator(self, native.library) if native.library else OpenFheEvaluator(self)
+
+    @property
+    def digit(self) -> int:
+        """Limbs of a digit of hybrid key switching; the last one may have fewer."""
+        return -(-LIMBS // DIGITS)
 
     @property
     def conjugation(self) -> int:
@@ -209,12 +215,14 @@ class Scheme:
     def forget(self) -> None:
         """This tag's evaluation keys are needed no more: OpenFHE forgets them as soon as it has no other tag's."""
         with Scheme.process:
+            NativeEvaluator.keys.pop(self.tag, None)
             if self.installed.pop(self.tag, None) is not None and not self.installed:
                 self._clear()
 
     def _clear(self) -> None:
         openfhe.ClearEvalMultKeys()
         self.cc.ClearEvalAutomorphismKeys()
+        NativeEvaluator.keys.clear()
         self.installed.clear()
         self._made.clear()
 

@@ -41,7 +41,8 @@ from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError
 
 PHASE_BITS = 11
-"""Honest messages, 256 residuals or 64 weights, stay below 2^11 in a slot, so their coefficients below 2^11 scale."""
+"""Honest messages (16 logits or 16 weights of a blind step, 64 weights of a joint head) stay below 2^11 in a slot, so
+their coefficients below 2^11 scale."""
 HIDING = 42
 """Bits by which another custodian's mask is wider than an honest phase: 2^-42 a coefficient."""
 LEAK = 30

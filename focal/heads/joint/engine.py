@@ -22,7 +22,7 @@ written in the 2K - 1 diagonals s = e and s = e - K, where a mask keeps the lane
 
 The row axis is the slowest, so fold_i and the rotations by e R are cyclic: G comes out complete in every copy, is merged over
 e before it is folded, and needs neither mask nor broadcast. Key switches (R = 64, K = 8): 17 with 2 limbs, 16 with 3, 18 with 4, 22 with 5;
-the rotations that they need have keys by steps of Q and R only (Horner), 11 in all.
+21 are rotations by steps of one and three, most of which share digits (:func:`focal.heads.joint.layout.walk`). Keys: 15.
 
 Level schedule. Every branch begins as low as it can, because a key switch with 2 limbs costs a quarter of one with 6::
 

@@ -27,12 +27,12 @@ import numpy as np
 import pytest
 from conftest import Opened
 
-from focal.ckks import codec
+from focal.ckks import codec, ring
 from focal.custody import refresh
 from focal.heads import released
 from focal.heads.linear import twin
 from focal.heads.linear.cost import layout_for
-from focal.heads.linear.engine import WEIGHTS, Engine, zero_weights
+from focal.heads.linear.engine import WEIGHTS, Engine, ones, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, WEIGHT_SCALE, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars
@@ -203,6 +203,33 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
         digests.append([codec.digest(codec.pack(run.scheme, WEIGHTS, run.scheme.evaluator.limbs(w))) for w in weights])
     assert digests[0] == digests[1]
     assert len(given) == 3 + 2, "the second engine presented a ciphertext that the first had not"
+
+
+def test_a_key_switch_is_off_by_minus_one_and_ones_take_it_back(base: Rehearsal) -> None:
+    """A rotation's noise along (1 + s) J, J the polynomial of ones: what -1 on all coefficients of both elements is.
+
+    The rest of it, of variance 1/6 in each element, moves the slope by 1 / sqrt(3 N) or a little more: the bounds are
+    ten standard errors.
+    """
+    scheme, ev, opened = base.scheme, base.scheme.evaluator, Opened(base)
+    rotation, q, root = base.layout.rotations[0], opened.q, scheme.roots[opened.q]
+
+    def phase(ct: Any) -> ring.Limb:
+        c0, c1 = (element[0] for element in ev.limbs(ct))
+        return ring.add(c0, ring.multiply(c1, opened.secret, q), q)
+
+    def along(ct: Any) -> float:
+        noise = ring.centred(ring.inverse_ntt(ring.subtract(phase(ct), expected, q), q, root), q)
+        return float(noise @ bias / (bias @ bias))
+
+    asked = base.encrypt(np.linspace(-1, 1, SLOTS), DATA_LIMBS)
+    expected = phase(asked)[ring.automorphism(scheme.n, scheme.automorphism(rotation))]
+    whole = ring.ntt(np.ones(scheme.n, np.uint64), q, root)
+    both = ring.add(whole, ring.multiply(whole, opened.secret, q), q)
+    bias = ring.centred(ring.inverse_ntt(both, q, root), q).astype(float)
+    turned = ev.rotate(asked, rotation)
+    assert along(turned) == pytest.approx(-1, abs=0.05)
+    assert along(ev.add(turned, ones(scheme, DATA_LIMBS))) == pytest.approx(0, abs=0.05)
 
 
 def test_the_zero_weights_need_no_key(base: Rehearsal) -> None:
