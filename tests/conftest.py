@@ -91,11 +91,12 @@ class Opened:
     def switching_bias(self) -> float:
         """Bound on what one key switch adds to the slots nearest 1, zeta and its neighbours.
 
-        Division by P rounds down, half a unit too low on every coefficient of c1. At zeta = exp(i pi / N) these add up to N / pi,
-        times s(zeta), a Gaussian of variance 2 N m / 3; five standard deviations.
+        Division by P is one too low, on average, on every coefficient of c1 (docs/openfhe.md, section 5). At zeta =
+        exp(i pi / N) these add up to 2 N / pi, times s(zeta), a complex Gaussian of variance 2 N m / 3. One key in 10^7
+        passes four deviations.
         """
         m, n = len(self.run.secrets), self.scheme.n
-        return n / np.pi * 5 * (2 * n * m / 3) ** 0.5 / self.scheme.scale
+        return 2 * n / np.pi * 4 * (2 * n * m / 3) ** 0.5 / self.scheme.scale
 
     def slots(self, ciphertext: object) -> np.ndarray:
         return self.complex_slots(ciphertext).real
