@@ -24,7 +24,9 @@ from typing import Any, ClassVar
 import numpy as np
 import openfhe
 
+from focal.ckks import native
 from focal.ckks.evaluator import Evaluator
+from focal.ckks.native.evaluator import NativeEvaluator
 from focal.ckks.openfhe_evaluator import OpenFheEvaluator
 from focal.ckks.ring import Limb
 from focal.config import CkksConfig
@@ -160,8 +162,13 @@ class Scheme:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """What computes on ciphertexts under this tag."""
-        return OpenFheEvaluator(self)
+        """What computes on ciphertexts under this tag: the native kernels where they are installed, else OpenFHE."""
+        return NativeEvaluator(self, native.library) if native.library else OpenFheEvaluator(self)
+
+    @property
+    def digit(self) -> int:
+        """Limbs of a digit of hybrid key switching; the last one may have fewer."""
+        return -(-LIMBS // DIGITS)
 
     @property
     def conjugation(self) -> int:
@@ -208,12 +215,14 @@ class Scheme:
     def forget(self) -> None:
         """This tag's evaluation keys are needed no more: OpenFHE forgets them as soon as it has no other tag's."""
         with Scheme.process:
+            NativeEvaluator.keys.pop(self.tag, None)
             if self.installed.pop(self.tag, None) is not None and not self.installed:
                 self._clear()
 
     def _clear(self) -> None:
         openfhe.ClearEvalMultKeys()
         self.cc.ClearEvalAutomorphismKeys()
+        NativeEvaluator.keys.clear()
         self.installed.clear()
         self._made.clear()
 

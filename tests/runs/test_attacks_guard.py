@@ -19,7 +19,7 @@ from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import plan
 
-RESIDUAL, WEIGHTS = "refresh/0/residual", "refresh/0/weights"
+WEIGHTS, LOGITS = "refresh/0/weights", "refresh/1/logits"
 REFUSAL = "refused (range): what is to be refreshed is larger than anything a training step gives"
 
 
@@ -44,7 +44,7 @@ def test_the_guard_by_itself_refuses_ciphertexts_of_the_servers_own_making(stage
         c.start("server", prelude=lying(f"AnsweredForgery{kinds}"))
         c.start("custodian-1", prelude=prelude("out_of_lockstep()"))
         c.start("custodian-2")
-        refused_by_range(c, RESIDUAL)
+        refused_by_range(c, WEIGHTS)
         assert shares(c, "custodian-1") == []
 
 
@@ -55,7 +55,7 @@ def test_small_ciphertexts_pass_the_guard_and_nothing_else_may(stage: Stages) ->
         c.start("custodian-1", prelude=prelude("out_of_lockstep()"))
         c.start("custodian-2")
         c.processes["custodian-1"].reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)
-        assert {topic for topic in said(c, "custodian-1") if topic.startswith("refresh/")} == {RESIDUAL}
+        assert {topic for topic in said(c, "custodian-1") if topic.startswith("refresh/")} == {WEIGHTS}
 
 
 def test_other_answers_than_were_weighed(stage: Stages) -> None:
@@ -69,21 +69,21 @@ def test_other_answers_than_were_weighed(stage: Stages) -> None:
         c.start("server", prelude=lying("TwoAnswers(restarted=True)"))
         c.start("custodian-1", prelude=prelude("out_of_lockstep()"))
         assert reason(c, "custodian-1") == "second-answers"
-        assert shares(c, "custodian-1") == [] and RESIDUAL not in said(c, "custodian-1")
+        assert shares(c, "custodian-1") == [] and WEIGHTS not in said(c, "custodian-1")
 
 
 def test_a_custodian_that_lies_in_its_share(stage: Stages) -> None:
-    """custodian-3 adds 2^125 to a residual by its own h1; server and all others are honest and custodian-1 is in lockstep. The next
-    request holds 2^115 times sums of patients' features; the guard's share is missing, so nobody sees anything of it."""
-    item = "train/0/residual/0/0/-"
+    """custodian-3 adds 2^125 to the weights by its own h1; server and all others are honest and custodian-1 is in lockstep. The next
+    request holds 2^125 times sums of patients' features; the guard's share is missing, so nobody sees anything of it."""
+    item = "train/0/weights/-/0/-"
     with stage.at("uploaded") as c:
         c.start("server", "custodian-1", "custodian-2")
         c.start("custodian-3", prelude=prelude(f"lies_in('h1', 125, {item!r})"))
-        refused_by_range(c, WEIGHTS)
-        assert {topic for who, topic, _ in c.bodies(msg.RefreshShares) if who == "custodian-1"} == {RESIDUAL}
+        refused_by_range(c, LOGITS)
+        assert {topic for who, topic, _ in c.bodies(msg.RefreshShares) if who == "custodian-1"} == {WEIGHTS}
         for p in ("server", "custodian-2", "custodian-3"):
             assert c.processes[p].end() == 1 and "'custodian-1' ended the run" in c.processes[p].errors
-        uniform(c, WEIGHTS)
+        uniform(c, LOGITS)
 
 
 def uniform(c: Consortium, topic: str) -> None:
@@ -107,14 +107,14 @@ def uniform(c: Consortium, topic: str) -> None:
 
 
 def test_an_institution_that_uploads_no_encryption(stage: Stages) -> None:
-    """hospital-b's targets are (0, 2^135): lockstep computes with them as everybody does. The first residual would be 2^135 s."""
+    """hospital-b's targets are (0, 2^135): lockstep computes with them as everybody does. The first gradient would be a multiple of s."""
     assert CONSTANT == 1 << 135
     with stage.at("keyed") as c:
         c.start("server", *c.custodians)
         c.start("hospital-a", "hospital-c")
         c.start("hospital-b", prelude=prelude(f"malforms('blind.institution', {UPLOADED_TARGET_LIMBS})"))
-        refused_by_range(c, RESIDUAL)
-        uniform(c, RESIDUAL)
+        refused_by_range(c, WEIGHTS)
+        uniform(c, WEIGHTS)
 
 
 def test_a_refusal_whose_word_was_lost_is_said_after_a_restart(stage: Stages) -> None:
@@ -124,7 +124,7 @@ def test_a_refusal_whose_word_was_lost_is_said_after_a_restart(stage: Stages) ->
         c.start("custodian-2")
         assert c.processes["custodian-1"].end() == -9 and not list(c.folder("custodian-1").glob("*.key"))
         c.start("custodian-1", prelude=prelude("out_of_lockstep()"))
-        refused_by_range(c, RESIDUAL)
+        refused_by_range(c, WEIGHTS)
 
 
 def test_without_its_guard_a_run_waits_says_for_whom_and_goes_on(stage: Stages) -> None:

@@ -20,8 +20,9 @@ from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.custody import keys
 from focal.net import messages as msg
 from focal.net.store import Blobs
+from focal.protocols.blind import plan
 
-FIRST = "refresh/0/residual"
+FIRST = "refresh/0/weights"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_ciphertexts_of_the_servers_own_making(stage: Stages, kinds: tuple[str, 
         c.start("server", prelude=lying(f"ForgedRefresh{kinds}"))
         c.start(*VICTIMS)
         assert reason(c, "custodian-1") == "lockstep"
-        assert "'train/0/residual/0/0/-'" in c.processes["custodian-1"].errors
+        assert "'train/0/weights/-/0/-'" in c.processes["custodian-1"].errors
         assert shares(c, "custodian-1") == [] and FIRST not in said(c, "custodian-1")
 
         c.processes["custodian-2"].reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)
@@ -46,13 +47,14 @@ def test_ciphertexts_of_the_servers_own_making(stage: Stages, kinds: tuple[str, 
             right = [int((f == secret).sum()) for f in found]
             assert right[0] == len(secret), "a share on a constant c1 gives every coefficient: only the verifier prevents it"
             # `a` is derived from what is asked, so c1 - a is uniform whatever c1 is: the quotient by 2^12 hits -1, 0, 1 by chance only
-            assert right[1] == 0, "c1 = a + 2^12 gives nothing, because a is derived from c1"
+            assert right[1:] == [0, 0], "c1 = a + 2^12 gives nothing, because a is derived from c1"
 
 
 def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]]]:
     """A custodian's ternary secret from its own file, and what its shares on a constant c1 and on c1 = a + 2^12 say that it is.
 
-    h0 = s c1 - M gives s = round(h0 / 2^135), the mask M stays below 2^105; h0 + h1 = s (c1 - a) + e gives s = round(. / 2^12).
+    h0 = s c1 - M gives s = round(h0 / 2^135), the mask M stays below 2^105. In h0 + h1 = s (c1 - a) + e - M + L(M) the mask stays where the
+    item has a map L; it cancels in L(h0) + h1 = L(s c1) - s a + e. Neither is small: round(. / 2^12) is no secret.
     """
     share: msg.RefreshShares = next(body for who, topic, body in c.bodies(msg.RefreshShares) if (who, topic) == (name, FIRST))
     run_id = next(body.run_id for _, _, body in c.bodies(msg.RunStart))
@@ -65,9 +67,11 @@ def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]
         return codec.unpack(scheme, kind, blobs.get(digest), name)[0]
 
     on_constant = half(share.h0[0], codec.REFRESH_H0)
-    on_shifted = ring.total([half(share.h0[1], codec.REFRESH_H0), half(share.h1[1], codec.REFRESH_H1)[:REFRESH_LIMBS]], primes)
-    guesses = [(composed(scheme, limbs, primes) + step // 2) // step for limbs, step in ((on_constant, CONSTANT), (on_shifted, SHIFT))]
-    return secret, guesses
+    how = plan.layout(c.manifest).refresh_map(share.items[1])
+    h0, h1 = half(share.h0[1], codec.REFRESH_H0), half(share.h1[1], codec.refresh_h1(how.limbs))[:REFRESH_LIMBS]
+    mapped = [how.linear(limb, q) for limb, q in zip(h0, primes, strict=True)]
+    seen = [(on_constant, CONSTANT), *((ring.total([x, h1], primes), SHIFT) for x in (h0, mapped))]
+    return secret, [(composed(scheme, limbs, primes) + step // 2) // step for limbs, step in seen]
 
 
 def test_one_ciphertext_under_two_items_and_items_out_of_the_plans_order(stage: Stages) -> None:
@@ -77,7 +81,7 @@ def test_one_ciphertext_under_two_items_and_items_out_of_the_plans_order(stage: 
         assert [reason(c, v) for v in VICTIMS] == ["plan", "second-item"]
         assert not any(FIRST in said(c, v) for v in VICTIMS)
         assert shares(c, "custodian-1") == []
-        assert shares(c, "custodian-2") == [("refresh", "train/0/residual/0/0/-")], "a second share was made with a repeated `a`"
+        assert shares(c, "custodian-2") == [("refresh", "train/0/weights/-/0/-")], "a second share was made with a repeated `a`"
 
 
 def test_two_ciphertexts_under_one_item(stage: Stages) -> None:
@@ -107,7 +111,7 @@ def test_a_backup_from_before_the_first_share(stage: Stages) -> None:
         c.start("server", prelude=lying("ForgetfulBoard()"))
         c.start(*VICTIMS)
         assert reason(c, "custodian-2") == "old-ledger"
-        assert "'custodian-1' has seen 8 of our shares" in c.processes["custodian-2"].errors  # 2 steps x 2 refreshes x 2 class groups
+        assert "'custodian-1' has seen 6 of our shares" in c.processes["custodian-2"].errors  # 3 refreshes in 2 steps, of 2 class groups each
         assert shares(c, "custodian-2") == []
 
 

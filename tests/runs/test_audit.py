@@ -84,10 +84,17 @@ def flip_answer(store: Store) -> str:
 
 
 def swap_answers(store: Store) -> str:
-    """custodian-2's answers of two batches change places."""
-    ones, twos = (store.body("custodian-2", f"refresh/0/{kind}") for kind in ("residual", "weights"))
-    store.say("custodian-2", "refresh/0/residual", h0=twos.h0[:1] + ones.h0[1:], h1=twos.h1[:1] + ones.h1[1:])
-    return "'train/0/weights/"
+    """custodian-2's answers of two batches change places: the logits of the second step are those of other weights."""
+    ones, twos = (store.body("custodian-2", f"refresh/{step}/weights") for step in (0, 1))
+    store.say("custodian-2", "refresh/0/weights", h0=twos.h0[:1] + ones.h0[1:], h1=twos.h1[:1] + ones.h1[1:])
+    return "step 0"
+
+
+def swap_items(store: Store) -> str:
+    """custodian-2's answers of two items of one batch change places: the weights of that step are those of other residuals."""
+    asked = store.body("custodian-2", "refresh/1/logits")
+    store.say("custodian-2", "refresh/1/logits", h0=asked.h0[1::-1] + asked.h0[2:], h1=asked.h1[1::-1] + asked.h1[2:])
+    return "'train/1/weights/"
 
 
 def other_step(store: Store) -> str:
@@ -150,7 +157,10 @@ def in_one_piece(text: str) -> str:
 
 @pytest.mark.parametrize(
     "falsify",
-    [flip_contribution, flip_answer, swap_answers, other_step, other_chunk, copied_chunk, other_keys, other_signature, other_release],
+    [
+        flip_contribution, flip_answer, swap_answers, swap_items, other_step, other_chunk, copied_chunk, other_keys, other_signature,
+        other_release,
+    ],
 )
 def test_a_falsified_record_is_found_and_named(run: Finished, tmp_path: Path, falsify: Callable[[Store], str]) -> None:
     store = Store(run, tmp_path / "store")

@@ -358,7 +358,7 @@ refresh.request = request
 
 def test_a_second_share_for_the_same_ciphertext_is_refused(stage: Stages) -> None:
     """A server that presents one ciphertext under the next plan item too: no custodian makes a second share of it."""
-    item = "train/0/residual/0/0/-"
+    item = "train/0/weights/-/0/-"
     with stage.at("uploaded") as c:
         c.start("server", prelude=HOSTILE_SERVER)
         c.start("custodian-1", prelude=prelude("out_of_lockstep()"))  # or it would end the run before them

@@ -17,10 +17,10 @@ def stage() -> Stages:
 def test_a_verifier_killed_in_training_goes_on_and_the_run_ends_well(stage: Stages) -> None:
     """It was killed after its first step (stages.py). The weights are the twin's within what the planner promises."""
     at_the_kill = stage.verifier_ledger_at_the_kill
-    assert 0 < len(at_the_kill) < 8, "it was not killed in the middle of training"
+    assert 0 < len(at_the_kill) < 6, "it was not killed in the middle of training"
     with stage.at("trained") as c:
         assert c.ledger("custodian-1")[: len(at_the_kill)] == at_the_kill
-        assert len(shares(c, "custodian-1")) == len(set(shares(c, "custodian-1"))) == 8  # 2 steps x 2 refreshes x 2 class groups
+        assert len(shares(c, "custodian-1")) == len(set(shares(c, "custodian-1"))) == 6  # 3 refreshes in 2 steps, of 2 class groups each
         c.start_all()
         c.finish()
         assert np.abs(c.weights() - c.twin()).max() < MAX_ERROR
@@ -35,4 +35,4 @@ def test_a_server_that_computes_something_else(stage: Stages, server: str) -> No
         assert reason(c, "custodian-1") == "lockstep"
         assert "'train/0/weights/-/0/-'" in c.processes["custodian-1"].errors
         assert "refresh/0/weights" not in said(c, "custodian-1")
-        assert all("/residual/" in item for _, item in shares(c, "custodian-1"))
+        assert shares(c, "custodian-1") == []

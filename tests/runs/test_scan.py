@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from consortium import finished
-from scan import Published, captured, counted, read_run, scan
+from scan import Published, captured, counted, read_run, scan, unmasked
 
 from focal.ckks import codec, ring, sampling
 from focal.ckks.scheme import DIGITS, Scheme
 from focal.config import CkksConfig
-from focal.custody import keys
+from focal.custody import keys, refresh
+from focal.custody.refresh import Map
 
 RUN = b"scan" * 8
 ROTATIONS = [1, -4]
@@ -94,6 +95,18 @@ def test_a_blind_run_has_none() -> None:
     print(counted(published))
     assert {"custodian-1", "custodian-2", "hospital-a", "hospital-b", "hospital-c"} == set(published.families)
     assert scan(published) == []
+    assert {"logits", "weights"} == {item.split("/")[2] for item in published.maps} and unmasked(published) == []
+
+
+@pytest.mark.parametrize("how", [Map(6, 8, (2 * 16384 - 1,)), Map(4, 0, tuple(pow(5, 128 << x, 2 * 16384) for x in range(6)))])
+def test_a_refresh_whose_a_is_missing_is_found(one: tuple[keys.SecretShare, Published], how: Map) -> None:
+    """The mask cancels in L(h0) + 2^k h1. With an ``a`` of zero, and a c1 that does not matter, what is left is errors and roundings."""
+    share, published = one
+    scheme = published.scheme
+    for a, found in ((scheme.zero(how.limbs), True), (ring.expand(b"a", scheme.moduli[: how.limbs], scheme.n), False)):
+        out = Published(scheme, ROTATIONS)
+        out.add_answer("custodian", "train/0/x/-/-", *refresh.share(scheme, share.limbs, scheme.zero(3), a, 98, how), how)
+        assert bool(unmasked(out)) == found
 
 
 def test_sums_of_fedavg_have_none(monkeypatch: pytest.MonkeyPatch) -> None:

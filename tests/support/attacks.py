@@ -691,11 +691,13 @@ class AnsweredForgery(ForgedRefresh):
         """custodian-3's shares of what ``asked`` names."""
         (file,) = (self.server.folder.parent / "custodian-3").glob("secret-*.key")
         share = keys.SecretShare.load(self.scheme, bytes.fromhex(self.run_id), file.read_bytes())
-        bits, h0, h1 = refresh.guard(self.scheme, 3).others_bits, [], []
+        layout, bits = plan.layout(self.manifest), refresh.guard(self.scheme, 3).others_bits
+        h0, h1 = [], []
         for item, digest in zip(asked.items, asked.ciphertexts, strict=True):
             c1 = codec.unpack(self.scheme, codec.ciphertext(REFRESH_LIMBS), self.hub.blobs.get(digest), "puppet")[1]
-            a = refresh.common_random(self.scheme, bytes.fromhex(self.run_id), item, digest)
-            for into, blob in zip((h0, h1), refresh.share(self.scheme, share.limbs, c1, a, bits), strict=True):
+            how = layout.refresh_map(item)
+            a = refresh.common_random(self.scheme, bytes.fromhex(self.run_id), item, digest, how.limbs)
+            for into, blob in zip((h0, h1), refresh.share(self.scheme, share.limbs, c1, a, bits, how), strict=True):
                 into.append(self.hub.publish(blob, "custodians"))
         return msg.RefreshShares(items=asked.items, ciphertexts=asked.ciphertexts, h0=tuple(h0), h1=tuple(h1))
 
@@ -753,7 +755,8 @@ def lies_in(half: str, bits: int, item: str) -> None:
         if about != item:
             return stored
         scheme, end = self.scheme, 8 + int.from_bytes(stored[:8], "little")
-        kind, data = (codec.REFRESH_H0, stored[8:end]) if half == "h0" else (codec.REFRESH_H1, stored[end:])
+        h1 = codec.refresh_h1(self.layout.refresh_map(item).limbs)
+        kind, data = (codec.REFRESH_H0, stored[8:end]) if half == "h0" else (h1, stored[end:])
         (own,) = codec.unpack(scheme, kind, data, "itself")
         lie = [ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q) for x, q in zip(own, scheme.moduli, strict=False)]
         packed = codec.pack(scheme, kind, [lie])
@@ -848,12 +851,13 @@ def wrong_rate() -> None:
     """The server's engine takes steps that are a thousandth too large."""
     from focal.protocols.blind import compute
 
-    engine = compute.Engine
+    honest = compute.scalars_of
 
-    def hasty(scheme: Scheme, layout: Any, scalars: Any, *rest: Any) -> Any:
-        return engine(scheme, layout, dataclasses.replace(scalars, rate=1.001 * scalars.rate), *rest)
+    def hasty(*args: Any) -> Any:
+        scalars = honest(*args)
+        return dataclasses.replace(scalars, rate=1.001 * scalars.rate)
 
-    replace(compute, Engine=hasty)
+    replace(compute, scalars_of=hasty)
 
 
 def wrong_limb() -> None:

@@ -4,9 +4,10 @@ Two published elements made from one secret with one ``a`` add up to something w
 is how every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by
 chance never. So, per family (all that depends on one party's secret) and per prime::
 
-    base       every published polynomial of the family, and its images under every published rotation's automorphism and its inverse
+    base       every published polynomial of the family, and its images under the automorphism of every published rotation and of every refresh's map, and its inverse
     products   base x every published ``a``
     search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
+    masks      L(h0) + 2^k h1 of every refresh, in which the mask cancels (:func:`unmasked`)
 
 By first coefficients only: pairs are found by sorting the first one, and a hit must be small on eight. SMALL leaves room for errors,
 2^26 of 2^45; eight coefficients are small by chance once in 2^144.
@@ -30,6 +31,7 @@ from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES
 from focal.net import messages as msg
 from focal.net.identity import Identity
 from focal.net.store import Blobs
+from focal.protocols import of
 from focal.protocols.common.audit import recorded
 from focal.protocols.interactive.plan import opening_context
 
@@ -52,10 +54,18 @@ class Published:
     """Every ``a``, sum and c1 that anybody may multiply with."""
     requests: dict[str, list[list[ring.Limb]]] = field(default_factory=dict)
     """Plan item -> (c0, c1) that was to be refreshed."""
+    maps: dict[str, refresh.Map] = field(default_factory=dict)
+    """Plan item -> what its refresh applied."""
 
     def add(self, family: str, name: str, kind: codec.Kind, data: bytes) -> None:
         for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
             self.families.setdefault(family, []).append((f"{name}[{i}]", polynomial))
+
+    def add_answer(self, family: str, item: str, h0: bytes, h1: bytes, how: refresh.Map) -> None:
+        """A refresh share, and the map that its mask went through."""
+        self.add(family, f"h0/{item}", codec.REFRESH_H0, h0)
+        self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
+        self.maps[item] = how
 
     def add_keys(self, run_id: bytes) -> None:
         """The public randomness of the ceremony."""
@@ -77,6 +87,7 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
     for i, polynomial in enumerate(codec.unpack(scheme, codec.SWITCHING_B, blobs.get(joint.relinearisation_h1), "h1")):
         out.public[f"h1[{i}]"] = polynomial
     kinds = {1: keys.first_round_kinds(out.rotations), 2: keys.SECOND_ROUND}
+    layout = of(manifest).plan.layout(manifest)
     identities = {m.name: Identity.load(parties / m.name / "identity.json") for m in manifest.members}
 
     def unsealed(sender: str, reader: str, digest: str, context: bytes) -> bytes:
@@ -88,13 +99,13 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
                 out.add(sender, name, kind, blobs.get(digest))
         elif isinstance(body, msg.RefreshRequest):
             for item, digest in zip(body.items, body.ciphertexts, strict=True):
-                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest)
+                limbs = layout.refresh_map(item).limbs
+                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest, limbs)
                 out.requests[item] = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
                 out.public[f"c1/{item}"] = out.requests[item][1]
         elif isinstance(body, msg.RefreshShares):
             for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
-                out.add(sender, f"h0/{item}", codec.REFRESH_H0, blobs.get(h0))
-                out.add(sender, f"h1/{item}", codec.REFRESH_H1, blobs.get(h1))
+                out.add_answer(sender, item, blobs.get(h0), blobs.get(h1), layout.refresh_map(item))
         elif isinstance(body, msg.ReleaseShares):
             reader = manifest.institutions[0].name
             data = unsealed(sender, reader, body.sealed[reader], f"release/{reader}".encode() + bytes.fromhex(run_id))
@@ -146,7 +157,8 @@ def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], by
     def shares(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> tuple[bytes, bytes]:
         h0, h1 = refreshed(scheme, secret, *rest)
         given.append((who(secret), f"h0/{len(given)}", codec.REFRESH_H0, h0))
-        given.append((who(secret), f"h1/{len(given)}", codec.REFRESH_H1, h1))
+        limbs = next(n for n in range(1, LIMBS + 1) if codec.size(scheme, codec.refresh_h1(n)) == len(h1))
+        given.append((who(secret), f"h1/{len(given)}", codec.refresh_h1(limbs), h1))
         return h0, h1
 
     def opened(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> bytes:
@@ -190,7 +202,10 @@ def candidates(published: Published, family: str, q: int, products: bool) -> tup
     own = [(name, limbs[place]) for name, limbs in published.families[family] if len(limbs) > place]
     whole = {name: coefficients(published, limb, q) for name, limb in own}
     order = 2 * published.scheme.n
-    powers = {pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in published.rotations for sign in (1, -1)}
+    rotations = [r for r in published.rotations if r != published.scheme.conjugation]
+    powers = {pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in rotations for sign in (1, -1)}
+    mapped = {k for how in published.maps.values() for k in how.automorphisms} - {order - 1}
+    powers |= {pow(k, sign, order): f"map {k}^{sign}" for k in sorted(mapped) for sign in (1, -1)}
     turns = {name: k for k, name in powers.items()} | {"conjugate": order - 1}
     names = [*whole, *(f"{t} {name}" for name in whole for t in turns)]
     base = [*(v[FIRST] for v in whole.values()), *(turned(v, k, q) for v in whole.values() for k in turns.values())]
@@ -245,6 +260,25 @@ def small_combinations(
             return None if at in (i, j) else f"{told[at]} = {s:+d} {told[i]} {t:+d} {told[j]}"
 
         yield from near((x + y) % modulus, say)
+
+
+def unmasked(published: Published) -> list[str]:
+    """Refreshes in which L(h0) + 2^k h1 is small in some limb, where L(h0) has coefficients: that of a trace has none elsewhere.
+
+    The mask cancels there, so it is L(s c1) - 2^k s a + small: nothing but ``a`` hides it.
+    """
+    found, scheme = [], published.scheme
+    for family, elements in published.families.items():
+        own = dict(elements)
+        for item, how in published.maps.items():
+            for i, q in enumerate(scheme.moduli[:REFRESH_LIMBS] if f"h0/{item}[0]" in own else ()):
+                mapped = how.linear(own[f"h0/{item}[0]"][i], q)
+                factor = np.full(scheme.n, (1 << how.shift) % q, np.uint64)
+                total = ring.add(mapped, ring.multiply(own[f"h1/{item}[0]"][i], factor, q), q)
+                where = np.flatnonzero(coefficients(published, mapped, q))[:LOOK]
+                if len(where) < LOOK or is_small(coefficients(published, total, q)[where], q):
+                    found.append(f"{family}: L(h0) + 2^{how.shift} h1 of {item} is small modulo {q}")
+    return found
 
 
 def scan(

@@ -8,6 +8,7 @@ that the processor has. docs/native.md explains the kernels.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -24,11 +25,52 @@ VARIANTS = ("portable", "avx2", "ifma")
 Words = NDArray[np.uint64]
 
 
+class Memory:
+    """Arrays whose memory is used again. Fresh pages from the system, to be zeroed first, cost as much as a transform."""
+
+    MOST = 1 << 26
+    """Bytes that are kept for later; what is more goes back to the system."""
+
+    def __init__(self, module: Any) -> None:
+        self.ffi, self.c = module.ffi, module.lib
+        self._kept: dict[int, list[Any]] = {}
+        self._bytes = 0
+        self._lock = threading.RLock()  # the garbage collector may give an array back while this thread takes one
+
+    def empty(self, *shape: int) -> Words:
+        """An array of any content. Its memory comes back when nobody has it any more."""
+        count = math.prod(shape)
+        with self._lock:
+            kept = self._kept.get(count)
+            block = kept.pop() if kept else None
+            self._bytes -= 8 * count if block else 0
+        if block is None:
+            block = self.c.focal_words_new(count)
+            if block == self.ffi.NULL:
+                raise MemoryError
+        owner = self.ffi.gc(block, lambda words: self._back(words, count))
+        return np.frombuffer(self.ffi.buffer(owner, 8 * count), np.uint64).reshape(shape)
+
+    def _back(self, block: Any, count: int) -> None:
+        with self._lock:
+            if keep := self._bytes + 8 * count <= self.MOST:
+                self._kept.setdefault(count, []).append(block)
+                self._bytes += 8 * count
+        if not keep:
+            self.c.focal_words_free(block)
+
+    def __del__(self) -> None:
+        for blocks in self._kept.values():
+            for block in blocks:
+                self.c.focal_words_free(block)
+
+
 class Library:
     """A compiled module's kernels of one variant. Arrays are contiguous; every call runs without the GIL, from any thread."""
 
     def __init__(self, module: Any, variant: str) -> None:
         self.ffi, self.c, self.variant = module.ffi, module.lib, variant
+        self.empty = Memory(module).empty
         self._code = VARIANTS.index(variant)
         self._primes: dict[tuple[int, int, int], Any] = {}
         self._lock = threading.Lock()
@@ -52,25 +94,25 @@ class Library:
 
     def add(self, x: Words, y: Words, q: int) -> Words:
         """(x + y) mod q."""
-        out = np.empty_like(x)
+        out = self.empty(*x.shape)
         self.c.focal_add(self._code, self.words(x), self.words(y), q, x.size, self.words(out))
         return out
 
     def subtract(self, x: Words, y: Words, q: int) -> Words:
         """(x - y) mod q."""
-        out = np.empty_like(x)
+        out = self.empty(*x.shape)
         self.c.focal_subtract(self._code, self.words(x), self.words(y), q, x.size, self.words(out))
         return out
 
     def multiply(self, x: Words, y: Words, q: int) -> Words:
         """(x y) mod q."""
-        out = np.empty_like(x)
+        out = self.empty(*x.shape)
         self.c.focal_multiply(self._code, self.words(x), self.words(y), q, x.size, self.words(out))
         return out
 
     def residues(self, words: Sequence[Words], bits: int, offset: int, q: int) -> Words:
         """(sum of words[i] 2^(bits i) + offset) mod q."""
-        out = np.empty_like(words[0])
+        out = self.empty(len(words[0]))
         rows, _kept = self.rows(words)
         self.c.focal_residues(rows, len(words), bits, offset % q, q, out.size, self.words(out))
         return out
@@ -87,7 +129,7 @@ class Library:
         """``n`` residues from ``data``; ``None`` when one is not below q. ValueError when ``data`` ends before."""
         if offset < 0 or len(data) < offset + n * width:
             raise ValueError(f"{len(data)} bytes do not hold {n} residues of {width} bytes at {offset}")
-        out: Words = np.empty(n, np.uint64)
+        out = self.empty(n)
         fine = self.c.focal_unpack(self.ffi.from_buffer("uint8_t[]", data) + offset, n, width, q, self.words(out))
         return out if fine else None
 
@@ -104,7 +146,7 @@ class Library:
 
     def forward(self, prime: Any, coefficients: NDArray[Any]) -> Words:
         """Evaluation form of residues (uint64), or of signed coefficients between -q and q (int64)."""
-        out: Words = np.empty(len(coefficients), np.uint64)
+        out = self.empty(len(coefficients))
         if coefficients.dtype == np.int64:
             self.c.focal_forward_signed(prime, self.ffi.from_buffer("int64_t[]", coefficients), self.words(out))
         else:
@@ -113,7 +155,7 @@ class Library:
 
     def inverse(self, prime: Any, limb: Words) -> Words:
         """Coefficients of an evaluation form."""
-        out = np.empty_like(limb)
+        out = self.empty(len(limb))
         self.c.focal_inverse(prime, self.words(limb), self.words(out))
         return out
 

@@ -267,8 +267,9 @@ static void products(const struct modulus *m, size_t n, size_t count, const uint
     }
 }
 
-static void inner(const struct modulus *m, size_t n, size_t count, const uint64_t *x, size_t x_step, const uint64_t *b, const uint64_t *a,
-                  size_t key_step, uint64_t *out0, uint64_t *out1) {
+static inline __attribute__((always_inline)) void inner_of(const struct modulus *m, size_t n, size_t count, const uint64_t *x,
+                                                           size_t x_step, const uint64_t *b, const uint64_t *a, size_t key_step,
+                                                           uint64_t *out0, uint64_t *out1) {
     struct field f = field_of(m);
     for (size_t i = 0; i < n; i += SUM_LANES) {
         sum s0 = sum_of(NULL), s1 = sum_of(NULL);
@@ -280,6 +281,17 @@ static void inner(const struct modulus *m, size_t n, size_t count, const uint64_
         }
         sum_put(out0 + i, s0, m, f);
         sum_put(out1 + i, s1, m, f);
+    }
+}
+
+/* The loop over the digits is unrolled where their number is known: there are one, two or three. */
+static void inner(const struct modulus *m, size_t n, size_t count, const uint64_t *x, size_t x_step, const uint64_t *b, const uint64_t *a,
+                  size_t key_step, uint64_t *out0, uint64_t *out1) {
+    switch (count) {
+        case 1: inner_of(m, n, 1, x, x_step, b, a, key_step, out0, out1); break;
+        case 2: inner_of(m, n, 2, x, x_step, b, a, key_step, out0, out1); break;
+        case 3: inner_of(m, n, 3, x, x_step, b, a, key_step, out0, out1); break;
+        default: inner_of(m, n, count, x, x_step, b, a, key_step, out0, out1);
     }
 }
 

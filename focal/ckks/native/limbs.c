@@ -1,7 +1,16 @@
 /* What needs no table: sums and products modulo any q, integers to residues, residues to bytes and back. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels.h"
+
+uint64_t *focal_words_new(size_t count) {
+    return aligned_alloc(64, (count * sizeof(uint64_t) + 63) / 64 * 64);
+}
+
+void focal_words_free(uint64_t *words) {
+    free(words);
+}
 
 void focal_add(int variant, const uint64_t *x, const uint64_t *y, uint64_t q, size_t n, uint64_t *out) {
     modulus_of(variant, q).kernels->add(q, n, x, y, out);

@@ -56,7 +56,7 @@ uint64_t inverse_mod(uint64_t x, const struct modulus *m) {
 
 static int allocate(struct factors *table, size_t count) {
     for (int k = 0; k < 2; k++)
-        if (!(table->word[k] = aligned_alloc(64, (count * sizeof(uint64_t) + 63) / 64 * 64))) return 0;
+        if (!(table->word[k] = focal_words_new(count))) return 0;
     return 1;
 }
 
@@ -114,7 +114,7 @@ void focal_prime_free(focal_prime *p) {
     if (!p) return;
     struct factors *tables[] = {&p->forward, &p->inverse, &p->forward_leaf, &p->inverse_leaf};
     for (int t = 0; t < 4; t++)
-        for (int k = 0; k < 2; k++) free(tables[t]->word[k]);
+        for (int k = 0; k < 2; k++) focal_words_free(tables[t]->word[k]);
     free(p);
 }
 

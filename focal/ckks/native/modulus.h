@@ -55,7 +55,8 @@ static inline uint64_t once_less(uint64_t x, uint64_t q) {
 
 /* x mod q for x < 2^(bits + 63) (Barrett 1986): the quotient is short by at most 2. */
 static inline uint64_t reduce_128(u128 x, const struct modulus *m) {
-    uint64_t quotient = (uint64_t)((u128)(uint64_t)(x >> (m->bits - 1)) * m->barrett >> 64);
+    uint64_t top = (uint64_t)(x >> 64) << 1 << (64 - m->bits) | (uint64_t)x >> (m->bits - 1); /* x / 2^(bits - 1) */
+    uint64_t quotient = (uint64_t)((u128)top * m->barrett >> 64);
     uint64_t rest = (uint64_t)x - quotient * m->q;
     return once_less(once_less(rest, 2 * m->q), m->q);
 }

@@ -13,6 +13,10 @@ const char *focal_made_from(void);
 enum { FOCAL_PORTABLE = 0, FOCAL_AVX2 = 1, FOCAL_IFMA = 2 };
 int focal_variants(void);
 
+/* Memory for `count` words, aligned as vectors want it; NULL when there is none. `free` gives it back. */
+uint64_t *focal_words_new(size_t count);
+void focal_words_free(uint64_t *words);
+
 /* ---- limbs modulo any q < 2^61 ---- */
 
 void focal_add(int variant, const uint64_t *x, const uint64_t *y, uint64_t q, size_t n, uint64_t *out);
@@ -62,14 +66,17 @@ void focal_permute(size_t n, size_t limbs, const uint64_t *x, const uint32_t *pl
  * polynomials with x_limbs and y_limbs limbs, of which the first `limbs` are read. `onto`: t's old value is added. */
 void focal_products(const focal_ring *ring, size_t limbs, size_t count, const uint64_t *const *x, size_t x_limbs, const uint64_t *const *y,
                     size_t y_limbs, int onto, uint64_t *t);
-/* The last limb is dropped and the rest divided by its prime, rounded: OpenFHE's DropLastElementAndScale. 0 when memory is short. */
-int focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *out);
+
+/* Words of `scratch` that the calls below write over. */
+size_t focal_scratch(const focal_ring *ring);
+/* The last limb is dropped and the rest divided by its prime, rounded: OpenFHE's DropLastElementAndScale. */
+void focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
 
 /* Hybrid key switching in three pieces (Han and Ki 2020). Extended polynomials have limbs + special limbs, those of P last. */
-/* Digits of x, each an extended polynomial: digits[d][limbs + special][n]. 0 when memory is short. */
-int focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *digits);
+/* Digits of x, each an extended polynomial: digits[d][limbs + special][n]. */
+void focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *digits);
 /* (out0, out1) = sum of digits[d] (b[d], a[d]), out0 and out1 extended polynomials one after the other. b and a have one polynomial of all
  * the ring's primes per digit; for a shorter digit set the limbs between are passed over. */
 void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a, uint64_t *out);
-/* x / P by OpenFHE's approximate base conversion, of one extended polynomial. 0 when memory is short. */
-int focal_mod_down(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *out);
+/* x / P by OpenFHE's approximate base conversion, of one extended polynomial. */
+void focal_mod_down(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);

@@ -34,10 +34,11 @@ class Polynomials:
         if made == library.ffi.NULL:
             raise MemoryError
         self._ring = library.ffi.gc(made, library.c.focal_ring_free)
+        self._scratch = library.c.focal_scratch(self._ring)
 
     def _each(self, function: Any, x: Words, *others: Words, out: Words | None = None) -> Words:
         """``function`` of every element of ``x`` with the same one of ``others``; one without elements goes with all."""
-        result = np.empty_like(x) if out is None else out
+        result = self.library.empty(*x.shape) if out is None else out
         limbs, words = x.shape[-2], self.library.words
         for i, place in enumerate(result.reshape(-1, limbs, self.n)):
             parts = [words(a if a.ndim == 2 else a.reshape(-1, limbs, self.n)[i]) for a in (x, *others)]
@@ -60,7 +61,7 @@ class Polynomials:
         """x times an integer."""
         limbs, words = x.shape[-2], self.library.words
         factors = words(np.array([factor % q for q in self.moduli[:limbs]], np.uint64))
-        result = np.empty_like(x) if out is None else out
+        result = self.library.empty(*x.shape) if out is None else out
         for element, place in zip(x.reshape(-1, limbs, self.n), result.reshape(-1, limbs, self.n), strict=True):
             self.library.c.focal_ring_scale(self._ring, limbs, words(element), factors, words(place))
         return result
@@ -69,7 +70,7 @@ class Polynomials:
         """x[..., places]: an automorphism by the table of :func:`focal.ckks.ring.automorphism`, as uint32."""
         if places.dtype != np.uint32 or places.shape != (self.n,) or int(places.max()) >= self.n:
             raise ValueError("a permutation is N places as uint32")
-        out = np.empty_like(x)
+        out = self.library.empty(*x.shape)
         table = self.library.ffi.from_buffer("uint32_t[]", places)
         self.library.c.focal_permute(self.n, x.size // self.n, self.library.words(x), table, self.library.words(out))
         return out
@@ -82,7 +83,7 @@ class Polynomials:
         shapes = {x.shape for x in xs}, {y.shape for y in ys}
         if len(xs) != len(ys) or any(len(s) > 1 or (2, limbs, self.n) > min(s) for s in shapes if xs):
             raise ValueError(f"products of {shapes[0]} and {shapes[1]} with {limbs} limbs")
-        total = np.empty((3, limbs, self.n), np.uint64) if onto is None else onto
+        total = self.library.empty(3, limbs, self.n) if onto is None else onto
         (x, _x), (y, _y) = self.library.rows(xs), self.library.rows(ys)
         x_limbs, y_limbs = (s[0].shape[1] if s else limbs for s in (xs, ys))
         self.library.c.focal_products(self._ring, limbs, len(xs), x, x_limbs, y, y_limbs, onto is not None, self.library.words(total))
@@ -91,15 +92,16 @@ class Polynomials:
     def rescale(self, x: Words) -> Words:
         """Without the last limb, divided by its prime and rounded."""
         limbs = x.shape[-2]
-        out = np.empty((*x.shape[:-2], limbs - 1, self.n), np.uint64)
+        out = self.library.empty(*x.shape[:-2], limbs - 1, self.n)
         self._divide(self.library.c.focal_rescale, limbs, x, out)
         return out
 
     def mod_up(self, x: Words) -> Words:
         """The digits of a polynomial (L, N), each modulo all L + K primes."""
         limbs = len(x)
-        out = np.empty((self.library.c.focal_digits(self._ring, limbs), limbs + len(self.special), self.n), np.uint64)
-        self._made(self.library.c.focal_mod_up(self._ring, limbs, self.library.words(x), self.library.words(out)))
+        out = self.library.empty(self.library.c.focal_digits(self._ring, limbs), limbs + len(self.special), self.n)
+        words, scratch = self.library.words, self.library.empty(self._scratch)
+        self.library.c.focal_mod_up(self._ring, limbs, words(x), words(scratch), words(out))
         return out
 
     def inner(self, digits: Words, b: Words, a: Words) -> Words:
@@ -108,22 +110,18 @@ class Polynomials:
         full = (self.library.c.focal_digits(self._ring, len(self.moduli)), len(self.moduli) + len(self.special), self.n)
         if a.shape != full or b.shape != full:
             raise ValueError(f"a key's halves are {full}, not {b.shape} and {a.shape}")
-        out = np.empty((2, *digits.shape[1:]), np.uint64)
+        out = self.library.empty(2, *digits.shape[1:])
         self.library.c.focal_inner(self._ring, limbs, words(digits), words(b), words(a), words(out))
         return out
 
     def mod_down(self, x: Words) -> Words:
         """(elements, L + K, N) divided by P."""
         limbs = x.shape[-2] - len(self.special)
-        out = np.empty((*x.shape[:-2], limbs, self.n), np.uint64)
+        out = self.library.empty(*x.shape[:-2], limbs, self.n)
         self._divide(self.library.c.focal_mod_down, limbs, x, out)
         return out
 
     def _divide(self, function: Any, limbs: int, x: Words, out: Words) -> None:
+        words, scratch = self.library.words, self.library.empty(self._scratch)
         for element, place in zip(x.reshape(-1, *x.shape[-2:]), out.reshape(-1, *out.shape[-2:]), strict=True):
-            self._made(function(self._ring, limbs, self.library.words(element), self.library.words(place)))
-
-    @staticmethod
-    def _made(fine: int) -> None:
-        if not fine:
-            raise MemoryError
+            function(self._ring, limbs, words(element), words(scratch), words(place))

@@ -139,8 +139,8 @@ void focal_products(const focal_ring *ring, size_t limbs, size_t count, const ui
 
 /* ---- between primes ---- */
 
-static uint64_t *words(size_t count) {
-    return aligned_alloc(64, count * sizeof(uint64_t));
+size_t focal_scratch(const focal_ring *ring) {
+    return ((ring->digit > ring->special ? ring->digit : ring->special) + 1) * ring->n;
 }
 
 /* The base's limbs of x, in evaluation form, as the coefficients that `convert` takes: limb i into y + i n. */
@@ -152,30 +152,26 @@ static void leave(const focal_ring *ring, const struct base *base, const uint64_
     }
 }
 
-/* ... and prime t's evaluation form from them; `spare`: a limb. */
+/* ... and prime t's evaluation form from them. */
 static void arrive(const focal_ring *ring, const struct base *base, const uint64_t *const *sources, size_t t, uint64_t *out) {
     const focal_prime *p = ring->primes[t];
     p->m.kernels->convert(&p->m, ring->n, base->count, sources, base->hat[t], out);
     p->m.kernels->forward(p, out, out);
 }
 
-int focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *digits) {
+void focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *digits) {
     size_t n = ring->n;
-    uint64_t *y = words(ring->digit * n);
-    if (!y) return 0;
     for (size_t first = 0; first < limbs; first += ring->digit) {
         size_t last = first + ring->digit < limbs ? first + ring->digit : limbs;
         const struct base *base = ring->digits + last - 1;
         const uint64_t *sources[MOST_SOURCES];
-        leave(ring, base, x + first * n, y, sources);
+        leave(ring, base, x + first * n, scratch, sources);
         for (size_t l = 0; l < limbs + ring->special; l++, digits += n)
             if (l >= first && l < last)
                 memcpy(digits, x + l * n, n * sizeof *x); /* modulo the digit's own primes nothing changes */
             else
                 arrive(ring, base, sources, prime_at(ring, limbs, l), digits);
     }
-    free(y);
-    return 1;
 }
 
 void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a, uint64_t *out) {
@@ -188,12 +184,12 @@ void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, c
     }
 }
 
-/* (x - [x mod D]) / D for the base D whose limbs stand at x + at. `arrive` leaves [x mod D] or, of one prime, that centred about zero. */
-static int divide(const focal_ring *ring, const struct base *base, size_t limbs, const uint64_t *x, size_t at, uint64_t *out) {
+/* (x - [x mod D]) / D for the base D whose limbs stand at x + at n; y: scratch. `arrive` leaves [x mod D] or, of one prime, that centred about zero. */
+static void divide(const focal_ring *ring, const struct base *base, size_t limbs, const uint64_t *x, size_t at, uint64_t *y,
+                   uint64_t *out) {
     size_t n = ring->n;
-    uint64_t *y = words((base->count + 1) * n), *rest = y + base->count * n;
+    uint64_t *rest = y + base->count * n;
     const uint64_t *sources[MOST_SOURCES];
-    if (!y) return 0;
     leave(ring, base, x + at * n, y, sources);
     for (size_t l = 0; l < limbs; l++) {
         const focal_prime *p = ring->primes[l];
@@ -205,14 +201,12 @@ static int divide(const focal_ring *ring, const struct base *base, size_t limbs,
         }
         p->m.kernels->subtract_scale(&p->m, n, x + l * n, rest, base->inverse[l], out + l * n);
     }
-    free(y);
-    return 1;
 }
 
-int focal_mod_down(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *out) {
-    return divide(ring, &ring->whole, limbs, x, limbs, out);
+void focal_mod_down(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
+    divide(ring, &ring->whole, limbs, x, limbs, scratch, out);
 }
 
-int focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *out) {
-    return divide(ring, ring->single + limbs - 1, limbs - 1, x, limbs - 1, out);
+void focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
+    divide(ring, ring->single + limbs - 1, limbs - 1, x, limbs - 1, scratch, out);
 }

@@ -37,10 +37,10 @@ BLOCK_MEMORY = 2 << 30
 """Bytes of encrypted rows in memory, where nobody says otherwise (``memory_gb``): the other blocks stream from disk."""
 KEY_CUSTODIAN = 75.0
 """One rotation key: generated, packed, added up."""
-MAX_SHARING = 1000
+MAX_SHARING = 300
 """Institutions with rows in one shared block, times custodians. The fresh noise of all of them is in the block's data, under keys whose
-noise grows with the custodians: what the weights carry of it passes the release's bound (t, release.py) at about 340 institutions with 3
-custodians and at 130 with 8."""
+noise grows with the custodians: what the weights carry of it passes the release's bound (t, release.py) at about 125 institutions with 3
+custodians and at 43 with 8 (tests/slow/test_release_noise.py)."""
 
 SHARED_BLOCKS = (
     "share_blocks: true: an institution that writes data into others' rows of a block can move the weights by sums over these rows and, "

@@ -269,7 +269,7 @@ def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
     """The start is no message: everybody draws it. Two chunks of a, one of b, two refreshes each; and two of the weights."""
     _, before, after = stepped
     three, six = (codec.size(run.scheme, codec.ciphertext(limbs)) for limbs in (3, LIMBS))
-    share = codec.size(run.scheme, codec.REFRESH_H0) + codec.size(run.scheme, codec.REFRESH_H1)
+    share = codec.size(run.scheme, codec.REFRESH_H0) + codec.size(run.scheme, codec.refresh_h1(LIMBS))
     wanted = {
         "a": Traffic(up=(4 + 2) * three, down=4 * six),
         "b": Traffic(up=(2 + 2) * three, down=2 * six),

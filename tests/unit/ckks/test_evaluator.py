@@ -1,9 +1,9 @@
-"""The evaluator computes what it says: on slots, as numpy does; limb for limb, what OpenFHE's own calls give."""
+"""Every evaluator computes what it says: on slots, as numpy does; limb for limb, what OpenFHE's own calls give."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from conftest import Opened
 
-from focal.ckks import codec, ring
+from focal.ckks import codec, native, ring
 from focal.ckks.evaluator import Ciphertext, Evaluator
+from focal.ckks.native.evaluator import NativeEvaluator
+from focal.ckks.openfhe_evaluator import OpenFheEvaluator
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import CkksConfig
 from focal.custody import keys
@@ -23,15 +25,33 @@ CONJUGATION = 2 * 16384 - 1
 ROTATIONS = [1, -7, 512, CONJUGATION]
 
 
+class Both:
+    """What is installed, both have: OpenFHE, which everything is compared with, and the evaluator under test."""
+
+    def __init__(self, *evaluators: Evaluator) -> None:
+        self.evaluators = evaluators
+
+    def install_rotation(self, *key: Any) -> None:
+        for ev in self.evaluators:
+            ev.install_rotation(*key)
+
+    def install_relinearisation(self, *key: Any) -> None:
+        for ev in self.evaluators:
+            ev.install_relinearisation(*key)
+
+
 class Keys:
     """Two custodians with joint keys, and three fresh ciphertexts of complex slots of at most 1 in magnitude."""
 
-    def __init__(self) -> None:
-        self.scheme = Scheme(CkksConfig(), RUN.hex())
-        self.ev = self.scheme.evaluator
+    def __init__(self, kernels: native.Library | None) -> None:
+        self.scheme = Scheme(CkksConfig(), hashlib.sha256(RUN + repr(kernels).encode()).hexdigest())
+        theirs = OpenFheEvaluator(self.scheme)
+        self.ev: Evaluator = NativeEvaluator(self.scheme, kernels) if kernels else theirs
+        self.scheme.__dict__["evaluator"] = Both(theirs, self.ev) if kernels else theirs
         shares = {name: keys.SecretShare.draw(self.scheme, RUN) for name in ("north", "south")}
         with ThreadPoolExecutor(1) as pool:
             self.public = keys.ceremony(self.scheme, RUN, shares, ROTATIONS, pool).public
+        self.scheme.__dict__["evaluator"] = self.ev
         self.secrets = list(shares.values())
         angles = np.random.default_rng(5).uniform(-np.pi, np.pi, (3, self.scheme.slots))
         self.slots = np.exp(1j * angles) * np.linspace(0.1, 1, self.scheme.slots)
@@ -47,9 +67,13 @@ class Keys:
         return ring.embed(self.opened.coefficients(x) / scale)
 
 
-@pytest.fixture(scope="module")
-def run() -> Keys:
-    return Keys()
+@pytest.fixture(scope="module", params=["openfhe", "native"])
+def run(request: pytest.FixtureRequest) -> Iterator[Keys]:
+    if request.param == "native" and native.library is None:
+        pytest.skip(f"native kernels: {native.description}")
+    made = Keys(native.library if request.param == "native" else None)
+    yield made
+    made.scheme.forget()
 
 
 def conjugated(x: np.ndarray, rotation: int) -> np.ndarray:

@@ -155,6 +155,46 @@ def test_canonical_bytes_are_the_same_without_kernels(library: Library, monkeypa
     assert np.array_equal(read, polynomials) and np.array_equal(codec.unpack(s, kind, data, "somebody"), polynomials)
 
 
+# --------------------------------------------------------------------------- memory
+
+
+def test_memory_that_nobody_has_is_used_again_and_no_other(module: Any) -> None:
+    memory = native.Memory(module)
+    first, second = memory.empty(2, 8), memory.empty(16)
+    address, part = first.ctypes.data, first[1]
+    assert address % 64 == 0 and second.ctypes.data != address and first.shape == (2, 8)
+    del first
+    assert memory.empty(16).ctypes.data != address, "a view of it is still there"
+    del part
+    assert memory.empty(15).ctypes.data != address, "another size"
+    assert memory.empty(16).ctypes.data == address
+
+
+def test_no_more_memory_is_kept_than_said(module: Any) -> None:
+    memory = native.Memory(module)
+    memory.MOST = 8 * 40
+    arrays = [memory.empty(16) for _ in range(3)]
+    del arrays
+    assert sum(map(len, memory._kept.values())) == 2 and memory._bytes == 8 * 32
+    again = [memory.empty(16) for _ in range(3)]
+    assert len({a.ctypes.data for a in again}) == 3 and memory._bytes == 0
+
+
+def test_threads_never_get_the_same_memory(module: Any) -> None:
+    memory = native.Memory(module)
+
+    def use(mark: int) -> bool:
+        for _ in range(200):
+            array = memory.empty(64)
+            array[:] = mark
+            if not (array == mark).all():
+                return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, range(16)))
+
+
 # --------------------------------------------------------------------------- transforms
 
 

@@ -22,7 +22,7 @@ from focal.heads.linear.layout import Layout
 from focal.heads.linear.rehearsal import Rehearsal
 
 KINDS = [codec.ciphertext(n) for n in (1, 3, LIMBS)] + [
-    codec.REFRESH_H0, codec.REFRESH_H1, codec.DECRYPTION, codec.PUBLIC_B, codec.SWITCHING_B,
+    codec.REFRESH_H0, codec.refresh_h1(4), codec.refresh_h1(LIMBS), codec.DECRYPTION, codec.PUBLIC_B, codec.SWITCHING_B,
 ]  # fmt: skip
 
 FIELDS = {  # name in the error -> (offset, struct code, another value)
@@ -73,7 +73,8 @@ def test_a_ciphertext_costs_a_fifth_less_than_sixteen_bytes_a_coefficient(rehear
 def test_kinds_are_not_mistaken_for_each_other(rehearsal: Rehearsal) -> None:
     """h1 and a public-key half have the same length and moduli."""
     scheme = rehearsal.scheme
-    data = codec.pack(scheme, codec.REFRESH_H1, polynomials(scheme, codec.REFRESH_H1))
+    h1 = codec.refresh_h1(LIMBS)
+    data = codec.pack(scheme, h1, polynomials(scheme, h1))
     with pytest.raises(Refused, match="kind differs") as caught:
         codec.unpack(scheme, codec.PUBLIC_B, data, "custodian-2")
     assert caught.value.reason == "header" and "custodian-2" in str(caught.value)
@@ -199,7 +200,7 @@ def test_a_larger_ring_works() -> None:
     rotation = run.layout.rotations[-1]
     product = ev.rotate(ev.rescale(ev.multiply(run.encrypt(x), run.encrypt(y))), rotation)
     low = ev.drop(product, REFRESH_LIMBS)
-    (refreshed,) = run.refresh(["train/0/weights/-/0/-"], [low])
+    (refreshed,) = run.refresh(["train/0/residual/0/0/-"], [low])
     # the noise of both factors, one rotation, and one rescaling that takes its prime for 2^45
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
     tolerance = 2 * opened.fresh_error + opened.switching_bias + drift

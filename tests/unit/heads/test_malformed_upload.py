@@ -1,8 +1,9 @@
 """What an institution gets that uploads no encryption, and pools what it knows with others: three answers, one for each coalition.
 
-Nothing proves that an uploaded ciphertext is an encryption. Here the targets of a block are (0, 2^135), which decrypt to 2^135 s; the
-first residual is the target, and every custodian in lockstep finds the request equal to its own computation. Recorded, so that SECURITY.md
-("The guard", "What is not protected") cannot say less than is true::
+Nothing proves that an uploaded ciphertext is an encryption. Here the targets of a full block are (0, C), C constant, which decrypt to C s,
+and the first data ciphertext is a plain 1; both masks of the owner are constants, so the first gradient is 2^135 s, and every custodian in
+lockstep finds the request equal to its own computation. Recorded, so that SECURITY.md ("The guard", "What is not protected") cannot say
+less than is true::
 
     with everybody but the guard       nothing of the joint secret: the guard's share never comes. The others' own shares are lost
     with the guard                     the joint secret: the guard sees 2^135 s behind masks of 98 bits
@@ -12,6 +13,7 @@ first residual is the target, and every custodian in lockstep finds the request 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,29 +23,53 @@ from focal.ckks import codec, ring
 from focal.ckks.scheme import REFRESH_LIMBS
 from focal.custody import refresh
 from focal.errors import FocalError
-from focal.heads.linear.engine import Block, Engine, zero_weights
-from focal.heads.linear.layout import Layout
+from focal.heads.linear.engine import Block, Engine, chunk_kind, rate, zero_weights
+from focal.heads.linear.layout import DATA_LIMBS, TARGET_SCALE, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars
+from focal.heads.masks import OwnerMasks
 
 SHIFT = 135
 """Bits: far above the others' masks (98), below the modulus of a request (150)."""
-LAYOUT = Layout(8192, 32, 1, 40, 1, 1, 8)
+LAYOUT = Layout(8192, 32, 1, 8192, 1, 1, 8)
+SCALARS = Scalars.derive(3, 1.0, 0.1, LAYOUT.rows)
 
 
 class Malformed:
-    """A rehearsal whose first refresh is of (0, 2^135), caught as the server would ask for it."""
+    """A rehearsal whose first refresh is of (0, -2^135), caught as the server would ask for it."""
 
     def __init__(self) -> None:
         self.run = Rehearsal(LAYOUT, custodians=2)
-        self.scheme = self.run.scheme
+        self.scheme, ev = self.run.scheme, self.run.scheme.evaluator
         self.primes = self.scheme.moduli[:REFRESH_LIMBS]
-        honest = self.run.block(np.zeros((40, 32)), np.zeros((40, 1)), 0)
-        constant = [np.full(self.scheme.n, (1 << SHIFT) % q, dtype=np.uint64) for q in self.primes]
-        self.block = Block(honest.data, [self.scheme.evaluator.load([self.scheme.zero(REFRESH_LIMBS), constant])])
-        self.c1 = constant
+        factor, limbs = rate(LAYOUT, SCALARS), chunk_kind("target").limbs
+        target = ev.load([self.scheme.zero(limbs), self.constant(round(2.0**SHIFT * TARGET_SCALE / factor), limbs)])
+        one = ev.load([self.constant(round(self.scheme.scale), DATA_LIMBS), self.scheme.zero(DATA_LIMBS)])
+        data = [[one if g == h == 0 else ev.zero(DATA_LIMBS) for h in range(LAYOUT.babies)] for g in range(LAYOUT.giants)]
+        self.block = Block(data, [OwnerMasks(self.scheme, LAYOUT, factor).keep(target, (0, LAYOUT.rows), 0, 0)])
+        asked: list[bytes] = []
+        with pytest.raises(InterruptedError):
+            self.first_step(lambda items, ciphertexts: self.interrupt(asked, ciphertexts))
+        _, self.c1 = codec.unpack(self.scheme, codec.ciphertext(REFRESH_LIMBS), asked[0], "")
+        value = composed(self.scheme, self.c1, self.primes)
+        self.factor = int(value[0])
+        assert not value[1:].any() and abs(self.factor / -(2.0**SHIFT) - 1) < 1e-6
         self.bounds = refresh.guard(self.scheme, 2)
         self.secrets = [s.secret for s in self.run.secrets]
+
+    def constant(self, value: int, limbs: int) -> list[ring.Limb]:
+        return [np.full(self.scheme.n, value % q, dtype=np.uint64) for q in self.scheme.moduli[:limbs]]
+
+    def first_step(self, refreshed: Any) -> None:
+        engine = Engine(self.scheme, LAYOUT, SCALARS, lambda b: self.block, 1)
+        try:
+            engine.step(0, zero_weights(self.scheme, LAYOUT), refreshed)
+        finally:
+            engine.close()
+
+    def interrupt(self, asked: list[bytes], ciphertexts: list[Any]) -> list[Any]:
+        asked += [refresh.request(self.scheme, ct) for ct in ciphertexts]
+        raise InterruptedError
 
     def h0(self, custodian: int, bits: int) -> list[ring.Limb]:
         a = refresh.common_random(self.scheme, self.run.run_id, "item", "00" * 32)
@@ -54,9 +80,9 @@ class Malformed:
         return [ring.multiply(s, c, q) for s, c, q in zip(self.run.secrets[custodian].limbs, self.c1, self.primes, strict=False)]
 
     def read(self, *parts: Sequence[ring.Limb]) -> np.ndarray:
-        """The nearest multiples of 2^135 to what these add up to."""
+        """What these add up to, in units of the request's c1."""
         value = composed(self.scheme, ring.total(list(map(list, parts)), self.primes), self.primes)
-        return np.array([int(v + (1 << SHIFT - 1)) >> SHIFT for v in value])
+        return np.array([(2 * int(v) + self.factor) // (2 * self.factor) for v in value])
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +91,8 @@ def malformed() -> Malformed:
 
 
 def test_the_guard_refuses_it(malformed: Malformed) -> None:
-    engine = Engine(malformed.scheme, LAYOUT, Scalars.derive(3, 1.0, 0.1, 40), lambda b: malformed.block, 1)
     with pytest.raises(FocalError, match="the guard refuses what is to be refreshed"):
-        engine.step(0, zero_weights(malformed.scheme, LAYOUT), malformed.run.refresh)
-    engine.close()
+        malformed.first_step(malformed.run.refresh)
 
 
 def test_with_everybody_but_the_guard_it_has_their_shares_and_nothing_of_the_joint_secret(malformed: Malformed) -> None:
@@ -87,7 +111,7 @@ def test_together_with_the_guard_it_reads_the_joint_secret(malformed: Malformed)
 
 
 def test_without_a_guard_masks_leave_a_few_coefficients_of_a_share(malformed: Malformed) -> None:
-    """h0 / 2^135 is s blurred by 2^12: it points at -1, 0 or 1 no better than chance but where the mask comes to its edge."""
+    """h0 / c1 is s blurred by 2^12: it points at -1, 0 or 1 no better than chance but where the mask comes to its edge."""
     read = malformed.read(malformed.h0(1, malformed.bounds.alone_bits))
     widest = 1 << malformed.bounds.alone_bits - 1 - SHIFT
     certain = np.abs(read) > widest - 1  # only s = +-1 reaches here

@@ -18,13 +18,12 @@ import pytest
 from manifests import manifest
 
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS
 from focal.config import Manifest
 from focal.custody import refresh
 from focal.errors import Refused
 from focal.heads.linear.cost import layout_for
 from focal.heads.linear.engine import chunk_kind
-from focal.heads.linear.layout import Layout
+from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.masks import TARGET_LIMBS
 from focal.net import messages as msg
@@ -38,7 +37,7 @@ ROWS = (300, 160, 340)
 LAYOUT = layout_for(8192, 32, 8, sum(ROWS), 8, 4)
 LIMB = 2 * 16384 * 8
 """Bytes of one limb of both polynomials of a ciphertext."""
-DATA, TARGETS = LAYOUT.lane * LIMBS * LIMB, LAYOUT.blocks * LAYOUT.class_groups * TARGET_LIMBS * LIMB
+DATA, TARGETS = LAYOUT.lane * DATA_LIMBS * LIMB, LAYOUT.blocks * LAYOUT.class_groups * TARGET_LIMBS * LIMB
 """Bytes of one block's data, and of the targets of all blocks."""
 
 Ask = Callable[[list[str], list[Any]], list[Any]]
@@ -113,7 +112,7 @@ class Uploaded:
 
 @pytest.fixture(scope="module")
 def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
-    assert LAYOUT.blocks == 4 and LAYOUT.lane == 8
+    assert LAYOUT.blocks == 4 and LAYOUT.lane == 4
     return Uploaded(tmp_path_factory.mktemp("uploads"))
 
 
