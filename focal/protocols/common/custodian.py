@@ -220,7 +220,7 @@ class Custodian(Party):
             compute.close()
 
     def install_keys(self) -> None:
-        """Give OpenFHE the joint evaluation keys, as this custodian added them up."""
+        """Give the evaluator the joint evaluation keys, as this custodian added them up."""
         ceremony.install(self.scheme, self.run_id, self.joint, self.blobs.get)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
