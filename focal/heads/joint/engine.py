@@ -23,7 +23,9 @@ written in the 2K - 1 diagonals s = e and s = e - K, where a mask keeps the lane
 The row axis is the slowest, so fold_i and the rotations by e R are cyclic: G comes out complete in every copy, and needs
 neither mask nor broadcast. It is merged over e, added to W and folded last of all, by the map of W's refresh
 (:meth:`InteractiveLayout.refresh_map`), which costs no key switch: the fold of m / copies is the mean of the copies, of which
-each has ``copies`` times the gradient of its own rows, and W besides.
+each has ``copies`` times the gradient of its own rows, and W besides. Before, a slot holds at most 64 (w + rate x delta m / n), with
+n rows that are there: 2^11 (``PHASE_BITS`` of refresh.py) for rate 0.5, 33 of 128 rows, and x = 16, the most that a bottleneck
+lets pass, in all of some K rows.
 
 Key switches (R = 64, K = 8): 17 with 2 limbs, 16 with 3, 14 with 4, 22 with 5. The 14 rotations of D and the 7 of W take
 steps of one and three Q or R, those of one ciphertext share its digits (:func:`walk`). Keys in all: 11; one for each
