@@ -220,7 +220,7 @@ class Custodian(Party):
             compute.close()
 
     def install_keys(self) -> None:
-        """Give the evaluator the joint evaluation keys, as this custodian added them up."""
+        """Give OpenFHE the joint evaluation keys, as this custodian added them up."""
         ceremony.install(self.scheme, self.run_id, self.joint, self.blobs.get)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
@@ -407,8 +407,8 @@ class Custodian(Party):
             asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
             answers = self.hear_all(self.peers, topic, msg.RefreshShares)
             weights += refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool, self.layout)
-        shown = [self.scheme.evaluator.limbs(w) for w in weights]
-        digests = tuple(codec.digest(codec.pack(self.scheme, codec.ciphertext(len(x[0])), x)) for x in shown)
+        shown = map(self.scheme.evaluator.limbs, weights)
+        digests = tuple(codec.digest(codec.pack(self.scheme, codec.ciphertext(len(p[0])), p)) for p in shown)
         request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
         if request.items != released.items or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")
