@@ -90,7 +90,13 @@ class NativeEvaluator:
         return x.degree
 
     def encode(self, slots: RealOrComplex, limbs: int | None = None) -> Ciphertext:
-        return self.load([self._openfhe.plain_limbs(self._openfhe.encode(slots, limbs))])
+        wanted, largest = self.most if limbs is None else limbs, np.abs(slots).max(initial=0.0)
+        # a coefficient is a mean of slots times 2^45: where it fits q_0, OpenFHE's first limb is enough to know it
+        asked = 1 if largest * self.scheme.scale < self.scheme.moduli[0] / 4 else wanted
+        polynomial = self._openfhe.plain_limbs(self._openfhe.encode(slots, asked))
+        if asked == wanted:
+            return self.load([polynomial])
+        return Ciphertext(self.ring.lift(np.ascontiguousarray(polynomial[0]), wanted)[None])
 
     def plain_limbs(self, plain: Ciphertext) -> list[Limb]:
         return list(plain.words[0])

@@ -71,6 +71,8 @@ void focal_products(const focal_ring *ring, size_t limbs, size_t count, const ui
 size_t focal_scratch(const focal_ring *ring);
 /* The last limb is dropped and the rest divided by its prime, rounded: OpenFHE's DropLastElementAndScale. */
 void focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
+/* Limb 0 as it is, and the other limbs of the same polynomial, whose coefficients are smaller than q_0 / 2. */
+void focal_lift(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
 
 /* Hybrid key switching in three pieces (Han and Ki 2020). Extended polynomials have limbs + special limbs, those of P last. */
 /* Digits of x, each an extended polynomial: digits[d][limbs + special][n]. */

@@ -96,6 +96,12 @@ class Polynomials:
         self._divide(self.library.c.focal_rescale, limbs, x, out)
         return out
 
+    def lift(self, limb: Words, limbs: int) -> Words:
+        """(limbs, N) of the polynomial whose limb modulo q_0 is given; its coefficients are smaller than q_0 / 2."""
+        words, scratch, out = self.library.words, self.library.empty(self._scratch), self.library.empty(limbs, self.n)
+        self.library.c.focal_lift(self._ring, limbs, words(limb), words(scratch), words(out))
+        return out
+
     def mod_up(self, x: Words) -> Words:
         """The digits of a polynomial (L, N), each modulo all L + K primes."""
         limbs = len(x)

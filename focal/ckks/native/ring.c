@@ -159,6 +159,13 @@ static void arrive(const focal_ring *ring, const struct base *base, const uint64
     p->m.kernels->forward(p, out, out);
 }
 
+/* Coefficients modulo prime `from`, centred about zero, as prime t's evaluation form. */
+static void arrive_centred(const focal_ring *ring, size_t from, const uint64_t *coefficients, size_t t, uint64_t *out) {
+    const focal_prime *p = ring->primes[t];
+    p->m.kernels->centred(&p->m, ring->n, coefficients, ring->primes[from]->m.q, out);
+    p->m.kernels->forward(p, out, out);
+}
+
 void focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *digits) {
     size_t n = ring->n;
     for (size_t first = 0; first < limbs; first += ring->digit) {
@@ -195,10 +202,8 @@ static void divide(const focal_ring *ring, const struct base *base, size_t limbs
         const focal_prime *p = ring->primes[l];
         if (base == &ring->whole)
             arrive(ring, base, sources, l, rest);
-        else {
-            p->m.kernels->centred(&p->m, n, y, ring->primes[base->first]->m.q, rest);
-            p->m.kernels->forward(p, rest, rest);
-        }
+        else
+            arrive_centred(ring, base->first, y, l, rest);
         p->m.kernels->subtract_scale(&p->m, n, x + l * n, rest, base->inverse[l], out + l * n);
     }
 }
@@ -209,4 +214,10 @@ void focal_mod_down(const focal_ring *ring, size_t limbs, const uint64_t *x, uin
 
 void focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
     divide(ring, ring->single + limbs - 1, limbs - 1, x, limbs - 1, scratch, out);
+}
+
+void focal_lift(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
+    memcpy(out, x, ring->n * sizeof *x);
+    focal_inverse(ring->primes[0], x, scratch);
+    for (size_t l = 1; l < limbs; l++) arrive_centred(ring, 0, scratch, l, out + l * ring->n);
 }
