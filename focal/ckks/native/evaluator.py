@@ -141,7 +141,8 @@ class NativeEvaluator:
         return Ciphertext(total, degree)
 
     def relinearise(self, x: Ciphertext) -> Ciphertext:
-        down = self.ring.mod_down(self._switched(self.ring.mod_up(x.words[2]), None))
+        key = self._key(None)
+        down = self.ring.mod_down(self.ring.switch(x.words[2], key.b, key.a))
         return Ciphertext(self.ring.add(down, x.words[:2], out=down), x.degree)
 
     def multiply(self, x: Ciphertext, y: Ciphertext) -> Ciphertext:
@@ -159,18 +160,19 @@ class NativeEvaluator:
     # ----------------------------------------------------------------- rotations
 
     def rotate(self, x: Ciphertext, rotation: int) -> Ciphertext:
-        return self._turned(x, self.ring.mod_up(x.words[1]), rotation)
+        key = self._key(rotation)
+        return self._turned(x, self.ring.switch(x.words[1], key.b, key.a), rotation)
 
     def rotations(self, x: Ciphertext, rotations: Sequence[int], each: Each = map) -> list[Ciphertext]:
         if not rotations:
             return []
-        digits = self.ring.mod_up(x.words[1])
-        return list(each(lambda r: self._turned(x, digits, r), rotations))
+        digits, keys = self.ring.mod_up(x.words[1]), {r: self._key(r) for r in rotations}
+        return list(each(lambda r: self._turned(x, self.ring.inner(digits, keys[r].b, keys[r].a), r), rotations))
 
-    def _turned(self, x: Ciphertext, digits: Words, rotation: int) -> Ciphertext:
-        """In OpenFHE's order: its key is one for the secret turned back, and the result is turned before the division by P."""
+    def _turned(self, x: Ciphertext, switched: Words, rotation: int) -> Ciphertext:
+        """In OpenFHE's order: the key is one for the secret turned back, so what was switched is turned, then divided by P."""
         places = _places(self.scheme.n, self.scheme.automorphism(rotation))
-        down = self.ring.mod_down(self.ring.permute(self._switched(digits, rotation), places))
+        down = self.ring.mod_down(self.ring.permute(switched, places))
         self.ring.add(down[:1], self.ring.permute(x.words[:1], places), out=down[:1])
         return Ciphertext(down, x.degree)
 
@@ -186,12 +188,12 @@ class NativeEvaluator:
         halves = (np.array(half, np.uint64) for half in (a, b))
         self.keys.setdefault(self.scheme.tag, {})[which] = Key(*halves)
 
-    def _switched(self, digits: Words, which: int | None) -> Words:
+    def _key(self, which: int | None) -> Key:
         key = self.keys.get(self.scheme.tag, {}).get(which)
         if key is None:
             name = "relinearisation" if which is None else f"rotation {which}"
             raise RuntimeError(f"no key for {name} is installed under the tag {self.scheme.tag}")
-        return self.ring.inner(digits, key.b, key.a)
+        return key
 
     @staticmethod
     def _same(x: Ciphertext, y: Ciphertext) -> None:
