@@ -246,7 +246,7 @@ def test_enough_is_looked_at() -> None:
         ("whoever calls focal.simulated gets it", "focal.simulated"),
         ("`JointServers` hears it", "JointServers"),
         ("`row_tables`", "row_tables"),
-        ("`Scheme.plain_limb`", "plain_limb"),
+        ("`Scheme.switching_keys`", "switching_keys"),
     ],
 )
 def test_what_is_not_there_is_found(text: str, name: str) -> None:
@@ -258,7 +258,7 @@ def test_what_is_there_is_not_found() -> None:
     text = """heads/linear/engine.py, [kernels](docs/kernels.md), `custody/refresh.py:common_random`, focal.simulate,
     :func:`focal.custody.refresh.combine`, :meth:`Layout.chunks`, :attr:`focal.heads.linear.layout.Layout.divisor`,
     :attr:`focal.api.Run.folder`, :mod:`focal.protocols`, focal.Run.open, test_what_is_there_is_not_found,
-    `JointServer`, `row_table`, `Scheme.plain_limbs`"""
+    `JointServer`, `row_table`, `Scheme.switching_key`"""
     assert lost(text, ROOT / "README.md") == []
 
 
