@@ -149,11 +149,12 @@ def test_every_role_survives_a_kill_in_each_of_its_phases(walked: Any) -> None:
 
 
 def test_no_share_was_made_twice(walked: Any) -> None:
-    """In each of 3 steps 2 class groups of 3 blocks and of the weights are refreshed, then 2 released; and the key is gone."""
+    """In each of 3 steps 2 class groups of the weights are refreshed, and after the first those of 3 blocks' logits; then 2 are released;
+    and the key is gone."""
     c, _ = walked
     for name in c.custodians:
         shares = c.ledger(name)
-        assert len(shares) == 3 * (3 * 2 + 2) + 2
+        assert len(shares) == 3 * 2 + 2 * (3 * 2) + 2
         for column in (1, 2):
             assert len({(row[0], row[column]) for row in shares}) == len(shares)
         assert not list(c.folder(name).glob("secret-*.key"))

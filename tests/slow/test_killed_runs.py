@@ -76,9 +76,9 @@ def test_kill_9_in_every_phase(tmp_path: Path) -> None:
             shares = c.ledger(name)
             before = memory.shares[name]
             assert before and shares[: len(before)] == before, f"{name} made a share again"
-            # in each of three steps and for each of 2 class groups: the residual of each institution's own block, and the weights;
-            # then the release: 2 groups, 1 block of features
-            assert len(shares) == 3 * 2 * (3 + 1) + 2
+            # for each of 2 class groups: the weights in each of three steps, and after the first the logits of each institution's own
+            # block; then the release
+            assert len(shares) == 2 * (3 + 2 * 3) + 2
             assert len({item for _, item, _, _ in shares}) == len(shares)
             assert not list(c.folder(name).glob("secret-*.key"))
 

@@ -4,7 +4,8 @@ Two published elements made from one secret with one ``a`` add up to something w
 is how every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by
 chance never. So, per family (all that depends on one party's secret) and per prime::
 
-    base       every published polynomial of the family, and its images under the automorphism of every published rotation and of every refresh's map, and its inverse
+    base       every published polynomial of the family, and its images under the automorphisms of rotations and of refreshes' maps,
+               and their inverses
     products   base x every published ``a``
     search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
     masks      L(h0) + 2^k h1 of every refresh, in which the mask cancels (:func:`unmasked`)

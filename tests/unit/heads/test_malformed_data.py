@@ -1,4 +1,4 @@
-"""What a hospital gets that uploads malformed *data*, alone, from the release that it is sent: thousands of coefficients of the joint secret.
+"""What a hospital gets that uploads malformed *data*, alone, from the release: thousands of coefficients of the joint secret.
 
 Found by an independent reader. One data ciphertext of its own block is (0, c1) with c1 = 2^6 (1 + 7 X + ... + 7^5 X^5), which
 decrypts to c1 s: no larger than honest data, so the guard has nothing to refuse. All its targets are one constant, so that the first
