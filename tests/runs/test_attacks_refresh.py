@@ -111,7 +111,9 @@ def test_a_backup_from_before_the_first_share(stage: Stages) -> None:
         c.start("server", prelude=lying("ForgetfulBoard()"))
         c.start(*VICTIMS)
         assert reason(c, "custodian-2") == "old-ledger"
-        assert "'custodian-1' has seen 6 of our shares" in c.processes["custodian-2"].errors  # 3 refreshes in 2 steps, of 2 class groups each
+        assert (
+            "'custodian-1' has seen 6 of our shares" in c.processes["custodian-2"].errors
+        )  # 3 refreshes in 2 steps, of 2 class groups each
         assert shares(c, "custodian-2") == []
 
 

@@ -158,7 +158,15 @@ def in_one_piece(text: str) -> str:
 @pytest.mark.parametrize(
     "falsify",
     [
-        flip_contribution, flip_answer, swap_answers, swap_items, other_step, other_chunk, copied_chunk, other_keys, other_signature,
+        flip_contribution,
+        flip_answer,
+        swap_answers,
+        swap_items,
+        other_step,
+        other_chunk,
+        copied_chunk,
+        other_keys,
+        other_signature,
         other_release,
     ],
 )

@@ -59,7 +59,7 @@ def numbers(values: NDArray[np.floating]) -> NDArray[np.uint64]:
 
 def found(needles: NDArray[np.uint64], data: bytes) -> int:
     """How many places of ``data``, at any offset, hold one of ``needles``."""
-    bits = 24
+    bits = min(24, max(12, len(needles).bit_length() + 5))  # one entry in 32 is set; a small table stays in the processor's caches
     shift, odd = np.uint64(64 - bits), np.uint64(0x9E3779B97F4A7C15)
     table = np.zeros(1 << bits, dtype=bool)  # a hash table without values: few windows pass it, and those are compared exactly
     table[(needles * odd) >> shift] = True

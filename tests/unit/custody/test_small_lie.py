@@ -78,6 +78,8 @@ def test_a_small_lie_passes_the_guard_and_the_release_shows_eight_chosen_patient
     read = -released.T / -released[-1][:, None]  # the bias column is 1 in every row
     error = np.abs(read - x[list(VICTIMS)])
     rms = np.sqrt((error**2).mean())
-    print(f"logits of {absurd / LOGIT_SCALE:.0f}, a lie of 2^{largest:.1f} in h1: {error.size} features of {len(VICTIMS)} patients from the release, rms error {rms:.1e}")
+    print(
+        f"logits of {absurd / LOGIT_SCALE:.0f}, a lie of 2^{largest:.1f} in h1: {error.size} features of {len(VICTIMS)} patients from the release, rms error {rms:.1e}"
+    )
     assert all(weighed), "the guard refused: say so in SECURITY.md"
     assert 40 < largest < 41 and np.corrcoef(read.ravel(), x[list(VICTIMS)].ravel())[0, 1] > 0.99

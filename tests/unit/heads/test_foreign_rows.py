@@ -166,7 +166,9 @@ def test_imaginary_targets_move_the_weights_along_the_own_rows_only(shared: Shar
     own = shared.x[start:stop]
     turned = np.hstack([-own[:, LAYOUT.half :], own[:, : LAYOUT.half]])
     wanted = train(shared.x, shared.targets, shared.scalars, 1)[0] - shared.scalars.rate * turned.T @ values
-    print(f"imaginary targets: weights move by {np.abs(wanted).max():.1e}, as computed from the own rows to {np.abs(found - wanted).max():.1e}")
+    print(
+        f"imaginary targets: weights move by {np.abs(wanted).max():.1e}, as computed from the own rows to {np.abs(found - wanted).max():.1e}"
+    )
     assert np.abs(shared.scalars.rate * turned.T @ values).max() > 0.01
     assert np.abs(found - wanted).max() < 1e-7
 
