@@ -25,7 +25,7 @@ def prepare(here: Path) -> Path:
 
 
 def assert_example_holds(name: str) -> None:
-    """That of ``focal.NAME``, in the present folder."""
+    """The one of this name, in the present folder."""
     text = inspect.getdoc(getattr(face, name)) or ""
     assert text.split("\n\n")[1].startswith(">>> "), "a sentence, then the example"
     example = doctest.DocTestParser().get_doctest(text, {"focal": face}, name, None, None)
