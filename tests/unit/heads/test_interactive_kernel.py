@@ -13,10 +13,7 @@ deviations and come to less than 4e-6; a wrong rotation, mask, lane or scale err
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +27,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, problem, rehearsal, uploads
 from joint_training import Training, noisy_batches, release_of
-from patience import PATIENCE
 
 from focal.ckks import codec
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
@@ -383,21 +379,3 @@ def test_the_refresh_takes_the_mean_over_the_copies(base: Rehearsal) -> None:
     (refreshed,) = base.refresh(["train/0/weights/-/merged/-"], [base.encrypt(values, REFRESH_LIMBS)])
     mean = values.reshape(layout.copies, -1).mean(0)
     assert np.abs(opened.slots(refreshed) - np.tile(mean, layout.copies)).max() < 6 * FRESH
-
-
-def test_the_benchmark_prints_json_last() -> None:
-    """In a process of its own: closing its scheme forgets the evaluation keys of every other test."""
-    command = [
-        sys.executable,
-        "-m",
-        "focal",
-        "bench",
-        "interactive",
-        *["--features", "32", "--classes", "2", "--owners", "3", "--steps", "3", "--threads", "1", "--json"],
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
-    numbers = json.loads(done.stdout.splitlines()[-1])
-    assert numbers["server_ms_per_step"] > 0
-    assert numbers["rotation_keys"] == len(InteractiveLayout(SLOTS, 32, 2).rotations)
-    assert max(numbers["max_errors"].values()) < 1e-3, "what issue 4 asks of logits, activation gradients and released weights"
-    assert numbers["custodian_bytes_per_step"] < 12e6
