@@ -42,11 +42,14 @@ reproduce: setup ## the paper's tables on public data (BUDGET=minutes)
 bench: setup ## speed, size and accuracy against their targets
 	$(bin)/focal bench all
 
-test: setup ## the tests, with the reason of every skip and the slowest few
-	OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -rs --durations=5 -m "not slow"
+# A file's tests stay with one worker, whole runs come first (tests/conftest.py). The reason of every skip is said, and the slowest few.
+pytest := OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder -rs --durations=5
 
-test-slow: setup ## stalled links, pulled plugs, whole runs: some minutes
-	OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -rs --durations=5 -m slow
+test: setup ## the quick tests: tests/unit and tests/runs
+	$(pytest) tests/unit tests/runs -m "not slow"
+
+test-slow: setup ## the others: stalled links, pulled plugs, long trainings
+	$(pytest) -m slow
 
 fuzz: setup ## two million mutated messages against every decoder
 	OMP_NUM_THREADS=1 $(bin)/python tests/support/fuzz.py

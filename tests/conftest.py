@@ -23,16 +23,7 @@ from focal.ckks import ring  # noqa: E402
 from focal.heads.linear.layout import Layout  # noqa: E402
 from focal.heads.linear.rehearsal import Rehearsal  # noqa: E402
 
-SHARED = {
-    "finished": ("audit", "blind_run", "cli", "report", "scan", "views", "wires"),
-    "stages": (
-        "attacks_guard", "attacks_keys", "attacks_refresh", "attacks_sums", "attacks_uploads",
-        "bad_input", "lockstep", "restart",
-    ),
-}  # fmt: skip
-"""What many files look at takes a minute to make: the files that look at it are one worker's (``--dist loadgroup``)."""
-
-SLOW = Path(__file__).parent / "slow"
+SLOW, UNIT = (Path(__file__).parent / name for name in ("slow", "unit"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,16 +36,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(shared.session_folder(), ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lies in ``slow/`` is slow. A file's tests stay together. The longest groups come first, so that two workers end at about
-    the same time; before them what waits for stalled links, for the other worker has the processors meanwhile."""
-    groups = {f"test_{name}.py": group for group, names in SHARED.items() for name in names}
+    """What lies in ``slow/`` is slow. Whole runs come first, so that two workers (``--dist loadfile``) end at about the same time; before
+    them what waits for stalled links, for the other worker has the processors meanwhile."""
     for item in items:
         if SLOW in item.path.parents:
             item.add_marker(pytest.mark.slow)
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.name, item.path.stem)))
-    items.sort(key=lambda item: (item.path.name != "test_network.py", item.path.name not in groups))
+    items.sort(key=lambda item: (item.path.name != "test_network.py", UNIT in item.path.parents))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -91,11 +79,12 @@ class Opened:
     def switching_bias(self) -> float:
         """Bound on what one key switch adds to the slots nearest 1, zeta and its neighbours.
 
-        Division by P rounds down, half a unit too low on every coefficient of c1. At zeta = exp(i pi / N) these add up to N / pi,
-        times s(zeta), a Gaussian of variance 2 N m / 3; five standard deviations.
+        Division by P is one too low, on average, on every coefficient of c1 (docs/openfhe.md, section 5). At zeta =
+        exp(i pi / N) these add up to 2 N / pi, times s(zeta), a complex Gaussian of variance 2 N m / 3. One key in 10^7
+        passes four deviations.
         """
         m, n = len(self.run.secrets), self.scheme.n
-        return n / np.pi * 5 * (2 * n * m / 3) ** 0.5 / self.scheme.scale
+        return 2 * n / np.pi * 4 * (2 * n * m / 3) ** 0.5 / self.scheme.scale
 
     def slots(self, ciphertext: object) -> np.ndarray:
         return self.complex_slots(ciphertext).real

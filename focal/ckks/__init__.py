@@ -8,7 +8,7 @@
     codec              limbs <-> checked, canonical bytes; the one place that encrypts
     ring               arithmetic on limbs in numpy
     integers           integers wider than a word, as limbs: comparison, exact division
-    native             arithmetic on limbs in C, where a compiler was at hand
+    native             limbs in C, and the evaluator on them, where a compiler was at hand
     sampling           a custodian's randomness
 
 ``OMP_NUM_THREADS=1`` is set here, before any module of this package can import OpenFHE: the GIL is released during its calls, so

@@ -3,6 +3,7 @@
 ::
 
     heads, custody, protocols --> scheme.evaluator: Evaluator <-- OpenFheEvaluator    calls of OpenFHE
+                                                              <-- NativeEvaluator     the C kernels, where they are
 
 Whoever recomputes a step must get the same limbs, so an implementation may differ from OpenFHE in speed and in nothing
 else. Ciphertexts and plaintexts are opaque outside of focal/ckks; their polynomials are shown (:meth:`Evaluator.limbs`)

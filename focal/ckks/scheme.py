@@ -301,10 +301,6 @@ class Scheme:
         data = bytes(openfhe.Serialize(thing, openfhe.BINARY))
         return [[np.frombuffer(data, "<u8", self.n, offset) for offset, _ in element] for element in parse(data, self.n)]
 
-    def plain_limbs(self, plaintext: Any, limbs: int = LIMBS) -> list[list[Limb]]:
-        """(m, 0) of an encoded plaintext with ``limbs`` limbs: the bindings show them only inside a ciphertext."""
-        return self.limbs(self.cc.EvalAdd(self.ciphertext([self.zero(limbs), self.zero(limbs)]), plaintext))
-
     def encode(self, values: Any, limbs: int = LIMBS) -> Any:
         """Slots (S,), real or complex -> plaintext with ``limbs`` limbs at scale degree 1."""
         return self.cc.MakeCKKSPackedPlaintext(values, 1, LIMBS - limbs)

@@ -29,11 +29,11 @@ The noise inside, measured with independent keys on the same plaintexts (test_op
 
     logits                 2^10.3 sqrt(1 + 0.85 w^2)     fresh noise of activations times the head; w: the head's root mean square
     activation gradients   2^10.6 sqrt(1 + 11 w^2)       fresh noise of derivatives times the head
-    both, besides          about 2^0.5 times the noise of the head itself: 2^11.9 after 50 steps of momentum 0.9 and rate 0.5, 2^13.1 after
-                           190, 2^13.8 after 512 (focal.heads.joint.limits.head_noise), for activations of root mean square 1
+    both, besides          about 2^0.5 times the noise of the head itself: 2^11.3 after 50 steps of momentum 0.9 and rate 0.5, 2^12.4 after
+                           190, 2^13.2 after 512 (focal.heads.joint.limits.head_noise), for activations of root mean square 1
 
-Over the 512 steps that 4096 openings allow four institutions that is 2^13.8 (root mean square) with 3 custodians, 2^14.5 with 8.
-focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 960 steps). Noise grows with the
+Over the 512 steps that 4096 openings allow four institutions that is 2^13.3 (root mean square) with 3 custodians, 2^14 with 8.
+focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 2353 steps). Noise grows with the
 sizes of activations and weights too, so an institution keeps both bounded (focal.heads.joint.limits): ``check_activations`` before it
 uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are. One that
 uploads what it likes needs no noise to read: nothing proves an upload well formed (test_malformed_activations.py).

@@ -6,7 +6,6 @@ import signal
 import time
 
 import numpy as np
-import pytest
 from quick_joint import JointConsortium
 
 from focal.net import messages as msg
@@ -60,14 +59,15 @@ def test_a_straggler_is_skipped_named_and_welcome_again() -> None:
         np.testing.assert_allclose(c.head()[0], c.joint_twin(answered)[-1], atol=ERROR)
 
 
-@pytest.mark.parametrize("who", ["hospital-b", "custodian-1", "custodian-2", "server"])
-def test_a_killed_party_goes_on_where_it_was(who: str) -> None:
-    with JointConsortium(f"killed-{who}") as c:
+def test_killed_parties_go_on_where_they_were() -> None:
+    """An institution, both custodians and the server, each in another step."""
+    with JointConsortium("killed") as c:
         c.start_all()
-        c.processes["server"].reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 2)
-        c.processes[who].kill()
-        time.sleep(0.5)
-        c.start(who)
+        for step, who in enumerate(("hospital-b", "custodian-1", "custodian-2", "server"), start=1):
+            c.processes["server"].reach(lambda e, n=step: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= n)  # type: ignore[misc]
+            c.processes[who].kill()
+            time.sleep(0.5)
+            c.start(who)
         c.finish()
         answered = {b.step: list(b.owners) for _, t, b in c.bodies(msg.Present) if t.startswith("answered/")}
         np.testing.assert_allclose(c.head()[0], c.joint_twin(answered)[-1], atol=ERROR)

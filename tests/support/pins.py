@@ -64,6 +64,7 @@ import hashlib, os, random, sys, threading
 from concurrent.futures import Future, ThreadPoolExecutor
 import nacl.public, nacl.secret, numpy as np, openfhe, zmq
 from focal.ckks import ring
+from focal.ckks.openfhe_evaluator import OpenFheEvaluator
 from focal.ckks.scheme import Scheme
 
 PARTY, ENDPOINT, SOCKET = (os.environ[f"FOCAL_PIN_{name}"] for name in ("PARTY", "ENDPOINT", "SOCKET"))
@@ -120,7 +121,7 @@ looked_up("connect")
 # calls it gets this one. It needs Scheme, to come from a key's tag to roots and templates; a key of another tag is a
 # throw-away one, whose ciphertexts are templates only.
 
-schemes, begin, encrypt = {}, Scheme.__init__, openfhe.CryptoContext.Encrypt
+schemes, evaluators, begin, encrypt = {}, {}, Scheme.__init__, openfhe.CryptoContext.Encrypt
 
 def remembered(scheme, params, tag):
     begin(scheme, params, tag)
@@ -131,7 +132,7 @@ def encrypted(cc, key, plain):
     if scheme is None:
         return encrypt(cc, key, plain)
     n, moduli = scheme.n, scheme.moduli[: len(scheme.moduli) - encrypt(cc, key, plain).GetLevel()]
-    message = scheme.plain_limbs(plain, len(moduli))[0]
+    message = evaluators.setdefault(scheme.tag, OpenFheEvaluator(scheme)).plain_limbs(plain)
     label = hashlib.sha256(b"".join(limb.tobytes() for limb in message)).hexdigest()
     u = np.frombuffer(stream(n, "u", label), np.uint8).astype(np.int64) % 3 - 1
     bits = np.unpackbits(np.frombuffer(stream(2 * n * 6, "e", label), np.uint8)).reshape(2, n, 48).astype(np.int64)

@@ -62,7 +62,7 @@ def noise_over_steps(pair: tuple[Rehearsal, Rehearsal], steps: int) -> None:
             openings.append(twice.openings(forward, backward))
         weights = [r.finish(step, v, b, p.refresh) for r, v, b, p in zip(twice.engines, weights, backward, pair, strict=True)]
         w, before = twin_step(w, before, x, delta, update), w
-    head, expected = twice.noise([v.now for v in weights]), head_noise(update, steps, 128, 3)
+    head, expected = twice.noise([v.now for v in weights]), head_noise(update, steps, 128, LAYOUT.copies, 3)
     twice.close()
     z, dx = openings[-1]
     print(

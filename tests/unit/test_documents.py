@@ -35,6 +35,7 @@ DOTTED = re.compile(r"(?<![\w/.@~-])focal(?:\.[A-Za-z_]\w*)+(?!\.?[\w*])")
 FILE = re.compile(r"(?<![\w./{}*~-])((?:[\w-]+/)*[\w-]+\.(?:py|md|ipynb))\b(?!\()")
 PLACE = re.compile(r"([\w/]+\.py):([A-Za-z_][\w.]*)")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(?:#[^)]*)?\)")
+PAIR = re.compile(r"(test_\w+\.py)::(test_\w+)")
 TEST = re.compile(r"(?<![\w./*])(test_\w+)\b(?![.\w*])")
 CODE = re.compile(r"`([A-Za-z_][\w.]*)(?:\(\))?`")
 
@@ -165,6 +166,9 @@ def lost(text: str, whose: Path) -> list[str]:
     for file, name in set(PLACE.findall(text)):
         if (path := at(file, whose)) is None or not has_function(path, name):
             out.append(f"{file}:{name}")
+    for file, name in set(PAIR.findall(text)):
+        if (path := at(file, whose)) is None or not has_function(path, name):
+            out.append(f"{file}::{name}")
     out += [t for t in set(TEST.findall(text)) if not a_test(t)]
     out += [d for d in set(DOTTED.findall(text)) if not exists(d)]
     for name in set(ROLE.findall(text)):
@@ -238,6 +242,7 @@ def test_enough_is_looked_at() -> None:
         ("`custody/refresh.py:common_randomness`", "custody/refresh.py:common_randomness"),
         ("a test, test_nobody_reads_anything, performs it", "test_nobody_reads_anything"),
         ("tests/test_nothing.py", "tests/test_nothing.py"),
+        ("test_ring.py::test_what_is_there_is_not_found", "test_ring.py::test_what_is_there_is_not_found"),
         (":mod:`focal.roles`", "focal.roles"),
         (":func:`focal.custody.refresh.combined`", "focal.custody.refresh.combined"),
         (":class:`~focal.data.table.Tables`", "focal.data.table.Tables"),
@@ -246,7 +251,7 @@ def test_enough_is_looked_at() -> None:
         ("whoever calls focal.simulated gets it", "focal.simulated"),
         ("`JointServers` hears it", "JointServers"),
         ("`row_tables`", "row_tables"),
-        ("`Scheme.plain_limb`", "plain_limb"),
+        ("`Scheme.switching_keys`", "switching_keys"),
     ],
 )
 def test_what_is_not_there_is_found(text: str, name: str) -> None:
@@ -258,8 +263,16 @@ def test_what_is_there_is_not_found() -> None:
     text = """heads/linear/engine.py, [kernels](docs/kernels.md), `custody/refresh.py:common_random`, focal.simulate,
     :func:`focal.custody.refresh.combine`, :meth:`Layout.chunks`, :attr:`focal.heads.linear.layout.Layout.divisor`,
     :attr:`focal.api.Run.folder`, :mod:`focal.protocols`, focal.Run.open, test_what_is_there_is_not_found,
-    `JointServer`, `row_table`, `Scheme.plain_limbs`"""
+    `JointServer`, `row_table`, `Scheme.switching_key`"""
     assert lost(text, ROOT / "README.md") == []
+
+
+def test_files_of_tests_have_names_of_their_own_and_import_none_of_each_other() -> None:
+    """Pages and docstrings name them without a folder, and what two need lies in tests/support."""
+    paths = [p for p in SOURCES if p.name.startswith("test_")]
+    assert len({p.name for p in paths}) == len(paths) > 80
+    for path in paths:
+        assert re.findall(r"^ *(?:from|import) test_\w+", path.read_text(), re.M) == [], path
 
 
 def test_what_is_planned_is_not_there_yet() -> None:

@@ -9,8 +9,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-from bare import BARE
-from consortium import ENV, Consortium, said
+from bare import BARE, bare
+from consortium import ENV
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from patience import PATIENCE
@@ -62,12 +62,6 @@ def test_what_is_missing_is_named_with_the_way_to_install_it(monkeypatch: pytest
         require("site", "focal train")
 
 
-def bare(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A command on a machine that has no more than bare focal."""
-    command = [sys.executable, "-c", f"{BARE}\nfrom focal.cli import main\nmain()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, timeout=PATIENCE)
-
-
 SITE = {
     "demo": "demo",
     "train": "train --config demo",
@@ -87,21 +81,6 @@ def test_a_command_of_a_site_says_in_one_sentence_what_it_needs(name: str, tmp_p
     what, extra = "train" if name == "demo" else name, "study" if name == "reproduce" else "site"
     assert result.stderr.splitlines()[-1] == (f"error: focal {what} needs the {extra} packages: pip install 'focal[{extra}]'")
     assert result.returncode == 1 and "Traceback" not in result.stderr and not list(tmp_path.iterdir())
-
-
-def test_server_and_custodians_run_and_a_run_is_audited_without_an_extra(tmp_path: Path) -> None:
-    with Consortium("bare") as c:
-        c.start("server", *c.custodians, prelude=BARE)
-        c.start(*c.institutions)
-        c.finish()
-        assert "every digest is the same" in said(bare("audit", c.run.folder, cwd=tmp_path))
-    manifest = c.run.manifest_file
-    checked = said(bare("manifest", "check", manifest, cwd=tmp_path))
-    assert "answers every refresh last" in checked and c.manifest.hash.hex() in checked
-    made = bare("keys", "new", "--name", "late", "--out", tmp_path, cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
-    added = bare("manifest", "add", manifest, "--role", "custodian", "--public", tmp_path / "late.public.json", cwd=tmp_path)
-    assert "late (custodian)" in said(added)
 
 
 def test_the_bare_machine_of_these_tests_has_no_torch() -> None:

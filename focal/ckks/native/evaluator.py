@@ -90,7 +90,13 @@ class NativeEvaluator:
         return x.degree
 
     def encode(self, slots: RealOrComplex, limbs: int | None = None) -> Ciphertext:
-        return self.load([self._openfhe.plain_limbs(self._openfhe.encode(slots, limbs))])
+        wanted, largest = self.most if limbs is None else limbs, np.abs(slots).max(initial=0.0)
+        # a coefficient is a mean of slots times 2^45: where it fits q_0, OpenFHE's first limb is enough to know it
+        asked = 1 if largest * self.scheme.scale < self.scheme.moduli[0] / 4 else wanted
+        polynomial = self._openfhe.plain_limbs(self._openfhe.encode(slots, asked))
+        if asked == wanted:
+            return self.load([polynomial])
+        return Ciphertext(self.ring.lift(np.ascontiguousarray(polynomial[0]), wanted)[None])
 
     def plain_limbs(self, plain: Ciphertext) -> list[Limb]:
         return list(plain.words[0])
@@ -135,7 +141,8 @@ class NativeEvaluator:
         return Ciphertext(total, degree)
 
     def relinearise(self, x: Ciphertext) -> Ciphertext:
-        down = self.ring.mod_down(self._switched(self.ring.mod_up(x.words[2]), None))
+        key = self._key(None)
+        down = self.ring.mod_down(self.ring.switch(x.words[2], key.b, key.a))
         return Ciphertext(self.ring.add(down, x.words[:2], out=down), x.degree)
 
     def multiply(self, x: Ciphertext, y: Ciphertext) -> Ciphertext:
@@ -153,18 +160,19 @@ class NativeEvaluator:
     # ----------------------------------------------------------------- rotations
 
     def rotate(self, x: Ciphertext, rotation: int) -> Ciphertext:
-        return self._turned(x, self.ring.mod_up(x.words[1]), rotation)
+        key = self._key(rotation)
+        return self._turned(x, self.ring.switch(x.words[1], key.b, key.a), rotation)
 
     def rotations(self, x: Ciphertext, rotations: Sequence[int], each: Each = map) -> list[Ciphertext]:
         if not rotations:
             return []
-        digits = self.ring.mod_up(x.words[1])
-        return list(each(lambda r: self._turned(x, digits, r), rotations))
+        digits, keys = self.ring.mod_up(x.words[1]), {r: self._key(r) for r in rotations}
+        return list(each(lambda r: self._turned(x, self.ring.inner(digits, keys[r].b, keys[r].a), r), rotations))
 
-    def _turned(self, x: Ciphertext, digits: Words, rotation: int) -> Ciphertext:
-        """In OpenFHE's order: its key is one for the secret turned back, and the result is turned before the division by P."""
+    def _turned(self, x: Ciphertext, switched: Words, rotation: int) -> Ciphertext:
+        """In OpenFHE's order: the key is one for the secret turned back, so what was switched is turned, then divided by P."""
         places = _places(self.scheme.n, self.scheme.automorphism(rotation))
-        down = self.ring.mod_down(self.ring.permute(self._switched(digits, rotation), places))
+        down = self.ring.mod_down(self.ring.permute(switched, places))
         self.ring.add(down[:1], self.ring.permute(x.words[:1], places), out=down[:1])
         return Ciphertext(down, x.degree)
 
@@ -180,12 +188,12 @@ class NativeEvaluator:
         halves = (np.array(half, np.uint64) for half in (a, b))
         self.keys.setdefault(self.scheme.tag, {})[which] = Key(*halves)
 
-    def _switched(self, digits: Words, which: int | None) -> Words:
+    def _key(self, which: int | None) -> Key:
         key = self.keys.get(self.scheme.tag, {}).get(which)
         if key is None:
             name = "relinearisation" if which is None else f"rotation {which}"
             raise RuntimeError(f"no key for {name} is installed under the tag {self.scheme.tag}")
-        return self.ring.inner(digits, key.b, key.a)
+        return key
 
     @staticmethod
     def _same(x: Ciphertext, y: Ciphertext) -> None:

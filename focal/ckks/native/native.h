@@ -67,10 +67,15 @@ void focal_permute(size_t n, size_t limbs, const uint64_t *x, const uint32_t *pl
 void focal_products(const focal_ring *ring, size_t limbs, size_t count, const uint64_t *const *x, size_t x_limbs, const uint64_t *const *y,
                     size_t y_limbs, int onto, uint64_t *t);
 
+/* Polynomials that one call divides, at most. */
+enum { FOCAL_ELEMENTS = 3 };
 /* Words of `scratch` that the calls below write over. */
 size_t focal_scratch(const focal_ring *ring);
-/* The last limb is dropped and the rest divided by its prime, rounded: OpenFHE's DropLastElementAndScale. */
-void focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
+/* The last limb is dropped and the rest divided by its prime, rounded, of each polynomial: OpenFHE's
+ * DropLastElementAndScale. */
+void focal_rescale(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
+/* Limb 0 as it is, and the other limbs of the same polynomial, whose coefficients are smaller than q_0 / 2. */
+void focal_lift(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
 
 /* Hybrid key switching in three pieces (Han and Ki 2020). Extended polynomials have limbs + special limbs, those of P last. */
 /* Digits of x, each an extended polynomial: digits[d][limbs + special][n]. */
@@ -78,5 +83,8 @@ void focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint6
 /* (out0, out1) = sum of digits[d] (b[d], a[d]), out0 and out1 extended polynomials one after the other. b and a have one polynomial of all
  * the ring's primes per digit; for a shorter digit set the limbs between are passed over. */
 void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a, uint64_t *out);
-/* x / P by OpenFHE's approximate base conversion, of one extended polynomial. */
-void focal_mod_down(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
+/* Both at once, for one key. */
+void focal_switch(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *b, const uint64_t *a, uint64_t *scratch,
+                  uint64_t *out);
+/* x / P by OpenFHE's approximate base conversion, of extended polynomials. */
+void focal_mod_down(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);

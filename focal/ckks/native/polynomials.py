@@ -96,6 +96,12 @@ class Polynomials:
         self._divide(self.library.c.focal_rescale, limbs, x, out)
         return out
 
+    def lift(self, limb: Words, limbs: int) -> Words:
+        """(limbs, N) of the polynomial whose limb modulo q_0 is given; its coefficients are smaller than q_0 / 2."""
+        words, scratch, out = self.library.words, self.library.empty(self._scratch), self.library.empty(limbs, self.n)
+        self.library.c.focal_lift(self._ring, limbs, words(limb), words(scratch), words(out))
+        return out
+
     def mod_up(self, x: Words) -> Words:
         """The digits of a polynomial (L, N), each modulo all L + K primes."""
         limbs = len(x)
@@ -107,12 +113,23 @@ class Polynomials:
     def inner(self, digits: Words, b: Words, a: Words) -> Words:
         """(2, L + K, N): the sum of digits times a key's halves ``b`` and ``a``, each (all digits, all primes, N)."""
         limbs, words = digits.shape[1] - len(self.special), self.library.words
-        full = (self.library.c.focal_digits(self._ring, len(self.moduli)), len(self.moduli) + len(self.special), self.n)
-        if a.shape != full or b.shape != full:
-            raise ValueError(f"a key's halves are {full}, not {b.shape} and {a.shape}")
+        self._check(a, b)
         out = self.library.empty(2, *digits.shape[1:])
         self.library.c.focal_inner(self._ring, limbs, words(digits), words(b), words(a), words(out))
         return out
+
+    def switch(self, x: Words, b: Words, a: Words) -> Words:
+        """:meth:`inner` of :meth:`mod_up` of a polynomial (L, N), in one go."""
+        limbs, words, scratch = len(x), self.library.words, self.library.empty(self._scratch)
+        self._check(a, b)
+        out = self.library.empty(2, limbs + len(self.special), self.n)
+        self.library.c.focal_switch(self._ring, limbs, words(x), words(b), words(a), words(scratch), words(out))
+        return out
+
+    def _check(self, a: Words, b: Words) -> None:
+        full = (self.library.c.focal_digits(self._ring, len(self.moduli)), len(self.moduli) + len(self.special), self.n)
+        if a.shape != full or b.shape != full:
+            raise ValueError(f"a key's halves are {full}, not {b.shape} and {a.shape}")
 
     def mod_down(self, x: Words) -> Words:
         """(elements, L + K, N) divided by P."""
@@ -123,5 +140,8 @@ class Polynomials:
 
     def _divide(self, function: Any, limbs: int, x: Words, out: Words) -> None:
         words, scratch = self.library.words, self.library.empty(self._scratch)
-        for element, place in zip(x.reshape(-1, *x.shape[-2:]), out.reshape(-1, *out.shape[-2:]), strict=True):
-            function(self._ring, limbs, words(element), words(scratch), words(place))
+        most = self.library.c.FOCAL_ELEMENTS
+        elements, places = x.reshape(-1, *x.shape[-2:]), out.reshape(-1, *out.shape[-2:])
+        for i in range(0, len(elements), most):
+            some, place = elements[i : i + most], places[i : i + most]
+            function(self._ring, len(some), limbs, words(some), words(scratch), words(place))

@@ -140,73 +140,114 @@ void focal_products(const focal_ring *ring, size_t limbs, size_t count, const ui
 /* ---- between primes ---- */
 
 size_t focal_scratch(const focal_ring *ring) {
-    return ((ring->digit > ring->special ? ring->digit : ring->special) + 1) * ring->n;
+    size_t to_switch = ring->limbs + focal_digits(ring, ring->limbs), to_divide = FOCAL_ELEMENTS * ring->special + 1;
+    return (to_switch > to_divide ? to_switch : to_divide) * ring->n;
 }
 
 /* The base's limbs of x, in evaluation form, as the coefficients that `convert` takes: limb i into y + i n. */
-static void leave(const focal_ring *ring, const struct base *base, const uint64_t *x, uint64_t *y, const uint64_t **sources) {
+static void leave(const focal_ring *ring, const struct base *base, const uint64_t *x, uint64_t *y) {
     for (size_t i = 0; i < base->count; i++) {
         const focal_prime *p = ring->primes[base->first + i];
         p->m.kernels->inverse(p, base->hat_inverse[i], x + i * ring->n, y + i * ring->n);
-        sources[i] = y + i * ring->n;
     }
 }
 
 /* ... and prime t's evaluation form from them. */
-static void arrive(const focal_ring *ring, const struct base *base, const uint64_t *const *sources, size_t t, uint64_t *out) {
+static void arrive(const focal_ring *ring, const struct base *base, const uint64_t *y, size_t t, uint64_t *out) {
     const focal_prime *p = ring->primes[t];
+    const uint64_t *sources[MOST_SOURCES];
+    for (size_t i = 0; i < base->count; i++) sources[i] = y + i * ring->n;
     p->m.kernels->convert(&p->m, ring->n, base->count, sources, base->hat[t], out);
     p->m.kernels->forward(p, out, out);
+}
+
+/* Coefficients modulo prime `from`, centred about zero, as prime t's evaluation form. */
+static void arrive_centred(const focal_ring *ring, size_t from, const uint64_t *coefficients, size_t t, uint64_t *out) {
+    const focal_prime *p = ring->primes[t];
+    p->m.kernels->centred(&p->m, ring->n, coefficients, ring->primes[from]->m.q, out);
+    p->m.kernels->forward(p, out, out);
+}
+
+/* The digit that begins with limb `first`. */
+static const struct base *digit_at(const focal_ring *ring, size_t limbs, size_t first) {
+    size_t last = first + ring->digit < limbs ? first + ring->digit : limbs;
+    return ring->digits + last - 1;
+}
+
+/* Limb l of a digit that is extended to all primes: modulo its own primes nothing changes. x: all limbs; y: from `leave`. */
+static void extend(const focal_ring *ring, const struct base *base, size_t limbs, const uint64_t *x, const uint64_t *y, size_t l,
+                   uint64_t *out) {
+    if (l >= base->first && l < base->first + base->count)
+        memcpy(out, x + l * ring->n, ring->n * sizeof *x);
+    else
+        arrive(ring, base, y, prime_at(ring, limbs, l), out);
 }
 
 void focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *digits) {
     size_t n = ring->n;
     for (size_t first = 0; first < limbs; first += ring->digit) {
-        size_t last = first + ring->digit < limbs ? first + ring->digit : limbs;
-        const struct base *base = ring->digits + last - 1;
-        const uint64_t *sources[MOST_SOURCES];
-        leave(ring, base, x + first * n, scratch, sources);
-        for (size_t l = 0; l < limbs + ring->special; l++, digits += n)
-            if (l >= first && l < last)
-                memcpy(digits, x + l * n, n * sizeof *x); /* modulo the digit's own primes nothing changes */
-            else
-                arrive(ring, base, sources, prime_at(ring, limbs, l), digits);
+        const struct base *base = digit_at(ring, limbs, first);
+        leave(ring, base, x + first * n, scratch);
+        for (size_t l = 0; l < limbs + ring->special; l++, digits += n) extend(ring, base, limbs, x, scratch, l, digits);
     }
+}
+
+/* Limb l of the inner product, from the same limb of every digit, `step` words apart. */
+static void inner_at(const focal_ring *ring, size_t limbs, size_t l, const uint64_t *digits, size_t step, const uint64_t *b,
+                     const uint64_t *a, uint64_t *out) {
+    size_t n = ring->n, t = prime_at(ring, limbs, l);
+    const struct modulus *m;
+    kernels_at(ring, t, &m)->inner(m, n, focal_digits(ring, limbs), digits, step, b + t * n, a + t * n, all_primes(ring) * n, out + l * n,
+                                   out + (limbs + ring->special + l) * n);
 }
 
 void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a, uint64_t *out) {
-    size_t n = ring->n, extended = limbs + ring->special;
-    const struct modulus *m;
-    for (size_t l = 0; l < extended; l++) {
-        size_t t = prime_at(ring, limbs, l);
-        kernels_at(ring, t, &m)->inner(m, n, focal_digits(ring, limbs), digits + l * n, extended * n, b + t * n, a + t * n,
-                                       all_primes(ring) * n, out + l * n, out + (extended + l) * n);
-    }
+    size_t extended = limbs + ring->special;
+    for (size_t l = 0; l < extended; l++) inner_at(ring, limbs, l, digits + l * ring->n, extended * ring->n, b, a, out);
 }
 
-/* (x - [x mod D]) / D for the base D whose limbs stand at x + at n; y: scratch. `arrive` leaves [x mod D] or, of one prime, that centred about zero. */
-static void divide(const focal_ring *ring, const struct base *base, size_t limbs, const uint64_t *x, size_t at, uint64_t *y,
-                   uint64_t *out) {
+/* Prime by prime: the digits' limbs and the tables of one prime's transform are still in the cache when they are used again. */
+void focal_switch(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *b, const uint64_t *a, uint64_t *scratch,
+                  uint64_t *out) {
     size_t n = ring->n;
-    uint64_t *rest = y + base->count * n;
-    const uint64_t *sources[MOST_SOURCES];
-    leave(ring, base, x + at * n, y, sources);
-    for (size_t l = 0; l < limbs; l++) {
-        const focal_prime *p = ring->primes[l];
-        if (base == &ring->whole)
-            arrive(ring, base, sources, l, rest);
-        else {
-            p->m.kernels->centred(&p->m, n, y, ring->primes[base->first]->m.q, rest);
-            p->m.kernels->forward(p, rest, rest);
-        }
-        p->m.kernels->subtract_scale(&p->m, n, x + l * n, rest, base->inverse[l], out + l * n);
+    uint64_t *y = scratch, *row = scratch + limbs * n;
+    for (size_t first = 0; first < limbs; first += ring->digit)
+        leave(ring, digit_at(ring, limbs, first), x + first * n, y + first * n);
+    for (size_t l = 0; l < limbs + ring->special; l++) {
+        for (size_t first = 0, d = 0; first < limbs; first += ring->digit, d++)
+            extend(ring, digit_at(ring, limbs, first), limbs, x, y + first * n, l, row + d * n);
+        inner_at(ring, limbs, l, row, n, b, a, out);
     }
 }
 
-void focal_mod_down(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
-    divide(ring, &ring->whole, limbs, x, limbs, scratch, out);
+/* (x - [x mod D]) / D for the base D, whose limbs stand at x + at n, of several polynomials with `step` limbs each. [x mod D] of one
+ * prime is centred about zero. Prime by prime, as in focal_switch. */
+static void divide(const focal_ring *ring, const struct base *base, size_t elements, size_t limbs, size_t step, const uint64_t *x,
+                   size_t at, uint64_t *scratch, uint64_t *out) {
+    size_t n = ring->n, part = base->count * n;
+    uint64_t *y = scratch, *rest = scratch + elements * part;
+    for (size_t e = 0; e < elements; e++) leave(ring, base, x + (e * step + at) * n, y + e * part);
+    for (size_t l = 0; l < limbs; l++)
+        for (size_t e = 0; e < elements; e++) {
+            const struct modulus *m = &ring->primes[l]->m;
+            if (base == &ring->whole)
+                arrive(ring, base, y + e * part, l, rest);
+            else
+                arrive_centred(ring, base->first, y + e * part, l, rest);
+            m->kernels->subtract_scale(m, n, x + (e * step + l) * n, rest, base->inverse[l], out + (e * limbs + l) * n);
+        }
 }
 
-void focal_rescale(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
-    divide(ring, ring->single + limbs - 1, limbs - 1, x, limbs - 1, scratch, out);
+void focal_mod_down(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
+    divide(ring, &ring->whole, elements, limbs, limbs + ring->special, x, limbs, scratch, out);
+}
+
+void focal_rescale(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
+    divide(ring, ring->single + limbs - 1, elements, limbs - 1, limbs, x, limbs - 1, scratch, out);
+}
+
+void focal_lift(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
+    memcpy(out, x, ring->n * sizeof *x);
+    focal_inverse(ring->primes[0], x, scratch);
+    for (size_t l = 1; l < limbs; l++) arrive_centred(ring, 0, scratch, l, out + l * ring->n);
 }

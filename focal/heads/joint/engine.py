@@ -20,9 +20,16 @@ written in the 2K - 1 diagonals s = e and s = e - K, where a mask keeps the lane
     input gradient     dX = sum_s W_s . D_s                                       one relinearisation
     weight gradient    G  = fold_i  sum_e rot(sum_(s = e mod K) X_s . D_s, -e R)  Horner over e, both ways from 0
 
-The row axis is the slowest, so fold_i and the rotations by e R are cyclic: G comes out complete in every copy, is merged over
-e before it is folded, and needs neither mask nor broadcast. Key switches (R = 64, K = 8): 17 with 2 limbs, 16 with 3, 18 with 4, 22 with 5;
-21 are rotations by steps of one and three, most of which share digits (:func:`focal.heads.joint.layout.walk`). Keys: 15.
+The row axis is the slowest, so fold_i and the rotations by e R are cyclic: G comes out complete in every copy, and needs
+neither mask nor broadcast. It is merged over e, added to W and folded last of all, by the map of W's refresh
+(:meth:`InteractiveLayout.refresh_map`), which costs no key switch: the fold of m / copies is the mean of the copies, of which
+each has ``copies`` times the gradient of its own rows, and W besides. Before, a slot holds at most 64 (w + rate x delta m / n), with
+n rows that are there: 2^11 (``PHASE_BITS`` of refresh.py) for rate 0.5, 33 of 128 rows, and x = 16, the most that a bottleneck
+lets pass, in all of some K rows.
+
+Key switches (R = 64, K = 8): 17 with 2 limbs, 16 with 3, 14 with 4, 22 with 5. The 14 rotations of D and the 7 of W take
+steps of one and three Q or R, those of one ciphertext share its digits (:func:`walk`). Keys in all: 11; one for each
+rotation would be 24, for a twentieth of a step.
 
 Level schedule. Every branch begins as low as it can, because a key switch with 2 limbs costs a quarter of one with 6::
 
@@ -31,7 +38,7 @@ Level schedule. Every branch begins as low as it can, because a key switch with 
     X       ------------------------------own rows--------------> X . W_s --------> Z --mask / 64------> opened
     D       -own rows--> D_s -------------------------------------> W_s . D_s -----> dX --mask / 16------> opened
     X       -own rows x mask_s--> X_s . D_s -----> G
-    W, W-   -----------------------------> b (W - W-) - rate / (64 n) G ---> . + W --- refresh --> W with 6 limbs
+    W, W-   -----------------------------> b (W - W-) - rate / (64 n) G ---> . + W --- refresh, fold_i --> W with 6 limbs
 
 An institution can write into every slot of what it uploads. So each upload is multiplied by its owner's 0/1 mask before uploads are
 added up, with one rescaling for all: activations keep the owner's rows, derivatives these and the lanes that hold a class. What somebody
@@ -42,8 +49,9 @@ Everything is carried 64 times larger (SCALE): activations, derivatives, weights
 one size whatever it falls on, so that of fresh ciphertexts and key switches weighs 64 times less on values 64^2 times larger (Z, dX, G),
 which the owner's mask or the rate then divides; and the smudging of an opening weighs 64 times less on what it hides. What is left:
 
-    a head     one rounding of 2^5.7 per coefficient and step (3 custodians), and a little less from the derivatives' own noise. Momentum
-               passes it on 1 / (1 - b) times, and steps add up: 10 sqrt(T) for b = 0.9 (head_noise). So W goes into the next W unrounded
+    a head     2^5.3 per coefficient and step (3 custodians, rate 0.5, 128 rows) from the derivatives' own noise, and a rounding of
+               2^5.7, of which the mean over 16 copies leaves 2^3.7. Momentum passes it on 1 / (1 - b) times, and steps add up: 10 sqrt(T)
+               for b = 0.9 (head_noise). So W goes into the next W unrounded
     openings   the head's noise times x, the fresh noise of x times w; opening.py has the bounds and what they mean
 
 delta comes at its natural size: scaled down by the rate, the input gradient would drown in the smudging. The rate comes last.
@@ -118,7 +126,7 @@ class Backward:
     gradients: dict[str, Ciphertext]
     """Owner -> 256 dX on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
     weights: Ciphertext
-    """The new head with 3 limbs, to be refreshed."""
+    """The new head with 3 limbs, to be refreshed: the mean over its copies is what it is."""
 
 
 class InteractiveEngine(Moves):
@@ -213,8 +221,8 @@ class InteractiveEngine(Moves):
                 *([lambda: self._horner(lanes[:half:-1], self.layout.features)] if k > 2 else []),
             ]
         )
-        g = self._fold(self._sum([lanes[0], *sides]), self.layout.row_folds)
-        return Backward(self._masked(gradient, self.gradient_masks, derivatives), self._updated(weights, g, n))
+        moved = self._updated(weights, self._sum([lanes[0], *sides]), n)
+        return Backward(self._masked(gradient, self.gradient_masks, derivatives), moved)
 
     def finish(self, step: int, weights: Weights, run: Backward, refresh: Refresh) -> Weights:
         """The head after step ``step``, refreshed: one ciphertext to every custodian."""
@@ -259,10 +267,10 @@ class InteractiveEngine(Moves):
         return self._turned(d, -self.layout.lane, range(1 - k, k))
 
     def _updated(self, weights: Weights, g: Ciphertext, n: int) -> Ciphertext:
-        """W + b (W - W-) - rate G / (64 n) with 3 limbs, rounded once."""
+        """W + b (W - W-) - copies rate G / (64 n) with 3 limbs, rounded once; ``g``: in each copy, G of its own rows."""
         ev = self.ev
         now, before = (ev.drop(w, REFRESH_LIMBS + 1) for w in (weights.now, weights.before))
-        moved = ev.times(g, -self.update.rate / (SCALE * n))
+        moved = ev.times(g, -self.update.rate * self.layout.copies / (SCALE * n))
         if self.update.momentum:
             moved = ev.add(moved, ev.times(ev.subtract(now, before), self.update.momentum))
         return ev.add(ev.drop(now, REFRESH_LIMBS), ev.rescale(moved))

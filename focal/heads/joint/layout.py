@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from focal.ckks import codec, sampling
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import LIMBS
-from focal.custody.refresh import IDENTITY, Map
+from focal.custody.refresh import Map
 from focal.errors import FocalError
 from focal.heads.linear.layout import WEIGHT_SCALE, power_of_two
 
@@ -99,11 +99,6 @@ class InteractiveLayout:
         return [1 << x for x in range(self.lane.bit_length() - 1)]
 
     @property
-    def row_folds(self) -> list[int]:
-        """Sum over the copies, cyclic."""
-        return [self.lanes * self.features << x for x in range(self.copies.bit_length() - 1)]
-
-    @property
     def rotations(self) -> list[int]:
         """Every rotation that needs a key, ascending."""
         k, turned = self.lanes, self.turned_weights
@@ -111,11 +106,13 @@ class InteractiveLayout:
         steps |= {s * self.features for s in walk(turned).values()}
         if k > 2:
             steps.add(self.features)  # Horner over the weight gradient goes both ways
-        return sorted({*steps, *self.lane_folds, *self.row_folds})
+        return sorted({*steps, *self.lane_folds})
 
     def refresh_map(self, item: str) -> Map:
-        """The head is refreshed as it is, to all limbs."""
-        return IDENTITY
+        """A head is refreshed to all limbs, and to the mean over its copies, each of which has the gradient of its own rows."""
+        doublings = range(self.copies.bit_length() - 1)
+        folds = (pow(5, self.lanes * self.features << x, 4 * self.slots) for x in doublings)
+        return Map(LIMBS, len(doublings), tuple(folds))
 
     @property
     def turned_weights(self) -> range:

@@ -60,22 +60,23 @@ def check_contributors(rows: Mapping[str, int], batches: Mapping[str, int], min_
     return total
 
 
-def head_noise(update: Update, steps: int, rows: int, custodians: int) -> float:
+def head_noise(update: Update, steps: int, rows: int, copies: int, custodians: int) -> float:
     """Expected noise of the head after ``steps`` steps of ``rows`` rows, root mean square over the coefficients.
 
-    What step s adds has been passed on (1 - b^(T - s)) / (1 - b) times at step T. For activations of root mean square 1.
+    What step s adds has been passed on (1 - b^(T - s)) / (1 - b) times at step T; of its rounding, the mean over the ``copies`` of each
+    weight. For activations of root mean square 1.
     """
-    each = custodians / 3 * (ROUNDING**2 + (TURNED_NOISE * update.rate) ** 2 / rows)
+    each = custodians / 3 * (ROUNDING**2 / copies + (TURNED_NOISE * update.rate) ** 2 / rows)
     b = update.momentum
     return math.sqrt(each * sum(((1 - b**k) / (1 - b)) ** 2 for k in range(1, steps + 1)))
 
 
-def check_steps(update: Update, steps: int, rows: int, custodians: int) -> None:
+def check_steps(update: Update, steps: int, rows: int, copies: int, custodians: int) -> None:
     """Raise :class:`FocalError` when a head would carry more noise after so many steps than openings are smudged for.
 
     What openings carry of it is, over a run, about as much (root mean square). Its release hides twice that (:data:`HEAD_NOISE`).
     """
-    noise = head_noise(update, steps, rows, custodians)
+    noise = head_noise(update, steps, rows, copies, custodians)
     if noise > opening.NOISE:
         raise FocalError(
             f"interactive: after {steps} steps with momentum {update.momentum:g} the head would carry noise of 2^{math.log2(noise):.1f}; "

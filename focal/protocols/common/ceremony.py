@@ -61,7 +61,7 @@ def joint(first: dict[str, str], second: dict[str, str]) -> msg.JointKeys:
 
 
 def install(scheme: Scheme, run_id: bytes, keys_: msg.JointKeys, fetch: Callable[[str], bytes]) -> None:
-    """Give OpenFHE the evaluation keys of ``keys_``, whose sums this party has made itself."""
+    """Give the evaluator the evaluation keys of ``keys_``, whose sums this party has made itself."""
     rotations = {int(r): digest for r, digest in keys_.rotations.items()}
     keys.install(scheme, run_id, keys_.relinearisation_h1, keys_.relinearisation_b, rotations, fetch)
 

@@ -401,13 +401,14 @@ class Custodian(Party):
 
         Raises :class:`Refused` (``release``) when the server presents anything else.
         """
-        released, ev = self.plan.released(self.manifest), self.scheme.evaluator
+        released = self.plan.released(self.manifest)
         weights: list[Any] = []
         for topic in released.topics:
             asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
             answers = self.hear_all(self.peers, topic, msg.RefreshShares)
             weights += refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool, self.layout)
-        digests = tuple(codec.digest(codec.pack(self.scheme, codec.ciphertext(ev.count(w)), ev.limbs(w))) for w in weights)
+        shown = map(self.scheme.evaluator.limbs, weights)
+        digests = tuple(codec.digest(codec.pack(self.scheme, codec.ciphertext(len(p[0])), p)) for p in shown)
         request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
         if request.items != released.items or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")

@@ -131,7 +131,7 @@ class Server(Party):
     # ----------------------------------------------------------------- keys
 
     def _install_keys(self) -> msg.JointKeys:
-        """Add up the custodians' contributions, compare with what they signed, and give the sums to OpenFHE."""
+        """Add up the custodians' contributions, compare with what they signed, and give the sums to the evaluator."""
         rotations = self.layout.rotations
         sums: dict[str, str] = {}
         for number, kinds in ((1, keys.first_round_kinds(rotations)), (2, keys.SECOND_ROUND)):

@@ -67,7 +67,8 @@ def table(manifest: Manifest) -> dict[str, range]:
 def update(manifest: Manifest) -> Update:
     """The head's step. Raises :class:`focal.errors.FocalError` when its noise would outgrow the release's smudging."""
     found = Update(settings(manifest).head_rate, settings(manifest).momentum)
-    check_steps(found, total(manifest), sum(batches(manifest).values()), len(manifest.custodians))
+    rows, copies = sum(batches(manifest).values()), layout(manifest).copies
+    check_steps(found, total(manifest), rows, copies, len(manifest.custodians))
     return found
 
 

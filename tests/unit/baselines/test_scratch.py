@@ -10,7 +10,7 @@ Weights are opened exactly (no smudging), so the tolerance of a step is that of 
     drift    FIXEDMANUAL takes every prime for 2^45: nine rescalings err by 9 x 2^-24.8, relative
     W        what the last refresh and the copies leave: (fresh_error + 3 bias) / 32
 
-which is about 1e-6; a wrong rotation, mask, limb or scale errs by 1e-3 at least.
+which is about 1.5e-4; a wrong rotation, mask, limb or scale errs by 1e-3 at least.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def test_an_encrypted_step_is_the_twins(run: EncryptedRun, opened: Opened, own: 
     drift, rest = 9 * 2**-24.8, (fresh + 3 * bias) / SCALE
     assert np.abs(z2).max() < 4
     tolerance = max(RATE * d_first.max(), RATE * d_second) + drift * max(np.abs(start.first).max(), w2.max()) + rest
-    assert tolerance < 1e-4 < min(np.abs(wanted.first - start.first).max(), np.abs(wanted.second - start.second).max()) / 10
+    assert tolerance < 2e-4 < min(np.abs(wanted.first - start.first).max(), np.abs(wanted.second - start.second).max()) / 10
     np.testing.assert_allclose(found.first, wanted.first, rtol=0, atol=tolerance)
     np.testing.assert_allclose(found.second, wanted.second, rtol=0, atol=tolerance)
 

@@ -296,3 +296,50 @@ def test_a_rotation_is_the_automorphism_that_the_scheme_names(run: Keys, rotatio
     limb, q = run.ev.plain_limbs(run.ev.encode(run.plain, 1))[0], run.scheme.moduli[0]
     moved = ring.centred(ring.inverse_ntt(limb[ring.automorphism(run.scheme.n, k)], q, run.scheme.roots[q]), q)
     assert np.abs(ring.embed(moved / run.scheme.scale) - conjugated(run.plain, rotation)).max() < 2**-37
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 2.0**13 - 1, 2.0**13 + 1, 2.0**40])
+@pytest.mark.parametrize("limbs", [1, 2, LIMBS])
+def test_encoded_slots_of_any_size_have_openfhes_limbs(run: Keys, size: float, limbs: int) -> None:
+    """Up to 2^13 every coefficient fits q_0; the kernels then make the other limbs from the first."""
+    slots = size * run.plain
+    theirs = OpenFheEvaluator(run.scheme)
+    found = run.ev.plain_limbs(run.ev.encode(slots, limbs))
+    assert np.array_equal(found, theirs.plain_limbs(theirs.encode(slots, limbs)))
+
+
+def test_the_kernels_refuse_what_does_not_belong_together(run: Keys) -> None:
+    """OpenFHE looks at limbs and not at scale degrees, the kernels at both."""
+    ev, (x, *_) = run.ev, run.fresh
+    if not isinstance(ev, NativeEvaluator):
+        pytest.skip("OpenFHE's own refusals are its own")
+    low, squared, plain = ev.drop(x, 2), ev.times(x, 0.5), ev.encode(run.plain, 2)
+    for refused in (
+        lambda: ev.add(x, low),
+        lambda: ev.subtract(x, squared),
+        lambda: ev.accumulate(squared, x),
+        lambda: ev.add_plain(x, plain),
+        lambda: ev.times(x, plain),
+        lambda: ev.products([x], [low]),
+        lambda: ev.products([x, x], [x]),
+        lambda: ev.products([low], [low], ev.products([x], [x])),
+        lambda: ev.products([x], [x], ev.products([squared], [x])),
+    ):
+        with pytest.raises(ValueError):
+            refused()
+
+
+def test_a_key_that_is_not_installed_is_named_and_forgotten_keys_are_not_there(run: Keys) -> None:
+    if not isinstance(run.ev, NativeEvaluator):
+        pytest.skip("OpenFHE's own refusals are its own")
+    with pytest.raises(RuntimeError, match="no key for rotation 77 is installed"):
+        run.ev.rotate(run.fresh[0], 77)
+    scheme = Scheme(CkksConfig(), "0" * 64)
+    other = NativeEvaluator(scheme, run.ev.ring.library)
+    with pytest.raises(RuntimeError, match="relinearisation"):
+        other.square(run.fresh[0])
+    NativeEvaluator.keys["0" * 64] = NativeEvaluator.keys[run.scheme.tag]
+    assert np.array_equal(other.limbs(other.square(run.fresh[0])), run.ev.limbs(run.ev.square(run.fresh[0])))
+    scheme.forget()
+    with pytest.raises(RuntimeError, match="relinearisation"):
+        other.square(run.fresh[0])

@@ -320,8 +320,11 @@ def polynomials(library: Library, n: int) -> Polynomials:
 
 
 def switched(k: Polynomials, x: np.ndarray, key: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """In two steps and in one."""
     a, b = key
-    return k.inner(k.mod_up(x), b, a)
+    found = k.inner(k.mod_up(x), b, a)
+    assert np.array_equal(found, k.switch(x, b, a))
+    return found
 
 
 @pytest.mark.parametrize("kind", ["encrypted", "edges"])
@@ -386,11 +389,24 @@ def test_shapes_that_would_be_read_past_their_ends_are_refused(library: Library)
     for arguments in (([x], [x], 3), ([x], [x, x], 2), ([x, x], [x, x[:1]], 2)):
         with pytest.raises(ValueError):
             k.products(*arguments)
-    with pytest.raises(ValueError):
-        k.inner(k.mod_up(x[1]), np.zeros((2, 8, s.n), np.uint64), np.zeros((3, 8, s.n), np.uint64))
+    few, all_of_them = np.zeros((2, 8, s.n), np.uint64), np.zeros((3, 8, s.n), np.uint64)
+    for halves in ((few, all_of_them), (all_of_them, few)):
+        with pytest.raises(ValueError):
+            k.inner(k.mod_up(x[1]), *halves)
+        with pytest.raises(ValueError):
+            k.switch(x[1], *halves)
     for places in (np.full(s.n, s.n, np.uint32), np.zeros(s.n, np.int64), np.zeros(s.n - 1, np.uint32)):
         with pytest.raises(ValueError):
             k.permute(x, places)
+
+
+def test_any_number_of_polynomials_is_divided(library: Library) -> None:
+    """Three are divided at a time."""
+    s, k = scheme(1 << 14), polynomials(library, 1 << 14)
+    x = np.array([ring.expand(bytes([i]), (*s.moduli[:2], *s.extended[LIMBS:]), s.n) for i in range(7)])
+    low = np.ascontiguousarray(x[:, :2])
+    assert np.array_equal(k.mod_down(x), [k.mod_down(one[None])[0] for one in x])
+    assert np.array_equal(k.rescale(low), [k.rescale(one[None])[0] for one in low])
 
 
 def test_threads_share_everything(library: Library) -> None:

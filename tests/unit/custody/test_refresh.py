@@ -124,7 +124,7 @@ def test_the_fresh_error_is_outside_the_map(rehearsal: Rehearsal) -> None:
 
 
 def test_messages_far_larger_than_one_survive(rehearsal: Rehearsal, opened: Opened) -> None:
-    """delta' = 256 delta reaches some hundreds: requests may be 2^11 in a slot."""
+    """16 logits and 16 weights reach some hundreds: requests may be 2^11 in a slot."""
     values = np.linspace(-1000, 1000, rehearsal.scheme.slots, dtype=np.float64)
     ct = rehearsal.encrypt(values, REFRESH_LIMBS)
     (refreshed,) = rehearsal.refresh([ITEM], [ct])

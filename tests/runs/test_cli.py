@@ -263,12 +263,6 @@ def test_a_second_run_of_the_same_name_goes_beside_the_first(run: Finished) -> N
     following.folder.rmdir()
 
 
-def test_bench_head_prints_json_on_its_last_line() -> None:
-    result = cli("bench", "head", "--rows", 64, "--features", 32, "--classes", 2, "--steps", 1, "--json")
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout.strip().splitlines()[-1])["ms_per_step"] > 0
-
-
 def test_lanes_that_are_no_power_of_two_are_refused(tmp_path: Path) -> None:
     text = refused("train", "--config", write_config(tmp_path, "lanes", layout={"class_lanes": 3}), "--runs", tmp_path)
     assert "layout.class_lanes" in text and "lanes.yaml" in text
