@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from consortium import finished
-from scan import captured, counted, of_run, read_run, scan
+from scan import captured, counted, of_run, read_run, scan, unmasked
 
 
 def test_a_blind_run_has_none_with_products_by_public_randomness() -> None:
@@ -20,7 +20,7 @@ def test_an_interactive_run_has_none() -> None:
         c.finish()
         published = of_run(c.run.folder / "parties", c.manifest)
         print(counted(published))
-        assert scan(published) == []
+        assert scan(published) == [] and published.maps and unmasked(published) == []
         assert scan(published, ["custodian-1"], [published.scheme.extended[5]], products=True) == []
 
 
