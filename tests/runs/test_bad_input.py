@@ -366,7 +366,7 @@ def test_a_second_share_for_the_same_ciphertext_is_refused(stage: Stages) -> Non
         for name in ("custodian-2", "custodian-3"):
             text = failed(c.processes[name])
             assert "second-item" in text and item in text
-            assert [row[1] for row in c.ledger(name)] == [item]
+            assert c.ledger(name) == []
         assert "custodian-" in failed(c.processes["server"])
 
 

@@ -39,7 +39,7 @@ POINTS: dict[str, list[Point]] = {
         ("gather", "focal.protocols.common.party:Party.say", 1),
         ("keys", "focal.net.store:Blobs.put", 3),
         ("upload", "focal.net.link:Link.get", 2),
-        ("train", "focal.custody.ledger:Ledger.answer", 1),
+        ("train", "focal.custody.ledger:Ledger.answers", 1),
         ("train", "focal.protocols.common.party:Party.say", 2),
         ("release", "focal.custody.ledger:Ledger.answer", 1),
     ],
@@ -48,7 +48,7 @@ POINTS: dict[str, list[Point]] = {
         ("keys", "focal.protocols.common.custodian:private_write", 1),
         ("keys", "focal.net.link:Link.put_many", 1),
         ("upload", "focal.protocols.common.party:Party.say", 1),
-        ("train", "focal.custody.ledger:Ledger.answer", 2),
+        ("train", "focal.custody.ledger:Ledger.answers", 2),
         ("release", "focal.protocols.common.custodian:Custodian.share_blobs", 1),
     ],
     "hospital-a": [  # the first: it draws the group key and makes the projection
