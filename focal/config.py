@@ -33,7 +33,18 @@ OLD = (
     "treat all of it as readable by its server"
 )
 """Of manifests, folders, boards, records: why they are refused, and what they must be taken for."""
+OTHER = "was made by version 2 of FOCAL, whose messages and training steps were others: it can be read by that version only"
+"""The same of version 2."""
 ANEW = "start a new run with a new manifest, in new folders (the parties' key files stay good)"
+
+VERSION = 3
+"""Of manifests, records, databases and frames."""
+
+
+def earlier(version: object) -> str | None:
+    """Why what says that it is of ``version`` is refused, if that is an earlier one."""
+    return OLD if version == 1 else OTHER if version == 2 else None
+
 
 # What could rewrite a terminal's screen, or show a line's words in another order than they have: C0, DEL, C1, line and paragraph
 # separators, and the marks that embed, override or isolate a direction of writing.
@@ -346,7 +357,7 @@ class LayoutSpec(Model):
 class Manifest(Model):
     """Everything the members agree on before anything secret exists. Signed by each over a domain and :meth:`canonical`."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     name: Name
     protocol: Protocol = "blind"
     dataset: Text
@@ -568,8 +579,8 @@ def read(model: type[M], path: Path | str) -> M:
         raise ConfigError(f"{path}: is neither YAML nor JSON ({printable(str(e), keep=chr(10))})") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must hold a mapping of options")
-    if model is Manifest and raw.get("version") == 1:  # before all else that may be wrong with it
-        raise ConfigError(f"{path}: {OLD}", hint=ANEW)
+    if model is Manifest and (why := earlier(raw.get("version"))):  # before all else that may be wrong with it
+        raise ConfigError(f"{path}: {why}", hint=ANEW)
     try:
         return model.model_validate(raw if model is Manifest else expand(raw, path))
     except ValidationError as e:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from focal.config import ANEW, OLD, Manifest, Model, printable
+from focal.config import ANEW, VERSION, Manifest, Model, earlier, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.messages import PIECE
@@ -108,12 +108,12 @@ class Answers:
     # ---- handlers, one a request
 
     def _hello(self, asker: Asker, hello: msg.Hello, _: bytes) -> tuple[Model, bytes]:
-        if hello.version < 2:
-            raise Refused("version", f"'{asker.name}' speaks version {hello.version}: any run of it {OLD}", hint=ANEW)
-        if hello.version != msg.VERSION:
+        if why := earlier(hello.version):
+            raise Refused("version", f"'{asker.name}' speaks version {hello.version}: any run of it {why}", hint=ANEW)
+        if hello.version != VERSION:
             raise Refused(
                 "version",
-                f"'{asker.name}' speaks version {hello.version}, the server {msg.VERSION}",
+                f"'{asker.name}' speaks version {hello.version}, the server {VERSION}",
                 hint="install the same focal everywhere",
             )
         if hello.name != asker.name:
@@ -125,7 +125,7 @@ class Answers:
                 f"'{asker.name}' holds another manifest ({hello.manifest[:12]}) than the server ({ours[:12]})",
                 hint="copy the signed manifest to both again: it must be the same everywhere",
             )
-        return msg.Welcome(version=msg.VERSION, session=self.session), b""
+        return msg.Welcome(version=VERSION, session=self.session), b""
 
     def _post(self, asker: Asker, _: msg.Post, payload: bytes) -> tuple[Model, bytes]:
         return msg.Posted(seq=self.board.append(payload, asker.name)), b""

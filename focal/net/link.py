@@ -17,7 +17,7 @@ from pathlib import Path
 
 import zmq
 
-from focal.config import ANEW, OLD, Manifest, Model, printable
+from focal.config import ANEW, VERSION, Manifest, Model, earlier, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import Identity
@@ -157,7 +157,7 @@ class Link(Requests):
         self._thread.start()
         try:
             welcome: msg.Welcome = self._greet().result(timeout)[0]
-            if welcome.version != msg.VERSION:
+            if welcome.version != VERSION:
                 raise self._other_version(welcome.version)
         except concurrent.futures.TimeoutError:
             self.close()
@@ -172,11 +172,11 @@ class Link(Requests):
         return welcome
 
     def _other_version(self, theirs: int) -> Refused:
-        """The error when the server does not speak our version; one before 2 has a reason that must be told."""
+        """The error when the server does not speak our version; an earlier one has a reason that must be told."""
         server = f"the server '{self.manifest.server.name}' at {self.endpoint} speaks version {theirs}"
-        if theirs < 2:
-            return Refused("version", f"{server}: any run of it {OLD}", hint=f"install this focal at the server too, and {ANEW}")
-        return Refused("version", f"{server}, '{self.name}' {msg.VERSION}", hint="install the same focal everywhere")
+        if why := earlier(theirs):
+            return Refused("version", f"{server}: any run of it {why}", hint=f"install this focal at the server too, and {ANEW}")
+        return Refused("version", f"{server}, '{self.name}' {VERSION}", hint="install the same focal everywhere")
 
     def close(self) -> None:
         """Hang up. Requests under way raise :class:`FocalError` in their callers."""
@@ -210,7 +210,7 @@ class Link(Requests):
         return call.future
 
     def _greet(self) -> Future:
-        return self._submit(msg.Hello(version=msg.VERSION, name=self.name, manifest=self.manifest.hash.hex()), msg.Welcome)
+        return self._submit(msg.Hello(version=VERSION, name=self.name, manifest=self.manifest.hash.hex()), msg.Welcome)
 
     def _die(self, error: FocalError) -> None:
         """No request is taken from now on; the I/O thread ends and fails those under way."""

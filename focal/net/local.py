@@ -18,7 +18,7 @@ import threading
 import time
 from typing import Any
 
-from focal.config import Manifest, Model
+from focal.config import VERSION, Manifest, Model
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.answers import Answers, Asker
@@ -133,7 +133,7 @@ class LocalLink(Requests):
             if not self._network.changed.wait_for(lambda: self._network.hub is not None or self.closed, timeout):
                 raise FocalError(f"no server in this process within {timeout:g} s", hint="start the server's thread")
             self._network.links[self.name] = self
-        hello = msg.Hello(version=msg.VERSION, name=self.name, manifest=self.manifest.hash.hex())
+        hello = msg.Hello(version=VERSION, name=self.name, manifest=self.manifest.hash.hex())
         welcome = self._ask(hello, msg.Welcome)[0]
         self.session = welcome.session
         return welcome

@@ -26,10 +26,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
-from focal.config import ANEW, OLD, Hex32, Model, Name, Text, printable
+from focal.config import ANEW, Hex32, Model, Name, Text, earlier, printable
 from focal.errors import ProtocolError, Refused
 
-VERSION = 2
 MAX_RECORD = 4 << 20
 """Bytes of one encoded record; anything larger belongs into a blob."""
 MAX_BLOB = 64 << 20
@@ -397,7 +396,7 @@ Body = Annotated[
 class Record(Model):
     """One thing said once: who, under which run and topic, what."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     scope: Hex32
     """The session before the run id exists, the run id afterwards."""
     sender: Name
@@ -564,8 +563,8 @@ def decode(adapter: TypeAdapter[Any] | type[M], data: bytes, *, limit: int = MAX
         message = adapter.validate_python(raw) if isinstance(adapter, TypeAdapter) else adapter.model_validate(raw)
         same = encode(message) == data
     except ValidationError as e:
-        if adapter is Record and isinstance(raw, dict) and raw.get("version") == 1:
-            raise Refused("old-version", f"the record {OLD}", hint=ANEW) from None
+        if adapter is Record and isinstance(raw, dict) and (why := earlier(raw.get("version"))):
+            raise Refused("old-version", f"the record {why}", hint=ANEW) from None
         first = e.errors()[0]
         where = ascii(".".join(map(str, first["loc"])))[1:-1]  # a key may be half a megabyte long or hold escape codes
         raise ProtocolError(f"a message is malformed: {where[:100]}: {printable(first['msg'][:200])}") from None

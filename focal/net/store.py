@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from focal.config import ANEW, OLD, Manifest
+from focal.config import ANEW, VERSION, Manifest, earlier
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net.identity import open_record
 
@@ -222,23 +222,22 @@ def _sha256(path: Path) -> str:
 # --------------------------------------------------------------------------- databases
 
 
-FORMAT = 2
-"""In every database's ``user_version``. Those of runs before 2 have 0."""
-
-
 def check_format(path: Path, db: sqlite3.Connection) -> bool:
-    """Is there nothing in ``db`` yet? Raises :class:`FocalError` when it is of a run before version 2."""
+    """Is there nothing in ``db`` yet? Raises :class:`FocalError` when it is of a run of an earlier version.
+
+    Every database has its version in ``user_version``; those of version 1 have 0.
+    """
     if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return True
-    if db.execute("PRAGMA user_version").fetchone()[0] < FORMAT:
-        raise FocalError(f"{path}: {OLD}", hint=ANEW)
+    if why := earlier(db.execute("PRAGMA user_version").fetchone()[0] or 1):
+        raise FocalError(f"{path}: {why}", hint=ANEW)
     return False
 
 
 class _Database:
     """One SQLite file of this process alone; autocommit, and a commit is on disk (WAL, synchronous=FULL).
 
-    Raises :class:`FocalError` when the file is of a run before version 2.
+    Raises :class:`FocalError` when the file is of a run of an earlier version.
     """
 
     schema = ""
@@ -255,7 +254,7 @@ class _Database:
                 for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
                     self._db.execute(f"PRAGMA {pragma}")
                 if check_format(self.path, self._db):  # tables and format together, or neither: a kill leaves nothing that looks old
-                    self._db.executescript(f"BEGIN; {self.schema}; PRAGMA user_version = {FORMAT}; COMMIT")
+                    self._db.executescript(f"BEGIN; {self.schema}; PRAGMA user_version = {VERSION}; COMMIT")
             except (sqlite3.Error, FocalError):
                 self._db.close()
                 raise

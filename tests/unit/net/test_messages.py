@@ -84,7 +84,7 @@ def test_mutated_records_raise_protocol_error_only(data: bytes, draw: st.DataObj
 
 BODY = {"kind": "nonce-reveal", "nonce": "ab" * 32, "salt": "cd" * 32}
 REVEAL = {
-    "version": 2,
+    "version": 3,
     "scope": "00" * 32,
     "sender": "a",
     "topic": "t",
@@ -106,7 +106,7 @@ def test_the_sorted_spelling_is_accepted() -> None:
     [
         pytest.param(msgpack.packb(dict(reversed(ordered(REVEAL).items()))), id="unsorted"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "body": {**BODY, "nonce": "AB" * 32}})), id="uppercase hex"),
-        pytest.param(msgpack.packb(ordered({**REVEAL, "version": 2.0})), id="float version"),
+        pytest.param(msgpack.packb(ordered({**REVEAL, "version": 3.0})), id="float version"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "version": True})), id="bool version"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "sender": b"a"}), use_bin_type=True), id="bytes as text"),
         pytest.param(msgpack.packb(ordered({k: v for k, v in REVEAL.items() if k != "version"})), id="default left out"),

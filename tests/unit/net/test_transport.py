@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from parties import SCOPE, manifest_of
 from serving import MANIFEST, PEOPLE, SESSION, Raw, Server
 
+from focal.config import VERSION
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import Identity
@@ -112,7 +113,7 @@ class SlowLink:
 
 def test_welcome_names_the_session(server: Server) -> None:
     with Link(MANIFEST, PEOPLE["north"], server.endpoint) as link:
-        assert link.open(10) == msg.Welcome(version=msg.VERSION, session=SESSION)
+        assert link.open(10) == msg.Welcome(version=VERSION, session=SESSION)
 
 
 def test_key_off_the_allow_list_is_refused_and_told_so(server: Server) -> None:
@@ -161,11 +162,11 @@ def test_another_manifest_stops_the_party_by_name(server: Server) -> None:
 
 def test_hello_under_anothers_name_or_version_is_refused(raw: Raw) -> None:
     ours = MANIFEST.hash.hex()
-    name = raw.ask(msg.Hello(version=msg.VERSION, name="south", manifest=ours))
+    name = raw.ask(msg.Hello(version=VERSION, name="south", manifest=ours))
     assert name.reason == "name" and "'north'" in name.message and "'south'" in name.message
-    version = raw.ask(msg.Hello(version=msg.VERSION + 1, name="north", manifest=ours))
+    version = raw.ask(msg.Hello(version=VERSION + 1, name="north", manifest=ours))
     assert version.reason == "version"
-    assert isinstance(raw.ask(msg.Hello(version=msg.VERSION, name="north", manifest=ours)), msg.Welcome)
+    assert isinstance(raw.ask(msg.Hello(version=VERSION, name="north", manifest=ours)), msg.Welcome)
 
 
 def test_port_in_use(server: Server, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whatever was made before version 2 is refused in one sentence, which says why and what it must be taken for."""
+"""Whatever was made by an earlier version is refused in one sentence, which says why and what it must be taken for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from serving import PEOPLE as DIALLING
 from serving import Raw, Server
 
 from focal.ckks import native
-from focal.config import ANEW, OLD, LocalConfig, Manifest, RunConfig, read, write
+from focal.config import ANEW, OLD, OTHER, VERSION, LocalConfig, Manifest, RunConfig, read, write
 from focal.errors import ConfigError, FocalError, Refused
+from focal.net import answers
 from focal.net import messages as msg
 from focal.net.hub import Hub
 from focal.net.identity import Identity, open_record, sign_manifest
@@ -164,7 +165,7 @@ def test_a_new_database_is_not_taken_for_an_old_one(tmp_path: Path) -> None:
         for _ in range(2):
             make(tmp_path / name).close()
         with closing(sqlite3.connect(tmp_path / name)) as db:
-            assert db.execute("PRAGMA user_version").fetchone() == (2,)
+            assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
 
 
 # --------------------------------------------------------------------------- records and the wire
@@ -175,6 +176,30 @@ def test_an_old_record_is_refused_whoever_shows_it() -> None:
         open_record(MANIFEST, old_record())
     assert e.value.reason == "old-version"
     assert str(e.value) == f"refused (old-version): the record {OLD}\n  -> {ANEW}"
+
+
+def test_what_version_2_made_has_a_sentence_of_its_own(tmp_path: Path, server: Server) -> None:
+    """Manifest, database, record and party: its runs leak nothing, but steps and messages were others."""
+    path = old_run(tmp_path / "run", version=2) / "manifest.json"
+    with pytest.raises(ConfigError) as manifest:
+        read(Manifest, path)
+    Journal(tmp_path / "j.sqlite").close()
+    with closing(sqlite3.connect(tmp_path / "j.sqlite")) as db:
+        db.execute("PRAGMA user_version = 2")
+    with pytest.raises(FocalError) as journal:
+        Journal(tmp_path / "j.sqlite")
+    fields = {"body": {"kind": "finished"}, "scope": "5e" * 32, "sender": "north", "topic": "finished", "version": 2}
+    data: bytes = msgpack.packb(fields)
+    with pytest.raises(Refused) as record:
+        open_record(MANIFEST, msgpack.packb({"record": data, "signature": PEOPLE["north"].sign(b"focal/record/v2" + data)}))
+    raw = Raw(server, "north")
+    try:
+        fault = raw.ask(msg.Hello(version=2, name="north", manifest=SERVED.hash.hex()))
+    finally:
+        raw.close()
+    for told in (manifest.value, journal.value, record.value, fault):
+        assert OTHER in told.message and OLD not in told.message, told
+    assert record.value.reason == "old-version"
 
 
 def test_a_signature_of_version_1_is_not_one_of_version_2() -> None:
@@ -229,15 +254,15 @@ def test_a_party_at_an_old_server_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_newer_server_is_not_called_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(msg, "VERSION", 3)
+    monkeypatch.setattr(answers, "VERSION", 4)
     server = Server(tmp_path, SERVED)
     raw = Raw(server, "north")
     try:
-        fault = raw.ask(msg.Hello(version=2, name="north", manifest=SERVED.hash.hex()))
+        fault = raw.ask(msg.Hello(version=3, name="north", manifest=SERVED.hash.hex()))
     finally:
         raw.close()
         server.stop()
-    assert fault.reason == "version" and OLD not in fault.message
+    assert fault.reason == "version" and not any(why in fault.message for why in (OLD, OTHER))
 
 
 def test_identities_are_those_of_before(tmp_path: Path) -> None:
