@@ -1,8 +1,8 @@
-"""C kernels on limbs, where they are installed: the same residues as numpy's (:mod:`focal.ckks.ring`) and OpenFHE's, several times faster.
+"""C kernels on limbs, where they are installed: numpy's (:mod:`focal.ckks.ring`) and OpenFHE's residues, sooner.
 
-``library`` is what this process uses, or ``None``. The C sources lie beside this file and are compiled at installation (build.py), if there
-is a compiler. ``FOCAL_NATIVE`` decides otherwise: ``0`` uses none, ``portable``, ``avx2`` or ``ifma`` that variant instead of the best one
-that the processor has. docs/native.md explains the kernels.
+``library`` is what this process uses, or ``None``. The C sources lie beside this file and are compiled at installation
+(build.py), if there is a compiler. ``FOCAL_NATIVE`` decides otherwise: ``0`` uses none, ``portable``, ``avx2`` or
+``ifma`` that variant instead of the best one that the processor has. docs/native.md explains the kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Words = NDArray[np.uint64]
 
 
 class Memory:
-    """Arrays whose memory is used again. Fresh pages from the system, to be zeroed first, cost as much as a transform."""
+    """Arrays whose memory is used again: fresh pages, which the system zeroes, cost as much as a transform."""
 
     MOST = 1 << 26
     """Bytes that are kept for later; what is more goes back to the system."""
@@ -66,7 +66,7 @@ class Memory:
 
 
 class Library:
-    """A compiled module's kernels of one variant. Arrays are contiguous; every call runs without the GIL, from any thread."""
+    """A compiled module's kernels of one variant. Arrays are contiguous. Calls run without the GIL, from any thread."""
 
     def __init__(self, module: Any, variant: str) -> None:
         self.ffi, self.c, self.variant = module.ffi, module.lib, variant
@@ -169,7 +169,8 @@ def _found() -> tuple[Library | None, str]:
         module = importlib.import_module(build.MODULE)
     except ImportError as e:
         why = "not built" if isinstance(e, ModuleNotFoundError) else str(e)
-        return None, f"none ({why}): OpenFHE and numpy compute, slower; with a C compiler, python -m focal.ckks.native makes them"
+        way_out = "with a C compiler, python -m focal.ckks.native makes them"
+        return None, f"none ({why}): OpenFHE and numpy compute, slower; {way_out}"
     made_from = getattr(module.lib, "focal_made_from", None)
     if made_from is None or module.ffi.string(made_from()).decode() != build.digest():
         return None, "none (made from other sources than these): python -m focal.ckks.native makes them anew"

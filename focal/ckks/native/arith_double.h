@@ -1,14 +1,14 @@
 /* Residues of q < 2^46 as doubles, products by fused multiply-add (as in FLINT's fft_small).
  *
- * A double holds integers up to 2^53 exactly. y w needs more, so it is kept as high + low, both exact, and q times the rounded quotient
- * goes off the high part in one fused step:
+ * A double holds integers up to 2^53 exactly. y w needs more, so it is kept as high + low, both exact, and q times the
+ * rounded quotient goes off the high part in one fused step:
  *
  *     high = y w rounded        low = y w - high        k = high / q rounded        r = (high - k q) + low
  *
- * high - k q is a multiple of high's last place and, like r, small, so nothing is rounded. For |y| < 2^4 q < 2^50 and w < q the three
- * roundings put k off by at most 3 2^50 2^-53 before it is rounded itself: |r| < (1/2 + 3/8) q. A residue of a forward transform grows by
- * that much in each of at most 16 stages, from q to 15 q: no reduction until the end. The inverse adds before it multiplies; there the
- * sums are reduced every other stage.
+ * high - k q is a multiple of high's last place and, like r, small, so nothing is rounded. For |y| < 2^4 q < 2^50
+ * and w < q the three roundings put k off by at most 3 2^50 2^-53 before it is rounded itself: |r| < (1/2 + 3/8) q. A
+ * residue of a forward transform grows by that much in each of at most 16 stages, from q to 15 q: no reduction until
+ * the end. The inverse adds before it multiplies; there the sums are reduced every other stage.
  */
 #pragma once
 #include "lanes_avx2.h"
@@ -77,7 +77,7 @@ static inline vec settle(vec x, struct field f) {
 }
 
 static inline void put(uint64_t *p, vec x, struct field f) {
-    const vec base = _mm256_set1_pd(0x1.8p52); /* half as much again, so that negative ones have the same leading digits */
+    const vec base = _mm256_set1_pd(0x1.8p52); /* half as much again: negative ones have the same leading digits */
     lanes i = (lanes)(settle(x, f) + base) - (lanes)base;
     store(p, i + (f.integer & (lanes)((__m256i)i < 0)));
 }

@@ -1,7 +1,7 @@
 /* Residues of q < 2^50 as 64-bit words, products by AVX-512 IFMA: the low and the high 52 bits of a product of 52 bits.
  *
- * Shoup's product with 2^52 in the place of 2^64: w' = floor(2^52 w / q), k = floor(y w' / 2^52), y w - k q in [0, 2 q) for y < 2^52.
- * The butterflies and their ranges are Harvey's (2014): below 4 q forwards, below 2 q in the inverse.
+ * Shoup's product with 2^52 in the place of 2^64: w' = floor(2^52 w / q), k = floor(y w' / 2^52), y w - k q in [0, 2 q)
+ * for y < 2^52. The butterflies and their ranges are Harvey's (2014): below 4 q forwards, below 2 q in the inverse.
  */
 #pragma once
 #include "lanes_512.h"

@@ -1,15 +1,17 @@
-/* Residues of q < 2^60 as 64-bit words, products by a known factor out of 32-bit products (vpmuludq), which every vector unit has.
+/* Residues of q < 2^60 as words, products by a known factor out of 32-bit products, which every vector unit has.
  *
  * y < 2^62 is cut at bit 31, y = y1 2^31 + y0, and each piece has a factor of its own, both known:
  *
  *     a = 2^32 w mod q     b = 2^63 w mod q     T = y0 a + y1 b = 2^32 y w  modulo q,  T < 2^32 q
  *
- * One 32-bit step of Montgomery's reduction (1985) takes the 2^32 off again: with k = T / q modulo 2^32, T - k q ends in 32 zeros, and
+ * One 32-bit step of Montgomery's reduction (1985) takes the 2^32 off again: with k = T / q modulo 2^32, T - k q ends
+ * in 32 zeros, and
  *
  *     r = (T - k q) / 2^32 = y w  modulo q,   -q < r < q
  *
- * T is held as low + 2^32 high, low = y0 a_0 + y1 b_0 < 2^64. The low halves of low and of k q_0 are equal, so no carry is lost: seven
- * products of 32 bits, and two words a factor. (Shoup's way takes nine, as the 64-bit quotient and two low products are made from pieces.)
+ * T is held as low + 2^32 high, low = y0 a_0 + y1 b_0 < 2^64. The low halves of low and of k q_0 are equal, so no carry
+ * is lost: seven products of 32 bits, and two words a factor. (Shoup's way takes nine, as the 64-bit quotient and two
+ * low products are made from pieces.)
  */
 #pragma once
 #include "kernels.h"

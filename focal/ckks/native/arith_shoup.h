@@ -1,4 +1,4 @@
-/* Residues of q < 2^60 one at a time, with 64-bit products: runs everywhere. Shoup's product and Harvey's ranges (2014). */
+/* Residues of q < 2^60 one at a time, with 64-bit products: anywhere. Shoup's product, Harvey's ranges (2014). */
 #pragma once
 #include "kernels.h"
 

@@ -1,7 +1,7 @@
 """How the library is compiled: cffi writes a Python module around native.h, setuptools calls the compiler.
 
-``pip install`` does it (setup.py), and so does ``python -m focal.ckks.native`` in a checkout, in place. It is optional: where
-there is no C compiler, installation goes on without, and OpenFHE and numpy compute everything.
+``pip install`` does it (setup.py), and so does ``python -m focal.ckks.native`` in a checkout, in place. It is optional:
+where there is no C compiler, installation goes on without, and OpenFHE and numpy compute everything.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The evaluator on the C kernels: OpenFHE's limbs, several times sooner.
 
 A ciphertext is one array (elements, limbs, N) in OpenFHE's evaluation order, with its scale degree. OpenFHE itself only
-encodes (everybody must have the same bits of a floating-point transform). A key switch is put together from its three
-pieces (:mod:`focal.ckks.native.polynomials`): rotations of one ciphertext share its digits, and products are summed before
+encodes (everybody must have the same bits of a floating-point transform). A key switch is put together from its pieces
+(:mod:`focal.ckks.native.polynomials`): rotations of one ciphertext share its digits, and products are summed before
 they are reduced.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ciphertext:
-    """Polynomials (2 or 3, limbs, N), or one (1, limbs, N) of an encoded plaintext, whose slots stand at scale^degree."""
+    """Polynomials (2 or 3, limbs, N), or one (1, limbs, N) of an encoded plaintext; its slots stand at scale^degree."""
 
     words: Words
     degree: int = 1
@@ -53,10 +53,10 @@ def _places(n: int, k: int) -> Words:
 
 
 class NativeEvaluator:
-    """:class:`~focal.ckks.evaluator.Evaluator` on ``library``. ValueError when its kernels do not take the scheme's primes."""
+    """:class:`~focal.ckks.evaluator.Evaluator` on ``library``. ValueError when it does not take the scheme's primes."""
 
     keys: ClassVar[dict[str, dict[int | None, Key]]] = {}
-    """Tag -> rotation, or ``None`` for relinearisation -> key. Like OpenFHE's maps: of the process, forgotten by ``Scheme``."""
+    """Tag -> rotation, or ``None`` for relinearisation -> key. Of the process, like OpenFHE's; ``Scheme`` clears it."""
 
     def __init__(self, scheme: Scheme, library: Library) -> None:
         self.scheme, most, primes = scheme, len(scheme.moduli), scheme.extended
@@ -132,7 +132,12 @@ class NativeEvaluator:
         # OpenFHE adds a half and cuts off what stands behind the point: negative numbers are rounded towards zero
         return Ciphertext(self.ring.scale(x.words, int(float(factor) * self.scheme.scale + 0.5)), x.degree + 1)
 
-    def products(self, xs: Sequence[Ciphertext], ys: Sequence[Ciphertext], onto: Ciphertext | None = None) -> Ciphertext:
+    def products(
+        self,
+        xs: Sequence[Ciphertext],
+        ys: Sequence[Ciphertext],
+        onto: Ciphertext | None = None,
+    ) -> Ciphertext:
         limbs, degree = xs[0].limbs, xs[0].degree + ys[0].degree
         whole = [] if onto is None else [onto]
         if {x.limbs for x in (*xs, *ys, *whole)} != {limbs} or any(t.degree != degree for t in whole):
@@ -170,7 +175,7 @@ class NativeEvaluator:
         return list(each(lambda r: self._turned(x, self.ring.inner(digits, keys[r].b, keys[r].a), r), rotations))
 
     def _turned(self, x: Ciphertext, switched: Words, rotation: int) -> Ciphertext:
-        """In OpenFHE's order: the key is one for the secret turned back, so what was switched is turned, then divided by P."""
+        """In OpenFHE's order: its key is for the secret turned back, so what was switched is turned, then divided."""
         places = _places(self.scheme.n, self.scheme.automorphism(rotation))
         down = self.ring.mod_down(self.ring.permute(switched, places))
         self.ring.add(down[:1], self.ring.permute(x.words[:1], places), out=down[:1])

@@ -1,4 +1,5 @@
-/* The kernels of one kind of modulus on one kind of processor. Every set is kernels.inc.h compiled over another arithmetic:
+/* The kernels of one kind of modulus on one kind of processor. Every set is kernels.inc.h compiled over another
+ * arithmetic:
  *
  *     portable.c      arith_shoup.h        any q        64-bit products
  *     avx2_narrow.c   arith_double.h       q < 2^46     doubles and FMA
@@ -28,17 +29,19 @@ struct kernels {
     /* x w */
     void (*scale)(const struct modulus *m, size_t n, const uint64_t *x, uint64_t w, uint64_t *out);
     /* (x - y) w */
-    void (*subtract_scale)(const struct modulus *m, size_t n, const uint64_t *x, const uint64_t *y, uint64_t w, uint64_t *out);
-    /* residues of another modulus, below half of it as they are, the others less the modulus: the centred integers, modulo m */
+    void (*subtract_scale)(const struct modulus *m, size_t n, const uint64_t *x, const uint64_t *y, uint64_t w,
+                           uint64_t *out);
+    /* residues of another modulus as integers centred about zero, modulo m */
     void (*centred)(const struct modulus *m, size_t n, const uint64_t *x, uint64_t other, uint64_t *out);
     /* sum of y[s] w[s] over at most MOST_SOURCES limbs of *other* moduli below 2^60 */
-    void (*convert)(const struct modulus *m, size_t n, size_t count, const uint64_t *const *y, const uint64_t *w, uint64_t *out);
+    void (*convert)(const struct modulus *m, size_t n, size_t count, const uint64_t *const *y, const uint64_t *w,
+                    uint64_t *out);
     /* (t[0], t[1], t[2]) [+]= sum of products of pairs: the limbs of x[k] are x[k] and x[k] + x_step */
-    void (*products)(const struct modulus *m, size_t n, size_t count, const uint64_t *const *x, size_t x_step, const uint64_t *const *y,
-                     size_t y_step, size_t at, int onto, uint64_t *const *t);
+    void (*products)(const struct modulus *m, size_t n, size_t count, const uint64_t *const *x, size_t x_step,
+                     const uint64_t *const *y, size_t y_step, size_t at, int onto, uint64_t *const *t);
     /* out0 = sum of x[k x_step] b[k key_step], out1 the same with a */
-    void (*inner)(const struct modulus *m, size_t n, size_t count, const uint64_t *x, size_t x_step, const uint64_t *b, const uint64_t *a,
-                  size_t key_step, uint64_t *out0, uint64_t *out1);
+    void (*inner)(const struct modulus *m, size_t n, size_t count, const uint64_t *x, size_t x_step, const uint64_t *b,
+                  const uint64_t *a, size_t key_step, uint64_t *out0, uint64_t *out1);
 };
 
 extern const struct kernels portable, avx2_narrow, avx2_wide, ifma_narrow, ifma_wide;

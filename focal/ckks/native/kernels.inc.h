@@ -1,15 +1,16 @@
 /* The kernels of one set, over an arithmetic that was included before (kernels.h lists them). It defines
  *
- *     vec, LANES              residues in a register, in a range of the arithmetic's own
- *     take, put               residues from memory; reduced residues to memory
- *     load_vec, store_vec     a vec that stays one: between two passes of a transform
- *     known, WORDS            a factor with what products by it need; known_at: the same in each lane, known_each: one per lane
- *     times                   vec times known: in the range that add, subtract and put take
- *     forward_pair            (u, v) -> (u + w v, u - w v)       Cooley and Tukey
- *     inverse_pair            (u, v) -> (u + v, w (u - v))       Gentleman and Sande
- *     settle                  a vec that grew, made small again
- *     piece, PIECES           a word below 2^60 as the vecs x_0 + 2^30 x_1 ...
- *     sum, SUM_LANES          a sum of at most SUM_MOST products
+ *     vec, LANES        residues in a register, in a range of the arithmetic's own
+ *     take, put         residues from memory; reduced residues to memory
+ *     load_vec,         a vec that stays one: between two passes of a transform
+ *       store_vec
+ *     known, WORDS      a factor with what products by it need; known_at: one for all lanes, known_each: one per lane
+ *     times             vec times known: in the range that add, subtract and put take
+ *     forward_pair      (u, v) -> (u + w v, u - w v)       Cooley and Tukey
+ *     inverse_pair      (u, v) -> (u + v, w (u - v))       Gentleman and Sande
+ *     settle            a vec that grew, made small again
+ *     piece, PIECES     a word below 2^60 as the vecs x_0 + 2^30 x_1 ...
+ *     sum, SUM_LANES    a sum of at most SUM_MOST products
  */
 #include <string.h>
 
@@ -21,9 +22,9 @@ enum { SUM_MOST = 8 };
  *    |___________________________|___________________________|_|_|_|_|
  *     whole polynomial            blocks, smaller and smaller  LANES x LANES words, transposed in registers
  *
- * A block of len words is two halves that meet in len / 2 butterflies with the block's one factor; block b of a stage is entry b of the
- * tables (modulus.h) and its halves are blocks 2 b and 2 b + 1. Two stages are done at a time, so a word is loaded half as often. Blocks
- * that fit the first cache are finished one after the other.
+ * A block of len words is two halves that meet in len / 2 butterflies with the block's one factor; block b of a stage
+ * is entry b of the tables (modulus.h) and its halves are blocks 2 b and 2 b + 1. Two stages are done at a time, so a
+ * word is loaded half as often. Blocks that fit the first cache are finished one after the other.
  */
 enum { CACHED = 2048 };
 
@@ -32,7 +33,8 @@ struct four {
 };
 
 /* Quarters of block b, whose halves' factors are w_first and w_second. */
-static inline struct four forward_four(struct four x, struct known w, struct known w_first, struct known w_second, struct field f) {
+static inline struct four forward_four(struct four x, struct known w, struct known w_first, struct known w_second,
+                                       struct field f) {
     forward_pair(&x.a, &x.c, w, f);
     forward_pair(&x.b, &x.d, w, f);
     forward_pair(&x.a, &x.b, w_first, f);
@@ -41,7 +43,8 @@ static inline struct four forward_four(struct four x, struct known w, struct kno
 }
 
 /* The sum of all four has grown fourfold, and is settled. */
-static inline struct four inverse_four(struct four x, struct known w, struct known w_first, struct known w_second, struct field f) {
+static inline struct four inverse_four(struct four x, struct known w, struct known w_first, struct known w_second,
+                                       struct field f) {
     inverse_pair(&x.a, &x.b, w_first, f);
     inverse_pair(&x.c, &x.d, w_second, f);
     inverse_pair(&x.a, &x.c, w, f);
@@ -61,7 +64,8 @@ static inline void store_four(uint64_t *x, size_t step, struct four v) {
     store_vec(x + 3 * step, v.d);
 }
 
-static void forward_level(const struct factors *w, struct field f, uint64_t *x, size_t len, size_t block, size_t blocks) {
+static void forward_level(const struct factors *w, struct field f, uint64_t *x, size_t len, size_t block,
+                          size_t blocks) {
     size_t quarter = len / 4;
     for (size_t b = block; b < block + blocks; b++, x += len) {
         struct known own = known_at(w, b), first = known_at(w, 2 * b), second = known_at(w, 2 * b + 1);
@@ -70,7 +74,8 @@ static void forward_level(const struct factors *w, struct field f, uint64_t *x, 
     }
 }
 
-static void inverse_level(const struct factors *w, struct field f, uint64_t *x, size_t len, size_t block, size_t blocks) {
+static void inverse_level(const struct factors *w, struct field f, uint64_t *x, size_t len, size_t block,
+                          size_t blocks) {
     size_t quarter = len / 4;
     for (size_t b = block; b < block + blocks; b++, x += len) {
         struct known own = known_at(w, b), first = known_at(w, 2 * b), second = known_at(w, 2 * b + 1);
@@ -79,8 +84,8 @@ static void inverse_level(const struct factors *w, struct field f, uint64_t *x, 
     }
 }
 
-/* LANES blocks of LANES words at a time: transposed, word j of each block is lane by lane in v[j]. Their factors lie LANES by LANES in the
- * order of use, LANES - 1 vectors for every such square. */
+/* LANES blocks of LANES words at a time: transposed, word j of each block is lane by lane in v[j]. Their factors lie
+ * LANES by LANES in the order of use, LANES - 1 vectors for every such square. */
 static void forward_leaves(const struct factors *w, struct field f, uint64_t *x, size_t len, size_t at) {
     for (size_t i = 0; i < len; i += LANES * LANES, x += LANES * LANES) {
         vec v[LANES];
@@ -96,7 +101,8 @@ static void forward_leaves(const struct factors *w, struct field f, uint64_t *x,
     }
 }
 
-static void inverse_leaves(const struct factors *w, struct field f, const uint64_t *in, uint64_t *x, size_t len, size_t at) {
+static void inverse_leaves(const struct factors *w, struct field f, const uint64_t *in, uint64_t *x, size_t len,
+                           size_t at) {
     for (size_t i = 0; i < len; i += LANES * LANES, x += LANES * LANES, in += LANES * LANES) {
         vec v[LANES];
         for (int j = 0; j < LANES; j++) v[j] = take(in + j * LANES);
@@ -147,12 +153,13 @@ static void forward(const struct focal_prime *p, const uint64_t *in, uint64_t *o
     }
 }
 
-/* The last two stages' one factor is multiplied into what the last butterflies do anyway: (u, v) -> (w u + w v, w / root (u - v)). */
+/* `scale` / n is multiplied into the factors of the last stage: (u, v) -> (w (u + v), w' (u - v)). */
 static void inverse(const struct focal_prime *p, uint64_t scale, const uint64_t *in, uint64_t *out) {
     const struct factors *w = &p->inverse;
     struct field f = field_of(&p->m);
     uint64_t both = times_mod(scale, p->n_inverse, &p->m);
-    struct known even = known(factor_of(both, &p->m)), odd = known(factor_of(times_mod(both, p->root_inverse_1, &p->m), &p->m));
+    struct known even = known(factor_of(both, &p->m)),
+                 odd = known(factor_of(times_mod(both, p->root_inverse_1, &p->m), &p->m));
     size_t root = root_is_two(p->n) ? 4 : 2, len = p->n / root, blocks = root;
     while (len > CACHED) len /= 4, blocks *= 4;
     for (size_t b = 0; b < blocks; b++) {
@@ -161,7 +168,7 @@ static void inverse(const struct focal_prime *p, uint64_t scale, const uint64_t 
         size_t size = 4 * LANES, below = len / size;
         for (; size <= len; size *= 4, below /= 4) inverse_level(w, f, x, size, (blocks + b) * below, below);
     }
-    for (; blocks > root; ) {
+    for (; blocks > root;) {
         len *= 4, blocks /= 4;
         inverse_level(w, f, out, len, blocks, blocks);
     }
@@ -213,7 +220,8 @@ static void centred(const struct modulus *m, size_t n, const uint64_t *x, uint64
 static void multiply(const struct modulus *m, size_t n, const uint64_t *x, const uint64_t *y, uint64_t *out) {
     struct field f = field_of(m);
     size_t i = 0;
-    for (; i + SUM_LANES <= n; i += SUM_LANES) sum_put(out + i, sum_plus(sum_of(NULL), read(x + i), read(y + i), m, f), m, f);
+    for (; i + SUM_LANES <= n; i += SUM_LANES)
+        sum_put(out + i, sum_plus(sum_of(NULL), read(x + i), read(y + i), m, f), m, f);
     for (; i < n; i++) out[i] = times_mod(x[i], y[i], m);
 }
 
@@ -223,17 +231,20 @@ static void scale(const struct modulus *m, size_t n, const uint64_t *x, uint64_t
     for (size_t i = 0; i < n; i += LANES) put(out + i, times(take(x + i), by, f), f);
 }
 
-static void subtract_scale(const struct modulus *m, size_t n, const uint64_t *x, const uint64_t *y, uint64_t w, uint64_t *out) {
+static void subtract_scale(const struct modulus *m, size_t n, const uint64_t *x, const uint64_t *y, uint64_t w,
+                           uint64_t *out) {
     struct field f = field_of(m);
     struct known by = known(factor_of(w, m));
     for (size_t i = 0; i < n; i += LANES) put(out + i, times(subtract(take(x + i), take(y + i), f), by, f), f);
 }
 
-static void convert(const struct modulus *m, size_t n, size_t count, const uint64_t *const *y, const uint64_t *w, uint64_t *out) {
+static void convert(const struct modulus *m, size_t n, size_t count, const uint64_t *const *y, const uint64_t *w,
+                    uint64_t *out) {
     struct field f = field_of(m);
     struct known by[MOST_SOURCES][PIECES];
     for (size_t s = 0; s < count; s++)
-        for (int k = 0; k < PIECES; k++) by[s][k] = known(factor_of(k ? times_mod(w[s], ((uint64_t)1 << 30) % m->q, m) : w[s], m));
+        for (int k = 0; k < PIECES; k++)
+            by[s][k] = known(factor_of(k ? times_mod(w[s], ((uint64_t)1 << 30) % m->q, m) : w[s], m));
     for (size_t i = 0; i < n; i += LANES) {
         vec total = times(piece(y[0] + i, 0), by[0][0], f);
         for (size_t s = 0; s < count; s++)
@@ -244,11 +255,12 @@ static void convert(const struct modulus *m, size_t n, size_t count, const uint6
 
 /* ---- sums of products ---- */
 
-static void products(const struct modulus *m, size_t n, size_t count, const uint64_t *const *x, size_t x_step, const uint64_t *const *y,
-                     size_t y_step, size_t at, int onto, uint64_t *const *t) {
+static void products(const struct modulus *m, size_t n, size_t count, const uint64_t *const *x, size_t x_step,
+                     const uint64_t *const *y, size_t y_step, size_t at, int onto, uint64_t *const *t) {
     struct field f = field_of(m);
     for (size_t i = 0; i < n; i += SUM_LANES) {
-        sum t0 = sum_of(onto ? t[0] + i : NULL), t1 = sum_of(onto ? t[1] + i : NULL), t2 = sum_of(onto ? t[2] + i : NULL);
+        sum t0 = sum_of(onto ? t[0] + i : NULL), t1 = sum_of(onto ? t[1] + i : NULL),
+            t2 = sum_of(onto ? t[2] + i : NULL);
         for (size_t k = 0; k < count; k++) {
             if (k && k % (SUM_MOST / 2) == 0) { /* t1 has two products of each pair */
                 t0 = sum_folded(t0, m, f);
@@ -267,9 +279,10 @@ static void products(const struct modulus *m, size_t n, size_t count, const uint
     }
 }
 
-static inline __attribute__((always_inline)) void inner_of(const struct modulus *m, size_t n, size_t count, const uint64_t *x,
-                                                           size_t x_step, const uint64_t *b, const uint64_t *a, size_t key_step,
-                                                           uint64_t *out0, uint64_t *out1) {
+static inline __attribute__((always_inline)) void inner_of(const struct modulus *m, size_t n, size_t count,
+                                                           const uint64_t *x, size_t x_step, const uint64_t *b,
+                                                           const uint64_t *a, size_t key_step, uint64_t *out0,
+                                                           uint64_t *out1) {
     struct field f = field_of(m);
     for (size_t i = 0; i < n; i += SUM_LANES) {
         sum s0 = sum_of(NULL), s1 = sum_of(NULL);
@@ -285,8 +298,8 @@ static inline __attribute__((always_inline)) void inner_of(const struct modulus 
 }
 
 /* The loop over the digits is unrolled where their number is known: there are one, two or three. */
-static void inner(const struct modulus *m, size_t n, size_t count, const uint64_t *x, size_t x_step, const uint64_t *b, const uint64_t *a,
-                  size_t key_step, uint64_t *out0, uint64_t *out1) {
+static void inner(const struct modulus *m, size_t n, size_t count, const uint64_t *x, size_t x_step, const uint64_t *b,
+                  const uint64_t *a, size_t key_step, uint64_t *out0, uint64_t *out1) {
     switch (count) {
         case 1: inner_of(m, n, 1, x, x_step, b, a, key_step, out0, out1); break;
         case 2: inner_of(m, n, 2, x, x_step, b, a, key_step, out0, out1); break;
@@ -296,20 +309,20 @@ static void inner(const struct modulus *m, size_t n, size_t count, const uint64_
 }
 
 /* The table of the set, under the name that the includer gives. */
-#define KERNELS(name)                       \
-    const struct kernels name = {           \
-        .limit = LIMIT,                     \
-        .lanes = LANES,                     \
-        .factor = factor_of,                \
-        .forward = forward,                 \
-        .inverse = inverse,                 \
-        .add = add_limb,                    \
-        .subtract = subtract_limb,          \
-        .multiply = multiply,               \
-        .scale = scale,                     \
-        .subtract_scale = subtract_scale,   \
-        .centred = centred,                 \
-        .convert = convert,                 \
-        .products = products,               \
-        .inner = inner,                     \
+#define KERNELS(name)                   \
+    const struct kernels name = {       \
+        .limit = LIMIT,                 \
+        .lanes = LANES,                 \
+        .factor = factor_of,            \
+        .forward = forward,             \
+        .inverse = inverse,             \
+        .add = add_limb,                \
+        .subtract = subtract_limb,      \
+        .multiply = multiply,           \
+        .scale = scale,                 \
+        .subtract_scale = subtract_scale,\
+        .centred = centred,             \
+        .convert = convert,             \
+        .products = products,           \
+        .inner = inner,                 \
     }

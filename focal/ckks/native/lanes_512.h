@@ -34,19 +34,19 @@ static inline lanes times_32(lanes x, lanes y) {
     return (x & 0xffffffff) * (y & 0xffffffff);
 }
 
+#define MASK_52 (((uint64_t)1 << 52) - 1)
+
+static inline unsigned __int128 product_52(uint64_t x, uint64_t y) {
+    return (unsigned __int128)(x & MASK_52) * (y & MASK_52);
+}
+
 static inline lanes add_low_52(lanes sum, lanes x, lanes y) {
-    for (int i = 0; i < LANES; i++) {
-        unsigned __int128 product = (unsigned __int128)(x[i] & (((uint64_t)1 << 52) - 1)) * (y[i] & (((uint64_t)1 << 52) - 1));
-        sum[i] += (uint64_t)product & (((uint64_t)1 << 52) - 1);
-    }
+    for (int i = 0; i < LANES; i++) sum[i] += (uint64_t)product_52(x[i], y[i]) & MASK_52;
     return sum;
 }
 
 static inline lanes add_high_52(lanes sum, lanes x, lanes y) {
-    for (int i = 0; i < LANES; i++) {
-        unsigned __int128 product = (unsigned __int128)(x[i] & (((uint64_t)1 << 52) - 1)) * (y[i] & (((uint64_t)1 << 52) - 1));
-        sum[i] += (uint64_t)(product >> 52);
-    }
+    for (int i = 0; i < LANES; i++) sum[i] += (uint64_t)(product_52(x[i], y[i]) >> 52);
     return sum;
 }
 
@@ -84,7 +84,10 @@ static inline lanes once_less_lanes(lanes x, lanes m) {
 
 /* Of eight rows: pairs of words change places, then pairs of twos, then halves. */
 static inline void transpose(lanes v[LANES]) {
-    static const struct { int distance; lanes low, high; } steps[] = {
+    static const struct {
+        int distance;
+        lanes low, high;
+    } steps[] = {
         {1, {0, 8, 2, 10, 4, 12, 6, 14}, {1, 9, 3, 11, 5, 13, 7, 15}},
         {2, {0, 1, 8, 9, 4, 5, 12, 13}, {2, 3, 10, 11, 6, 7, 14, 15}},
         {4, {0, 1, 2, 3, 8, 9, 10, 11}, {4, 5, 6, 7, 12, 13, 14, 15}},

@@ -25,13 +25,15 @@ void focal_multiply(int variant, const uint64_t *x, const uint64_t *y, uint64_t 
     m.kernels->multiply(&m, n, x, y, out);
 }
 
-void focal_residues(const uint64_t *const *words, size_t count, int bits, uint64_t offset, uint64_t q, size_t n, uint64_t *out) {
+void focal_residues(const uint64_t *const *words, size_t count, int bits, uint64_t offset, uint64_t q, size_t n,
+                    uint64_t *out) {
     struct modulus m = modulus_of(FOCAL_PORTABLE, q);
     for (size_t i = 0; i < n; i++) out[i] = offset % q;
     uint64_t place = 1 % q, step = ((uint64_t)1 << bits) % q;
     for (size_t k = 0; k < count; k++, place = times_mod(place, step, &m)) {
         uint64_t place_ = shoup_word(place, q);
-        for (size_t i = 0; i < n; i++) out[i] = once_less(out[i] + once_less(shoup(words[k][i], place, place_, q), q), q);
+        for (size_t i = 0; i < n; i++)
+            out[i] = once_less(out[i] + once_less(shoup(words[k][i], place, place_, q), q), q);
     }
 }
 
@@ -40,7 +42,7 @@ void focal_permute(size_t n, size_t limbs, const uint64_t *x, const uint32_t *pl
         for (size_t i = 0; i < n; i++) out[i] = x[places[i]];
 }
 
-/* Eight bytes are written and read at a time where they lie inside the whole; the next residue overwrites what is too much. */
+/* Eight bytes at a time where they lie inside the whole; the next residue overwrites what is too much. */
 void focal_pack(const uint64_t *limb, size_t n, size_t width, uint8_t *bytes) {
     size_t i = 0;
     for (; (n - i) * width >= 8; i++) memcpy(bytes + i * width, limb + i, 8);

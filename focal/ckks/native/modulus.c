@@ -34,7 +34,8 @@ static const struct kernels *kernels_for(int variant, uint64_t q) {
 }
 
 struct modulus modulus_of(int variant, uint64_t q) {
-    struct modulus m = {.q = q, .bits = 64 - __builtin_clzll(q), .reciprocal = 1 / (double)q, .kernels = kernels_for(variant, q)};
+    struct modulus m = {.q = q, .bits = 64 - __builtin_clzll(q), .reciprocal = 1 / (double)q};
+    m.kernels = kernels_for(variant, q);
     u128 barrett = ((u128)1 << (m.bits + 63)) / q;
     m.barrett = barrett >> 64 ? UINT64_MAX : (uint64_t)barrett;
     uint64_t inverse = q; /* right in the last three bits, and in twice as many after each step (Newton) */
@@ -72,7 +73,7 @@ static size_t reversed(size_t i, size_t n) {
     return out;
 }
 
-/* Powers of `root` into `table`; those of the last stages once more into `leaf`, as kernels.inc.h walks through its squares. */
+/* Powers of `root` into `table`; those of the last stages once more into `leaf`, in the order of use. */
 static int fill(const struct focal_prime *p, uint64_t root, int upwards, struct factors *table, struct factors *leaf) {
     size_t lanes = p->m.kernels->lanes, n = p->n, at = 0;
     uint64_t *powers = malloc(n * sizeof *powers);
@@ -87,7 +88,8 @@ static int fill(const struct focal_prime *p, uint64_t root, int upwards, struct 
         for (size_t step = 2; step <= lanes; step *= 2) {
             size_t parts = upwards ? lanes / step : step / 2; /* blocks of this stage in a block of `lanes` words */
             for (size_t part = 0; part < parts; part++)
-                for (size_t lane = 0; lane < lanes; lane++) put_factor(leaf, at++, powers[(block + lane) * parts + part], &p->m);
+                for (size_t lane = 0; lane < lanes; lane++)
+                    put_factor(leaf, at++, powers[(block + lane) * parts + part], &p->m);
         }
     free(powers);
     return 1;

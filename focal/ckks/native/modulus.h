@@ -18,10 +18,10 @@ struct kernels;
 
 struct modulus {
     uint64_t q;
-    int bits;              /* 2^(bits - 1) <= q < 2^bits */
-    uint64_t barrett;      /* floor(2^(bits + 63) / q), at most 2^64 - 1 */
-    uint64_t inverse_32;   /* q^-1 modulo 2^32; of odd q */
-    double reciprocal;     /* 1 / q */
+    int bits;            /* 2^(bits - 1) <= q < 2^bits */
+    uint64_t barrett;    /* floor(2^(bits + 63) / q), at most 2^64 - 1 */
+    uint64_t inverse_32; /* q^-1 modulo 2^32; of odd q */
+    double reciprocal;   /* 1 / q */
     const struct kernels *kernels;
 };
 
@@ -38,13 +38,13 @@ struct factors {
 struct focal_prime {
     struct modulus m;
     size_t n;
-    /* Powers of the root and of its inverse in bit-reversed order, as in Longa and Naehrig 2016. Entry 1 belongs to the first butterflies'
-     * one block, entries 2 and 3 to the next two: block b's halves are blocks 2 b and 2 b + 1. */
+    /* Powers of the root and of its inverse in bit-reversed order, as in Longa and Naehrig 2016. Entry 1 belongs to the
+     * first butterflies' one block, entries 2 and 3 to the next two: block b's halves are blocks 2 b and 2 b + 1. */
     struct factors forward, inverse;
     /* The same for the last (the inverse's first) stages, in the order in which they are used (kernels.inc.h). */
     struct factors forward_leaf, inverse_leaf;
-    uint64_t root_inverse_1; /* entry 1 of `inverse`, and 1 / n: as residues, for inverse transforms that multiply as well */
-    uint64_t n_inverse;
+    /* Entry 1 of `inverse`, and 1 / n, as residues: for inverse transforms that multiply as well. */
+    uint64_t root_inverse_1, n_inverse;
 };
 
 struct modulus modulus_of(int variant, uint64_t q);

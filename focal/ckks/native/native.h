@@ -1,15 +1,16 @@
-/* CKKS on limbs: the calls that Python makes. cffi reads this file too (build.py), so it holds declarations and nothing else.
+/* CKKS on limbs: the calls that Python makes. cffi reads this file too (build.py): it holds declarations only.
  *
- * A limb is n residues of one prime as uint64_t, below the prime. Polynomials are in OpenFHE's evaluation order in and out: entry j is the
- * value at root^(2 rev(j) + 1). A polynomial of L limbs is L limbs one after the other; its k-th limb is modulo the k-th prime.
- * No call keeps a pointer, none has state beyond its arguments, and none touches Python: all run without the GIL, in any number of threads.
+ * A limb is n residues of one prime as uint64_t, below the prime. Polynomials are in OpenFHE's evaluation order in and
+ * out: entry j is the value at root^(2 rev(j) + 1). A polynomial of L limbs is L limbs one after the other; its k-th
+ * limb is modulo the k-th prime. No call keeps a pointer, none has state beyond its arguments, and none touches Python:
+ * all run without the GIL, in any number of threads.
  */
 
 /* ---- the library ---- */
 
 /* The digest of all source files (build.py). */
 const char *focal_made_from(void);
-/* Kernels that this processor runs, best last, as a mask of 1 << FOCAL_...; a test build emulates the last on any processor. */
+/* Kernels that this processor runs, best last, as a mask of 1 << FOCAL_...; a test build emulates the last. */
 enum { FOCAL_PORTABLE = 0, FOCAL_AVX2 = 1, FOCAL_IFMA = 2 };
 int focal_variants(void);
 
@@ -23,7 +24,8 @@ void focal_add(int variant, const uint64_t *x, const uint64_t *y, uint64_t q, si
 void focal_subtract(int variant, const uint64_t *x, const uint64_t *y, uint64_t q, size_t n, uint64_t *out);
 void focal_multiply(int variant, const uint64_t *x, const uint64_t *y, uint64_t q, size_t n, uint64_t *out);
 /* offset + sum of words[i] 2^(bits i), modulo q; any words. */
-void focal_residues(const uint64_t *const *words, size_t count, int bits, uint64_t offset, uint64_t q, size_t n, uint64_t *out);
+void focal_residues(const uint64_t *const *words, size_t count, int bits, uint64_t offset, uint64_t q, size_t n,
+                    uint64_t *out);
 
 /* ---- bytes: a residue is its `width` (1 to 8) low bytes, least first ---- */
 
@@ -48,7 +50,8 @@ void focal_inverse(const focal_prime *prime, const uint64_t *in, uint64_t *out);
 
 typedef struct focal_ring focal_ring;
 
-/* `digit` limbs make one digit of hybrid key switching (at most 4, as are the primes of P). The primes must outlive the ring. */
+/* `digit` limbs make one digit of hybrid key switching (at most 4, as many as P has primes at most).
+ * The primes must outlive the ring. */
 focal_ring *focal_ring_new(const focal_prime *const *primes, size_t limbs, size_t special, size_t digit);
 void focal_ring_free(focal_ring *ring);
 /* How many digits a polynomial of `limbs` limbs has. */
@@ -62,10 +65,11 @@ void focal_ring_multiply(const focal_ring *ring, size_t limbs, const uint64_t *x
 void focal_ring_scale(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *factors, uint64_t *out);
 /* out[l][i] = x[l][places[i]]: an automorphism, of `limbs` limbs. Not in place. */
 void focal_permute(size_t n, size_t limbs, const uint64_t *x, const uint32_t *places, uint64_t *out);
-/* (t0, t1, t2) [+]= sum of (x0, x1)(y0, y1) over `count` pairs: t0 = x0 y0, t1 = x0 y1 + x1 y0, t2 = x1 y1. x[k] and y[k] are two
- * polynomials with x_limbs and y_limbs limbs, of which the first `limbs` are read. `onto`: t's old value is added. */
-void focal_products(const focal_ring *ring, size_t limbs, size_t count, const uint64_t *const *x, size_t x_limbs, const uint64_t *const *y,
-                    size_t y_limbs, int onto, uint64_t *t);
+/* (t0, t1, t2) [+]= sum of (x0, x1)(y0, y1) over `count` pairs: t0 = x0 y0, t1 = x0 y1 + x1 y0, t2 = x1 y1. x[k] and
+ * y[k] are two polynomials with x_limbs and y_limbs limbs, of which the first `limbs` are read. `onto`: t's old value
+ * is added. */
+void focal_products(const focal_ring *ring, size_t limbs, size_t count, const uint64_t *const *x, size_t x_limbs,
+                    const uint64_t *const *y, size_t y_limbs, int onto, uint64_t *t);
 
 /* Polynomials that one call divides, at most. */
 enum { FOCAL_ELEMENTS = 3 };
@@ -73,18 +77,21 @@ enum { FOCAL_ELEMENTS = 3 };
 size_t focal_scratch(const focal_ring *ring);
 /* The last limb is dropped and the rest divided by its prime, rounded, of each polynomial: OpenFHE's
  * DropLastElementAndScale. */
-void focal_rescale(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
+void focal_rescale(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch,
+                   uint64_t *out);
 /* Limb 0 as it is, and the other limbs of the same polynomial, whose coefficients are smaller than q_0 / 2. */
 void focal_lift(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
 
-/* Hybrid key switching in three pieces (Han and Ki 2020). Extended polynomials have limbs + special limbs, those of P last. */
+/* Hybrid key switching in pieces (Han and Ki 2020). Extended polynomials have limbs + special limbs, P's last. */
 /* Digits of x, each an extended polynomial: digits[d][limbs + special][n]. */
 void focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *digits);
-/* (out0, out1) = sum of digits[d] (b[d], a[d]), out0 and out1 extended polynomials one after the other. b and a have one polynomial of all
- * the ring's primes per digit; for a shorter digit set the limbs between are passed over. */
-void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a, uint64_t *out);
+/* (out0, out1) = sum of digits[d] (b[d], a[d]), out0 and out1 extended polynomials one after the other. b and a have
+ * one polynomial of all the ring's primes per digit; for a shorter digit set the limbs between are passed over. */
+void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a,
+                 uint64_t *out);
 /* Both at once, for one key. */
-void focal_switch(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *b, const uint64_t *a, uint64_t *scratch,
-                  uint64_t *out);
+void focal_switch(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *b, const uint64_t *a,
+                  uint64_t *scratch, uint64_t *out);
 /* x / P by OpenFHE's approximate base conversion, of extended polynomials. */
-void focal_mod_down(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out);
+void focal_mod_down(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch,
+                    uint64_t *out);

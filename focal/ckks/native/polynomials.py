@@ -1,4 +1,4 @@
-"""Arithmetic of one scheme's polynomials on the C kernels: arrays (..., limbs, N) of uint64 in OpenFHE's evaluation order.
+"""Arithmetic of one scheme's polynomials on the C kernels: arrays (..., limbs, N) in OpenFHE's evaluation order.
 
 Hybrid key switching (Han and Ki 2020) comes in pieces, so that several switches share one or sum before another::
 
@@ -18,12 +18,21 @@ from focal.ckks.native import Library, Words
 
 
 class Polynomials:
-    """The primes ``moduli`` of Q and ``special`` of P with their ``roots``, ring degree ``n``, ``digit`` limbs to a digit.
+    """The primes ``moduli`` of Q and ``special`` of P with their ``roots``, ring ``n``, ``digit`` limbs to a digit.
 
-    Raises ValueError for primes that the kernels do not take (native.h). Arrays in are contiguous; arrays out are new, or ``out``.
+    Raises ValueError for primes that the kernels do not take (native.h). Arrays in are contiguous; arrays out are new,
+    or ``out``.
     """
 
-    def __init__(self, library: Library, moduli: Sequence[int], special: Sequence[int], roots: Sequence[int], n: int, digit: int) -> None:
+    def __init__(
+        self,
+        library: Library,
+        moduli: Sequence[int],
+        special: Sequence[int],
+        roots: Sequence[int],
+        n: int,
+        digit: int,
+    ) -> None:
         self.library, self.n, self.digit = library, n, digit
         self.moduli, self.special = tuple(moduli), tuple(special)
         self._primes = [library.prime(q, root, n) for q, root in zip((*moduli, *special), roots, strict=True)]
@@ -37,7 +46,7 @@ class Polynomials:
         self._scratch = library.c.focal_scratch(self._ring)
 
     def _each(self, function: Any, x: Words, *others: Words, out: Words | None = None) -> Words:
-        """``function`` of every element of ``x`` with the same one of ``others``; one without elements goes with all."""
+        """``function`` of each element of ``x`` with the same one of ``others``; one without elements goes with all."""
         result = self.library.empty(*x.shape) if out is None else out
         limbs, words = x.shape[-2], self.library.words
         for i, place in enumerate(result.reshape(-1, limbs, self.n)):
@@ -76,7 +85,7 @@ class Polynomials:
         return out
 
     def products(self, xs: Sequence[Words], ys: Sequence[Words], limbs: int, onto: Words | None = None) -> Words:
-        """(3, limbs, N): the sum of products of ciphertexts (2, L, N), without relinearisation, on top of ``onto``, which is changed.
+        """(3, limbs, N): the sum of products of ciphertexts (2, L, N), not relinearised, on ``onto``, which is changed.
 
         Every x has one number of limbs, every y has one, and at least ``limbs``; the first ``limbs`` are used.
         """
@@ -86,7 +95,8 @@ class Polynomials:
         total = self.library.empty(3, limbs, self.n) if onto is None else onto
         (x, _x), (y, _y) = self.library.rows(xs), self.library.rows(ys)
         x_limbs, y_limbs = (s[0].shape[1] if s else limbs for s in (xs, ys))
-        self.library.c.focal_products(self._ring, limbs, len(xs), x, x_limbs, y, y_limbs, onto is not None, self.library.words(total))
+        onto_it, words = onto is not None, self.library.words(total)
+        self.library.c.focal_products(self._ring, limbs, len(xs), x, x_limbs, y, y_limbs, onto_it, words)
         return total
 
     def rescale(self, x: Words) -> Words:

@@ -1,6 +1,6 @@
 /* Polynomials modulo q_0 q_1 ...: limb by limb, and what moves between primes (rescaling, hybrid key switching).
  *
- * The approximate base conversion of Halevi, Polyakov and Shoup (2019) takes x modulo D = d_0 d_1 ... to another prime t:
+ * The approximate base conversion of Halevi, Polyakov and Shoup (2019) takes x modulo D = d_0 d_1 ... to a prime t:
  *
  *     sum of [x (D / d_i)^-1 mod d_i] (D / d_i)  modulo t        = x + e D with a small e >= 0
  *
@@ -80,7 +80,8 @@ focal_ring *focal_ring_new(const focal_prime *const *primes, size_t limbs, size_
     int made = ring->primes && ring->digits && ring->single;
     if (made) memcpy(ring->primes, primes, (limbs + special) * sizeof *primes);
     for (size_t l = 0; l < limbs && made; l++)
-        made = base_make(ring, l / digit * digit, l % digit + 1, ring->digits + l) && base_make(ring, l, 1, ring->single + l);
+        made = base_make(ring, l / digit * digit, l % digit + 1, ring->digits + l) &&
+               base_make(ring, l, 1, ring->single + l);
     if (!made || !base_make(ring, limbs, special, &ring->whole)) {
         focal_ring_free(ring);
         return NULL;
@@ -109,26 +110,30 @@ size_t focal_digits(const focal_ring *ring, size_t limbs) {
 
 void focal_ring_add(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *y, uint64_t *out) {
     const struct modulus *m;
-    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n) kernels_at(ring, l, &m)->add(m->q, ring->n, x + at, y + at, out + at);
+    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n)
+        kernels_at(ring, l, &m)->add(m->q, ring->n, x + at, y + at, out + at);
 }
 
 void focal_ring_subtract(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *y, uint64_t *out) {
     const struct modulus *m;
-    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n) kernels_at(ring, l, &m)->subtract(m->q, ring->n, x + at, y + at, out + at);
+    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n)
+        kernels_at(ring, l, &m)->subtract(m->q, ring->n, x + at, y + at, out + at);
 }
 
 void focal_ring_multiply(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *y, uint64_t *out) {
     const struct modulus *m;
-    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n) kernels_at(ring, l, &m)->multiply(m, ring->n, x + at, y + at, out + at);
+    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n)
+        kernels_at(ring, l, &m)->multiply(m, ring->n, x + at, y + at, out + at);
 }
 
 void focal_ring_scale(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *factors, uint64_t *out) {
     const struct modulus *m;
-    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n) kernels_at(ring, l, &m)->scale(m, ring->n, x + at, factors[l], out + at);
+    for (size_t l = 0, at = 0; l < limbs; l++, at += ring->n)
+        kernels_at(ring, l, &m)->scale(m, ring->n, x + at, factors[l], out + at);
 }
 
-void focal_products(const focal_ring *ring, size_t limbs, size_t count, const uint64_t *const *x, size_t x_limbs, const uint64_t *const *y,
-                    size_t y_limbs, int onto, uint64_t *t) {
+void focal_products(const focal_ring *ring, size_t limbs, size_t count, const uint64_t *const *x, size_t x_limbs,
+                    const uint64_t *const *y, size_t y_limbs, int onto, uint64_t *t) {
     const struct modulus *m;
     size_t n = ring->n;
     for (size_t l = 0; l < limbs; l++) {
@@ -174,9 +179,9 @@ static const struct base *digit_at(const focal_ring *ring, size_t limbs, size_t 
     return ring->digits + last - 1;
 }
 
-/* Limb l of a digit that is extended to all primes: modulo its own primes nothing changes. x: all limbs; y: from `leave`. */
-static void extend(const focal_ring *ring, const struct base *base, size_t limbs, const uint64_t *x, const uint64_t *y, size_t l,
-                   uint64_t *out) {
+/* Limb l of a digit extended to all primes: modulo its own ones nothing changes. x: all limbs; y: from `leave`. */
+static void extend(const focal_ring *ring, const struct base *base, size_t limbs, const uint64_t *x, const uint64_t *y,
+                   size_t l, uint64_t *out) {
     if (l >= base->first && l < base->first + base->count)
         memcpy(out, x + l * ring->n, ring->n * sizeof *x);
     else
@@ -188,27 +193,31 @@ void focal_mod_up(const focal_ring *ring, size_t limbs, const uint64_t *x, uint6
     for (size_t first = 0; first < limbs; first += ring->digit) {
         const struct base *base = digit_at(ring, limbs, first);
         leave(ring, base, x + first * n, scratch);
-        for (size_t l = 0; l < limbs + ring->special; l++, digits += n) extend(ring, base, limbs, x, scratch, l, digits);
+        for (size_t l = 0; l < limbs + ring->special; l++, digits += n)
+            extend(ring, base, limbs, x, scratch, l, digits);
     }
 }
 
 /* Limb l of the inner product, from the same limb of every digit, `step` words apart. */
-static void inner_at(const focal_ring *ring, size_t limbs, size_t l, const uint64_t *digits, size_t step, const uint64_t *b,
-                     const uint64_t *a, uint64_t *out) {
+static void inner_at(const focal_ring *ring, size_t limbs, size_t l, const uint64_t *digits, size_t step,
+                     const uint64_t *b, const uint64_t *a, uint64_t *out) {
     size_t n = ring->n, t = prime_at(ring, limbs, l);
     const struct modulus *m;
-    kernels_at(ring, t, &m)->inner(m, n, focal_digits(ring, limbs), digits, step, b + t * n, a + t * n, all_primes(ring) * n, out + l * n,
-                                   out + (limbs + ring->special + l) * n);
+    uint64_t *out0 = out + l * n, *out1 = out0 + (limbs + ring->special) * n;
+    const struct kernels *kernels = kernels_at(ring, t, &m);
+    size_t count = focal_digits(ring, limbs), key_step = all_primes(ring) * n;
+    kernels->inner(m, n, count, digits, step, b + t * n, a + t * n, key_step, out0, out1);
 }
 
-void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a, uint64_t *out) {
+void focal_inner(const focal_ring *ring, size_t limbs, const uint64_t *digits, const uint64_t *b, const uint64_t *a,
+                 uint64_t *out) {
     size_t extended = limbs + ring->special;
     for (size_t l = 0; l < extended; l++) inner_at(ring, limbs, l, digits + l * ring->n, extended * ring->n, b, a, out);
 }
 
-/* Prime by prime: the digits' limbs and the tables of one prime's transform are still in the cache when they are used again. */
-void focal_switch(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *b, const uint64_t *a, uint64_t *scratch,
-                  uint64_t *out) {
+/* Prime by prime: the digits' limbs and one prime's tables are still in the cache when they are used again. */
+void focal_switch(const focal_ring *ring, size_t limbs, const uint64_t *x, const uint64_t *b, const uint64_t *a,
+                  uint64_t *scratch, uint64_t *out) {
     size_t n = ring->n;
     uint64_t *y = scratch, *row = scratch + limbs * n;
     for (size_t first = 0; first < limbs; first += ring->digit)
@@ -220,10 +229,10 @@ void focal_switch(const focal_ring *ring, size_t limbs, const uint64_t *x, const
     }
 }
 
-/* (x - [x mod D]) / D for the base D, whose limbs stand at x + at n, of several polynomials with `step` limbs each. [x mod D] of one
- * prime is centred about zero. Prime by prime, as in focal_switch. */
-static void divide(const focal_ring *ring, const struct base *base, size_t elements, size_t limbs, size_t step, const uint64_t *x,
-                   size_t at, uint64_t *scratch, uint64_t *out) {
+/* (x - [x mod D]) / D for the base D, whose limbs stand at x + at n, of several polynomials with `step` limbs each. [x
+ * mod D] of one prime is centred about zero. Prime by prime, as in focal_switch. */
+static void divide(const focal_ring *ring, const struct base *base, size_t elements, size_t limbs, size_t step,
+                   const uint64_t *x, size_t at, uint64_t *scratch, uint64_t *out) {
     size_t n = ring->n, part = base->count * n;
     uint64_t *y = scratch, *rest = scratch + elements * part;
     for (size_t e = 0; e < elements; e++) leave(ring, base, x + (e * step + at) * n, y + e * part);
@@ -238,11 +247,13 @@ static void divide(const focal_ring *ring, const struct base *base, size_t eleme
         }
 }
 
-void focal_mod_down(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
+void focal_mod_down(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch,
+                    uint64_t *out) {
     divide(ring, &ring->whole, elements, limbs, limbs + ring->special, x, limbs, scratch, out);
 }
 
-void focal_rescale(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch, uint64_t *out) {
+void focal_rescale(const focal_ring *ring, size_t elements, size_t limbs, const uint64_t *x, uint64_t *scratch,
+                   uint64_t *out) {
     divide(ring, ring->single + limbs - 1, elements, limbs - 1, limbs, x, limbs - 1, scratch, out);
 }
 

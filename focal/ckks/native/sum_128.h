@@ -1,4 +1,5 @@
-/* Sums of products of residues below 2^60, one at a time in 128 bits: the processor's own 64-bit product is hard to beat here. */
+/* Sums of products of residues below 2^60, one at a time in 128 bits: the processor's own 64-bit product is hard to
+ * beat here. */
 #pragma once
 #include "kernels.h"
 

@@ -1,7 +1,7 @@
 """The C kernels give numpy's and OpenFHE's residues, bit for bit: in every variant, at both ring sizes, at the edges.
 
-The library is compiled here with IFMA emulated, so that all three variants run on any processor; the one that is installed
-is used by everything else, and compared in ``test_what_is_installed_is_what_is_used``.
+The library is compiled here with IFMA emulated, so that all three variants run on any processor; the one that is
+installed is used by everything else, and compared in ``test_what_is_installed_is_what_is_used``.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def test_transforms_are_numpys(library: Library, plain: None, n: int) -> None:
 @pytest.mark.parametrize("q", [(1 << 46) - 3407871, (1 << 50) - 3014655, (1 << 50) + 1179649, (1 << 60) - 262143])
 @pytest.mark.parametrize("n", [1 << 8, 1 << 9, 1 << 13, 1 << 16])
 def test_transforms_at_the_ends_of_every_arithmetic(library: Library, plain: None, q: int, n: int) -> None:
-    """The largest primes below 2^46, 2^50 and 2^60, and the smallest above 2^50, for the smallest and the largest rings."""
+    """The largest primes below 2^46, 2^50 and 2^60, the smallest above 2^50; the smallest and the largest rings."""
     assert q % (1 << 17) == 1
     root = next(r for g in range(2, 100) if pow(r := pow(g, (q - 1) // (2 * n), q), n, q) == q - 1)
     prime = library.prime(q, root, n)
@@ -330,7 +330,7 @@ def switched(k: Polynomials, x: np.ndarray, key: tuple[np.ndarray, np.ndarray]) 
 @pytest.mark.parametrize("kind", ["encrypted", "edges"])
 @pytest.mark.parametrize("n", RINGS)
 def test_polynomials_are_openfhes(library: Library, n: int, kind: str) -> None:
-    """Sum, difference, product, relinearisation, rotation, rescaling, at every number of limbs; at the large ring at some."""
+    """Sums, product, relinearisation, rotation, rescaling, at every number of limbs; in the large ring two."""
     t, k = theirs(n), polynomials(library, n)
     for limbs in range(1, LIMBS + 1) if n == RINGS[0] else (2, LIMBS - 1):
         a, b = t.pair(limbs, kind)
@@ -351,7 +351,7 @@ def test_polynomials_are_openfhes(library: Library, n: int, kind: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 5, 9, 33])
 def test_sums_of_products_are_numpys(library: Library, plain: None, count: int) -> None:
-    """As many as fit a sum before it is reduced, and more; of the largest residues too; on top of others; at fewer limbs."""
+    """As many as fit a sum before it is reduced, and more; the largest residues; on top of others; at fewer limbs."""
     s, k, limbs = scheme(1 << 14), polynomials(library, 1 << 14), 2
     rng = np.random.default_rng(count)
     xs, ys = ([np.empty((2, m, s.n), np.uint64) for _ in range(count)] for m in (3, 2))
@@ -485,9 +485,11 @@ for variant in t.Library.variants(module):
     library = t.Library(module, variant)
     for width in range(1, 9): t.test_bytes_and_back(library, width)
     t.test_what_ends_too_soon_is_not_read(library)
-    for q in (97, (1 << 46) - 21, (1 << 60) - 93, (1 << 61) - 1): t.test_sums_and_products_are_those_of_integers(library, q, 257)
+    for q in (97, (1 << 46) - 21, (1 << 60) - 93, (1 << 61) - 1):
+        t.test_sums_and_products_are_those_of_integers(library, q, 257)
     for q in t.scheme(1 << 14).moduli[:2]: t.test_residues_of_words_are_those_of_integers(library, q)
-    for n in (1 << 8, 1 << 9, 1 << 13): t.test_transforms_at_the_ends_of_every_arithmetic(library, None, (1 << 46) - 3407871, n)
+    for n in (1 << 8, 1 << 9, 1 << 13):
+        t.test_transforms_at_the_ends_of_every_arithmetic(library, None, (1 << 46) - 3407871, n)
     for kind in ("encrypted", "edges"): t.test_polynomials_are_openfhes(library, 1 << 14, kind)
     t.test_threads_share_everything(library)
     print(variant)

@@ -61,7 +61,8 @@ class Compared:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            theirs, ours = (getattr(getattr(self, which), name)(*(each(a, which) for a in arguments)) for which in ("theirs", "ours"))
+            theirs = getattr(self.theirs, name)(*(each(a, "theirs") for a in arguments))
+            ours = getattr(self.ours, name)(*(each(a, "ours") for a in arguments))
             with self._lock:
                 self.calls[name] += 1
             if name == "rotations":
