@@ -25,8 +25,8 @@ from focal.ckks.openfhe_evaluator import OpenFheEvaluator
 from focal.ckks.scheme import DIGITS, LIMBS, Scheme
 from focal.heads.joint.layout import InteractiveLayout
 from focal.heads.joint.twin import Update
-from focal.heads.linear.cost import layout_for
 from focal.heads.linear.engine import zero_weights
+from focal.heads.linear.layout import Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars
 
@@ -92,7 +92,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_blind_step_has_openfhes_limbs(compared: None) -> None:
     """Two class groups, two blocks, folds of every kind; both refreshes."""
-    layout = layout_for(8192, 32, 8, 600, 4, 4)
+    layout = Layout(8192, 32, 8, 600, 4, 4, 2)
     run = Rehearsal(layout, custodians=2, run="native blind")
     rng = np.random.default_rng(0)
     x, targets = rng.standard_normal((600, 32)), 0.5 - rng.integers(0, 2, (600, 8)).astype(float)
@@ -126,7 +126,7 @@ def test_a_joint_step_has_openfhes_limbs(compared: None) -> None:
 
 def test_a_difference_would_be_seen(compared: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one residue of one key switch."""
-    layout = layout_for(8192, 16, 2, 100, 2, 1)
+    layout = Layout(8192, 16, 2, 100, 2, 1, 4)
     run = Rehearsal(layout, custodians=2, run="native wrong")
     ct, rotation = run.encrypt(np.ones(8192)), layout.rotations[0]
     run.scheme.evaluator.rotate(ct, rotation)
