@@ -153,7 +153,8 @@ class ProjectionConfig(Model):
 class TrainingConfig(Model):
     """Full-batch gradient descent of the one-vs-rest head."""
 
-    steps: int = Field(5, ge=1, le=50)
+    steps: int = Field(5, ge=2, le=50)
+    """One step alone would release a gradient whose noise its institution knows (SECURITY.md, "What is not protected")."""
     ridge: float = Field(0.1, gt=0, le=1)
     degree: Literal[3, 5, 7] = 3
     """Degree of the sigmoid polynomial; 5 and 7 cost one more refresh per block and class group."""

@@ -78,8 +78,10 @@ def check_not_ended(party: Party) -> None:
 
 
 def give_up(party: Party, error: Exception) -> None:
-    """What speaks against the run ends it for good: remembered in the party's folder, and told to the others."""
+    """What speaks against the run ends it for good: secrets are deleted, it is remembered in the party's folder, and told to the others."""
     if isinstance(error, ProtocolError) and getattr(error, "reason", "") not in PASSING:
+        with contextlib.suppress(OSError):
+            party.forget_secrets()
         with contextlib.suppress(OSError):
             private_write(party.folder / "aborted", f"{printable(str(error), keep=chr(10))}\n".encode())
         party.abort(error)

@@ -48,6 +48,16 @@ def test_the_guard_by_itself_refuses_ciphertexts_of_the_servers_own_making(stage
         assert shares(c, "custodian-1") == []
 
 
+def test_a_run_that_was_ended_leaves_no_key_share(stage: Stages) -> None:
+    """Refused for any reason: here in lockstep, with requests that spell out the shares of all who have answered before."""
+    with stage.at("uploaded") as c:
+        assert list(c.folder("custodian-1").glob("secret-*.key"))
+        c.start("server", prelude=lying("ForgedRefresh('constant', 'shifted')"))
+        c.start("custodian-1", "custodian-2")
+        assert reason(c, "custodian-1") == "lockstep"
+        assert not list(c.folder("custodian-1").glob("*.key"))
+
+
 def test_small_ciphertexts_pass_the_guard_and_nothing_else_may(stage: Stages) -> None:
     """An institution's labels as they are: nothing is seen of them, but they are not what was agreed. That is lockstep's to refuse."""
     with stage.at("uploaded") as c:

@@ -82,8 +82,8 @@ class Library:
         return [name for i, name in enumerate(VARIANTS) if mask >> i & 1]
 
     def words(self, array: Words) -> Any:
-        """A contiguous array as C sees it."""
-        return self.ffi.from_buffer("uint64_t[]", array)
+        """A contiguous array as C sees it. What was read out of the middle of some bytes may lie between words: of it, a copy."""
+        return self.ffi.from_buffer("uint64_t[]", array if array.flags.aligned else array.copy())
 
     def rows(self, arrays: Sequence[Words]) -> tuple[Any, Any]:
         """Several arrays as pointers to each, and what keeps them alive."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from focal.custody import opening
 from focal.errors import FocalError, Refused
+from focal.heads.joint.layout import SCALE, InteractiveLayout
 from focal.heads.joint.twin import Update
 
 MIN_CONTRIBUTORS = 3
@@ -69,6 +70,16 @@ def head_noise(update: Update, steps: int, rows: int, copies: int, custodians: i
     each = custodians / 3 * (ROUNDING**2 / copies + (TURNED_NOISE * update.rate) ** 2 / rows)
     b = update.momentum
     return math.sqrt(each * sum(((1 - b**k) / (1 - b)) ** 2 for k in range(1, steps + 1)))
+
+
+def request_size(update: Update, layout: InteractiveLayout, fewest: int) -> float:
+    """Bound on a slot of the head that is handed to the refresh, before the mean over its copies; ``fewest``: rows of a step at least.
+
+    One copy sums over its own rows, and the rate of all is on them: 64 (w + rate 2 sqrt(R) m / n) for weights of size 1, derivatives of
+    at most 1 and activations of at most 2 sqrt(R) (their norm where a bottleneck clips it). What the others' masks hide of it:
+    :attr:`focal.custody.refresh.Guard.hiding` is for 2^11.
+    """
+    return SCALE * (1 + update.rate * 2 * layout.features**0.5 * layout.rows / fewest)
 
 
 def check_steps(update: Update, steps: int, rows: int, copies: int, custodians: int) -> None:

@@ -41,10 +41,10 @@ class BlindCustodian(Custodian):
     def _fetch_uploads(self, lists: dict[str, msg.Upload]) -> None:
         """A verifier needs every chunk; they are kept on disk, so that a restart does not fetch them again."""
         wanted = [digest for upload in lists.values() for digest in upload.chunks]
-        for i, digest in enumerate(wanted):
-            if digest not in self.blobs:
-                self.blobs.put(self.net.get(digest))
-            self.report.progress(i + 1, len(wanted))
+        missing = [digest for digest in wanted if digest not in self.blobs]
+        there = len(wanted) - len(missing)
+        for i, _ in enumerate(self.pool.map(lambda digest: self.blobs.put(self.net.get(digest)), missing)):
+            self.report.progress(there + i + 1, len(wanted))
 
     def _answer_plan(self) -> None:
         """``verify: off``: answer the plan's batches in order, for whatever ciphertexts the server presents."""

@@ -17,8 +17,8 @@ from focal.protocols.common.facts import common_facts
 CARRIED_NOISE = release.CARRIED_NOISE
 OWN_PHASES: tuple[str, ...] = ("features",)
 TRUST = (
-    "blind: the institutions are trusted to encrypt honestly; one that does not reads relations on the joint key off the release, whoever "
-    "verifies and guards (SECURITY.md)"
+    "blind: the institutions are trusted to encrypt honestly, and rows of ordinary size; one that does not reads relations on the joint "
+    "key off the release, whoever verifies and guards (SECURITY.md)"
 )
 """What everybody must be told who signs a blind run."""
 

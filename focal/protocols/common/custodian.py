@@ -147,6 +147,11 @@ class Custodian(Party):
         """u_i of the relinearisation key: from the first round until the second is on disk."""
         return self.folder / f"ephemeral-{self.scope[:16]}.key"
 
+    def forget_secrets(self) -> None:
+        """Nobody may go on with the run, so its key share has no use but a thief's: others' shares may be known by now."""
+        if "ledger" in self.__dict__:  # the scope is the run's, and there is a share
+            self._forget(self._key_file, self._ephemeral_file)
+
     def _forget(self, *files: Path) -> None:
         """Unlink key files, for good even if the power fails next. What is in memory ends with the process."""
         for file in files:

@@ -171,6 +171,9 @@ class Party(abc.ABC):
                 hint="settle the cause, then start a new run: this one has used up its keys",
             )
 
+    def forget_secrets(self) -> None:  # noqa: B027
+        """The run was ended for good: delete what has a use in it only."""
+
     def idle(self) -> None:  # noqa: B027
         """Called whenever the board was read; for roles that answer questions at any time."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import InteractiveConfig, LayoutConfig, Manifest, RunConfig
+from focal.custody import refresh
 from focal.errors import ConfigError, Refused
 from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING, InteractiveLayout, row_table
-from focal.heads.joint.limits import HEAD_NOISE, check_steps
+from focal.heads.joint.limits import HEAD_NOISE, check_steps, request_size
 from focal.heads.joint.limits import check_contributors as check
 from focal.heads.joint.twin import Update
 from focal.heads.linear.cost import blob_bytes
@@ -151,7 +153,8 @@ def warnings(manifest: Manifest) -> list[str]:
 def costs(manifest: Manifest) -> str:
     """What a run will cost. Raises :class:`focal.errors.FocalError` when it cannot be."""
     config, shape, owners, n = settings(manifest), layout(manifest), table(manifest), manifest.ckks.ring
-    update(manifest)
+    slot = request_size(update(manifest), shape, config.min_rows_of_others + 1)
+    hidden = refresh.guard(Scheme(manifest.ckks, "costs"), len(manifest.custodians)).others_bits
     custodians, mb, count = len(manifest.custodians), 1e6, total(manifest)
     up = blob_bytes(n, ACTIVATIONS.limbs, 2) + blob_bytes(n, DERIVATIVES.limbs, 2)
     share, opened = blob_bytes(n, 1, 1), blob_bytes(n, OPENING.limbs, 2)
@@ -165,6 +168,8 @@ def costs(manifest: Manifest) -> str:
         f"{count * (len(owners) * up + custodians * asked) / 1e9:.1f} GB at most",
         f"openings:   {2 * len(owners)} a step, {2 * len(owners) * (count - 1)} of at most {config.max_openings_per_key} under this key",
     ]
+    bits = math.log2(slot) + manifest.ckks.scale_bits
+    lines.append(f"refreshes:  of less than 2^{bits:.0f} a coefficient; others' masks hide that to 2^{bits - hidden:.0f}")
     if manifest.start is None:
         lines.append("start:      a blind run's projection and an untrained head; a trained one takes a minute more (start: RUN)")
     if count < config.steps:
