@@ -87,27 +87,28 @@ def test_a_custodian_that_lies_in_its_share(stage: Stages) -> None:
     request holds 2^125 times sums of patients' features; the guard's share is missing, so nobody sees anything of it."""
     item = "train/0/weights/-/0/-"
     with stage.at("uploaded") as c:
+        shares_of_others = others(c)
         c.start("server", "custodian-1", "custodian-2")
         c.start("custodian-3", prelude=prelude(f"lies_in('h1', 125, {item!r})"))
         refused_by_range(c, LOGITS)
         assert {topic for who, topic, _ in c.bodies(msg.RefreshShares) if who == "custodian-1"} == {WEIGHTS}
         for p in ("server", "custodian-2", "custodian-3"):
             assert c.processes[p].end() == 1 and "'custodian-1' ended the run" in c.processes[p].errors
-        uniform(c, LOGITS)
+        uniform(c, LOGITS, shares_of_others)
 
 
-def uniform(c: Consortium, topic: str) -> None:
+def others(c: Consortium) -> list[bytes]:
+    """The key files of both other custodians, which are deleted when the run is ended."""
+    return [next(c.folder(name).glob("secret-*.key")).read_bytes() for name in ("custodian-2", "custodian-3")]
+
+
+def uniform(c: Consortium, topic: str, files: list[bytes]) -> None:
     """The request and both other custodians' shares *and keys*, added up: without the guard's they are uniform modulo 2^150."""
     run_id = next(body.run_id for _, _, body in c.bodies(msg.RunStart))
     scheme, blobs = Scheme(c.manifest.ckks, run_id), Blobs(c.folder("server") / "blobs")
     asked = next(body for _, about, body in c.bodies(msg.RefreshRequest) if about == topic)
     primes = scheme.moduli[:REFRESH_LIMBS]
-    secrets = [
-        keys.SecretShare.load(scheme, bytes.fromhex(run_id), file.read_bytes()).limbs
-        for name in ("custodian-2", "custodian-3")
-        for file in c.folder(name).glob("secret-*.key")
-    ]
-    assert len(secrets) == 2
+    secrets = [keys.SecretShare.load(scheme, bytes.fromhex(run_id), data).limbs for data in files]
     for digest in asked.ciphertexts:
         c0, c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
         total = ring.total([c0, *([ring.multiply(x, y, q) for x, y, q in zip(s, c1, primes, strict=False)] for s in secrets)], primes)
@@ -120,11 +121,12 @@ def test_an_institution_that_uploads_no_encryption(stage: Stages) -> None:
     """hospital-b's targets are (0, 2^135): lockstep computes with them as everybody does. The first gradient would be a multiple of s."""
     assert CONSTANT == 1 << 135
     with stage.at("keyed") as c:
+        shares_of_others = others(c)
         c.start("server", *c.custodians)
         c.start("hospital-a", "hospital-c")
         c.start("hospital-b", prelude=prelude(f"malforms('blind.institution', {UPLOADED_TARGET_LIMBS})"))
         refused_by_range(c, WEIGHTS)
-        uniform(c, WEIGHTS)
+        uniform(c, WEIGHTS, shares_of_others)
 
 
 def test_a_refusal_whose_word_was_lost_is_said_after_a_restart(stage: Stages) -> None:
