@@ -69,6 +69,10 @@ class Centred:
             place *= prime
         return value - np.where(self._negative, np.uint64(place % 2**64), np.uint64(0))
 
+    def divided(self, shift: int, q: int) -> Limb:
+        """round(x / 2^shift) modulo q (:func:`divided`)."""
+        return divided(self.residue(q), self.low, shift, q) if shift else self.residue(q)
+
 
 def divided(residue: Limb, low: Limb, shift: int, q: int) -> Limb:
     """round(x / 2^shift) modulo q, of integers x with this ``residue`` modulo q and these ``low`` 64 bits; halves go up. shift < 63.

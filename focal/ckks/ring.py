@@ -248,10 +248,19 @@ def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
     return multiply(values, np.full(n, pow(n, -1, q), dtype=np.uint64), q)
 
 
+def exponent(n: int, rotation: int) -> int:
+    """The k of X -> X^k that rotates the slots by ``rotation``: 5^rotation modulo 2N. 2N - 1, OpenFHE's number for complex conjugation,
+    is that already."""
+    return rotation if rotation == 2 * n - 1 else pow(5, rotation % (n // 2), 2 * n)
+
+
+@functools.lru_cache(maxsize=256)
 def automorphism(n: int, k: int) -> NDArray[np.int64]:
     """Where a polynomial's evaluation form has the values of the same at X^k, for odd k: entry j is that at root^(2 rev(j) + 1)."""
     reverse = bit_reversal(n)
-    return reverse[((2 * reverse + 1) * k % (2 * n) - 1) // 2]
+    places = reverse[((2 * reverse + 1) * k % (2 * n) - 1) // 2]
+    places.flags.writeable = False  # everybody gets the same array
+    return places
 
 
 def centred(coefficients: Limb, q: int) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 import openfhe
 
-from focal.ckks import native
+from focal.ckks import native, ring
 from focal.ckks.evaluator import Evaluator
 from focal.ckks.native.evaluator import NativeEvaluator
 from focal.ckks.openfhe_evaluator import OpenFheEvaluator
@@ -176,8 +176,8 @@ class Scheme:
         return 2 * self.n - 1
 
     def automorphism(self, rotation: int) -> int:
-        """The k of X -> X^k that rotates by ``rotation``: 5^rotation modulo 2N; 2N - 1 for :attr:`conjugation`."""
-        return self.conjugation if rotation == self.conjugation else pow(5, rotation % self.slots, 2 * self.n)
+        """The k of X -> X^k that rotates by ``rotation``, or conjugates."""
+        return ring.exponent(self.n, rotation)
 
     @property
     def security_bits(self) -> int:

@@ -65,16 +65,11 @@ class Map:
     def linear(self, limb: Limb, q: int) -> Limb:
         """L of a polynomial in evaluation form."""
         for k in self.automorphisms:
-            limb = ring.add(limb, limb[_places(len(limb), k)], q)
+            limb = ring.add(limb, limb[ring.automorphism(len(limb), k)], q)
         return limb
 
 
 IDENTITY = Map()
-
-
-@functools.lru_cache(maxsize=64)
-def _places(n: int, k: int) -> NDArray[np.int64]:
-    return ring.automorphism(n, k)
 
 
 @dataclass(frozen=True)
@@ -245,8 +240,7 @@ def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tu
     h1 = [codec.unpack(scheme, codec.refresh_h1(how.limbs), data, name)[0] for name, _, data in shares]
     masked = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(ring.total([c0, *h0], primes), primes, strict=True)]
     value = integers.Centred(masked, primes)
-    low = value.low if how.shift else masked[0]
-    small = [integers.divided(value.residue(q), low, how.shift, q) for q in out]
+    small = [value.divided(how.shift, q) for q in out]
     lifted = [how.linear(ring.ntt(limb, q, scheme.roots[q]), q) for limb, q in zip(small, out, strict=True)]
     return scheme.evaluator.load([ring.total([lifted, *h1], out), list(a[: how.limbs])])
 

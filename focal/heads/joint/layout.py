@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import codec, sampling
+from focal.ckks import codec, ring, sampling
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import LIMBS
 from focal.custody.refresh import Map
@@ -111,7 +111,7 @@ class InteractiveLayout:
     def refresh_map(self, item: str) -> Map:
         """A head is refreshed to all limbs, and to the mean over its copies, each of which has the gradient of its own rows."""
         doublings = range(self.copies.bit_length() - 1)
-        folds = (pow(5, self.lanes * self.features << x, 4 * self.slots) for x in doublings)
+        folds = (ring.exponent(2 * self.slots, self.lanes * self.features << x) for x in doublings)
         return Map(LIMBS, len(doublings), tuple(folds))
 
     @property

@@ -41,6 +41,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks import ring
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import LIMBS
 from focal.custody.refresh import Map
@@ -195,12 +196,11 @@ class Layout:
 
         Logits come as 16 Z / divisor, go out as 2 Re Z, folded over the lanes and brought to z / 8. Weights are folded over i0.
         """
-        order = 4 * self.slots
-        turned = lambda rotations: tuple(pow(5, r, order) for r in rotations)  # noqa: E731
+        turned = lambda rotations: tuple(ring.exponent(2 * self.slots, r) for r in rotations)  # noqa: E731
         kind = item.split("/")[2]
         if kind == "logits":
             shift = round(math.log2(2 * WEIGHT_SCALE / self.divisor / LOGIT_SCALE))
-            return Map(LIMBS, shift, (self.conjugation, *turned(self.lane_folds)))
+            return Map(LIMBS, shift, turned([self.conjugation, *self.lane_folds]))
         return Map(DATA_LIMBS, 0, turned(self.row_folds) if kind == "weights" else ())
 
     # ----------------------------------------------------------------- rows -> slots
