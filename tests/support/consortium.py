@@ -331,6 +331,14 @@ class Process:
             self.child.wait(seconds)
         return self.child.poll() is not None
 
+    def stands(self) -> str:
+        """Where the party is: how it ended, or its last events and where each of its threads stands."""
+        if (status := self.child.poll()) is not None:
+            return f"{self.name} ended with {status}: {self.errors}"
+        self.child.send_signal(signal.SIGUSR1)
+        self.ends_within(2)
+        return f"{self.name} did not end; last: {self.events[-3:]}; {self.errors}"
+
     @property
     def errors(self) -> str:
         """What it wrote to standard error."""
@@ -431,6 +439,8 @@ class Consortium:
             if any(ended) or None not in ended:
                 break
             time.sleep(0.05)
+        else:
+            raise AssertionError("\n".join(process.stands() for process in self.processes.values()))
         # one that failed first: it is why the others still wait
         for name, process in sorted(self.processes.items(), key=lambda item: not item[1].child.poll()):
             status = process.end(max(1.0, deadline - time.monotonic()))

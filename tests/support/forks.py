@@ -11,6 +11,7 @@ Some 400 parties start in this suite. What each runs, its sockets, signals and e
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import json
 import os
@@ -138,6 +139,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = _raise_children(socket.socket(fileno=int(sys.argv[1])))
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR1)  # where every thread stands, to standard error
     os.environ.clear()
     os.environ.update(job["env"])
     if job["limit"]:
