@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from parties import identities, manifest_of
 
-from focal.config import LocalConfig
+from focal.config import VERSION, LocalConfig
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import sign_manifest
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter
+from focal.protocols.start import enter
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)
@@ -132,6 +133,33 @@ def test_an_abort_of_another_run_does_not_hide_a_true_one(agreed: tuple[Path, li
     me.opened(Net(board, [other, abort(SESSION)]), SESSION)
     with pytest.raises(ProtocolError, match="'north' ended the run"):
         me.agree_run()
+
+
+@pytest.mark.parametrize("server", ["has left", "knows it", "does not know it"])
+def test_a_finished_party_that_is_started_again_waits_for_nobody(agreed: tuple[Path, list[bytes], str], server: str) -> None:
+    """Killed after its last word and started once more while the server leaves: found by kills at random moments."""
+    folder, board, run_id = agreed
+    gone = threading.Event()
+
+    class Link(Net):
+        def open(self, timeout: float) -> Any:
+            return msg.Welcome(version=VERSION, session=SESSION)
+
+        def wait(self, after: int, seconds: float) -> list[bytes]:
+            if server == "has left":
+                gone.wait()
+            return super().wait(after, seconds)
+
+    before = party(folder, "custodian-1")
+    before.opened(Net(board if server == "knows it" else list(board)), SESSION)
+    before.agree_run()
+    before.finish()
+    before.journal.close()
+    assert sum(b"finished" in record for record in board) == (server == "knows it")
+    again: Any = party(folder, "custodian-1")
+    goes_on = enter(again, Link(board), wait=0.2 if server == "has left" else 60)
+    assert goes_on == (server == "does not know it")
+    gone.set()
 
 
 def test_reasons_are_cleaned_before_they_are_said(tmp_path: Path) -> None:
