@@ -34,6 +34,17 @@ def private_write(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def forget(*files: Path) -> None:
+    """Unlink files of one folder, for good even if the power fails next; those that are not there stay so."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    folder = os.open(files[0].parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def canonical_json(value: Any) -> bytes:
     """One spelling for one value: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -74,6 +74,7 @@ class EncryptedSum(Sum):
         holders = [f"custodian {i}" for i in range(custodians)]
         with ThreadPoolExecutor(1) as pool:
             self.consortium = Consortium(scheme, self.run_id, holders, None, pool)
+        self.public = self.consortium.public
         self.setup = moved(up={}, down=dict.fromkeys(names, self.consortium.joint_bytes))
         self.grid = 2.0 ** math.ceil(math.log2(SAFE * self.deviation(len(names))))
         """What values are rounded to multiples of, before and after."""
@@ -116,7 +117,7 @@ class EncryptedSum(Sum):
             )
         padded = np.zeros(-(-values.size // self.scheme.slots) * self.scheme.slots)
         padded[: values.size] = GAIN * self._rounded(values)
-        return [codec.encrypt(self.scheme, self.consortium.public, s, FRESH) for s in padded.reshape(-1, self.scheme.slots)]
+        return [codec.encrypt(self.scheme, self.public, s, FRESH) for s in padded.reshape(-1, self.scheme.slots)]
 
     def _shares(self, data: bytes, summands: int) -> list[tuple[str, bytes]]:
         """Every custodian's (name, share) of a sum."""

@@ -205,7 +205,7 @@ class EncryptedRun:
         self.layout = NetworkLayout(self.scheme.slots, outputs)
         self._pool = ThreadPoolExecutor(threads)
         self.consortium = self._make_keys()
-        self.net = EncryptedNetwork(self.scheme, self.layout, self.consortium.public, threads)
+        self.net = EncryptedNetwork(self.scheme, self.layout, self.public, threads)
 
     def close(self) -> None:
         """Forget all evaluation keys of the process."""
@@ -242,6 +242,7 @@ class EncryptedRun:
     def _make_keys(self) -> Consortium:
         """The custodians, after both rounds of the ceremony."""
         made = Consortium(self.scheme, self.run_id, self.custodians, self.layout.rotations, self._pool)
+        self.public = made.public
         for name, sent in made.sent.items():
             self._up[name] += sent
             self._down[name] += sum(made.sent.values()) - sent

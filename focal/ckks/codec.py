@@ -57,6 +57,14 @@ REFRESH_H0 = Kind(2, "refresh share h0", 1, REFRESH_LIMBS)
 DECRYPTION = Kind(4, "decryption share", 1, 1)
 PUBLIC_B = Kind(5, "public-key contribution", 1, LIMBS)
 SWITCHING_B = Kind(6, "key-switching contribution (b half)", DIGITS, LIMBS, extended=True)
+MASKED = Kind(7, "masked message", 1, 0)
+"""Integers of :data:`MASKED_BYTES` bytes instead of residues (:mod:`focal.custody.inputs`)."""
+MASKED_BYTES = 16
+
+
+def input_b(limbs: int) -> Kind:
+    """A custodian's contribution to an input with ``limbs`` limbs."""
+    return Kind(8, f"contribution to an input with {limbs} limbs", 1, limbs)
 
 
 def moduli(scheme: Scheme, kind: Kind) -> tuple[int, ...]:
@@ -84,7 +92,8 @@ def header(scheme: Scheme, kind: Kind) -> bytes:
 
 def size(scheme: Scheme, kind: Kind) -> int:
     """Bytes of a blob of this kind."""
-    return HEADER.size + kind.elements * scheme.n * sum(_width(q) for q in moduli(scheme, kind))
+    width = MASKED_BYTES if kind is MASKED else sum(_width(q) for q in moduli(scheme, kind))
+    return HEADER.size + kind.elements * scheme.n * width
 
 
 def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> bytes:
@@ -107,8 +116,20 @@ def encrypt(scheme: Scheme, public: Any, slots: RealOrComplex, kind: Kind) -> by
 
 
 def fresh(scheme: Scheme, public: Any, slots: RealOrComplex, limbs: int) -> list[list[Limb]]:
-    """(c0, c1), ``limbs`` limbs each, of a fresh encryption of ``slots`` (S,). Another one at each call."""
+    """(c0, c1), ``limbs`` limbs each, of an encryption of ``slots`` (S,) under a joint public key. Another one at each call."""
     return scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, limbs)))
+
+
+def pack_masked(scheme: Scheme, low: Limb, high: Limb) -> bytes:
+    """Canonical bytes of N integers below 2^128, given as their lower and upper 64 bits: 16 bytes each, least first."""
+    return header(scheme, MASKED) + np.stack([low, high], axis=1).astype("<u8", copy=False).tobytes()
+
+
+def unpack_masked(scheme: Scheme, data: bytes, source: str) -> tuple[Limb, Limb]:
+    """The other way. Raises :class:`Refused` (``length``, ``header``) naming ``source``; there are no numbers that it would not take."""
+    _check_envelope(scheme, MASKED, data, source)
+    words = np.frombuffer(data, "<u8", 2 * scheme.n, HEADER.size).reshape(scheme.n, 2)
+    return np.ascontiguousarray(words[:, 0]), np.ascontiguousarray(words[:, 1])
 
 
 def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Limb]]:
@@ -116,10 +137,7 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
 
     Raises :class:`Refused` (reasons ``length``, ``header``, ``coefficient``) naming ``source``, the party they came from.
     """
-    if len(data) != size(scheme, kind):
-        raise Refused("length", f"{source}: a {kind.name} has {size(scheme, kind)} bytes, these are {len(data)}")
-    if data[: HEADER.size] != header(scheme, kind):
-        raise Refused("header", f"{source}: not a {kind.name} of this run: {_difference(scheme, kind, data[: HEADER.size])} differs")
+    _check_envelope(scheme, kind, data, source)
     offset = HEADER.size
     out: list[list[Limb]] = []
     for _ in range(kind.elements):
@@ -133,6 +151,13 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
             offset += scheme.n * width
         out.append(element)
     return out
+
+
+def _check_envelope(scheme: Scheme, kind: Kind, data: bytes, source: str) -> None:
+    if len(data) != size(scheme, kind):
+        raise Refused("length", f"{source}: a {kind.name} has {size(scheme, kind)} bytes, these are {len(data)}")
+    if data[: HEADER.size] != header(scheme, kind):
+        raise Refused("header", f"{source}: not a {kind.name} of this run: {_difference(scheme, kind, data[: HEADER.size])} differs")
 
 
 def digest(data: bytes) -> str:

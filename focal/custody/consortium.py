@@ -5,7 +5,9 @@ Everything is done by the same functions that the roles call over the network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import codec
-from focal.ckks.evaluator import Slots
+from focal.ckks.evaluator import RealOrComplex, Slots
 from focal.ckks.ring import Limb
-from focal.ckks.scheme import Scheme
-from focal.custody import keys, refresh, release
+from focal.ckks.scheme import LIMBS, Scheme
+from focal.custody import inputs, keys, refresh, release
 from focal.custody.refresh import IDENTITY, Map
 
 Array = NDArray[np.float64]
@@ -42,14 +44,30 @@ class Consortium:
         self.scheme, self.run_id, self.names = scheme, run_id, tuple(names)
         self.shares = {name: keys.SecretShare.draw(scheme, run_id) for name in names}
         self.limbs = {name: share.limbs for name, share in self.shares.items()}
-        if rotations is None:
-            b = keys.add_up(scheme, codec.PUBLIC_B, [(name, share.public()) for name, share in self.shares.items()])
-            self.public, self.joint_bytes = keys.joint_public_key(scheme, run_id, b), len(b)
-            self.sent = dict.fromkeys(names, len(b))
-        else:
+        made = keys.Ceremony(0, dict.fromkeys(names, 0))
+        if rotations is not None:
             made = keys.ceremony(scheme, run_id, self.shares, rotations, pool)
-            self.public, self.joint_bytes, self.sent = made.public, made.joint_bytes, made.sent
-        # public: OpenFHE's; joint_bytes: what everybody who computes must have; sent: by each custodian, in bytes
+        self.joint_bytes, self.sent = made.joint_bytes, made.sent
+        """What everybody who computes must have, and what each custodian sends for it, in bytes."""
+        self._inputs = itertools.count()
+
+    @functools.cached_property
+    def public(self) -> Any:
+        """OpenFHE's joint public key, for baselines whose institutions encrypt under one. What it takes is counted from here on."""
+        b = keys.add_up(self.scheme, codec.PUBLIC_B, [(name, share.public()) for name, share in self.shares.items()])
+        self.joint_bytes += len(b)
+        self.sent = {name: sent + len(b) for name, sent in self.sent.items()}
+        return keys.joint_public_key(self.scheme, self.run_id, b)
+
+    def encrypted(self, parts: Mapping[str, RealOrComplex], limbs: int) -> tuple[Any, int, int]:
+        """The sum of the institutions' slots (S,), encrypted; the bytes of an institution's and of a custodian's message."""
+        item = f"input/{next(self._inputs)}"
+        made, up, given = inputs.together(self.scheme, self.run_id, self.limbs, item, parts, limbs)
+        return self.scheme.evaluator.load(made), up, given
+
+    def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS) -> Any:
+        """A fresh encryption of ``slots`` (S,)."""
+        return self.encrypted({"institution": slots}, limbs)[0]
 
     def answered(self, item: str, asked: bytes, how: Map = IDENTITY, added: Sequence[Array] | None = None) -> tuple[Any, dict[str, int]]:
         """One refresh: the ciphertext, and the bytes of every custodian's share. ``added``: slots of each one's own message."""

@@ -3,15 +3,14 @@
 The joint secret is s = s_1 + ... + s_N and exists nowhere. Every evaluation key is linear in it, so the custodians' parts
 add up, as long as all use the same public randomness ``a``, which is expanded from the run id and chosen by nobody::
 
-    round 1   public key          b_i  = e - a s_i
-              relinearisation     h0_i = P g s_i - a' u_i + e       h1_i = a' s_i + e'          (one polynomial per digit)
+    round 1   relinearisation     h0_i = P g s_i - a' u_i + e       h1_i = a' s_i + e'          (one polynomial per digit)
               rotation r          b_i  = P g s_i - a'' rot_-r(s_i) + e                          (one such key per rotation)
-              sum over i ->  joint public key, joint rotation keys, h0 and h1
+              sum over i ->  joint rotation keys, h0 and h1
     round 2   relinearisation     b_i  = s_i h0 + (u_i - s_i) h1 + e''
               sum over i ->  relinearisation key (b, h1):  b + h1 s = s h0 + u h1 + e'' = P g s^2 + s e + u e' + e''
 
 **Who could have made these without the secret.** u_i is drawn for this key alone, ternary like s_i, and erased after round 2. Given s_i,
-h0_i is a ring-LWE sample under u_i; h1_i, the rotation keys and the public key are samples under s_i, each with an ``a`` of its own:
+h0_i is a ring-LWE sample under u_i; h1_i and the rotation keys are samples under s_i, each with an ``a`` of its own:
 each is pseudo-random, whatever P g s_i is added to it (circular security). In round 2 u_i cancels: b_i is a relinearisation key of s_i
 whose a-half is the sample h1, pseudo-random by assumption (SECURITY.md). What must never happen is that *one* secret meets *one* ``a`` in
 two published elements: OpenFHE's MultiKeySwitchGen and MultiMultEvalKey publish P g s_i - a' s_i + e and a' s_i + e', whose sum is s_i
@@ -53,8 +52,8 @@ def public_random(scheme: Scheme, run_id: bytes, label: str, polynomials: int, e
 
 def first_round_kinds(rotations: Sequence[int]) -> list[tuple[str, codec.Kind]]:
     """Names and kinds of a custodian's round-1 contributions, in order."""
-    fixed = [("public", codec.PUBLIC_B), ("relinearisation/h0", codec.SWITCHING_B), ("relinearisation/h1", codec.SWITCHING_B)]
-    return fixed + [(f"rotation/{r}", codec.SWITCHING_B) for r in rotations]
+    names = ["relinearisation/h0", "relinearisation/h1", *(f"rotation/{r}" for r in rotations)]
+    return [(name, codec.SWITCHING_B) for name in names]
 
 
 SECOND_ROUND: list[tuple[str, codec.Kind]] = [("relinearisation/b", codec.SWITCHING_B)]
@@ -96,7 +95,7 @@ class SecretShare:
     # ----------------------------------------------------------------- contributions
 
     def public(self) -> bytes:
-        """b_i = e - a s_i: the part of the public key. Anew at each call."""
+        """b_i = e - a s_i: the part of a joint public key, for baselines that encrypt under one. Anew at each call."""
         scheme = self.scheme
         (a,) = public_random(scheme, self.run_id, "public", 1, extended=False)
         error = _evaluated(scheme, sampling.errors(scheme.n), scheme.moduli)
@@ -107,7 +106,6 @@ class SecretShare:
         """Round-1 contributions in the order of :func:`first_round_kinds`."""
         u = _evaluated(self.scheme, self._ephemeral, self.scheme.extended)
         minus = [ring.subtract(np.zeros_like(s), s, q) for s, q in zip(self.limbs, self.scheme.extended, strict=True)]
-        yield self.public()
         yield self._switching("relinearisation", self.limbs, u)
         yield self._switching("relinearisation", None, minus)
         yield from pool.map(self._rotation, rotations)
@@ -195,10 +193,8 @@ def install(scheme: Scheme, run_id: bytes, h1: str, b: str, rotations: Mapping[i
 class Ceremony:
     """Both rounds among custodians of one process."""
 
-    public: Any
-    """The joint public key; the evaluation keys are installed."""
     joint_bytes: int
-    """What everybody who evaluates must have: public, relinearisation and rotation keys."""
+    """What everybody who evaluates must have: relinearisation and rotation keys, which are installed."""
     sent: dict[str, int]
     """Custodian -> bytes of its contributions."""
 
@@ -219,7 +215,7 @@ def ceremony(
     blobs = {codec.digest(data): data for data in (b, *sums.values())}
     install(scheme, run_id, codec.digest(h1), codec.digest(b), digests, blobs.__getitem__)
     sent = {name: sum(map(len, first[name])) + len(second[name]) for name in shares}
-    return Ceremony(joint_public_key(scheme, run_id, sums["public"]), len(b) + sum(map(len, sums.values())), sent)
+    return Ceremony(len(b) + sum(map(len, sums.values())), sent)
 
 
 def joint_public_key(scheme: Scheme, run_id: bytes, public: bytes) -> Any:
@@ -230,4 +226,4 @@ def joint_public_key(scheme: Scheme, run_id: bytes, public: bytes) -> Any:
 
 def contribution_bytes(scheme: Scheme, rotations: int) -> int:
     """Bytes that one custodian sends in both rounds."""
-    return codec.size(scheme, codec.PUBLIC_B) + (3 + rotations) * codec.size(scheme, codec.SWITCHING_B)
+    return (3 + rotations) * codec.size(scheme, codec.SWITCHING_B)

@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import codec
 from focal.ckks.evaluator import RealOrComplex, Slots
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import CkksConfig
@@ -37,11 +36,11 @@ class Rehearsal(Generic[L]):
         self.pool = ThreadPoolExecutor(threads)
         names = [f"custodian {i}" for i in range(custodians)]
         self.consortium = Consortium(self.scheme, self.run_id, names, layout.rotations, self.pool)
-        self.public = self.consortium.public
         self.secrets = list(self.consortium.shares.values())
 
     def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS) -> Any:
-        return self.scheme.evaluator.load(codec.fresh(self.scheme, self.public, slots, limbs))
+        """A fresh encryption of ``slots`` (S,) by all custodians."""
+        return self.consortium.encrypt(slots, limbs)
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Collective refresh by all custodians in turn, by the maps of these plan items."""

@@ -154,27 +154,23 @@ class KeyTranscript(Model):
 
 
 class JointKeys(Model):
-    """Digests of the joint public, relinearisation and rotation keys, as this custodian added them up.
-
-    ``public`` is also the blob that institutions fetch.
-    """
+    """Digests of the joint relinearisation and rotation keys, as this custodian added them up."""
 
     kind: Literal["joint-keys"] = "joint-keys"
-    public: Digest
     relinearisation_h1: Digest
     relinearisation_b: Digest
     rotations: dict[Rotation, Digest]
 
 
-class UploadCommit(Model):
-    """Commitment to an upload list. No ciphertext leaves before all have committed, so that nobody lists what is made of another's."""
+class InputKey(Model):
+    """A public X25519 key for the masks of this run: every institution's and every custodian's."""
 
-    kind: Literal["upload-commit"] = "upload-commit"
-    commitment: Hex32
+    kind: Literal["input-key"] = "input-key"
+    public: Hex32
 
 
 class Upload(Model):
-    """An institution's one and only list of encrypted training rows."""
+    """An institution's one and only list of masked training rows."""
 
     kind: Literal["upload"] = "upload"
     joint_keys: Digest
@@ -182,11 +178,10 @@ class Upload(Model):
     eta_hex: HexFloat
     rows: Index
     first_row: Index
+    label: Hex32
+    """Tells the masks of these rows from those of any others."""
     chunks: Digests
-    """Ciphertext digests in plan order."""
-    salt: Hex32
-    committed: Digest
-    """Over everybody's commitments, as this institution saw them."""
+    """Digests of masked messages in plan order."""
 
 
 class UploadsAccepted(Model):
@@ -197,6 +192,23 @@ class UploadsAccepted(Model):
 
     kind: Literal["uploads-accepted"] = "uploads-accepted"
     digest: Digest
+
+
+class InputCommit(Model):
+    """Commitment to a custodian's contributions to inputs; nobody shows one before all custodians have committed."""
+
+    kind: Literal["input-commit"] = "input-commit"
+    commitment: Hex32
+
+
+class InputReveal(Model):
+    """A custodian's contributions to the inputs of a round, in their order."""
+
+    kind: Literal["input-reveal"] = "input-reveal"
+    lists: Digest
+    """Over all that is put in, as this custodian saw it."""
+    salt: Hex32
+    blobs: Digests
 
 
 class RefreshRequest(Model):
@@ -228,21 +240,24 @@ class StepDone(Model):
 
 
 class Activations(Model):
-    """Interactive: an institution's encrypted activations of its rows of one joint step. Custodians read their limits off this header."""
+    """Interactive: an institution's masked activations of its rows of one joint step. Custodians read their limits off this header."""
 
     kind: Literal["activations"] = "activations"
     step: Index
     rows: Annotated[int, Field(ge=1, le=1 << 16)]
     joint_keys: Digest
+    label: Hex32
+    """Tells the mask of this chunk from any other's."""
     chunk: Digest
 
 
 class Derivatives(Model):
-    """Interactive: its encrypted loss derivatives of the same rows."""
+    """Interactive: its masked loss derivatives of the same rows."""
 
     kind: Literal["derivatives"] = "derivatives"
     step: Index
     rows: Annotated[int, Field(ge=1, le=1 << 16)]
+    label: Hex32
     chunk: Digest
 
 
@@ -367,9 +382,11 @@ Body = Annotated[
         KeyReveal,
         KeyTranscript,
         JointKeys,
-        UploadCommit,
+        InputKey,
         Upload,
         UploadsAccepted,
+        InputCommit,
+        InputReveal,
         RefreshRequest,
         RefreshShares,
         StepDone,

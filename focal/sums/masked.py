@@ -40,6 +40,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.framing import framed
 from focal.sums.fixed import MEMBERS
 
 Integers = NDArray[np.uint64]
@@ -54,12 +55,12 @@ def new_group_key() -> bytes:
 
 def participants_digest(participants: tuple[str, ...]) -> bytes:
     """SHA-256 of the list of names, in order: part of every mask's key and of what is signed."""
-    return hashlib.sha256(_framed(b"focal/sum/participants/v1", *(name.encode() for name in participants))).digest()
+    return hashlib.sha256(framed(b"focal/sum/participants/v1", *(name.encode() for name in participants))).digest()
 
 
 def contribution_digest(participants: tuple[str, ...], blob: str) -> bytes:
     """What a member commits to before anybody shows a contribution: the sum's participants and ``blob``, its contribution's SHA-256."""
-    return hashlib.sha256(_framed(b"focal/sum/committed/v1", participants_digest(participants), bytes.fromhex(blob))).digest()
+    return hashlib.sha256(framed(b"focal/sum/committed/v1", participants_digest(participants), bytes.fromhex(blob))).digest()
 
 
 class MaskedSum:
@@ -129,8 +130,8 @@ class MaskedSum:
 
         Under a key of the group's, for it is read by all: a plain hash would confirm a guess of counts to whoever has none of the sum.
         """
-        framed = _framed(b"focal/sum/opened/v2", *self._context, opened.astype("<u8", copy=False).tobytes())
-        return hmac.digest(self._seal, framed, "sha256")
+        data = framed(b"focal/sum/opened/v2", *self._context, opened.astype("<u8", copy=False).tobytes())
+        return hmac.digest(self._seal, data, "sha256")
 
     def _check(self, contributions: Mapping[str, bytes]) -> None:
         missing = [name for name in self.participants if name not in contributions]
@@ -150,7 +151,7 @@ class MaskedSum:
 
     def _key(self, secret: bytes, purpose: bytes, *names: str) -> bytes:
         """HKDF-SHA256 of ``secret``, for one stream of one sum."""
-        info = _framed(purpose, *self._context, *(name.encode() for name in names))
+        info = framed(purpose, *self._context, *(name.encode() for name in names))
         return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
 
     def _pair_keys(self, seal_secret: bytes, seal_publics: Mapping[str, bytes]) -> tuple[list[bytes], list[bytes]]:
@@ -186,11 +187,6 @@ def _check_participants(label: str, me: str, participants: tuple[str, ...]) -> N
         raise FocalError(f"sum '{label}': {len(participants)} participants, allowed are 2 to {MEMBERS}")
     if me not in participants:
         raise FocalError(f"sum '{label}': {me} is not one of its participants ({', '.join(participants)})")
-
-
-def _framed(*fields: bytes) -> bytes:
-    """Fields one after the other, each after its length in 4 bytes: no two lists of fields give the same bytes."""
-    return b"".join(len(field).to_bytes(4, "little") + field for field in fields)
 
 
 def _stream(key: bytes, count: int) -> Integers:

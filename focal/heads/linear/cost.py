@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from focal.ckks.codec import HEADER
+from focal.ckks.codec import HEADER, MASKED_BYTES
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, LayoutConfig
 from focal.errors import FocalError
@@ -55,7 +55,9 @@ class Cost:
 
     layout: Layout
     upload_bytes: dict[str, int]
-    """Institution -> bytes of its encrypted rows."""
+    """Institution -> bytes of its masked rows."""
+    input_bytes: int
+    """One custodian's contributions to the encryption of all rows, up."""
     key_bytes: int
     """One custodian's key contributions, up."""
     refresh_bytes: int
@@ -79,7 +81,9 @@ class Cost:
             f"layout: k = {chosen.class_lanes} class lanes, f = {chosen.feature_lanes} feature lanes, "
             f"{chosen.blocks} {own} block(s) of {chosen.block_rows} rows, {chosen.class_groups} class group(s), "
             f"{len(chosen.rotations)} rotation keys\n"
-            f"bytes:  upload {largest / mb:.0f} MB per institution at most, keys {self.key_bytes / mb:.0f} MB up per custodian, "
+            f"bytes:  upload {largest / mb:.0f} MB per institution at most; "
+            f"keys {self.key_bytes / mb:.0f} and inputs {self.input_bytes / mb:.0f} MB "
+            f"up per custodian, "
             f"refresh {self.refresh_bytes / mb:.1f} MB per custodian and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
             f"time:   at least {seconds:.1f} s per step, {seconds * steps:.0f} s for {steps} steps{sharing}; "
             f"upload {self.link_seconds:.0f} s on the slowest link; expected release error {self.release_error:.1e}"
@@ -95,6 +99,11 @@ def slowness(scheme: Scheme) -> float:
 def blob_bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int:
     """A blob of focal.ckks.codec at the default moduli: one or, extended, three primes of 60 bits, the others of 45."""
     return HEADER.size + elements * n * (8 + 6 * (limbs - 1) + (16 if extended else 0))
+
+
+def masked_bytes(n: int) -> int:
+    """A masked message."""
+    return HEADER.size + n * MASKED_BYTES
 
 
 def cost(
@@ -114,9 +123,10 @@ def cost(
     switching = groups * (per_group + blocks * (per_pair + RESIDUAL[degree])) * unit
     items = [item for kind in KINDS[degree] for item in layout.items(1, kind)]
     step = (switching / threads + len(items) * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
-    data, target = blob_bytes(n, DATA_LIMBS, 2), blob_bytes(n, UPLOADED_TARGET_LIMBS, 2)
-    upload = {name: len(layout.touched(*owned)) * (layout.lane * data + groups * target) for name, owned in layout.row_table(rows).items()}
-    keys = blob_bytes(n, LIMBS, 1) + (3 + len(layout.rotations)) * blob_bytes(n, LIMBS, DIGITS, extended=True)
+    touched = {name: len(layout.touched(*owned)) for name, owned in layout.row_table(rows).items()}
+    upload = {name: count * (layout.lane + groups) * masked_bytes(n) for name, count in touched.items()}
+    inputs = blocks * layout.lane * blob_bytes(n, DATA_LIMBS, 1) + sum(touched.values()) * groups * blob_bytes(n, UPLOADED_TARGET_LIMBS, 1)
+    keys = (3 + len(layout.rotations)) * blob_bytes(n, LIMBS, DIGITS, extended=True)
     asked = blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1)
     refresh = sum(asked + blob_bytes(n, layout.refresh_map(item).limbs, 1) for item in items)
     encrypted = min(blocks * layout.lane * 2 * DATA_LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * TARGET_LIMBS * n * 8
@@ -124,6 +134,7 @@ def cost(
     return Cost(
         layout,
         upload,
+        inputs,
         keys,
         refresh,
         held,

@@ -66,9 +66,9 @@ def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
     return [scheme.evaluator.zero(DATA_LIMBS) for _ in range(layout.class_groups)]
 
 
-def chunk_kind(name: str) -> codec.Kind:
-    """What an uploaded chunk must be: data with 4 limbs, targets with 6."""
-    return codec.ciphertext(DATA_LIMBS if name == "data" else masks.UPLOADED_TARGET_LIMBS)
+def chunk_limbs(name: str) -> int:
+    """What is uploaded becomes ciphertexts with so many limbs: data with 4, targets with 6."""
+    return DATA_LIMBS if name == "data" else masks.UPLOADED_TARGET_LIMBS
 
 
 def rate(layout: Layout, scalars: Scalars) -> float:

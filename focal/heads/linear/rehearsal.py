@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks.evaluator import Slots
-from focal.heads.linear.engine import Block, Engine, chunk_kind, rate
+from focal.heads.linear.engine import Block, Engine, chunk_limbs, rate
 from focal.heads.linear.layout import Layout
 from focal.heads.linear.twin import Scalars
 from focal.heads.masks import OwnerMasks
@@ -21,12 +17,9 @@ Array = NDArray[np.float64]
 class Rehearsal(AnyRehearsal[Layout]):
     """A rehearsal with encrypted rows and an engine over them."""
 
-    sharing = 1
-    """Institutions in a block: each one's fresh noise is in the block's data."""
-
     def block(self, x: Array, targets: Array, b: int, scalars: Scalars) -> Block:
         """Block b of all rows, encrypted under the joint key; with ``layout.owners`` the rows of whose block it is."""
-        layout, limbs = self.layout, chunk_kind("target").limbs
+        layout, limbs = self.layout, chunk_limbs("target")
         masks = OwnerMasks(self.scheme, layout, rate(layout, scalars))
         counts = {str(i): n for i, n in enumerate(layout.owners or (layout.rows,))}
         first = 0
@@ -36,14 +29,9 @@ class Rehearsal(AnyRehearsal[Layout]):
             first += n
         rows, wanted = (layout.block_of(values[first : first + n], owned[0], b) for values in (x, targets))
         places = [[(g, h) for h in range(layout.babies)] for g in range(layout.giants)]
-        data = [[self._shared(layout.data_slots(rows, g, h), chunk_kind("data").limbs) for g, h in row] for row in places]
+        data = [[self.encrypt(layout.data_slots(rows, g, h), chunk_limbs("data")) for g, h in row] for row in places]
         uploaded = [self.encrypt(layout.target_slots(wanted, u), limbs) for u in range(layout.class_groups)]
         return Block(data, [masks.keep(ct, owned, b, u) for u, ct in enumerate(uploaded)])
-
-    def _shared(self, slots: Slots, limbs: int) -> Any:
-        """An encryption with the noise of as many institutions as share a block."""
-        parts = [self.encrypt(slots if i == 0 else np.zeros_like(slots), limbs) for i in range(self.sharing)]
-        return functools.reduce(self.scheme.evaluator.add, parts)
 
     def engine(self, x: Array, targets: Array, scalars: Scalars) -> Engine:
         """An engine over rows ``x`` (n, R) and ``targets`` (n, C) = 1/2 - y."""

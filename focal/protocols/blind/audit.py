@@ -15,8 +15,10 @@ class BlindAudit(Audit):
     def compute(self, joint: msg.JointKeys) -> BlindCompute:
         layout, keys = plan.layout(self.manifest), ceremony.joint_digest(joint)
         lists = self.recall_all(self.institutions, "upload", msg.Upload)
-        commits = self.recall_all(self.institutions, "upload/commit", msg.UploadCommit)
-        digest = uploads.accept(self.manifest, self.scope, self.scheme, layout, commits, lists, keys)
+        digest = uploads.inputs_digest(self.manifest, self.scheme, layout, lists, keys)
         uploads.check_accepted(digest, self.recall_all(self.custodians, "uploads/accepted", msg.UploadsAccepted))
-        self.say(f"uploads    {sum(len(u.chunks) for u in lists.values())} ciphertexts of {len(lists)} institutions")
-        return BlindCompute(self.manifest, self.scheme, layout, lists, self.blob, self.threads)
+        self.say(f"uploads    {sum(len(u.chunks) for u in lists.values())} masked messages of {len(lists)} institutions")
+        wanted = [placed.input for placed in uploads.inputs(self.manifest, layout, lists)]
+        given = self.contributions(uploads.ROUND, digest, wanted)
+        self.say(f"inputs     {len(wanted)} ciphertexts, from what {len(given)} custodians gave for them")
+        return BlindCompute(self.manifest, self.scheme, layout, self.run_id, lists, digest, given, self.blob, self.threads)

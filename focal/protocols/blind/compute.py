@@ -19,25 +19,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from focal.ckks import codec, ring
+from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.config import Manifest
 from focal.heads.linear.cost import BLOCK_MEMORY
-from focal.heads.linear.engine import WEIGHTS, Block, Engine, chunk_kind, rate, zero_weights
+from focal.heads.linear.engine import WEIGHTS, Block, Engine, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, Layout
-from focal.heads.linear.twin import Scalars
 from focal.heads.masks import TARGET_LIMBS, OwnerMasks
 from focal.heads.moves import Refresh
 from focal.net import messages as msg
-from focal.protocols.blind.plan import row_table
-from focal.protocols.common.voice import Fetch, Voice
-
-Place = tuple[int, str, int, int]
-"""Where a chunk belongs, as :meth:`Layout.chunks` counts: block, ``data`` or ``target``, g or class group, h or 0."""
+from focal.protocols.blind.plan import row_table, scalars_of
+from focal.protocols.blind.uploads import Place, Placed, inputs
+from focal.protocols.common.inputs import combined
+from focal.protocols.common.voice import Fetch, Given, Voice
 
 
 class BlindCompute:
-    """Encrypted training from signed upload lists. ``fetch`` yields uploaded chunks; they are checked here, before OpenFHE sees them.
+    """Encrypted training from signed upload lists and what the custodians gave for them. ``fetch`` yields masked rows and contributions;
+    they are checked here.
 
     ``memory``: bytes that blocks may take. What does not fit is fetched again in every pass: slower, with the same limbs. The targets
     of all blocks and the data of two stay in any case.
@@ -48,17 +47,24 @@ class BlindCompute:
         manifest: Manifest,
         scheme: Scheme,
         layout: Layout,
+        run_id: bytes,
         lists: dict[str, msg.Upload],
+        digest: str,
+        given: Given,
         fetch: Fetch,
         threads: int,
         memory: int = BLOCK_MEMORY,
     ) -> None:
-        self.manifest, self.scheme, self.layout, self.lists, self.fetch = manifest, scheme, layout, lists, fetch
+        self.manifest, self.scheme, self.layout, self.fetch = manifest, scheme, layout, fetch
+        self.run_id, self.lists, self.digest = run_id, lists, digest
         self.total = manifest.training.steps
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
         self.kept = kept_blocks(layout, memory)
         self.row_table = row_table(manifest, layout)
-        self._chunks = self._chunks_by_place()
+        self._placed: dict[Place, list[tuple[Placed, list[tuple[str, str]]]]] = {}
+        """Place -> its inputs, each with what every custodian gave for it."""
+        for i, placed in enumerate(inputs(manifest, layout, lists)):
+            self._placed.setdefault(placed.place, []).append((placed, [(name, blobs[i]) for name, blobs in given.items()]))
         self._targets: dict[int, list[Any]] = {}
         self._blocks: dict[int, Block] = {}
         scalars = scalars_of(manifest, lists)
@@ -123,23 +129,18 @@ class BlindCompute:
         return list(self.pool.map(self._ciphertext, places))
 
     def _ciphertext(self, place: Place) -> Any:
-        """The sum of every institution's chunk at this place, each one checked; of targets what their owner may write (4 limbs)."""
-        scheme, (block, what, group, _) = self.scheme, place
-        kind = chunk_kind(what)
-        unpacked = {name: codec.unpack(scheme, kind, self.fetch(digest), f"'{name}'") for name, digest in self._chunks[place]}
+        """All rows at this place; of targets what their owners may write (4 limbs)."""
+        block, what, group, _ = place
+        made = [(placed, self._combined(placed, given)) for placed, given in self._placed[place]]
         if what == "data":
-            primes = codec.moduli(scheme, kind)
-            return scheme.evaluator.load([ring.total(element, primes) for element in zip(*unpacked.values(), strict=True)])
-        built = {name: scheme.evaluator.load(polynomials) for name, polynomials in unpacked.items()}
-        return self.masks.total(built, self.row_table, block, group)
+            ((_, ciphertext),) = made
+            return ciphertext
+        return self.masks.total({placed.input.owners[0][0]: ct for placed, ct in made}, self.row_table, block, group)
 
-    def _chunks_by_place(self) -> dict[Place, list[tuple[str, str]]]:
-        """Place -> (institution, digest) of every chunk that belongs there."""
-        chunks: dict[Place, list[tuple[str, str]]] = {}
-        for name, upload in self.lists.items():
-            for place, digest in zip(self.layout.chunks(*self.row_table[name]), upload.chunks, strict=True):
-                chunks.setdefault(place, []).append((name, digest))
-        return chunks
+    def _combined(self, placed: Placed, given: list[tuple[str, str]]) -> Any:
+        names = [name for name, _ in placed.input.owners]
+        uploads = [(f"'{name}'", self.fetch(digest)) for name, digest in zip(names, placed.chunks, strict=True)]
+        return self.scheme.evaluator.load(combined(self.scheme, self.run_id, self.digest, placed.input, uploads, given, self.fetch))
 
 
 class StreamedBlock(Block):
@@ -164,9 +165,3 @@ def kept_blocks(layout: Layout, memory: int) -> int:
     data = layout.lane * DATA_LIMBS * limb
     fit = (memory - layout.blocks * layout.class_groups * TARGET_LIMBS * limb) // data
     return layout.blocks if fit >= layout.blocks else max(0, fit - 2)
-
-
-def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
-    """The scalars of every step, from the step size that all upload lists carry."""
-    eta = float.fromhex(next(iter(lists.values())).eta_hex)
-    return Scalars.derive(manifest.training.degree, eta, manifest.training.ridge, manifest.rows)

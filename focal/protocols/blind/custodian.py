@@ -7,6 +7,7 @@ from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
 from focal.protocols.common import ceremony
 from focal.protocols.common.custodian import Custodian
+from focal.protocols.common.voice import Given
 
 
 class BlindCustodian(Custodian):
@@ -15,32 +16,37 @@ class BlindCustodian(Custodian):
     def answer(self) -> None:
         with self.report.phase("upload"):
             self.enter("upload")
-            lists = self._accept_uploads()
+            self.catch_up()
+            lists, digest = self._accept_uploads()
+            wanted = [placed.input for placed in uploads.inputs(self.manifest, self.layout, lists)]
             if self.verifies:
-                self._fetch_uploads(lists)
+                given = self.contributions(uploads.ROUND, digest, wanted)
+                self._fetch_inputs(lists, given)
+            else:
+                self.contribute(uploads.ROUND, digest, wanted)
         with self.report.phase("train"):
             self.enter("refresh")
-            self.catch_up()
             if self.verifies:
                 self.install_keys()
                 memory = int(self.local.memory_gb * 1e9)
-                self.verify(BlindCompute(self.manifest, self.scheme, self.layout, lists, self.fetch, self.threads, memory))
+                compute = BlindCompute(
+                    self.manifest, self.scheme, self.layout, self.run_id, lists, digest, given, self.fetch, self.threads, memory
+                )
+                self.verify(compute)
             else:
                 self._answer_plan()
 
-    def _accept_uploads(self) -> dict[str, msg.Upload]:
-        """Exactly one valid list from every institution, and the same lists at every custodian, before the first share."""
+    def _accept_uploads(self) -> tuple[dict[str, msg.Upload], str]:
+        """Exactly one valid list from every institution, and the same lists at every custodian, before anything is made for them."""
         lists = self.hear_all(self.names, "upload", msg.Upload)
-        commits = self.hear_all(self.names, "upload/commit", msg.UploadCommit)
-        keys = ceremony.joint_digest(self.joint)
-        digest = uploads.accept(self.manifest, self.scope, self.scheme, self.layout, commits, lists, keys)
+        digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint))
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
         uploads.check_accepted(digest, self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted))
-        return lists
+        return lists, digest
 
-    def _fetch_uploads(self, lists: dict[str, msg.Upload]) -> None:
-        """A verifier needs every chunk; they are kept on disk, so that a restart does not fetch them again."""
-        wanted = [digest for upload in lists.values() for digest in upload.chunks]
+    def _fetch_inputs(self, lists: dict[str, msg.Upload], given: Given) -> None:
+        """A verifier needs all masked rows and contributions; they are kept on disk, so that a restart does not fetch them again."""
+        wanted = [digest for digests in (*(u.chunks for u in lists.values()), *given.values()) for digest in digests]
         missing = [digest for digest in wanted if digest not in self.blobs]
         there = len(wanted) - len(missing)
         for i, _ in enumerate(self.pool.map(lambda digest: self.blobs.put(self.net.get(digest)), missing)):

@@ -2,8 +2,8 @@
 
 ::
 
-    images --lower segment--> features --secure sum--> moments --> projection --> columns --encrypt--> server
-    (stay)                    (stay)      (masked)      (pooled)    (agreed)      (stay)    (CKKS)
+    images --lower segment--> features --secure sum--> moments --> projection --> columns --mask--> server
+    (stay)                    (stay)      (masked)      (pooled)    (agreed)      (stay)
                                                                      ... training needs nothing from here ...
     released weights <--add up, decode-- sealed decryption shares of every custodian
 
@@ -15,17 +15,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.config import DatasetConfig
-from focal.custody import keys
 from focal.data.rows import InstitutionRows, write_kept
 from focal.files import private_write
 from focal.heads import released
-from focal.heads.linear.engine import chunk_kind
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.common import ceremony
+from focal.protocols.common.inputs import MaskKeys
 from focal.protocols.common.institution import PROJECTION, Array, Institution
 from focal.segments import projection as proj
 from focal.task import outcomes
@@ -89,45 +87,46 @@ class BlindInstitution(Institution):
         rows = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
         return rows, test_image_features(segment)
 
-    # ----------------------------------------------------------------- encryption
+    # ----------------------------------------------------------------- upload
 
     def _upload(self, joint: msg.JointKeys) -> None:
-        """Encrypt every chunk once, store it, commit to the one list of them; when all have committed, send and sign it."""
+        """Mask every chunk once, store it, send it, and sign the one list of them."""
         self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
+        if not self.repeat("upload"):
+            keys = MaskKeys(self)
+            keys.say()
+            keys.meet(self.custodians)
+            body = self._masked_rows(scheme, keys, joint)
+            self.send_stored(list(body.chunks), "custodians")
+            self.say("upload", body)
+        MaskKeys(self).forget()
+        self.report.say(f"{self.me.name}: the rows are uploaded; the rest needs nothing from here, the result can be fetched later")
+
+    def _masked_rows(self, scheme: Scheme, keys: MaskKeys, joint: msg.JointKeys) -> msg.Upload:
+        """The list of all chunks, which are in the own store."""
         layout = plan.layout(self.manifest)
-        public = keys.joint_public_key(scheme, self.run_id, self.net.get(joint.public))
         start, stop = plan.row_table(self.manifest, layout)[self.me.name]
         columns, targets = self.projection.apply(self.raw), 0.5 - self.labels.astype(np.float64)
-        places = layout.chunks(start, stop)
+        places, label = layout.chunks(start, stop), keys.label("rows", columns.tobytes(), targets.tobytes())
 
-        def chunk(i: int) -> bytes:
-            block, what, g, h = places[i]
-            values = columns if what == "data" else targets
-            rows = layout.block_of(values, start, block)
+        def chunk(place: uploads.Place) -> str:
+            block, what, g, h = place
+            rows = layout.block_of(columns if what == "data" else targets, start, block)
             slots = layout.data_slots(rows, g, h) if what == "data" else layout.target_slots(rows, g)
-            kind = chunk_kind(what)
-            return self.blobs.put(codec.encrypt(scheme, public, slots, kind)).encode()
+            return self.blobs.put(keys.masked(scheme, slots, label, uploads.item(place, self.me.name)))
 
         digests = []
-        for digest in self.pool.map(lambda i: self.journal.once(f"{self.session}/chunk/{i}", lambda: chunk(i)), range(len(places))):
-            digests.append(digest.decode())
-        nothing = "0" * 64
-        body = msg.Upload(
+        for digest in self.pool.map(chunk, places):
+            digests.append(digest)
+            self.report.progress(len(digests), len(places))
+        return msg.Upload(
             joint_keys=ceremony.joint_digest(joint),
             projection=self.projection_digest,
             eta_hex=self.projection.eta_hex,
             rows=stop - start,
             first_row=start,
+            label=label,
             chunks=tuple(digests),
-            salt=nothing,
-            committed=nothing,
-        )
-        # whoever is in league with a custodian could otherwise make its rows of ours: nothing leaves before all are bound to theirs
-        salt, commits = self.commit("upload", self.names, uploads.upload_digest(body), lambda c: msg.UploadCommit(commitment=c))
-        self.send_stored(digests, "custodians")
-        self.say("upload", body.model_copy(update={"salt": salt.hex(), "committed": uploads.commitments_digest(commits)}))
-        self.report.say(
-            f"{self.me.name}: uploaded {len(digests)} ciphertexts; the rest needs nothing from here, the result can be fetched later"
         )
 
     # ----------------------------------------------------------------- the result

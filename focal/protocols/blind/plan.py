@@ -11,6 +11,8 @@ from focal.custody import release
 from focal.heads.linear import cost
 from focal.heads.linear.cost import check_sharing, layout_for
 from focal.heads.linear.layout import Layout
+from focal.heads.linear.twin import Scalars
+from focal.net import messages as msg
 from focal.protocols import Released
 from focal.protocols.common.facts import common_facts
 
@@ -47,6 +49,12 @@ def layout(manifest: Manifest) -> Layout:
 def row_table(manifest: Manifest, shape: Layout) -> dict[str, tuple[int, int]]:
     """Institution -> (first global row, one past its last) in the blocks of a blind run, in manifest order."""
     return shape.row_table(manifest.row_counts)
+
+
+def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
+    """The scalars of every step, from the step size that all upload lists carry."""
+    eta = float.fromhex(next(iter(lists.values())).eta_hex)
+    return Scalars.derive(manifest.training.degree, eta, manifest.training.ridge, manifest.rows)
 
 
 def batches(manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:

@@ -14,15 +14,18 @@ class BlindServer(Server):
 
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
         with self.report.phase("upload"):
-            lists = self._uploads(joint)
+            lists, digest = self._uploads(joint)
+            wanted = [placed.input for placed in uploads.inputs(self.manifest, self.layout, lists)]
+            given = self.contributions(uploads.ROUND, digest, wanted)
         with self.report.phase("train"):
             memory = int(self.local.memory_gb * 1e9)
-            return self.train(BlindCompute(self.manifest, self.scheme, self.layout, lists, self.blobs.get, self.threads, memory))
+            compute = BlindCompute(
+                self.manifest, self.scheme, self.layout, self.run_id, lists, digest, given, self.blobs.get, self.threads, memory
+            )
+            return self.train(compute)
 
-    def _uploads(self, joint: msg.JointKeys) -> dict[str, msg.Upload]:
+    def _uploads(self, joint: msg.JointKeys) -> tuple[dict[str, msg.Upload], str]:
         lists = self.hear_all(self.names, "upload", msg.Upload)
-        commits = self.hear_all(self.names, "upload/commit", msg.UploadCommit)
-        keys = ceremony.joint_digest(joint)
-        digest = uploads.accept(self.manifest, self.scope, self.scheme, self.layout, commits, lists, keys)
+        digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
         uploads.check_accepted(digest, self.hear_all(self.custodians, "uploads/accepted", msg.UploadsAccepted))
-        return lists
+        return lists, digest

@@ -1,26 +1,25 @@
-"""Upload lists of a blind run: committed, then signed, then the same at everybody."""
+"""Upload lists of a blind run: signed, then the same at everybody; and what inputs they make."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 from focal.ckks.scheme import Scheme
 from focal.config import Manifest
+from focal.custody.inputs import Input
 from focal.errors import Refused
-from focal.files import canonical_json
-from focal.heads.linear.engine import mask_digest
+from focal.heads.linear.engine import chunk_limbs, mask_digest
 from focal.heads.linear.layout import Layout
 from focal.net import messages as msg
-from focal.protocols.blind.compute import scalars_of
-from focal.protocols.blind.plan import row_table
-from focal.protocols.common.hearing import check_opens
+from focal.protocols.blind.plan import row_table, scalars_of
 
 
 def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
     """Check every institution's signed list against the manifest; returns one digest over all lists.
 
-    Raises :class:`Refused` (``upload``) naming the institution and what differs, or the ciphertext that was listed before: a copy of
-    another's ciphertexts would be that one's rows, counted again as this one's.
+    Raises :class:`Refused` (``upload``) naming the institution and what differs. A list may name what another names: under its own
+    masks that is noise, and no rows of anybody's.
     """
     eta = {u.eta_hex for u in lists.values()}
     projection = {u.projection for u in lists.values()}
@@ -28,7 +27,6 @@ def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload],
         raise Refused("upload", f"the institutions ({', '.join(lists)}) do not agree on projection and step size")
     running = hashlib.sha256(b"focal/uploads/v1")
     table = row_table(manifest, shape)
-    listed: dict[str, str] = {}
     for name, upload in lists.items():
         start, stop = table[name]
         for what, found, wanted in (
@@ -39,38 +37,49 @@ def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload],
         ):
             if found != wanted:
                 raise Refused("upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})")
-        for digest in upload.chunks:  # encryption is random: two honest ciphertexts never have one digest
-            if digest in listed:
-                where = "names it twice" if listed[digest] == name else f"names what stands in the list of '{listed[digest]}' too"
-                raise Refused(
-                    "upload",
-                    f"ciphertext {digest[:12]} is no row of '{name}' alone: its list {where}",
-                    hint=f"settle with {' and '.join(f'{n!r}' for n in dict.fromkeys([name, listed[digest]]))} who encrypted it, "
-                    "then start a new run",
-                )
-            listed[digest] = name
         running.update(msg.encode(upload))
     return running.hexdigest()
 
 
-def upload_digest(upload: msg.Upload) -> bytes:
-    """What an institution commits to: its list, without what it can only add afterwards."""
-    nothing = "0" * 64
-    return hashlib.sha256(b"focal/upload/v2" + msg.encode(upload.model_copy(update={"salt": nothing, "committed": nothing}))).digest()
+ROUND = "inputs"
+"""Where custodians contribute to all of them."""
+Place = tuple[int, str, int, int]
+"""Where a chunk belongs, as :meth:`Layout.chunks` counts: block, ``data`` or ``target``, g or class group, h or 0."""
 
 
-def commitments_digest(commits: dict[str, msg.UploadCommit]) -> str:
-    """One digest over everybody's commitments to uploads."""
-    return hashlib.sha256(b"focal/upload-commits/v2" + canonical_json({n: c.commitment for n, c in commits.items()})).hexdigest()
+@dataclass(frozen=True)
+class Placed:
+    """An input of the run: where its ciphertext belongs, and whose chunks it adds up."""
+
+    place: Place
+    input: Input
+    chunks: tuple[str, ...]
+    """Digests of its owners' masked messages, in their order."""
 
 
-def check_committed(scope: str, commits: dict[str, msg.UploadCommit], lists: dict[str, msg.Upload]) -> None:
-    """Raise :class:`Refused` (``commitment``) unless each list opens its commitment, and all were made in view of the same commitments."""
-    seen = commitments_digest(commits)
+def inputs(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload]) -> list[Placed]:
+    """All inputs, in the order in which custodians contribute to them.
+
+    Data of a block are one input for all its owners. Targets are one for each: their owner's mask comes before the sum.
+    """
+    table = row_table(manifest, shape)
+    chunks: dict[tuple[Place, str], dict[str, str]] = {}
     for name, upload in lists.items():
-        check_opens(scope, "upload", name, commits[name], upload.salt, upload_digest(upload))
-        if upload.committed != seen:
-            raise Refused("commitment", f"'{name}' was shown other commitments to uploads than we were")
+        for place, digest in zip(shape.chunks(*table[name]), upload.chunks, strict=True):
+            chunks.setdefault((place, item(place, name)), {})[name] = digest
+    return [
+        Placed(
+            place,
+            Input(called, chunk_limbs(place[1]), tuple((name, lists[name].label) for name in own)),
+            tuple(own.values()),
+        )
+        for (place, called), own in chunks.items()
+    ]
+
+
+def item(place: Place, name: str) -> str:
+    """What the input at ``place`` is called to which institution ``name`` contributes."""
+    return "/".join(map(str, (*place, name if place[1] == "target" else "-")))
 
 
 def check_accepted(digest: str, answers: dict[str, msg.UploadsAccepted]) -> None:
@@ -81,24 +90,6 @@ def check_accepted(digest: str, answers: dict[str, msg.UploadsAccepted]) -> None
                 "uploads",
                 f"'{name}' accepted other upload lists than we were shown (or its processor encodes the mask differently)",
             )
-
-
-def accept(
-    manifest: Manifest,
-    scope: str,
-    scheme: Scheme,
-    layout: Layout,
-    commits: dict[str, msg.UploadCommit],
-    lists: dict[str, msg.Upload],
-    joint_keys: str,
-) -> str:
-    """Check what training starts from: exactly one valid list from each institution, and each opens its commitment.
-
-    Returns one digest over lists and encoded masks, which every custodian signs. Raises :class:`Refused` (``upload``, ``commitment``).
-    """
-    digest = inputs_digest(manifest, scheme, layout, lists, joint_keys)
-    check_committed(scope, commits, lists)
-    return digest
 
 
 def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:

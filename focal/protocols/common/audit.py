@@ -14,7 +14,7 @@ import abc
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,15 @@ from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.config import Manifest
 from focal.custody import keys, refresh
+from focal.custody.inputs import Input
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.net.identity import check_signatures
 from focal.net.store import Blobs, check_format
 from focal.protocols import of
-from focal.protocols.common import ceremony, refreshing
+from focal.protocols.common import ceremony, inputs, refreshing
 from focal.protocols.common.hearing import B, Heard, check_opens, derive_run_id
-from focal.protocols.common.voice import Compute
+from focal.protocols.common.voice import Compute, Given
 
 
 class Audit(abc.ABC):
@@ -115,6 +116,12 @@ class Audit(abc.ABC):
                 raise Refused("joint-keys", f"'{name}' signed other joint keys than the contributions add up to")
         ceremony.install(self.scheme, self.run_id, joint, made.__getitem__)
         return joint
+
+    def contributions(self, round: str, lists: str, wanted: Sequence[Input]) -> Given:
+        """What every custodian had committed to and gave for the inputs of a round."""
+        commits = self.recall_all(self.custodians, f"{round}/commit", msg.InputCommit)
+        reveals = self.recall_all(self.custodians, f"{round}/reveal", msg.InputReveal)
+        return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         if self.recall(f"step/{step}", msg.StepDone) != statement:

@@ -53,7 +53,6 @@ def joint(first: dict[str, str], second: dict[str, str]) -> msg.JointKeys:
     """The statement of all joint keys that every custodian signs."""
     rotations = {name.removeprefix("rotation/"): d for name, d in first.items() if name.startswith("rotation/")}
     return msg.JointKeys(
-        public=first["public"],
         relinearisation_h1=first["relinearisation/h1"],
         relinearisation_b=second["relinearisation/b"],
         rotations=rotations,

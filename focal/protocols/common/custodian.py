@@ -2,8 +2,9 @@
 
 ::
 
-    nonce --> round 1 --> round 2 --> joint keys --> (uploads accepted) --> refresh, refresh, ... --> release
-              commit, reveal, same transcript         blind: exactly these   the plan's items only     the last W only
+    nonce --> round 1 --> round 2 --> joint keys --> (uploads accepted) --> inputs --> refresh, refresh, ... --> release
+              commit, reveal, same transcript         blind: exactly these   commit,    the plan's items only     the last W
+                                                                             reveal                               only
 
 Every answer is a function of the plan, of public digests and of the own share, is made once, and is on disk before it
 leaves (focal.custody.ledger). With ``verify: lockstep`` the custodian re-runs every step with the project's own engine and
@@ -22,7 +23,7 @@ import abc
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,19 @@ from focal.ckks import codec
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.config import LocalConfig, Manifest, Member
 from focal.custody import keys, refresh, release
+from focal.custody.inputs import Input
 from focal.custody.ledger import Ledger, ledger_digest
 from focal.errors import FocalError, Refused
-from focal.files import private_write
+from focal.files import forget, private_write
 from focal.heads.masks import only_classes
 from focal.net import messages as msg
-from focal.protocols.common import ceremony, refreshing
+from focal.protocols.common import ceremony, inputs, refreshing
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
 from focal.protocols.common.hearing import check_opens
+from focal.protocols.common.inputs import MaskKeys
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter
-from focal.protocols.common.voice import Compute
+from focal.protocols.common.voice import Compute, Given
 
 PROTOCOLS: dict[type, str] = {msg.RefreshShares: "refresh", msg.OpeningShares: "open", msg.ReleaseShares: "release"}
 """Records that hand out shares -> the ledger's name for them."""
@@ -136,7 +139,13 @@ class Custodian(Party):
         for name, theirs in self.hear_all(self.peers, "keys/joint", msg.JointKeys).items():
             if theirs != joint:
                 raise ceremony.disagreement(name)
+        self.masks.say()
         return joint
+
+    @functools.cached_property
+    def masks(self) -> MaskKeys:
+        """This run's keys for the institutions' masks."""
+        return MaskKeys(self)
 
     @property
     def _key_file(self) -> Path:
@@ -150,17 +159,11 @@ class Custodian(Party):
     def forget_secrets(self) -> None:
         """Nobody may go on with the run, so its key share has no use but a thief's: others' shares may be known by now."""
         if "ledger" in self.__dict__:  # the scope is the run's, and there is a share
-            self._forget(self._key_file, self._ephemeral_file)
+            self._forget(self._key_file, self._ephemeral_file, self.masks.file)
 
     def _forget(self, *files: Path) -> None:
-        """Unlink key files, for good even if the power fails next. What is in memory ends with the process."""
-        for file in files:
-            file.unlink(missing_ok=True)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        """Unlink key files. What is in memory ends with the process."""
+        forget(*files)
 
     @functools.cached_property
     def share(self) -> keys.SecretShare:
@@ -210,6 +213,36 @@ class Custodian(Party):
         for name, theirs in self.hear_all(self.peers, f"{round}/transcript", msg.KeyTranscript).items():
             if theirs.digest != digest:
                 raise Refused("transcript", f"'{name}' saw other messages in key round {number}: the server told us different things")
+
+    # ----------------------------------------------------------------- inputs
+
+    def contribute(self, round: str, lists: str, wanted: Sequence[Input]) -> None:
+        """This custodian's part of the inputs of a round: made once, committed to before any custodian shows one.
+
+        ``lists`` is a digest of all that is put in; everybody must have agreed to it before.
+        """
+        self.masks.meet(dict.fromkeys(name for one in wanted for name, _ in one.owners))
+
+        def make() -> bytes:
+            one = functools.partial(self.masks.contribution, self.scheme, self.share.limbs, self.run_id, lists)
+            digests = []
+            for data in self.pool.map(one, wanted):
+                digests.append(self.blobs.put(data))
+                self.report.progress(len(digests), len(wanted))
+            return bytes.fromhex("".join(digests))
+
+        made = self.ledger.answer("input", round, lists, make)
+        own = tuple(made[at : at + 32].hex() for at in range(0, len(made), 32))
+        salt, _ = self.commit(round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(commitment=c))
+        self.send_stored(list(own), "custodians")
+        self.say(f"{round}/reveal", msg.InputReveal(lists=lists, salt=salt.hex(), blobs=own))
+
+    def contributions(self, round: str, lists: str, wanted: Sequence[Input]) -> Given:
+        """Everybody's, after our own."""
+        self.contribute(round, lists, wanted)
+        commits = self.hear_all(self.peers, f"{round}/commit", msg.InputCommit)
+        reveals = self.hear_all(self.peers, f"{round}/reveal", msg.InputReveal)
+        return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)
 
     # ----------------------------------------------------------------- steps
 
@@ -289,7 +322,7 @@ class Custodian(Party):
 
     def _refuse(self) -> None:
         """End the run without a key share; again after a restart, should the word not have got out."""
-        self._forget(self._key_file, self._ephemeral_file)
+        self._forget(self._key_file, self._ephemeral_file, self.masks.file)
         raise Refused(
             "range",
             "what is to be refreshed is larger than anything a training step gives: an upload, a share or the request is malformed",
@@ -368,6 +401,8 @@ class Custodian(Party):
         """(protocol, item, digest) of every share of ``peer`` on the board, in order."""
         seen = []
         for record in self.heard:
+            if record.sender == peer and isinstance(record.body, msg.InputReveal):
+                seen.append(("input", record.topic.removesuffix("/reveal"), record.body.lists))
             if record.sender == peer and isinstance(record.body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares):
                 protocol = PROTOCOLS[type(record.body)]
                 seen += [(protocol, item, digest) for item, digest in zip(record.body.items, record.body.ciphertexts, strict=True)]
@@ -384,7 +419,7 @@ class Custodian(Party):
             sealed = {m.name: self._sealed(m, shares) for m in self.manifest.institutions}
             self.say("release/shares", msg.ReleaseShares(items=items, ciphertexts=ciphertexts, sealed=sealed))
         # Every sealed share is on our disk and acknowledged from the server's: the key has done its work.
-        self._forget(self._key_file)
+        self._forget(self._key_file, self.masks.file)
         self.report.say("the key share was used for the last time and is deleted")
         self.hear_all(self.peers, "release/shares", msg.ReleaseShares)  # stay until then: a peer may restart and ask
         self.finish()

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest
 from focal.custody import keys, refresh
+from focal.custody.inputs import Input
 from focal.errors import ProtocolError
 from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg
@@ -28,11 +29,11 @@ from focal.net.answers import Answers
 from focal.net.local import LocalHub, LocalNetwork
 from focal.net.store import Board
 from focal.net.transport import Hub
-from focal.protocols.common import ceremony, refreshing
+from focal.protocols.common import ceremony, inputs, refreshing
 from focal.protocols.common.hearing import check_opens
 from focal.protocols.common.party import Audience, Party
 from focal.protocols.common.progress import Reporter
-from focal.protocols.common.voice import Compute
+from focal.protocols.common.voice import Compute, Given
 
 FAREWELL_SECONDS = 60.0
 """How long the board stays at most after a run was ended, so that everybody hears of it and nobody waits for a server that is gone."""
@@ -146,10 +147,17 @@ class Server(Party):
         for name, theirs in self.hear_all(self.custodians, "keys/joint", msg.JointKeys).items():
             if theirs != joint:
                 raise ceremony.disagreement(name)
-        self.net.put_many([self.blobs.get(joint.public)], "all")
-        self.say("keys/joint", joint)  # from here on institutions can fetch the public key
+        self.say("keys/joint", joint)
         ceremony.install(self.scheme, self.run_id, joint, self.blobs.get)
         return joint
+
+    # ----------------------------------------------------------------- inputs
+
+    def contributions(self, round: str, lists: str, wanted: Sequence[Input]) -> Given:
+        """What every custodian committed to and gave for the inputs of a round; waits for all."""
+        commits = self.hear_all(self.custodians, f"{round}/commit", msg.InputCommit)
+        reveals = self.hear_all(self.custodians, f"{round}/reveal", msg.InputReveal)
+        return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)
 
     # ----------------------------------------------------------------- steps
 

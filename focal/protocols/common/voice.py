@@ -6,6 +6,7 @@
 
 and in joint steps also::
 
+    contributions    waits for every custodian's       gives its own first                  looks them up
     present          decides who is in, says so       hears who is in, checks the headers   looks both up, checks them
     answered         likewise                         likewise, and whose rows they are     likewise
     open             asks the custodians              answers for its own limbs             compares every answer
@@ -16,17 +17,24 @@ protocol adds. The loop is ``steps`` of the protocol's ``compute`` module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from focal.custody.inputs import Input
 from focal.net import messages as msg
 
 Fetch = Callable[[str], bytes]
 """Digest -> the blob's bytes."""
+Given = Mapping[str, Sequence[str]]
+"""Custodian -> digests of its contributions to the inputs of a round, in their order."""
 
 
 class Voice(Protocol):
     """How a party answers for a step."""
+
+    def contributions(self, round: str, lists: str, wanted: Sequence[Input]) -> Given:
+        """What every custodian gave for the inputs of a round, once all had committed to it."""
+        ...
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Refreshed ciphertexts of one batch of plan items."""

@@ -19,7 +19,7 @@ class JointAudit(Audit):
 
     def compute(self, joint: msg.JointKeys) -> JointCompute:
         self.joint_keys = ceremony.joint_digest(joint)
-        return JointCompute(self.manifest, self.scheme, self.joint_keys, self.blob, self.threads)
+        return JointCompute(self.manifest, self.scheme, self.run_id, self.joint_keys, self.blob, self.threads)
 
     def present(self, step: int) -> dict[str, msg.Activations]:
         headers: dict[str, msg.Activations] = self._headers(step, "present", "activations", msg.Activations)

@@ -17,14 +17,17 @@ from focal.ckks import codec
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import Manifest
 from focal.heads.joint.engine import Backward, Forward, InteractiveEngine, Weights, zero_weights
-from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING
+from focal.heads.joint.layout import OPENING
 from focal.heads.moves import Ciphertext, Refresh
 from focal.net import messages as msg
+from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Voice
 from focal.protocols.interactive import plan
 from focal.protocols.interactive.plan import Header
 
 WEIGHTS = codec.ciphertext(LIMBS)
+Uploads = Mapping[str, Ciphertext]
+"""Owner -> its activations or derivatives."""
 Openings = tuple[tuple[str, ...], list[bytes]]
 """Plan items and canonical ciphertexts, one for each owner."""
 
@@ -46,10 +49,10 @@ class JointVoice(Voice, Protocol):
 
 
 class JointCompute:
-    """Joint steps on ciphertexts from signed headers. ``fetch`` yields chunks; they are checked here, before OpenFHE sees them."""
+    """Joint steps on ciphertexts from signed headers. ``fetch`` yields masked chunks and contributions; they are checked here."""
 
-    def __init__(self, manifest: Manifest, scheme: Scheme, joint_keys: str, fetch: Fetch, threads: int) -> None:
-        self.scheme, self.fetch = scheme, fetch
+    def __init__(self, manifest: Manifest, scheme: Scheme, run_id: bytes, joint_keys: str, fetch: Fetch, threads: int) -> None:
+        self.scheme, self.run_id, self.fetch = scheme, run_id, fetch
         self.total = plan.total(manifest)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
         self.engine = InteractiveEngine(
@@ -76,26 +79,26 @@ class JointCompute:
             weights, chain = Weights(self._load(earlier.outputs[0], fetch or self.fetch), weights.now), earlier.chain
         for step in range(len(done), self.total):
             present = voice.present(step)
-            run, (items, packed) = self.forward(step, weights, present)
+            uploads = self._uploads(voice, step, "activations", present)
+            run, (items, packed) = self.forward(step, weights, uploads)
             voice.open(f"open/{step}/logits", items, packed)
             answered = voice.answered(step, present)
-            after, (items, packed) = self.backward(step, weights, run, answered)
+            uploads = self._uploads(voice, step, "derivatives", answered)
+            after, (items, packed) = self.backward(step, weights, run, uploads, {name: header.rows for name, header in answered.items()})
             voice.open(f"open/{step}/gradients", items, packed)
             weights, statement, data = self.finish(step, weights, after, voice.refresh, chain, present, answered)
             voice.done(step, statement, [data])
             chain = statement.chain
             yield statement
 
-    def forward(self, step: int, weights: Weights, headers: Mapping[str, msg.Activations]) -> tuple[Forward, Openings]:
+    def forward(self, step: int, weights: Weights, uploads: Uploads) -> tuple[Forward, Openings]:
         """The logits of everybody who is present, to be opened."""
-        uploads = self._ciphertexts(headers, ACTIVATIONS)
         run = self.engine.forward(weights, uploads)
         return run, self._openings(step, "logits", run.logits)
 
-    def backward(self, step: int, weights: Weights, run: Forward, headers: Mapping[str, msg.Derivatives]) -> tuple[Backward, Openings]:
+    def backward(self, step: int, weights: Weights, run: Forward, uploads: Uploads, rows: Mapping[str, int]) -> tuple[Backward, Openings]:
         """The activation gradients of everybody who answered, to be opened; the new head, to be refreshed."""
-        uploads = self._ciphertexts(headers, DERIVATIVES)
-        done = self.engine.backward(weights, run, uploads, {name: header.rows for name, header in headers.items()})
+        done = self.engine.backward(weights, run, uploads, rows)
         return done, self._openings(step, "input-gradient", done.gradients)
 
     def finish(
@@ -127,12 +130,17 @@ class JointCompute:
 
     # ----------------------------------------------------------------- help
 
-    def _ciphertexts(self, headers: Mapping[str, Header], kind: codec.Kind) -> dict[str, Ciphertext]:
-        def one(name: str) -> Ciphertext:
-            data = self.fetch(headers[name].chunk)
-            return self.scheme.evaluator.load(codec.unpack(self.scheme, kind, data, f"'{name}'"))
+    def _uploads(self, voice: JointVoice, step: int, what: str, headers: Mapping[str, Header]) -> Uploads:
+        """Each owner's ciphertext, from its masked chunk and what the custodians give for it."""
+        round, lists, wanted = plan.inputs(step, what, headers)
+        given = voice.contributions(round, lists, wanted)
 
-        return dict(zip(headers, self.pool.map(one, headers), strict=True))
+        def one(i: int, name: str) -> Ciphertext:
+            chunk, blobs = self.fetch(headers[name].chunk), [(custodian, own[i]) for custodian, own in given.items()]
+            made = combined(self.scheme, self.run_id, lists, wanted[i], [(f"'{name}'", chunk)], blobs, self.fetch)
+            return self.scheme.evaluator.load(made)
+
+        return dict(zip(headers, self.pool.map(one, range(len(headers)), headers), strict=True))
 
     def _openings(self, step: int, kind: str, ciphertexts: Mapping[str, Ciphertext]) -> Openings:
         items = plan.opening_items(step, kind, tuple(ciphertexts))

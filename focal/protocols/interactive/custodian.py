@@ -34,7 +34,7 @@ class JointCustodian(Custodian):
             self.joint_keys = ceremony.joint_digest(self.joint)
             if self.verifies:
                 self.install_keys()
-                self.verify(JointCompute(self.manifest, self.scheme, self.joint_keys, self.net.get, self.threads))
+                self.verify(JointCompute(self.manifest, self.scheme, self.run_id, self.joint_keys, self.fetch, self.threads))
             else:
                 self._answer_plan()
 
@@ -44,8 +44,10 @@ class JointCustodian(Custodian):
         for step in range(int(self.journal.read(f"{self.session}/joint") or b"0"), total):
             self.report.progress(step, total)
             present = self.present(step)
+            self.contribute(*plan.inputs(step, "activations", present))
             self.open(f"open/{step}/logits", plan.opening_items(step, "logits", tuple(present)))
             answered = self.answered(step, present)
+            self.contribute(*plan.inputs(step, "derivatives", answered))
             self.open(f"open/{step}/gradients", plan.opening_items(step, "input-gradient", tuple(answered)))
             self.answer_batch(f"refresh/{step}/weights", (plan.weights_item(step),))
             self.journal.set(f"{self.session}/joint", str(step + 1).encode())

@@ -137,14 +137,15 @@ class JointInstitution(Institution):
 
     def _fine_tune(self, joint: msg.JointKeys, counts: Array) -> None:
         """Every joint step that is still to come, under an encrypted head."""
-        from focal.protocols.interactive.upper import EncryptedUpper, public_key
+        from focal.protocols.interactive.upper import EncryptedUpper
 
         self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
-        upper, start = EncryptedUpper(self, scheme, public_key(self, scheme, joint), ceremony.joint_digest(joint)), time.time()
+        upper, start = EncryptedUpper(self, scheme, ceremony.joint_digest(joint)), time.time()
         try:
             self.fine_tune(upper, counts)
         finally:
             self.report.spent("upload", start, upper.on_the_wire)
+        upper.keys.forget()
 
     def fine_tune(self, upper: EncryptedUpper, counts: Array) -> None:
         """Every joint step that is still to come, under Lightning. ``counts``: rows with each outcome over all institutions."""

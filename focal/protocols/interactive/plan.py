@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,12 +11,14 @@ from typing import Any
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import InteractiveConfig, LayoutConfig, Manifest, RunConfig
 from focal.custody import refresh
+from focal.custody.inputs import Input
 from focal.errors import ConfigError, Refused
-from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING, InteractiveLayout, row_table
+from focal.framing import framed
+from focal.heads.joint.layout import OPENING, InteractiveLayout, row_table
 from focal.heads.joint.limits import HEAD_NOISE, check_steps, request_size
 from focal.heads.joint.limits import check_contributors as check
 from focal.heads.joint.twin import Update
-from focal.heads.linear.cost import blob_bytes
+from focal.heads.linear.cost import blob_bytes, masked_bytes
 from focal.net import messages as msg
 from focal.protocols import Released
 from focal.protocols.common.facts import common_facts
@@ -84,6 +87,19 @@ def opening_items(step: int, kind: str, owners: tuple[str, ...]) -> tuple[str, .
     None in the first step: its weights are the all-zero ciphertext, so everybody knows that logits and gradients are zero.
     """
     return () if step == 0 else tuple(f"train/{step}/{kind}/-/-/{owner}" for owner in owners)
+
+
+def input_item(step: int, what: str, owner: str) -> str:
+    """What an institution's ``activations`` or ``derivatives`` of a step are called."""
+    return f"{step}/{what}/{owner}"
+
+
+def inputs(step: int, what: str, headers: Mapping[str, Header]) -> tuple[str, str, list[Input]]:
+    """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the digest of all that is put in, and
+    the inputs: one for each owner, whose rows are kept apart until they are masked."""
+    lists = hashlib.sha256(framed(b"focal/joint-inputs/v1", what.encode(), *(msg.encode(h) for h in headers.values()))).hexdigest()
+    wanted = [Input(input_item(step, what, name), LIMBS, ((name, header.label),)) for name, header in headers.items()]
+    return f"inputs/{step}/{what}", lists, wanted
 
 
 def opening_context(item: str, run_id: bytes) -> bytes:
@@ -156,15 +172,15 @@ def costs(manifest: Manifest) -> str:
     slot = request_size(update(manifest), shape, config.min_rows_of_others + 1)
     hidden = refresh.guard(Scheme(manifest.ckks, "costs"), len(manifest.custodians)).others_bits
     custodians, mb, count = len(manifest.custodians), 1e6, total(manifest)
-    up = blob_bytes(n, ACTIVATIONS.limbs, 2) + blob_bytes(n, DERIVATIVES.limbs, 2)
+    up, given = 2 * masked_bytes(n), 2 * blob_bytes(n, LIMBS, 1)
     share, opened = blob_bytes(n, 1, 1), blob_bytes(n, OPENING.limbs, 2)
     refreshed = blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1) + blob_bytes(n, LIMBS, 1)
-    asked = 2 * len(owners) * (opened + share) + refreshed
+    asked = 2 * len(owners) * (opened + share) + len(owners) * given + refreshed
     lines = [
         f"joint step: {sum(map(len, owners.values()))} of {shape.rows} rows ({', '.join(f'{k} {len(v)}' for k, v in owners.items())}), "
         f"R = {shape.features}, {len(shape.rotations)} rotation keys; {count} steps",
         f"bytes:      an institution and step {up / mb:.1f} MB up, {2 * custodians * share / mb:.1f} MB down; "
-        f"a custodian and step {asked / mb:.1f} MB, and the uploads if it verifies; disk at the server "
+        f"a custodian and step {asked / mb:.1f} MB, and all inputs if it verifies; disk at the server "
         f"{count * (len(owners) * up + custodians * asked) / 1e9:.1f} GB at most",
         f"openings:   {2 * len(owners)} a step, {2 * len(owners) * (count - 1)} of at most {config.max_openings_per_key} under this key",
     ]
@@ -178,11 +194,9 @@ def costs(manifest: Manifest) -> str:
 
 
 def check_headers(headers: Mapping[str, Header], step: int, manifest: Manifest) -> None:
-    """Raise :class:`Refused` (``upload``) unless each header is of this step, within its institution's batch, and of a chunk of its own."""
-    limits, sent = batches(manifest), dict[str, str]()
+    """Raise :class:`Refused` (``upload``) unless each header is of this step and within its institution's batch."""
+    limits = batches(manifest)
     for name, header in headers.items():
-        if (other := sent.setdefault(header.chunk, name)) != name:  # encryption is random: it is a copy
-            raise Refused("upload", f"'{name}' and '{other}' sent one ciphertext as their rows of step {step}")
         if header.step != step or not 1 <= header.rows <= limits[name]:
             raise Refused("upload", f"'{name}' sent {header.rows} rows for step {header.step}; step {step} takes 1 to {limits[name]}")
 

@@ -2,28 +2,27 @@
 
 ::
 
-    activations (n, R) --encrypt--> chunk + signed header --> server ... custodians --sealed shares--> add up, decode --> logits (n, C)
+    activations (n, R) --mask--> chunk + signed header --> server ... custodians --sealed shares--> add up, decode --> logits (n, C)
 
 This is the seam between Lightning and the network (:class:`focal.training.split.Upper`). Everything that leaves was
-made once and is on the own disk before it leaves: a restarted process sends the same ciphertexts again or none.
+made once and is on the own disk before it leaves: a restarted process sends the same messages again or none.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import codec
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
-from focal.custody import keys, release
+from focal.custody import release
 from focal.errors import Refused
 from focal.heads.joint import limits
-from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES
 from focal.net import messages as msg
+from focal.protocols.common.inputs import MaskKeys
 from focal.protocols.interactive import plan
 from focal.training.split import Skipped
 
@@ -40,8 +39,11 @@ class Abandoned(Exception):
 class EncryptedUpper:
     """Implements :class:`focal.training.split.Upper` for ``party``."""
 
-    def __init__(self, party: JointInstitution, scheme: Scheme, public: Any, joint_keys: str) -> None:
-        self.party, self.scheme, self.public, self.joint_keys = party, scheme, public, joint_keys
+    def __init__(self, party: JointInstitution, scheme: Scheme, joint_keys: str) -> None:
+        self.party, self.scheme, self.joint_keys = party, scheme, joint_keys
+        self.keys = MaskKeys(party)
+        self.keys.say()
+        self.keys.meet(party.custodians)
         self.layout = plan.layout(party.manifest)
         self.first = plan.table(party.manifest)[party.me.name].start
         self.server = party.manifest.server.name
@@ -55,8 +57,8 @@ class EncryptedUpper:
         self.party.report.progress(step, plan.total(self.party.manifest))
         limits.check_activations(activations)
         self._still_wanted(f"present/{step}")
-        chunk = self.send(step, "activations", activations)
-        header = msg.Activations(step=step, rows=len(activations), joint_keys=self.joint_keys, chunk=chunk)
+        label, chunk = self.send(step, "activations", activations)
+        header = msg.Activations(step=step, rows=len(activations), joint_keys=self.joint_keys, label=label, chunk=chunk)
         self.party.say(f"activations/{step}", header)
         self._still_wanted(f"present/{step}", wait=True)
         return self.receive(step, "logits", len(activations))
@@ -64,31 +66,31 @@ class EncryptedUpper:
     def gradients(self, step: int, derivatives: Array) -> Array:
         """d loss / d logit (n, C) -> d loss / d activation (n, R). Raises :class:`Skipped` likewise."""
         self._still_wanted(f"answered/{step}")
-        chunk = self.send(step, "derivatives", derivatives)
-        self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=len(derivatives), chunk=chunk))
+        label, chunk = self.send(step, "derivatives", derivatives)
+        self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=len(derivatives), label=label, chunk=chunk))
         self._still_wanted(f"answered/{step}", wait=True)
         gradients = self.receive(step, "gradients", len(derivatives))
         limits.check_head(gradients, derivatives)
         return gradients
 
-    # ----------------------------------------------------------------- ciphertexts, to and fro
+    # ----------------------------------------------------------------- messages, to and fro
 
-    def send(self, step: int, what: Literal["activations", "derivatives"], values: Array) -> str:
-        """Encrypt once, keep, send; returns the digest."""
-        kind, slots = {
-            "activations": (ACTIVATIONS, self.layout.activation_slots),
-            "derivatives": (DERIVATIVES, self.layout.derivative_slots),
-        }[what]
+    def send(self, step: int, what: Literal["activations", "derivatives"], values: Array) -> tuple[str, str]:
+        """Mask once, keep, send; returns the label of the mask and the digest."""
+        party, slots = self.party, {"activations": self.layout.activation_slots, "derivatives": self.layout.derivative_slots}[what]
+        item = plan.input_item(step, what, party.me.name)
 
         def make() -> bytes:
-            return self.party.blobs.put(codec.encrypt(self.scheme, self.public, slots(values, self.first), kind)).encode()
+            message = slots(values, self.first)
+            label = self.keys.label(item, message.tobytes())
+            return f"{label} {party.blobs.put(self.keys.masked(self.scheme, message, label, item))}".encode()
 
-        digest = self.party.journal.once(f"{self.party.session}/chunk/{what}/{step}", make).decode()
+        label, digest = party.journal.once(f"{party.session}/chunk/{what}/{step}", make).decode().split()
         self.party.net.phase = "upload"
         data, start = self.party.blobs.get(digest), time.monotonic()
         self.party.net.put_many([data], "custodians")
         self.on_the_wire += time.monotonic() - start
-        return digest
+        return label, digest
 
     def receive(self, step: int, what: Literal["logits", "gradients"], rows: int) -> Array:
         """(``rows``, C or R): what every custodian opened to us."""
@@ -211,8 +213,3 @@ class EncryptedUpper:
 
     def _context(self, round: int) -> bytes:
         return f"average/{round}".encode() + self.party.run_id
-
-
-def public_key(party: JointInstitution, scheme: Scheme, joint: msg.JointKeys) -> Any:
-    """The joint public key, as every custodian signed it."""
-    return keys.joint_public_key(scheme, party.run_id, party.net.get(joint.public))

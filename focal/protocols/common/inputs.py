@@ -1,0 +1,118 @@
+"""Collective encryption as its parties speak of it (:mod:`focal.custody.inputs`): keys of masks, contributions, and who checks them.
+
+::
+
+    inputs/key            institutions and custodians: a public key for masks, one a run
+    (lists or headers)    the institutions' masked rows are named, and everybody who answers has agreed to the same names
+    ROUND/commit, reveal  every custodian's contributions to the inputs of this round, in their order
+
+A round is ``inputs`` in a blind run, ``inputs/STEP/activations`` and ``inputs/STEP/derivatives`` in an interactive one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from focal.ckks.evaluator import RealOrComplex
+from focal.ckks.ring import Limb
+from focal.ckks.scheme import Scheme
+from focal.custody import inputs
+from focal.custody.inputs import Input
+from focal.errors import FocalError, ProtocolError, Refused
+from focal.files import forget, private_write
+from focal.framing import framed
+from focal.net import messages as msg
+from focal.protocols.common.hearing import check_opens
+from focal.protocols.common.party import Party
+from focal.protocols.common.voice import Fetch, Given
+
+KEY = "inputs/key"
+"""Topic of a public key for masks."""
+
+
+class MaskKeys:
+    """``party``'s own key for masks, drawn for this run, and the keys that it shares with institutions or custodians."""
+
+    def __init__(self, party: Party) -> None:
+        self.party = party
+        self.file = party.folder / f"masks-{party.scope[:16]}.key"
+        self._shared: dict[str, bytes] = {}
+
+    def say(self) -> None:
+        """Tell everybody the public key. Raises :class:`FocalError` when it was told before and the file is gone."""
+        self.party.say(KEY, msg.InputKey(public=inputs.public_key(self.private)))
+
+    @functools.cached_property
+    def private(self) -> bytes:
+        """Drawn once; the file (0600) is the only copy."""
+        if not self.file.exists():
+            if self.party.journal.get(f"{self.party.session}/said/{KEY}") is not None:
+                raise FocalError(
+                    f"'{self.party.me.name}': the key {self.file} is gone", hint="the masks of this run need it: start a new run"
+                )
+            private_write(self.file, inputs.new_key())
+        return self.file.read_bytes()
+
+    def forget(self) -> None:
+        """Erase the key: all that it masks is made and sent."""
+        forget(self.file)
+
+    def label(self, item: str, *rows: bytes) -> str:
+        """What tells the masks of these rows from those of any others."""
+        return inputs.label(self.private, item, *rows)
+
+    def masked(self, scheme: Scheme, slots: RealOrComplex, label: str, item: str) -> bytes:
+        """An institution's message: ``slots`` (S,) under a mask of every custodian it has met. The same again at each call."""
+        masks = [inputs.mask(key, label, item, scheme.n) for key in self._shared.values()]
+        return inputs.masked(scheme, inputs.message(scheme, slots), masks)
+
+    def contribution(self, scheme: Scheme, secret: Sequence[Limb], run_id: bytes, lists: str, wanted: Input) -> bytes:
+        """A custodian's contribution to one input. Anew at each call: through the ledger only."""
+        a = inputs.public_random(scheme, run_id, lists, wanted.item, wanted.limbs)
+        masks = [inputs.mask(self._shared[name], label, wanted.item, scheme.n) for name, label in wanted.owners]
+        return inputs.contribution(scheme, secret, a, masks)
+
+    def meet(self, others: Iterable[str]) -> None:
+        """Agree on a key with each of these institutions or custodians; waits for their public keys."""
+        me, run_id = self.party.me, self.party.run_id
+        for other, theirs in self.party.hear_all(others, KEY, msg.InputKey).items():
+            institution, custodian = (me.name, other) if me.role == "institution" else (other, me.name)
+            if other not in self._shared:
+                self._shared[other] = inputs.pair_key(self.private, theirs.public, run_id, institution, custodian)
+
+
+def committed(lists: str, blobs: Sequence[str]) -> bytes:
+    """What a custodian commits to before anybody shows a contribution."""
+    return hashlib.sha256(framed(b"focal/input-contributions/v1", bytes.fromhex(lists), *map(bytes.fromhex, blobs))).digest()
+
+
+def check(
+    scope: str, round: str, lists: str, count: int, commits: Mapping[str, msg.InputCommit], reveals: Mapping[str, msg.InputReveal]
+) -> Given:
+    """Contributions of every custodian to the ``count`` inputs of ``round``.
+
+    Raises :class:`Refused`: ``inputs`` for contributions to other lists or another number of them, ``commitment``.
+    """
+    for name, reveal in reveals.items():
+        if reveal.lists != lists:
+            raise Refused("inputs", f"'{name}' contributed to other lists than we were shown ('{round}')")
+        if len(reveal.blobs) != count:
+            raise ProtocolError(f"'{name}' contributed to {len(reveal.blobs)} inputs of '{round}', there are {count}")
+        check_opens(scope, round, name, commits[name], reveal.salt, committed(lists, reveal.blobs))
+    return {name: reveal.blobs for name, reveal in reveals.items()}
+
+
+def combined(
+    scheme: Scheme,
+    run_id: bytes,
+    lists: str,
+    wanted: Input,
+    uploads: Sequence[tuple[str, bytes]],
+    given: Sequence[tuple[str, str]],
+    fetch: Fetch,
+) -> list[list[Limb]]:
+    """(c0, c1) of an input from its owners' (name, masked rows) and the custodians' (name, digest)."""
+    a = inputs.public_random(scheme, run_id, lists, wanted.item, wanted.limbs)
+    return inputs.combine(scheme, a, uploads, [(f"'{name}'", fetch(digest)) for name, digest in given])
