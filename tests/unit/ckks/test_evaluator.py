@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from conftest import Opened
 
-from focal.ckks import codec, native, ring
+from focal.ckks import native, ring
 from focal.ckks.evaluator import Ciphertext, Evaluator
 from focal.ckks.native.evaluator import NativeEvaluator
 from focal.ckks.openfhe_evaluator import OpenFheEvaluator
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import CkksConfig
-from focal.custody import keys
+from focal.custody import inputs, keys
 
 RUN = hashlib.sha256(b"test_evaluator").digest()
 CONJUGATION = 2 * 16384 - 1
@@ -50,12 +50,14 @@ class Keys:
         self.scheme.__dict__["evaluator"] = Both(theirs, self.ev) if kernels else theirs
         shares = {name: keys.SecretShare.draw(self.scheme, RUN) for name in ("north", "south")}
         with ThreadPoolExecutor(1) as pool:
-            self.public = keys.ceremony(self.scheme, RUN, shares, ROTATIONS, pool).public
+            keys.ceremony(self.scheme, RUN, shares, ROTATIONS, pool)
         self.scheme.__dict__["evaluator"] = self.ev
         self.secrets = list(shares.values())
         angles = np.random.default_rng(5).uniform(-np.pi, np.pi, (3, self.scheme.slots))
         self.slots = np.exp(1j * angles) * np.linspace(0.1, 1, self.scheme.slots)
-        self.fresh = [self.ev.load(codec.fresh(self.scheme, self.public, x, LIMBS)) for x in self.slots]
+        limbs = {name: share.limbs for name, share in shares.items()}
+        made = [inputs.together(self.scheme, RUN, limbs, f"input {i}", {"a": x}, LIMBS)[0] for i, x in enumerate(self.slots)]
+        self.fresh = list(map(self.ev.load, made))
         self.plain = np.conj(self.slots[0][::-1])
         self.opened = Opened(self)  # type: ignore[arg-type]
 

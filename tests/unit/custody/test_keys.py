@@ -41,7 +41,9 @@ class Ceremony:
         self.joint |= {f"rotation/{r}": self.sums[f"rotation/{r}"] for r in ROTATIONS}
         blobs = {codec.digest(data): data for data in self.joint.values()}
         self.install(self.scheme, blobs.__getitem__)
-        self.public = keys.joint_public_key(self.scheme, RUN, self.sums["public"])
+        parts = [(f"custodian-{i}", share.public()) for i, share in enumerate(self.secrets)]
+        self.publics = [data for _, data in parts]
+        self.public = keys.joint_public_key(self.scheme, RUN, keys.add_up(self.scheme, codec.PUBLIC_B, parts))
 
     def install(self, scheme: Scheme, fetch: Any, **others: bytes) -> None:
         """Install the joint keys, or ``others`` in the place of some."""
@@ -124,7 +126,7 @@ def test_contributions_are_made_with_the_derived_randomness(ceremony: Ceremony, 
     assert u is not None and set(np.unique(u)) == {-1, 0, 1} and (u != ceremony.secrets[custodian].secret).any()
     u = [ring.ntt((u % q).astype(np.uint64), q, scheme.roots[q]) for q in scheme.extended]
     (a,) = keys.public_random(scheme, RUN, "public", 1, extended=False)
-    (b,) = codec.unpack(scheme, codec.PUBLIC_B, parts["public"], "")
+    (b,) = codec.unpack(scheme, codec.PUBLIC_B, ceremony.publics[custodian], "")
     for j in range(LIMBS):
         e = noise(scheme, b[j], a[j], secret[j], j)
         assert 2 < e.std() < 4.5 and np.abs(e).max() < 8 * 3.19
@@ -178,7 +180,7 @@ def test_public_randomness_depends_on_run_label_and_index(ceremony: Ceremony) ->
 
 @pytest.mark.parametrize("spoil", [lambda d: d[:-1], lambda d: b"X" + d[1:], lambda d: d[:-1] + b"\xff"])
 def test_a_malformed_contribution_is_refused_by_name(ceremony: Ceremony, spoil: Any) -> None:
-    parts = [("north", ceremony.first[0]["public"]), ("south", spoil(ceremony.first[1]["public"]))]
+    parts = [("north", ceremony.publics[0]), ("south", spoil(ceremony.publics[1]))]
     with pytest.raises(Refused, match="south"):
         keys.add_up(ceremony.scheme, codec.PUBLIC_B, parts)
 

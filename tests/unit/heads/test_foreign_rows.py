@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import Opened
 from manifests import manifest
+from masked import LABEL, LISTS, Masking, encrypt_any
 from polynomials import rms
 
 from focal.ckks import codec
@@ -24,14 +25,14 @@ from focal.config import LayoutSpec
 from focal.custody import release
 from focal.errors import Refused
 from focal.heads import masks
-from focal.heads.linear.engine import Block, Engine, chunk_kind, mask_digest, rate, zero_weights
+from focal.heads.linear.engine import Block, Engine, chunk_limbs, mask_digest, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, TARGET_SCALE, WEIGHT_SCALE, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars, train
 from focal.heads.masks import OwnerMasks, only_classes
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
-from focal.protocols.blind.compute import BlindCompute, scalars_of
+from focal.protocols.blind.compute import BlindCompute
 
 CLASSES, ROWS, STEPS = 5, 300, 2
 LAYOUT = Layout(8192, 32, CLASSES, ROWS, 8, 1, 8)
@@ -59,7 +60,7 @@ class Shared:
         extra = np.zeros((LAYOUT.groups_of_rows * LAYOUT.lane, LAYOUT.class_lanes))
         for lane, row in VICTIMS.items():
             extra[row, lane] = -SIZE
-        bad = self.run.encrypt(TARGET_SCALE * extra.reshape(-1), chunk_kind("target").limbs)
+        bad = encrypt_any(self.run, TARGET_SCALE * extra.reshape(-1), chunk_limbs("target"))
         return self.trained(owners.keep(bad, ATTACKER, 0, 0), STEPS)
 
     def trained(self, extra: Any, steps: int) -> list[Any]:
@@ -133,7 +134,7 @@ def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size
     2^-68 of ``size`` is left (at most), and noise: of targets as they came, 2^-40 by each mask, times 256."""
     layout = replace(LAYOUT, feature_lanes=feature_lanes)
     owners, own = OwnerMasks(shared.run.scheme, layout, RATE), layout.target_mask(*ATTACKER, 0, 0) == 1
-    written = shared.run.encrypt(TARGET_SCALE * np.where(own, 1.0, size), chunk_kind("target").limbs)
+    written = encrypt_any(shared.run, TARGET_SCALE * np.where(own, 1.0, size), chunk_limbs("target"))
     kept = owners.keep(written, ATTACKER, 0, 0)
     assert shared.run.scheme.evaluator.count(kept) == masks.TARGET_LIMBS
     slots = Opened(shared.run).complex_slots(kept)
@@ -147,7 +148,7 @@ def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size
 def test_a_target_of_extraordinary_size_comes_through_both_masks(shared: Shared) -> None:
     """What SECURITY.md says of shared blocks, "What is not protected": 2^-72 of a foreign target is left (root mean square)."""
     own, size = LAYOUT.target_mask(*ATTACKER, 0, 0) == 1, 2.0**66
-    written = shared.run.encrypt(TARGET_SCALE * np.where(own, 0.0, size), chunk_kind("target").limbs)
+    written = encrypt_any(shared.run, TARGET_SCALE * np.where(own, 0.0, size), chunk_limbs("target"))
     kept = OwnerMasks(shared.run.scheme, LAYOUT, RATE).keep(written, ATTACKER, 0, 0)
     left = np.log2(rms(np.abs(Opened(shared.run).complex_slots(kept)[~own])) / size)
     print(f"targets of 2^66 elsewhere: 2^{left:.1f} of them is left")
@@ -161,7 +162,7 @@ def test_imaginary_targets_move_the_weights_along_the_own_rows_only(shared: Shar
     values = rng.normal(size=(stop - start, CLASSES))
     slots = 1j * LAYOUT.target_slots(LAYOUT.block_of(values, start, 0), 0)
     owners = OwnerMasks(shared.run.scheme, LAYOUT, RATE)
-    moved = shared.trained(owners.keep(shared.run.encrypt(slots, chunk_kind("target").limbs), ATTACKER, 0, 0), 1)
+    moved = shared.trained(owners.keep(encrypt_any(shared.run, slots, chunk_limbs("target")), ATTACKER, 0, 0), 1)
     found = LAYOUT.read_weights(Opened(shared.run).complex_slots(moved[0]))[:, :CLASSES] / WEIGHT_SCALE
     own = shared.x[start:stop]
     turned = np.hstack([-own[:, LAYOUT.half :], own[:, : LAYOUT.half]])
@@ -181,7 +182,7 @@ def test_a_release_is_zero_where_no_class_is(shared: Shared, size: float) -> Non
     w = rng.normal(size=(32, CLASSES))
     padded = np.hstack([w, size * rng.choice([-1, 1], (32, 3))])
     wide = replace(LAYOUT, outputs=8)  # 8 classes: it fills the padding lanes
-    hostile = shared.run.encrypt(WEIGHT_SCALE * wide.weight_slots(padded, 0), DATA_LIMBS)
+    hostile = encrypt_any(shared.run, WEIGHT_SCALE * wide.weight_slots(padded, 0), DATA_LIMBS)
     masked = only_classes(shared.run.scheme, LAYOUT, 0, hostile)
     assert shared.run.scheme.evaluator.count(masked) == DATA_LIMBS - 2
     exact = LAYOUT.read_weights(Opened(shared.run).complex_slots(shared.run.scheme.evaluator.drop(masked, 1))) / WEIGHT_SCALE
@@ -204,8 +205,7 @@ def lists_of(table: Mapping[str, tuple[int, int]], chunks: Mapping[str, tuple[st
             eta_hex=(2.0).hex(),
             rows=stop - start,
             first_row=start,
-            salt=nothing,
-            committed=nothing,
+            label=LABEL,
             chunks=chunks[name],
         )
         for name, (start, stop) in table.items()
@@ -236,19 +236,26 @@ def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared
     declared = manifest(share_blocks=True)
     counts = declared.row_counts
     layout = replace(LAYOUT, rows=declared.rows, outputs=declared.outputs, class_lanes=4)
-    table, scheme, kind = layout.row_table(counts), shared.run.scheme, chunk_kind("target")
-    kept = {}
-    for name in table:
+    table, scheme, masking, kept = layout.row_table(counts), shared.run.scheme, Masking(shared.run), dict[str, bytes]()
+
+    def keep(data: bytes) -> str:
+        kept[codec.digest(data)] = data
+        return codec.digest(data)
+
+    chunks = {}
+    for name, owned in table.items():
         everywhere = np.full(layout.slots, 3.0 if name == "south" else 0.0)
-        kept[codec.digest(name.encode())] = codec.pack(scheme, kind, scheme.evaluator.limbs(shared.run.encrypt(everywhere, kind.limbs)))
-    lists = lists_of(table, {n: (codec.digest(n.encode()),) * len(layout.chunks(*owned)) for n, owned in table.items()})
-    training = BlindCompute(declared, scheme, layout, lists, kept.__getitem__, 1)
+        chunks[name] = tuple(keep(masking.upload(name, uploads.item(place, name), everywhere)) for place in layout.chunks(*owned))
+    lists = lists_of(table, chunks)
+    wanted = [placed.input for placed in uploads.inputs(declared, layout, lists)]
+    given = {name: list(map(keep, own)) for name, own in masking.given(wanted).items()}
+    training = BlindCompute(declared, scheme, layout, shared.run.run_id, lists, LISTS, given, kept.__getitem__, 1)
     target = training._ciphertext((0, "target", 0, 0))
     training.close()
     slots = Opened(shared.run).complex_slots(target)
     own = layout.target_mask(*table["south"], 0, 0)
     assert own.sum() == counts["south"] * declared.outputs
-    factor = rate(layout, scalars_of(declared, lists)) / TARGET_SCALE
+    factor = rate(layout, plan.scalars_of(declared, lists)) / TARGET_SCALE
     assert np.abs(slots / factor - 3.0 * own).max() < 1e-5
 
 

@@ -13,7 +13,7 @@ from focal.custody import keys
 from focal.errors import FocalError
 from focal.heads.linear import cost as planner
 from focal.heads.linear.cost import Cost, choose, cost, layout_for
-from focal.heads.linear.engine import chunk_kind
+from focal.heads.linear.engine import chunk_limbs
 from focal.heads.linear.rehearsal import Rehearsal
 
 ODIR = {"north": 1279, "south": 1278, "west": 1278}
@@ -136,13 +136,17 @@ def test_predicted_bytes_are_those_on_the_wire(rehearsal: Rehearsal, k: int, f: 
     scheme, layout = rehearsal.scheme, layout_for(8192, 64, 8, 3835, k, f, owners)
     predicted = cost(layout, CkksConfig(), ODIR, 3, degree, 12.5, 2)
     for name, owned in layout.row_table(ODIR).items():
-        assert predicted.upload_bytes[name] == sum(codec.size(scheme, chunk_kind(what)) for _, what, _, _ in layout.chunks(*owned))
+        assert predicted.upload_bytes[name] == codec.size(scheme, codec.MASKED) * len(layout.chunks(*owned))
+    touched = [layout.touched(*owned) for owned in layout.row_table(ODIR).values()]
+    inputs = [codec.input_b(chunk_limbs("data"))] * (layout.lane * layout.blocks)
+    inputs += [codec.input_b(chunk_limbs("target"))] * (layout.class_groups * sum(map(len, touched)))
+    assert predicted.input_bytes == sum(codec.size(scheme, kind) for kind in inputs)
     assert predicted.key_bytes == keys.contribution_bytes(scheme, len(layout.rotations))
     kinds = ["logits", "weights"] if degree == 3 else ["logits", "residual", "weights"]
     items = [item for kind in kinds for item in layout.items(1, kind)]
     asked = codec.size(scheme, codec.ciphertext(REFRESH_LIMBS)) + codec.size(scheme, codec.REFRESH_H0)
     assert predicted.refresh_bytes == sum(asked + codec.size(scheme, codec.refresh_h1(layout.refresh_map(i).limbs)) for i in items)
-    data = codec.size(scheme, chunk_kind("data"))
+    data = codec.size(scheme, codec.ciphertext(chunk_limbs("data")))
     assert predicted.memory_bytes > layout.blocks * layout.lane * data, "the server holds at least the packed data"
 
 

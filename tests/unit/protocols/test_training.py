@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from manifests import manifest
+from masked import LABEL, LISTS, Masking
 
 from focal.ckks import codec
 from focal.config import Manifest
 from focal.custody import refresh
 from focal.errors import Refused
 from focal.heads.linear.cost import layout_for
-from focal.heads.linear.engine import chunk_kind
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.masks import TARGET_LIMBS
@@ -54,20 +54,23 @@ class Uploaded:
         members = tuple(m.model_copy(update={"rows": next(rows)}) if m.role == "institution" else m for m in declared.members)
         self.manifest: Manifest = declared.model_copy(update={"members": members, "share_blocks": True})
         self.row_table = LAYOUT.row_table(self.manifest.row_counts)
-        self.lists = {name: self._list(start, stop) for name, (start, stop) in self.row_table.items()}
+        self.masking = Masking(self.rehearsal)
+        self.lists = {name: self._list(name, start, stop) for name, (start, stop) in self.row_table.items()}
+        given = self.masking.given([placed.input for placed in uploads.inputs(self.manifest, LAYOUT, self.lists)])
+        self.given = {name: [self.blobs.put(data) for data in own] for name, own in given.items()}
         self.asked: dict[str, str] = {}
         self.answered: dict[str, Any] = {}
         self.steps, self.chain = self.train(1 << 40, self._ask)
 
-    def _list(self, start: int, stop: int) -> msg.Upload:
+    def _list(self, name: str, start: int, stop: int) -> msg.Upload:
         rng = np.random.default_rng(start)
         x, targets = rng.uniform(-1, 1, (stop - start, LAYOUT.features)), rng.uniform(-0.5, 0.5, (stop - start, LAYOUT.outputs))
         chunks = []
         for block, what, g, h in LAYOUT.chunks(start, stop):
             rows = LAYOUT.block_of(x if what == "data" else targets, start, block)
             slots = LAYOUT.data_slots(rows, g, h) if what == "data" else LAYOUT.target_slots(rows, g)
-            kind, scheme = chunk_kind(what), self.rehearsal.scheme
-            chunks.append(self.blobs.put(codec.pack(scheme, kind, scheme.evaluator.limbs(self.rehearsal.encrypt(slots, kind.limbs)))))
+            item = uploads.item((block, what, g, h), name)
+            chunks.append(self.blobs.put(self.masking.upload(name, item, slots)))
         nothing = "0" * 64
         return msg.Upload(
             joint_keys=nothing,
@@ -75,9 +78,8 @@ class Uploaded:
             eta_hex=(2.0).hex(),
             rows=stop - start,
             first_row=start,
+            label=LABEL,
             chunks=tuple(chunks),
-            salt=nothing,
-            committed=nothing,
         )
 
     def _digest(self, ciphertext: Any) -> str:
@@ -95,7 +97,8 @@ class Uploaded:
         return [self.answered[i] for i in items]
 
     def training(self, memory: int, fetch: Callable[[str], bytes] | None = None) -> BlindCompute:
-        return BlindCompute(self.manifest, self.rehearsal.scheme, LAYOUT, self.lists, fetch or self.blobs.get, 2, memory)
+        scheme, run_id, fetch = self.rehearsal.scheme, self.rehearsal.run_id, fetch or self.blobs.get
+        return BlindCompute(self.manifest, scheme, LAYOUT, run_id, self.lists, LISTS, self.given, fetch, 2, memory)
 
     def train(self, memory: int, ask: Ask, fetch: Callable[[str], bytes] | None = None) -> tuple[list[msg.StepDone], str]:
         training = self.training(memory, fetch)
@@ -116,21 +119,19 @@ def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
     return Uploaded(tmp_path_factory.mktemp("uploads"))
 
 
-def test_a_ciphertext_is_listed_once_by_one_institution(uploaded: Uploaded) -> None:
-    def digest(changed: dict[str, msg.Upload]) -> str:
-        return uploads.check_lists(uploaded.manifest, LAYOUT, {**uploaded.lists, **changed}, "0" * 64)
-
-    digest({})
-    one, two, _ = uploaded.lists
-    first, second = uploaded.lists[one], uploaded.lists[two]
-    twice = first.model_copy(update={"chunks": (first.chunks[1], *first.chunks[1:])})
-    with pytest.raises(Refused, match=f"'{one}' alone: its list names it twice") as e:
-        digest({one: twice})
-    assert e.value.reason == "upload"
-    copied = second.model_copy(update={"chunks": (first.chunks[0], *second.chunks[1:])})
-    with pytest.raises(Refused, match=f"'{two}' alone: its list names what stands in the list of '{one}' too") as e:
-        digest({two: copied})
-    assert e.value.reason == "upload"
+def test_each_input_has_its_owners_and_its_name_once(uploaded: Uploaded) -> None:
+    """Data of a block are one input for all who have rows there, targets one for each."""
+    placed = uploads.inputs(uploaded.manifest, LAYOUT, uploaded.lists)
+    assert len({p.input.item for p in placed}) == len(placed)
+    listed = Counter(digest for upload in uploaded.lists.values() for digest in upload.chunks)
+    assert Counter(digest for p in placed for digest in p.chunks) == listed
+    for p in placed:
+        b, what, _, _ = p.place
+        here = [name for name, owned in uploaded.row_table.items() if b in LAYOUT.touched(*owned)]
+        names = [name for name, _ in p.input.owners]
+        assert p.input.limbs == (DATA_LIMBS if what == "data" else 6) and len(names) == len(p.chunks)
+        assert names == here if what == "data" else len(names) == 1 and names[0] in here
+    assert any(len(p.input.owners) > 1 for p in placed), "no block is shared"
 
 
 class Alive:
@@ -189,7 +190,9 @@ def test_what_stays_in_memory_is_within_the_budget() -> None:
 
 def test_an_ill_formed_chunk_of_the_last_block_is_refused_before_anything_is_asked(uploaded: Uploaded) -> None:
     """Data of streamed blocks are needed long after the first refresh, and are checked before it all the same."""
-    bad = uploaded.lists["west"].chunks[-1 - LAYOUT.class_groups]
+    placed = [p.place for p in uploads.inputs(uploaded.manifest, LAYOUT, uploaded.lists)]
+    last = max(i for i, (_, what, _, _) in enumerate(placed) if what == "data")
+    bad = uploaded.given["custodian 1"][last]
 
     def fetch(digest: str) -> bytes:
         data = uploaded.blobs.get(digest)
@@ -198,5 +201,5 @@ def test_an_ill_formed_chunk_of_the_last_block_is_refused_before_anything_is_ask
     def ask(items: list[str], ciphertexts: list[Any]) -> list[Any]:
         raise AssertionError("a share was asked for")
 
-    with pytest.raises(Refused, match="'west'.*not below its modulus"):
+    with pytest.raises(Refused, match="'custodian 1'.*not below its modulus"):
         uploaded.train(0, ask, fetch)
