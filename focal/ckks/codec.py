@@ -120,16 +120,15 @@ def fresh(scheme: Scheme, public: Any, slots: RealOrComplex, limbs: int) -> list
     return scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, limbs)))
 
 
-def pack_masked(scheme: Scheme, low: Limb, high: Limb) -> bytes:
-    """Canonical bytes of N integers below 2^128, given as their lower and upper 64 bits: 16 bytes each, least first."""
-    return header(scheme, MASKED) + np.stack([low, high], axis=1).astype("<u8", copy=False).tobytes()
+def pack_masked(scheme: Scheme, words: NDArray[np.uint64]) -> bytes:
+    """Canonical bytes of integers below 2^128, (N, 2) as the lower and the upper 64 bits of each: 16 bytes each, least first."""
+    return header(scheme, MASKED) + words.astype("<u8", copy=False).tobytes()
 
 
-def unpack_masked(scheme: Scheme, data: bytes, source: str) -> tuple[Limb, Limb]:
+def unpack_masked(scheme: Scheme, data: bytes, source: str) -> NDArray[np.uint64]:
     """The other way. Raises :class:`Refused` (``length``, ``header``) naming ``source``; there are no numbers that it would not take."""
     _check_envelope(scheme, MASKED, data, source)
-    words = np.frombuffer(data, "<u8", 2 * scheme.n, HEADER.size).reshape(scheme.n, 2)
-    return np.ascontiguousarray(words[:, 0]), np.ascontiguousarray(words[:, 1])
+    return np.frombuffer(data, "<u8", 2 * scheme.n, HEADER.size).reshape(scheme.n, 2)
 
 
 def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Limb]]:

@@ -55,8 +55,8 @@ from focal.framing import framed
 
 Message = NDArray[np.int64]
 """N coefficients of encoded slots."""
-Words = tuple[NDArray[np.uint64], NDArray[np.uint64]]
-"""N integers below 2^128: their lower and their upper 64 bits."""
+Words = NDArray[np.uint64]
+"""(N, 2): integers below 2^128, the lower and the upper 64 bits of each."""
 
 MASK_BITS = 124
 """Of one custodian's mask: eight of them, the offset and a message stay below 2^128."""
@@ -118,8 +118,11 @@ def label(private: bytes, item: str, *rows: bytes) -> str:
 def mask(key: bytes, label: str, item: str, n: int) -> Words:
     """r: ``n`` integers uniform in [0, 2^124), the stream of this pair, these rows and this input."""
     own = hmac.digest(key, framed(b"focal/input-mask/v1", bytes.fromhex(label), item.encode()), "sha256")
-    words = np.frombuffer(Cipher(ChaCha20(own, bytes(16)), mode=None).encryptor().update(bytes(16 * n)), "<u8").reshape(n, 2)
-    return np.ascontiguousarray(words[:, 0]), words[:, 1] >> np.uint64(128 - MASK_BITS)
+    stream = bytearray(16 * n)
+    Cipher(ChaCha20(own, bytes(16)), mode=None).encryptor().update_into(bytes(16 * n), stream)
+    words: Words = np.frombuffer(stream, "<u8").reshape(n, 2)
+    words[:, 1] >>= np.uint64(128 - MASK_BITS)
+    return words
 
 
 # --------------------------------------------------------------------------- an institution
@@ -143,11 +146,11 @@ def masked(scheme: Scheme, message: Message, masks: Sequence[Words]) -> bytes:
         raise FocalError(f"masks of {len(masks)} custodians do not fit 16 bytes; {MAX_CUSTODIANS} do")
     low = message.view(np.uint64).copy()
     high = (message >> 63).view(np.uint64) + np.uint64(1 << OFFSET_BITS - 64)
-    for lower, upper in masks:
-        low += lower
-        high += upper
-        high += low < lower  # carried
-    return codec.pack_masked(scheme, low, high)
+    for words in masks:
+        low += words[:, 0]
+        high += words[:, 1]
+        high += low < words[:, 0]  # carried
+    return codec.pack_masked(scheme, np.stack([low, high], axis=1))
 
 
 # --------------------------------------------------------------------------- a custodian, and everybody
@@ -192,7 +195,7 @@ def combine(
 
 def _residues(words: Words, offset: int, q: int) -> Limb:
     """(low + 2^64 high + offset) mod q."""
-    low, high = words
+    low, high = words[:, 0], words[:, 1]
     cut = np.uint64((1 << 56) - 1)
     pieces = [low & cut, (low >> np.uint64(56) | high << np.uint64(8)) & cut, high >> np.uint64(48)]
     return sampling.residues(pieces, offset, q)

@@ -90,11 +90,11 @@ def test_it_is_an_encryption_of_the_sum_with_the_noise_of_the_custodians_alone(p
 
 def test_both_sides_of_a_pair_have_one_mask_and_nobody_else_has_it(parties: Parties) -> None:
     ours, theirs = (parties.masks("a", "one", side) for side in ("hospital", "custodian"))
-    assert all(np.array_equal(x, y) for x, y in zip(ours, theirs, strict=True))
+    assert np.array_equal(ours, theirs)
     others = [parties.masks("a", "two"), parties.masks("b", "one")]
-    assert all(not np.array_equal(ours[0], other[0]) for other in others)
+    assert not any(np.array_equal(ours, other) for other in others)
     # uniform over 124 bits: the top bit is set in half of them, no bit is above it
-    top = ours[1] >> np.uint64(inputs.MASK_BITS - 64 - 1)
+    top = ours[:, 1] >> np.uint64(inputs.MASK_BITS - 64 - 1)
     assert top.max() == 1 and abs(top.mean() - 0.5) < 6 / (4 * parties.scheme.n) ** 0.5
 
 
@@ -112,10 +112,9 @@ def test_any_bytes_are_somebodys_known_message_and_nothing_else(parties: Parties
 
 
 def test_one_changed_coefficient_changes_the_message_by_just_that(parties: Parties) -> None:
-    low, high = codec.unpack_masked(parties.scheme, parties.uploads["b"], "b")
-    low, high = low.copy(), high.copy()
-    high[7] += np.uint64(1)
-    changed = {**parties.uploads, "b": codec.pack_masked(parties.scheme, low, high)}
+    words = codec.unpack_masked(parties.scheme, parties.uploads["b"], "b").copy()
+    words[7, 1] += np.uint64(1)
+    changed = {**parties.uploads, "b": codec.pack_masked(parties.scheme, words)}
     before, after = (parties.phase(u, parties.given) for u in (parties.uploads, changed))
     assert [y - x for x, y in zip(before, after, strict=True)] == [1 << 64 if i == 7 else 0 for i in range(parties.scheme.n)]
 
@@ -139,7 +138,7 @@ def test_masked_rows_are_the_same_again_and_other_rows_have_other_masks(parties:
     label = inputs.label(parties.private["a"], ITEM, other.tobytes())
     assert label != parties.labels["a"]
     key = inputs.pair_key(parties.private["a"], inputs.public_key(parties.private["one"]), RUN, "a", "one")
-    assert not np.array_equal(inputs.mask(key, label, ITEM, 64)[0], inputs.mask(key, parties.labels["a"], ITEM, 64)[0])
+    assert not np.array_equal(inputs.mask(key, label, ITEM, 64), inputs.mask(key, parties.labels["a"], ITEM, 64))
 
 
 def test_labels_do_not_tell_equal_rows_of_two_hospitals(parties: Parties) -> None:
@@ -202,9 +201,8 @@ def test_sums_carry_over_all_128_bits(parties: Parties, messages: list[int], mas
     n = parties.scheme.n
     message = np.zeros(n, np.int64)
     message[: len(messages)] = messages
-    words = [(np.full(n, r & (2**64 - 1), np.uint64), np.full(n, r >> 64, np.uint64)) for r in masks]
-    low, high = codec.unpack_masked(parties.scheme, inputs.masked(parties.scheme, message, words), "")
-    found = [int(x) | int(y) << 64 for x, y in zip(low[:5], high[:5], strict=True)]
+    words = [np.tile(np.array([r & (2**64 - 1), r >> 64], np.uint64), (n, 1)) for r in masks]
+    found = _integers(codec.unpack_masked(parties.scheme, inputs.masked(parties.scheme, message, words), ""))[:5]
     assert found == [int(m) + sum(masks) + (1 << inputs.OFFSET_BITS) for m in message[:5]]
 
 
@@ -215,8 +213,11 @@ def test_more_custodians_than_fit_are_refused(parties: Parties) -> None:
 
 
 def _mask(parties: Parties, hospital: str, custodian: str) -> list[int]:
-    low, high = parties.masks(hospital, custodian)
-    return [int(x) | int(y) << 64 for x, y in zip(low, high, strict=True)]
+    return _integers(parties.masks(hospital, custodian))
+
+
+def _integers(words: inputs.Words) -> list[int]:
+    return [int(low) | int(high) << 64 for low, high in words]
 
 
 def _masks(parties: Parties, hospital: str) -> list[int]:

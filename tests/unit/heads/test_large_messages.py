@@ -63,10 +63,10 @@ def test_rows_that_were_chosen_after_the_contributions_would_show_the_secret(run
     q, root = scheme.moduli[0], scheme.roots[scheme.moduli[0]]
     honest = ring.centred(ring.inverse_ntt(ring.add(c0[0], ring.multiply(a[0], s, q), q), q, root), q)
     assert np.abs(honest).max() < 2**7, "an early message is followed by nothing but noise"
-    low, high = codec.unpack_masked(scheme, early, "honest")
-    sums = [int(x) + (int(y) << 64) - int(c) for x, y, c in zip(low, high, ring.inverse_ntt(c0[0], q, root), strict=True)]
-    words = [np.array([v >> shift & (1 << 64) - 1 for v in sums], np.uint64) for shift in (0, 64)]
-    (c0, c1) = inputs.combine(scheme, a, [("late", codec.pack_masked(scheme, *words))], given)
+    words, coefficients = codec.unpack_masked(scheme, early, "honest"), ring.inverse_ntt(c0[0], q, root)
+    sums = [int(low) + (int(high) << 64) - int(c) for (low, high), c in zip(words, coefficients, strict=True)]
+    late = np.array([[v & (1 << 64) - 1, v >> 64] for v in sums], np.uint64)
+    (c0, c1) = inputs.combine(scheme, a, [("late", codec.pack_masked(scheme, late))], given)
     assert not c0[0].any() and np.array_equal(c1[0], a[0]), "the phase is a s modulo q_0, whatever s is"
 
 
