@@ -182,6 +182,8 @@ class Upload(Model):
     """Tells the masks of these rows from those of any others."""
     chunks: Digests
     """Digests of masked messages in plan order."""
+    proofs: Annotated[tuple[Digest, ...], Field(max_length=8)]
+    """That data and targets are as large as agreed, at most."""
 
 
 class UploadsAccepted(Model):
@@ -195,10 +197,13 @@ class UploadsAccepted(Model):
 
 
 class InputCommit(Model):
-    """Commitment to a custodian's contributions to inputs; nobody shows one before all custodians have committed."""
+    """Commitment to a custodian's contributions to inputs; nobody shows one before all custodians have committed, and before all
+    institutions' proofs were found to hold."""
 
     kind: Literal["input-commit"] = "input-commit"
     commitment: Hex32
+    shares: Digest
+    """Its shares of the range checks, one after the other."""
 
 
 class InputReveal(Model):
@@ -249,6 +254,8 @@ class Activations(Model):
     label: Hex32
     """Tells the mask of this chunk from any other's."""
     chunk: Digest
+    proof: Digest
+    """That it is as large as agreed, at most."""
 
 
 class Derivatives(Model):
@@ -259,6 +266,7 @@ class Derivatives(Model):
     rows: Annotated[int, Field(ge=1, le=1 << 16)]
     label: Hex32
     chunk: Digest
+    proof: Digest
 
 
 class Present(Model):

@@ -28,6 +28,8 @@ TURNED_NOISE = 2.0**9.8
 """Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in test_interactive_kernel.py)."""
 MAX_ACTIVATION = 2.01
 """Largest root mean square of an institution's activations in one step: where a bottleneck clips every norm to 2 sqrt(R), and a bias."""
+MAX_DERIVATIVE = 2.0
+"""Largest root mean square of its derivatives, over rows and class lanes: at most 1 each but for the weights of rare classes."""
 MAX_WEIGHT = 2.0
 """Largest size of the head, as the ratio of an activation gradient's root mean square to its derivative's length."""
 
@@ -103,6 +105,16 @@ def check_activations(x: NDArray[np.float64]) -> None:
         raise FocalError(
             f"interactive: activations have a root mean square of {size:.3g}; openings are smudged for at most {MAX_ACTIVATION:g}",
             hint="normalise before the cut, or train with a smaller rate",
+        )
+
+
+def check_derivatives(delta: NDArray[np.float64], lanes: int) -> None:
+    """Raise :class:`FocalError` when derivatives (n, C) on ``lanes`` class lanes are not finite or larger than can be proven."""
+    size = float(np.sqrt(np.sum(np.square(delta)) / (len(delta) * lanes)))
+    if not size <= MAX_DERIVATIVE:
+        raise FocalError(
+            f"interactive: the loss's derivatives have a root mean square of {size:.3g}; {MAX_DERIVATIVE:g} is the most that a step takes",
+            hint="weigh rare classes less (class_weights)",
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
 from focal.protocols.common import ceremony
 from focal.protocols.common.custodian import Custodian
-from focal.protocols.common.voice import Given
 
 
 class BlindCustodian(Custodian):
@@ -19,11 +20,13 @@ class BlindCustodian(Custodian):
             self.catch_up()
             lists, digest = self._accept_uploads()
             wanted = [placed.input for placed in uploads.inputs(self.manifest, self.layout, lists)]
+            claims = uploads.claims(self.manifest, self.layout, self.run_id, lists)
+            self._fetch(digest for upload in lists.values() for digest in (*upload.chunks, *upload.proofs))
             if self.verifies:
-                given = self.contributions(uploads.ROUND, digest, wanted)
-                self._fetch_inputs(lists, given)
+                given = self.contributions(uploads.ROUND, digest, wanted, claims)
+                self._fetch(digest for own in given.values() for digest in own)
             else:
-                self.contribute(uploads.ROUND, digest, wanted)
+                self.contribute(uploads.ROUND, digest, wanted, claims)
         with self.report.phase("train"):
             self.enter("refresh")
             if self.verifies:
@@ -44,9 +47,9 @@ class BlindCustodian(Custodian):
         uploads.check_accepted(digest, self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest
 
-    def _fetch_inputs(self, lists: dict[str, msg.Upload], given: Given) -> None:
-        """A verifier needs all masked rows and contributions; they are kept on disk, so that a restart does not fetch them again."""
-        wanted = [digest for digests in (*(u.chunks for u in lists.values()), *given.values()) for digest in digests]
+    def _fetch(self, digests: Iterable[str]) -> None:
+        """Every custodian checks all masked rows, a verifier computes with them; kept on disk, so that a restart does not fetch them again."""
+        wanted = list(digests)
         missing = [digest for digest in wanted if digest not in self.blobs]
         there = len(wanted) - len(missing)
         for i, _ in enumerate(self.pool.map(lambda digest: self.blobs.put(self.net.get(digest)), missing)):

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from focal.ckks.scheme import Scheme
 from focal.config import DatasetConfig
+from focal.custody import inputs
+from focal.custody.inputs import Message
 from focal.data.rows import InstitutionRows, write_kept
 from focal.files import private_write
 from focal.heads import released
@@ -97,7 +99,7 @@ class BlindInstitution(Institution):
             keys.say()
             keys.meet(self.custodians)
             body = self._masked_rows(scheme, keys, joint)
-            self.send_stored(list(body.chunks), "custodians")
+            self.send_stored([*body.chunks, *body.proofs], "custodians")
             self.say("upload", body)
         MaskKeys(self).forget()
         self.report.say(f"{self.me.name}: the rows are uploaded; the rest needs nothing from here, the result can be fetched later")
@@ -107,15 +109,23 @@ class BlindInstitution(Institution):
         layout = plan.layout(self.manifest)
         start, stop = plan.row_table(self.manifest, layout)[self.me.name]
         columns, targets = self.projection.apply(self.raw), 0.5 - self.labels.astype(np.float64)
+        uploads.check_size(self.me.name, columns)
         places, label = layout.chunks(start, stop), keys.label("rows", columns.tobytes(), targets.tobytes())
 
-        def chunk(place: uploads.Place) -> str:
+        def message(place: uploads.Place) -> Message:
             block, what, g, h = place
             rows = layout.block_of(columns if what == "data" else targets, start, block)
-            slots = layout.data_slots(rows, g, h) if what == "data" else layout.target_slots(rows, g)
-            return self.blobs.put(keys.masked(scheme, slots, label, uploads.item(place, self.me.name)))
+            return inputs.message(scheme, layout.data_slots(rows, g, h) if what == "data" else layout.target_slots(rows, g))
 
-        digests = []
+        def chunk(place: uploads.Place) -> str:
+            return self.blobs.put(keys.masked(scheme, message(place), label, uploads.item(place, self.me.name)))
+
+        def proof(what: str) -> str:
+            own = [i for i, place in enumerate(places) if place[1] == what]
+            statement = uploads.statement_of(self.manifest, layout, self.run_id, self.me.name, what, tuple(digests[i] for i in own))
+            return self.blobs.put(keys.proof(statement, lambda: (message(places[i]) for i in own)))
+
+        digests: list[str] = []
         for digest in self.pool.map(chunk, places):
             digests.append(digest)
             self.report.progress(len(digests), len(places))
@@ -127,6 +137,7 @@ class BlindInstitution(Institution):
             first_row=start,
             label=label,
             chunks=tuple(digests),
+            proofs=tuple(self.pool.map(proof, uploads.PROVEN)),
         )
 
     # ----------------------------------------------------------------- the result

@@ -16,7 +16,7 @@ class BlindServer(Server):
         with self.report.phase("upload"):
             lists, digest = self._uploads(joint)
             wanted = [placed.input for placed in uploads.inputs(self.manifest, self.layout, lists)]
-            given = self.contributions(uploads.ROUND, digest, wanted)
+            given = self.contributions(uploads.ROUND, digest, wanted, ())
         with self.report.phase("train"):
             memory = int(self.local.memory_gb * 1e9)
             compute = BlindCompute(

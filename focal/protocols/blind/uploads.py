@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from focal.ckks.scheme import Scheme
 from focal.config import Manifest
+from focal.custody import projections
 from focal.custody.inputs import Input
-from focal.errors import Refused
+from focal.custody.projections import Statement
+from focal.errors import FocalError, Refused
 from focal.heads.linear.engine import chunk_limbs, mask_digest
-from focal.heads.linear.layout import Layout
+from focal.heads.linear.layout import TARGET_SCALE, Layout
 from focal.net import messages as msg
 from focal.protocols.blind.plan import row_table, scalars_of
+from focal.protocols.common.inputs import Claim
 
 
 def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
@@ -34,6 +40,7 @@ def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload],
             ("rows", upload.rows, stop - start),
             ("first row", upload.first_row, start),
             ("number of chunks", len(upload.chunks), len(shape.chunks(start, stop))),
+            ("number of proofs", len(upload.proofs), len(PROVEN)),
         ):
             if found != wanted:
                 raise Refused("upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})")
@@ -41,6 +48,10 @@ def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload],
     return running.hexdigest()
 
 
+MAX_RMS = 4.0
+"""Largest root mean square of an institution's projected features; over all institutions it is 1, where features are whitened."""
+PROVEN = ("data", "target")
+"""What an institution proves to be in range."""
 ROUND = "inputs"
 """Where custodians contribute to all of them."""
 Place = tuple[int, str, int, int]
@@ -80,6 +91,42 @@ def inputs(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload]) -> l
 def item(place: Place, name: str) -> str:
     """What the input at ``place`` is called to which institution ``name`` contributes."""
     return "/".join(map(str, (*place, name if place[1] == "target" else "-")))
+
+
+def claims(manifest: Manifest, shape: Layout, run_id: bytes, lists: dict[str, msg.Upload]) -> list[Claim]:
+    """What every institution proves of its uploads, in manifest order; of each, data and targets."""
+    found = []
+    for name, upload in lists.items():
+        items = [item(place, name) for place in shape.chunks(*row_table(manifest, shape)[name])]
+        whats = [place[1] for place in shape.chunks(*row_table(manifest, shape)[name])]
+        for what, proof in zip(PROVEN, upload.proofs, strict=True):
+            own = [i for i, w in enumerate(whats) if w == what]
+            statement = statement_of(manifest, shape, run_id, name, what, tuple(upload.chunks[i] for i in own))
+            found.append(Claim(statement, tuple(items[i] for i in own), upload.label, proof))
+    return found
+
+
+def statement_of(manifest: Manifest, shape: Layout, run_id: bytes, name: str, what: str, digests: tuple[str, ...]) -> Statement:
+    """That the data, or the targets, of institution ``name`` have columns of root mean square :data:`MAX_RMS`, or targets of 1/2, at
+    most, over its own rows: a bound on all their slots together."""
+    start, stop = row_table(manifest, shape)[name]
+    filled = (stop - start) / (len(shape.touched(start, stop)) * shape.block_rows)
+    largest = 2**0.5 * MAX_RMS / shape.divisor if what == "data" else TARGET_SCALE / 2
+    n, scale = manifest.ckks.ring, 2.0**manifest.ckks.scale_bits
+    return Statement(run_id, name, what, digests, projections.norm_bound(scale, n, len(digests), largest * filled**0.5))
+
+
+def check_size(name: str, columns: NDArray[np.float64]) -> None:
+    """Raise :class:`FocalError` when the own columns (n, R) are larger than can be proven."""
+    rms = float(np.sqrt(np.mean(np.square(columns))))
+    if not rms <= MAX_RMS:
+        worst = int(np.argmax(np.square(columns).sum(axis=0)))
+        beyond = int((np.abs(columns[:, worst]) > MAX_RMS).sum())
+        raise FocalError(
+            f"'{name}': its projected features have a root mean square of {rms:.3g}; {MAX_RMS:g} is the most that a run takes. "
+            f"Column {worst} is the largest, in {beyond} of {len(columns)} rows beyond it; nothing was sent",
+            hint="whitened features have 1 over all institutions: look for images that are unlike everybody else's",
+        )
 
 
 def check_accepted(digest: str, answers: dict[str, msg.UploadsAccepted]) -> None:

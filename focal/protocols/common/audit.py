@@ -24,6 +24,7 @@ from focal.ckks.scheme import Scheme
 from focal.config import Manifest
 from focal.custody import keys, refresh
 from focal.custody.inputs import Input
+from focal.custody.projections import Proof
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.net.identity import check_signatures
@@ -31,6 +32,7 @@ from focal.net.store import Blobs, check_format
 from focal.protocols import of
 from focal.protocols.common import ceremony, inputs, refreshing
 from focal.protocols.common.hearing import B, Heard, check_opens, derive_run_id
+from focal.protocols.common.inputs import Claim
 from focal.protocols.common.voice import Compute, Given
 
 
@@ -117,10 +119,13 @@ class Audit(abc.ABC):
         ceremony.install(self.scheme, self.run_id, joint, made.__getitem__)
         return joint
 
-    def contributions(self, round: str, lists: str, wanted: Sequence[Input]) -> Given:
-        """What every custodian had committed to and gave for the inputs of a round."""
+    def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
+        """What every custodian had committed to and gave for the inputs of a round, whose claims are checked again."""
         commits = self.recall_all(self.custodians, f"{round}/commit", msg.InputCommit)
         reveals = self.recall_all(self.custodians, f"{round}/reveal", msg.InputReveal)
+        proofs = [Proof.load(self.blob(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
+        uploads = list(self.pool.map(lambda claim, proof: inputs.uploaded(self.scheme, claim, proof, self.blob), claims, proofs))
+        inputs.check_range(claims, proofs, uploads, {name: self.blob(theirs.shares) for name, theirs in commits.items()})
         return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:

@@ -37,6 +37,7 @@ from focal.config import LocalConfig, Manifest, Member
 from focal.custody import keys, refresh, release
 from focal.custody.inputs import Input
 from focal.custody.ledger import Ledger, ledger_digest
+from focal.custody.projections import Proof
 from focal.errors import FocalError, Refused
 from focal.files import forget, private_write
 from focal.heads.masks import only_classes
@@ -44,7 +45,7 @@ from focal.net import messages as msg
 from focal.protocols.common import ceremony, inputs, refreshing
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
 from focal.protocols.common.hearing import check_opens
-from focal.protocols.common.inputs import MaskKeys
+from focal.protocols.common.inputs import Claim, MaskKeys
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute, Given
@@ -216,12 +217,19 @@ class Custodian(Party):
 
     # ----------------------------------------------------------------- inputs
 
-    def contribute(self, round: str, lists: str, wanted: Sequence[Input]) -> None:
-        """This custodian's part of the inputs of a round: made once, committed to before any custodian shows one.
+    def contribute(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> None:
+        """This custodian's part of the inputs of a round: made once, committed to before any custodian shows one, and shown once every
+        institution's claim was found to hold.
 
         ``lists`` is a digest of all that is put in; everybody must have agreed to it before.
         """
         self.masks.meet(dict.fromkeys(name for one in wanted for name, _ in one.owners))
+        proofs = [Proof.load(self.fetch(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
+        for claim in claims:  # one proof gets a share; two of them would show the masks
+            self.ledger.pin(claim.topic, hashlib.sha256(claim.statement.hash + bytes.fromhex(claim.proof)).hexdigest())
+        projected = list(self.pool.map(lambda claim, proof: self.masks.projected(self.scheme, claim, proof, self.fetch), claims, proofs))
+        checks = zip(claims, proofs, projected, strict=True)
+        shares = b"".join(self.masks.range_share(claim, proof, masks) for claim, proof, (masks, _) in checks)
 
         def make() -> bytes:
             one = functools.partial(self.masks.contribution, self.scheme, self.share.limbs, self.run_id, lists)
@@ -233,13 +241,18 @@ class Custodian(Party):
 
         made = self.ledger.answer("input", round, lists, make)
         own = tuple(made[at : at + 32].hex() for at in range(0, len(made), 32))
-        salt, _ = self.commit(round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(commitment=c))
+        (given,) = self.share_blobs([shares], "all")
+        salt, commits = self.commit(
+            round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(commitment=c, shares=given)
+        )
+        others = {name: shares if name == self.me.name else self.fetch(theirs.shares) for name, theirs in commits.items()}
+        inputs.check_range(claims, proofs, [uploads for _, uploads in projected], others)
         self.send_stored(list(own), "custodians")
         self.say(f"{round}/reveal", msg.InputReveal(lists=lists, salt=salt.hex(), blobs=own))
 
-    def contributions(self, round: str, lists: str, wanted: Sequence[Input]) -> Given:
+    def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
         """Everybody's, after our own."""
-        self.contribute(round, lists, wanted)
+        self.contribute(round, lists, wanted, claims)
         commits = self.hear_all(self.peers, f"{round}/commit", msg.InputCommit)
         reveals = self.hear_all(self.peers, f"{round}/reveal", msg.InputReveal)
         return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)

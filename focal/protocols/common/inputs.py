@@ -4,7 +4,8 @@
 
     inputs/key            institutions and custodians: a public key for masks, one a run
     (lists or headers)    the institutions' masked rows are named, and everybody who answers has agreed to the same names
-    ROUND/commit, reveal  every custodian's contributions to the inputs of this round, in their order
+    ROUND/commit          every custodian: its shares of the range checks, and a commitment to its contributions
+    ROUND/reveal          once all checks hold: the contributions to the inputs of this round, in their order
 
 A round is ``inputs`` in a blind run, ``inputs/STEP/activations`` and ``inputs/STEP/derivatives`` in an interactive one.
 """
@@ -13,13 +14,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from focal.ckks.evaluator import RealOrComplex
+from focal.ckks import codec
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
-from focal.custody import inputs
-from focal.custody.inputs import Input
+from focal.custody import inputs, projections
+from focal.custody.inputs import Input, Message
+from focal.custody.projections import Lanes, Proof, Statement
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import forget, private_write
 from focal.framing import framed
@@ -30,6 +34,23 @@ from focal.protocols.common.voice import Fetch, Given
 
 KEY = "inputs/key"
 """Topic of a public key for masks."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an institution says of the size of its messages, and proves (:mod:`focal.custody.projections`)."""
+
+    statement: Statement
+    items: tuple[str, ...]
+    """What the messages are called, in the statement's order."""
+    label: str
+    proof: str
+    """Digest of the proof."""
+
+    @property
+    def topic(self) -> str:
+        """What is proven once and no more."""
+        return f"range/{self.statement.institution}/{self.statement.name}"
 
 
 class MaskKeys:
@@ -63,10 +84,37 @@ class MaskKeys:
         """What tells the masks of these rows from those of any others."""
         return inputs.label(self.private, item, *rows)
 
-    def masked(self, scheme: Scheme, slots: RealOrComplex, label: str, item: str) -> bytes:
-        """An institution's message: ``slots`` (S,) under a mask of every custodian it has met. The same again at each call."""
+    def masked(self, scheme: Scheme, message: Message, label: str, item: str) -> bytes:
+        """An institution's message under a mask of every custodian it has met. The same again at each call."""
         masks = [inputs.mask(key, label, item, scheme.n) for key in self._shared.values()]
-        return inputs.masked(scheme, inputs.message(scheme, slots), masks)
+        return inputs.masked(scheme, message, masks)
+
+    def proof(self, statement: Statement, messages: Callable[[], Iterable[Message]]) -> bytes:
+        """An institution's proof of ``statement``; ``messages`` anew at each call. The same again after a restart.
+
+        Raises :class:`FocalError` when it is not true.
+        """
+        journal = self.party.journal
+        made = projections.prove(
+            statement, list(self._shared.values()), messages, lambda item, make: journal.once(f"{self.party.session}/{item}", make)
+        )
+        return made.dump()
+
+    def projected(self, scheme: Scheme, claim: Claim, proof: Proof, fetch: Fetch) -> tuple[list[int], list[int]]:
+        """A custodian's two projections: of its own masks, and of what was uploaded."""
+        key, names = self._shared[claim.statement.institution], zip(claim.items, claim.statement.digests, strict=True)
+
+        def place(item: str, digest: str) -> tuple[Lanes, Lanes]:
+            own = inputs.mask(key, claim.label, item, scheme.n)
+            uploaded = codec.unpack_masked(scheme, fetch(digest), f"'{claim.statement.institution}'")
+            return projections.mask_lanes(own), projections.upload_lanes(uploaded)
+
+        masks, uploads = projections.project(claim.statement, proof.challenge(claim.statement), itertools.starmap(place, names))
+        return masks, uploads
+
+    def range_share(self, claim: Claim, proof: Proof, masks: Sequence[int]) -> bytes:
+        """A custodian's share of the check: for one proof of a statement, ever."""
+        return projections.share(claim.statement, proof, self._shared[claim.statement.institution], masks)
 
     def contribution(self, scheme: Scheme, secret: Sequence[Limb], run_id: bytes, lists: str, wanted: Input) -> bytes:
         """A custodian's contribution to one input. Anew at each call: through the ledger only."""
@@ -102,6 +150,28 @@ def check(
             raise ProtocolError(f"'{name}' contributed to {len(reveal.blobs)} inputs of '{round}', there are {count}")
         check_opens(scope, round, name, commits[name], reveal.salt, committed(lists, reveal.blobs))
     return {name: reveal.blobs for name, reveal in reveals.items()}
+
+
+def uploaded(scheme: Scheme, claim: Claim, proof: Proof, fetch: Fetch) -> list[int]:
+    """The projection of what was uploaded."""
+    who, statement = f"'{claim.statement.institution}'", claim.statement
+    lanes = ((projections.upload_lanes(codec.unpack_masked(scheme, fetch(digest), who)),) for digest in statement.digests)
+    (found,) = projections.project(statement, proof.challenge(statement), lanes)
+    return found
+
+
+def check_range(
+    claims: Sequence[Claim], proofs: Sequence[Proof], uploads: Sequence[Sequence[int]], shares: Mapping[str, bytes]
+) -> None:
+    """Raise :class:`Refused` naming an institution unless every claim holds. ``uploads``: projections of what was uploaded; ``shares``:
+    custodian -> its shares of all checks."""
+    size = projections.SHARE_BYTES
+    for name, data in shares.items():
+        if len(data) != size * len(claims):
+            raise Refused("length", f"'{name}': its shares of {len(claims)} range checks have {size * len(claims)} bytes, not {len(data)}")
+    for i, (claim, proof, uploaded) in enumerate(zip(claims, proofs, uploads, strict=True)):
+        own = [(f"'{name}'", data[i * size : (i + 1) * size]) for name, data in shares.items()]
+        projections.check(claim.statement, proof, uploaded, own)
 
 
 def combined(

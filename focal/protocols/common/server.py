@@ -31,6 +31,7 @@ from focal.net.store import Board
 from focal.net.transport import Hub
 from focal.protocols.common import ceremony, inputs, refreshing
 from focal.protocols.common.hearing import check_opens
+from focal.protocols.common.inputs import Claim
 from focal.protocols.common.party import Audience, Party
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute, Given
@@ -153,8 +154,8 @@ class Server(Party):
 
     # ----------------------------------------------------------------- inputs
 
-    def contributions(self, round: str, lists: str, wanted: Sequence[Input]) -> Given:
-        """What every custodian committed to and gave for the inputs of a round; waits for all."""
+    def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
+        """What every custodian committed to and gave for the inputs of a round; waits for all. The claims are for them to check."""
         commits = self.hear_all(self.custodians, f"{round}/commit", msg.InputCommit)
         reveals = self.hear_all(self.custodians, f"{round}/reveal", msg.InputReveal)
         return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)

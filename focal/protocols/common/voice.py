@@ -32,8 +32,8 @@ Given = Mapping[str, Sequence[str]]
 class Voice(Protocol):
     """How a party answers for a step."""
 
-    def contributions(self, round: str, lists: str, wanted: Sequence[Input]) -> Given:
-        """What every custodian gave for the inputs of a round, once all had committed to it."""
+    def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Any]) -> Given:
+        """What every custodian gave for the inputs of a round, once all had committed to it and found the institutions' claims to hold."""
         ...
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:

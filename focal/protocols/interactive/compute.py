@@ -52,7 +52,7 @@ class JointCompute:
     """Joint steps on ciphertexts from signed headers. ``fetch`` yields masked chunks and contributions; they are checked here."""
 
     def __init__(self, manifest: Manifest, scheme: Scheme, run_id: bytes, joint_keys: str, fetch: Fetch, threads: int) -> None:
-        self.scheme, self.run_id, self.fetch = scheme, run_id, fetch
+        self.manifest, self.scheme, self.run_id, self.fetch = manifest, scheme, run_id, fetch
         self.total = plan.total(manifest)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
         self.engine = InteractiveEngine(
@@ -132,8 +132,8 @@ class JointCompute:
 
     def _uploads(self, voice: JointVoice, step: int, what: str, headers: Mapping[str, Header]) -> Uploads:
         """Each owner's ciphertext, from its masked chunk and what the custodians give for it."""
-        round, lists, wanted = plan.inputs(step, what, headers)
-        given = voice.contributions(round, lists, wanted)
+        round, lists, wanted, claims = plan.inputs(self.manifest, self.run_id, step, what, headers)
+        given = voice.contributions(round, lists, wanted, claims)
 
         def one(i: int, name: str) -> Ciphertext:
             chunk, blobs = self.fetch(headers[name].chunk), [(custodian, own[i]) for custodian, own in given.items()]

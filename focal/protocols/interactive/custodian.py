@@ -44,10 +44,10 @@ class JointCustodian(Custodian):
         for step in range(int(self.journal.read(f"{self.session}/joint") or b"0"), total):
             self.report.progress(step, total)
             present = self.present(step)
-            self.contribute(*plan.inputs(step, "activations", present))
+            self.contribute(*plan.inputs(self.manifest, self.run_id, step, "activations", present))
             self.open(f"open/{step}/logits", plan.opening_items(step, "logits", tuple(present)))
             answered = self.answered(step, present)
-            self.contribute(*plan.inputs(step, "derivatives", answered))
+            self.contribute(*plan.inputs(self.manifest, self.run_id, step, "derivatives", answered))
             self.open(f"open/{step}/gradients", plan.opening_items(step, "input-gradient", tuple(answered)))
             self.answer_batch(f"refresh/{step}/weights", (plan.weights_item(step),))
             self.journal.set(f"{self.session}/joint", str(step + 1).encode())

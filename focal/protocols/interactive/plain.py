@@ -94,8 +94,8 @@ class PlainUpper(EncryptedUpper):
         self.party, self.server, self.joint_keys = party, party.manifest.server.name, NO_KEYS
         self.columns = {"logits": plan.layout(party.manifest).outputs, "gradients": plan.layout(party.manifest).features}
 
-    def send(self, step: int, what: str, values: Array) -> tuple[str, str]:
-        return NO_KEYS, self.party.net.put_many([np.ascontiguousarray(values, "<f8").tobytes()], "server")[0]
+    def send(self, step: int, what: str, values: Array) -> tuple[str, str, str]:
+        return NO_KEYS, self.party.net.put_many([np.ascontiguousarray(values, "<f8").tobytes()], "server")[0], NO_KEYS
 
     def receive(self, step: int, what: str, rows: int) -> Array:
         given = self.party.hear(self.server, f"open/{step}/{what}", msg.OpeningShares).sealed[self.party.me.name]

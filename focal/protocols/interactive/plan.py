@@ -10,18 +10,20 @@ from typing import Any
 
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import InteractiveConfig, LayoutConfig, Manifest, RunConfig
-from focal.custody import refresh
+from focal.custody import projections, refresh
 from focal.custody.inputs import Input
+from focal.custody.projections import Statement
 from focal.errors import ConfigError, Refused
 from focal.framing import framed
-from focal.heads.joint.layout import OPENING, InteractiveLayout, row_table
-from focal.heads.joint.limits import HEAD_NOISE, check_steps, request_size
+from focal.heads.joint.layout import OPENING, SCALE, InteractiveLayout, row_table
+from focal.heads.joint.limits import HEAD_NOISE, MAX_ACTIVATION, MAX_DERIVATIVE, check_steps, request_size
 from focal.heads.joint.limits import check_contributors as check
 from focal.heads.joint.twin import Update
 from focal.heads.linear.cost import blob_bytes, masked_bytes
 from focal.net import messages as msg
 from focal.protocols import Released
 from focal.protocols.common.facts import common_facts
+from focal.protocols.common.inputs import Claim
 
 CARRIED_NOISE = HEAD_NOISE
 OWN_PHASES: tuple[str, ...] = ("features", "upload")
@@ -94,12 +96,25 @@ def input_item(step: int, what: str, owner: str) -> str:
     return f"{step}/{what}/{owner}"
 
 
-def inputs(step: int, what: str, headers: Mapping[str, Header]) -> tuple[str, str, list[Input]]:
-    """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the digest of all that is put in, and
-    the inputs: one for each owner, whose rows are kept apart until they are masked."""
+def statement(manifest: Manifest, run_id: bytes, name: str, step: int, what: str, rows: int, chunk: str) -> Statement:
+    """That the activations or derivatives of ``rows`` rows are as large as honest ones, at most, in root mean square."""
+    n, scale, largest = manifest.ckks.ring, 2.0**manifest.ckks.scale_bits, MAX_ACTIVATION if what == "activations" else MAX_DERIVATIVE
+    rms = SCALE * largest * (rows / layout(manifest).rows) ** 0.5
+    return Statement(run_id, name, f"{step}/{what}", (chunk,), projections.norm_bound(scale, n, 1, rms))
+
+
+def inputs(
+    manifest: Manifest, run_id: bytes, step: int, what: str, headers: Mapping[str, Header]
+) -> tuple[str, str, list[Input], list[Claim]]:
+    """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the digest of all that is put in, the
+    inputs, and what is claimed of them: one for each owner, whose rows are kept apart until they are masked."""
     lists = hashlib.sha256(framed(b"focal/joint-inputs/v1", what.encode(), *(msg.encode(h) for h in headers.values()))).hexdigest()
     wanted = [Input(input_item(step, what, name), LIMBS, ((name, header.label),)) for name, header in headers.items()]
-    return f"inputs/{step}/{what}", lists, wanted
+    claims = [
+        Claim(statement(manifest, run_id, name, step, what, h.rows, h.chunk), (input_item(step, what, name),), h.label, h.proof)
+        for name, h in headers.items()
+    ]
+    return f"inputs/{step}/{what}", lists, wanted, claims
 
 
 def opening_context(item: str, run_id: bytes) -> bytes:

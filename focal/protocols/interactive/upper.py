@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
-from focal.custody import release
+from focal.custody import inputs, release
 from focal.errors import Refused
 from focal.heads.joint import limits
 from focal.net import messages as msg
@@ -57,8 +57,9 @@ class EncryptedUpper:
         self.party.report.progress(step, plan.total(self.party.manifest))
         limits.check_activations(activations)
         self._still_wanted(f"present/{step}")
-        label, chunk = self.send(step, "activations", activations)
-        header = msg.Activations(step=step, rows=len(activations), joint_keys=self.joint_keys, label=label, chunk=chunk)
+        label, chunk, proof = self.send(step, "activations", activations)
+        rows = len(activations)
+        header = msg.Activations(step=step, rows=rows, joint_keys=self.joint_keys, label=label, chunk=chunk, proof=proof)
         self.party.say(f"activations/{step}", header)
         self._still_wanted(f"present/{step}", wait=True)
         return self.receive(step, "logits", len(activations))
@@ -66,8 +67,10 @@ class EncryptedUpper:
     def gradients(self, step: int, derivatives: Array) -> Array:
         """d loss / d logit (n, C) -> d loss / d activation (n, R). Raises :class:`Skipped` likewise."""
         self._still_wanted(f"answered/{step}")
-        label, chunk = self.send(step, "derivatives", derivatives)
-        self.party.say(f"derivatives/{step}", msg.Derivatives(step=step, rows=len(derivatives), label=label, chunk=chunk))
+        limits.check_derivatives(derivatives, self.layout.lanes)
+        label, chunk, proof = self.send(step, "derivatives", derivatives)
+        header = msg.Derivatives(step=step, rows=len(derivatives), label=label, chunk=chunk, proof=proof)
+        self.party.say(f"derivatives/{step}", header)
         self._still_wanted(f"answered/{step}", wait=True)
         gradients = self.receive(step, "gradients", len(derivatives))
         limits.check_head(gradients, derivatives)
@@ -75,22 +78,24 @@ class EncryptedUpper:
 
     # ----------------------------------------------------------------- messages, to and fro
 
-    def send(self, step: int, what: Literal["activations", "derivatives"], values: Array) -> tuple[str, str]:
-        """Mask once, keep, send; returns the label of the mask and the digest."""
+    def send(self, step: int, what: Literal["activations", "derivatives"], values: Array) -> tuple[str, str, str]:
+        """Mask once, prove its size, keep, send; returns the label of the mask, and the digests of message and proof."""
         party, slots = self.party, {"activations": self.layout.activation_slots, "derivatives": self.layout.derivative_slots}[what]
         item = plan.input_item(step, what, party.me.name)
 
         def make() -> bytes:
-            message = slots(values, self.first)
+            message = inputs.message(self.scheme, slots(values, self.first))
             label = self.keys.label(item, message.tobytes())
-            return f"{label} {party.blobs.put(self.keys.masked(self.scheme, message, label, item))}".encode()
+            digest = party.blobs.put(self.keys.masked(self.scheme, message, label, item))
+            statement = plan.statement(party.manifest, party.run_id, party.me.name, step, what, len(values), digest)
+            return " ".join((label, digest, party.blobs.put(self.keys.proof(statement, lambda: [message])))).encode()
 
-        label, digest = party.journal.once(f"{party.session}/chunk/{what}/{step}", make).decode().split()
+        label, digest, proof = party.journal.once(f"{party.session}/chunk/{what}/{step}", make).decode().split()
         self.party.net.phase = "upload"
-        data, start = self.party.blobs.get(digest), time.monotonic()
-        self.party.net.put_many([data], "custodians")
+        data, start = [self.party.blobs.get(d) for d in (digest, proof)], time.monotonic()
+        self.party.net.put_many(data, "custodians")
         self.on_the_wire += time.monotonic() - start
-        return label, digest
+        return label, digest, proof
 
     def receive(self, step: int, what: Literal["logits", "gradients"], rows: int) -> Array:
         """(``rows``, C or R): what every custodian opened to us."""
