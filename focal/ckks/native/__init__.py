@@ -133,6 +133,22 @@ class Library:
         fine = self.c.focal_unpack(self.ffi.from_buffer("uint8_t[]", data) + offset, n, width, q, self.words(out))
         return out if fine else None
 
+    # ----------------------------------------------------------------- sums with signs
+
+    def signed_sums(self, bits: bytes, lanes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(256, 4): 256 sums of all ``n`` integers of four words each, ``lanes`` (n, 4), word by word, with public signs.
+
+        The j-th sum has a minus before integer i where bit i mod 8 of ``bits[256 (i / 8) + j]`` is 0. ValueError when there are too few
+        bits, or n is no multiple of 16.
+        """
+        n, rows, width = len(lanes), self.c.FOCAL_ROWS, self.c.FOCAL_LANES
+        if lanes.shape != (n, width) or lanes.dtype != np.int64 or n % 16 or 8 * len(bits) < rows * n:
+            raise ValueError(f"{8 * len(bits)} bits are no signs for integers {lanes.shape} of {lanes.dtype}")
+        sums = np.empty((rows, width), np.int64)
+        x, out = self.ffi.from_buffer("int64_t[]", np.ascontiguousarray(lanes)), self.ffi.from_buffer("int64_t[]", sums)
+        self.c.focal_signed_sums(self._code, self.ffi.from_buffer("uint8_t[]", bits), x, n, out)
+        return sums
+
     # ----------------------------------------------------------------- one prime
 
     def prime(self, q: int, root: int, n: int) -> Any:

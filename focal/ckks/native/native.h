@@ -33,6 +33,13 @@ void focal_pack(const uint64_t *limb, size_t n, size_t width, uint8_t *bytes);
 /* 1 when every residue is below q; 0 otherwise, and `limb` then holds whatever was read. */
 int focal_unpack(const uint8_t *bytes, size_t n, size_t width, uint64_t q, uint64_t *limb);
 
+/* ---- sums with random signs, of integers in FOCAL_LANES words, word by word modulo 2^64 ---- */
+
+enum { FOCAL_ROWS = 256, FOCAL_LANES = 4 };
+/* sums[j] = the sum of all x[i], with a minus where bit i mod 8 of bits[FOCAL_ROWS (i / 8) + j] is 0. x has n integers,
+ * n a multiple of 16, and sums FOCAL_ROWS. */
+void focal_signed_sums(int variant, const uint8_t *bits, const int64_t *x, size_t n, int64_t *sums);
+
 /* ---- one prime: q = 1 modulo 2 n, below 2^60, with a primitive 2 n-th root of unity ---- */
 
 typedef struct focal_prime focal_prime;

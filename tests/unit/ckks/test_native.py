@@ -28,6 +28,7 @@ from focal.ckks.native import Library, build
 from focal.ckks.native.polynomials import Polynomials
 from focal.ckks.scheme import DIGITS, LIMBS, Scheme
 from focal.config import CkksConfig
+from focal.custody import projections
 
 ROOT = Path(__file__).parents[3]
 COMPILER = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
@@ -153,6 +154,33 @@ def test_canonical_bytes_are_the_same_without_kernels(library: Library, monkeypa
     monkeypatch.setattr(native, "library", None)
     assert data == codec.pack(s, kind, polynomials)
     assert np.array_equal(read, polynomials) and np.array_equal(codec.unpack(s, kind, data, "somebody"), polynomials)
+
+
+# --------------------------------------------------------------------------- sums with signs
+
+
+@pytest.mark.parametrize("n", [16, 48, 1 << 14])
+def test_sums_with_signs_are_numpys(library: Library, plain: None, n: int) -> None:
+    """The largest lanes of both signs, and random ones; one byte of signs at a time, and bits that nobody asked for."""
+    rng, most = np.random.default_rng(n), (1 << 32) - 1
+    units, edges = np.eye(n, 4, dtype=np.int64), np.tile([most, -most, 0, 1 << 31], (n, 1))
+    for x in (rng.integers(-most, most, (n, 4)), np.full((n, 4), most), edges, units):
+        for bits in (rng.bytes(32 * n), bytes(32 * n), b"\xff" * (32 * n + 5), bytes([1, 2, 4, 8, 16, 32, 64, 128]) * (4 * n)):
+            found = library.signed_sums(bits, x)
+            assert found.dtype == np.int64 and np.array_equal(found, projections.signed_sums(bits[: 32 * n], x))
+    assert found[0].tolist() == [1, -1, -1, -1], "the last signs give row 0 a plus before every eighth integer, from the first on"
+
+
+def test_signs_and_lanes_that_do_not_fit_are_refused(library: Library) -> None:
+    x = np.zeros((32, 4), np.int64)
+    library.signed_sums(bytes(1024), x)
+    with pytest.raises(ValueError):
+        library.signed_sums(bytes(1023), x)
+    for lanes in (x[:, :3], x[:, 0], x[:24], x.astype(np.uint64), x.astype(np.int32)):
+        with pytest.raises(ValueError):
+            library.signed_sums(bytes(1024), lanes)
+    strided = np.arange(256).reshape(32, 8)[:, ::2]
+    assert np.array_equal(library.signed_sums(bytes(1024), strided), np.tile(-strided.sum(axis=0), (256, 1)))
 
 
 # --------------------------------------------------------------------------- memory
@@ -487,6 +515,8 @@ for variant in t.Library.variants(module):
     t.test_what_ends_too_soon_is_not_read(library)
     for q in (97, (1 << 46) - 21, (1 << 60) - 93, (1 << 61) - 1):
         t.test_sums_and_products_are_those_of_integers(library, q, 257)
+    t.test_signs_and_lanes_that_do_not_fit_are_refused(library)
+    for n in (16, 48): t.test_sums_with_signs_are_numpys(library, None, n)
     for q in t.scheme(1 << 14).moduli[:2]: t.test_residues_of_words_are_those_of_integers(library, q)
     for n in (1 << 8, 1 << 9, 1 << 13):
         t.test_transforms_at_the_ends_of_every_arithmetic(library, None, (1 << 46) - 3407871, n)
