@@ -85,6 +85,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
 from focal.ckks import native
+from focal.custody.inputs import OFFSET_BITS
 from focal.custody.integer_gaussian import Below, SystemBelow, integer_gaussian
 from focal.errors import FocalError, Refused
 from focal.files import canonical_json
@@ -94,10 +95,6 @@ ROWS = 256
 CANDIDATES = 4
 """Gaussians mu that share one Pi: the first accepted one is used, so that 96 % of all proofs need one pass over the
 messages, not 56 %."""
-MASK_BITS = 124
-"""Masks r_i are uniform in [0, 2^124). With up to 8 custodians and :data:`OFFSET` an upload stays below 2^128."""
-OFFSET = 1 << 120
-"""Added to every coefficient of an upload: messages are signed, uploads are not."""
 MODULUS = 1 << 192
 """What projections are taken by; large enough that nothing wraps."""
 SIGMA = 512
@@ -111,6 +108,8 @@ SHRINKS = Fraction(9, 2)
 
 _WIDTH = 24
 """Bytes of a residue modulo 2^192, and of a signed number in p or mu."""
+SHARE_BYTES = ROWS * _WIDTH
+"""Of one custodian's share of one check."""
 _COIN_BITS = 256
 _MOST = 1 << 30
 """Coefficients of one proof, 65536 places of 2^14: sums of 32-bit words stay in int64, and |Pi m| below 2^158."""
@@ -211,7 +210,7 @@ def mask_lanes(r: NDArray[np.uint64]) -> Lanes:
 def upload_lanes(y: NDArray[np.uint64]) -> Lanes:
     """(n, 4) of y - 2^120, for an upload ``y`` (n, 2): low word, high word."""
     lanes = mask_lanes(y)
-    lanes[:, 3] -= OFFSET >> 96
+    lanes[:, 3] -= 1 << OFFSET_BITS - 96
     return lanes
 
 
@@ -440,8 +439,8 @@ def check(statement: Statement, proof: Proof, projected: Sequence[int], shares: 
     masked = _numbers(proof.masked)[proof.candidate * ROWS :][:ROWS]
     parts = []
     for name, data in shares:
-        if len(data) != ROWS * _WIDTH:
-            raise Refused("length", f"{name}: a range check's share has {ROWS * _WIDTH} bytes, these are {len(data)}")
+        if len(data) != SHARE_BYTES:
+            raise Refused("length", f"{name}: a range check's share has {SHARE_BYTES} bytes, these are {len(data)}")
         parts.append(_numbers(data))
     for x, y, p, *ts in zip(projected, masked, proof.p, *parts, strict=True):
         if (x + y - sum(ts) - p) % MODULUS:

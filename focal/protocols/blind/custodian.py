@@ -48,7 +48,7 @@ class BlindCustodian(Custodian):
         return lists, digest
 
     def _fetch(self, digests: Iterable[str]) -> None:
-        """Every custodian checks all masked rows, a verifier computes with them; kept on disk, so that a restart does not fetch them again."""
+        """Every custodian checks all masked rows, a verifier computes with them. Kept on disk: a restart does not fetch them again."""
         wanted = list(digests)
         missing = [digest for digest in wanted if digest not in self.blobs]
         there = len(wanted) - len(missing)

@@ -242,9 +242,7 @@ class Custodian(Party):
         made = self.ledger.answer("input", round, lists, make)
         own = tuple(made[at : at + 32].hex() for at in range(0, len(made), 32))
         (given,) = self.share_blobs([shares], "all")
-        salt, commits = self.commit(
-            round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(commitment=c, shares=given)
-        )
+        salt, commits = self.commit(round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(commitment=c, shares=given))
         others = {name: shares if name == self.me.name else self.fetch(theirs.shares) for name, theirs in commits.items()}
         inputs.check_range(claims, proofs, [uploads for _, uploads in projected], others)
         self.send_stored(list(own), "custodians")

@@ -160,9 +160,7 @@ def uploaded(scheme: Scheme, claim: Claim, proof: Proof, fetch: Fetch) -> list[i
     return found
 
 
-def check_range(
-    claims: Sequence[Claim], proofs: Sequence[Proof], uploads: Sequence[Sequence[int]], shares: Mapping[str, bytes]
-) -> None:
+def check_range(claims: Sequence[Claim], proofs: Sequence[Proof], uploads: Sequence[Sequence[int]], shares: Mapping[str, bytes]) -> None:
     """Raise :class:`Refused` naming an institution unless every claim holds. ``uploads``: projections of what was uploaded; ``shares``:
     custodian -> its shares of all checks."""
     size = projections.SHARE_BYTES

@@ -23,8 +23,9 @@ from focal.ckks import native, ring
 from focal.ckks.scheme import Scheme
 from focal.config import CkksConfig
 from focal.custody import projections
+from focal.custody.inputs import MASK_BITS, OFFSET_BITS
 from focal.custody.integer_gaussian import integer_gaussian
-from focal.custody.projections import CANDIDATES, MASK_BITS, MODULUS, OFFSET, ROWS, SIGMA, Attempt, Proof, Statement
+from focal.custody.projections import CANDIDATES, MODULUS, ROWS, SIGMA, Attempt, Proof, Statement
 from focal.errors import FocalError, Refused
 
 NAMES = ("north", "south", "west")
@@ -50,7 +51,7 @@ class Case:
         self.uploads = []
         for place, m in enumerate(messages):
             masks = [integers(own[place]) for own in self.masks]
-            self.uploads.append(words([sum(parts) + OFFSET for parts in zip(m, *masks, strict=True)]))
+            self.uploads.append(words([sum(parts) + (1 << OFFSET_BITS) for parts in zip(m, *masks, strict=True)]))
         digests = tuple(hashlib.sha256(y.tobytes()).hexdigest() for y in self.uploads)
         self.statement = Statement(b"run", "hospital-a", "data", digests, norm)
         self.stored: dict[str, bytes] = {}
@@ -339,12 +340,12 @@ def signs(key: bytes, index: int, n: int) -> np.ndarray:
 def test_a_projection_is_the_product_with_the_matrix_that_the_stream_spells() -> None:
     case = honest(11, places=2, n=32)
     key = bytes(range(32))
-    extreme = [[(1 << 128) - 1, 0, OFFSET, (1 << 128) - OFFSET] * 8, [1 << 127] * 32]
+    extreme = [[(1 << 128) - 1, 0, (1 << OFFSET_BITS), (1 << 128) - (1 << OFFSET_BITS)] * 8, [1 << 127] * 32]
     small = [[-(1 << 63), (1 << 63) - 1, 0, -1] * 8, [5] * 32]
     matrix = np.concatenate([signs(key, 0, 32), signs(key, 1, 32)], axis=1)
     places = ((projections.upload_lanes(words(y)), projections.mask_lanes(words(y)), lanes(m)) for y, m in zip(extreme, small, strict=True))
     found = projections.project(case.statement, key, places)
-    offsets, flat, signed = [x - OFFSET for x in sum(extreme, [])], sum(extreme, []), sum(small, [])
+    offsets, flat, signed = [x - (1 << OFFSET_BITS) for x in sum(extreme, [])], sum(extreme, []), sum(small, [])
     for sums, vector in zip(found, (offsets, flat, signed), strict=True):
         assert sums == [sum(int(s) * x for s, x in zip(row, vector, strict=True)) for row in matrix]
 
@@ -527,7 +528,7 @@ def test_every_choice_of_p_has_shares_that_fit() -> None:
     case = honest(17)
     source = random.Random(18)
     masked = source.randbytes(CANDIDATES * ROWS * 24)
-    case.uploads = [words([source.getrandbits(MASK_BITS) + OFFSET for _ in y]) for y in case.uploads]
+    case.uploads = [words([source.getrandbits(MASK_BITS) + (1 << OFFSET_BITS) for _ in y]) for y in case.uploads]
     p = tuple(integer_gaussian(case.statement.sigma, source.randrange) for _ in range(ROWS))
     proof = Proof(0, 0, masked, p)
     uploads, _ = case.projected(proof)
