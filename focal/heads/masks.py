@@ -45,15 +45,15 @@ class OwnerMasks:
         self.scheme, self.layout, self.rate = scheme, layout, rate
         self._encoded = functools.lru_cache(maxsize=16)(self._encode)  # most blocks are full: few masks, used over and over
 
-    def keep(self, target: Any, owned: tuple[int, int], block: int, group: int) -> Any:
-        """``target`` (6 limbs) times rate / 256 on the global rows ``owned`` of ``block`` and the classes of ``group``, zero
-        elsewhere; 4 limbs."""
-        return keep(self.scheme, target, self._encoded(*self._key(owned, block, group)))
-
     def total(self, targets: Mapping[str, Any], row_table: Mapping[str, tuple[int, int]], block: int, group: int) -> Any:
-        """The sum of each owner's target on its own rows; 4 limbs."""
-        kept = [self.keep(target, row_table[name], block, group) for name, target in targets.items()]
-        return functools.reduce(self.scheme.evaluator.add, kept)
+        """The sum of the owners' targets (6 limbs), each times rate / 256 on its own rows of ``block`` and the classes of ``group``, zero
+        elsewhere; 4 limbs. Rescaled last: however many share a block, it is rounded twice."""
+        ev = self.scheme.evaluator
+
+        def kept(name: str) -> Any:
+            return functools.reduce(ev.times, self._encoded(*self._key(row_table[name], block, group)), targets[name])
+
+        return ev.rescale(ev.rescale(functools.reduce(ev.add, map(kept, targets))))
 
     def digest(self, row_table: Mapping[str, tuple[int, int]]) -> bytes:
         """SHA-256 over every encoded mask of these owners."""
@@ -61,8 +61,8 @@ class OwnerMasks:
         keys = [self._key(owned, b, u) for owned in row_table.values() for b in self.layout.touched(*owned) for u in groups]
         found = hashlib.sha256()
         for key in dict.fromkeys(keys):
-            for plain, limbs in zip(self._encoded(*key), (UPLOADED_TARGET_LIMBS, UPLOADED_TARGET_LIMBS - 1), strict=True):
-                found.update(plain_bytes(self.scheme, plain, limbs))
+            for plain in self._encoded(*key):
+                found.update(plain_bytes(self.scheme, plain, UPLOADED_TARGET_LIMBS))
         return found.digest()
 
     def _key(self, owned: tuple[int, int], block: int, group: int) -> tuple[int, int, bool]:
@@ -73,9 +73,7 @@ class OwnerMasks:
 
     def _encode(self, first: int, last: int, last_group: bool) -> list[Any]:
         slots = self.layout.target_mask(first, last, 0, self.layout.class_groups - 1 if last_group else 0)
-        ev = self.scheme.evaluator
-        first = ev.encode(slots * (self.rate / TARGET_SCALE), UPLOADED_TARGET_LIMBS)
-        return [first, ev.encode(slots, UPLOADED_TARGET_LIMBS - 1)]
+        return [self.scheme.evaluator.encode(mask, UPLOADED_TARGET_LIMBS) for mask in (slots * (self.rate / TARGET_SCALE), slots)]
 
 
 def only_classes(scheme: Scheme, layout: HeadLayout, group: int, weights: Any) -> Any:

@@ -31,7 +31,7 @@ class Rehearsal(AnyRehearsal[Layout]):
         places = [[(g, h) for h in range(layout.babies)] for g in range(layout.giants)]
         data = [[self.encrypt(layout.data_slots(rows, g, h), chunk_limbs("data")) for g, h in row] for row in places]
         uploaded = [self.encrypt(layout.target_slots(wanted, u), limbs) for u in range(layout.class_groups)]
-        return Block(data, [masks.keep(ct, owned, b, u) for u, ct in enumerate(uploaded)])
+        return Block(data, [masks.total({"": ct}, {"": owned}, b, u) for u, ct in enumerate(uploaded)])
 
     def engine(self, x: Array, targets: Array, scalars: Scalars) -> Engine:
         """An engine over rows ``x`` (n, R) and ``targets`` (n, C) = 1/2 - y."""

@@ -61,7 +61,7 @@ class Shared:
         for lane, row in VICTIMS.items():
             extra[row, lane] = -SIZE
         bad = encrypt_any(self.run, TARGET_SCALE * extra.reshape(-1), chunk_limbs("target"))
-        return self.trained(owners.keep(bad, ATTACKER, 0, 0), STEPS)
+        return self.trained(owners.total({"a": bad}, {"a": ATTACKER}, 0, 0), STEPS)
 
     def trained(self, extra: Any, steps: int) -> list[Any]:
         """Weights after ``steps``, with another upload's targets beside the honest ones."""
@@ -97,7 +97,7 @@ class Ones(OwnerMasks):
 
     def _encode(self, first: int, last: int, last_group: bool) -> list[Any]:
         ones, ev = np.ones(LAYOUT.slots), self.scheme.evaluator
-        return [ev.encode(ones * self.rate / TARGET_SCALE, 6), ev.encode(ones, 5)]
+        return [ev.encode(mask, 6) for mask in (ones * self.rate / TARGET_SCALE, ones)]
 
 
 def test_without_the_masks_three_patients_are_read_and_nobody_notices(shared: Shared) -> None:
@@ -135,7 +135,7 @@ def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size
     layout = replace(LAYOUT, feature_lanes=feature_lanes)
     owners, own = OwnerMasks(shared.run.scheme, layout, RATE), layout.target_mask(*ATTACKER, 0, 0) == 1
     written = encrypt_any(shared.run, TARGET_SCALE * np.where(own, 1.0, size), chunk_limbs("target"))
-    kept = owners.keep(written, ATTACKER, 0, 0)
+    kept = owners.total({"a": written}, {"a": ATTACKER}, 0, 0)
     assert shared.run.scheme.evaluator.count(kept) == masks.TARGET_LIMBS
     slots = Opened(shared.run).complex_slots(kept)
     assert own.sum() == 20 * CLASSES
@@ -149,7 +149,7 @@ def test_a_target_of_extraordinary_size_comes_through_both_masks(shared: Shared)
     """What SECURITY.md says of shared blocks, "What is not protected": 2^-72 of a foreign target is left (root mean square)."""
     own, size = LAYOUT.target_mask(*ATTACKER, 0, 0) == 1, 2.0**66
     written = encrypt_any(shared.run, TARGET_SCALE * np.where(own, 0.0, size), chunk_limbs("target"))
-    kept = OwnerMasks(shared.run.scheme, LAYOUT, RATE).keep(written, ATTACKER, 0, 0)
+    kept = OwnerMasks(shared.run.scheme, LAYOUT, RATE).total({"a": written}, {"a": ATTACKER}, 0, 0)
     left = np.log2(rms(np.abs(Opened(shared.run).complex_slots(kept)[~own])) / size)
     print(f"targets of 2^66 elsewhere: 2^{left:.1f} of them is left")
     assert -74 < left < -70
@@ -162,7 +162,8 @@ def test_imaginary_targets_move_the_weights_along_the_own_rows_only(shared: Shar
     values = rng.normal(size=(stop - start, CLASSES))
     slots = 1j * LAYOUT.target_slots(LAYOUT.block_of(values, start, 0), 0)
     owners = OwnerMasks(shared.run.scheme, LAYOUT, RATE)
-    moved = shared.trained(owners.keep(encrypt_any(shared.run, slots, chunk_limbs("target")), ATTACKER, 0, 0), 1)
+    written = encrypt_any(shared.run, slots, chunk_limbs("target"))
+    moved = shared.trained(owners.total({"a": written}, {"a": ATTACKER}, 0, 0), 1)
     found = LAYOUT.read_weights(Opened(shared.run).complex_slots(moved[0]))[:, :CLASSES] / WEIGHT_SCALE
     own = shared.x[start:stop]
     turned = np.hstack([-own[:, LAYOUT.half :], own[:, : LAYOUT.half]])
@@ -206,6 +207,7 @@ def lists_of(table: Mapping[str, tuple[int, int]], chunks: Mapping[str, tuple[st
             rows=stop - start,
             first_row=start,
             label=LABEL,
+            proofs=(nothing, nothing),
             chunks=chunks[name],
         )
         for name, (start, stop) in table.items()

@@ -36,7 +36,7 @@ def test_the_guard_refuses_messages_beyond_its_bound(run: Rehearsal, bits: int, 
     one = ev.add(run.encrypt(np.zeros(1), DATA_LIMBS), ev.load([_constant(run, round(scheme.scale), DATA_LIMBS), scheme.zero(DATA_LIMBS)]))
     data = [[one if g == h == 0 else ev.zero(DATA_LIMBS) for h in range(LAYOUT.babies)] for g in range(LAYOUT.giants)]
     factor = rate(LAYOUT, SCALARS)
-    block = Block(data, [OwnerMasks(scheme, LAYOUT, factor).keep(target, (0, LAYOUT.rows), 0, 0)])
+    block = Block(data, [OwnerMasks(scheme, LAYOUT, factor).total({"a": target}, {"a": (0, LAYOUT.rows)}, 0, 0)])
     limit, expected = refresh.guard(scheme, 2).limit, 2.0**bits * factor / TARGET_SCALE
     assert (expected > 4 * limit) == refused and (expected < limit / 4) == (not refused), "the sizes are not on either side of the bound"
     engine = Engine(scheme, LAYOUT, SCALARS, lambda b: block, 1)

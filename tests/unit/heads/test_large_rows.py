@@ -22,18 +22,17 @@ ATTACKER, HONEST, FEATURES, CLASSES = 1024, 400, 32, 8
 LAYOUT = Layout(8192, FEATURES, CLASSES, ATTACKER + HONEST, CLASSES, 1, 8, (ATTACKER, HONEST))
 
 
-def remainder(limbs: list[ring.Limb], factor: ring.Limb, scheme: Scheme) -> np.ndarray:
-    """What a rescaling of ``limbs`` times an encoded plaintext leaves out: the product's last limb, centred, over its prime."""
+def remainder(limbs: list[ring.Limb], scheme: Scheme) -> np.ndarray:
+    """What a rescaling of ``limbs`` leaves out: the last limb, centred, over its prime."""
     q = scheme.moduli[len(limbs) - 1]
-    product = ring.inverse_ntt(ring.multiply(limbs[-1], factor, q), q, scheme.roots[q])
-    return ring.embed(ring.centred(product, q) / q)
+    return ring.embed(ring.centred(ring.inverse_ntt(limbs[-1], q, scheme.roots[q]), q) / q)
 
 
 def test_rows_of_extraordinary_size_show_slots_of_the_secret_after_one_step() -> None:
     """All ciphertexts are proper encryptions: targets of zero, one chunk with 2^46 on the first group of rows, zeros in all others.
 
-    The residual of that block is then its masked target: its phase is -(r0 + r0') - (r1 + r1') s, where the r are what the masks'
-    two rescalings left out. Whoever has the upload computes them. The released weights hold 2^46 times that phase.
+    The residual of that block is then its masked target: its phase is -r0 - r1 s, where the r are what the last of the masks' two
+    rescalings left out. Whoever has the upload computes them. The released weights hold 2^46 times that phase.
     """
     run = Rehearsal(LAYOUT, custodians=3, threads=2, run="large rows")
     scheme, ev = run.scheme, run.scheme.evaluator
@@ -48,7 +47,7 @@ def test_rows_of_extraordinary_size_show_slots_of_the_secret_after_one_step() ->
     data = [[encrypt_any(run, slots, DATA_LIMBS) for slots in row] for row in rows]
     uploaded, masks = run.encrypt(nothing), OwnerMasks(scheme, LAYOUT, rate(LAYOUT, scalars))
     owned = LAYOUT.row_table({"a": ATTACKER, "b": HONEST})["a"]
-    blocks = [Block(data, [masks.keep(uploaded, owned, 0, 0)]), run.block(x, targets, 1, scalars)]
+    blocks = [Block(data, [masks.total({"a": uploaded}, {"a": owned}, 0, 0)]), run.block(x, targets, 1, scalars)]
     engine = Engine(scheme, LAYOUT, scalars, blocks.__getitem__, 2)
     weights = engine.step(0, zero_weights(scheme, LAYOUT), run.refresh)  # the guard lets the refresh pass
     engine.close()
@@ -56,12 +55,8 @@ def test_rows_of_extraordinary_size_show_slots_of_the_secret_after_one_step() ->
 
     # what the institution computes from its own upload
     first, second = masks._encoded(*masks._key(owned, 0, 0))
-    between = ev.rescale(ev.times(uploaded, first))
-    left = [
-        [remainder(polynomial, ev.plain_limbs(mask)[-1], scheme)[group] for polynomial in ev.limbs(ct)]
-        for ct, mask in ((uploaded, first), (between, second))
-    ]
-    constant, factor = left[0][0] + left[1][0], left[0][1] + left[1][1]
+    between = ev.rescale(ev.times(ev.times(uploaded, first), second))
+    constant, factor = (remainder(polynomial, scheme)[group] for polynomial in ev.limbs(between))
     read = -(constant - opened / size) / factor
     truth = ring.embed(np.sum([s.secret for s in run.secrets], axis=0).astype(float))[group]
     error = np.abs(read - truth) / np.sqrt(np.mean(np.abs(truth) ** 2))

@@ -79,6 +79,7 @@ class Uploaded:
             rows=stop - start,
             first_row=start,
             label=LABEL,
+            proofs=(nothing, nothing),
             chunks=tuple(chunks),
         )
 
