@@ -66,16 +66,17 @@ def test_a_custodian_that_dies_with_its_key_deleted_still_finishes(stage: Stages
         assert np.abs(c.weights() - c.twin()).max() < 1e-3
 
 
-def test_a_lost_key_share_ends_the_run_with_a_message(stage: Stages) -> None:
+@pytest.mark.parametrize("what", ["secret", "masks"])
+def test_a_lost_key_ends_the_run_with_a_message(stage: Stages, what: str) -> None:
     with stage.at("uploaded") as c:
         c.start("server", *c.custodians)
         c.processes["custodian-2"].reach_phase("train")
         c.processes["custodian-2"].kill()
-        (share,) = c.folder("custodian-2").glob("secret-*.key")
-        share.unlink()
+        (key,) = c.folder("custodian-2").glob(f"{what}-*.key")
+        key.unlink()
         again = c.start("custodian-2")
         assert again.end() == 1
-        assert str(share) in again.errors and "start a new run" in again.errors
+        assert str(key) in again.errors and "start a new run" in again.errors
 
 
 def _until(test: Any, process: Process) -> None:

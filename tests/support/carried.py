@@ -20,13 +20,13 @@ STEPS = 5
 
 
 def carried_noise(
-    class_lanes: int, feature_lanes: int, rows: int, custodians: int, draws: int = 2, sharing: int = 0, degree: int = 3
+    class_lanes: int, feature_lanes: int, rows: int, custodians: int, draws: int = 2, sharing: bool = False, degree: int = 3
 ) -> list[float]:
     """t of each of ``draws`` keys: root mean square over the coefficients of the noise that five steps leave in W'.
 
     The same rows are trained on under independent keys, encryptions and shares. What the outcomes have in common is the message, and the
     drift of FIXEDMANUAL, a fixed function of the plaintext; what is left to each is noise. (A mean of ``draws`` takes a part of each one's
-    noise along, which the factor gives back.) ``sharing``: institutions that fill one block together, 0 for blocks of one's own.
+    noise along, which the factor gives back.) ``sharing``: institutions fill blocks together, however many: fresh noise is the custodians'.
     """
     outputs, features = class_lanes, 32 if class_lanes == 1 else 64  # k = 1: 512 copies, the most that any layout of this ring has
     rng = np.random.default_rng(7)
@@ -39,7 +39,6 @@ def carried_noise(
     found = []
     for draw in range(draws):
         run = Rehearsal(layout, custodians=custodians, threads=2, run=f"carried {class_lanes} {rows} {custodians} {draw}")
-        run.sharing = max(1, sharing)
         engine, carried = run.engine(x, targets, scalars), zero_weights(run.scheme, layout)
         for step in range(STEPS):
             carried = engine.step(step, carried, run.refresh)
@@ -53,9 +52,9 @@ def carried_noise(
     return [float(t) for t in np.sqrt((noise**2).mean(axis=1) * draws / (draws - 1))]
 
 
-def assert_carried_noise(class_lanes: int, feature_lanes: int, rows: int, custodians: int, sharing: int = 0, degree: int = 3) -> None:
+def assert_carried_noise(class_lanes: int, feature_lanes: int, rows: int, custodians: int, sharing: bool = False, degree: int = 3) -> None:
     """Less than the t = 2^14 that a release is smudged for."""
     found = carried_noise(class_lanes, feature_lanes, rows, custodians, sharing=sharing, degree=degree)
-    who = f"k = {class_lanes}, f = {feature_lanes}, n = {rows}, {custodians} custodians, degree {degree}, {sharing} sharing"
+    who = f"k = {class_lanes}, f = {feature_lanes}, n = {rows}, {custodians} custodians, degree {degree}{', shared blocks' * sharing}"
     print(f"trained weights, {who}: t = " + ", ".join(f"2^{math.log2(t):.1f}" for t in found))
     assert max(found) < release.CARRIED_NOISE
