@@ -126,6 +126,19 @@ def test_an_institution_that_masks_a_huge_number(stage: Stages) -> None:
         uniform(c, WEIGHTS, shares_of_others)
 
 
+def test_a_copied_masked_message_is_nobodys_row(stage: Stages) -> None:
+    """hospital-b lists hospital-a's: every custodian takes hospital-b's masks off, and what is left is noise of 124 bits."""
+    with stage.at("keyed") as c:
+        shares_of_others = others(c)
+        c.start("server", *c.custodians)
+        c.start("hospital-a", "hospital-c")
+        c.start("hospital-b", prelude=prelude("copies_rows()"))
+        refused_by_range(c, WEIGHTS)
+        lists = {name: body.chunks for name, _, body in c.bodies(msg.Upload)}
+        assert lists["hospital-a"] == lists["hospital-b"] != lists["hospital-c"]
+        uniform(c, WEIGHTS, shares_of_others)
+
+
 def test_an_institution_that_shows_custodians_different_keys_for_masks(stage: Stages) -> None:
     """custodian-2 takes off another mask than hospital-b has put on. What is left is a message of 124 bits, which hospital-b knows: all
     have signed the same lists, so neither a list nor lockstep shows it."""

@@ -664,6 +664,13 @@ def contributes(how: str) -> None:
     replace(Custodian, contribute=changed)
 
 
+def copies_rows() -> None:
+    """An institution that lists hospital-a's masked messages as its own."""
+    _says(
+        Institution, "upload", lambda self, body: body.model_copy(update={"chunks": self.hear("hospital-a", "upload", msg.Upload).chunks})
+    )
+
+
 def shows_another_key(reader: str, sender: str) -> None:
     """The server shows ``reader`` another public key for masks, which its puppet ``sender`` has signed too."""
     shows(reader, sender, speaking.KEY, lambda body: body.model_copy(update={"public": inputs.public_key(bytes([7]) * 32)}))
