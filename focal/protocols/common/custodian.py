@@ -221,9 +221,9 @@ class Custodian(Party):
 
         ``lists`` is a digest of all that is put in; everybody must have agreed to it before.
         """
-        self.masks.meet(dict.fromkeys(name for one in wanted for name, _ in one.owners))
 
         def make() -> bytes:
+            self.masks.meet(dict.fromkeys(name for one in wanted for name, _ in one.owners))  # once made, the key may be gone
             one = functools.partial(self.masks.contribution, self.scheme, self.share.limbs, self.run_id, lists)
             digests = []
             for data in self.pool.map(one, wanted):
