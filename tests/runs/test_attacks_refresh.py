@@ -93,7 +93,7 @@ def test_two_ciphertexts_under_one_item(stage: Stages) -> None:
         assert "the server shows two records" in c.processes["custodian-1"].errors
         assert c.processes["custodian-2"].end() == -9
         given = c.ledger("custodian-2")
-        assert len(given) == 2 and FIRST not in said(c, "custodian-2")
+        assert len(shares(c, "custodian-2")) == 2 and FIRST not in said(c, "custodian-2")
 
         c.processes["server"].kill()
         c.start("server", prelude=lying("TwoRequests(restarted=True)"))
@@ -102,16 +102,20 @@ def test_two_ciphertexts_under_one_item(stage: Stages) -> None:
         assert c.ledger("custodian-2") == given and FIRST not in said(c, "custodian-2")
 
 
-def test_a_backup_from_before_the_first_share(stage: Stages) -> None:
-    """It does not know that it ever gave a share, and its server denies it; its peers know. (A later backup: test_restart.py.)"""
-    with stage.at("trained") as c:
-        stage.restore("custodian-2", "uploaded")
-        assert shares(c, "custodian-2") == []
+@pytest.mark.parametrize(("now", "then", "seen"), [("trained", "uploaded", 7), ("uploaded", "accepted", 1)])
+def test_a_backup_from_before_the_first_share(stage: Stages, now: str, then: str, seen: int) -> None:
+    """It does not know that it ever gave a share, or contributed to the inputs, and its server denies it; its peers know. (A later
+    backup: test_restart.py.)"""
+    with stage.at(now) as c:
+        stage.restore("custodian-2", then)
+        had = c.ledger("custodian-2")
+        assert shares(c, "custodian-2") == [] and len(had) == (then == "uploaded")
         c.start("server", prelude=lying("ForgetfulBoard()"))
         c.start(*VICTIMS)
         assert reason(c, "custodian-2") == "old-ledger"
-        assert "'custodian-1' has seen 6 of our shares" in c.processes["custodian-2"].errors  # 3 batches of 2 class groups
-        assert shares(c, "custodian-2") == []
+        # the contributions to inputs, and 3 batches of 2 class groups
+        assert f"'custodian-1' has seen {seen} of our shares" in c.processes["custodian-2"].errors
+        assert c.ledger("custodian-2") == had
 
 
 def test_nothing_but_the_last_refresh_is_released(stage: Stages) -> None:

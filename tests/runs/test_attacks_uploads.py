@@ -1,10 +1,13 @@
-"""Attacks on the upload lists: training starts with exactly one list of every institution, the same at every custodian."""
+"""Attacks on what training starts from: the lists of masked rows, the custodians' contributions to them, and the keys of the masks."""
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
-from consortium import Consortium, rows
-from stages import VICTIMS, Stages, lying, reason, said, shares, stages
+from attacks import NO_KEY
+from consortium import Consortium
+from stages import VICTIMS, Stages, contributed, lying, prelude, reason, said, shares, stages
 
 from focal.net import messages as msg
 
@@ -14,17 +17,22 @@ def stage() -> Stages:
     return stages()
 
 
+# --------------------------------------------------------------------------- lists
+
+
 def test_one_of_two_signed_lists_chosen_for_each_custodian(stage: Stages) -> None:
+    """Refused before anybody contributes: a contribution to rows that are not fixed could be answered by rows that cancel it."""
     with stage.at("keyed") as c:
         c.start("server", prelude=lying("TwoLists()"))
         c.start(*VICTIMS)
         assert [reason(c, v) for v in VICTIMS] == ["uploads", "uploads"]
-        assert [shares(c, v) for v in VICTIMS] == [[], []]
+        assert all("uploads/accepted" in said(c, v) for v in VICTIMS), "they refused earlier than this test means"
+        assert not any(contributed(c, v) for v in VICTIMS)
 
 
 def test_another_projection_and_an_institution_left_out(stage: Stages) -> None:
-    """custodian-1 refuses the list of an institution that skipped the projection check; custodian-2 answers no refresh while a list is
-    missing, although one is asked for."""
+    """custodian-1 refuses the list of an institution that skipped the projection check; custodian-2 contributes to nothing and answers
+    no refresh while a list is missing, although one is asked for."""
     with stage.at("keyed") as c:
         c.start("server", prelude=lying("OtherProjectionOrLeftOut()"))
         c.start(*VICTIMS)
@@ -32,57 +40,135 @@ def test_another_projection_and_an_institution_left_out(stage: Stages) -> None:
         c.processes["custodian-2"].reach(lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["hospital-c"], "upload"))
         assert list(c.bodies(msg.RefreshRequest)), "nothing was asked for: the next line would mean nothing"
         assert [shares(c, v) for v in VICTIMS] == [[], []]
-        assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
+        assert not any("uploads/accepted" in said(c, v) or contributed(c, v) for v in VICTIMS)
 
 
-def test_a_list_that_was_made_after_seeing_the_others_uploads(stage: Stages) -> None:
-    """It does not open its commitment; or the others were shown another commitment, and say so in their own lists."""
-    with stage.at("keyed") as c:
-        c.start("server", prelude=lying("ListedAfterwards()"))
-        c.start(*VICTIMS)
-        assert [reason(c, v) for v in VICTIMS] == ["commitment", "commitment"]
-        assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
-
-
-def test_no_ciphertext_leaves_before_all_have_committed(stage: Stages) -> None:
-    with stage.at("keyed") as c:
-        c.start("server", *c.custodians, "hospital-a", "hospital-b")
-        for name in ("hospital-a", "hospital-b"):
-            c.processes[name].reach(lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["hospital-c"], "upload/commit"))
-        assert not any("upload" in said(c, name) for name in c.institutions)
-        chunks = {b.decode() for name in ("hospital-a", "hospital-b") for b in own_chunks(c, name)}
-        assert len(chunks) == 8 and not chunks & c.complete_blobs(), "a ciphertext is at the server"
-        c.start("hospital-c")
-        for name in c.institutions:
-            c.processes[name].reach_phase("train")
-        assert chunks <= c.complete_blobs()
-
-
-def own_chunks(c: Consortium, name: str) -> list[bytes]:
-    """Digests of the ciphertexts that an institution has made."""
-    return [value for key, value in rows(c.folder(name) / "journal.sqlite", "SELECT key, value FROM once") if "/chunk/" in key]
-
-
-def test_a_copied_ciphertext_is_nobodys_row(stage: Stages) -> None:
-    """What hospital-b lists as its rows are hospital-a's; or one ciphertext counts twice."""
-    with stage.at("keyed") as c:
-        c.start("server", prelude=lying("CopiedChunk()"))
-        c.start(*VICTIMS)
-        assert [reason(c, v) for v in VICTIMS] == ["upload", "upload"]
-        assert "'hospital-b'" in c.processes["custodian-1"].errors and "'hospital-a' too" in c.processes["custodian-1"].errors
-        assert "names it twice" in c.processes["custodian-2"].errors
-        assert not any("uploads/accepted" in said(c, v) for v in VICTIMS)
-
-
-@pytest.mark.parametrize(
-    ("server", "why"),
-    [("SwappedChunk()", "digest"), ("IllFormedChunk('residue')", "coefficient"), ("IllFormedChunk('header')", "header")],
-)
-def test_a_chunk_that_is_not_what_was_signed_or_no_ciphertext(stage: Stages, server: str, why: str) -> None:
-    """A verifying custodian re-runs the steps from the signed chunks: no other bytes, and nothing but ciphertexts of this run."""
-    with stage.at("keyed") as c:
-        c.start("server", prelude=lying(server))
+def test_another_list_after_a_restart(stage: Stages) -> None:
+    with stage.at("uploaded") as c:
+        given = c.ledger("custodian-1")
+        c.start("server", prelude=lying("OtherListAfterRestart()"))
         c.start("custodian-1")
-        assert reason(c, "custodian-1") == why
-        assert "uploads/accepted" in said(c, "custodian-1"), "it refused earlier than this test means"
+        assert reason(c, "custodian-1") == "second-record" and "uploads/accepted" in c.processes["custodian-1"].errors
+        assert c.ledger("custodian-1") == given
+
+
+def test_a_second_contribution_for_other_lists(stage: Stages) -> None:
+    """custodian-2's folder is an old copy, from before the lists; its ledger is not, and that is enough."""
+    with stage.at("keyed") as c:
+        assert not contributed(c, "custodian-2")
+        for old in c.folder("custodian-2").glob("ledger-*"):
+            old.unlink()
+        for kept in (stage.made / "uploaded" / "custodian-2").glob("ledger-*"):
+            shutil.copy(kept, c.folder("custodian-2"))
+        given = c.ledger("custodian-2")
+        assert [(protocol, item) for protocol, item, *_ in given] == [("input", "inputs")]
+        c.start("server", prelude=lying("SecondUploads()"))
+        c.start("custodian-2")
+        assert reason(c, "custodian-2") == "second-digest" and "'inputs'" in c.processes["custodian-2"].errors
+        assert c.ledger("custodian-2") == given and not said(c, "custodian-2") & {"inputs/commit", "inputs/reveal"}
+
+
+# --------------------------------------------------------------------------- bytes
+
+
+@pytest.mark.parametrize(("stood", "server"), [("accepted", "SwappedChunk()"), ("accepted", "SwappedInput()")])
+def test_other_bytes_than_were_signed(stage: Stages, stood: str, server: str) -> None:
+    """A verifying custodian starts from the signed masked messages and contributions, and from no other bytes."""
+    with stage.at(stood) as c:
+        c.start("server", prelude=lying(server))
+        c.start(*c.custodians)
+        assert reason(c, "custodian-1") == "digest"
+        assert "inputs/reveal" in said(c, "custodian-1"), "it refused earlier than this test means"
         assert shares(c, "custodian-1") == []
+
+
+# --------------------------------------------------------------------------- contributions
+
+
+@pytest.mark.parametrize("liar", ["reveals_otherwise()", "cancels()", "copies_inputs()"])
+def test_a_contribution_to_inputs_must_open_its_own_senders_commitment(stage: Stages, liar: str) -> None:
+    """custodian-3 changes its mind, answers after it has seen what the others reveal, or hands in custodian-1's: no step is taken."""
+    with stage.at("accepted") as c:
+        c.start("server", prelude=lying("LyingServer()"))
+        c.start("custodian-3", prelude=prelude(liar))
+        c.start(*VICTIMS)
+        assert reason(c, "custodian-1") == "commitment" and "'custodian-3'" in c.processes["custodian-1"].errors
+        assert "inputs/reveal" in said(c, "custodian-3"), "it revealed nothing: there was nothing to refuse"
+        assert shares(c, "custodian-1") == []
+
+
+def test_nothing_is_revealed_before_all_have_committed(stage: Stages) -> None:
+    """Neither named on the board nor sent, also after kill -9; and then it is what was committed to."""
+    with stage.at("accepted") as c:
+        made = {}
+        for _ in range(2):
+            c.start("server", *VICTIMS)
+            c.start("custodian-3", prelude=prelude("dies_saying('inputs/commit')"))
+            assert c.processes["custodian-3"].end() == -9
+            for victim in VICTIMS:
+                c.processes[victim].reach(lambda e: e["event"] == "waiting" and e["topic"] == "inputs/commit")
+            committed = {who: body.commitment for who, _, body in c.bodies(msg.InputCommit)}
+            assert set(committed) == set(VICTIMS) and not list(c.bodies(msg.InputReveal))
+            made = {name: digests(c, name) for name in VICTIMS}
+            assert all(made.values()) and not set().union(*made.values()) & c.complete_blobs(), "a contribution lies at the server"
+            for party in ("server", *VICTIMS):
+                c.processes[party].kill()
+        c.start("server", *c.custodians)
+        c.processes["custodian-1"].reach_phase("train", done=1)  # in lockstep
+        assert {who: body.commitment for who, _, body in c.bodies(msg.InputCommit) if who in VICTIMS} == committed
+        assert {who: set(body.blobs) for who, _, body in c.bodies(msg.InputReveal) if who in VICTIMS} == made
+
+
+def digests(c: Consortium, name: str) -> set[str]:
+    """Of the contributions that a custodian has made."""
+    ((_, _, _, made),) = c.ledger(name)
+    return {made[at : at + 32].hex() for at in range(0, len(made), 32)}
+
+
+@pytest.mark.parametrize(("how", "words"), [("other lists", "refused (inputs)"), ("fewer", "to 7 inputs of 'inputs', there are 8")])
+def test_contributions_to_other_lists_or_to_fewer_inputs(stage: Stages, how: str, words: str) -> None:
+    with stage.at("accepted") as c:
+        c.start("server", prelude=lying("LyingServer()"))
+        c.start("custodian-3", prelude=prelude(f"contributes({how!r})"))
+        c.start(*VICTIMS)
+        assert c.processes["custodian-1"].end() == 1
+        assert words in c.processes["custodian-1"].errors and "'custodian-3'" in c.processes["custodian-1"].errors
+        assert "inputs/reveal" in said(c, "custodian-1") and shares(c, "custodian-1") == []
+
+
+# --------------------------------------------------------------------------- keys of the masks
+
+
+def test_an_institution_whose_masks_everybody_knows(stage: Stages) -> None:
+    """A public key of low order: nothing is contributed to what it sends."""
+    with stage.at("keyed") as c:
+        c.start("server", prelude=lying("LyingServer()"))
+        c.start(*c.custodians, "hospital-a", "hospital-c")
+        c.start("hospital-b", prelude=prelude("has_no_key()"))
+        for victim in VICTIMS:
+            assert c.processes[victim].end() == 1
+            assert f"between 'hospital-b' and '{victim}' is not a usable X25519 key" in c.processes[victim].errors
+            assert "uploads/accepted" in said(c, victim) and not contributed(c, victim)
+        assert next(body.public for who, _, body in c.bodies(msg.InputKey) if who == "hospital-b") == NO_KEY
+
+
+def test_a_restarted_institution_masks_the_same_rows_with_the_same_masks_and_no_others(stage: Stages) -> None:
+    """Killed after it told its key, and again before it signs its list: the same label, and the same bytes under it. With other rows
+    meanwhile, it is another label."""
+    with stage.at("keyed") as c:
+        c.start("server", *c.custodians, "hospital-a", "hospital-c")
+        lists, given = [], c.given("hospital-b")
+        for other in (False, False, True):
+            if other:
+                c.give("hospital-b", **{**given, "labels": given["labels"][::-1]})
+            c.start("hospital-b", prelude=prelude("dies_saying('upload')"))
+            assert c.processes["hospital-b"].end() == -9 and "inputs/key" in said(c, "hospital-b")
+            (public,) = [body.public for who, _, body in c.bodies(msg.InputKey) if who == "hospital-b"]
+            lists.append((public, {p.parent.name + p.name for p in (c.folder("hospital-b") / "blobs").glob("??/*")}))
+        assert lists[0] == lists[1]
+        c.give("hospital-b", **given)
+        c.start("hospital-b").reach_phase("train")
+        uploads = {who: body for who, _, body in c.bodies(msg.Upload)}
+        chunks = set(uploads["hospital-b"].chunks)
+        assert len({u.label for u in uploads.values()}) == 3 and chunks <= lists[0][1]
+        assert lists[2][0] == lists[0][0] and len(lists[2][1] - lists[0][1]) == len(chunks), "other rows under one mask with these"

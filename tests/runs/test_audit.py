@@ -105,18 +105,45 @@ def other_step(store: Store) -> str:
 def other_chunk(store: Store) -> str:
     chunks = store.body("hospital-b", "upload").chunks
     store.say("hospital-b", "upload", chunks=(chunks[1], chunks[0], *chunks[2:]))
-    return "refused (commitment): what 'hospital-b' revealed in 'upload' is not what it had committed to"
+    return "refused (uploads): 'custodian-1' accepted other upload lists"
 
 
-def copied_chunk(store: Store) -> str:
-    foreign, own = (store.body(name, "upload").chunks for name in ("hospital-a", "hospital-b"))
-    store.say("hospital-b", "upload", chunks=(foreign[0], *own[1:]))
-    return f"refused (upload): ciphertext {foreign[0][:12]} is no row of 'hospital-b' alone"
+def other_label(store: Store) -> str:
+    store.say("hospital-b", "upload", label=store.body("hospital-a", "upload").label)
+    return "refused (uploads): 'custodian-1' accepted other upload lists"
+
+
+def other_lists(store: Store) -> str:
+    store.say("custodian-2", "inputs/reveal", lists="00" * 32)
+    return "refused (inputs): 'custodian-2' contributed to other lists"
+
+
+def other_inputs(store: Store) -> str:
+    blobs = store.body("custodian-2", "inputs/reveal").blobs
+    store.say("custodian-2", "inputs/reveal", blobs=(blobs[1], blobs[0], *blobs[2:]))
+    return "refused (commitment): what 'custodian-2' revealed in 'inputs' is not what it had committed to"
+
+
+def other_commitment(store: Store) -> str:
+    store.say("custodian-2", "inputs/commit", commitment="00" * 32)
+    return "refused (commitment): what 'custodian-2' revealed in 'inputs' is not what it had committed to"
+
+
+def fewer_inputs(store: Store) -> str:
+    blobs = store.body("custodian-2", "inputs/reveal").blobs
+    store.say("custodian-2", "inputs/reveal", blobs=blobs[1:])
+    return f"'custodian-2' contributed to {len(blobs) - 1} inputs of 'inputs', there are {len(blobs)}"
+
+
+def flip_input(store: Store) -> str:
+    digest = store.body("custodian-2", "inputs/reveal").blobs[-1]
+    store.flip(digest)
+    return digest[2:]
 
 
 def other_keys(store: Store) -> str:
     joint = store.body("custodian-2", "keys/joint")
-    store.say("custodian-2", "keys/joint", relinearisation_h1=joint.public)
+    store.say("custodian-2", "keys/joint", relinearisation_h1=joint.relinearisation_b)
     return "refused (joint-keys): 'custodian-2'"
 
 
@@ -164,7 +191,12 @@ def in_one_piece(text: str) -> str:
         swap_items,
         other_step,
         other_chunk,
-        copied_chunk,
+        other_label,
+        other_lists,
+        other_inputs,
+        other_commitment,
+        fewer_inputs,
+        flip_input,
         other_keys,
         other_signature,
         other_release,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from consortium import LOWER, SAMPLES, Consortium, Process, cli, dataset, runs, said, write_config, write_csv
-from stages import Stages, prelude, stages
+from stages import Stages, prelude, shares, stages
 
 from focal.config import LocalConfig, Manifest, read, write
 from focal.errors import FocalError
@@ -311,13 +311,15 @@ def test_other_features_of_the_test_image_end_the_run_and_name_who() -> None:
 
 HOSTILE_PACK = """
 from focal.ckks import codec
-honest = codec.pack
-def pack(scheme, kind, limbs):
-    data = bytearray(honest(scheme, kind, limbs))
+from focal.custody import inputs
+honest = inputs.{what}
+def spoilt(*args):
+    data = bytearray(honest(*args))
     {spoil}
     return bytes(data)
-codec.pack = pack
+inputs.{what} = spoilt
 """
+HEADER = "data[codec.HEADER.size - 1] ^= 1"
 
 
 @pytest.fixture(scope="module")
@@ -328,22 +330,42 @@ def stage() -> Stages:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        pytest.param("data[-6:] = b'\\xff' * 6", "not below its modulus", id="above"),
-        pytest.param("data[codec.HEADER.size - 1] ^= 1", "key tag differs", id="tagged"),
+        pytest.param("data += bytes(16)", "refused (length)", id="longer"),
+        pytest.param("del data[-16:]", "refused (length)", id="shorter"),
+        pytest.param(HEADER, "key tag differs", id="tagged"),
     ],
 )
 def test_a_dishonest_institution_is_refused_by_name(stage: Stages, spoil: str, words: str) -> None:
-    """A bit-flipped or wrongly tagged ciphertext, properly announced and signed: no crash, and everybody learns who.
+    """A masked message of another length or run, properly announced and signed: no crash, and everybody learns who.
 
-    Other lengths and headers: test_wire.py; other bytes than were announced: test_transport.py.
+    Other headers: test_wire.py; other bytes than were announced: test_transport.py.
     """
     with stage.at("keyed") as c:
         c.start("server", *c.custodians, "hospital-a", "hospital-c")
-        c.start("hospital-b", prelude=HOSTILE_PACK.format(spoil=spoil))
+        c.start("hospital-b", prelude=HOSTILE_PACK.format(what="masked", spoil=spoil))
         text = failed(c.processes["server"])
         assert "'hospital-b'" in text and words in text
         for name in (*c.custodians, *c.institutions):
             assert "hospital-b" in failed(c.processes[name])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param("data[-6:] = b'\\xff' * 6", "not below its modulus", id="above"),
+        pytest.param("del data[-6:]", "refused (length)", id="shorter"),
+        pytest.param(HEADER, "key tag differs", id="tagged"),
+    ],
+)
+def test_a_dishonest_custodian_is_refused_by_name(stage: Stages, spoil: str, words: str) -> None:
+    """Contributions to inputs that are none, well committed and revealed."""
+    with stage.at("accepted") as c:
+        c.start("server", *(n for n in c.custodians if n != "custodian-3"))
+        c.start("custodian-3", prelude=HOSTILE_PACK.format(what="contribution", spoil=spoil))
+        text = failed(c.processes["server"])
+        assert "'custodian-3'" in text and words in text
+        for name in c.custodians:
+            assert "custodian-3" in failed(c.processes[name]) and shares(c, name) == []
 
 
 HOSTILE_SERVER = """
@@ -366,7 +388,7 @@ def test_a_second_share_for_the_same_ciphertext_is_refused(stage: Stages) -> Non
         for name in ("custodian-2", "custodian-3"):
             text = failed(c.processes[name])
             assert "second-item" in text and item in text
-            assert c.ledger(name) == []
+            assert shares(c, name) == []
         assert "custodian-" in failed(c.processes["server"])
 
 
@@ -388,7 +410,7 @@ Server.say = say
         for name in c.custodians:
             text = failed(c.processes[name])
             assert "refused (plan)" in text or "ended the run: refused (plan)" in text
-            assert c.ledger(name) == []
+            assert shares(c, name) == []
 
 
 # --------------------------------------------------------------------------- a full disk

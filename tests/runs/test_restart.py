@@ -66,16 +66,15 @@ def test_a_custodian_that_dies_with_its_key_deleted_still_finishes(stage: Stages
         assert np.abs(c.weights() - c.twin()).max() < 1e-3
 
 
-def test_a_lost_key_share_ends_the_run_with_a_message(stage: Stages) -> None:
-    with stage.at("uploaded") as c:
-        c.start("server", *c.custodians)
-        c.processes["custodian-2"].reach_phase("train")
-        c.processes["custodian-2"].kill()
-        (share,) = c.folder("custodian-2").glob("secret-*.key")
-        share.unlink()
+@pytest.mark.parametrize(("what", "needed"), [("secret", "uploaded"), ("masks", "accepted")])
+def test_a_lost_key_ends_the_run_with_a_message(stage: Stages, what: str, needed: str) -> None:
+    with stage.at(needed) as c:
+        c.start("server", *(n for n in c.custodians if n != "custodian-2"))
+        (key,) = c.folder("custodian-2").glob(f"{what}-*.key")
+        key.unlink()
         again = c.start("custodian-2")
         assert again.end() == 1
-        assert str(share) in again.errors and "start a new run" in again.errors
+        assert str(key) in again.errors and "start a new run" in again.errors
 
 
 def _until(test: Any, process: Process) -> None:

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from consortium import finished
-from scan import Published, captured, counted, read_run, scan, unmasked
+from scan import OWNERS, Published, captured, counted, read_run, scan, under_one_mask, unmasked
 
 from focal.ckks import codec, ring, sampling
 from focal.ckks.scheme import DIGITS, Scheme
 from focal.config import CkksConfig
-from focal.custody import keys, refresh
+from focal.custody import inputs, keys, refresh
 from focal.custody.refresh import Map
 
 RUN = b"scan" * 8
@@ -90,12 +90,39 @@ def test_what_is_planted_is_found(one: tuple[keys.SecretShare, Published], what:
 
 
 def test_a_blind_run_has_none() -> None:
-    """``focal train`` over the real wire: keys, refreshes, releases and uploads."""
-    published = read_run(finished().folder)
+    """``focal train`` over the real wire: keys, masked rows, contributions (also without the masks), refreshes and releases."""
+    published = read_run(finished().folder, finished().mask_keys)
     print(counted(published))
+    for name in ("custodian-1", "custodian-2"):
+        seen = [OWNERS in what for what, _ in published.families[name] if what.startswith("input/")]
+        assert 2 * sum(seen) == len(seen) > 10
     assert {"custodian-1", "custodian-2", "hospital-a", "hospital-b", "hospital-c"} == set(published.families)
-    assert scan(published) == []
+    assert scan(published) == [] and len(published.rows) > 8 and under_one_mask(published) == []
     assert {"logits", "weights"} == {item.split("/")[2] for item in published.maps} and unmasked(published) == []
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_an_a_that_meets_two_contributions_is_found(one: tuple[keys.SecretShare, Published], twice: bool) -> None:
+    """By the owners of both, whose masks are others each time."""
+    share, published = one
+    scheme, out, label = published.scheme, Published(published.scheme, ROTATIONS), "00" * 32
+    for item in ("first", "second"):
+        a = inputs.public_random(scheme, RUN, label, "same" if twice else item, 6)
+        masks = [inputs.mask(bytes([i]) * 32, label, item, scheme.n) for i in range(2)]
+        out.add_input("custodian", item, a, inputs.contribution(scheme, share.limbs, a, masks), masks)
+    found = scan(out, primes=[scheme.moduli[i] for i in (0, 5)])
+    ours = [text for text in found if "public" not in text]
+    assert bool(ours) == bool(found) == twice and all(text.count(OWNERS) == 2 for text in ours)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_mask_that_hides_two_messages_is_found(again: bool) -> None:
+    scheme, out = Scheme(CkksConfig(), RUN.hex()), Published(Scheme(CkksConfig(), RUN.hex()), ROTATIONS)
+    for i in range(2):
+        mask = inputs.mask(bytes(32), "00" * 32, "same" if again else str(i), scheme.n)
+        message = inputs.message(scheme, np.full(scheme.slots, 0.5 + i))
+        out.add_rows("institution", str(i), inputs.masked(scheme, message, [mask]), 6)
+    assert len(under_one_mask(out)) == again
 
 
 @pytest.mark.parametrize("how", [Map(6, 8, (2 * 16384 - 1,)), Map(4, 0, tuple(pow(5, 128 << x, 2 * 16384) for x in range(6)))])

@@ -196,6 +196,9 @@ def test_private_keys_masks_and_seeds_are_on_no_wire(run: Finished, hay: dict[st
         needles += [identity["sign"].encode(), identity["seal"].encode()]
         for party in PARTIES:
             assert not any(n in hay[party] for n in needles)
+    assert set(run.mask_keys) == set(CUSTODIANS), "no key for masks was ever seen: the next line would mean nothing"
+    for key in run.mask_keys.values():
+        assert len(key) == 32 and not any(key in data or key.hex().encode() in data for data in hay.values())
     journal = sqlite3.connect(run.party("hospital-a") / "journal.sqlite")
     groups = [key for (key,) in journal.execute("SELECT value FROM once WHERE key LIKE '%group-key' AND key NOT LIKE '%/said/%'")]
     journal.close()
@@ -228,18 +231,18 @@ def test_the_server_receives_nothing_but_records_ciphertexts_keys_and_boxes(run:
         known.update(d for d in (getattr(b, "blob", None),) if d)
         known.update(getattr(b, "sealed", {}).values() if isinstance(b, msg.ReleaseShares) else ())
         if isinstance(b, msg.JointKeys):
-            known |= {b.public, b.relinearisation_h1, b.relinearisation_b, *b.rotations.values()}
+            known |= {b.relinearisation_h1, b.relinearisation_b, *b.rotations.values()}
     held = {p.parent.name + p.name for p in (run.party("server") / "blobs").glob("??/*")}
     sums = {d for d in held - known if blob(run, d)[:4] == b"FOCL"}  # the server's own sums of key contributions
     assert held - known - sums == set() and len(sums) <= 1, "only the summed switching key is named by no record"
-    ciphertexts = [d for _, body in records(run, msg.Upload) for d in body.chunks]
-    assert len(ciphertexts) == len(set(ciphertexts)) > 8 and all(blob(run, d)[:4] == b"FOCL" for d in ciphertexts)
+    rows = [d for _, body in records(run, msg.Upload) for d in body.chunks]
+    assert len(rows) == len(set(rows)) > 8 and all(blob(run, d)[:4] == b"FOCL" for d in rows)
 
 
 def test_an_institution_receives_nothing_that_is_for_custodians(run: Finished, hay: dict[str, bytes]) -> None:
-    """Others' ciphertexts, key contributions and refresh shares stay between server and custodians."""
+    """Others' masked rows, contributions to keys and inputs, and refresh shares stay between server and custodians."""
     forbidden = {name: [d for sender, body in records(run, msg.Upload) if sender != name for d in body.chunks] for name in INSTITUTIONS}
-    keys = [d for _, body in records(run, msg.KeyReveal) for d in body.blobs]
+    keys = [d for kind in (msg.KeyReveal, msg.InputReveal) for _, body in records(run, kind) for d in body.blobs]
     shares = [d for _, body in records(run, msg.RefreshShares) for d in (*body.h0, *body.h1)]
     asked = [d for _, body in records(run, msg.RefreshRequest) for d in body.ciphertexts]
     assert len(keys) > 15 and len(shares) > 7 and len(asked) > 3

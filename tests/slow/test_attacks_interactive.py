@@ -75,10 +75,21 @@ honest_answer, Hub._answer = Hub._answer, _answer
 """Shows one institution another list of who takes part in an average."""
 
 
+TWO_HEADERS = SERVER + prelude(
+    "shows('custodian-2', 'hospital-b', 'activations/1', lambda body: body.model_copy(update={'label': '1' * 64}))"
+)
+"""Shows the custodian that does not compute another header of an institution in league with it."""
+
+
 @pytest.mark.parametrize(
     ("server", "victim", "why"),
-    [(TWO, "custodian-2", "contributors"), (SWAPPED, "custodian-1", "lockstep"), (FASTER, "custodian-1", "lockstep")],
-    ids=["two-contributors", "openings-swapped", "larger-steps"],
+    [
+        (TWO, "custodian-2", "contributors"),
+        (SWAPPED, "custodian-1", "lockstep"),
+        (FASTER, "custodian-1", "lockstep"),
+        (TWO_HEADERS, "custodian-1", "inputs"),
+    ],
+    ids=["two-contributors", "openings-swapped", "larger-steps", "two-headers"],
 )
 def test_a_custodian_refuses(server: str, victim: str, why: str, request: pytest.FixtureRequest) -> None:
     """Who takes part is checked by every custodian, also with ``verify: off``; what is opened and refreshed, by one that verifies."""

@@ -6,8 +6,10 @@ a new process with the same command must find its way. In one run every party wa
 ::
 
     server        gather, train, release: a record stored, not acknowledged       keys, upload: a piece stored, likewise
-    custodian     gather: having spoken       keys: a blob stored       train, release: a share in the ledger, not sent
-    institution   features and moments        upload: a ciphertext stored, not noted       train: waiting       release: the model written
+    custodian     gather: having spoken       keys: a blob stored       upload, train, release: in the ledger, not sent
+                  upload: committed to inputs, not revealed
+    institution   features and moments        upload: a key for masks told, a masked message stored       train: waiting
+                  release: the model written
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ POINTS: dict[str, list[Point]] = {
     "custodian-1": [  # it verifies
         ("gather", "focal.protocols.common.party:Party.say", 1),
         ("keys", "focal.net.store:Blobs.put", 3),
+        ("upload", "focal.custody.ledger:Ledger.answers", 1),
         ("upload", "focal.net.link:Link.get", 2),
         ("train", "focal.custody.ledger:Ledger.answers", 1),
         ("train", "focal.protocols.common.party:Party.say", 2),
@@ -48,6 +51,7 @@ POINTS: dict[str, list[Point]] = {
         ("keys", "focal.protocols.common.custodian:private_write", 1),
         ("keys", "focal.net.link:Link.put_many", 1),
         ("upload", "focal.protocols.common.party:Party.say", 1),
+        ("upload", "focal.protocols.common.party:Party.commit", 1),
         ("train", "focal.custody.ledger:Ledger.answers", 2),
         ("release", "focal.protocols.common.custodian:Custodian.share_blobs", 1),
     ],
@@ -62,6 +66,7 @@ POINTS: dict[str, list[Point]] = {
     ],
     "hospital-b": [
         ("moments", "focal.protocols.common.institution:Institution.secure_sum", 1),
+        ("upload", "focal.protocols.common.inputs:MaskKeys.say", 1),
         ("upload", "focal.net.link:Link.put_many", 1),
         ("score", "focal.protocols.blind.institution:BlindInstitution.score", 1),
     ],
@@ -149,12 +154,12 @@ def test_every_role_survives_a_kill_in_each_of_its_phases(walked: Any) -> None:
 
 
 def test_no_share_was_made_twice(walked: Any) -> None:
-    """In each of 3 steps 2 class groups of the weights are refreshed, and after the first those of 3 blocks' logits; then 2 are released;
-    and the key is gone."""
+    """The inputs, once. In each of 3 steps 2 class groups of the weights are refreshed, and after the first those of 3 blocks' logits;
+    then 2 are released; and the key is gone."""
     c, _ = walked
     for name in c.custodians:
         shares = c.ledger(name)
-        assert len(shares) == 3 * 2 + 2 * (3 * 2) + 2
+        assert len(shares) == 1 + 3 * 2 + 2 * (3 * 2) + 2
         for column in (1, 2):
             assert len({(row[0], row[column]) for row in shares}) == len(shares)
         assert not list(c.folder(name).glob("secret-*.key"))

@@ -60,7 +60,7 @@ def test_a_straggler_is_skipped_named_and_welcome_again() -> None:
 
 
 def test_killed_parties_go_on_where_they_were() -> None:
-    """An institution, both custodians and the server, each in another step."""
+    """An institution, both custodians and the server, each in another step; the institution again when its key for masks is erased."""
     with JointConsortium("killed") as c:
         c.start_all()
         for step, who in enumerate(("hospital-b", "custodian-1", "custodian-2", "server"), start=1):
@@ -68,6 +68,10 @@ def test_killed_parties_go_on_where_they_were() -> None:
             c.processes[who].kill()
             time.sleep(0.5)
             c.start(who)
+        c.processes["hospital-b"].reach_phase("release")
+        c.processes["hospital-b"].kill()
+        assert not list(c.folder("hospital-b").glob("masks-*.key"))
+        c.start("hospital-b")
         c.finish()
         answered = {b.step: list(b.owners) for _, t, b in c.bodies(msg.Present) if t.startswith("answered/")}
         np.testing.assert_allclose(c.head()[0], c.joint_twin(answered)[-1], atol=ERROR)

@@ -76,9 +76,9 @@ def test_kill_9_in_every_phase(tmp_path: Path) -> None:
             shares = c.ledger(name)
             before = memory.shares[name]
             assert before and shares[: len(before)] == before, f"{name} made a share again"
-            # for each of 2 class groups: the weights in each of three steps, and after the first the logits of each institution's own
-            # block; then the release
-            assert len(shares) == 2 * (3 + 2 * 3) + 2
+            # the inputs; for each of 2 class groups: the weights in each of three steps, and after the first the logits of each
+            # institution's own block; then the release
+            assert len(shares) == 1 + 2 * (3 + 2 * 3) + 2
             assert len({item for _, item, _, _ in shares}) == len(shares)
             assert not list(c.folder(name).glob("secret-*.key"))
 
@@ -88,6 +88,7 @@ def test_kill_9_in_every_phase(tmp_path: Path) -> None:
 def check_nothing_sent_again(c: Consortium, complete: set[str], received: bytes) -> None:
     """No piece of a blob that the server had whole before a kill was received twice; of the others, at most a window of pieces a kill."""
     uploaded = {digest for _, _, body in c.bodies(msg.Upload) for digest in body.chunks}
+    uploaded |= {digest for _, _, body in c.bodies(msg.InputReveal) for digest in body.blobs}
     keys = {digest for _, _, body in c.bodies(msg.KeyReveal) for digest in body.blobs}
     known = complete & (uploaded | keys)
     assert known & uploaded and known & keys, "no blob was complete at any kill: this would check nothing"

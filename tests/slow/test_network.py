@@ -30,7 +30,7 @@ from places import ROOT
 
 from focal.heads.released import MAX_ERROR
 from focal.net.link import Link
-from focal.net.messages import PIECE, Upload
+from focal.net.messages import PIECE, InputReveal, Upload
 from focal.net.store import Journal
 from focal.protocols.common.progress import timeline
 
@@ -297,12 +297,12 @@ class Spread:
             assert (SILENT in errors and "answers again" in errors) == (name in names), f"{name}: {errors}"
 
     def assert_ended_well(self) -> None:
-        """The weights are right, and every custodian made each of its shares once: the weights of two steps, three blocks' logits in the
-        second, and the release."""
+        """The weights are right, and every custodian made each of its shares once: the inputs, the weights of two steps, three blocks'
+        logits in the second, and the release."""
         assert np.abs(self.c.weights() - self.c.twin()).max() < MAX_ERROR
         for name in self.c.custodians:
             shares = self.c.ledger(name)
-            assert len(shares) == 2 + 3 + 1 == len({item for _, item, _, _ in shares}) == len({d for _, _, d, _ in shares})
+            assert len(shares) == 1 + 2 + 3 + 1 == len({item for _, item, _, _ in shares}) == len({d for _, _, d, _ in shares})
 
 
 def test_stalls_in_an_upload_in_a_refresh_and_around_a_kill(network: Network, tmp_path: Path) -> None:
@@ -365,12 +365,13 @@ def test_custodians_behind_slow_links_that_stall_for_a_minute(network: Network, 
         network.join("north")
         c.finish()
 
-        assert 0 < given < 2 + 3, "the verifier was not cut off in the middle of the training"
+        assert 1 < given < 1 + 2 + 3, "the verifier was not cut off in the middle of the training"
         spread.assert_silent("custodian-1", "custodian-2")
         spread.assert_sent_once(complete)
         spread.assert_ended_well()
-        # the verifier has fetched every ciphertext of every institution, once
+        # the verifier has fetched every masked message of every institution, and what the other custodian gave for the inputs, once
         chunks = [digest for _, _, upload in c.bodies(Upload) for digest in upload.chunks]
+        chunks += [digest for name, _, made in c.bodies(InputReveal) if name == "custodian-2" for digest in made.blobs]
         fetched = sum((c.folder("custodian-1") / "blobs" / d[:2] / d[2:]).stat().st_size for d in chunks)
         assert fetched < carried(c.folder("custodian-1"), "upload", "down") < fetched + PIECE
 

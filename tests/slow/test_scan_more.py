@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 from consortium import finished
-from scan import captured, counted, of_run, read_run, scan, unmasked
+from scan import OWNERS, captured, counted, of_run, read_run, scan, under_one_mask, unmasked
+
+KEEPS_KEYS = """
+from focal.protocols.common import custodian
+custodian.forget = lambda *files: None
+"""
+"""A custodian that erases nothing, so that the test knows its masks."""
 
 
 def test_a_blind_run_has_none_with_products_by_public_randomness() -> None:
-    published = read_run(finished().folder)
+    published = read_run(finished().folder, finished().mask_keys)
     assert scan(published, ["custodian-1"], [published.scheme.extended[5]], products=True) == []
 
 
@@ -16,10 +22,14 @@ def test_an_interactive_run_has_none() -> None:
     from quick_joint import JointConsortium
 
     with JointConsortium("scanned") as c:
-        c.start_all()
+        c.start(*(n for n in c.roles if n not in c.custodians))
+        c.start(*c.custodians, prelude=KEEPS_KEYS)
         c.finish()
-        published = of_run(c.run.folder / "parties", c.manifest)
+        kept = {name: next(c.folder(name).glob("masks-*.key")).read_bytes() for name in c.custodians}
+        published = of_run(c.run.folder / "parties", c.manifest, kept)
         print(counted(published))
+        assert len(published.rows) == 6 * 2 * 4 and under_one_mask(published) == []
+        assert all(sum(OWNERS in what for what, _ in published.families[name]) == 6 * 2 * 4 for name in c.custodians)
         assert scan(published) == [] and published.maps and unmasked(published) == []
         assert scan(published, ["custodian-1"], [published.scheme.extended[5]], products=True) == []
 

@@ -30,16 +30,17 @@ import numpy as np
 from focal.ckks import codec, ring
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.config import Manifest
-from focal.custody import keys, refresh
+from focal.custody import inputs, keys, refresh
 from focal.custody.ledger import ledger_digest
-from focal.heads.linear.engine import chunk_kind
 from focal.net import messages as msg
 from focal.net.hub import Hub
 from focal.net.identity import RECORD_DOMAIN, Identity, commitment, open_record
 from focal.net.store import Board
 from focal.protocols.blind import plan, uploads
+from focal.protocols.blind.custodian import BlindCustodian
 from focal.protocols.blind.institution import BlindInstitution
 from focal.protocols.common import ceremony
+from focal.protocols.common import inputs as speaking
 from focal.protocols.common.custodian import Custodian
 from focal.protocols.common.institution import Institution
 from focal.protocols.common.party import Party
@@ -51,6 +52,8 @@ CONSTANT = 1 << 135
 SHIFT = 1 << 12
 """c1 = a + SHIFT looks uniformly random."""
 OTHER_RUN = "ab" * 32
+NO_KEY = "00" * 32
+"""An X25519 key of low order: whatever the other's is, the key that both share is zero."""
 
 Lie = Callable[[bytes], list[bytes]]
 """What a reader is shown in the place of a record."""
@@ -205,6 +208,29 @@ def replace(target: Any, **by: Any) -> None:
         setattr(target, name, function)
 
 
+def shows(reader: str, sender: str, topic: str, make: Callable[[Any], Any]) -> None:
+    """A server that is honest but for this: ``reader`` is shown that its puppet ``sender`` said ``make(body)`` under ``topic``."""
+    answer, records = Hub._answer, Hub._records
+    asking = [""]
+
+    def answered(hub: Hub, asker: Any, reply: Any) -> None:
+        asking[0] = asker.name
+        answer(hub, asker, reply)
+
+    def shown(hub: Hub, after: int) -> Any:
+        header, payload = records(hub, after)
+        return header.model_copy(update={"signed": tuple(other(hub, data) for data in header.signed)}), payload
+
+    def other(hub: Hub, data: bytes) -> bytes:
+        record = open_record(hub.manifest, data)
+        if (asking[0], record.sender, record.topic) != (reader, sender, topic):
+            return data
+        identity = Identity.load(hub.board.path.parents[1] / sender / "identity.json")
+        return identity.sign_record(record.scope, topic, make(record.body))
+
+    replace(Hub, _answer=answered, _records=shown)
+
+
 # --------------------------------------------------------------------------- lies about the run id
 
 
@@ -307,7 +333,7 @@ class MixedUpRound(LyingServer):
 
 
 class SwappedContributions(LyingServer):
-    """custodian-1 is sent custodian-3's public key part where custodian-2's belongs."""
+    """custodian-1 is sent custodian-3's part of the first key where custodian-2's belongs."""
 
     def heard(self, record: msg.Record) -> None:
         if record.topic == "keys/1/reveal":
@@ -340,7 +366,8 @@ class TwoContributions(LyingServer):
 
 
 class OtherKeysAfterRestart(LyingServer):
-    """After a restart: another commitment list for custodian-1, other joint keys for hospital-a, another public key for hospital-b."""
+    """After a restart: another commitment list for custodian-1, other joint keys for hospital-a, a key for masks that everybody can
+    finish for hospital-b."""
 
     puppets: tuple[str, ...] = ("custodian-3",)
 
@@ -349,9 +376,8 @@ class OtherKeysAfterRestart(LyingServer):
         joint: msg.JointKeys = self.body("custodian-3", "keys/joint")
         other = self.body("custodian-3", "keys/1/reveal").blobs[0]
         for sender in ("custodian-3", "server"):
-            self.show("hospital-a", sender, "keys/joint", joint.model_copy(update={"public": other}))
-        self.swapped["hospital-b", joint.public] = other
-        self.hub._audiences.widen(other, "all")
+            self.show("hospital-a", sender, "keys/joint", joint.model_copy(update={"relinearisation_h1": other}))
+        self.show("hospital-b", "custodian-3", speaking.KEY, msg.InputKey(public=NO_KEY))
 
 
 def rushes() -> None:
@@ -503,17 +529,15 @@ def proposes(how: str) -> None:
 
 
 class FalseUploads(LyingServer):
-    """The institutions are puppets; a list holds the right number of (zero) ciphertexts. Subclasses say to whom it lies how."""
+    """The institutions are puppets; a list holds the right number of masked messages, zeros. Subclasses say to whom it lies how."""
 
     puppets: tuple[str, ...] = ("hospital-a", "hospital-b", "hospital-c", "custodian-3")
 
-    def upload(self, name: str, odd: dict[int, bytes] | None = None, **changes: Any) -> msg.Upload:
-        """A list of ``name``; ``odd`` gives other bytes for some of its chunks."""
-        layout, odd, digests = plan.layout(self.manifest), odd or {}, []
+    def upload(self, name: str, **changes: Any) -> msg.Upload:
+        """A list of ``name``."""
+        layout = plan.layout(self.manifest)
         start, stop = plan.row_table(self.manifest, layout)[name]
-        for i, (_, what, _, _) in enumerate(layout.chunks(start, stop)):
-            own = self.zeros(what)[:-6] + (start << 16 | i + 1).to_bytes(6, "little")  # two ciphertexts are never the same
-            digests.append(self.hub.publish(odd.get(i, own), "custodians"))
+        zeros = codec.pack_masked(self.scheme, *np.zeros((2, self.scheme.n), np.uint64))
         accepted: msg.ProjectionAccepted = self.body("hospital-a", "projection/accepted")
         fields = {
             "joint_keys": ceremony.joint_digest(self.body("custodian-1", "keys/joint")),
@@ -521,38 +545,20 @@ class FalseUploads(LyingServer):
             "eta_hex": accepted.eta_hex,
             "rows": stop - start,
             "first_row": start,
-            "chunks": tuple(digests),
-            "salt": "0" * 64,
-            "committed": "0" * 64,
+            "label": "0" * 64,
+            "chunks": (self.hub.publish(zeros, "custodians"),) * len(layout.chunks(start, stop)),
         }
         return msg.Upload.model_validate({**fields, **changes})
 
-    def committed(self, changed: dict[str, msg.Upload]) -> list[tuple[str, str, Any]]:
-        """(name, topic, body) of all three institutions' commitments and lists, which belong together; ``changed``: other lists."""
-        lists = {name: changed[name] if name in changed else self.upload(name) for name in self.puppets[:3]}
-        salt, run = bytes(32), bytes.fromhex(self.run_id)
-        made = {n: commitment(run, "upload", n, salt, uploads.upload_digest(u)).hex() for n, u in lists.items()}
-        commits = {name: msg.UploadCommit(commitment=c) for name, c in made.items()}
-        seen = uploads.commitments_digest(commits)
-        finished = {name: u.model_copy(update={"salt": salt.hex(), "committed": seen}) for name, u in lists.items()}
-        return [(n, "upload/commit", c) for n, c in commits.items()] + [(n, "upload", u) for n, u in finished.items()]
-
-    def show_upload(self, reader: str, name: str, upload: msg.Upload) -> None:
-        """``reader`` is shown another list of ``name``, well committed, and lists of the others that were made in view of this."""
-        for who, topic, body in self.committed({name: upload}):
-            self.show(reader, who, topic, body)
-
-    def zeros(self, what: str) -> bytes:
-        kind = chunk_kind(what)
-        return codec.header(self.scheme, kind) + bytes(codec.size(self.scheme, kind) - codec.HEADER.size)
-
     def begins(self) -> None:
-        for name, topic, body in self.committed({}):
-            self.post(name, topic, body)
+        for i, name in enumerate(self.puppets[:3]):
+            self.post(name, speaking.KEY, msg.InputKey(public=inputs.public_key(bytes([i + 1]) * 32)))
+            self.post(name, "upload", self.upload(name))
 
     def heard(self, record: msg.Record) -> None:
         super().heard(record)
-        if isinstance(record.body, msg.UploadsAccepted) and record.sender == "custodian-1":
+        victims = [m.name for m in self.manifest.custodians if m.name not in self.puppets]
+        if isinstance(record.body, msg.UploadsAccepted) and record.sender == victims[0]:
             for name in self.puppets[3:]:
                 self.post(name, record.topic, record.body)
 
@@ -562,72 +568,129 @@ class TwoLists(FalseUploads):
 
     def begins(self) -> None:
         super().begins()
-        other = self.upload("hospital-b", {0: self.zeros("data")[:-1] + b"\1"})
-        self.show_upload("custodian-2", "hospital-b", other)
-
-
-class ListedAfterwards(FalseUploads):
-    """hospital-b lists something else than it had committed to, for custodian-1; and for custodian-2 it had committed to something else
-    than the other institutions were shown."""
-
-    def begins(self) -> None:
-        super().begins()
-        other = self.upload("hospital-b", {0: self.zeros("data")[:-1] + b"\1"})
-        committed = {(name, topic): body for name, topic, body in self.committed({"hospital-b": other})}
-        self.show("custodian-1", "hospital-b", "upload", committed["hospital-b", "upload"])
-        for topic in ("upload/commit", "upload"):
-            self.show("custodian-2", "hospital-b", topic, committed["hospital-b", topic])
+        self.show("custodian-2", "hospital-b", "upload", self.upload("hospital-b", label="1" * 64))
 
 
 class OtherProjectionOrLeftOut(FalseUploads):
-    """custodian-1: hospital-c encrypted under a projection of its own. custodian-2: hospital-c is left out and training begins."""
+    """custodian-1: hospital-c masked rows under a projection of its own. custodian-2: hospital-c is left out and training begins."""
 
     def begins(self) -> None:
         super().begins()
-        self.show_upload("custodian-1", "hospital-c", self.upload("hospital-c", projection="44" * 32))
+        self.show("custodian-1", "hospital-c", "upload", self.upload("hospital-c", projection="44" * 32))
         self.lie("custodian-2", "hospital-c", "upload", lambda _: [])
         topic, items = plan.batches(self.manifest)[0]
-        asked = tuple(self.hub.publish(self.zeros("target") + bytes([i]), "custodians") for i in range(len(items)))
+        kind = codec.ciphertext(REFRESH_LIMBS)
+        zeros = codec.header(self.scheme, kind) + bytes(codec.size(self.scheme, kind) - codec.HEADER.size - 1)
+        asked = tuple(self.hub.publish(zeros + bytes([i]), "custodians") for i in range(len(items)))
         self.post("server", topic, msg.RefreshRequest(items=items, ciphertexts=asked))
 
 
-class CopiedChunk(FalseUploads):
-    """hospital-b's list names hospital-a's first ciphertext for custodian-1, and its own first one twice for custodian-2."""
+class SecondUploads(FalseUploads):
+    """Everybody but custodian-2, whose ledger has contributed to other lists, is a puppet."""
+
+    puppets: tuple[str, ...] = ("hospital-a", "hospital-b", "hospital-c", "custodian-1", "custodian-3")
+
+
+class OtherListAfterRestart(LyingServer):
+    """custodian-1, restarted after it has contributed, is shown another list of hospital-b."""
+
+    puppets: tuple[str, ...] = ("hospital-b", "custodian-2", "custodian-3")
 
     def begins(self) -> None:
-        super().begins()
-        own, foreign = (self.upload(name).chunks for name in ("hospital-b", "hospital-a"))
-        self.show_upload("custodian-1", "hospital-b", self.upload("hospital-b", chunks=(foreign[0], *own[1:])))
-        self.show_upload("custodian-2", "hospital-b", self.upload("hospital-b", chunks=(own[0], own[0], *own[2:])))
+        upload: msg.Upload = self.body("hospital-b", "upload")
+        self.show("custodian-1", "hospital-b", "upload", upload.model_copy(update={"label": "1" * 64}))
 
 
-class SwappedChunk(FalseUploads):
-    """Another chunk's bytes in the place of one that hospital-b signed."""
-
-    puppets: tuple[str, ...] = (*FalseUploads.puppets, "custodian-2")
+class SwappedChunk(LyingServer):
+    """custodian-1 is sent another masked message in the place of the first that hospital-b signed."""
 
     def begins(self) -> None:
-        signed, swapped = (self.zeros("data")[:-1] + bytes([i]) for i in (1, 2))
-        super().begins()
-        self.show_upload("custodian-1", "hospital-b", self.upload("hospital-b", {0: signed}))
-        digest = hashlib.sha256(signed).hexdigest()
-        self.swapped["custodian-1", digest] = self.hub.publish(swapped, "custodians")
+        first, second = self.body("hospital-b", "upload").chunks[:2]
+        self.swapped["custodian-1", first] = second
 
 
-class IllFormedChunk(FalseUploads):
-    """hospital-b signed a chunk with a ``residue`` that is not below its modulus, or with the ``header`` of another key."""
+class SwappedInput(LyingServer):
+    """custodian-1 is sent custodian-2's contribution in the place of custodian-3's."""
 
-    puppets: tuple[str, ...] = (*FalseUploads.puppets, "custodian-2")
+    def heard(self, record: msg.Record) -> None:
+        super().heard(record)
+        given: dict[str, Any] = {r.sender: r.body for r in self.records() if isinstance(r.body, msg.InputReveal)}
+        if {"custodian-2", "custodian-3"} <= set(given):
+            self.swapped["custodian-1", given["custodian-3"].blobs[0]] = given["custodian-2"].blobs[0]
 
-    def __init__(self, what: str) -> None:
-        super().__init__()
-        self.what = what
 
-    def begins(self) -> None:
-        super().begins()
-        chunk, tag = self.zeros("data"), codec.HEADER.size - 1
-        odd = chunk[:-6] + b"\xff" * 6 if self.what == "residue" else chunk[:tag] + bytes([chunk[tag] ^ 1]) + chunk[tag + 1 :]
-        self.show_upload("custodian-1", "hospital-b", self.upload("hospital-b", {0: odd}))
+# --------------------------------------------------------------------------- liars among those who make the inputs
+
+REVEAL = f"{uploads.ROUND}/reveal"
+
+
+def reveals_otherwise() -> None:
+    """A custodian that reveals other contributions than it had committed to."""
+    _says(Custodian, REVEAL, lambda self, body: body.model_copy(update={"blobs": body.blobs[::-1]}))
+
+
+def cancels() -> None:
+    """A custodian that waits for what the others reveal, and then reveals what takes it away again: c0 would be what the institutions
+    sent, and the phase a multiple of the key."""
+
+    def cancelling(self: Any, body: msg.InputReveal) -> msg.InputReveal:
+        others = [self.hear(name, REVEAL, msg.InputReveal).blobs for name in self.peers if name != self.me.name]
+        blobs = []
+        for own in zip(*others, strict=True):
+            data = [self.net.get(digest) for digest in own]
+            kind = next(k for k in map(codec.input_b, range(1, 7)) if codec.size(self.scheme, k) == len(data[0]))
+            primes = codec.moduli(self.scheme, kind)
+            total = ring.total([codec.unpack(self.scheme, kind, blob, "others")[0] for blob in data], primes)
+            minus = [ring.subtract(np.zeros_like(x), x, q) for x, q in zip(total, primes, strict=True)]
+            blobs.append(codec.pack(self.scheme, kind, [minus]))
+        return body.model_copy(update={"blobs": tuple(self.share_blobs(blobs, "custodians"))})
+
+    _says(Custodian, REVEAL, cancelling, after=msg.InputReveal)
+
+
+def copies_inputs() -> None:
+    """A custodian that hands in custodian-1's commitment and contributions as its own."""
+    _says(Custodian, f"{uploads.ROUND}/commit", lambda self, _: self.hear("custodian-1", f"{uploads.ROUND}/commit", msg.InputCommit))
+    _says(Custodian, REVEAL, lambda self, _: self.hear("custodian-1", REVEAL, msg.InputReveal))
+
+
+def contributes(how: str) -> None:
+    """A custodian that contributes to one input less than there are (``fewer``), or for ``other lists``: well committed and revealed."""
+    contribute = Custodian.contribute
+
+    def changed(self: Custodian, round: str, lists: str, wanted: Any) -> None:
+        contribute(self, round, *((lists, wanted[:-1]) if how == "fewer" else ("55" * 32, wanted)))
+
+    replace(Custodian, contribute=changed)
+
+
+def copies_rows() -> None:
+    """An institution that lists hospital-a's masked messages as its own."""
+    _says(
+        Institution, "upload", lambda self, body: body.model_copy(update={"chunks": self.hear("hospital-a", "upload", msg.Upload).chunks})
+    )
+
+
+def shows_another_key(reader: str, sender: str) -> None:
+    """The server shows ``reader`` another public key for masks, which its puppet ``sender`` has signed too."""
+    shows(reader, sender, speaking.KEY, lambda body: body.model_copy(update={"public": inputs.public_key(bytes([7]) * 32)}))
+
+
+def has_no_key() -> None:
+    """A party whose public key for masks gives everybody the same shared key, zero."""
+    replace(inputs, public_key=lambda private: NO_KEY)
+
+
+def dies_saying(topic: str) -> None:
+    """kill -9 of a party that is about to say something under ``topic``."""
+    say = Party.say
+
+    def dying(self: Party, about: str, body: Any) -> None:
+        if about == topic:
+            os.kill(os.getpid(), signal.SIGKILL)
+        say(self, about, body)
+
+    replace(Party, say=dying)
 
 
 # --------------------------------------------------------------------------- lies about refreshes and the release
@@ -667,12 +730,22 @@ class ForgedRefresh(LyingServer):
 
     def _labels(self, which: int) -> bytes:
         """Encrypted targets, down to the limbs of a request: hospital-b's of every class group, then the others'."""
-        shape, kind, found = plan.layout(self.manifest), chunk_kind("target"), []
-        for name in ("hospital-b", "hospital-a", "hospital-c"):
-            places = shape.chunks(*plan.row_table(self.manifest, shape)[name])
-            found += [d for place, d in zip(places, self.body(name, "upload").chunks, strict=True) if place[1] == "target"]
-        digest = found[which]
-        polynomials = codec.unpack(self.scheme, kind, self.hub.blobs.get(digest), "labels")
+        lists = {m.name: self.body(m.name, "upload") for m in self.manifest.institutions}
+        names = [m.name for m in self.manifest.custodians]
+        given: dict[str, msg.InputReveal] = {name: self.body(name, f"{uploads.ROUND}/reveal") for name in names}
+        placed = list(enumerate(uploads.inputs(self.manifest, plan.layout(self.manifest), lists)))
+        order = ("hospital-b", "hospital-a", "hospital-c")
+        found = [(i, p) for name in order for i, p in placed if p.place[1] == "target" and p.input.owners[0][0] == name]
+        i, wanted = found[which]
+        polynomials = speaking.combined(
+            self.scheme,
+            bytes.fromhex(self.run_id),
+            given[names[0]].lists,
+            wanted.input,
+            [(wanted.input.owners[0][0], self.hub.blobs.get(wanted.chunks[0]))],
+            [(name, reveal.blobs[i]) for name, reveal in given.items()],
+            self.hub.blobs.get,
+        )
         return self._packed(*(limbs[:REFRESH_LIMBS] for limbs in polynomials))
 
     def _packed(self, c0: Any, c1: Any) -> bytes:
@@ -739,7 +812,7 @@ def dies_when_it_has_refused() -> None:
 
     def forgotten(self: Custodian, *files: Any) -> None:
         forget(self, *files)
-        if len(files) == 2:
+        if len(files) == 3:  # key share, ephemeral, masks
             os.kill(os.getpid(), signal.SIGKILL)
 
     replace(Custodian, _forget=forgotten)
@@ -765,26 +838,17 @@ def lies_in(half: str, bits: int, item: str) -> None:
     replace(Custodian, _made=lying)
 
 
-def malforms(what: str, limbs: int) -> None:
-    """An institution whose chunks with ``limbs`` limbs are (0, 2^135 i) instead of encryptions. ``what`` names its role's module."""
-    import importlib
-    import itertools
+def sends_a_huge(what: str) -> None:
+    """An institution whose masked messages hold 2^127 in one coefficient, those of ``what``: 16 bytes that a format cannot refuse."""
+    masked = speaking.MaskKeys.masked
 
-    number = itertools.count(1)
-    module = importlib.import_module(f"focal.protocols.{what}")
+    def huge(self: speaking.MaskKeys, scheme: Scheme, slots: Any, label: str, item: str) -> bytes:
+        data = bytearray(masked(self, scheme, slots, label, item))
+        if f"/{what}/" in item:
+            data[codec.HEADER.size + 15] = 0x80
+        return bytes(data)
 
-    class Codec:
-        def __getattr__(self, name: str) -> Any:
-            return malformed if name == "encrypt" else getattr(codec, name)
-
-    def malformed(scheme: Scheme, public: Any, slots: Any, kind: codec.Kind) -> bytes:
-        if kind != codec.ciphertext(limbs):
-            return codec.encrypt(scheme, public, slots, kind)
-        factor = next(number)
-        c1 = [np.full(scheme.n, factor * CONSTANT % q, np.uint64) for q in scheme.moduli[:limbs]]
-        return codec.pack(scheme, kind, [scheme.zero(limbs), c1])
-
-    replace(module, codec=Codec())
+    replace(speaking.MaskKeys, masked=huge)
 
 
 class OutOfPlan(ForgedRefresh):
@@ -840,7 +904,8 @@ class ForgetfulBoard(LyingServer):
 
     def begins(self) -> None:
         for record in self.records():
-            if record.sender == "custodian-2" and isinstance(record.body, msg.RefreshShares | msg.ResumeNonce):
+            own = msg.UploadsAccepted | msg.InputCommit | msg.InputReveal | msg.RefreshShares | msg.ResumeNonce
+            if record.sender == "custodian-2" and isinstance(record.body, own):
                 self.lie("custodian-2", "custodian-2", record.topic, lambda _: [])
 
 
@@ -861,25 +926,22 @@ def wrong_rate() -> None:
 
 
 def wrong_limb() -> None:
-    """The server changes one residue of one chunk's sum by one."""
+    """The server changes one residue of one input by one."""
     from focal.protocols.blind import compute
 
-    total = ring.total
+    honest = compute.combined
     changed: list[bool] = []
 
-    def altered(parts: Any, primes: Any) -> Any:
-        limbs = total(parts, primes)
-        if not changed and len(primes) > REFRESH_LIMBS:
+    def altered(scheme: Scheme, *rest: Any) -> Any:
+        polynomials = honest(scheme, *rest)
+        if not changed:
             changed.append(True)
-            limbs[0] = limbs[0].copy()
-            limbs[0][5] = (int(limbs[0][5]) + 1) % primes[0]
-        return limbs
+            limb = polynomials[0][0].copy()
+            limb[5] = (int(limb[5]) + 1) % scheme.moduli[0]
+            polynomials[0][0] = limb
+        return polynomials
 
-    class Ring:
-        def __getattr__(self, name: str) -> Any:
-            return altered if name == "total" else getattr(ring, name)
-
-    replace(compute, ring=Ring())
+    replace(compute, combined=altered)
 
 
 # --------------------------------------------------------------------------- gates: an honest run that stops where a test wants it
@@ -891,7 +953,10 @@ def gates() -> None:
         (Custodian, "_key_ceremony", "gathered"),
         (Institution, "agree_projection", "gathered"),
         (BlindInstitution, "_upload", "keyed"),
-        (Custodian, "catch_up", "uploaded"),
+        (BlindCustodian, "_accept_uploads", "keyed"),
+        (Custodian, "contribute", "accepted"),
+        (Custodian, "verify", "uploaded"),
+        (BlindCustodian, "_answer_plan", "uploaded"),
         (Server, "train", "uploaded"),
         (Custodian, "_release", "trained"),
         (Server, "_release", "trained"),
@@ -905,7 +970,7 @@ def _gated(method: Callable[..., Any], name: str) -> Callable[..., Any]:
         opened: Path = self.folder.parent / f"open-{name}"
         (self.folder / f"at-{name}").touch()
         while not opened.exists():
-            time.sleep(0.05)
+            self.read_board(0.05)  # a custodian at the gate still answers one that asks what its ledger must hold
         return method(self, *args)
 
     return wait

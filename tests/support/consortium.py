@@ -191,7 +191,9 @@ class Finished:
     def __init__(self, folder: Path, made: Path) -> None:
         self.folder, self.wires, self.output = folder, made / "wires", (made / "output.txt").read_text()
         self.cache = made / "runs" / "cache"
-        self.key_shares = {path.name: path.read_bytes() for path in (made / "shares").iterdir()}
+        self.key_shares, self.mask_keys = (
+            {path.name: path.read_bytes() for path in (made / what).iterdir()} for what in ("shares", "masks")
+        )
 
     def party(self, name: str) -> Path:
         return self.folder / "parties" / name
@@ -218,19 +220,22 @@ def finished() -> Finished:
 
 
 def _make_finished(made: Path) -> None:
-    folder, shares = made / "runs" / "eyes", made / "shares"
-    shares.mkdir()
+    folder = made / "runs" / "eyes"
+    kept = {"secret": made / "shares", "masks": made / "masks"}
+    for into in kept.values():
+        into.mkdir()
     command = [sys.executable, "-m", "focal", "train", "--config", str(write_config(made, "eyes")), "--runs", str(made / "runs")]
     env = {**ENV, "COLUMNS": "200", "FOCAL_RECORD_WIRE": str(made / "wires")}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     stop = threading.Event()
 
-    def watch() -> None:  # the shares are deleted at the end, and a test must know what to look for
+    def watch() -> None:  # these keys are deleted at the end, and a test must know what to look for
         while not stop.wait(0.05):
-            for file in folder.glob("parties/custodian-*/secret-*.key"):
-                if not (kept := shares / file.parent.name).exists():
+            for file in folder.glob("parties/custodian-*/*.key"):
+                into = kept.get(file.name.partition("-")[0])
+                if into and not (copied := into / file.parent.name).exists():
                     with contextlib.suppress(OSError):
-                        kept.write_bytes(file.read_bytes())
+                        copied.write_bytes(file.read_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -27,7 +27,6 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "owners": st.lists(NAME, max_size=3).map(tuple),
     "done": st.booleans(),
     "items": st.lists(ITEM, max_size=3).map(tuple),
-    "label": SHORT,
     "eta_hex": st.floats(1e-300, 1e300).map(float.hex),
     "rotations": st.dictionaries(st.integers(-(1 << 14), 1 << 14).map(str), HEX, max_size=3),
     "sizes": st.lists(st.integers(-1, msg.MAX_BLOB), max_size=4).map(tuple),

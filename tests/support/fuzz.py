@@ -67,7 +67,8 @@ def targets() -> list[Target]:
     sealed = [north.seal(manifest.member("south"), b"share" * n, b"context") for n in (1, 100)]
     scheme = Scheme(CkksConfig(), SCOPE)
     limbs = [ring.expand(b"fuzz", scheme.moduli[:1], scheme.n)]
-    share = codec.pack(scheme, codec.DECRYPTION, limbs)
+    share, given = codec.pack(scheme, codec.DECRYPTION, limbs), codec.input_b(1)
+    masked = codec.pack_masked(scheme, *ring.expand(b"fuzz", scheme.moduli[:2], scheme.n))
     rows = np.eye(3, 5, dtype=np.float32)
     projection = Projection("whiten", rows, np.zeros(3, np.float32), 4.0, 4, (0.5).hex()).to_bytes()
 
@@ -90,6 +91,13 @@ def targets() -> list[Target]:
             "ciphertext blob",
             [share],
             lambda d: codec.pack(scheme, codec.DECRYPTION, codec.unpack(scheme, codec.DECRYPTION, d, "fuzz")),
+            every=20,
+        ),
+        Target("masked message", [masked], lambda d: codec.pack_masked(scheme, *codec.unpack_masked(scheme, d, "fuzz")), every=20),
+        Target(
+            "contribution to an input",
+            [codec.pack(scheme, given, limbs)],
+            lambda d: codec.pack(scheme, given, codec.unpack(scheme, given, d, "fuzz")),
             every=20,
         ),
     ]

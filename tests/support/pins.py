@@ -6,15 +6,14 @@ Their digests are in ``pins.json``. ``python tests/support/pins.py`` makes all o
 A small blind and a small interactive run, by the real roles as real processes, in which nothing is left to chance::
 
     what a role draws       SHAKE-256 of the party, of how many bytes it asks for, and how often it asked for so many
-    OpenFHE's encryption    b u + e0 + m, a u + e1 in numpy, u, e0, e1 drawn from the party and m
+                            (keys for masks too: the streams of the masks follow)
     nonces of boxes         a hash of key and text
     keys of the members     from their names
     pools of threads        work at once, in the order in which they are given work
     the server's address    a name that every process looks up: a port would be another one each time, and all sign it
 
-The source text that does this (:data:`FIXED`) names what Python, NaCl, ZeroMQ and OpenFHE offer, and of focal hardly
-anything: code may move. Draws are counted, so a change that draws the same in another order changes the pins, and not
-what the protocol does.
+The source text that does this (:data:`FIXED`) names what Python, NaCl and ZeroMQ offer, and nothing of focal: code may
+move. Draws are counted, so a change that draws the same in another order changes the pins, and not what the protocol does.
 
 Left out: the body of the record ``traffic``, which counts bytes, those of waiting among them. Everything else on the
 board is pinned as it lies there, signatures and digests of sealed boxes included.
@@ -62,10 +61,7 @@ Section = dict[str, str]
 FIXED = '''
 import hashlib, os, random, sys, threading
 from concurrent.futures import Future, ThreadPoolExecutor
-import nacl.public, nacl.secret, numpy as np, openfhe, zmq
-from focal.ckks import ring
-from focal.ckks.openfhe_evaluator import OpenFheEvaluator
-from focal.ckks.scheme import Scheme
+import nacl.public, nacl.secret, zmq
 
 PARTY, ENDPOINT, SOCKET = (os.environ[f"FOCAL_PIN_{name}"] for name in ("PARTY", "ENDPOINT", "SOCKET"))
 asked = {}
@@ -116,36 +112,6 @@ def looked_up(name):
 
 looked_up("bind")
 looked_up("connect")
-
-# ---- encryption. OpenFHE cannot be seeded from Python. Its method is replaced on the class: whatever function of focal
-# calls it gets this one. It needs Scheme, to come from a key's tag to roots and templates; a key of another tag is a
-# throw-away one, whose ciphertexts are templates only.
-
-schemes, evaluators, begin, encrypt = {}, {}, Scheme.__init__, openfhe.CryptoContext.Encrypt
-
-def remembered(scheme, params, tag):
-    begin(scheme, params, tag)
-    schemes[tag] = scheme
-
-def encrypted(cc, key, plain):
-    scheme = schemes.get(key.GetKeyTag())
-    if scheme is None:
-        return encrypt(cc, key, plain)
-    n, moduli = scheme.n, scheme.moduli[: len(scheme.moduli) - encrypt(cc, key, plain).GetLevel()]
-    message = evaluators.setdefault(scheme.tag, OpenFheEvaluator(scheme)).plain_limbs(plain)
-    label = hashlib.sha256(b"".join(limb.tobytes() for limb in message)).hexdigest()
-    u = np.frombuffer(stream(n, "u", label), np.uint8).astype(np.int64) % 3 - 1
-    bits = np.unpackbits(np.frombuffer(stream(2 * n * 6, "e", label), np.uint8)).reshape(2, n, 48).astype(np.int64)
-    e0, e1 = bits[:, :, :20].sum(axis=2) - bits[:, :, 20:40].sum(axis=2)  # deviation 3.16
-    b, a = scheme.limbs(key)
-    c0, c1 = [], []
-    for i, q in enumerate(moduli):
-        small = [ring.ntt((x % q).astype(np.uint64), q, scheme.roots[q]) for x in (u, e0, e1)]
-        c0.append(ring.add(ring.add(ring.multiply(b[i], small[0], q), small[1], q), message[i], q))
-        c1.append(ring.add(ring.multiply(a[i], small[0], q), small[2], q))
-    return scheme.ciphertext([c0, c1])
-
-Scheme.__init__, openfhe.CryptoContext.Encrypt = remembered, encrypted
 '''
 
 BLIND: dict[str, Any] = {

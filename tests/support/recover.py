@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scan import Published
+from scan import OWNERS, Published
 
 from focal.ckks import ring
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
@@ -42,7 +42,8 @@ def from_two_key_messages(published: Published, custodian: str) -> Iterator[tupl
 
 
 def by_quotients(published: Published, custodian: str) -> Iterator[tuple[str, Guess]]:
-    """h0 / c1, (h0 + h1) / (c1 - a), h1 / a, an opening / c1: exact where a mask or an error is missing."""
+    """h0 / c1, (h0 + h1) / (c1 - a), h1 / a, an opening / c1, B / a, and of neighbours (B - B') / (a - a'): exact where a mask or an error
+    is missing, or one error is used twice. B is a contribution to an input, also as its owners see it."""
     own = dict(published.families[custodian])
     for name, limbs in own.items():
         item = name.partition("/")[2].partition("[")[0]
@@ -53,11 +54,22 @@ def by_quotients(published: Published, custodian: str) -> Iterator[tuple[str, Gu
             yield f"h0/c1 {item}", quotient(published, limbs[i], c1[i], q)
             yield f"h1/a {item}", quotient(published, h1[i], a[i], q)
             yield f"(h0+h1)/(c1-a) {item}", quotient(published, ring.add(limbs[i], h1[i], q), ring.subtract(c1[i], a[i], q), q)
+    q = published.scheme.moduli[0]
+    for seen in (False, True):  # by everybody, and by its owners
+        neighbour = None
+        for name in own:
+            if not name.startswith("input/") or name.endswith(f"{OWNERS}[0]") != seen:
+                continue
+            item = name.removeprefix("input/").removesuffix("[0]")
+            b, a = own[name][0], published.public[f"a/{item.removesuffix(OWNERS)}"][0]
+            yield f"B/a {item}", quotient(published, b, a, q)
+            if neighbour is not None:
+                yield f"(B-B')/(a-a') {item}", quotient(published, ring.subtract(b, neighbour[0], q), ring.subtract(a, neighbour[1], q), q)
+            neighbour = b, a
     for name, limbs in own.items():
         if "/release/" in name:
             before = f"a/{name.replace('/release/', '/weights/').partition('[')[0]}"
             if before in published.public:
-                q = published.scheme.moduli[0]
                 yield f"{name} / c1", quotient(published, limbs[0], published.public[before][0], q)
 
 

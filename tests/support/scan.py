@@ -9,6 +9,7 @@ chance never. So, per family (all that depends on one party's secret) and per pr
     products   base x every published ``a``
     search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
     masks      L(h0) + 2^k h1 of every refresh, in which the mask cancels (:func:`unmasked`)
+    owners     every contribution to an input without the masks of its owners, who know them: -(s a + e), as all of them together see it
 
 By first coefficients only: pairs are found by sorting the first one, and a hit must be small on eight. SMALL leaves room for errors,
 2^26 of 2^45; eight coefficients are small by chance once in 2^144.
@@ -27,13 +28,16 @@ import numpy as np
 from focal.ckks import codec, ring
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import Manifest, read
-from focal.custody import keys, refresh
-from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES
+from focal.custody import inputs, keys, refresh
+from focal.custody.inputs import Input, Words
 from focal.net import messages as msg
 from focal.net.identity import Identity
 from focal.net.store import Blobs
 from focal.protocols import of
+from focal.protocols.blind import uploads
 from focal.protocols.common.audit import recorded
+from focal.protocols.common.inputs import KEY
+from focal.protocols.interactive import plan as joint_plan
 from focal.protocols.interactive.plan import opening_context
 
 LOOK = 8
@@ -41,6 +45,10 @@ FIRST = np.arange(1, LOOK + 1)
 """Which coefficients: not the constant one, which every automorphism leaves where it is."""
 SMALL = 1 << 26
 """Errors, and noise of relinearisation, stay below 2^16; three terms of them too."""
+
+
+OWNERS = " to its owners"
+"""In the name of a contribution without its masks."""
 
 
 @dataclass
@@ -57,6 +65,10 @@ class Published:
     """Plan item -> (c0, c1) that was to be refreshed."""
     maps: dict[str, refresh.Map] = field(default_factory=dict)
     """Plan item -> what its refresh applied."""
+    rows: dict[tuple[str, str], Words] = field(default_factory=dict)
+    """(institution, input) -> what it sent: integers of 128 bits."""
+    masks: dict[tuple[str, str, str], Words] = field(default_factory=dict)
+    """(custodian, institution, input) -> the mask that both know, of custodians whose keys for masks were kept."""
 
     def add(self, family: str, name: str, kind: codec.Kind, data: bytes) -> None:
         for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
@@ -68,16 +80,43 @@ class Published:
         self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
         self.maps[item] = how
 
+    def add_input(self, family: str, item: str, a: Sequence[ring.Limb], data: bytes, masks: Sequence[Words] = ()) -> None:
+        """A contribution to an input, and what is left of it for those who know ``masks``, of all its owners."""
+        self.public[f"a/{item}"] = a
+        kind = codec.input_b(len(a))
+        self.add(family, f"input/{item}", kind, data)
+        if masks:
+            ((_, seen),) = self.families[family][-1:]
+            for words in masks:
+                seen = ring.total([seen, self.evaluated(words, len(a))], self.scheme.moduli[: len(a)])
+            self.families[family].append((f"input/{item}{OWNERS}[0]", seen))
+
+    def add_rows(self, family: str, item: str, data: bytes, limbs: int) -> None:
+        """An institution's masked message, as the polynomial that goes into the input."""
+        words = self.rows[family, item] = codec.unpack_masked(self.scheme, data, family)
+        self.families.setdefault(family, []).append((f"rows/{item}[0]", self.evaluated(words, limbs)))
+
+    def evaluated(self, words: Words, limbs: int) -> list[ring.Limb]:
+        """Integers of 128 bits modulo the primes, as a polynomial in evaluation form."""
+        out = []
+        for q in self.scheme.moduli[:limbs]:
+            low, high = (word % np.uint64(q) for word in words)
+            whole = ring.add(low, ring.multiply(high, np.full(self.scheme.n, 2**64 % q, np.uint64), q), q)
+            out.append(ring.ntt(whole, q, self.scheme.roots[q]))
+        return out
+
     def add_keys(self, run_id: bytes) -> None:
         """The public randomness of the ceremony."""
-        (self.public["a/public"],) = keys.public_random(self.scheme, run_id, "public", 1, extended=False)
         for label in ("relinearisation", *(f"rotation/{r}" for r in self.rotations)):
             for i, a in enumerate(keys.public_random(self.scheme, run_id, label, DIGITS)):
                 self.public[f"a/{label}[{i}]"] = a
 
 
-def of_run(parties: Path, manifest: Manifest) -> Published:
-    """Everything in the server's folder of a finished run, and what was sealed: the identities of the run lie beside it."""
+def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None = None) -> Published:
+    """Everything in the server's folder of a finished run, and what was sealed: the identities of the run lie beside it.
+
+    ``kept``: private keys for masks of custodians, which are erased in the run; with all of them, also what the owners of inputs see.
+    """
     board, blobs = recorded(manifest, parties / "server"), Blobs(parties / "server" / "blobs")
     bodies = [(r.sender, r.topic, r.body) for r in board]
     run_id = next(b.run_id for _, _, b in bodies if isinstance(b, msg.RunStart))
@@ -94,7 +133,7 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
     def unsealed(sender: str, reader: str, digest: str, context: bytes) -> bytes:
         return identities[reader].unseal(manifest.member(sender), blobs.get(digest), context)
 
-    for sender, topic, body in bodies:
+    for sender, _, body in bodies:
         if isinstance(body, msg.KeyReveal):
             for (name, kind), digest in zip(kinds[body.round], body.blobs, strict=True):
                 out.add(sender, name, kind, blobs.get(digest))
@@ -118,14 +157,45 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
                 reader = item.rpartition("/")[2]
                 data = unsealed(sender, reader, body.sealed[reader], opening_context(item, bytes.fromhex(run_id)))
                 out.add(sender, item, codec.DECRYPTION, data)
-        elif isinstance(body, msg.Upload):
-            for i, digest in enumerate(body.chunks):
-                data = blobs.get(digest)
-                kind = next(k for k in map(codec.ciphertext, range(1, LIMBS + 1)) if codec.size(scheme, k) == len(data))
-                out.add(sender, f"chunk {i}", kind, data)
-        elif isinstance(body, msg.Activations | msg.Derivatives):
-            out.add(sender, topic, ACTIVATIONS if isinstance(body, msg.Activations) else DERIVATIVES, blobs.get(body.chunk))
+    said = {(sender, topic): body for sender, topic, body in bodies}
+    custodians = [m.name for m in manifest.custodians]
+    for round, wanted, chunks in rounds(manifest, said):
+        for i, one in enumerate(wanted):
+            for (name, label), digest in zip(one.owners, chunks[i], strict=True):
+                out.add_rows(name, one.item, blobs.get(digest), one.limbs)
+                for custodian, private in (kept or {}).items():
+                    key = inputs.pair_key(private, said[name, KEY].public, bytes.fromhex(run_id), name, custodian)
+                    out.masks[custodian, name, one.item] = inputs.mask(key, label, one.item, scheme.n)
+            for custodian in custodians:
+                revealed: msg.InputReveal = said[custodian, f"{round}/reveal"]
+                a = inputs.public_random(scheme, bytes.fromhex(run_id), revealed.lists, one.item, one.limbs)
+                masks = [out.masks[custodian, name, one.item] for name, _ in one.owners] if kept and custodian in kept else []
+                out.add_input(custodian, one.item, a, blobs.get(revealed.blobs[i]), masks)
     return out
+
+
+def rounds(manifest: Manifest, said: Mapping[tuple[str, str], Any]) -> Iterator[tuple[str, Sequence[Input], Sequence[Sequence[str]]]]:
+    """(round, inputs, digests of their owners' masked messages) of every round of contributions."""
+    if manifest.interactive is None:
+        lists = {m.name: said[m.name, "upload"] for m in manifest.institutions}
+        placed = uploads.inputs(manifest, of(manifest).plan.layout(manifest), lists)
+        yield uploads.ROUND, [p.input for p in placed], [p.chunks for p in placed]
+        return
+    for step in range(joint_plan.total(manifest)):
+        for decided, what in (("present", "activations"), ("answered", "derivatives")):
+            owners = said[manifest.server.name, f"{decided}/{step}"].owners
+            headers = {name: said[name, f"{what}/{step}"] for name in owners}
+            round, _, wanted = joint_plan.inputs(step, what, headers)
+            yield round, wanted, [(header.chunk,) for header in headers.values()]
+
+
+def under_one_mask(published: Published) -> list[str]:
+    """Pairs of masked messages that differ by less than 2^64 in their first coefficients: their difference is one of rows, in the clear."""
+    named = list(published.rows.items())
+    high = np.array([words[1][:LOOK] for _, words in named])
+    apart = high[:, None] - high[None]  # modulo 2^64
+    close = (np.minimum(apart, np.uint64(0) - apart) <= 1).all(axis=-1)
+    return [f"{named[i][0]} and {named[j][0]} have one mask" for i, j in zip(*np.nonzero(np.triu(close, 1)), strict=True)]
 
 
 def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], bytes]], run: Callable[[], object]) -> Published:
@@ -146,8 +216,7 @@ def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], by
 
     def firsts(self: keys.SecretShare, rotations: Sequence[int], pool: Any) -> Iterator[bytes]:
         for (name, kind), data in zip(keys.first_round_kinds(rotations), first(self, rotations, pool), strict=True):
-            if name != "public":
-                given.append((who(self.limbs), name, kind, data))
+            given.append((who(self.limbs), name, kind, data))
             yield data
 
     def seconds(self: keys.SecretShare, h0: bytes, h1: bytes) -> list[bytes]:
@@ -176,6 +245,7 @@ def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], by
     scheme, rotations, run_id = scheme_of()
     out = Published(scheme, list(rotations))
     out.add_keys(run_id)
+    (out.public["a/public"],) = keys.public_random(scheme, run_id, "public", 1, extended=False)
     names = {secret: f"custodian-{i + 1}" for i, secret in enumerate(dict.fromkeys(secret for secret, *_ in given))}
     for secret, name, kind, data in given:
         out.add(names[secret], name, kind, data)
@@ -301,6 +371,6 @@ def counted(published: Published) -> Mapping[str, int]:
     return {family: len(elements) for family, elements in published.families.items()}
 
 
-def read_run(folder: Path) -> Published:
+def read_run(folder: Path, kept: Mapping[str, bytes]) -> Published:
     """A finished local run's folder."""
-    return of_run(folder / "parties", read(Manifest, folder / "manifest.json"))
+    return of_run(folder / "parties", read(Manifest, folder / "manifest.json"), kept)

@@ -2,13 +2,14 @@
 
 ::
 
-    prepared --nonces--> gathered --keys, moments--> keyed --upload--> uploaded --train--> trained
-       |                    |                          |                  |                   |
-       copy                 copy                       copy               copy                copy        of every party's folder
+    prepared --nonces--> gathered --keys, moments--> keyed --lists--> accepted --contributions--> uploaded --train--> trained
+       |                    |                          |                 |                           |                   |
+       copy                 copy                       copy              copy                        copy                copy
 
-It runs once in a test session. A test puts one of the copies into its worker's folder, and starts the few parties that it needs: the
-victims, and those that attack them. Workers do so side by side, each at a port of its own. Every custodian but the first is
-``verify: off``. In training the first one is killed with kill -9 and started again, so that ``trained`` shows this too.
+Copied is every party's folder. It runs once in a test session. A test puts one of the copies into its worker's folder, and starts the
+few parties that it needs: the victims, and those that attack them. Workers do so side by side, each at a port of its own. Every
+custodian but the first is ``verify: off``. In training the first one is killed with kill -9 and started again, so that ``trained``
+shows this too.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Honest:
             self._keep("prepared")
             c.start_all(prelude=prelude("attacks.gates()"))
             self._stop_at("gathered", [*c.custodians, *c.institutions])
-            self._stop_at("keyed", c.institutions)
+            self._stop_at("keyed", [*c.custodians, *c.institutions])
+            self._stop_at("accepted", c.custodians)
             self._stop_at("uploaded", [*c.custodians, "server"])
             c.processes["custodian-1"].reach_phase("train", done=1)
             c.processes["custodian-1"].kill()
@@ -133,8 +135,13 @@ def reason(c: Consortium, victim: str) -> str:
 
 
 def shares(c: Consortium, name: str) -> list[tuple[str, str]]:
-    """(protocol, plan item) of every share that a custodian has made."""
-    return [(str(protocol), str(item)) for protocol, item, *_ in c.ledger(name)]
+    """(protocol, plan item) of every share of a decryption that a custodian has made."""
+    return [(str(protocol), str(item)) for protocol, item, *_ in c.ledger(name) if protocol != "input"]
+
+
+def contributed(c: Consortium, name: str) -> bool:
+    """Has a custodian made contributions to inputs, or committed to any?"""
+    return any(protocol == "input" for protocol, *_ in c.ledger(name)) or "inputs/commit" in said(c, name)
 
 
 def said(c: Consortium, sender: str) -> set[str]:

@@ -223,15 +223,12 @@ class Custodian(Party):
 
         ``lists`` is a digest of all that is put in; everybody must have agreed to it before.
         """
-        self.masks.meet(dict.fromkeys(name for one in wanted for name, _ in one.owners))
-        proofs = [Proof.load(self.fetch(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
-        for claim in claims:  # one proof gets a share; two of them would show the masks
-            self.ledger.pin(claim.topic, hashlib.sha256(claim.statement.hash + bytes.fromhex(claim.proof)).hexdigest())
-        projected = list(self.pool.map(lambda claim, proof: self.masks.projected(self.scheme, claim, proof, self.fetch), claims, proofs))
-        checks = zip(claims, proofs, projected, strict=True)
-        shares = b"".join(self.masks.range_share(claim, proof, masks) for claim, proof, (masks, _) in checks)
+
+        def meet() -> None:  # once all is made, the key may be gone
+            self.masks.meet(dict.fromkeys(name for one in wanted for name, _ in one.owners))
 
         def make() -> bytes:
+            meet()
             one = functools.partial(self.masks.contribution, self.scheme, self.share.limbs, self.run_id, lists)
             digests = []
             for data in self.pool.map(one, wanted):
@@ -239,12 +236,28 @@ class Custodian(Party):
                 self.report.progress(len(digests), len(wanted))
             return bytes.fromhex("".join(digests))
 
+        @functools.cache
+        def weighed() -> tuple[list[Proof], list[tuple[list[int], list[int]]]]:
+            meet()
+            proofs = [Proof.load(self.fetch(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
+            for claim in claims:  # one proof gets a share; two of them would show the masks
+                self.ledger.pin(claim.topic, hashlib.sha256(claim.statement.hash + bytes.fromhex(claim.proof)).hexdigest())
+            one = functools.partial(self.masks.projected, self.scheme, fetch=self.fetch)
+            return proofs, list(self.pool.map(one, claims, proofs))
+
+        def shares() -> bytes:
+            checks = zip(claims, *weighed(), strict=True)
+            made = b"".join(self.masks.range_share(claim, proof, masks) for claim, proof, (masks, _) in checks)
+            return self.share_blobs([made], "all")[0].encode()
+
         made = self.ledger.answer("input", round, lists, make)
         own = tuple(made[at : at + 32].hex() for at in range(0, len(made), 32))
-        (given,) = self.share_blobs([shares], "all")
+        given = self.journal.once(f"{self.session}/{round}/shares", shares).decode()
         salt, commits = self.commit(round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(commitment=c, shares=given))
-        others = {name: shares if name == self.me.name else self.fetch(theirs.shares) for name, theirs in commits.items()}
-        inputs.check_range(claims, proofs, [uploads for _, uploads in projected], others)
+        if self.journal.get(f"{self.session}/said/{round}/reveal") is None:
+            proofs, projected = weighed()
+            others = {name: self.net.get(theirs.shares) for name, theirs in commits.items()}
+            inputs.check_range(claims, proofs, [uploads for _, uploads in projected], others)
         self.send_stored(list(own), "custodians")
         self.say(f"{round}/reveal", msg.InputReveal(lists=lists, salt=salt.hex(), blobs=own))
 

@@ -62,12 +62,13 @@ class MaskKeys:
         self._shared: dict[str, bytes] = {}
 
     def say(self) -> None:
-        """Tell everybody the public key. Raises :class:`FocalError` when it was told before and the file is gone."""
-        self.party.say(KEY, msg.InputKey(public=inputs.public_key(self.private)))
+        """Tell everybody the public key; again after a restart, when the private one may have been erased."""
+        if not self.party.repeat(KEY):
+            self.party.say(KEY, msg.InputKey(public=inputs.public_key(self.private)))
 
     @functools.cached_property
     def private(self) -> bytes:
-        """Drawn once; the file (0600) is the only copy."""
+        """Drawn once; the file (0600) is the only copy. Raises :class:`FocalError` when the public key was told and the file is gone."""
         if not self.file.exists():
             if self.party.journal.get(f"{self.party.session}/said/{KEY}") is not None:
                 raise FocalError(

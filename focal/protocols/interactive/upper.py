@@ -43,7 +43,6 @@ class EncryptedUpper:
         self.party, self.scheme, self.joint_keys = party, scheme, joint_keys
         self.keys = MaskKeys(party)
         self.keys.say()
-        self.keys.meet(party.custodians)
         self.layout = plan.layout(party.manifest)
         self.first = plan.table(party.manifest)[party.me.name].start
         self.server = party.manifest.server.name
@@ -84,6 +83,7 @@ class EncryptedUpper:
         item = plan.input_item(step, what, party.me.name)
 
         def make() -> bytes:
+            self.keys.meet(party.custodians)
             message = inputs.message(self.scheme, slots(values, self.first))
             label = self.keys.label(item, message.tobytes())
             digest = party.blobs.put(self.keys.masked(self.scheme, message, label, item))
