@@ -19,7 +19,7 @@ import pytest  # noqa: E402
 import shared  # noqa: E402
 from places import DATA  # noqa: E402
 
-from focal.ckks import ring  # noqa: E402
+from focal.ckks import integers, ring  # noqa: E402
 from focal.heads.linear.layout import Layout  # noqa: E402
 from focal.heads.linear.rehearsal import Rehearsal  # noqa: E402
 
@@ -57,7 +57,8 @@ class Opened:
     def __init__(self, run: Rehearsal) -> None:
         self.run, self.scheme = run, run.scheme
         self.q = self.scheme.moduli[0]
-        self.secret = ring.total([s.limbs for s in run.secrets], self.scheme.extended)[0]
+        self.whole = ring.total([s.limbs for s in run.secrets], self.scheme.extended)
+        self.secret = self.whole[0]
 
     def coefficients(self, ciphertext: object) -> np.ndarray:
         """c0 + c1 s modulo q_0 as N signed integers: scale times the message, plus the noise."""
@@ -90,7 +91,12 @@ class Opened:
         return self.complex_slots(ciphertext).real
 
     def complex_slots(self, ciphertext: object) -> np.ndarray:
-        return ring.embed(self.coefficients(ciphertext) / self.scheme.scale)
+        """By all of its limbs: a message need not fit the first."""
+        c0, c1 = self.scheme.evaluator.limbs(ciphertext)
+        primes, phase = self.scheme.moduli[: len(c0)], []
+        for x, y, s, q in zip(c0, c1, self.whole, primes, strict=False):
+            phase.append(ring.inverse_ntt(ring.add(x, ring.multiply(y, s, q), q), q, self.scheme.roots[q]))
+        return ring.embed(integers.Centred(phase, primes).rounded / self.scheme.scale)
 
 
 @pytest.fixture(scope="session")

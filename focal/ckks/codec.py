@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.ckks import native
+from focal.ckks import native, ring
 from focal.ckks.evaluator import RealOrComplex
 from focal.ckks.ring import Limb
-from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import DIGITS, LIMBS, OPENING_LIMBS, Scheme
 from focal.errors import Refused
 
 FORMAT = 1
@@ -53,9 +53,14 @@ def refresh_h1(limbs: int) -> Kind:
     return Kind(3, f"refresh share h1 with {limbs} limbs", 1, limbs)
 
 
-REFRESH_H0 = Kind(2, "refresh share h0", 1, REFRESH_LIMBS)
+def refresh_h0(limbs: int) -> Kind:
+    """The half of a refresh share that opens the masked message, with as many limbs as the request."""
+    return Kind(2, f"refresh share h0 with {limbs} limbs", 1, limbs)
+
+
 DECRYPTION = Kind(4, "decryption share", 1, 1)
 PUBLIC_B = Kind(5, "public-key contribution", 1, LIMBS)
+OPENING_SHARE = Kind(7, "opening share", 1, OPENING_LIMBS)
 SWITCHING_B = Kind(6, "key-switching contribution (b half)", DIGITS, LIMBS, extended=True)
 
 
@@ -101,14 +106,27 @@ def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> b
     return b"".join(parts)
 
 
-def encrypt(scheme: Scheme, public: Any, slots: RealOrComplex, kind: Kind) -> bytes:
-    """Canonical bytes of a fresh encryption of ``slots`` (S,) with the limbs of ``kind``, a ciphertext's. Another one at each call."""
-    return pack(scheme, kind, fresh(scheme, public, slots, kind.limbs))
+def encrypt(scheme: Scheme, public: Any, slots: RealOrComplex, kind: Kind, factor: int = 1) -> bytes:
+    """Canonical bytes of a fresh encryption of ``factor`` times ``slots`` (S,) with the limbs of ``kind``, a ciphertext's. Another one at
+    each call."""
+    return pack(scheme, kind, fresh(scheme, public, slots, kind.limbs, factor))
 
 
-def fresh(scheme: Scheme, public: Any, slots: RealOrComplex, limbs: int) -> list[list[Limb]]:
-    """(c0, c1), ``limbs`` limbs each, of a fresh encryption of ``slots`` (S,). Another one at each call."""
-    return scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, limbs)))
+def fresh(scheme: Scheme, public: Any, slots: RealOrComplex, limbs: int, factor: int = 1) -> list[list[Limb]]:
+    """(c0, c1), ``limbs`` limbs each, of a fresh encryption of ``slots`` (S,), encoded and then multiplied by the integer ``factor``: the noise
+    is that of an encryption all the same. Another one at each call."""
+    if factor == 1:
+        return scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, limbs)))
+    c0, c1 = scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(np.zeros(1), limbs)))
+    ev, primes = scheme.evaluator, scheme.moduli[:limbs]
+    message = enlarged(scheme, ev.plain_limbs(ev.encode(slots, limbs)), factor)
+    return [ring.total([c0, message], primes), c1]
+
+
+def enlarged(scheme: Scheme, polynomial: Sequence[Limb], factor: int) -> list[Limb]:
+    """A polynomial times an integer."""
+    primes = scheme.moduli[: len(polynomial)]
+    return [ring.multiply(limb, np.full(scheme.n, factor % q, np.uint64), q) for limb, q in zip(polynomial, primes, strict=True)]
 
 
 def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Limb]]:

@@ -59,6 +59,6 @@ class Consortium:
         """Every custodian's (name, share) of an opening or a release; :func:`focal.custody.release.open_slots` adds them up."""
         return [(name, share(self.scheme, own, ciphertext, name == self.names[0])) for name, own in self.limbs.items()]
 
-    def open(self, share: Opening, ciphertext: Any) -> Slots:
-        """(S,) slots, by smudged shares of all custodians."""
-        return release.open_slots(self.scheme, self.opened(share, ciphertext))
+    def open(self, share: Opening, ciphertext: Any, kind: codec.Kind = codec.DECRYPTION) -> Slots:
+        """(S,) slots, by smudged shares of all custodians, which are of this ``kind``."""
+        return release.open_slots(self.scheme, self.opened(share, ciphertext), kind)

@@ -41,29 +41,41 @@ uploads what it likes needs no noise to read: nothing proves an upload well form
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from focal.ckks import codec
 from focal.ckks.ring import Limb
-from focal.ckks.scheme import Scheme
+from focal.ckks.scheme import OPENING_LIMBS, Scheme
 from focal.custody import release
 
-SIGMA = 2.0**30
-"""Standard deviation per coefficient of one custodian's noise in a share of an opening."""
-NOISE = 2.0**15
-"""t: noise inside openings per coefficient, root mean square over those of one key."""
+NOISE = 2.0**46
+"""t: noise inside openings per coefficient, root mean square over those of one key; 2^15 before it is carried 2^20 times larger and masked."""
+SIGMA = 2.0**32.5 * NOISE
+"""2^78.5: standard deviation per coefficient of one custodian's noise in a share of an opening."""
 
 
 def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool) -> bytes:
-    """One custodian's share of an opening, as canonical bytes (``codec.DECRYPTION``). Made once, through the ledger.
+    """One custodian's share of an opening, as canonical bytes (``codec.OPENING_SHARE``). Made once, through the ledger.
 
-    ``ciphertext`` has one limb; ``lead``: the manifest's first custodian, which adds c0. Seal it to the owner.
+    ``ciphertext`` has two limbs; ``lead``: the manifest's first custodian, which adds c0. Seal it to the owner.
     """
-    if scheme.evaluator.count(ciphertext) != 1:
-        raise ValueError("an opening has exactly one limb: more would show the noise that one limb's smudging hides")
-    return release.smudged(scheme, secret, ciphertext, lead, SIGMA)
+    if scheme.evaluator.count(ciphertext) != OPENING_LIMBS:
+        raise ValueError("an opening has exactly two limbs: with others it would be of another size than its smudging is for")
+    return release.smudged(scheme, secret, ciphertext, lead, SIGMA, codec.OPENING_SHARE)
 
 
 def information(openings: int, n: int, noise: float = NOISE) -> float:
-    """Kullback-Leibler divergence in nats of ``openings`` openings, ring dimension ``n``, from what is independent of the key."""
+    """Kullback-Leibler divergence in nats of ``openings`` openings, ring dimension ``n``, from what is independent of the noise inside."""
     return openings * n * noise**2 / (2 * SIGMA**2)
+
+
+def search_bits(bits: float, openings: int, n: int, noise: float = NOISE) -> tuple[float, float]:
+    """What a search problem of ``bits`` keeps, in bits, beside so many openings, and the order a of the Renyi divergence that shows it.
+
+    P_real[E] <= (P_ideal[E] exp(a KL))^((a - 1) / a), best at a = sqrt(bits ln 2 / KL).
+    """
+    nats = information(openings, n, noise)
+    order = max(1.0, math.sqrt(bits * math.log(2) / nats))
+    return (1 - 1 / order) * (bits - order * nats / math.log(2)), order

@@ -40,14 +40,15 @@ class Rehearsal(Generic[L]):
         self.public = self.consortium.public
         self.secrets = list(self.consortium.shares.values())
 
-    def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS) -> Any:
-        return self.scheme.evaluator.load(codec.fresh(self.scheme, self.public, slots, limbs))
+    def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS, factor: int = 1) -> Any:
+        return self.scheme.evaluator.load(codec.fresh(self.scheme, self.public, slots, limbs, factor))
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Collective refresh by all custodians in turn, by the maps of these plan items."""
 
         def one(item: str, ciphertext: Any) -> Any:
-            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext), self.layout.refresh_map(item))[0]
+            how = self.layout.refresh_map(item)
+            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext, how), how)[0]
 
         return list(map(one, items, ciphertexts))
 
@@ -55,8 +56,8 @@ class Rehearsal(Generic[L]):
         """A refresh in which each custodian adds slots of its own drawing to every message."""
 
         def one(item: str, ciphertext: Any) -> Any:
-            asked, how = refresh.request(self.scheme, ciphertext), self.layout.refresh_map(item)
-            return self.consortium.answered(item, asked, how, [noise() for _ in self.secrets])[0]
+            how = self.layout.refresh_map(item)
+            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext, how), how, [noise() for _ in self.secrets])[0]
 
         return lambda items, ciphertexts: list(map(one, items, ciphertexts))
 
@@ -67,4 +68,4 @@ class Rehearsal(Generic[L]):
 
     def open(self, ciphertext: Any) -> Slots:
         """(S,) slots of an opening to an owner, by smudged shares of all custodians."""
-        return self.consortium.open(opening.share, ciphertext)
+        return self.consortium.open(opening.share, ciphertext, codec.OPENING_SHARE)

@@ -69,23 +69,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from focal.ckks import precise
 from focal.ckks.evaluator import Ciphertext, Each, Plaintext
-from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import LIMBS, Scheme
 from focal.errors import FocalError, Refused
-from focal.heads.joint.layout import GRADIENT_SCALE, SCALE, InteractiveLayout, walk
+from focal.heads.joint.layout import MASK_BITS, MOVED_LIMBS, OPENED, OPENING, Array, InteractiveLayout, walk
 from focal.heads.joint.limits import check_contributors
-from focal.heads.joint.twin import Update
+from focal.heads.joint.twin import Update, row_rate
 from focal.heads.masks import class_mask_bytes, plain_bytes
 from focal.heads.moves import Moves, Refresh
 
 U = TypeVar("U")
 
-RANGE = 64.0
-"""Activation gradients up to this size, and logits up to four times as large, must fit the last limb."""
+RANGE = 256.0
+"""Logits and activation gradients up to this size must fit the limbs that are opened."""
 
-TURNED = 4
+TURNED = 5
 """Limbs with which W is rotated."""
-MULTIPLIED = 3
+MULTIPLIED = 4
 """Limbs with which activations, derivatives and weights are multiplied for logits and input gradient."""
 
 
@@ -110,13 +111,13 @@ class Forward:
     """What the forward pass leaves behind."""
 
     logits: dict[str, Ciphertext]
-    """Owner -> 64 z on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
+    """Owner -> 2^51 z on its own rows, zero elsewhere; two limbs, to be opened to that owner only."""
     activations: Mapping[str, Ciphertext]
     """Owner -> what it uploaded, 6 limbs."""
     owned: Ciphertext
     """X: the sum of these, each on its owner's rows; 6 limbs, not rescaled yet."""
     diagonals: dict[int, Ciphertext]
-    """s -> W_s, 3 limbs"""
+    """s -> W_s, 4 limbs"""
 
 
 @dataclass
@@ -124,9 +125,9 @@ class Backward:
     """What the backward pass leaves behind."""
 
     gradients: dict[str, Ciphertext]
-    """Owner -> 256 dX on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
+    """Owner -> 2^51 dX on its own rows, zero elsewhere; two limbs, to be opened to that owner only."""
     weights: Ciphertext
-    """The new head with 3 limbs, to be refreshed: the mean over its copies is what it is."""
+    """The new head with 4 limbs, to be refreshed: the sum over its copies, / 2^38, is what it is."""
 
 
 class InteractiveEngine(Moves):
@@ -149,11 +150,11 @@ class InteractiveEngine(Moves):
         self.scheme, self.layout, self.owners, self.update = scheme, layout, dict(owners), update
         self.ev = ev = scheme.evaluator
         self.batches, self.min_rows_of_others = {name: len(rows) for name, rows in owners.items()}, min_rows_of_others
-        most = scheme.moduli[0] / (2 * scheme.scale * GRADIENT_SCALE)
-        if most < RANGE / 2:  # q_0 lies around 2^first_bits
+        most = math.prod(scheme.moduli[: OPENING.limbs]) / (2 * scheme.scale * OPENED)
+        if most < RANGE / 2:  # primes lie around 2^first_bits and 2^scale_bits
             raise FocalError(
-                f"interactive: the last limb holds activation gradients up to {most:.1f} only",
-                hint=f"use ckks.first_bits at least {math.log2(GRADIENT_SCALE * RANGE) + 1:.0f} above ckks.scale_bits, as the defaults are",
+                f"interactive: what is opened holds logits up to {most:.1f} only",
+                hint=f"use ckks.first_bits {math.log2(OPENED * RANGE) + 1:.0f}, as the defaults are",
             )
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
         lows = {e: layout.low_lanes(e) for e in range(1, layout.lanes)}
@@ -162,9 +163,8 @@ class InteractiveEngine(Moves):
         own = {name: layout.gradient_mask(rows) for name, rows in self.owners.items()}
         self.activation_masks = {e: {name: ev.encode(mask * lows.get(e, 1.0)) for name, mask in own.items()} for e in range(layout.lanes)}
         self.derivative_masks = {name: ev.encode(layout.derivative_mask(rows)) for name, rows in self.owners.items()}
-        last = MULTIPLIED - 1
-        self.logit_masks = {n: ev.encode(layout.logit_mask(rows) / SCALE, last) for n, rows in self.owners.items()}
-        self.gradient_masks = {n: ev.encode(mask * (GRADIENT_SCALE / SCALE**2), last) for n, mask in own.items()}
+        self.logit_masks = {n: self._precise(layout.logit_mask(rows)) for n, rows in self.owners.items()}
+        self.gradient_masks = {n: self._precise(mask) for n, mask in own.items()}
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -172,13 +172,13 @@ class InteractiveEngine(Moves):
     @property
     def mask_digest(self) -> str:
         """SHA-256 over all encoded masks, which went through a floating-point FFT: whoever recomputes steps must get the same bits."""
-        found = hashlib.sha256(b"focal/interactive-masks/v2")
+        found = hashlib.sha256(b"focal/interactive-masks/v3")
         masks = [(TURNED, plain) for plain in self.low.values()]
         masks += [(LIMBS, plain) for owned in (*self.activation_masks.values(), self.derivative_masks) for plain in owned.values()]
         masks += [(MULTIPLIED - 1, plain) for owned in (self.logit_masks, self.gradient_masks) for plain in owned.values()]
         for limbs, plain in masks:
             found.update(plain_bytes(self.scheme, plain, limbs))
-        found.update(class_mask_bytes(self.scheme, self.layout, 0, LIMBS))  # what the release keeps
+        found.update(class_mask_bytes(self.scheme, self.layout, 0, LIMBS - 1))  # what the release keeps
         return found.hexdigest()
 
     # ----------------------------------------------------------------- one step
@@ -267,13 +267,17 @@ class InteractiveEngine(Moves):
         return self._turned(d, -self.layout.lane, range(1 - k, k))
 
     def _updated(self, weights: Weights, g: Ciphertext, n: int) -> Ciphertext:
-        """W + b (W - W-) - copies rate G / (64 n) with 3 limbs, rounded once; ``g``: in each copy, G of its own rows."""
-        ev = self.ev
-        now, before = (ev.drop(w, REFRESH_LIMBS + 1) for w in (weights.now, weights.before))
-        moved = ev.times(g, -self.update.rate * self.layout.copies / (SCALE * n))
-        if self.update.momentum:
-            moved = ev.add(moved, ev.times(ev.subtract(now, before), self.update.momentum))
-        return ev.add(ev.drop(now, REFRESH_LIMBS), ev.rescale(moved))
+        """2^38 / copies (W + b (W - W-)) - 2^18 rate / n G with 4 limbs, exactly; ``g``: in each copy, G of its own rows, 4 limbs."""
+        ev, one, b = self.ev, self.layout.moved, round(self.layout.moved * self.update.momentum)
+        now, before = (ev.drop(w, MOVED_LIMBS) for w in (weights.now, weights.before))
+        moved = ev.subtract(ev.times_integer(now, one + b), ev.times_integer(g, row_rate(self.update, n)))
+        return ev.subtract(moved, ev.times_integer(before, b)) if b else moved
+
+    def _precise(self, mask: Array) -> Plaintext:
+        """An owner's mask of what is opened, for logits or gradients with 3 limbs: 2^11 times as large, and as much more exact."""
+        scheme = self.scheme
+        limbs = precise.encode(mask, scheme.params.scale_bits + MASK_BITS, scheme.moduli[: MULTIPLIED - 1], scheme.roots)
+        return self.ev.plain(limbs)
 
     def _masked(self, ct: Ciphertext, masks: Mapping[str, Plaintext], present: Mapping[str, Any]) -> dict[str, Ciphertext]:
         """One opening per owner that is present."""

@@ -7,17 +7,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import InteractiveConfig, LayoutConfig, Manifest, RunConfig
-from focal.custody import refresh
 from focal.errors import ConfigError, Refused
-from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING, InteractiveLayout, row_table
+from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, MOVED_LIMBS, OPENING, InteractiveLayout, row_table
 from focal.heads.joint.limits import HEAD_NOISE, check_steps, request_size
 from focal.heads.joint.limits import check_contributors as check
 from focal.heads.joint.twin import Update
 from focal.heads.linear.cost import blob_bytes
 from focal.net import messages as msg
 from focal.protocols import Released
+from focal.protocols.common import refreshing
 from focal.protocols.common.facts import common_facts
 
 CARRIED_NOISE = HEAD_NOISE
@@ -69,8 +69,7 @@ def table(manifest: Manifest) -> dict[str, range]:
 def update(manifest: Manifest) -> Update:
     """The head's step. Raises :class:`focal.errors.FocalError` when its noise would outgrow the release's smudging."""
     found = Update(settings(manifest).head_rate, settings(manifest).momentum)
-    rows, copies = sum(batches(manifest).values()), layout(manifest).copies
-    check_steps(found, total(manifest), rows, copies, len(manifest.custodians))
+    check_steps(found, total(manifest), sum(batches(manifest).values()), len(manifest.custodians))
     return found
 
 
@@ -154,11 +153,11 @@ def costs(manifest: Manifest) -> str:
     """What a run will cost. Raises :class:`focal.errors.FocalError` when it cannot be."""
     config, shape, owners, n = settings(manifest), layout(manifest), table(manifest), manifest.ckks.ring
     slot = request_size(update(manifest), shape, config.min_rows_of_others + 1)
-    hidden = refresh.guard(Scheme(manifest.ckks, "costs"), len(manifest.custodians)).others_bits
+    hidden = refreshing.bounds(Scheme(manifest.ckks, "costs"), len(manifest.custodians), shape).others_bits
     custodians, mb, count = len(manifest.custodians), 1e6, total(manifest)
     up = blob_bytes(n, ACTIVATIONS.limbs, 2) + blob_bytes(n, DERIVATIVES.limbs, 2)
-    share, opened = blob_bytes(n, 1, 1), blob_bytes(n, OPENING.limbs, 2)
-    refreshed = blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1) + blob_bytes(n, LIMBS, 1)
+    share, opened = blob_bytes(n, OPENING.limbs, 1), blob_bytes(n, OPENING.limbs, 2)
+    refreshed = blob_bytes(n, MOVED_LIMBS, 2) + blob_bytes(n, MOVED_LIMBS, 1) + blob_bytes(n, LIMBS, 1)
     asked = 2 * len(owners) * (opened + share) + refreshed
     lines = [
         f"joint step: {sum(map(len, owners.values()))} of {shape.rows} rows ({', '.join(f'{k} {len(v)}' for k, v in owners.items())}), "

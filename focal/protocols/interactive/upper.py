@@ -22,7 +22,7 @@ from focal.ckks.scheme import Scheme
 from focal.custody import keys, release
 from focal.errors import Refused
 from focal.heads.joint import limits
-from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES
+from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, FACTOR
 from focal.net import messages as msg
 from focal.protocols.interactive import plan
 from focal.training.split import Skipped
@@ -81,7 +81,7 @@ class EncryptedUpper:
         }[what]
 
         def make() -> bytes:
-            return self.party.blobs.put(codec.encrypt(self.scheme, self.public, slots(values, self.first), kind)).encode()
+            return self.party.blobs.put(codec.encrypt(self.scheme, self.public, slots(values, self.first), kind, FACTOR)).encode()
 
         digest = self.party.journal.once(f"{self.party.session}/chunk/{what}/{step}", make).decode()
         self.party.net.phase = "upload"
@@ -135,7 +135,7 @@ class EncryptedUpper:
                 raise Refused("opening", f"'{name}' sealed no share for us under '{topic}'")
             box = party.net.get(answer.sealed[party.me.name])
             shares.append((name, party.identity.unseal(party.manifest.member(name), box, plan.opening_context(item, party.run_id))))
-        return release.open_slots(self.scheme, shares)
+        return release.open_slots(self.scheme, shares, codec.OPENING_SHARE)
 
     # ----------------------------------------------------------------- averages
 
