@@ -50,10 +50,10 @@ from focal.ckks.ring import Limb
 from focal.ckks.scheme import OPENING_LIMBS, Scheme
 from focal.custody import release
 
-NOISE = 2.0**46
-"""t: noise inside openings per coefficient, root mean square over those of one key; 2^15 before it is carried 2^20 times larger and masked."""
+NOISE = 2.0**45
+"""t: noise inside openings per coefficient, root mean square over those of one key; 2^14 before it is carried 2^20 times larger and masked."""
 SIGMA = 2.0**32.5 * NOISE
-"""2^78.5: standard deviation per coefficient of one custodian's noise in a share of an opening."""
+"""2^77.5: standard deviation per coefficient of one custodian's noise in a share of an opening."""
 
 
 def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool) -> bytes:

@@ -73,7 +73,7 @@ from focal.ckks import precise
 from focal.ckks.evaluator import Ciphertext, Each, Plaintext
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.errors import FocalError, Refused
-from focal.heads.joint.layout import MASK_BITS, MOVED_LIMBS, OPENED, OPENING, Array, InteractiveLayout, walk
+from focal.heads.joint.layout import GRADIENT_MASK_BITS, GRADIENT_OPENED, MASK_BITS, MOVED_LIMBS, OPENING, Array, InteractiveLayout, walk
 from focal.heads.joint.limits import check_contributors
 from focal.heads.joint.twin import Update, row_rate
 from focal.heads.masks import class_mask_bytes, plain_bytes
@@ -81,8 +81,8 @@ from focal.heads.moves import Moves, Refresh
 
 U = TypeVar("U")
 
-RANGE = 256.0
-"""Logits and activation gradients up to this size must fit the limbs that are opened."""
+RANGE = 64.0
+"""Activation gradients up to this size, and logits up to four times as large, must fit the limbs that are opened."""
 
 TURNED = 5
 """Limbs with which W is rotated."""
@@ -125,7 +125,7 @@ class Backward:
     """What the backward pass leaves behind."""
 
     gradients: dict[str, Ciphertext]
-    """Owner -> 2^51 dX on its own rows, zero elsewhere; two limbs, to be opened to that owner only."""
+    """Owner -> 2^53 dX on its own rows, zero elsewhere; two limbs, to be opened to that owner only."""
     weights: Ciphertext
     """The new head with 4 limbs, to be refreshed: the sum over its copies, / 2^38, is what it is."""
 
@@ -150,11 +150,11 @@ class InteractiveEngine(Moves):
         self.scheme, self.layout, self.owners, self.update = scheme, layout, dict(owners), update
         self.ev = ev = scheme.evaluator
         self.batches, self.min_rows_of_others = {name: len(rows) for name, rows in owners.items()}, min_rows_of_others
-        most = math.prod(scheme.moduli[: OPENING.limbs]) / (2 * scheme.scale * OPENED)
+        most = math.prod(scheme.moduli[: OPENING.limbs]) / (2 * scheme.scale * GRADIENT_OPENED)
         if most < RANGE / 2:  # primes lie around 2^first_bits and 2^scale_bits
             raise FocalError(
-                f"interactive: what is opened holds logits up to {most:.1f} only",
-                hint=f"use ckks.first_bits {math.log2(OPENED * RANGE) + 1:.0f}, as the defaults are",
+                f"interactive: what is opened holds activation gradients up to {most:.1f} only",
+                hint=f"use ckks.first_bits {math.log2(GRADIENT_OPENED * RANGE) + 1:.0f}, as the defaults are",
             )
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
         lows = {e: layout.low_lanes(e) for e in range(1, layout.lanes)}
@@ -163,8 +163,8 @@ class InteractiveEngine(Moves):
         own = {name: layout.gradient_mask(rows) for name, rows in self.owners.items()}
         self.activation_masks = {e: {name: ev.encode(mask * lows.get(e, 1.0)) for name, mask in own.items()} for e in range(layout.lanes)}
         self.derivative_masks = {name: ev.encode(layout.derivative_mask(rows)) for name, rows in self.owners.items()}
-        self.logit_masks = {n: self._precise(layout.logit_mask(rows)) for n, rows in self.owners.items()}
-        self.gradient_masks = {n: self._precise(mask) for n, mask in own.items()}
+        self.logit_masks = {n: self._precise(layout.logit_mask(rows), MASK_BITS) for n, rows in self.owners.items()}
+        self.gradient_masks = {n: self._precise(mask, GRADIENT_MASK_BITS) for n, mask in own.items()}
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -273,10 +273,10 @@ class InteractiveEngine(Moves):
         moved = ev.subtract(ev.times_integer(now, one + b), ev.times_integer(g, row_rate(self.update, n)))
         return ev.subtract(moved, ev.times_integer(before, b)) if b else moved
 
-    def _precise(self, mask: Array) -> Plaintext:
-        """An owner's mask of what is opened, for logits or gradients with 3 limbs: 2^11 times as large, and as much more exact."""
+    def _precise(self, mask: Array, bits: int) -> Plaintext:
+        """An owner's mask of what is opened, for logits or gradients with 3 limbs: 2^``bits`` times as large, and as much more exact."""
         scheme = self.scheme
-        limbs = precise.encode(mask, scheme.params.scale_bits + MASK_BITS, scheme.moduli[: MULTIPLIED - 1], scheme.roots)
+        limbs = precise.encode(mask, scheme.params.scale_bits + bits, scheme.moduli[: MULTIPLIED - 1], scheme.roots)
         return self.ev.plain(limbs)
 
     def _masked(self, ct: Ciphertext, masks: Mapping[str, Plaintext], present: Mapping[str, Any]) -> dict[str, Ciphertext]:

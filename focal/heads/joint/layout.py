@@ -32,9 +32,13 @@ FACTOR = 1 << 20
 SCALE = float(FACTOR)
 """How many times larger than themselves activations, derivatives and weights are carried."""
 MASK_BITS = 11
-"""Owner masks of what is opened are encoded at a scale 2^11 times the usual one: that much less of others' values is left in their zeros."""
+"""Owner masks of logits are encoded at a scale 2^11 times the usual one: that much less of others' values is left in their zeros."""
+GRADIENT_MASK_BITS = 13
+"""The same of activation gradients, which are smaller, as is the noise on them."""
 OPENED = SCALE**2 * 2.0**MASK_BITS
-"""How many times larger than themselves logits and activation gradients are opened: 2^51."""
+"""How many times larger than themselves logits are opened: 2^51."""
+GRADIENT_OPENED = SCALE**2 * 2.0**GRADIENT_MASK_BITS
+"""The same of activation gradients: 2^53."""
 RELEASED = 64.0
 """The same of the weights that are released."""
 MOVED_BITS = RATE_BITS + FACTOR.bit_length() - 1
@@ -173,7 +177,7 @@ class InteractiveLayout:
 
     def gradients(self, slots: Slots, rows: range) -> Array:
         """(n, R) d loss / d activation of ``rows`` from an opened ciphertext."""
-        return slots.real.reshape(self.rows, self.features)[rows.start : rows.stop] / OPENED
+        return slots.real.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_OPENED
 
     def read_weights(self, slots: Slots) -> Array:
         """(R, C) times 16, which is what released.weights divides by, from the slots of a released head; the copies are averaged."""

@@ -24,7 +24,7 @@ HEAD_NOISE = 2.0**16
 """t of the release of a head (focal/custody/release.py): four times that of the blind protocol's, on weights released four times larger. What
 is inside is a rounding, 2^6.4 with 8 custodians, and 2^-14 of the noise that the head is carried with: kappa is 49."""
 CARRIED_NOISE = opening.NOISE * SCALE / OPENED
-"""2^15: what a head may carry, so that openings have no more inside than they are smudged for."""
+"""2^14: what a head may carry, so that openings have no more inside than they are smudged for."""
 MIN_RATE = 16
 """Of :func:`focal.heads.joint.twin.row_rate`: rounded by 3 % at most."""
 OPENED_ERROR = 2.0**-8
