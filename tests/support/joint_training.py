@@ -17,6 +17,7 @@ from focal.heads.joint.layout import GRADIENT_OPENED, OPENED, InteractiveLayout
 from focal.heads.joint.limits import HEAD_NOISE
 from focal.heads.joint.twin import Update, twin_step
 from focal.heads.linear.rehearsal import Rehearsal
+from focal.heads.masks import only_classes
 
 LOGIT_ERROR = 6 * math.sqrt(3) * opening.SIGMA * 2**6.5 / 2**45 / OPENED
 """Six standard deviations of what three custodians' smudging does to an opened logit: 2^-8.6."""
@@ -65,5 +66,6 @@ def noisy_batches(layout: InteractiveLayout, steps: int) -> list[tuple[np.ndarra
 
 def release_of(base: Rehearsal, layout: InteractiveLayout, ciphertext: Any) -> np.ndarray:
     """(R, C) weights by smudged shares, as an institution gets them."""
-    shares = [(str(i), release.share(base.scheme, s.limbs, ciphertext, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
+    kept = only_classes(base.scheme, layout, 0, ciphertext)
+    shares = [(str(i), release.share(base.scheme, s.limbs, kept, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
     return released.weights(layout, [release.open_slots(base.scheme, shares)])

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from focal.ckks import codec, ring
-from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import DIGITS, LIMBS, Scheme
 from focal.config import Manifest, read
 from focal.custody import keys, refresh
 from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES
@@ -64,7 +64,7 @@ class Published:
 
     def add_answer(self, family: str, item: str, h0: bytes, h1: bytes, how: refresh.Map) -> None:
         """A refresh share, and the map that its mask went through."""
-        self.add(family, f"h0/{item}", codec.REFRESH_H0, h0)
+        self.add(family, f"h0/{item}", codec.refresh_h0(how.request), h0)
         self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
         self.maps[item] = how
 
@@ -100,9 +100,9 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
                 out.add(sender, name, kind, blobs.get(digest))
         elif isinstance(body, msg.RefreshRequest):
             for item, digest in zip(body.items, body.ciphertexts, strict=True):
-                limbs = layout.refresh_map(item).limbs
-                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest, limbs)
-                out.requests[item] = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
+                how = layout.refresh_map(item)
+                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest, how.limbs)
+                out.requests[item] = codec.unpack(scheme, codec.ciphertext(how.request), blobs.get(digest), "")
                 out.public[f"c1/{item}"] = out.requests[item][1]
         elif isinstance(body, msg.RefreshShares):
             for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
@@ -117,7 +117,7 @@ def of_run(parties: Path, manifest: Manifest) -> Published:
             for item in body.items:
                 reader = item.rpartition("/")[2]
                 data = unsealed(sender, reader, body.sealed[reader], opening_context(item, bytes.fromhex(run_id)))
-                out.add(sender, item, codec.DECRYPTION, data)
+                out.add(sender, item, codec.OPENING_SHARE, data)
         elif isinstance(body, msg.Upload):
             for i, digest in enumerate(body.chunks):
                 data = blobs.get(digest)
@@ -157,14 +157,15 @@ def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], by
 
     def shares(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> tuple[bytes, bytes]:
         h0, h1 = refreshed(scheme, secret, *rest)
-        given.append((who(secret), f"h0/{len(given)}", codec.REFRESH_H0, h0))
+        limbs = next(n for n in range(1, LIMBS + 1) if codec.size(scheme, codec.refresh_h0(n)) == len(h0))
+        given.append((who(secret), f"h0/{len(given)}", codec.refresh_h0(limbs), h0))
         limbs = next(n for n in range(1, LIMBS + 1) if codec.size(scheme, codec.refresh_h1(n)) == len(h1))
         given.append((who(secret), f"h1/{len(given)}", codec.refresh_h1(limbs), h1))
         return h0, h1
 
     def opened(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> bytes:
         data = smudged(scheme, secret, *rest)
-        given.append((who(secret), f"opening/{len(given)}", codec.DECRYPTION, data))
+        given.append((who(secret), f"opening/{len(given)}", rest[-1], data))
         return data
 
     patch.setattr(keys.SecretShare, "first_round", firsts)
@@ -222,8 +223,8 @@ def candidates(published: Published, family: str, q: int, products: bool) -> tup
     return names, np.array(base), labels, np.array(made) if made else empty
 
 
-def is_small(values: np.ndarray, q: int) -> np.ndarray:
-    return (np.minimum(values, np.uint64(q) - values) < SMALL).all(axis=-1)
+def is_small(values: np.ndarray, q: int, small: int = SMALL) -> np.ndarray:
+    return (np.minimum(values, np.uint64(q) - values) < small).all(axis=-1)
 
 
 def small_combinations(
@@ -272,12 +273,15 @@ def unmasked(published: Published) -> list[str]:
     for family, elements in published.families.items():
         own = dict(elements)
         for item, how in published.maps.items():
-            for i, q in enumerate(scheme.moduli[:REFRESH_LIMBS] if f"h0/{item}[0]" in own else ()):
+            small = max(SMALL, 1 << how.shift + 8)  # errors, and what division by 2^k rounds away, are 2^k times as large here
+            primes = [q for q in scheme.moduli[: how.request] if q > 8 * small]
+            for q in primes if f"h0/{item}[0]" in own else ():
+                i = scheme.moduli.index(q)
                 mapped = how.linear(own[f"h0/{item}[0]"][i], q)
                 factor = np.full(scheme.n, (1 << how.shift) % q, np.uint64)
                 total = ring.add(mapped, ring.multiply(own[f"h1/{item}[0]"][i], factor, q), q)
                 where = np.flatnonzero(coefficients(published, mapped, q))[:LOOK]
-                if len(where) < LOOK or is_small(coefficients(published, total, q)[where], q):
+                if len(where) < LOOK or is_small(coefficients(published, total, q)[where], q, small):
                     found.append(f"{family}: L(h0) + 2^{how.shift} h1 of {item} is small modulo {q}")
     return found
 

@@ -31,13 +31,16 @@ FACTOR = 1 << 20
 """What activations and derivatives are multiplied by once they are encoded; noise that comes later is that much smaller beside them."""
 SCALE = float(FACTOR)
 """How many times larger than themselves activations, derivatives and weights are carried."""
-MASK_BITS = 11
-"""Owner masks of logits are encoded at a scale 2^11 times the usual one: that much less of others' values is left in their zeros."""
-GRADIENT_MASK_BITS = 13
+LANE_BITS = 3
+"""Masks of W's lanes are encoded at a scale 2^3 times the usual one: that much less is left in their zeros, of which the first rows of one owner
+show in the last row of another."""
+MASK_BITS = 8
+"""The same of owners' masks of logits: 2^-48 of others' values is left."""
+GRADIENT_MASK_BITS = 10
 """The same of activation gradients, which are smaller, as is the noise on them."""
-OPENED = SCALE**2 * 2.0**MASK_BITS
+OPENED = SCALE**2 * 2.0 ** (LANE_BITS + MASK_BITS)
 """How many times larger than themselves logits are opened: 2^51."""
-GRADIENT_OPENED = SCALE**2 * 2.0**GRADIENT_MASK_BITS
+GRADIENT_OPENED = SCALE**2 * 2.0 ** (LANE_BITS + GRADIENT_MASK_BITS)
 """The same of activation gradients: 2^53."""
 RELEASED = 64.0
 """The same of the weights that are released."""

@@ -27,8 +27,6 @@ CARRIED_NOISE = opening.NOISE * SCALE / OPENED
 """2^14: what a head may carry, so that openings have no more inside than they are smudged for."""
 MIN_RATE = 16
 """Of :func:`focal.heads.joint.twin.row_rate`: rounded by 3 % at most."""
-OPENED_ERROR = 2.0**-8
-"""Root mean square of opened gradients that smudging alone explains, with any number of custodians."""
 REFRESHED_NOISE = 2.0**2.6
 """What a refresh adds, per coefficient, with 3 custodians: errors of 3.19 of each, and roundings of 16 copies."""
 TURNED_NOISE = 2.0**9.8
@@ -126,7 +124,7 @@ def check_head(dx: NDArray[np.float64], delta: NDArray[np.float64]) -> None:
     """
     length = float(np.sqrt(np.mean(np.sum(np.square(delta), axis=1))))
     size = float(np.sqrt(np.mean(np.square(dx))))
-    if not size <= MAX_WEIGHT * length + OPENED_ERROR:
+    if not size <= MAX_WEIGHT * length + 1e-3:
         raise FocalError(
             f"interactive: the head has grown to {size / max(length, 1e-9):.3g} a weight; openings are smudged for {MAX_WEIGHT:g} at most",
             hint="train with a smaller head_rate or momentum",

@@ -30,7 +30,7 @@ from polynomials import coefficients, rms
 
 from focal.baselines.scratch import CARRIED_NOISE, EncryptedRun, Settings, Site, pixels, sites, train_twin
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
 from focal.data.rows import InstitutionRows
 from focal.data.synthetic import generate
 from focal.data.table import ArrayImages
@@ -269,7 +269,7 @@ def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
     """The start is no message: everybody draws it. Two chunks of a, one of b, two refreshes each; and two of the weights."""
     _, before, after = stepped
     three, six = (codec.size(run.scheme, codec.ciphertext(limbs)) for limbs in (3, LIMBS))
-    share = codec.size(run.scheme, codec.REFRESH_H0) + codec.size(run.scheme, codec.refresh_h1(LIMBS))
+    share = codec.size(run.scheme, codec.refresh_h0(REFRESH_LIMBS)) + codec.size(run.scheme, codec.refresh_h1(LIMBS))
     wanted = {
         "a": Traffic(up=(4 + 2) * three, down=4 * six),
         "b": Traffic(up=(2 + 2) * three, down=2 * six),

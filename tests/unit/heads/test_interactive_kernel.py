@@ -35,7 +35,7 @@ from focal.custody import release
 from focal.errors import FocalError, Refused
 from focal.heads import released
 from focal.heads.joint.engine import Forward, InteractiveEngine, zero_weights
-from focal.heads.joint.layout import GRADIENT_MASK_BITS, GRADIENT_OPENED, MASK_BITS, MOVED_LIMBS, OPENED, OPENING, RELEASED, SCALE, InteractiveLayout, row_table, walk
+from focal.heads.joint.layout import GRADIENT_MASK_BITS, GRADIENT_OPENED, LANE_BITS, MASK_BITS, MOVED_LIMBS, OPENED, OPENING, RELEASED, SCALE, InteractiveLayout, row_table, walk
 from focal.heads.joint.limits import CARRIED_NOISE, HEAD_NOISE, check_contributors, check_steps, head_noise
 from focal.heads.joint.twin import RATE_BITS, Update, row_rate, twin_step
 from focal.heads.linear.layout import WEIGHT_SCALE
@@ -84,7 +84,7 @@ def test_every_intermediate_of_a_step_is_the_twins(base: Rehearsal, layout: Inte
     slots = layout.weight_slots(w)
     for s, ciphertext in forward.diagonals.items():
         kept = 1 - layout.low_lanes(s) if s >= 0 else layout.low_lanes(s % k)
-        error = np.abs(opened.slots(ciphertext) - kept * np.roll(slots, -(s % k) * layout.features)).max()
+        error = np.abs(opened.slots(ciphertext) / 2**LANE_BITS - kept * np.roll(slots, -(s % k) * layout.features)).max()
         assert error < SCALE * per_rescale * top_w + 6 * turned
 
     z = np.vstack([layout.logits(opened.slots(ct), run.owners[name]) for name, ct in forward.logits.items()])
@@ -128,7 +128,7 @@ def test_absent_owners_and_half_filled_batches(base: Rehearsal) -> None:
 def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
     """Others' values are many times larger than a's; outside a's own logits and gradients its openings are noise.
 
-    A mask of logits is encoded with an error of 2^-56 sqrt(N / 12) = 2^-50.8 per slot (root mean square; of gradients, 2^-52.8): six of them of
+    A mask of logits is encoded with an error of 2^-53 sqrt(N / 12) = 2^-47.8 at most per slot (root mean square; of gradients, 2^-49.8): six of them of
     a neighbour's logit show, beside the noise inside, 2^14 per coefficient at most before it is masked, and the smudging's 2^-11.2 per slot.
     """
     layout, opened = LAYOUTS[0], Opened(base)
@@ -147,26 +147,45 @@ def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
         (backward.gradients["a"], own_rows, GRADIENT_OPENED, delta[32:] @ w.T),
     ):
         slots, largest = opened.slots(ciphertext) / size, np.abs(others).max()
-        left = 6 * largest * SCALE**2 / size * 2**-39.8  # in a zero of the mask, 2^45 times its size being the scale
+        left = 6 * largest * SCALE**2 * 2**LANE_BITS / size * 2**-39.8  # in a zero of the mask
         noise = 6 * CARRIED_NOISE * math.sqrt(SLOTS) / 2**45 / SCALE
         assert np.abs(slots[~own]).max() < left + noise
-        assert left + noise < 2**-10 * largest * 2**-14
+        assert left + noise < 2**-24 * largest
         assert np.abs(slots[own]).max() > 0.1
         assert base.scheme.evaluator.count(ciphertext) == OPENING.limbs
 
 
+def test_the_next_owners_first_rows_do_not_show_in_the_last_row(base: Rehearsal) -> None:
+    """a's rows are zero, b's large: what rotations bring over from b's first rows is cut off by W's lanes, which leave 2^-42.8 (root mean square)
+    in each of seven zeros. Lanes that are rescaled and lanes that are not differ by 2^-25, a hundred thousand times that."""
+    layout, opened, run = LAYOUTS[0], Opened(base), engine(base, LAYOUTS[0], Update(0.1))
+    x, delta, w = problem(layout)
+    x[:32], delta[:32] = 0, 0
+    x[32:] *= 16
+    delta[32:] *= 16
+    weights, filled = encrypted(base, layout, w, w), dict.fromkeys("abcd", 32)
+    forward = run.forward(weights, uploads(base, run, x, filled))
+    backward = run.backward(weights, forward, answers(base, run, delta, filled), filled)
+    run.close()
+    noise = 6 * CARRIED_NOISE * math.sqrt(SLOTS) / 2**45 / SCALE
+    z = layout.logits(opened.slots(forward.logits["a"]), range(32))
+    dx = layout.gradients(opened.slots(backward.gradients["a"]), range(32))
+    for found, terms in ((z, np.abs(x[32:]).max() * np.abs(w).max() * math.sqrt(layout.lane)), (dx, np.abs(delta).max() * np.abs(w).max())):
+        assert np.abs(found).max() < 6 * math.sqrt(7) * 2**-42.8 * terms + noise < 2**-34 * terms
+
+
 def test_owner_masks_leave_what_is_stated_of_others(base: Rehearsal) -> None:
-    """2^-50.8 of a logit and 2^-52.8 of a gradient in the place of a zero; of 16 slots, complex, the root mean square is known to 13 %."""
+    """2^-48 of a logit and 2^-50 of a gradient in the place of a zero (root mean square of 96 slots, to a factor of 1.5)."""
     layout, run, scheme = LAYOUTS[0], engine(base, LAYOUTS[0], Update(0.1)), base.scheme
     run.close()
     for masks, bits, wanted in ((run.logit_masks, MASK_BITS, layout.logit_mask), (run.gradient_masks, GRADIENT_MASK_BITS, layout.gradient_mask)):
         primes, limbs = scheme.moduli[:2], scheme.evaluator.plain_limbs(masks["b"])
         assert len(limbs) == OPENING.limbs + 1
         low = integers.Centred([ring.inverse_ntt(x, q, scheme.roots[q]) for x, q in zip(limbs, primes, strict=False)], primes).low
-        errors = slot_errors(low.view(np.int64).tolist(), wanted(run.owners["b"]), 45 + bits, list(range(0, SLOTS, 512)))
-        stated = 2.0 ** (7 - bits - 45) / math.sqrt(12)
+        errors = slot_errors(low.view(np.int64).tolist(), wanted(run.owners["b"]), 45 + bits, np.random.default_rng(0).choice(SLOTS, 96, False).tolist())
+        stated = 2.0 ** (7 - bits - 45) * math.sqrt(0.75 / 12)  # a quarter of the coefficients is 0, and stays so
         print(f"masks of {bits} bits more leave 2^{math.log2(rms(np.abs(errors))):.1f}")
-        assert stated / 1.7 < rms(np.abs(errors)) < 1.7 * stated
+        assert stated / 1.5 < rms(np.abs(errors)) < 1.5 * stated
 
 
 def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
@@ -205,7 +224,8 @@ def test_a_released_head_errs_as_predicted(base: Rehearsal) -> None:
 
 
 def test_real_images(base: Rehearsal, shared_data: Path) -> None:
-    """Two steps on whitened pixels of RetinaMNIST, five grades in eight lanes; the tolerance is that of the test above."""
+    """Two steps on whitened pixels of RetinaMNIST, five grades in eight lanes. As above, but what a step adds is
+    passed on less than twice within two steps: 6 x 2 sqrt(2) x 1.9e-6 = 3.2e-5."""
     file = shared_data / "retinamnist.npz"
     if not file.exists():
         pytest.skip(f"{file} is not there")
@@ -217,7 +237,7 @@ def test_real_images(base: Rehearsal, shared_data: Path) -> None:
     batches = [(x[:128], labels[:128]), (x[128:], labels[128:])]
     run = Training(base, InteractiveLayout(SLOTS, 64, 5), Update(0.1, 0.9), batches)
     print(f"weights err by {run.error:.1e}, largest {np.abs(run.w).max():.2f}")
-    assert run.error < 1.3e-4 < 1e-3 * np.abs(run.w).max()
+    assert run.error < 3.2e-5 < 1e-3 * np.abs(run.w).max()
 
 
 def test_noise_on_the_head_is_what_was_asked_for(base: Rehearsal) -> None:

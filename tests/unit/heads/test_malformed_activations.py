@@ -17,18 +17,17 @@ import pytest
 from conftest import Opened
 from joint import SLOTS, answers, encrypted, engine, problem, rehearsal, uploads
 
-from focal.ckks import codec, ring
+from focal.ckks import ring
 from focal.ckks.scheme import LIMBS
-from focal.custody import opening
-from focal.heads.joint.layout import DERIVATIVES, GRADIENT_SCALE, SCALE, InteractiveLayout
+from focal.heads.joint.layout import DERIVATIVES, GRADIENT_OPENED, MOVED_BITS, OPENED, SCALE, InteractiveLayout
 from focal.heads.joint.twin import Update
 from focal.heads.linear.rehearsal import Rehearsal
 
 LAYOUT = InteractiveLayout(SLOTS, 64, 8)
 ROWS, HONEST = range(32), range(8)
 """Owner a's rows, and those of them that it fills honestly to learn the head."""
-FACTOR = 4.0
-"""Slots of P: the opened values stay below 64, far above the smudging."""
+FACTOR = 2.0**18
+"""Slots of P: it is carried like the values that it stands for, and what is opened stays below 64."""
 FILLED = dict.fromkeys("abcd", 32)
 
 
@@ -53,11 +52,8 @@ def secret_slots(base: Rehearsal) -> np.ndarray:
 
 
 def opened(base: Rehearsal, ciphertext: Any) -> np.ndarray:
-    """(S,) complex: release.open_slots, but the attacker keeps the imaginary parts too."""
-    q, scheme = base.scheme.moduli[0], base.scheme
-    shares = [opening.share(scheme, s.limbs, ciphertext, i == 0) for i, s in enumerate(base.secrets)]
-    (limb,) = ring.total([codec.unpack(scheme, codec.DECRYPTION, data, "")[0] for data in shares], [q])
-    return ring.embed(ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q) / scheme.scale)
+    """(S,) complex: an attacker keeps the imaginary parts too."""
+    return base.open(ciphertext)
 
 
 def test_malformed_derivatives_show_a_slot_of_the_secret_for_every_opened_value(base: Rehearsal) -> None:
@@ -68,7 +64,7 @@ def test_malformed_derivatives_show_a_slot_of_the_secret_for_every_opened_value(
     bad[HONEST.stop : ROWS.stop] = FACTOR
     x[HONEST.stop : ROWS.stop] = 0  # so that the head, which the others see, learns nothing of it
     delta[ROWS.start : ROWS.stop] = 0
-    delta[HONEST.start : HONEST.stop] = np.eye(8)
+    delta[HONEST.start : HONEST.stop] = 8 * np.eye(8)  # no honest derivative is as large, and the head shows the better
 
     weights = encrypted(base, LAYOUT, w, w)
     forward = run.forward(weights, uploads(base, run, x, FILLED))
@@ -77,10 +73,11 @@ def test_malformed_derivatives_show_a_slot_of_the_secret_for_every_opened_value(
     down["a"] = times_secret(base, down["a"], bad.reshape(-1), DERIVATIVES.limbs)
     backward = run.backward(weights, forward, down, FILLED)
     run.close()
-    assert np.abs(Opened(base).slots(backward.weights) - Opened(base).slots(clean)).max() / SCALE < 1e-4, "the head would tell"
+    moved = np.abs(Opened(base).slots(backward.weights) - Opened(base).slots(clean)).max() * LAYOUT.copies / 2**MOVED_BITS
+    assert moved / SCALE < 1e-4, "the head would tell"
 
-    gradients = opened(base, backward.gradients["a"]).reshape(LAYOUT.rows, k, q) / GRADIENT_SCALE
-    head = gradients[HONEST.start : HONEST.stop].real.reshape(8, -1).T  # delta = 1: (R, C)
+    gradients = opened(base, backward.gradients["a"]).reshape(LAYOUT.rows, k, q) / GRADIENT_OPENED
+    head = gradients[HONEST.start : HONEST.stop].real.reshape(8, -1).T / 8  # (R, C)
     found = np.zeros((LAYOUT.rows, k, q), dtype=complex)
     for i in range(HONEST.stop, ROWS.stop):
         for at in range(q):
@@ -104,13 +101,13 @@ def test_malformed_activations_show_a_sum_of_slots_for_every_logit(base: Rehears
     """Logits of a row are C sums of R slots each: fewer numbers, but one whole step earlier."""
     run = engine(base, LAYOUT, Update(0.5, 0.9))
     x, _, w = problem(LAYOUT)
-    bad = LAYOUT.gradient_mask(ROWS)
+    bad = FACTOR * LAYOUT.gradient_mask(ROWS)
     x[ROWS.start : ROWS.stop] = 0
     up = uploads(base, run, x, FILLED)
     up["a"] = times_secret(base, up["a"], bad, LIMBS)
     forward = run.forward(encrypted(base, LAYOUT, w, w), up)
     run.close()
-    rows = opened(base, forward.logits["a"]).reshape(LAYOUT.rows, LAYOUT.lanes, LAYOUT.lane)[ROWS.start : ROWS.stop, :, 0]
+    rows = (opened(base, forward.logits["a"]) * (SCALE / FACTOR / OPENED)).reshape(LAYOUT.rows, LAYOUT.lanes, LAYOUT.lane)[ROWS.start : ROWS.stop, :, 0]
     truth = secret_slots(base).reshape(LAYOUT.rows, -1)[ROWS.start : ROWS.stop] @ w
     classes = (np.arange(8) - np.arange(32)[:, None]) % 8
     expected = np.take_along_axis(truth, classes, axis=1)

@@ -74,7 +74,7 @@ class Malformed:
     def h0(self, custodian: int, bits: int) -> list[ring.Limb]:
         a = refresh.common_random(self.scheme, self.run.run_id, "item", "00" * 32)
         made = refresh.share(self.scheme, self.run.secrets[custodian].limbs, self.c1, a, bits)[0]
-        return codec.unpack(self.scheme, codec.REFRESH_H0, made, "")[0]
+        return codec.unpack(self.scheme, codec.refresh_h0(REFRESH_LIMBS), made, "")[0]
 
     def product(self, custodian: int) -> list[ring.Limb]:
         return [ring.multiply(s, c, q) for s, c, q in zip(self.run.secrets[custodian].limbs, self.c1, self.primes, strict=False)]
