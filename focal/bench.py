@@ -178,7 +178,9 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
     engine.close()
     server, whole = clock.per_step(("forward", "backward", "refresh")), clock.per_step()
     size = {kind: codec.size(run.scheme, kind) for kind in (ACTIVATIONS, DERIVATIVES, OPENING, codec.OPENING_SHARE)}
-    refreshed = sum(codec.size(run.scheme, k) for k in (codec.ciphertext(MOVED_LIMBS), codec.refresh_h0(MOVED_LIMBS), codec.refresh_h1(LIMBS)))
+    refreshed = sum(
+        codec.size(run.scheme, k) for k in (codec.ciphertext(MOVED_LIMBS), codec.refresh_h0(MOVED_LIMBS), codec.refresh_h1(LIMBS))
+    )
     openings = 2 * owners * (size[OPENING] + size[codec.OPENING_SHARE])
     numbers: dict[str, Any] = {
         "server_ms_per_step": server[0],

@@ -113,8 +113,8 @@ def encrypt(scheme: Scheme, public: Any, slots: RealOrComplex, kind: Kind, facto
 
 
 def fresh(scheme: Scheme, public: Any, slots: RealOrComplex, limbs: int, factor: int = 1) -> list[list[Limb]]:
-    """(c0, c1), ``limbs`` limbs each, of a fresh encryption of ``slots`` (S,), encoded and then multiplied by the integer ``factor``: the noise
-    is that of an encryption all the same. Another one at each call."""
+    """(c0, c1), ``limbs`` limbs each, of a fresh encryption of ``slots`` (S,), encoded and then multiplied by the integer ``factor``: the
+    noise is that of an encryption all the same. Another one at each call."""
     if factor == 1:
         return scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, limbs)))
     c0, c1 = scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(np.zeros(1), limbs)))

@@ -1,7 +1,7 @@
 """Encoding with 100 bits: the canonical embedding's inverse in double-double arithmetic, for what float64 would leave bare.
 
-OpenFHE encodes by an FFT of float64, at scale 2^45: in the place of a zero it leaves 2^-40. A mask between two owners' values needs less than
-that, hence a larger scale, hence more than 53 bits on the way.
+OpenFHE encodes by an FFT of float64, at scale 2^45: in the place of a zero it leaves 2^-40. A mask between two owners' values needs less
+than that, hence a larger scale, hence more than 53 bits on the way.
 
 A number is the sum of two float64, of which the second is what the first has rounded away (Dekker 1971; Hida, Li and Bailey 2001). Every
 operation is one of numpy's on float64, rounded as IEEE 754 says and fused with no other: all machines get the same bits.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,8 @@ _BITS = 256
 def encode(slots: Array, scale_bits: int, moduli: tuple[int, ...], roots: dict[int, int]) -> list[Limb]:
     """The polynomial, in evaluation form modulo each of ``moduli``, whose slots are 2^``scale_bits`` times the real ``slots`` (S,).
 
-    Its 2 S coefficients are rounded to integers, which leaves sqrt(2 S / 12) / 2^scale_bits in a slot (root mean square). ``roots``: those of
-    :attr:`focal.ckks.scheme.Scheme.roots`. ValueError where a coefficient would not fit 62 bits.
+    Its 2 S coefficients are rounded to integers, which leaves sqrt(2 S / 12) / 2^scale_bits in a slot (root mean square). ``roots``: those
+    of :attr:`focal.ckks.scheme.Scheme.roots`. ValueError where a coefficient would not fit 62 bits.
     """
     whole = coefficients(slots, scale_bits)
     return [ring.ntt((whole % q).astype(np.uint64), q, roots[q]) for q in moduli]
@@ -74,17 +75,28 @@ def _transformed(x: Complex) -> Complex:
     length, width = n // 2, 1
     while length:
         step = n // length  # exp(-2 pi i k / (2 length)) = zeta^-(k step)
-        w = tuple((h[: length * step : step, None], low[: length * step : step, None]) for h, low in (cos, _negative(sin)))
-        a, b = ([tuple(p[s].reshape(length, width) for p in part) for part in x] for s in (slice(n // 2), slice(n // 2, n)))
-        total = [_add(p, q) for p, q in zip(a, b, strict=True)]
-        re, im = (_add(p, _negative(q)) for p, q in zip(a, b, strict=True))
-        turned = (
-            _add(_multiply(re, w[0]), _negative(_multiply(im, w[1]))),
-            _add(_multiply(re, w[1]), _multiply(im, w[0])),
-        )
-        x = tuple(tuple(np.stack(p, axis=1).reshape(-1) for p in zip(t, d, strict=True)) for t, d in zip(total, turned, strict=True))
+        c, s = (_each(lambda p, step=step: p[::step, None], part) for part in (cos, _negative(sin)))  # type: ignore[misc]
+        a, b = _halves(x[0], length, width), _halves(x[1], length, width)
+        real, imaginary = _add(a[0], _negative(a[1])), _add(b[0], _negative(b[1]))
+        turned = _add(_multiply(real, c), _negative(_multiply(imaginary, s))), _add(_multiply(real, s), _multiply(imaginary, c))
+        x = _interleaved(_add(*a), turned[0]), _interleaved(_add(*b), turned[1])
         length, width = length // 2, 2 * width
     return x
+
+
+def _each(f: Callable[[Array], Array], x: Double) -> Double:
+    return f(x[0]), f(x[1])
+
+
+def _halves(x: Double, length: int, width: int) -> tuple[Double, Double]:
+    """The first and the second half, as rows of ``width``."""
+    half = length * width
+    return _each(lambda p: p[:half].reshape(length, width), x), _each(lambda p: p[half:].reshape(length, width), x)
+
+
+def _interleaved(x: Double, y: Double) -> Double:
+    """Rows of x and of y in turn, as one row."""
+    return tuple(np.stack(p, axis=1).reshape(-1) for p in zip(x, y, strict=True))  # type: ignore[return-value]
 
 
 @functools.lru_cache(maxsize=2)

@@ -16,7 +16,8 @@ plan item and per digest. The map is no party's choice either: it follows from t
 stands outside L (L(e) would lie in a subring), so it is pseudo-random whatever M_i is.
 Given that, h0 is all that shows s_i's part of the message. With the guard V honest, h0_V = w - M_V - (what the others sent), |w| < T
 was checked, and M_V is uniform over 2^b: so h0_V is within N T / 2^b, statistically, of a value made without s_V, *whatever c1 is and
-whoever made it* (:attr:`Guard.leak`). With V dishonest, another custodian's M_i hides an honest phase to 2^-42 a coefficient (:attr:`Guard.hiding`), but nothing hides s_i c1 for a c1 of somebody's choice: then everybody else must be honest (SECURITY.md).
+whoever made it* (:attr:`Guard.leak`). With V dishonest, another custodian's M_i hides an honest phase to 2^-42 a coefficient
+(:attr:`Guard.hiding`), but nothing hides s_i c1 for a c1 of somebody's choice: then everybody else must be honest (SECURITY.md).
 
 Both bounds ask for the same room above the message, 42 + 30 bits and the sums: a message that is carried larger needs one limb more. What a
 request has is its map's (:attr:`Map.request`, :attr:`Map.phase_bits`)::

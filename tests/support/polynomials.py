@@ -45,5 +45,7 @@ def slot_errors(coefficients: list[int], slots: np.ndarray, scale_bits: int, whi
         power = pow(5, k, 2 * n)
         roots = [table[power * j % (2 * n)] for j in range(n)]
         real = sum(c * x for c, (x, _) in zip(coefficients, roots, strict=True)) - (int(slots[k]) << scale_bits + 256)
-        out.append(complex(real / (one << scale_bits), sum(c * y for c, (_, y) in zip(coefficients, roots, strict=True)) / (one << scale_bits)))
+        out.append(
+            complex(real / (one << scale_bits), sum(c * y for c, (_, y) in zip(coefficients, roots, strict=True)) / (one << scale_bits))
+        )
     return np.array(out)

@@ -43,12 +43,12 @@ added up, with one rescaling for all: activations keep the owner's rows, derivat
 writes into others' rows moves their logits and gradients, and the head, by 2^-38 of it: that is what encoding leaves in a zero, and there
 is no limb for a second mask.
 
-Everything is carried 2^20 times larger (SCALE): activations, derivatives, weights. Noise has one size whatever it falls on, so that of fresh
-ciphertexts and key switches weighs 2^20 times less on values 2^40 times larger (Z, dX, G), and what is opened has two limbs for both and
+Everything is carried 2^20 times larger (SCALE): activations, derivatives, weights. Noise has one size whatever it falls on, so that of
+fresh ciphertexts and key switches weighs 2^20 times less on values 2^40 times larger (Z, dX, G), and what is opened has two limbs for both and
 for the smudging. Two more things follow:
 
-    masks      what they leave in their zeros is somebody else's value, and must weigh as little as the noise. W's lanes are encoded 2^3 times
-               larger, owners' masks of Z and dX 2^8 and 2^10 times, these by focal/ckks/precise.py
+    masks      what they leave in their zeros is somebody else's value, and must weigh as little as the noise. W's lanes are encoded 2^3
+               times larger, owners' masks of Z and dX 2^8 and 2^10 times, these by focal/ckks/precise.py
     the rate   a gradient is 2^20 times larger than a head, so on its way to the refresh the head is made larger, by an integer, and the
                refresh divides: exactly, and without the limb that a rescaling takes. The rate of a row is an integer too, over 2^18
                (:func:`focal.heads.joint.twin.row_rate`). This request has 4 limbs, for W is up to 2^54 times larger than a blind step's
@@ -78,7 +78,17 @@ from focal.ckks import precise
 from focal.ckks.evaluator import Ciphertext, Each, Plaintext
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.errors import FocalError, Refused
-from focal.heads.joint.layout import GRADIENT_MASK_BITS, GRADIENT_OPENED, LANE_BITS, MASK_BITS, MOVED_LIMBS, OPENING, Array, InteractiveLayout, walk
+from focal.heads.joint.layout import (
+    GRADIENT_MASK_BITS,
+    GRADIENT_OPENED,
+    LANE_BITS,
+    MASK_BITS,
+    MOVED_LIMBS,
+    OPENING,
+    Array,
+    InteractiveLayout,
+    walk,
+)
 from focal.heads.joint.limits import check_contributors
 from focal.heads.joint.twin import Update, row_rate
 from focal.heads.masks import class_mask_bytes, plain_bytes

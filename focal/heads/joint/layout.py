@@ -32,8 +32,8 @@ FACTOR = 1 << 20
 SCALE = float(FACTOR)
 """How many times larger than themselves activations, derivatives and weights are carried."""
 LANE_BITS = 3
-"""Masks of W's lanes are encoded at a scale 2^3 times the usual one: that much less is left in their zeros, of which the first rows of one owner
-show in the last row of another."""
+"""Masks of W's lanes are encoded at a scale 2^3 times the usual one: that much less is left in their zeros, where the first rows of one
+owner would show in the last row of another."""
 MASK_BITS = 8
 """The same of owners' masks of logits: 2^-48 of others' values is left."""
 GRADIENT_MASK_BITS = 10

@@ -21,8 +21,8 @@ from focal.heads.joint.twin import RATE_BITS, Update, row_rate
 MIN_CONTRIBUTORS = 3
 """With two, each would learn the other's head gradient by differencing two heads."""
 HEAD_NOISE = 2.0**16
-"""t of the release of a head (focal/custody/release.py): four times that of the blind protocol's, on weights released four times larger. What
-is inside is a rounding, 2^6.4 with 8 custodians, and 2^-14 of the noise that the head is carried with: kappa is 49."""
+"""t of the release of a head (focal/custody/release.py): four times that of the blind protocol's, on weights released four times larger.
+What is inside is a rounding, 2^6.4 with 8 custodians, and 2^-14 of the noise that the head is carried with: kappa is 49."""
 CARRIED_NOISE = opening.NOISE * SCALE / OPENED
 """2^14: what a head may carry, so that openings have no more inside than they are smudged for."""
 MIN_RATE = 16
@@ -80,22 +80,23 @@ def head_noise(update: Update, steps: int, rows: int, custodians: int) -> float:
 def request_size(update: Update, layout: InteractiveLayout, fewest: int) -> float:
     """Bound on a slot of the head that is handed to the refresh, before the sum over its copies; ``fewest``: rows of a step at least.
 
-    One copy sums over its own rows, and the rate of all is on them: 2^58 / copies (w + rate 2 sqrt(R) m / n) for weights of size 1, derivatives
-    of at most 1 and activations of at most 2 sqrt(R) (their norm where a bottleneck clips it). What the others' masks hide of it:
-    :attr:`focal.custody.refresh.Guard.hiding` is for 2^59 (``PHASE_BITS`` of layout.py): rate 0.5, 33 of 128 rows, 16 copies.
+    One copy sums over its own rows, and the rate of all is on them: 2^58 / copies (w + rate 2 sqrt(R) m / n) for weights of size 1,
+    derivatives of at most 1 and activations of at most 2 sqrt(R) (their norm where a bottleneck clips it). What the others' masks hide of
+    it: :attr:`focal.custody.refresh.Guard.hiding` is for 2^59 (``PHASE_BITS`` of layout.py): rate 0.5, 33 of 128 rows, 16 copies.
     """
     return layout.moved * SCALE * (1 + update.rate * 2 * layout.features**0.5 * layout.rows / fewest)
 
 
 def check_steps(update: Update, steps: int, rows: int, custodians: int) -> None:
-    """Raise :class:`FocalError` when a head would carry more noise after so many steps than openings are smudged for, or when its rate is too
-    small to be told from a neighbouring multiple of 2^-18 a row.
+    """Raise :class:`FocalError` when a head would carry more noise after so many steps than openings are smudged for, or when its rate is
+    too small to be a multiple of 2^-18 a row.
 
     What openings carry of a head's noise is, over a run, about as much (root mean square).
     """
     if row_rate(update, rows) < MIN_RATE:
         raise FocalError(
-            f"interactive: a head_rate of {update.rate:g} over {rows} rows is {row_rate(update, rows)} times 2^-{RATE_BITS} a row; {MIN_RATE} at least",
+            f"interactive: a head_rate of {update.rate:g} over {rows} rows is {row_rate(update, rows)} times 2^-{RATE_BITS} a row; "
+            f"{MIN_RATE} at least",
             hint=f"use a head_rate of {MIN_RATE * rows / 2**RATE_BITS:.2g} or more, or fewer rows in a step",
         )
     noise = head_noise(update, steps, rows, custodians)

@@ -11,7 +11,6 @@ Needs the server's store and the manifest, no key and no data. One altered limb 
 from __future__ import annotations
 
 import abc
-import hashlib
 import os
 import sqlite3
 from collections.abc import Callable

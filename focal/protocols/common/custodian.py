@@ -35,6 +35,7 @@ from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest, Member
 from focal.custody import keys, refresh, release
 from focal.custody.ledger import Ledger, ledger_digest
+from focal.custody.refresh import Guard
 from focal.errors import FocalError, Refused
 from focal.files import private_write
 from focal.heads.masks import only_classes
@@ -317,7 +318,7 @@ class Custodian(Party):
         h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits(item), how, self.added())
         return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
 
-    def bounds(self, item: str) -> refresh.Guard:
+    def bounds(self, item: str) -> Guard:
         """Widths of masks and the guard's bound for a plan item."""
         return refresh.guard(self.scheme, len(self.peers), self.layout.refresh_map(item))
 

@@ -150,7 +150,10 @@ def test_a_share_is_what_the_formula_says(rehearsal: Rehearsal) -> None:
     c1 = codec.unpack(scheme, KIND, request, "")[1]
     a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request))
     made = refresh.share(scheme, share.limbs, c1, a, 98)
-    h0, h1 = (codec.unpack(scheme, kind, data, "")[0] for kind, data in zip((codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(LIMBS)), made, strict=True))
+    h0, h1 = (
+        codec.unpack(scheme, kind, data, "")[0]
+        for kind, data in zip((codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(LIMBS)), made, strict=True)
+    )
     q, s = scheme.moduli[2], share.limbs[2]
     left = ring.subtract(ring.add(h0[2], h1[2], q), ring.multiply(s, ring.subtract(c1[2], a[2], q), q), q)
     error = ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q)

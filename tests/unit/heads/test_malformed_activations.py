@@ -107,7 +107,9 @@ def test_malformed_activations_show_a_sum_of_slots_for_every_logit(base: Rehears
     up["a"] = times_secret(base, up["a"], bad, LIMBS)
     forward = run.forward(encrypted(base, LAYOUT, w, w), up)
     run.close()
-    rows = (opened(base, forward.logits["a"]) * (SCALE / FACTOR / OPENED)).reshape(LAYOUT.rows, LAYOUT.lanes, LAYOUT.lane)[ROWS.start : ROWS.stop, :, 0]
+    rows = (opened(base, forward.logits["a"]) * (SCALE / FACTOR / OPENED)).reshape(LAYOUT.rows, LAYOUT.lanes, LAYOUT.lane)[
+        ROWS.start : ROWS.stop, :, 0
+    ]
     truth = secret_slots(base).reshape(LAYOUT.rows, -1)[ROWS.start : ROWS.stop] @ w
     classes = (np.arange(8) - np.arange(32)[:, None]) % 8
     expected = np.take_along_axis(truth, classes, axis=1)
