@@ -2,9 +2,9 @@
 
 An opening is a ciphertext with two limbs that holds 2^51 z or 2^53 dX on one owner's rows and zeros elsewhere
 (focal/heads/joint/layout.py). Each custodian's share is s_i c1 + noise, the lead adds c0, and the owner alone, to which the shares are
-sealed, adds them up (:func:`focal.custody.release.open_slots`). The owner knows its own activations and derivatives, and soon the head: it can compute most
-of what the opening should say, and what is left is the noise inside, which depends on the joint secret. So a share's own noise,
-independent of everything, must be much larger::
+sealed, adds them up (:func:`focal.custody.release.open_slots`). The owner knows its own activations and derivatives, and soon the head:
+it can compute most of what the opening should say, and what is left is the noise inside, which depends on the joint secret. So a share's
+own noise, independent of everything, must be much larger::
 
     t     = 2^14 x 2^31    noise inside (root mean square over the N coefficients and over a run's openings): 2^14 as it arises. Then 2^20,
                            for what it is multiplied with is carried that much larger, and 2^11 of the masks. Values: 2^40 x 2^11
@@ -15,8 +15,9 @@ Noise has one size whatever it falls on. What counts is how it compares with the
 times larger; two limbs have the room for both.
 
 **Who could have made a share without the secret.** Whoever knows everything but the share of one honest custodian sees e + n for the
-noise e inside and that custodian's Gaussian n. In its place stands n alone, which nobody needs the secret for: the plaintext result, which is the
-protocol's output, and a Gaussian. Divergences of the two add over openings, chosen one after the other or not (:func:`information`)::
+noise e inside and that custodian's Gaussian n. In its place stands n alone, which nobody needs the secret for: the plaintext result,
+which is the protocol's output, and a Gaussian. Divergences of the two add over openings, chosen one after the other or not
+(:func:`information`)::
 
     Kullback-Leibler    N t^2 / (2 sigma^2) = 2^-52 nats an opening,   2^-40 over max_openings_per_key = 4096, about the *whole* key
     total variation     at most sqrt(KL / 2) (Pinsker): 2^-20.5: no test, of the key or of others' values, does better by more than that
@@ -41,14 +42,14 @@ The noise inside over 2^31, measured with independent keys on the same plaintext
     both, besides          about 2^0.5 times the noise of the head itself: 2^11.2 after 50 steps of momentum 0.9 and rate 0.5, 2^12.4 after
                            190, 2^13.1 after 512 (focal.heads.joint.limits.head_noise), for activations of root mean square 1
 
-The first two, and the derivatives' part of the third, are encryption's: 3.19 sqrt(1 + 4 N m / 3) = 2^9.7 a coefficient. Where uploads came
-with an error of 3.19 sqrt(m) instead, what rotations add would be left: about 2^1.4 less, of t, of sigma, and of what openings err by.
+The first two, and the derivatives' part of the third, are encryption's: 3.19 sqrt(1 + 4 N m / 3) = 2^9.7 a coefficient. Where uploads
+came with an error of 3.19 sqrt(m) instead, what rotations add would be left: about 2^1.4 less, of t, of sigma, and of what openings err
+by.
 
 Over the 512 steps that 4096 openings allow four institutions that is 2^13.1 (root mean square) with 3 custodians, 2^13.8 with 8.
 focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 647 steps). Noise grows with
-the sizes of activations and weights too, so an institution keeps both bounded (focal.heads.joint.limits): ``check_activations`` before it
-uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are.
-"""
+the sizes of activations and weights too, so an institution keeps both bounded (focal.heads.joint.limits): ``check_activations`` before
+it uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are. """
 
 from __future__ import annotations
 

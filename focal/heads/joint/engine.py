@@ -44,8 +44,8 @@ writes into others' rows moves their logits and gradients, and the head, by 2^-3
 is no limb for a second mask.
 
 Everything is carried 2^20 times larger (SCALE): activations, derivatives, weights. Noise has one size whatever it falls on, so that of
-fresh ciphertexts and key switches weighs 2^20 times less on values 2^40 times larger (Z, dX, G), and what is opened has two limbs for both and
-for the smudging. Two more things follow:
+fresh ciphertexts and key switches weighs 2^20 times less on values 2^40 times larger (Z, dX, G), and what is opened has two limbs for
+both and for the smudging. Two more things follow:
 
     masks      what they leave in their zeros is somebody else's value, and must weigh as little as the noise. W's lanes are encoded 2^3
                times larger, owners' masks of Z and dX 2^8 and 2^10 times, these by focal/ckks/precise.py
