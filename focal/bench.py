@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
+from focal.ckks.scheme import LIMBS
 from focal.config import RunConfig, read
 from focal.custody import keys
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.heads.joint.engine import InteractiveEngine
 from focal.heads.joint.engine import zero_weights as joint_zero_weights
-from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, OPENING, InteractiveLayout, row_table
+from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, FACTOR, MOVED_LIMBS, OPENING, InteractiveLayout, row_table
 from focal.heads.joint.limits import HEAD_NOISE
 from focal.heads.joint.twin import Update, twin_step
 from focal.heads.linear import twin
@@ -154,13 +154,13 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
         if step == 1:
             clock = _Clock()
         with clock("institutions"):
-            up = {n: run.encrypt(layout.activation_slots(x[r.start : r.stop], r.start)) for n, r in table.items()}
+            up = {n: run.encrypt(layout.activation_slots(x[r.start : r.stop], r.start), factor=FACTOR) for n, r in table.items()}
         with clock("forward"):
             forward = engine.forward(weights, up)
         with clock("openings"):
             z = np.vstack([layout.logits(run.open(ct), table[n]) for n, ct in forward.logits.items()])
         with clock("institutions"):
-            down = {n: run.encrypt(layout.derivative_slots(delta[r.start : r.stop], r.start), DERIVATIVES.limbs) for n, r in table.items()}
+            down = {n: run.encrypt(layout.derivative_slots(delta[r.start : r.stop], r.start), factor=FACTOR) for n, r in table.items()}
         with clock("backward"):
             backward = engine.backward(weights, forward, down, filled)
         with clock("openings"):
@@ -177,9 +177,11 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
     errors["weights"] = float(np.abs(run.release([weights.now], HEAD_NOISE) - w).max())
     engine.close()
     server, whole = clock.per_step(("forward", "backward", "refresh")), clock.per_step()
-    size = {kind: codec.size(run.scheme, kind) for kind in (ACTIVATIONS, DERIVATIVES, OPENING, codec.DECRYPTION)}
-    refreshed = sum(codec.size(run.scheme, kind) for kind in (codec.ciphertext(REFRESH_LIMBS), codec.REFRESH_H0, codec.refresh_h1(LIMBS)))
-    openings = 2 * owners * (size[OPENING] + size[codec.DECRYPTION])
+    size = {kind: codec.size(run.scheme, kind) for kind in (ACTIVATIONS, DERIVATIVES, OPENING, codec.OPENING_SHARE)}
+    refreshed = sum(
+        codec.size(run.scheme, k) for k in (codec.ciphertext(MOVED_LIMBS), codec.refresh_h0(MOVED_LIMBS), codec.refresh_h1(LIMBS))
+    )
+    openings = 2 * owners * (size[OPENING] + size[codec.OPENING_SHARE])
     numbers: dict[str, Any] = {
         "server_ms_per_step": server[0],
         "server_cpu_ms_per_step": server[1],
@@ -194,7 +196,7 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
         "rotation_keys": len(layout.rotations),
         "key_bytes_per_custodian": keys.contribution_bytes(run.scheme, len(layout.rotations)),
         "institution_bytes_up_per_step": size[ACTIVATIONS] + size[DERIVATIVES],
-        "institution_bytes_down_per_step": 2 * len(run.secrets) * size[codec.DECRYPTION],
+        "institution_bytes_down_per_step": 2 * len(run.secrets) * size[codec.OPENING_SHARE],
         "custodian_bytes_per_step": refreshed + openings,
         "max_errors": errors,
     }

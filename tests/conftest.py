@@ -19,7 +19,7 @@ import pytest  # noqa: E402
 import shared  # noqa: E402
 from places import DATA  # noqa: E402
 
-from focal.ckks import ring  # noqa: E402
+from focal.ckks import integers, ring  # noqa: E402
 from focal.heads.linear.layout import Layout  # noqa: E402
 from focal.heads.linear.rehearsal import Rehearsal  # noqa: E402
 
@@ -57,7 +57,8 @@ class Opened:
     def __init__(self, run: Rehearsal) -> None:
         self.run, self.scheme = run, run.scheme
         self.q = self.scheme.moduli[0]
-        self.secret = ring.total([s.limbs for s in run.secrets], self.scheme.extended)[0]
+        self.whole = ring.total([s.limbs for s in run.secrets], self.scheme.extended)
+        self.secret = self.whole[0]
 
     def coefficients(self, ciphertext: object) -> np.ndarray:
         """c0 + c1 s modulo q_0 as N signed integers: scale times the message, plus the noise."""
@@ -67,7 +68,13 @@ class Opened:
 
     @property
     def fresh_error(self) -> float:
-        """Bound on a slot of a fresh ciphertext's noise v e + e_0 + e_1 s.
+        """Bound on a slot of an input's noise: 3.19 a coefficient and custodian, 1/12 for the encoding's rounding; eight deviations."""
+        m, n = len(self.run.secrets), self.scheme.n
+        return 8 * (3.19**2 * m + 1 / 12) ** 0.5 * (n / 2) ** 0.5 / self.scheme.scale
+
+    @property
+    def public_error(self) -> float:
+        """Bound on a slot of the noise v e + e_0 + e_1 s of an encryption under a joint public key.
 
         Per coefficient 3.19 sqrt(1 + N (m + m) 2/3) with m shares (v is ternary, e and s are sums of m). In a slot that is a sum of
         products of two Gaussians, whose tail is exp(-2 t): twelve standard deviations, 10^-6 over all slots.
@@ -90,7 +97,12 @@ class Opened:
         return self.complex_slots(ciphertext).real
 
     def complex_slots(self, ciphertext: object) -> np.ndarray:
-        return ring.embed(self.coefficients(ciphertext) / self.scheme.scale)
+        """By all of its limbs: a message need not fit the first."""
+        c0, c1 = self.scheme.evaluator.limbs(ciphertext)
+        primes, phase = self.scheme.moduli[: len(c0)], []
+        for x, y, s, q in zip(c0, c1, self.whole, primes, strict=False):
+            phase.append(ring.inverse_ntt(ring.add(x, ring.multiply(y, s, q), q), q, self.scheme.roots[q]))
+        return ring.embed(integers.Centred(phase, primes).rounded / self.scheme.scale)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from focal.ckks import native
 from focal.ckks.evaluator import RealOrComplex
 from focal.ckks.ring import Limb
-from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import DIGITS, LIMBS, OPENING_LIMBS, Scheme
 from focal.errors import Refused
 
 FORMAT = 1
@@ -53,18 +53,23 @@ def refresh_h1(limbs: int) -> Kind:
     return Kind(3, f"refresh share h1 with {limbs} limbs", 1, limbs)
 
 
-REFRESH_H0 = Kind(2, "refresh share h0", 1, REFRESH_LIMBS)
+def refresh_h0(limbs: int) -> Kind:
+    """The half of a refresh share that opens the masked message, with as many limbs as the request."""
+    return Kind(2, f"refresh share h0 with {limbs} limbs", 1, limbs)
+
+
 DECRYPTION = Kind(4, "decryption share", 1, 1)
 PUBLIC_B = Kind(5, "public-key contribution", 1, LIMBS)
+OPENING_SHARE = Kind(7, "opening share", 1, OPENING_LIMBS)
 SWITCHING_B = Kind(6, "key-switching contribution (b half)", DIGITS, LIMBS, extended=True)
-MASKED = Kind(7, "masked message", 1, 0)
+MASKED = Kind(8, "masked message", 1, 0)
 """Integers of :data:`MASKED_BYTES` bytes instead of residues (:mod:`focal.custody.inputs`)."""
 MASKED_BYTES = 16
 
 
 def input_b(limbs: int) -> Kind:
     """A custodian's contribution to an input with ``limbs`` limbs."""
-    return Kind(8, f"contribution to an input with {limbs} limbs", 1, limbs)
+    return Kind(9, f"contribution to an input with {limbs} limbs", 1, limbs)
 
 
 def moduli(scheme: Scheme, kind: Kind) -> tuple[int, ...]:

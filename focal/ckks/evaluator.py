@@ -64,6 +64,9 @@ class Evaluator(Protocol):
         The transform is one of floating point. It is OpenFHE's everywhere: all must have the same bits.
         """
 
+    def plain(self, polynomial: Sequence[Limb]) -> Plaintext:
+        """A polynomial with L limbs as an encoded plaintext at scale degree 1, whoever encoded it."""
+
     def plain_limbs(self, plain: Plaintext) -> list[Limb]:
         """The polynomial of an encoded plaintext."""
 
@@ -85,6 +88,9 @@ class Evaluator(Protocol):
 
     def times(self, x: Ciphertext, factor: Plaintext | float) -> Ciphertext:
         """x times encoded slots with the same limbs, or a number, rounded to a multiple of 1 / scale. Not rescaled."""
+
+    def times_integer(self, x: Ciphertext, factor: int) -> Ciphertext:
+        """x times an integer: exact, its noise too; limbs and scale degree stay. The product must fit the limbs."""
 
     def products(self, xs: Sequence[Ciphertext], ys: Sequence[Ciphertext], onto: Ciphertext | None = None) -> Ciphertext:
         """``onto`` + the sum of all x y, three polynomials: not relinearised and not rescaled.

@@ -69,6 +69,17 @@ class Centred:
             place *= prime
         return value - np.where(self._negative, np.uint64(place % 2**64), np.uint64(0))
 
+    @property
+    def rounded(self) -> NDArray[np.float64]:
+        """The nearest float64, or a neighbour of it."""
+        # of the magnitudes: nothing cancels in their digits
+        residues = [np.where(self._negative, ring.subtract(np.zeros_like(x), x, q), x) for q, x in self._own.items()]
+        place, value = 1, np.zeros(len(residues[0]))
+        for digit, prime in zip(digits(residues, self.primes), self.primes, strict=True):
+            value += digit * float(place)
+            place *= prime
+        return np.where(self._negative, -value, value)
+
     def divided(self, shift: int, q: int) -> Limb:
         """round(x / 2^shift) modulo q (:func:`divided`)."""
         return divided(self.residue(q), self.low, shift, q) if shift else self.residue(q)

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from focal.ckks import ring
 from focal.ckks.evaluator import Ciphertext, Each, Plaintext
 from focal.ckks.ring import Limb
 
@@ -59,7 +62,12 @@ class OpenFheEvaluator:
     def encode(self, slots: Any, limbs: int | None = None) -> Plaintext:
         return self.scheme.encode(slots, self.most if limbs is None else limbs)
 
+    def plain(self, polynomial: Sequence[Limb]) -> Plaintext:
+        return tuple(polynomial)  # the bindings make no plaintext of a polynomial: times knows what to do with one
+
     def plain_limbs(self, plain: Plaintext) -> list[Limb]:
+        if isinstance(plain, tuple):
+            return list(plain)
         # the bindings show a plaintext's polynomial only inside a ciphertext
         return self.limbs(self.cc.EvalAdd(self._nothing(self.most - plain.GetLevel()), plain))[0]
 
@@ -81,7 +89,18 @@ class OpenFheEvaluator:
     # ----------------------------------------------------------------- products
 
     def times(self, x: Ciphertext, factor: Plaintext | float) -> Ciphertext:
+        if isinstance(factor, tuple):
+            return self._each(x, factor, self.degree(x) + 1)
         return self.cc.EvalMult(x, factor)
+
+    def times_integer(self, x: Ciphertext, factor: int) -> Ciphertext:
+        primes = self.scheme.moduli[: self.count(x)]
+        return self._each(x, [np.full(self.scheme.n, factor % q, np.uint64) for q in primes], self.degree(x))
+
+    def _each(self, x: Ciphertext, polynomial: Sequence[Limb], degree: int) -> Ciphertext:
+        """Every polynomial of x times this one."""
+        rows = [[ring.multiply(limb, p, q) for limb, p, q in zip(e, polynomial, self.scheme.moduli, strict=False)] for e in self.limbs(x)]
+        return self.load(rows, degree)
 
     def products(self, xs: Sequence[Ciphertext], ys: Sequence[Ciphertext], onto: Ciphertext | None = None) -> Ciphertext:
         for x, y in zip(xs, ys, strict=True):

@@ -21,6 +21,8 @@ ERROR = 3.19
 """Standard deviation of the errors of ring-LWE: OpenFHE's, and the standard's (8 / sqrt(2 pi))."""
 _TAIL = 40
 """Errors beyond 12.5 deviations have probability 2^-115: the table ends here."""
+_NARROW = 2.0**46
+"""Gaussians of up to this deviation are rounded to single integers."""
 _WORD = 56
 """Bits of one word of a mask: eight of them may be added to a mask's sign without leaving int64."""
 
@@ -77,6 +79,22 @@ def low_words(words: Sequence[NDArray[np.uint64]], offset: int) -> NDArray[np.ui
     for i, word in enumerate(words[:2]):
         total += word << np.uint64(_WORD * i)
     return total
+
+
+def wide_gaussian(n: int, deviation: float, moduli: Sequence[int]) -> list[Limb]:
+    """``n`` integers, residues modulo each of ``moduli``: rounded Gaussians with ``deviation``, however wide.
+
+    float64 has 53 bits: beyond :data:`_NARROW` a rounded Gaussian would be a multiple of a power of two, and bare what it is added to below
+    that. So a Gaussian times 2^k has its k low bits drawn apart, uniformly: steps of at most 2^-45 deviations in the density.
+    """
+    bits = max(0, math.ceil(math.log2(deviation / _NARROW)))
+    whole = np.rint(gaussian(n, deviation / 2.0**bits)).astype(np.int64)
+    (low,) = uniform(n, bits) if bits else [np.zeros(n, np.uint64)]
+    out = []
+    for q in moduli:
+        high = ring.multiply((whole % q).astype(np.uint64), np.full(n, (1 << bits) % q, np.uint64), q)
+        out.append(ring.add(high, low % np.uint64(q), q))
+    return out
 
 
 def gaussian(count: int, deviation: float) -> NDArray[np.float64]:

@@ -39,7 +39,10 @@ LIMBS = DEPTH + 1
 DIGITS = 3
 """dnum of hybrid key switching."""
 REFRESH_LIMBS = 3
-"""Limbs of a ciphertext that is handed to the collective refresh: 150 bits, for masks of 148 (custody/refresh.py)."""
+"""Limbs of a ciphertext that is handed to the collective refresh, where its map says nothing else: 150 bits, for masks of 148
+(custody/refresh.py)."""
+OPENING_LIMBS = 2
+"""Limbs of a ciphertext that is opened to its owner during training (custody/opening.py)."""
 MAX_LOG_QP = {16384: 438, 32768: 881}
 """Largest log2(QP) for 128-bit classical security with ternary secrets (homomorphicencryption.org standard, table 1)."""
 

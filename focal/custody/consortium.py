@@ -59,15 +59,15 @@ class Consortium:
         self.sent = {name: sent + len(b) for name, sent in self.sent.items()}
         return keys.joint_public_key(self.scheme, self.run_id, b)
 
-    def encrypted(self, parts: Mapping[str, RealOrComplex], limbs: int) -> tuple[Any, int, int]:
-        """The sum of the institutions' slots (S,), encrypted; the bytes of an institution's and of a custodian's message."""
+    def encrypted(self, parts: Mapping[str, RealOrComplex], limbs: int, factor: int = 1) -> tuple[Any, int, int]:
+        """``factor`` times the sum of all slots (S,), encrypted; the bytes of an institution's and of a custodian's message."""
         item = f"input/{next(self._inputs)}"
-        made, up, given = inputs.together(self.scheme, self.run_id, self.limbs, item, parts, limbs)
+        made, up, given = inputs.together(self.scheme, self.run_id, self.limbs, item, parts, limbs, factor)
         return self.scheme.evaluator.load(made), up, given
 
-    def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS) -> Any:
-        """A fresh encryption of ``slots`` (S,)."""
-        return self.encrypted({"institution": slots}, limbs)[0]
+    def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS, factor: int = 1) -> Any:
+        """A fresh encryption of ``factor`` times ``slots`` (S,)."""
+        return self.encrypted({"institution": slots}, limbs, factor)[0]
 
     def answered(self, item: str, asked: bytes, how: Map = IDENTITY, added: Sequence[Array] | None = None) -> tuple[Any, dict[str, int]]:
         """One refresh: the ciphertext, and the bytes of every custodian's share. ``added``: slots of each one's own message."""
@@ -77,6 +77,6 @@ class Consortium:
         """Every custodian's (name, share) of an opening or a release; :func:`focal.custody.release.open_slots` adds them up."""
         return [(name, share(self.scheme, own, ciphertext, name == self.names[0])) for name, own in self.limbs.items()]
 
-    def open(self, share: Opening, ciphertext: Any) -> Slots:
-        """(S,) slots, by smudged shares of all custodians."""
-        return release.open_slots(self.scheme, self.opened(share, ciphertext))
+    def open(self, share: Opening, ciphertext: Any, kind: codec.Kind = codec.DECRYPTION) -> Slots:
+        """(S,) slots, by smudged shares of all custodians, which are of this ``kind``."""
+        return release.open_slots(self.scheme, self.opened(share, ciphertext), kind)

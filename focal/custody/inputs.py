@@ -9,6 +9,8 @@ An institution chooses its message and nothing else::
 
     phase            c0 + c1 s = sum_H m_H - sum_i e_i
 
+(For an input that is carried larger, masks and messages are multiplied by an integer on their way into c0 and B_i; the noise is not.)
+
 r_iH is uniform over [0, 2^124): a ChaCha20 stream of H and i alone, by X25519 between keys that both draw for this run and erase. So an
 upload has no form that could be wrong: any N numbers are somebody's masked message. c1 is a hash, and the fresh noise is the custodians':
 3.19 sqrt(custodians) a coefficient, where encryption under a joint public key had 826.
@@ -77,6 +79,8 @@ class Input:
     limbs: int
     owners: tuple[tuple[str, str], ...]
     """Whose messages it adds up: (institution, the label of its rows)."""
+    factor: int = 1
+    """What the sum of the messages is multiplied by: an integer, and so the noise is not."""
 
     @property
     def kind(self) -> codec.Kind:
@@ -161,8 +165,8 @@ def public_random(scheme: Scheme, run_id: bytes, lists: str, item: str, limbs: i
     return ring.expand(framed(b"focal/input/v1", run_id, bytes.fromhex(lists), item.encode()), scheme.moduli[:limbs], scheme.n)
 
 
-def contribution(scheme: Scheme, secret: Sequence[Limb], a: Sequence[Limb], masks: Sequence[Words]) -> bytes:
-    """B as canonical bytes, from a custodian's key share (limbs) and its mask of every owner.
+def contribution(scheme: Scheme, secret: Sequence[Limb], a: Sequence[Limb], masks: Sequence[Words], factor: int = 1) -> bytes:
+    """B as canonical bytes, from a custodian's key share (limbs) and its mask of every owner; ``factor``: the input's.
 
     Anew at each call: call it through the ledger only.
     """
@@ -171,15 +175,15 @@ def contribution(scheme: Scheme, secret: Sequence[Limb], a: Sequence[Limb], mask
         q = scheme.moduli[i]
         small = ring.add(ring.ntt_signed(error, q, scheme.roots[q]), ring.multiply(secret[i], x, q), q)
         r = functools.reduce(functools.partial(ring.add, q=q), (_residues(words, 0, q) for words in masks))
-        total = ring.add(small, ring.ntt(r, q, scheme.roots[q]), q)
+        total = ring.add(small, _times(ring.ntt(r, q, scheme.roots[q]), factor, q), q)
         b.append(ring.subtract(np.zeros_like(total), total, q))
     return codec.pack(scheme, codec.input_b(len(b)), [b])
 
 
 def combine(
-    scheme: Scheme, a: Sequence[Limb], uploads: Sequence[tuple[str, bytes]], given: Sequence[tuple[str, bytes]]
+    scheme: Scheme, a: Sequence[Limb], uploads: Sequence[tuple[str, bytes]], given: Sequence[tuple[str, bytes]], factor: int = 1
 ) -> list[list[Limb]]:
-    """(c0, c1) from every owner's (name, y) and every custodian's (name, B). Deterministic.
+    """(c0, c1) from every owner's (name, y) and every custodian's (name, B); ``factor``: the input's. Deterministic.
 
     Raises :class:`focal.errors.Refused` naming who sent what has another length or header, or a residue beyond its modulus.
     """
@@ -189,8 +193,12 @@ def combine(
     c0 = []
     for i, q in enumerate(primes):
         y = functools.reduce(functools.partial(ring.add, q=q), (_residues(words, -(1 << OFFSET_BITS), q) for words in rows))
-        c0.append(ring.total([[ring.ntt(y, q, scheme.roots[q])], *([p[i]] for p in parts)], [q])[0])
+        c0.append(ring.total([[_times(ring.ntt(y, q, scheme.roots[q]), factor, q)], *([p[i]] for p in parts)], [q])[0])
     return [c0, list(a)]
+
+
+def _times(limb: Limb, factor: int, q: int) -> Limb:
+    return limb if factor == 1 else ring.multiply(limb, np.full(len(limb), factor % q, np.uint64), q)
 
 
 def _residues(words: Words, offset: int, q: int) -> Limb:
@@ -210,7 +218,13 @@ def hiding(scheme: Scheme, inputs: int) -> float:
 
 
 def together(
-    scheme: Scheme, run_id: bytes, secrets: Mapping[str, Sequence[Limb]], item: str, parts: Mapping[str, RealOrComplex], limbs: int
+    scheme: Scheme,
+    run_id: bytes,
+    secrets: Mapping[str, Sequence[Limb]],
+    item: str,
+    parts: Mapping[str, RealOrComplex],
+    limbs: int,
+    factor: int = 1,
 ) -> tuple[list[list[Limb]], int, int]:
     """One input by institutions and custodians of one process: (c0, c1), and the bytes of an institution's and of a custodian's message.
 
@@ -222,5 +236,5 @@ def together(
     keys = {(h, i): system.token_bytes(KEY_BYTES) for h in parts for i in secrets}
     masks = {pair: mask(key, lists, item, scheme.n) for pair, key in keys.items()}
     uploads = [(h, masked(scheme, message(scheme, slots), [masks[h, i] for i in secrets])) for h, slots in parts.items()]
-    given = [(i, contribution(scheme, own, a, [masks[h, i] for h in parts])) for i, own in secrets.items()]
-    return combine(scheme, a, uploads, given), len(uploads[0][1]), len(given[0][1])
+    given = [(i, contribution(scheme, own, a, [masks[h, i] for h in parts], factor)) for i, own in secrets.items()]
+    return combine(scheme, a, uploads, given, factor), len(uploads[0][1]), len(given[0][1])

@@ -1,9 +1,9 @@
-"""Collective refresh: N custodians turn a ciphertext with 3 limbs into a fresh one, and nobody sees the message.
+"""Collective refresh: N custodians turn a ciphertext with few limbs into a fresh one, and nobody sees the message.
 
 On its way the message may pass a public map (:class:`Map`): a division by 2^k with rounding, then L, a sum of automorphisms (the real
 part of a slot, a sum over rows), exact on integers, for which a server would need key switches and limbs::
 
-    server:     (c0, c1) with 3 limbs                      a = SHAKE-256(run id, plan item, digest of (c0, c1))
+    server:     (c0, c1) with 3 limbs, or 4                a = SHAKE-256(run id, plan item, digest of (c0, c1))
     custodian:  h0 = s_i c1 - M_i      h1 = -s_i a + e + L(M_i / 2^k)      M_i uniform, as wide as :class:`Guard` says
     guard, last:  w = c0 + sum of the others' h0 + s_V c1     refused unless |w| < T in every coefficient; then its own h0, h1
     anyone:     v = c0 + sum h0 = m - sum M_i over the integers;   new c0 = L(v / 2^k) + sum h1,    new c1 = a
@@ -16,8 +16,15 @@ plan item and per digest. The map is no party's choice either: it follows from t
 stands outside L (L(e) would lie in a subring), so it is pseudo-random whatever M_i is.
 Given that, h0 is all that shows s_i's part of the message. With the guard V honest, h0_V = w - M_V - (what the others sent), |w| < T
 was checked, and M_V is uniform over 2^b: so h0_V is within N T / 2^b, statistically, of a value made without s_V, *whatever c1 is and
-whoever made it* (:attr:`Guard.leak`). With V dishonest, another custodian's M_i hides a phase below 2^11 scale to 2^-42 a coefficient
+whoever made it* (:attr:`Guard.leak`). With V dishonest, another custodian's M_i hides an honest phase to 2^-42 a coefficient
 (:attr:`Guard.hiding`), but nothing hides s_i c1 for a c1 of somebody's choice: then everybody else must be honest (SECURITY.md).
+
+Both bounds ask for the same room above the message, 42 + 30 bits and the sums: a message that is carried larger needs one limb more. What a
+request has is its map's (:attr:`Map.request`, :attr:`Map.phase_bits`)::
+
+                           limbs     honest phase     others' masks     T (3 custodians)     guard's mask     leak an item
+    blind heads            3         2^56             2^98              2^98                 2^148            2^-36
+    a joint head           4         2^104            2^146             2^146                2^193            2^-33
 
 Without a guard all masks are as wide as their sum allows. A custodian may add a message of its own (``added``), noise on a head: it goes
 into h1, which is recorded, so whoever recomputes the refresh from the recorded shares gets the same limbs; and M_i hides it as it hides
@@ -41,8 +48,7 @@ from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.errors import FocalError
 
 PHASE_BITS = 11
-"""Honest messages (16 logits or 16 weights of a blind step, 64 weights of a joint head) stay below 2^11 in a slot, so
-their coefficients below 2^11 scale."""
+"""Honest messages (16 logits or 16 weights of a blind step) stay below 2^11 in a slot, so their coefficients below 2^11 scale."""
 HIDING = 42
 """Bits by which another custodian's mask is wider than an honest phase: 2^-42 a coefficient."""
 LEAK = 30
@@ -61,6 +67,10 @@ class Map:
     shift: int = 0
     automorphisms: tuple[int, ...] = ()
     """Odd exponents k: 2N - 1 adds the complex conjugate to every slot, 5^r what stands r slots further on."""
+    request: int = REFRESH_LIMBS
+    """Limbs of the ciphertext that is refreshed."""
+    phase_bits: int = PHASE_BITS
+    """Honest messages, before the map, stay below 2^phase_bits in a slot."""
 
     def linear(self, limb: Limb, q: int) -> Limb:
         """L of a polynomial in evaluation form."""
@@ -81,9 +91,10 @@ class Guard:
 
     n: int
     moduli: tuple[int, ...]
-    """Those of a request: q_0, q_1, q_2."""
+    """Those of a request: q_0, q_1, q_2, ..."""
     scale_bits: int
     custodians: int
+    phase_bits: int = PHASE_BITS
 
     def check(self) -> None:
         """Raise :class:`FocalError` when the moduli are too small for both hiding bounds at once."""
@@ -101,16 +112,16 @@ class Guard:
     @property
     def phase(self) -> int:
         """Largest coefficient of an honest request."""
-        return 1 << self.scale_bits + PHASE_BITS
+        return 1 << self.scale_bits + self.phase_bits
 
     @property
     def others_bits(self) -> int:
         """The mask of each custodian but the guard is uniform over so many bits."""
-        return self.scale_bits + PHASE_BITS + HIDING
+        return self.scale_bits + self.phase_bits + HIDING
 
     @property
     def guard_bits(self) -> int:
-        """The guard's: less than half of q_0 q_1 q_2, so that the sum of all masks never wraps."""
+        """The guard's: less than half of the request's modulus, so that the sum of all masks never wraps."""
         return round(math.log2(self.q)) - 2
 
     @property
@@ -156,9 +167,9 @@ class Guard:
         )
 
 
-def guard(scheme: Scheme, custodians: int) -> Guard:
-    """The bounds of a run with these parameters."""
-    return Guard(scheme.n, scheme.moduli[:REFRESH_LIMBS], scheme.params.scale_bits, custodians)
+def guard(scheme: Scheme, custodians: int, how: Map = IDENTITY) -> Guard:
+    """The bounds of a run with these parameters, for refreshes by the map ``how``."""
+    return Guard(scheme.n, scheme.moduli[: how.request], scheme.params.scale_bits, custodians, how.phase_bits)
 
 
 def common_random(scheme: Scheme, run_id: bytes, item: str, digest: str, limbs: int = LIMBS) -> list[Limb]:
@@ -173,12 +184,12 @@ def _expanded(seed: bytes, moduli: tuple[int, ...], n: int) -> list[Limb]:
     return ring.expand(seed, moduli, n)
 
 
-def request(scheme: Scheme, ciphertext: Any) -> bytes:
-    """Canonical bytes of a ciphertext that is to be refreshed; it must be down to exactly 3 limbs at scale degree 1."""
+def request(scheme: Scheme, ciphertext: Any, how: Map = IDENTITY) -> bytes:
+    """Canonical bytes of a ciphertext that is to be refreshed by ``how``; it must have exactly that map's limbs, at scale degree 1."""
     ev = scheme.evaluator
-    if (ev.count(ciphertext), ev.degree(ciphertext)) != (REFRESH_LIMBS, 1):
-        raise ValueError(f"a refresh takes exactly 3 limbs at scale degree 1, not {ev.count(ciphertext)} at {ev.degree(ciphertext)}")
-    return codec.pack(scheme, codec.ciphertext(REFRESH_LIMBS), ev.limbs(ciphertext))
+    if (found := (ev.count(ciphertext), ev.degree(ciphertext))) != (how.request, 1):
+        raise ValueError(f"this refresh takes exactly {how.request} limbs at scale degree 1, not {found[0]} at {found[1]}")
+    return codec.pack(scheme, codec.ciphertext(how.request), ev.limbs(ciphertext))
 
 
 def share(
@@ -195,23 +206,23 @@ def share(
     ``how``: the map of the plan item; ``added``: slots (S,) that it adds to the refreshed message. Call it through the ledger only:
     each share is made once.
     """
-    if len(c1) != REFRESH_LIMBS:
-        raise ValueError(f"a refresh takes exactly 3 limbs, not {len(c1)}")
+    if len(c1) != how.request:
+        raise ValueError(f"this refresh takes exactly {how.request} limbs, not {len(c1)}")
     words, error, offset = sampling.uniform(scheme.n, bits), sampling.errors(scheme.n), -(1 << bits - 1)
     low = sampling.low_words(words, offset)
     ev = scheme.evaluator
     message = ev.plain_limbs(ev.encode(added, how.limbs)) if added is not None else None
     h0, h1 = [], []
-    for i, (q, s) in enumerate(zip(scheme.moduli[: max(how.limbs, REFRESH_LIMBS)], secret, strict=False)):
+    for i, (q, s) in enumerate(zip(scheme.moduli[: max(how.limbs, how.request)], secret, strict=False)):
         root, mask = scheme.roots[q], sampling.residues(words, offset, q)
-        if i < REFRESH_LIMBS:
+        if i < how.request:
             h0.append(ring.subtract(ring.multiply(s, c1[i], q), ring.ntt(mask, q, root), q))
         if i < how.limbs:
             upper = how.linear(ring.ntt(integers.divided(mask, low, how.shift, q), q, root), q)
             upper = ring.add(upper, ring.ntt_signed(error, q, root), q)
             upper = ring.subtract(upper, ring.multiply(s, a[i], q), q)
             h1.append(upper if message is None else ring.add(upper, message[i], q))
-    return codec.pack(scheme, codec.REFRESH_H0, [h0]), codec.pack(scheme, codec.refresh_h1(how.limbs), [h1])
+    return codec.pack(scheme, codec.refresh_h0(how.request), [h0]), codec.pack(scheme, codec.refresh_h1(how.limbs), [h1])
 
 
 def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: bytes, others: Sequence[tuple[str, bytes]]) -> bool:
@@ -220,9 +231,10 @@ def small_enough(scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: b
     Whoever makes that sum small with a c1 that would show s_V knows s_V c1 already, to within T. Exact: the mixed-radix digits of
     w + T - 1 (:mod:`focal.ckks.integers`) are compared with those of 2 T - 1.
     """
-    primes = scheme.moduli[:REFRESH_LIMBS]
-    c0, c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")
-    total = ring.total([c0, *(codec.unpack(scheme, codec.REFRESH_H0, data, name)[0] for name, data in others)], primes)
+    primes = bounds.moduli
+    c0, c1 = codec.unpack(scheme, codec.ciphertext(len(primes)), asked, "refresh request")
+    half = codec.refresh_h0(len(primes))
+    total = ring.total([c0, *(codec.unpack(scheme, half, data, name)[0] for name, data in others)], primes)
     seen = [ring.add(t, ring.multiply(s, x, q), q) for t, s, x, q in zip(total, secret, c1, primes, strict=False)]
     values = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(seen, primes, strict=True)]
     raised = [ring.add(v, np.full(scheme.n, (bounds.limit - 1) % q, np.uint64), q) for v, q in zip(values, primes, strict=True)]
@@ -234,9 +246,9 @@ def combine(scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tu
 
     Raises :class:`focal.errors.Refused` naming the custodian whose share is malformed.
     """
-    primes, out = scheme.moduli[:REFRESH_LIMBS], scheme.moduli[: how.limbs]
-    c0, _ = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")
-    h0 = [codec.unpack(scheme, codec.REFRESH_H0, data, name)[0] for name, data, _ in shares]
+    primes, out = scheme.moduli[: how.request], scheme.moduli[: how.limbs]
+    c0, _ = codec.unpack(scheme, codec.ciphertext(how.request), asked, "refresh request")
+    h0 = [codec.unpack(scheme, codec.refresh_h0(how.request), data, name)[0] for name, data, _ in shares]
     h1 = [codec.unpack(scheme, codec.refresh_h1(how.limbs), data, name)[0] for name, _, data in shares]
     masked = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(ring.total([c0, *h0], primes), primes, strict=True)]
     value = integers.Centred(masked, primes)
@@ -258,9 +270,9 @@ def together(
 
     For rehearsals and encrypted baselines; the roles do the same over the wire. ``added``: slots of each custodian's own message.
     """
-    bounds, (first, *names) = guard(scheme, len(secrets)), secrets
+    bounds, (first, *names) = guard(scheme, len(secrets), how), secrets
     a = common_random(scheme, run_id, item, codec.digest(asked), how.limbs)
-    c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), asked, "refresh request")[1]
+    c1 = codec.unpack(scheme, codec.ciphertext(how.request), asked, "refresh request")[1]
     own = dict(zip(secrets, added, strict=True)) if added is not None else {}
     made = {n: share(scheme, secrets[n], c1, a, bounds.others_bits, how, own.get(n)) for n in names}
     if not small_enough(scheme, bounds, secrets[first], asked, [(n, h0) for n, (h0, _) in made.items()]):

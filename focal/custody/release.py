@@ -25,9 +25,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from focal.ckks import codec, ring, sampling
+from focal.ckks import codec, integers, ring, sampling
 from focal.ckks.evaluator import Slots
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
@@ -53,7 +51,7 @@ def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, n
 
     ``noise``: bound on the carried noise; a head of the interactive protocol has its own (``HEAD_NOISE`` of focal/heads/joint/limits.py).
     """
-    return smudged(scheme, secret, one_limb(scheme, ciphertext), lead, sigma(noise))
+    return smudged(scheme, secret, one_limb(scheme, ciphertext), lead, sigma(noise), codec.DECRYPTION)
 
 
 def one_limb(scheme: Scheme, ciphertext: Any) -> Any:
@@ -61,22 +59,26 @@ def one_limb(scheme: Scheme, ciphertext: Any) -> Any:
     return scheme.evaluator.drop(ciphertext, 1)
 
 
-def smudged(scheme: Scheme, secret: Sequence[Limb], one_limb: Any, lead: bool, deviation: float) -> bytes:
-    """Canonical bytes of s_i c1 (the lead: + c0) + noise, Gaussian with ``deviation`` on each of the N coefficients."""
-    (c0, *_), (c1, *_) = scheme.evaluator.limbs(one_limb)
-    q = scheme.moduli[0]
-    coefficients = np.rint(sampling.gaussian(scheme.n, deviation)).astype(np.int64)
-    made = ring.add(ring.multiply(secret[0], c1, q), ring.ntt((coefficients % q).astype(np.uint64), q, scheme.roots[q]), q)
-    return codec.pack(scheme, codec.DECRYPTION, [[ring.add(made, c0, q) if lead else made]])
+def smudged(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, deviation: float, kind: codec.Kind) -> bytes:
+    """Canonical bytes of s_i c1 (the lead: + c0) + noise, Gaussian with ``deviation`` on each of the N coefficients.
+
+    ``kind``: that of the share; ``ciphertext`` has as many limbs.
+    """
+    c0, c1 = scheme.evaluator.limbs(ciphertext)
+    primes, made = codec.moduli(scheme, kind), []
+    noise = sampling.wide_gaussian(scheme.n, deviation, primes)
+    for q, s, x, y, e in zip(primes, secret, c0, c1, noise, strict=False):
+        limb = ring.add(ring.multiply(s, y, q), ring.ntt(e, q, scheme.roots[q]), q)
+        made.append(ring.add(limb, x, q) if lead else limb)
+    return codec.pack(scheme, kind, [made])
 
 
-def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]]) -> Slots:
-    """Complex slots (S,) from every custodian's (name, share). The same bits at every institution."""
-    limbs = [codec.unpack(scheme, codec.DECRYPTION, data, name)[0] for name, data in shares]
-    q = scheme.moduli[0]
-    (limb,) = ring.total(limbs, [q])
-    coefficients = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
-    return ring.embed(coefficients / scheme.scale)
+def open_slots(scheme: Scheme, shares: Sequence[tuple[str, bytes]], kind: codec.Kind = codec.DECRYPTION) -> Slots:
+    """Complex slots (S,) from every custodian's (name, share of this ``kind``). The same bits at every institution."""
+    primes = codec.moduli(scheme, kind)
+    limbs = ring.total([codec.unpack(scheme, kind, data, name)[0] for name, data in shares], primes)
+    values = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(limbs, primes, strict=True)]
+    return ring.embed(integers.Centred(values, primes).rounded / scheme.scale)
 
 
 def flooding_bits(noise: float = CARRIED_NOISE, bound: float = CARRIED_NOISE) -> float:

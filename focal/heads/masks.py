@@ -77,9 +77,11 @@ class OwnerMasks:
 
 
 def only_classes(scheme: Scheme, layout: HeadLayout, group: int, weights: Any) -> Any:
-    """A refreshed weight ciphertext as it may be released: zero in the lanes that hold no class, whatever stands there. Where there are
-    such lanes it has two limbs less."""
+    """A refreshed weight ciphertext as it may be released: at its release's scale (``HeadLayout.release_factor``; one limb less where that
+    is not 1), and zero in the lanes that hold no class, whatever stands there. Where there are such lanes it has two limbs less."""
     ev, mask = scheme.evaluator, layout.class_mask(group)
+    if layout.release_factor != 1.0:
+        weights = ev.rescale(ev.times(weights, layout.release_factor))
     limbs = ev.count(weights)
     return weights if mask is None else keep(scheme, weights, [ev.encode(mask, n) for n in (limbs, limbs - 1)])
 

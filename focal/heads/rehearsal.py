@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks import codec
 from focal.ckks.evaluator import RealOrComplex, Slots
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import CkksConfig
@@ -38,15 +39,16 @@ class Rehearsal(Generic[L]):
         self.consortium = Consortium(self.scheme, self.run_id, names, layout.rotations, self.pool)
         self.secrets = list(self.consortium.shares.values())
 
-    def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS) -> Any:
-        """A fresh encryption of ``slots`` (S,) by all custodians."""
-        return self.consortium.encrypt(slots, limbs)
+    def encrypt(self, slots: RealOrComplex, limbs: int = LIMBS, factor: int = 1) -> Any:
+        """A fresh encryption of ``factor`` times ``slots`` (S,) by all custodians."""
+        return self.consortium.encrypt(slots, limbs, factor)
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Collective refresh by all custodians in turn, by the maps of these plan items."""
 
         def one(item: str, ciphertext: Any) -> Any:
-            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext), self.layout.refresh_map(item))[0]
+            how = self.layout.refresh_map(item)
+            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext, how), how)[0]
 
         return list(map(one, items, ciphertexts))
 
@@ -54,8 +56,8 @@ class Rehearsal(Generic[L]):
         """A refresh in which each custodian adds slots of its own drawing to every message."""
 
         def one(item: str, ciphertext: Any) -> Any:
-            asked, how = refresh.request(self.scheme, ciphertext), self.layout.refresh_map(item)
-            return self.consortium.answered(item, asked, how, [noise() for _ in self.secrets])[0]
+            how = self.layout.refresh_map(item)
+            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext, how), how, [noise() for _ in self.secrets])[0]
 
         return lambda items, ciphertexts: list(map(one, items, ciphertexts))
 
@@ -66,4 +68,4 @@ class Rehearsal(Generic[L]):
 
     def open(self, ciphertext: Any) -> Slots:
         """(S,) slots of an opening to an owner, by smudged shares of all custodians."""
-        return self.consortium.open(opening.share, ciphertext)
+        return self.consortium.open(opening.share, ciphertext, codec.OPENING_SHARE)

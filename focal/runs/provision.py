@@ -188,14 +188,14 @@ def describe(m: Manifest, say: Say, warn: Say) -> None:
 def who_verifies(m: Manifest, say: Say, warn: Say) -> None:
     """Which custodians re-run the steps, and what the guard's answers tell."""
     from focal.ckks.scheme import Scheme
-    from focal.custody import refresh
+    from focal.protocols.common import refreshing
 
     verifiers = [c.name for c in m.custodians if c.verify == "lockstep"]
     if m.guard is None:
         warn("no custodian verifies (verify: off): the server is trusted to follow the protocol")
         return
     say(f"verification {', '.join(verifiers)} re-run(s) every step and answer(s) only for identical ciphertexts")
-    bounds = refresh.guard(Scheme(m.ckks, "check"), len(m.custodians))
+    bounds = refreshing.bounds(Scheme(m.ckks, "check"), len(m.custodians), of(m).plan.layout(m))
     bounds.check()
     say(f"guard        {m.guard.name} answers every refresh last: {bounds.describe(of(m).plan.refreshes(m))}")
 

@@ -66,9 +66,9 @@ def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]
     def half(digest: str, kind: codec.Kind) -> Any:
         return codec.unpack(scheme, kind, blobs.get(digest), name)[0]
 
-    on_constant = half(share.h0[0], codec.REFRESH_H0)
+    on_constant = half(share.h0[0], codec.refresh_h0(REFRESH_LIMBS))
     how = plan.layout(c.manifest).refresh_map(share.items[1])
-    h0, h1 = half(share.h0[1], codec.REFRESH_H0), half(share.h1[1], codec.refresh_h1(how.limbs))[:REFRESH_LIMBS]
+    h0, h1 = half(share.h0[1], codec.refresh_h0(REFRESH_LIMBS)), half(share.h1[1], codec.refresh_h1(how.limbs))[:REFRESH_LIMBS]
     mapped = [how.linear(limb, q) for limb, q in zip(h0, primes, strict=True)]
     seen = [(on_constant, CONSTANT), *((ring.total([x, h1], primes), SHIFT) for x in (h0, mapped))]
     return secret, [(composed(scheme, limbs, primes) + step // 2) // step for limbs, step in seen]

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from consortium import cli, said
+from joint_training import LOGIT_ERROR
 from quick_joint import PLAIN_SPLIT, JointConsortium
 
 from focal.net import messages as msg
 
 ERROR = 1e-3
-"""What an opened logit, gradient or released weight may err by: the interactive protocol's target."""
+"""What an opened gradient or released weight may err by: the interactive protocol's target. A logit has its smudging besides."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_logits_gradients_and_head_are_the_twins(done: JointConsortium) -> None:
         given = dict(np.load(done.folder(name) / "given.npz"))
         for step in range(6):
             z = given["x"] @ weights[step]
-            np.testing.assert_allclose(opened[f"z/{step}"], z, atol=ERROR)
+            np.testing.assert_allclose(opened[f"z/{step}"], z, atol=ERROR + LOGIT_ERROR)
             expected = (z - given["labels"]) @ weights[step].T
             np.testing.assert_allclose(opened[f"g/{step}"], expected, atol=ERROR * max(1.0, np.abs(expected).max()))
     released, velocity = done.head()
@@ -103,6 +104,7 @@ def test_plaintext_split_learning_is_the_same_training(done: JointConsortium) ->
             plain, encrypted = c.opened(name), done.opened(name)
             assert plain.keys() == encrypted.keys() and len(plain) == 1 + 2 * 6 + 3
             for key, value in plain.items():
-                np.testing.assert_allclose(encrypted[key], value, atol=ERROR * max(1.0, np.abs(value).max()))
+                tolerance = ERROR * max(1.0, np.abs(value).max()) + LOGIT_ERROR * key.startswith("z/")
+                np.testing.assert_allclose(encrypted[key], value, atol=tolerance)
             activations = np.load(c.folder(name) / "given.npz")["x"].tobytes()
             assert any(activations == path.read_bytes() for path in (c.folder("server") / "blobs").rglob("*") if path.is_file())

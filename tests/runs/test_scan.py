@@ -125,14 +125,21 @@ def test_a_mask_that_hides_two_messages_is_found(again: bool) -> None:
     assert len(under_one_mask(out)) == again
 
 
-@pytest.mark.parametrize("how", [Map(6, 8, (2 * 16384 - 1,)), Map(4, 0, tuple(pow(5, 128 << x, 2 * 16384) for x in range(6)))])
+FOLD = tuple(pow(5, 512 << x, 2 * 16384) for x in range(4))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [Map(6, 8, (2 * 16384 - 1,)), Map(4, 0, tuple(pow(5, 128 << x, 2 * 16384) for x in range(6))), Map(6, 38, FOLD, 4, 59)],
+    ids=["logits", "weights", "joint-head"],
+)
 def test_a_refresh_whose_a_is_missing_is_found(one: tuple[keys.SecretShare, Published], how: Map) -> None:
     """The mask cancels in L(h0) + 2^k h1. With an ``a`` of zero, and a c1 that does not matter, what is left is errors and roundings."""
     share, published = one
     scheme = published.scheme
     for a, found in ((scheme.zero(how.limbs), True), (ring.expand(b"a", scheme.moduli[: how.limbs], scheme.n), False)):
         out = Published(scheme, ROTATIONS)
-        out.add_answer("custodian", "train/0/x/-/-", *refresh.share(scheme, share.limbs, scheme.zero(3), a, 98, how), how)
+        out.add_answer("custodian", "train/0/x/-/-", *refresh.share(scheme, share.limbs, scheme.zero(how.request), a, 98, how), how)
         assert bool(unmasked(out)) == found
 
 

@@ -102,11 +102,11 @@ def test_a_custodian_refuses(server: str, victim: str, why: str, request: pytest
 
 
 def test_the_guard_refuses_a_head_that_is_too_large() -> None:
-    """custodian-2 adds 2^120 to its part of the head's refresh; whoever could finish the sum would see s c1 beside it."""
+    """custodian-2 adds 2^160 to its part of the head's refresh; whoever could finish the sum would see s c1 beside it."""
     item = "train/1/weights/-/merged/-"
     with JointConsortium("lying-share") as c:
         c.start("server", *(n for n in c.custodians if n != "custodian-2"), *c.institutions)
-        c.start("custodian-2", prelude=prelude(f"lies_in('h0', 120, {item!r})"))
+        c.start("custodian-2", prelude=prelude(f"lies_in('h0', 160, {item!r})"))
         assert reason(c, "custodian-1") == "range"
         assert item not in [given for protocol, given, *_ in c.ledger("custodian-1") if protocol == "refresh"]
         assert not list(c.folder("custodian-1").glob("*.key"))

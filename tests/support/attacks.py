@@ -828,8 +828,9 @@ def lies_in(half: str, bits: int, item: str) -> None:
         if about != item:
             return stored
         scheme, end = self.scheme, 8 + int.from_bytes(stored[:8], "little")
-        h1 = codec.refresh_h1(self.layout.refresh_map(item).limbs)
-        kind, data = (codec.REFRESH_H0, stored[8:end]) if half == "h0" else (h1, stored[end:])
+        how = self.layout.refresh_map(item)
+        halves = {"h0": (codec.refresh_h0(how.request), stored[8:end]), "h1": (codec.refresh_h1(how.limbs), stored[end:])}
+        kind, data = halves[half]
         (own,) = codec.unpack(scheme, kind, data, "itself")
         lie = [ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q) for x, q in zip(own, scheme.moduli, strict=False)]
         packed = codec.pack(scheme, kind, [lie])

@@ -10,7 +10,7 @@ from conftest import Opened
 
 from focal.heads import released
 from focal.heads.joint.engine import InteractiveEngine, Weights
-from focal.heads.joint.layout import DERIVATIVES, InteractiveLayout, row_table
+from focal.heads.joint.layout import DERIVATIVES, FACTOR, MOVED_BITS, RELEASED, SCALE, InteractiveLayout, row_table
 from focal.heads.joint.twin import Update
 from focal.heads.moves import Refresh
 from focal.heads.rehearsal import Rehearsal
@@ -37,13 +37,13 @@ def problem(layout: InteractiveLayout, seed: int = 0) -> tuple[np.ndarray, np.nd
 def uploads(base: Rehearsal, run: InteractiveEngine, x: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
     """Each owner's activations, its first ``filled[owner]`` rows only."""
     starts = {name: run.owners[name].start for name in filled}
-    return {n: base.encrypt(run.layout.activation_slots(x[s : s + filled[n]], s)) for n, s in starts.items()}
+    return {n: base.encrypt(run.layout.activation_slots(x[s : s + filled[n]], s), factor=FACTOR) for n, s in starts.items()}
 
 
 def answers(base: Rehearsal, run: InteractiveEngine, delta: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
     starts = {name: run.owners[name].start for name in filled}
     slots = {n: run.layout.derivative_slots(delta[s : s + filled[n]], s) for n, s in starts.items()}
-    return {n: base.encrypt(v, DERIVATIVES.limbs) for n, v in slots.items()}
+    return {n: base.encrypt(v, DERIVATIVES.limbs, FACTOR) for n, v in slots.items()}
 
 
 def encrypted(base: Rehearsal, layout: InteractiveLayout, now: np.ndarray, before: np.ndarray) -> Weights:
@@ -51,7 +51,14 @@ def encrypted(base: Rehearsal, layout: InteractiveLayout, now: np.ndarray, befor
 
 
 def exact_weights(layout: InteractiveLayout, opened: Opened, ciphertext: Any) -> np.ndarray:
-    return released.weights(layout, [opened.slots(ciphertext)])
+    """(R, C) of a head as it is carried between steps."""
+    return released.weights(layout, [opened.slots(ciphertext) * (RELEASED / SCALE)])
+
+
+def moved_weights(layout: InteractiveLayout, opened: Opened, ciphertext: Any) -> np.ndarray:
+    """(R, C) of a head on its way to the refresh."""
+    slots = opened.slots(ciphertext).reshape(layout.copies, -1).sum(0) / 2**MOVED_BITS
+    return released.weights(layout, [np.tile(slots, layout.copies) * (RELEASED / SCALE)])
 
 
 def derivative(z: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -26,3 +28,24 @@ def polynomial(slots: np.ndarray, n: int) -> list[int]:
         odd[n - 1 - (power - 1) // 2] = np.conj(value)
         power = power * 5 % (2 * n)
     return [round(v * 2.0**45) for v in (np.fft.fft(odd) / n * np.exp(-1j * np.pi * np.arange(n) / n)).real]
+
+
+def slot_errors(coefficients: list[int], slots: np.ndarray, scale_bits: int, which: list[int]) -> np.ndarray:
+    """Complex errors of some slots of a polynomial at scale 2^scale_bits, by integers of 256 bits: nothing is rounded on the way."""
+    n, one = len(coefficients), 1 << 256
+    cos, sin = 0, one  # of pi / 2, then of pi / n
+    for _ in range(n.bit_length() - 2):
+        cos, sin = math.isqrt((one + cos) * one // 2), math.isqrt((one - cos) * one // 2)
+    table = [(one, 0)]
+    for _ in range(2 * n - 1):
+        x, y = table[-1]
+        table.append(((x * cos - y * sin) >> 256, (x * sin + y * cos) >> 256))
+    out = []
+    for k in which:
+        power = pow(5, k, 2 * n)
+        roots = [table[power * j % (2 * n)] for j in range(n)]
+        real = sum(c * x for c, (x, _) in zip(coefficients, roots, strict=True)) - (int(slots[k]) << scale_bits + 256)
+        out.append(
+            complex(real / (one << scale_bits), sum(c * y for c, (_, y) in zip(coefficients, roots, strict=True)) / (one << scale_bits))
+        )
+    return np.array(out)

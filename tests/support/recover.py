@@ -13,7 +13,7 @@ import numpy as np
 from scan import OWNERS, Published
 
 from focal.ckks import ring
-from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import LIMBS, Scheme
 
 Guess = np.ndarray
 
@@ -50,7 +50,7 @@ def by_quotients(published: Published, custodian: str) -> Iterator[tuple[str, Gu
         if not name.startswith("h0/") or f"c1/{item}" not in published.public:
             continue
         a, c1, h1 = published.public[f"a/{item}"], published.public[f"c1/{item}"], own[f"h1/{item}[0]"]
-        for i, q in enumerate(published.scheme.moduli[:REFRESH_LIMBS]):
+        for i, q in enumerate(published.scheme.moduli[: min(len(limbs), len(h1))]):
             yield f"h0/c1 {item}", quotient(published, limbs[i], c1[i], q)
             yield f"h1/a {item}", quotient(published, h1[i], a[i], q)
             yield f"(h0+h1)/(c1-a) {item}", quotient(published, ring.add(limbs[i], h1[i], q), ring.subtract(c1[i], a[i], q), q)
@@ -76,10 +76,9 @@ def by_quotients(published: Published, custodian: str) -> Iterator[tuple[str, Gu
 def by_rounding(published: Published, custodian: str) -> Iterator[tuple[str, Guess]]:
     """h0 = s c1 - M with c1 = 2^k: the high bits are s."""
     scheme = published.scheme
-    primes = scheme.moduli[:REFRESH_LIMBS]
     for name, limbs in published.families[custodian]:
         if name.startswith("h0/"):
-            value = composed(published.scheme, limbs, primes)
+            value = composed(published.scheme, limbs, scheme.moduli[: len(limbs)])
             for k in (100, 105, 110, 120, 135):
                 yield f"{name} / 2^{k}", np.array([int(v + (1 << k - 1)) >> k for v in value], dtype=object)
 

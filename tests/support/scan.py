@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from focal.ckks import codec, ring
-from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import DIGITS, LIMBS, Scheme
 from focal.config import Manifest, read
 from focal.custody import inputs, keys, refresh
 from focal.custody.inputs import Input, Words
@@ -76,31 +76,32 @@ class Published:
 
     def add_answer(self, family: str, item: str, h0: bytes, h1: bytes, how: refresh.Map) -> None:
         """A refresh share, and the map that its mask went through."""
-        self.add(family, f"h0/{item}", codec.REFRESH_H0, h0)
+        self.add(family, f"h0/{item}", codec.refresh_h0(how.request), h0)
         self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
         self.maps[item] = how
 
-    def add_input(self, family: str, item: str, a: Sequence[ring.Limb], data: bytes, masks: Sequence[Words] = ()) -> None:
-        """A contribution to an input, and what is left of it for those who know ``masks``, of all its owners."""
+    def add_input(self, family: str, item: str, a: Sequence[ring.Limb], data: bytes, masks: Sequence[Words] = (), factor: int = 1) -> None:
+        """A contribution to an input, and what is left of it for those who know ``masks``, of all its owners; ``factor``: the input's."""
         self.public[f"a/{item}"] = a
         kind = codec.input_b(len(a))
         self.add(family, f"input/{item}", kind, data)
         if masks:
             ((_, seen),) = self.families[family][-1:]
             for words in masks:
-                seen = ring.total([seen, self.evaluated(words, len(a))], self.scheme.moduli[: len(a)])
+                seen = ring.total([seen, self.evaluated(words, len(a), factor)], self.scheme.moduli[: len(a)])
             self.families[family].append((f"input/{item}{OWNERS}[0]", seen))
 
-    def add_rows(self, family: str, item: str, data: bytes, limbs: int) -> None:
+    def add_rows(self, family: str, item: str, data: bytes, limbs: int, factor: int = 1) -> None:
         """An institution's masked message, as the polynomial that goes into the input."""
         words = self.rows[family, item] = codec.unpack_masked(self.scheme, data, family)
-        self.families.setdefault(family, []).append((f"rows/{item}[0]", self.evaluated(words, limbs)))
+        self.families.setdefault(family, []).append((f"rows/{item}[0]", self.evaluated(words, limbs, factor)))
 
-    def evaluated(self, words: Words, limbs: int) -> list[ring.Limb]:
-        """Integers of 128 bits modulo the primes, as a polynomial in evaluation form."""
+    def evaluated(self, words: Words, limbs: int, factor: int) -> list[ring.Limb]:
+        """Integers of 128 bits, times ``factor``, modulo the primes, as a polynomial in evaluation form."""
         out = []
         for q in self.scheme.moduli[:limbs]:
-            low, high = (word % np.uint64(q) for word in words)
+            low, high = (words[:, i] % np.uint64(q) for i in range(2))
+            low, high = (ring.multiply(x, np.full(self.scheme.n, factor % q, np.uint64), q) for x in (low, high))
             whole = ring.add(low, ring.multiply(high, np.full(self.scheme.n, 2**64 % q, np.uint64), q), q)
             out.append(ring.ntt(whole, q, self.scheme.roots[q]))
         return out
@@ -139,9 +140,9 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
                 out.add(sender, name, kind, blobs.get(digest))
         elif isinstance(body, msg.RefreshRequest):
             for item, digest in zip(body.items, body.ciphertexts, strict=True):
-                limbs = layout.refresh_map(item).limbs
-                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest, limbs)
-                out.requests[item] = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
+                how = layout.refresh_map(item)
+                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest, how.limbs)
+                out.requests[item] = codec.unpack(scheme, codec.ciphertext(how.request), blobs.get(digest), "")
                 out.public[f"c1/{item}"] = out.requests[item][1]
         elif isinstance(body, msg.RefreshShares):
             for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
@@ -156,13 +157,13 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
             for item in body.items:
                 reader = item.rpartition("/")[2]
                 data = unsealed(sender, reader, body.sealed[reader], opening_context(item, bytes.fromhex(run_id)))
-                out.add(sender, item, codec.DECRYPTION, data)
+                out.add(sender, item, codec.OPENING_SHARE, data)
     said = {(sender, topic): body for sender, topic, body in bodies}
     custodians = [m.name for m in manifest.custodians]
     for round, wanted, chunks in rounds(manifest, said):
         for i, one in enumerate(wanted):
             for (name, label), digest in zip(one.owners, chunks[i], strict=True):
-                out.add_rows(name, one.item, blobs.get(digest), one.limbs)
+                out.add_rows(name, one.item, blobs.get(digest), one.limbs, one.factor)
                 for custodian, private in (kept or {}).items():
                     key = inputs.pair_key(private, said[name, KEY].public, bytes.fromhex(run_id), name, custodian)
                     out.masks[custodian, name, one.item] = inputs.mask(key, label, one.item, scheme.n)
@@ -170,7 +171,7 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
                 revealed: msg.InputReveal = said[custodian, f"{round}/reveal"]
                 a = inputs.public_random(scheme, bytes.fromhex(run_id), revealed.lists, one.item, one.limbs)
                 masks = [out.masks[custodian, name, one.item] for name, _ in one.owners] if kept and custodian in kept else []
-                out.add_input(custodian, one.item, a, blobs.get(revealed.blobs[i]), masks)
+                out.add_input(custodian, one.item, a, blobs.get(revealed.blobs[i]), masks, one.factor)
     return out
 
 
@@ -226,14 +227,15 @@ def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], by
 
     def shares(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> tuple[bytes, bytes]:
         h0, h1 = refreshed(scheme, secret, *rest)
-        given.append((who(secret), f"h0/{len(given)}", codec.REFRESH_H0, h0))
+        limbs = next(n for n in range(1, LIMBS + 1) if codec.size(scheme, codec.refresh_h0(n)) == len(h0))
+        given.append((who(secret), f"h0/{len(given)}", codec.refresh_h0(limbs), h0))
         limbs = next(n for n in range(1, LIMBS + 1) if codec.size(scheme, codec.refresh_h1(n)) == len(h1))
         given.append((who(secret), f"h1/{len(given)}", codec.refresh_h1(limbs), h1))
         return h0, h1
 
     def opened(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> bytes:
         data = smudged(scheme, secret, *rest)
-        given.append((who(secret), f"opening/{len(given)}", codec.DECRYPTION, data))
+        given.append((who(secret), f"opening/{len(given)}", rest[-1], data))
         return data
 
     patch.setattr(keys.SecretShare, "first_round", firsts)
@@ -292,8 +294,8 @@ def candidates(published: Published, family: str, q: int, products: bool) -> tup
     return names, np.array(base), labels, np.array(made) if made else empty
 
 
-def is_small(values: np.ndarray, q: int) -> np.ndarray:
-    return (np.minimum(values, np.uint64(q) - values) < SMALL).all(axis=-1)
+def is_small(values: np.ndarray, q: int, small: int = SMALL) -> np.ndarray:
+    return (np.minimum(values, np.uint64(q) - values) < small).all(axis=-1)
 
 
 def small_combinations(
@@ -342,12 +344,15 @@ def unmasked(published: Published) -> list[str]:
     for family, elements in published.families.items():
         own = dict(elements)
         for item, how in published.maps.items():
-            for i, q in enumerate(scheme.moduli[:REFRESH_LIMBS] if f"h0/{item}[0]" in own else ()):
+            small = max(SMALL, 1 << how.shift + 8)  # errors, and what division by 2^k rounds away, are 2^k times as large here
+            primes = [q for q in scheme.moduli[: how.request] if q > 8 * small]
+            for q in primes if f"h0/{item}[0]" in own else ():
+                i = scheme.moduli.index(q)
                 mapped = how.linear(own[f"h0/{item}[0]"][i], q)
                 factor = np.full(scheme.n, (1 << how.shift) % q, np.uint64)
                 total = ring.add(mapped, ring.multiply(own[f"h1/{item}[0]"][i], factor, q), q)
                 where = np.flatnonzero(coefficients(published, mapped, q))[:LOOK]
-                if len(where) < LOOK or is_small(coefficients(published, total, q)[where], q):
+                if len(where) < LOOK or is_small(coefficients(published, total, q)[where], q, small):
                     found.append(f"{family}: L(h0) + 2^{how.shift} h1 of {item} is small modulo {q}")
     return found
 

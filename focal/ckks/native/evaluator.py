@@ -98,6 +98,9 @@ class NativeEvaluator:
             return self.load([polynomial])
         return Ciphertext(self.ring.lift(np.ascontiguousarray(polynomial[0]), wanted)[None])
 
+    def plain(self, polynomial: Sequence[Limb]) -> Ciphertext:
+        return self.load([polynomial])
+
     def plain_limbs(self, plain: Ciphertext) -> list[Limb]:
         return list(plain.words[0])
 
@@ -131,6 +134,9 @@ class NativeEvaluator:
             return Ciphertext(self.ring.multiply(x.words, factor.words[0]), x.degree + factor.degree)
         # OpenFHE adds a half and cuts off what stands behind the point: negative numbers are rounded towards zero
         return Ciphertext(self.ring.scale(x.words, int(float(factor) * self.scheme.scale + 0.5)), x.degree + 1)
+
+    def times_integer(self, x: Ciphertext, factor: int) -> Ciphertext:
+        return Ciphertext(self.ring.scale(x.words, factor), x.degree)
 
     def products(
         self,

@@ -23,35 +23,40 @@ written in the 2K - 1 diagonals s = e and s = e - K, where a mask keeps the lane
 The row axis is the slowest, so fold_i and the rotations by e R are cyclic: G comes out complete in every copy, and needs
 neither mask nor broadcast. It is merged over e, added to W and folded last of all, by the map of W's refresh
 (:meth:`InteractiveLayout.refresh_map`), which costs no key switch: the fold of m / copies is the mean of the copies, of which
-each has ``copies`` times the gradient of its own rows, and W besides. Before, a slot holds at most 64 (w + rate x delta m / n), with
-n rows that are there: 2^11 (``PHASE_BITS`` of refresh.py) for rate 0.5, 33 of 128 rows, and x = 16, the most that a bottleneck
-lets pass, in all of some K rows.
+each has ``copies`` times the gradient of its own rows, and W besides.
 
-Key switches (R = 64, K = 8): 17 with 2 limbs, 16 with 3, 14 with 4, 22 with 5. The 14 rotations of D and the 7 of W take
+Key switches (R = 64, K = 8): 17 with 3 limbs, 16 with 4, 29 with 4 and 5, 7 of these with 4. The 14 rotations of D and the 7 of W take
 steps of one and three Q or R, those of one ciphertext share its digits (:func:`walk`). Keys in all: 11; one for each
 rotation would be 24, for a twentieth of a step.
 
 Level schedule. Every branch begins as low as it can, because a key switch with 2 limbs costs a quarter of one with 6::
 
-    limbs   6            5                 4                         3                  2                  1
-    W       -----------------------------> W_e ---------mask_s-----> W_s
-    X       ------------------------------own rows--------------> X . W_s --------> Z --mask / 64------> opened
-    D       -own rows--> D_s -------------------------------------> W_s . D_s -----> dX --mask / 16------> opened
+    limbs   6            5                 4                         3                  2
+    W       -----------> W_e ---mask_s---> W_s
+    X       ----------own rows-----------> X . W_s ----------------> Z ----mask-------> opened
+    D       -own rows--> D_s ------------> W_s . D_s --------------> dX ---mask-------> opened
     X       -own rows x mask_s--> X_s . D_s -----> G
-    W, W-   -----------------------------> b (W - W-) - rate / (64 n) G ---> . + W --- refresh, fold_i --> W with 6 limbs
+    W, W-   -----------------------------> 2^38 / copies (W + b (W - W-)) - 2^18 rate / n G --- refresh: fold_i, / 2^38 --> W with 6 limbs
 
 An institution can write into every slot of what it uploads. So each upload is multiplied by its owner's 0/1 mask before uploads are
 added up, with one rescaling for all: activations keep the owner's rows, derivatives these and the lanes that hold a class. What somebody
 writes into others' rows moves their logits and gradients, and the head, by 2^-38 of it: that is what encoding leaves in a zero, and there
 is no limb for a second mask.
 
-Everything is carried 64 times larger (SCALE): activations, derivatives, weights, opened logits; opened gradients 256 times. Noise has
-one size whatever it falls on, so that of fresh ciphertexts and key switches weighs 64 times less on values 64^2 times larger (Z, dX, G),
-which the owner's mask or the rate then divides; and the smudging of an opening weighs 64 times less on what it hides. What is left:
+Everything is carried 2^20 times larger (SCALE): activations, derivatives, weights. Noise has one size whatever it falls on, so that of
+fresh ciphertexts and key switches weighs 2^20 times less on values 2^40 times larger (Z, dX, G), and what is opened has two limbs for
+both and for the smudging. Two more things follow:
 
-    a head     2^5.3 per coefficient and step (3 custodians, rate 0.5, 128 rows) from the derivatives' own noise, and a rounding of
-               2^5.7, of which the mean over 16 copies leaves 2^3.7. Momentum passes it on 1 / (1 - b) times, and steps add up: 10 sqrt(T)
-               for b = 0.9 (head_noise). So W goes into the next W unrounded
+    masks      what they leave in their zeros is somebody else's value, and must weigh as little as the noise. W's lanes are encoded 2^3
+               times larger, owners' masks of Z and dX 2^8 and 2^10 times, these by focal/ckks/precise.py
+    the rate   a gradient is 2^20 times larger than a head, so on its way to the refresh the head is made larger, by an integer, and the
+               refresh divides: exactly, and without the limb that a rescaling takes. The rate of a row is an integer too, over 2^18
+               (:func:`focal.heads.joint.twin.row_rate`). This request has 4 limbs, for W is up to 2^54 times larger than a blind step's
+
+What is left of noise:
+
+    a head     2^5.3 per coefficient and step (3 custodians, rate 0.5, 128 rows) from the derivatives' own noise, and 2^2.6 of the refresh.
+               Momentum passes it on 1 / (1 - b) times, and steps add up: 10 sqrt(T) for b = 0.9 (head_noise)
     openings   the head's noise times x, the fresh noise of x times w; opening.py has the bounds and what they mean
 
 delta comes at its natural size: scaled down by the rate, the input gradient would drown in the smudging. The rate comes last.
@@ -69,23 +74,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from focal.ckks import precise
 from focal.ckks.evaluator import Ciphertext, Each, Plaintext
-from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import LIMBS, Scheme
 from focal.errors import FocalError, Refused
-from focal.heads.joint.layout import GRADIENT_SCALE, SCALE, InteractiveLayout, walk
+from focal.heads.joint.layout import (
+    GRADIENT_MASK_BITS,
+    GRADIENT_OPENED,
+    LANE_BITS,
+    MASK_BITS,
+    MOVED_LIMBS,
+    OPENING,
+    Array,
+    InteractiveLayout,
+    walk,
+)
 from focal.heads.joint.limits import check_contributors
-from focal.heads.joint.twin import Update
+from focal.heads.joint.twin import Update, row_rate
 from focal.heads.masks import class_mask_bytes, plain_bytes
 from focal.heads.moves import Moves, Refresh
 
 U = TypeVar("U")
 
 RANGE = 64.0
-"""Activation gradients up to this size, and logits up to four times as large, must fit the last limb."""
+"""Activation gradients up to this size, and logits up to four times as large, must fit the limbs that are opened."""
 
-TURNED = 4
+TURNED = 5
 """Limbs with which W is rotated."""
-MULTIPLIED = 3
+MULTIPLIED = 4
 """Limbs with which activations, derivatives and weights are multiplied for logits and input gradient."""
 
 
@@ -110,13 +126,13 @@ class Forward:
     """What the forward pass leaves behind."""
 
     logits: dict[str, Ciphertext]
-    """Owner -> 64 z on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
+    """Owner -> 2^51 z on its own rows, zero elsewhere; two limbs, to be opened to that owner only."""
     activations: Mapping[str, Ciphertext]
     """Owner -> what it uploaded, 6 limbs."""
     owned: Ciphertext
     """X: the sum of these, each on its owner's rows; 6 limbs, not rescaled yet."""
     diagonals: dict[int, Ciphertext]
-    """s -> W_s, 3 limbs"""
+    """s -> 8 W_s, 4 limbs"""
 
 
 @dataclass
@@ -124,9 +140,9 @@ class Backward:
     """What the backward pass leaves behind."""
 
     gradients: dict[str, Ciphertext]
-    """Owner -> 256 dX on its own rows, zero elsewhere; one limb, to be opened to that owner only."""
+    """Owner -> 2^53 dX on its own rows, zero elsewhere; two limbs, to be opened to that owner only."""
     weights: Ciphertext
-    """The new head with 3 limbs, to be refreshed: the mean over its copies is what it is."""
+    """The new head with 4 limbs, to be refreshed: the sum over its copies, / 2^38, is what it is."""
 
 
 class InteractiveEngine(Moves):
@@ -149,22 +165,21 @@ class InteractiveEngine(Moves):
         self.scheme, self.layout, self.owners, self.update = scheme, layout, dict(owners), update
         self.ev = ev = scheme.evaluator
         self.batches, self.min_rows_of_others = {name: len(rows) for name, rows in owners.items()}, min_rows_of_others
-        most = scheme.moduli[0] / (2 * scheme.scale * GRADIENT_SCALE)
-        if most < RANGE / 2:  # q_0 lies around 2^first_bits
+        most = math.prod(scheme.moduli[: OPENING.limbs]) / (2 * scheme.scale * GRADIENT_OPENED)
+        if most < RANGE / 2:  # primes lie around 2^first_bits and 2^scale_bits
             raise FocalError(
-                f"interactive: the last limb holds activation gradients up to {most:.1f} only",
-                hint=f"use ckks.first_bits at least {math.log2(GRADIENT_SCALE * RANGE) + 1:.0f} above ckks.scale_bits, as the defaults are",
+                f"interactive: what is opened holds activation gradients up to {most:.1f} only",
+                hint=f"use ckks.first_bits {math.log2(GRADIENT_OPENED * RANGE) + 1:.0f}, as the defaults are",
             )
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
         lows = {e: layout.low_lanes(e) for e in range(1, layout.lanes)}
-        self.low = {e: ev.encode(low, TURNED) for e, low in lows.items()}
+        self.low = {e: ev.encode(low * 2.0**LANE_BITS, TURNED) for e, low in lows.items()}
         # e -> owner -> its own rows, for e > 0 those of mask_(e - K) among them
         own = {name: layout.gradient_mask(rows) for name, rows in self.owners.items()}
         self.activation_masks = {e: {name: ev.encode(mask * lows.get(e, 1.0)) for name, mask in own.items()} for e in range(layout.lanes)}
         self.derivative_masks = {name: ev.encode(layout.derivative_mask(rows)) for name, rows in self.owners.items()}
-        last = MULTIPLIED - 1
-        self.logit_masks = {n: ev.encode(layout.logit_mask(rows) / SCALE, last) for n, rows in self.owners.items()}
-        self.gradient_masks = {n: ev.encode(mask * (GRADIENT_SCALE / SCALE**2), last) for n, mask in own.items()}
+        self.logit_masks = {n: self._precise(layout.logit_mask(rows), MASK_BITS) for n, rows in self.owners.items()}
+        self.gradient_masks = {n: self._precise(mask, GRADIENT_MASK_BITS) for n, mask in own.items()}
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
@@ -172,13 +187,13 @@ class InteractiveEngine(Moves):
     @property
     def mask_digest(self) -> str:
         """SHA-256 over all encoded masks, which went through a floating-point FFT: whoever recomputes steps must get the same bits."""
-        found = hashlib.sha256(b"focal/interactive-masks/v2")
+        found = hashlib.sha256(b"focal/interactive-masks/v3")
         masks = [(TURNED, plain) for plain in self.low.values()]
         masks += [(LIMBS, plain) for owned in (*self.activation_masks.values(), self.derivative_masks) for plain in owned.values()]
         masks += [(MULTIPLIED - 1, plain) for owned in (self.logit_masks, self.gradient_masks) for plain in owned.values()]
         for limbs, plain in masks:
             found.update(plain_bytes(self.scheme, plain, limbs))
-        found.update(class_mask_bytes(self.scheme, self.layout, 0, LIMBS))  # what the release keeps
+        found.update(class_mask_bytes(self.scheme, self.layout, 0, LIMBS - 1))  # what the release keeps
         return found.hexdigest()
 
     # ----------------------------------------------------------------- one step
@@ -235,10 +250,11 @@ class InteractiveEngine(Moves):
     # ----------------------------------------------------------------- parts of a step
 
     def _diagonals(self, w: Ciphertext) -> dict[int, Ciphertext]:
-        """s -> W_s = mask_s W_(s mod K), one limb less."""
+        """s -> 8 W_s = 8 mask_s W_(s mod K), one limb less."""
         found, k = self._turned(w, self.layout.features, self.layout.turned_weights), self.layout.lanes
         turned = {e % k: ct for e, ct in found.items()}
-        return self._pairs(lambda e: self.ev.drop(turned[e], MULTIPLIED), lambda e: self._times(turned[e], self.low[e]))
+        # both are rescaled: a difference to one that is not would leave 2^-25 of W in its zeros, as primes differ from 2^45
+        return self._pairs(lambda e: self._times(turned[e], 2.0**LANE_BITS), lambda e: self._times(turned[e], self.low[e]))
 
     def _activations(self, run: Forward) -> dict[int, Ciphertext]:
         """s -> X_s, each owner's activations on its own rows only; 5 limbs."""
@@ -267,13 +283,17 @@ class InteractiveEngine(Moves):
         return self._turned(d, -self.layout.lane, range(1 - k, k))
 
     def _updated(self, weights: Weights, g: Ciphertext, n: int) -> Ciphertext:
-        """W + b (W - W-) - copies rate G / (64 n) with 3 limbs, rounded once; ``g``: in each copy, G of its own rows."""
-        ev = self.ev
-        now, before = (ev.drop(w, REFRESH_LIMBS + 1) for w in (weights.now, weights.before))
-        moved = ev.times(g, -self.update.rate * self.layout.copies / (SCALE * n))
-        if self.update.momentum:
-            moved = ev.add(moved, ev.times(ev.subtract(now, before), self.update.momentum))
-        return ev.add(ev.drop(now, REFRESH_LIMBS), ev.rescale(moved))
+        """2^38 / copies (W + b (W - W-)) - 2^18 rate / n G with 4 limbs, exactly; ``g``: in each copy, G of its own rows, 4 limbs."""
+        ev, one, b = self.ev, self.layout.moved, round(self.layout.moved * self.update.momentum)
+        now, before = (ev.drop(w, MOVED_LIMBS) for w in (weights.now, weights.before))
+        moved = ev.subtract(ev.times_integer(now, one + b), ev.times_integer(g, row_rate(self.update, n)))
+        return ev.subtract(moved, ev.times_integer(before, b)) if b else moved
+
+    def _precise(self, mask: Array, bits: int) -> Plaintext:
+        """An owner's mask of what is opened, for logits or gradients with 3 limbs: 2^``bits`` times as large, and as much more exact."""
+        scheme = self.scheme
+        limbs = precise.encode(mask, scheme.params.scale_bits + bits, scheme.moduli[: MULTIPLIED - 1], scheme.roots)
+        return self.ev.plain(limbs)
 
     def _masked(self, ct: Ciphertext, masks: Mapping[str, Plaintext], present: Mapping[str, Any]) -> dict[str, Ciphertext]:
         """One opening per owner that is present."""

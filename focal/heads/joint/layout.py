@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from focal.ckks import codec, ring, sampling
 from focal.ckks.evaluator import Slots
-from focal.ckks.scheme import LIMBS
+from focal.ckks.scheme import LIMBS, OPENING_LIMBS
 from focal.custody.refresh import Map
 from focal.errors import FocalError
+from focal.heads.joint.twin import RATE_BITS
 from focal.heads.linear.layout import WEIGHT_SCALE, power_of_two
 
 Array = NDArray[np.float64]
@@ -24,12 +25,32 @@ ACTIVATIONS = codec.ciphertext(LIMBS)
 """What an institution uploads before the forward pass."""
 DERIVATIVES = codec.ciphertext(LIMBS)
 """What it uploads before the backward pass."""
-OPENING = codec.ciphertext(1)
+OPENING = codec.ciphertext(OPENING_LIMBS)
 """What is opened to an owner."""
-SCALE = 64.0
-"""How many times larger than themselves activations, derivatives, weights and opened logits are carried."""
-GRADIENT_SCALE = 256.0
-"""The same of opened activation gradients, which are smaller and need the same relative precision."""
+FACTOR = 1 << 20
+"""What activations and derivatives are multiplied by once they are encoded; noise that comes later is that much smaller beside them."""
+SCALE = float(FACTOR)
+"""How many times larger than themselves activations, derivatives and weights are carried."""
+LANE_BITS = 3
+"""Masks of W's lanes are encoded at a scale 2^3 times the usual one: that much less is left in their zeros, where the first rows of one
+owner would show in the last row of another."""
+MASK_BITS = 8
+"""The same of owners' masks of logits: 2^-48 of others' values is left."""
+GRADIENT_MASK_BITS = 10
+"""The same of activation gradients, which are smaller, as is the noise on them."""
+OPENED = SCALE**2 * 2.0 ** (LANE_BITS + MASK_BITS)
+"""How many times larger than themselves logits are opened: 2^51."""
+GRADIENT_OPENED = SCALE**2 * 2.0 ** (LANE_BITS + GRADIENT_MASK_BITS)
+"""The same of activation gradients: 2^53."""
+RELEASED = 64.0
+"""The same of the weights that are released."""
+MOVED_BITS = RATE_BITS + FACTOR.bit_length() - 1
+"""A head on its way to the refresh is larger by 2^38 than after it, the sum over its copies included: the rate is a multiple of 2^-18, and
+gradients come 2^20 times larger than the head. The refresh divides exactly (custody/refresh.py), which costs no limb."""
+PHASE_BITS = 59
+"""Honest heads on their way to the refresh stay below 2^59 in a slot (:func:`focal.heads.joint.limits.request_size`)."""
+MOVED_LIMBS = 4
+"""Limbs of a head on its way to the refresh: 195 bits, for masks of 193."""
 
 
 def walk(reached: range) -> dict[int, int]:
@@ -109,10 +130,19 @@ class InteractiveLayout:
         return sorted({*steps, *self.lane_folds})
 
     def refresh_map(self, item: str) -> Map:
-        """A head is refreshed to all limbs, and to the mean over its copies, each of which has the gradient of its own rows."""
-        doublings = range(self.copies.bit_length() - 1)
-        folds = (ring.exponent(2 * self.slots, self.lanes * self.features << x) for x in doublings)
-        return Map(LIMBS, len(doublings), tuple(folds))
+        """A head is refreshed to all limbs, and to the sum over its copies, each of which has the gradient of its own rows, / 2^38."""
+        folds = tuple(ring.exponent(2 * self.slots, self.lanes * self.features << x) for x in range(self._doublings))
+        return Map(LIMBS, MOVED_BITS, folds, MOVED_LIMBS, PHASE_BITS)
+
+    @property
+    def moved(self) -> int:
+        """What each copy of a weight is multiplied by before the refresh: 2^38 over their number."""
+        return 1 << MOVED_BITS - self._doublings
+
+    @property
+    def release_factor(self) -> float:
+        """What a head is multiplied by before its release: carried larger, it would not fit one limb."""
+        return RELEASED / SCALE
 
     @property
     def turned_weights(self) -> range:
@@ -122,19 +152,20 @@ class InteractiveLayout:
     # ----------------------------------------------------------------- values <-> slots
 
     def activation_slots(self, x: Array, first: int) -> Array:
-        """(S,) slots of 64 X from activations (n, R) of rows [first, first + n), zeros elsewhere."""
+        """(S,) slots of X from activations (n, R) of rows [first, first + n), zeros elsewhere. Encoded, they are multiplied by
+        :data:`FACTOR`."""
         out = np.zeros((self.rows, self.features))
-        out[self._own(first, x)] = SCALE * x
+        out[self._own(first, x)] = x
         return out.reshape(-1)
 
     def derivative_slots(self, delta: Array, first: int) -> Array:
-        """(S,) slots of 64 D from d loss / d logit (n, C), each of its own row's loss, of rows [first, first + n)."""
+        """(S,) slots of D from d loss / d logit (n, C), each of its own row's loss, of rows [first, first + n); :data:`FACTOR` likewise."""
         padded = np.zeros((self.rows, self.lanes))
-        padded[self._own(first, delta), : self.outputs] = SCALE * delta
+        padded[self._own(first, delta), : self.outputs] = delta
         return np.repeat(np.take_along_axis(padded, self._classes, axis=1), self.lane)
 
     def weight_slots(self, weights: Array) -> Array:
-        """(S,) slots of 64 W from weights (R, C)."""
+        """(S,) slots of 2^20 W from weights (R, C)."""
         padded = np.zeros((self.features, self.lanes))
         padded[:, : self.outputs] = SCALE * weights
         lanes = np.arange(self.features) // self.lane
@@ -142,25 +173,25 @@ class InteractiveLayout:
 
     def logits(self, slots: Slots, rows: range) -> Array:
         """(n, C) logits of ``rows`` from an opened ciphertext."""
-        lanes = slots.real.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / SCALE
+        lanes = slots.real.reshape(self.rows, self.lanes, self.lane)[:, :, 0] / OPENED
         out: Array = np.empty_like(lanes)
         np.put_along_axis(out, self._classes, lanes, axis=1)
         return out[rows.start : rows.stop, : self.outputs]
 
     def gradients(self, slots: Slots, rows: range) -> Array:
         """(n, R) d loss / d activation of ``rows`` from an opened ciphertext."""
-        return slots.real.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_SCALE
+        return slots.real.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_OPENED
 
     def read_weights(self, slots: Slots) -> Array:
-        """(R, C) times 16, which is what released.weights divides by, from the slots of a head; the copies are averaged."""
+        """(R, C) times 16, which is what released.weights divides by, from the slots of a released head; the copies are averaged."""
         values = slots.real.reshape(self.copies, self.lanes, self.features).mean(axis=0)
         lanes, out = np.arange(self.features) // self.lane, np.empty((self.features, self.lanes))
         for i in range(self.lanes):
             out[np.arange(self.features), self._classes[i, lanes]] = values[i]
-        return out[:, : self.outputs] * (WEIGHT_SCALE / SCALE)
+        return out[:, : self.outputs] * (WEIGHT_SCALE / RELEASED)
 
     def noise_slots(self, deviation: float) -> Array:
-        """(S,) slots of 64 times a fresh Gaussian of ``deviation`` on every weight, the same on all of its copies."""
+        """(S,) slots of 2^20 times a fresh Gaussian of ``deviation`` on every weight, the same on all of its copies."""
         return self.weight_slots(sampling.gaussian(self.features * self.outputs, deviation).reshape(self.features, self.outputs))
 
     # ----------------------------------------------------------------- masks
@@ -183,13 +214,18 @@ class InteractiveLayout:
 
     def derivative_mask(self, rows: range) -> Array:
         """1 where the derivatives of ``rows`` stand: not in lanes that hold no class."""
-        return self.derivative_slots(np.ones((len(rows), self.outputs)), rows.start) / SCALE
+        return self.derivative_slots(np.ones((len(rows), self.outputs)), rows.start)
 
     def class_mask(self, group: int = 0) -> Array | None:
         """1 on lanes of the head that hold a class, 0 on those that pad C to K; None where every lane holds one."""
         return None if self.outputs == self.lanes else self.weight_slots(np.ones((self.features, self.outputs))) / SCALE
 
     # ----------------------------------------------------------------- help
+
+    @property
+    def _doublings(self) -> int:
+        """log2 of the number of copies."""
+        return self.copies.bit_length() - 1
 
     @property
     def _classes(self) -> NDArray[np.int64]:

@@ -15,15 +15,20 @@ from numpy.typing import NDArray
 
 from focal.custody import opening
 from focal.errors import FocalError, Refused
-from focal.heads.joint.layout import SCALE, InteractiveLayout
-from focal.heads.joint.twin import Update
+from focal.heads.joint.layout import OPENED, SCALE, InteractiveLayout
+from focal.heads.joint.twin import RATE_BITS, Update, row_rate
 
 MIN_CONTRIBUTORS = 3
 """With two, each would learn the other's head gradient by differencing two heads."""
 HEAD_NOISE = 2.0**16
-"""t of the release of a head (focal/custody/release.py): four times that of the blind protocol's, on weights carried four times larger."""
-ROUNDING = 2.0**5.7
-"""What one rescaling adds, per coefficient, with 3 custodians: sqrt((1 + 2 N) / 12)."""
+"""t of the release of a head (focal/custody/release.py): four times that of the blind protocol's, on weights released four times larger.
+What is inside is a rounding, 2^6.4 with 8 custodians, and 2^-14 of the noise that the head is carried with: kappa is 49."""
+CARRIED_NOISE = opening.NOISE * SCALE / OPENED
+"""2^14: what a head may carry, so that openings have no more inside than they are smudged for."""
+MIN_RATE = 16
+"""Of :func:`focal.heads.joint.twin.row_rate`: rounded by 3 % at most."""
+REFRESHED_NOISE = 2.0**2.6
+"""What a refresh adds, per coefficient, with 3 custodians: errors of 3.19 of each, and roundings of 16 copies."""
 TURNED_NOISE = 2.0**9.8
 """Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in test_interactive_kernel.py)."""
 MAX_ACTIVATION = 2.01
@@ -63,37 +68,44 @@ def check_contributors(rows: Mapping[str, int], batches: Mapping[str, int], min_
     return total
 
 
-def head_noise(update: Update, steps: int, rows: int, copies: int, custodians: int) -> float:
+def head_noise(update: Update, steps: int, rows: int, custodians: int) -> float:
     """Expected noise of the head after ``steps`` steps of ``rows`` rows, root mean square over the coefficients.
 
-    What step s adds has been passed on (1 - b^(T - s)) / (1 - b) times at step T; of its rounding, the mean over the ``copies`` of each
-    weight. For activations of root mean square 1.
+    What step s adds has been passed on (1 - b^(T - s)) / (1 - b) times at step T. For activations of root mean square 1. The noise of the
+    derivatives is what counts: with a smaller one, this is smaller.
     """
-    each = custodians / 3 * (ROUNDING**2 / copies + (TURNED_NOISE * update.rate) ** 2 / rows)
+    each = custodians / 3 * (REFRESHED_NOISE**2 + (TURNED_NOISE * update.rate) ** 2 / rows)
     b = update.momentum
     return math.sqrt(each * sum(((1 - b**k) / (1 - b)) ** 2 for k in range(1, steps + 1)))
 
 
 def request_size(update: Update, layout: InteractiveLayout, fewest: int) -> float:
-    """Bound on a slot of the head that is handed to the refresh, before the mean over its copies; ``fewest``: rows of a step at least.
+    """Bound on a slot of the head that is handed to the refresh, before the sum over its copies; ``fewest``: rows of a step at least.
 
-    One copy sums over its own rows, and the rate of all is on them: 64 (w + rate 2 sqrt(R) m / n) for weights of size 1, derivatives of
-    at most 1 and activations of at most 2 sqrt(R) (their norm where a bottleneck clips it). What the others' masks hide of it:
-    :attr:`focal.custody.refresh.Guard.hiding` is for 2^11.
+    One copy sums over its own rows, and the rate of all is on them: 2^58 / copies (w + rate 2 sqrt(R) m / n) for weights of size 1,
+    derivatives of at most 1 and activations of at most 2 sqrt(R) (their norm where a bottleneck clips it). What the others' masks hide of
+    it: :attr:`focal.custody.refresh.Guard.hiding` is for 2^59 (``PHASE_BITS`` of layout.py): rate 0.5, 33 of 128 rows, 16 copies.
     """
-    return SCALE * (1 + update.rate * 2 * layout.features**0.5 * layout.rows / fewest)
+    return layout.moved * SCALE * (1 + update.rate * 2 * layout.features**0.5 * layout.rows / fewest)
 
 
-def check_steps(update: Update, steps: int, rows: int, copies: int, custodians: int) -> None:
-    """Raise :class:`FocalError` when a head would carry more noise after so many steps than openings are smudged for.
+def check_steps(update: Update, steps: int, rows: int, custodians: int) -> None:
+    """Raise :class:`FocalError` when a head would carry more noise after so many steps than openings are smudged for, or when its rate is
+    too small to be a multiple of 2^-18 a row.
 
-    What openings carry of it is, over a run, about as much (root mean square). Its release hides twice that (:data:`HEAD_NOISE`).
+    What openings carry of a head's noise is, over a run, about as much (root mean square).
     """
-    noise = head_noise(update, steps, rows, copies, custodians)
-    if noise > opening.NOISE:
+    if row_rate(update, rows) < MIN_RATE:
+        raise FocalError(
+            f"interactive: a head_rate of {update.rate:g} over {rows} rows is {row_rate(update, rows)} times 2^-{RATE_BITS} a row; "
+            f"{MIN_RATE} at least",
+            hint=f"use a head_rate of {MIN_RATE * rows / 2**RATE_BITS:.2g} or more, or fewer rows in a step",
+        )
+    noise = head_noise(update, steps, rows, custodians)
+    if noise > CARRIED_NOISE:
         raise FocalError(
             f"interactive: after {steps} steps with momentum {update.momentum:g} the head would carry noise of 2^{math.log2(noise):.1f}; "
-            f"openings are smudged for 2^{math.log2(opening.NOISE):.0f}",
+            f"openings are smudged for 2^{math.log2(CARRIED_NOISE):.0f}",
             hint="fewer steps under one key, a smaller momentum or a smaller head_rate",
         )
 

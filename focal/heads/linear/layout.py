@@ -191,6 +191,11 @@ class Layout:
             needed.add(-self.class_lanes)  # backward Horner
         return sorted(needed)
 
+    @property
+    def release_factor(self) -> float:
+        """Weights are released as they are carried."""
+        return 1.0
+
     def refresh_map(self, item: str) -> Map:
         """The map of a plan item's refresh: it follows from the item's kind.
 

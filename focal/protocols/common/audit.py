@@ -11,7 +11,6 @@ Needs the server's store and the manifest, no key and no data. One altered limb 
 from __future__ import annotations
 
 import abc
-import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.config import Manifest
-from focal.custody import keys, refresh
+from focal.custody import keys
 from focal.custody.inputs import Input
 from focal.custody.projections import Proof
 from focal.errors import FocalError, Refused
@@ -136,7 +135,7 @@ class Audit(abc.ABC):
         """The recorded answers to a refresh, after the recorded request was found to be what we computed."""
         topic = refreshing.topic(items[0])
         asked = self.recall(topic, msg.RefreshRequest)
-        own = [hashlib.sha256(b).hexdigest() for b in self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts)]
+        own = [codec.digest(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)]
         for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True):
             if mine != theirs:
                 raise Refused("request", f"'{item}': the server asked for the refresh of another ciphertext than its inputs give")

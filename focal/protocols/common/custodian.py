@@ -32,12 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks import codec
-from focal.ckks.scheme import REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest, Member
 from focal.custody import keys, refresh, release
 from focal.custody.inputs import Input
 from focal.custody.ledger import Ledger, ledger_digest
 from focal.custody.projections import Proof
+from focal.custody.refresh import Guard
 from focal.errors import FocalError, Refused
 from focal.files import forget, private_write
 from focal.heads.masks import only_classes
@@ -90,9 +91,8 @@ class Custodian(Party):
                 self._refuse()
         with self.report.phase("keys"):
             self.scheme = Scheme(self.manifest.ckks, self.scope)
-            self.bounds = refresh.guard(self.scheme, len(self.peers))
             if self.manifest.guard is not None:
-                self.bounds.check()
+                refreshing.bounds(self.scheme, len(self.peers), self.layout).check()
             self.ledger = Ledger(self.folder / f"ledger-{self.scope[:16]}.sqlite")
             self.joint = self._key_ceremony()
         self.answer()
@@ -298,7 +298,7 @@ class Custodian(Party):
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Answer the server's request only when it is, limb for limb, what we computed; then combine everybody's answers."""
-        own = [refresh.request(self.scheme, ct) for ct in ciphertexts]
+        own = refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)
         topic = refreshing.topic(items[0])
         asked = self.answer_batch(topic, tuple(items), [self.blobs.put(data) for data in own])
         answers = self.hear_all(self.peers, topic, msg.RefreshShares)
@@ -338,7 +338,7 @@ class Custodian(Party):
 
         def small(i: int) -> bool:
             h0 = [(name, self.fetch(theirs.h0[i])) for name, theirs in others.items()]
-            return refresh.small_enough(self.scheme, self.bounds, self.share.limbs, self.fetch(asked.ciphertexts[i]), h0)
+            return refresh.small_enough(self.scheme, self.bounds(asked.items[i]), self.share.limbs, self.fetch(asked.ciphertexts[i]), h0)
 
         if not all(list(self.pool.map(small, range(len(asked.items))))):
             self.journal.set(REFUSED, self.scope.encode())
@@ -369,18 +369,22 @@ class Custodian(Party):
     def _made(self, item: str, digest: str) -> bytes:
         """A fresh share, as the ledger stores it."""
         data = self.fetch(digest)
-        c1 = codec.unpack(self.scheme, codec.ciphertext(REFRESH_LIMBS), data, f"'{self.manifest.server.name}'")[1]
         how = self.layout.refresh_map(item)
+        c1 = codec.unpack(self.scheme, codec.ciphertext(how.request), data, f"'{self.manifest.server.name}'")[1]
         a = refresh.common_random(self.scheme, self.run_id, item, codec.digest(data), how.limbs)
-        h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits, how, self.added())
+        h0, h1 = refresh.share(self.scheme, self.share.limbs, c1, a, self._mask_bits(item), how, self.added())
         return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
 
-    @property
-    def _mask_bits(self) -> int:
+    def bounds(self, item: str) -> Guard:
+        """Widths of masks and the guard's bound for a plan item."""
+        return refresh.guard(self.scheme, len(self.peers), self.layout.refresh_map(item))
+
+    def _mask_bits(self, item: str) -> int:
         """How wide this custodian's masks are: the guard's hide what it has let pass, the others' an honest message."""
+        bounds = self.bounds(item)
         if self.manifest.guard is None:
-            return self.bounds.alone_bits
-        return self.bounds.guard_bits if self.guards else self.bounds.others_bits
+            return bounds.alone_bits
+        return bounds.guard_bits if self.guards else bounds.others_bits
 
     def added(self) -> NDArray[np.float64] | None:
         """Slots that this custodian adds to what is refreshed: nothing, unless its protocol says so."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from focal.ckks.scheme import Scheme
 from focal.config import Manifest
-from focal.custody import refresh, release
+from focal.custody import release
 from focal.heads import released
 from focal.heads.moves import HeadLayout
+from focal.protocols.common import refreshing
 from focal.protocols.common.progress import timeline
 
 
@@ -28,7 +29,7 @@ def common_facts(
 ) -> dict[str, Any]:
     """What a summary says of a run of either protocol; ``own`` are its parameters."""
     guard = manifest.guard
-    bounds = refresh.guard(scheme, len(manifest.custodians))
+    bounds = refreshing.bounds(scheme, len(manifest.custodians), layout)
     return {
         "steps": steps,
         "params": {

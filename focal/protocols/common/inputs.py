@@ -121,7 +121,7 @@ class MaskKeys:
         """A custodian's contribution to one input. Anew at each call: through the ledger only."""
         a = inputs.public_random(scheme, run_id, lists, wanted.item, wanted.limbs)
         masks = [inputs.mask(self._shared[name], label, wanted.item, scheme.n) for name, label in wanted.owners]
-        return inputs.contribution(scheme, secret, a, masks)
+        return inputs.contribution(scheme, secret, a, masks, wanted.factor)
 
     def meet(self, others: Iterable[str]) -> None:
         """Agree on a key with each of these institutions or custodians; waits for their public keys."""
@@ -184,4 +184,4 @@ def combined(
 ) -> list[list[Limb]]:
     """(c0, c1) of an input from its owners' (name, masked rows) and the custodians' (name, digest)."""
     a = inputs.public_random(scheme, run_id, lists, wanted.item, wanted.limbs)
-    return inputs.combine(scheme, a, uploads, [(f"'{name}'", fetch(digest)) for name, digest in given])
+    return inputs.combine(scheme, a, uploads, [(f"'{name}'", fetch(digest)) for name, digest in given], wanted.factor)

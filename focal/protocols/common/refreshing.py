@@ -19,6 +19,16 @@ def topic(item: str) -> str:
     return f"refresh/{step}/{kind}"
 
 
+def bounds(scheme: Scheme, custodians: int, layout: HeadLayout) -> refresh.Guard:
+    """Widths of masks and the guard's bound, as every refresh of a run has them: those of its weights."""
+    return refresh.guard(scheme, custodians, layout.refresh_map("train/0/weights/-/-/-"))
+
+
+def requests(scheme: Scheme, items: list[str], ciphertexts: list[Any], pool: ThreadPoolExecutor, layout: HeadLayout) -> list[bytes]:
+    """Canonical bytes of the ciphertexts of a batch that is to be refreshed."""
+    return list(pool.map(lambda item, ct: refresh.request(scheme, ct, layout.refresh_map(item)), items, ciphertexts))
+
+
 def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShares]) -> None:
     """Raise unless every custodian answered exactly what was asked."""
     for name, answer in answers.items():

@@ -20,7 +20,7 @@ from typing import Any
 
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest
-from focal.custody import keys, refresh
+from focal.custody import keys
 from focal.custody.inputs import Input
 from focal.errors import ProtocolError
 from focal.measure.traffic import merge, mirrored
@@ -197,7 +197,7 @@ class Server(Party):
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Ask all custodians for a collective refresh of one batch and combine their shares."""
         topic = refreshing.topic(items[0])
-        digests = self.net.put_many(list(self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts)), "custodians")
+        digests = self.net.put_many(refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout), "custodians")
         asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
         self.say(topic, asked)
         answers = self.hear_all(self.custodians, topic, msg.RefreshShares)

@@ -8,20 +8,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
+from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import InteractiveConfig, LayoutConfig, Manifest, RunConfig
-from focal.custody import projections, refresh
+from focal.custody import projections
 from focal.custody.inputs import Input
 from focal.custody.projections import Statement
 from focal.errors import ConfigError, Refused
 from focal.framing import framed
-from focal.heads.joint.layout import OPENING, SCALE, InteractiveLayout, row_table
+from focal.heads.joint.layout import FACTOR, MOVED_LIMBS, OPENING, InteractiveLayout, row_table
 from focal.heads.joint.limits import HEAD_NOISE, MAX_ACTIVATION, MAX_DERIVATIVE, check_steps, request_size
 from focal.heads.joint.limits import check_contributors as check
 from focal.heads.joint.twin import Update
 from focal.heads.linear.cost import blob_bytes, masked_bytes
 from focal.net import messages as msg
 from focal.protocols import Released
+from focal.protocols.common import refreshing
 from focal.protocols.common.facts import common_facts
 from focal.protocols.common.inputs import Claim
 
@@ -74,8 +75,7 @@ def table(manifest: Manifest) -> dict[str, range]:
 def update(manifest: Manifest) -> Update:
     """The head's step. Raises :class:`focal.errors.FocalError` when its noise would outgrow the release's smudging."""
     found = Update(settings(manifest).head_rate, settings(manifest).momentum)
-    rows, copies = sum(batches(manifest).values()), layout(manifest).copies
-    check_steps(found, total(manifest), rows, copies, len(manifest.custodians))
+    check_steps(found, total(manifest), sum(batches(manifest).values()), len(manifest.custodians))
     return found
 
 
@@ -99,7 +99,7 @@ def input_item(step: int, what: str, owner: str) -> str:
 def statement(manifest: Manifest, run_id: bytes, name: str, step: int, what: str, rows: int, chunk: str) -> Statement:
     """That the activations or derivatives of ``rows`` rows are as large as honest ones, at most, in root mean square."""
     n, scale, largest = manifest.ckks.ring, 2.0**manifest.ckks.scale_bits, MAX_ACTIVATION if what == "activations" else MAX_DERIVATIVE
-    rms = SCALE * largest * (rows / layout(manifest).rows) ** 0.5
+    rms = largest * (rows / layout(manifest).rows) ** 0.5
     return Statement(run_id, name, f"{step}/{what}", (chunk,), projections.norm_bound(scale, n, 1, rms))
 
 
@@ -109,7 +109,7 @@ def inputs(
     """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the digest of all that is put in, the
     inputs, and what is claimed of them: one for each owner, whose rows are kept apart until they are masked."""
     lists = hashlib.sha256(framed(b"focal/joint-inputs/v1", what.encode(), *(msg.encode(h) for h in headers.values()))).hexdigest()
-    wanted = [Input(input_item(step, what, name), LIMBS, ((name, header.label),)) for name, header in headers.items()]
+    wanted = [Input(input_item(step, what, name), LIMBS, ((name, header.label),), FACTOR) for name, header in headers.items()]
     claims = [
         Claim(statement(manifest, run_id, name, step, what, h.rows, h.chunk), (input_item(step, what, name),), h.label, h.proof)
         for name, h in headers.items()
@@ -185,11 +185,11 @@ def costs(manifest: Manifest) -> str:
     """What a run will cost. Raises :class:`focal.errors.FocalError` when it cannot be."""
     config, shape, owners, n = settings(manifest), layout(manifest), table(manifest), manifest.ckks.ring
     slot = request_size(update(manifest), shape, config.min_rows_of_others + 1)
-    hidden = refresh.guard(Scheme(manifest.ckks, "costs"), len(manifest.custodians)).others_bits
+    hidden = refreshing.bounds(Scheme(manifest.ckks, "costs"), len(manifest.custodians), shape).others_bits
     custodians, mb, count = len(manifest.custodians), 1e6, total(manifest)
     up, given = 2 * masked_bytes(n), 2 * blob_bytes(n, LIMBS, 1)
-    share, opened = blob_bytes(n, 1, 1), blob_bytes(n, OPENING.limbs, 2)
-    refreshed = blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1) + blob_bytes(n, LIMBS, 1)
+    share, opened = blob_bytes(n, OPENING.limbs, 1), blob_bytes(n, OPENING.limbs, 2)
+    refreshed = blob_bytes(n, MOVED_LIMBS, 2) + blob_bytes(n, MOVED_LIMBS, 1) + blob_bytes(n, LIMBS, 1)
     asked = 2 * len(owners) * (opened + share) + len(owners) * given + refreshed
     lines = [
         f"joint step: {sum(map(len, owners.values()))} of {shape.rows} rows ({', '.join(f'{k} {len(v)}' for k, v in owners.items())}), "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.ckks import codec
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
 from focal.custody import inputs, release
@@ -142,7 +143,7 @@ class EncryptedUpper:
                 raise Refused("opening", f"'{name}' sealed no share for us under '{topic}'")
             box = party.net.get(answer.sealed[party.me.name])
             shares.append((name, party.identity.unseal(party.manifest.member(name), box, plan.opening_context(item, party.run_id))))
-        return release.open_slots(self.scheme, shares)
+        return release.open_slots(self.scheme, shares, codec.OPENING_SHARE)
 
     # ----------------------------------------------------------------- averages
 

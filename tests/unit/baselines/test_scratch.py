@@ -4,11 +4,11 @@ Weights are opened exactly (no smudging), so the tolerance of a step is that of 
 
     D        a key switch errs by bias = Opened.switching_bias in few slots: three before z1 on 32 W1, six folds after; a fold adds up 64
              slots at most                                                                   64 (6 + 3 / 32) bias
-    z2       sum_j 2 |z1| |W2| D, and four folds of 16 slots                                 + 64 bias, + Opened.fresh_error
+    z2       sum_j 2 |z1| |W2| D, and four folds of 16 slots                                 + 64 bias, + Opened.public_error
     delta    |p'| <= 0.16 on [-4, 4]                                                         0.16 of that
     W1, W2   rate times the mean of 2 |x| (D |d| + |z1| |W2| delta's), of 2 |z1| D |delta| + a1 delta's
     drift    FIXEDMANUAL takes every prime for 2^45: nine rescalings err by 9 x 2^-24.8, relative
-    W        what the last refresh and the copies leave: (fresh_error + 3 bias) / 32
+    W        what the last refresh and the copies leave: (public_error + 3 bias) / 32
 
 which is about 1.5e-4; a wrong rotation, mask, limb or scale errs by 1e-3 at least.
 """
@@ -30,7 +30,7 @@ from polynomials import coefficients, rms
 
 from focal.baselines.scratch import CARRIED_NOISE, EncryptedRun, Settings, Site, pixels, sites, train_twin
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS
+from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
 from focal.data.rows import InstitutionRows
 from focal.data.synthetic import generate
 from focal.data.table import ArrayImages
@@ -207,7 +207,7 @@ def test_an_encrypted_step_is_the_twins(run: EncryptedRun, opened: Opened, own: 
     wanted = two_layer.step(start, x, targets, RATE)
     found = run.layout.read_weights(*(opened.slots(ct) for ct in run.net.readable(stepped[0])))
 
-    bias, fresh = opened.switching_bias, opened.fresh_error
+    bias, fresh = opened.switching_bias, opened.public_error
     z1, w2 = np.abs(x @ start.first), np.abs(start.second)
     z2 = np.square(x @ start.first) @ start.second
     delta = np.abs(z2 * (SIGMOID[3][0] + SIGMOID[3][1] * z2**2) + targets)
@@ -225,7 +225,7 @@ def test_an_encrypted_step_is_the_twins(run: EncryptedRun, opened: Opened, own: 
 
 def test_what_is_opened_is_the_weights_and_nothing_else(run: EncryptedRun, opened: Opened, stepped: Any) -> None:
     """Beside b = 0 the carried weights hold sums over some of the rows; the copies hold the weights."""
-    tolerance = 8 * (opened.fresh_error + opened.switching_bias)
+    tolerance = 8 * (opened.public_error + opened.switching_bias)
     for carried, readable in zip(stepped[0], run.net.readable(stepped[0]), strict=True):
         raw, shown = (opened.slots(ct).reshape(INPUTS, 8, HIDDEN) for ct in (carried, readable))
         assert np.abs(raw[:, 1:]).max() > 1000 * tolerance
@@ -269,7 +269,7 @@ def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
     """The start is no message: everybody draws it. Two chunks of a, one of b, two refreshes each; and two of the weights."""
     _, before, after = stepped
     three, six = (codec.size(run.scheme, codec.ciphertext(limbs)) for limbs in (3, LIMBS))
-    share = codec.size(run.scheme, codec.REFRESH_H0) + codec.size(run.scheme, codec.refresh_h1(LIMBS))
+    share = codec.size(run.scheme, codec.refresh_h0(REFRESH_LIMBS)) + codec.size(run.scheme, codec.refresh_h1(LIMBS))
     wanted = {
         "a": Traffic(up=(4 + 2) * three, down=4 * six),
         "b": Traffic(up=(2 + 2) * three, down=2 * six),

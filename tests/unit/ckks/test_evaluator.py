@@ -265,6 +265,38 @@ def test_a_product_that_was_loaded_is_rescaled_like_one_that_was_computed(run: K
         assert np.array_equal(ev.limbs(f(loaded)), ev.limbs(f(product)))
 
 
+@pytest.mark.parametrize("factor", [1, -3, 1 << 54, -(3**40)])
+def test_an_integer_multiplies_every_residue(run: Keys, factor: int) -> None:
+    """Noise and all: limbs and scale degree stay."""
+    ev, x = run.ev, run.ev.drop(run.fresh[0], 4)
+    found = ev.times_integer(x, factor)
+    assert (ev.count(found), ev.degree(found)) == (4, 1)
+    for element, before in zip(ev.limbs(found), ev.limbs(x), strict=True):
+        for i, q in enumerate(run.scheme.moduli[:4]):
+            assert [int(v) for v in element[i][:50]] == [int(v) * factor % q for v in before[i][:50]]
+    assert np.array_equal(ev.limbs(ev.times_integer(found, 0)), np.zeros((2, 4, run.scheme.n)))
+
+
+def test_a_polynomial_of_ones_own_multiplies_like_an_encoded_one(run: Keys) -> None:
+    ev, x = run.ev, run.ev.drop(run.fresh[0], 3)
+    encoded = ev.encode(run.plain, 3)
+    own = ev.plain(ev.plain_limbs(encoded))
+    assert np.array_equal(ev.plain_limbs(own), ev.plain_limbs(encoded))
+    for f in (ev.times, lambda x, p: ev.rescale(ev.times(x, p))):
+        assert np.array_equal(ev.limbs(f(x, own)), ev.limbs(f(x, encoded)))
+        assert ev.degree(f(x, own)) == ev.degree(f(x, encoded))
+
+
+@pytest.mark.parametrize("limbs", [2, LIMBS])
+def test_a_factor_enlarges_the_message_and_not_the_noise(run: Keys, limbs: int) -> None:
+    """2^20 times the slots, to within the noise of an encryption, and what rounding at 2^45 left of them, 2^-37 at most."""
+    factor = 1 << 20
+    shares = {str(i): share.limbs for i, share in enumerate(run.secrets)}
+    found = run.ev.load(inputs.together(run.scheme, RUN, shares, f"enlarged {limbs}", {"a": run.slots[0]}, limbs, factor)[0])
+    error = np.abs(run.opened.complex_slots(found) / factor - run.slots[0]).max()
+    assert error < run.opened.fresh_error / factor + 2**-37 < run.opened.fresh_error / 50
+
+
 @pytest.mark.parametrize("limbs", [1, LIMBS])
 def test_zero_is_all_zero(run: Keys, limbs: int) -> None:
     zero = run.ev.zero(limbs)

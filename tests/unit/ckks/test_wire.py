@@ -22,7 +22,7 @@ from focal.heads.linear.layout import Layout
 from focal.heads.linear.rehearsal import Rehearsal
 
 KINDS = [codec.ciphertext(n) for n in (1, 3, LIMBS)] + [
-    codec.REFRESH_H0, codec.refresh_h1(4), codec.refresh_h1(LIMBS), codec.DECRYPTION, codec.PUBLIC_B, codec.SWITCHING_B,
+    codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(4), codec.refresh_h1(LIMBS), codec.DECRYPTION, codec.PUBLIC_B, codec.SWITCHING_B,
 ]  # fmt: skip
 
 FIELDS = {  # name in the error -> (offset, struct code, another value)

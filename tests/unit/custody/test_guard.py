@@ -17,10 +17,13 @@ from focal.config import CkksConfig, Member
 from focal.custody import refresh
 from focal.custody.ledger import Ledger
 from focal.errors import ConfigError, FocalError, Refused
+from focal.heads.joint.layout import InteractiveLayout
 from focal.heads.linear.rehearsal import Rehearsal
 
 KIND = codec.ciphertext(REFRESH_LIMBS)
 RANDOM_REFRESHES = 1000
+JOINT = InteractiveLayout(8192, 64, 8).refresh_map("train/0/weights/-/merged/-")
+MAPS = pytest.mark.parametrize("how", [refresh.IDENTITY, JOINT], ids=["blind", "joint-head"])
 
 
 @pytest.fixture(scope="module")
@@ -28,26 +31,29 @@ def scheme(rehearsal: Rehearsal) -> Scheme:
     return rehearsal.scheme
 
 
-def asked(scheme: Scheme, c0: list[int] | np.ndarray) -> bytes:
+def asked(scheme: Scheme, c0: list[int] | np.ndarray, count: int = REFRESH_LIMBS) -> bytes:
     """A request (c0, 0): the guard then sees c0 and the others' h0 alone."""
-    limbs = [ring.ntt(np.array([int(v) % q for v in c0], np.uint64), q, scheme.roots[q]) for q in scheme.moduli[:REFRESH_LIMBS]]
-    return codec.pack(scheme, KIND, [limbs, scheme.zero(REFRESH_LIMBS)])
+    limbs = [ring.ntt(np.array([int(v) % q for v in c0], np.uint64), q, scheme.roots[q]) for q in scheme.moduli[:count]]
+    return codec.pack(scheme, codec.ciphertext(count), [limbs, scheme.zero(count)])
 
 
 # --------------------------------------------------------------------- bounds
 
 
 @pytest.mark.parametrize("custodians", [2, 3, 8])
-def test_bounds_hold_what_the_conditions_ask(scheme: Scheme, custodians: int) -> None:
+@pytest.mark.parametrize(("how", "widths"), [(refresh.IDENTITY, (97, 60, 148)), (JOINT, (145, 108, 193))], ids=["blind", "joint-head"])
+def test_bounds_hold_what_the_conditions_ask(scheme: Scheme, custodians: int, how: refresh.Map, widths: tuple[int, int, int]) -> None:
     """findings: 2^-30 an item for the guard, 2^-40 a coefficient for the others, T < q / 8N, and no sum of masks wraps."""
-    b = refresh.guard(scheme, custodians)
+    b = refresh.guard(scheme, custodians, how)
+    b.check()
     assert b.leak <= -30 and b.hiding <= -40
     assert 8 * scheme.n * b.limit < b.q
     assert 2 ** (b.guard_bits - 1) + (custodians - 1) * 2 ** (b.others_bits - 1) + b.phase < b.q // 2
     assert custodians * 2 ** (b.alone_bits - 1) + b.phase < b.q // 2
     assert (custodians - 1) * 2 ** (b.others_bits - 1) + b.phase <= b.limit, "an honest request can never be refused"
-    # by hand, for the default parameters: N T / 2^148
-    assert b.leak == pytest.approx(14 + math.log2((custodians - 1) * 2.0**97 + 2.0**60) - 148)
+    # by hand, for the default parameters: N T / 2^148, N T / 2^193
+    others, slack, own = widths
+    assert b.leak == pytest.approx(14 + math.log2((custodians - 1) * 2.0**others + 2.0**slack) - own)
     facts = b.facts(100)
     assert facts["leak_bits"] == pytest.approx(b.leak + math.log2(100)) and facts["answers_bits"] == pytest.approx(math.log2(101))
 
@@ -62,13 +68,14 @@ def test_moduli_that_are_too_small_for_both_bounds_are_refused() -> None:
 
 
 @pytest.mark.parametrize("where", [0, 5000, 16383])
-def test_it_is_exact_at_the_edge(scheme: Scheme, where: int) -> None:
+@MAPS
+def test_it_is_exact_at_the_edge(scheme: Scheme, where: int, how: refresh.Map) -> None:
     """|w| < T to the last unit, in a single coefficient among zeros."""
-    b = refresh.guard(scheme, 3)
+    b = refresh.guard(scheme, 3, how)
     for value, passes in ((0, True), (b.limit - 1, True), (1 - b.limit, True), (b.limit, False), (-b.limit, False), (b.q // 2, False)):
         c0 = np.zeros(scheme.n, dtype=object)
         c0[where] = value
-        assert refresh.small_enough(scheme, b, scheme.zero(LIMBS), asked(scheme, c0), []) is passes, value
+        assert refresh.small_enough(scheme, b, scheme.zero(LIMBS), asked(scheme, c0, how.request), []) is passes, value
 
 
 def test_others_shares_and_the_own_secret_are_in_it(rehearsal: Rehearsal) -> None:
@@ -87,10 +94,11 @@ def test_others_shares_and_the_own_secret_are_in_it(rehearsal: Rehearsal) -> Non
 
 
 @pytest.mark.slow
-def test_a_thousand_honest_requests_at_the_edge_of_their_range_pass(scheme: Scheme) -> None:
-    """Messages of 2^11 in every slot, as large as any; 8 custodians; fresh masks of seven others each time."""
-    b, rng = refresh.guard(scheme, 8), np.random.default_rng(0)
-    primes = scheme.moduli[:REFRESH_LIMBS]
+@MAPS
+def test_a_thousand_honest_requests_at_the_edge_of_their_range_pass(scheme: Scheme, how: refresh.Map) -> None:
+    """Messages as large as any in every slot; 8 custodians; fresh masks of seven others each time."""
+    b, rng = refresh.guard(scheme, 8, how), np.random.default_rng(0)
+    primes = scheme.moduli[: how.request]
     for _ in range(RANDOM_REFRESHES):
         signs = rng.choice([-1, 1], scheme.n)
         message = [(signs % q).astype(np.uint64) for q in primes]
@@ -100,26 +108,27 @@ def test_a_thousand_honest_requests_at_the_edge_of_their_range_pass(scheme: Sche
             ring.ntt(ring.total([[m], *([sampling.residues(w, -(1 << b.others_bits - 1), q)] for w in masks)], [q])[0], q, scheme.roots[q])
             for m, q in zip(message, primes, strict=True)
         ]
-        request = codec.pack(scheme, KIND, [seen, scheme.zero(REFRESH_LIMBS)])
+        request = codec.pack(scheme, codec.ciphertext(how.request), [seen, scheme.zero(how.request)])
         assert refresh.small_enough(scheme, b, scheme.zero(LIMBS), request, [])
 
 
-@pytest.mark.parametrize("bits", [110, 135])
-def test_what_would_show_the_secret_is_refused(rehearsal: Rehearsal, bits: int) -> None:
+@pytest.mark.parametrize(("how", "bits"), [(refresh.IDENTITY, 110), (refresh.IDENTITY, 135), (JOINT, 160), (JOINT, 180)])
+def test_what_would_show_the_secret_is_refused(rehearsal: Rehearsal, how: refresh.Map, bits: int) -> None:
     """c1 constant, by itself and on top of an honest ciphertext."""
-    scheme, b = rehearsal.scheme, refresh.guard(rehearsal.scheme, 3)
-    encrypted = rehearsal.encrypt(np.ones(scheme.slots), REFRESH_LIMBS)
-    honest = codec.unpack(scheme, KIND, refresh.request(scheme, encrypted), "")
-    constant = [np.full(scheme.n, (1 << bits) % q, np.uint64) for q in scheme.moduli[:REFRESH_LIMBS]]
-    for c0, c1 in (
-        (scheme.zero(REFRESH_LIMBS), constant),
-        (honest[0], [ring.add(x, y, q) for x, y, q in zip(honest[1], constant, scheme.moduli, strict=False)]),
+    scheme, b = rehearsal.scheme, refresh.guard(rehearsal.scheme, 3, how)
+    kind, encrypted = codec.ciphertext(how.request), rehearsal.encrypt(np.ones(scheme.slots), how.request)
+    honest = codec.unpack(scheme, kind, refresh.request(scheme, encrypted, how), "")
+    constant = [np.full(scheme.n, (1 << bits) % q, np.uint64) for q in b.moduli]
+    for c0, c1, small in (
+        (scheme.zero(how.request), constant, False),
+        (honest[0], [ring.add(x, y, q) for x, y, q in zip(honest[1], constant, scheme.moduli, strict=False)], False),
+        (*honest, True),
     ):
-        request = codec.pack(scheme, KIND, [c0, c1])
-        a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request))
+        request = codec.pack(scheme, kind, [c0, c1])
+        a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request), how.limbs)
         first, *rest = rehearsal.secrets
-        others = [(str(i), refresh.share(scheme, s.limbs, c1, a, b.others_bits)[0]) for i, s in enumerate(rest)]
-        assert not refresh.small_enough(scheme, b, first.limbs, request, others)
+        others = [(str(i), refresh.share(scheme, s.limbs, c1, a, b.others_bits, how)[0]) for i, s in enumerate(rest)]
+        assert refresh.small_enough(scheme, b, first.limbs, request, others) is small
 
 
 # --------------------------------------------------------------------- what is drawn
@@ -150,7 +159,10 @@ def test_a_share_is_what_the_formula_says(rehearsal: Rehearsal) -> None:
     c1 = codec.unpack(scheme, KIND, request, "")[1]
     a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request))
     made = refresh.share(scheme, share.limbs, c1, a, 98)
-    h0, h1 = (codec.unpack(scheme, kind, data, "")[0] for kind, data in zip((codec.REFRESH_H0, codec.refresh_h1(LIMBS)), made, strict=True))
+    h0, h1 = (
+        codec.unpack(scheme, kind, data, "")[0]
+        for kind, data in zip((codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(LIMBS)), made, strict=True)
+    )
     q, s = scheme.moduli[2], share.limbs[2]
     left = ring.subtract(ring.add(h0[2], h1[2], q), ring.multiply(s, ring.subtract(c1[2], a[2], q), q), q)
     error = ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q)

@@ -69,7 +69,7 @@ def test_encrypt_multiply_rotate_and_decrypt_with_all_shares(ceremony: Ceremony)
     scheme, opened = ceremony.scheme, Opened(ceremony)  # type: ignore[arg-type]
     x, y = np.random.default_rng(0).uniform(-1, 1, (2, scheme.slots))
     a, b = ceremony.encrypt(x), ceremony.encrypt(y)
-    error = opened.fresh_error
+    error = opened.public_error
     assert np.abs(opened.slots(a) - x).max() < error
     for r in (-7, 1):
         assert np.abs(opened.slots(scheme.evaluator.rotate(a, r)) - np.roll(x, -r)).max() < error + opened.switching_bias
@@ -85,7 +85,7 @@ def test_the_key_of_the_conjugation_conjugates(ceremony: Ceremony) -> None:
     x, y = np.random.default_rng(8).uniform(-1, 1, (2, scheme.slots))
     conjugate = scheme.evaluator.rotate(ceremony.encrypt(x + 1j * y), CONJUGATION)
     found = ring.embed(opened.coefficients(conjugate) / scheme.scale)
-    assert max(np.abs(found.real - x).max(), np.abs(found.imag + y).max()) < opened.fresh_error + opened.switching_bias
+    assert max(np.abs(found.real - x).max(), np.abs(found.imag + y).max()) < opened.public_error + opened.switching_bias
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])

@@ -21,6 +21,7 @@ import numpy as np
 from recover import composed
 
 from focal.ckks import codec, ring
+from focal.ckks.scheme import REFRESH_LIMBS
 from focal.custody import refresh
 from focal.heads.linear.engine import Engine, zero_weights
 from focal.heads.linear.layout import Layout
@@ -50,13 +51,13 @@ def test_a_guard_that_lies_reads_the_joint_secret_and_takes_the_lie_back() -> No
         a = refresh.common_random(scheme, run.run_id, item, codec.digest(asked), how.limbs)
         c0, c1 = codec.unpack(scheme, codec.ciphertext(3), asked, "")
         made = {name: refresh.share(scheme, secrets[name], c1, a, bounds.others_bits, how) for name in others}
-        heard = [codec.unpack(scheme, codec.REFRESH_H0, made[name][0], "")[0] for name in others]
+        heard = [codec.unpack(scheme, codec.refresh_h0(REFRESH_LIMBS), made[name][0], "")[0] for name in others]
         own = [ring.multiply(s, c, q) for s, c, q in zip(secrets[guard], c1, primes, strict=False)]
         seen[item] = rounded(ring.total([c0, *heard, own], primes))
         h0, h1 = refresh.share(scheme, secrets[guard], c1, a, bounds.guard_bits, how)
-        (limbs,) = codec.unpack(scheme, codec.REFRESH_H0, h0, "")
+        (limbs,) = codec.unpack(scheme, codec.refresh_h0(REFRESH_LIMBS), h0, "")
         limbs[2] = ring.subtract(limbs[2], seen[item], q2)
-        h0 = codec.pack(scheme, codec.REFRESH_H0, [limbs])
+        h0 = codec.pack(scheme, codec.refresh_h0(REFRESH_LIMBS), [limbs])
         if item == LIED:
             (limbs,) = codec.unpack(scheme, codec.refresh_h1(how.limbs), h1, "")
             limbs[2] = ring.add(limbs[2], np.ones(n, np.uint64), q2)

@@ -93,7 +93,7 @@ def test_the_message_passes_the_map_of_its_item(rehearsal: Rehearsal, opened: Op
     ciphertext = rehearsal.encrypt(slots, REFRESH_LIMBS)
     made, sent = refresh.together(scheme, rehearsal.run_id, rehearsal.consortium.limbs, item, refresh.request(scheme, ciphertext), how)
     assert scheme.evaluator.count(made) == how.limbs
-    sizes = [codec.size(scheme, kind) for kind in (codec.REFRESH_H0, codec.refresh_h1(how.limbs))]
+    sizes = [codec.size(scheme, kind) for kind in (codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(how.limbs))]
     assert set(sent.values()) == {sum(sizes)}
     found, exact = opened.complex_slots(made), mapped(how, opened.complex_slots(ciphertext), scheme.n)
     # four roundings of variance 1/12, each in 2^(number of automorphisms) places that add up; a fresh error of 3.19 sqrt(3)
@@ -112,7 +112,7 @@ def test_the_fresh_error_is_outside_the_map(rehearsal: Rehearsal) -> None:
     c1 = codec.unpack(scheme, KIND, asked, "")[1]
     h0, h1 = refresh.share(scheme, share.limbs, c1, a, 98, how)
     primes, q = scheme.moduli[:REFRESH_LIMBS], scheme.moduli[0]
-    kept = codec.unpack(scheme, codec.REFRESH_H0, h0, "")[0]
+    kept = codec.unpack(scheme, codec.refresh_h0(REFRESH_LIMBS), h0, "")[0]
     mask = [ring.subtract(ring.multiply(s, x, p), h, p) for s, x, h, p in zip(share.limbs, c1, kept, primes, strict=False)]
     small = [(m + 128 >> 8) % q for m in composed(scheme, mask, primes)]
     lifted = how.linear(ring.ntt(np.array(small, np.uint64), q, scheme.roots[q]), q)
@@ -159,7 +159,7 @@ def test_a_share_hides_the_secret_product(rehearsal: Rehearsal, a: list[ring.Lim
     scheme = rehearsal.scheme
     c1 = codec.unpack(scheme, KIND, asked, "server")[1]
     made = (refresh.share(scheme, rehearsal.secrets[0].limbs, c1, a, 98)[0] for _ in range(2))
-    one, two = (codec.unpack(scheme, codec.REFRESH_H0, data, "")[0] for data in made)
+    one, two = (codec.unpack(scheme, codec.refresh_h0(REFRESH_LIMBS), data, "")[0] for data in made)
     assert (one[0] != two[0]).mean() > 0.999
 
 

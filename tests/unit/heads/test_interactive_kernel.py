@@ -25,18 +25,32 @@ import torch
 from conftest import Opened
 from hypothesis import given
 from hypothesis import strategies as st
-from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, problem, rehearsal, uploads
+from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, moved_weights, problem, rehearsal, uploads
 from joint_training import Training, noisy_batches, release_of
+from polynomials import rms, slot_errors
 
-from focal.ckks import codec
-from focal.ckks.scheme import REFRESH_LIMBS, Scheme
+from focal.ckks import codec, integers, ring
+from focal.ckks.scheme import Scheme
 from focal.custody import release
 from focal.errors import FocalError, Refused
 from focal.heads import released
 from focal.heads.joint.engine import Forward, InteractiveEngine, zero_weights
-from focal.heads.joint.layout import GRADIENT_SCALE, OPENING, SCALE, InteractiveLayout, row_table, walk
-from focal.heads.joint.limits import HEAD_NOISE, check_contributors, check_steps, head_noise
-from focal.heads.joint.twin import Update, twin_step
+from focal.heads.joint.layout import (
+    GRADIENT_MASK_BITS,
+    GRADIENT_OPENED,
+    LANE_BITS,
+    MASK_BITS,
+    MOVED_LIMBS,
+    OPENED,
+    OPENING,
+    RELEASED,
+    SCALE,
+    InteractiveLayout,
+    row_table,
+    walk,
+)
+from focal.heads.joint.limits import CARRIED_NOISE, HEAD_NOISE, check_contributors, check_steps, head_noise
+from focal.heads.joint.twin import RATE_BITS, Update, row_rate, twin_step
 from focal.heads.linear.layout import WEIGHT_SCALE
 from focal.heads.linear.rehearsal import Rehearsal
 
@@ -83,7 +97,7 @@ def test_every_intermediate_of_a_step_is_the_twins(base: Rehearsal, layout: Inte
     slots = layout.weight_slots(w)
     for s, ciphertext in forward.diagonals.items():
         kept = 1 - layout.low_lanes(s) if s >= 0 else layout.low_lanes(s % k)
-        error = np.abs(opened.slots(ciphertext) - kept * np.roll(slots, -(s % k) * layout.features)).max()
+        error = np.abs(opened.slots(ciphertext) / 2**LANE_BITS - kept * np.roll(slots, -(s % k) * layout.features)).max()
         assert error < SCALE * per_rescale * top_w + 6 * turned
 
     z = np.vstack([layout.logits(opened.slots(ct), run.owners[name]) for name, ct in forward.logits.items()])
@@ -92,17 +106,17 @@ def test_every_intermediate_of_a_step_is_the_twins(base: Rehearsal, layout: Inte
     assert np.abs(z - x @ w).max() < bound < 4e-6
 
     dx = np.vstack([layout.gradients(opened.slots(ct), run.owners[name]) for name, ct in backward.gradients.items()])
-    noise = math.sqrt(k) * turned * (top_w + top_d) / SCALE + 2 * SWITCH / GRADIENT_SCALE
+    noise = math.sqrt(k) * turned * (top_w + top_d) / SCALE + 2 * SWITCH / SCALE
     bound = per_rescale * (np.abs(delta) @ np.abs(w).T).max() + 6 * noise
     assert np.abs(dx - delta @ w.T).max() < bound < 4e-6
 
     expected = twin_step(w, before, x, delta, update)
-    found = exact_weights(layout, opened, backward.weights)
+    found = moved_weights(layout, opened, backward.weights)
     step = update.rate / n * (np.abs(x.T) @ np.abs(delta)).max() + update.momentum * np.abs(w - before).max()
     noise = (update.rate / math.sqrt(n) * (turned * top_x + FRESH * top_d) + 3 * FRESH + 2 * SWITCH) / SCALE
     assert np.abs(found - expected).max() < (bound := per_rescale * step + 6 * noise) < 4e-6
     assert np.abs(expected - w).max() > 1000 * bound, "a step that changes nothing would pass"
-    assert base.scheme.evaluator.count(backward.weights) == REFRESH_LIMBS
+    assert base.scheme.evaluator.count(backward.weights) == MOVED_LIMBS
 
 
 def test_absent_owners_and_half_filled_batches(base: Rehearsal) -> None:
@@ -119,51 +133,93 @@ def test_absent_owners_and_half_filled_batches(base: Rehearsal) -> None:
     assert list(backward.gradients) == ["a", "b", "c"]
     rows = present_rows(run, filled)
     assert len(rows) == 69
-    found = exact_weights(layout, opened, backward.weights)
+    found = moved_weights(layout, opened, backward.weights)
     assert np.abs(found - twin_step(w, w, x[rows], delta[rows], run.update)).max() < 4e-6  # the bound of the test above
     assert np.abs(found - twin_step(w, w, x, delta, run.update)).max() > 1e-3
 
 
 def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
-    """Others' values are 1000 times larger than a's; outside a's own logits and gradients its openings are noise.
+    """Others' values are many times larger than a's; outside a's own logits and gradients its openings are noise.
 
-    A mask is encoded with an error of at most 2^-45 sqrt(N) = 2^-38 per slot (rounding of N coefficients), and a logit is carried 64^2
-    times larger before it: 2^-26 of a neighbour's logit shows, 2^-13 of those here, beside the smudging's 2^-8.5 per slot.
+    A mask of logits is encoded with an error of 2^-53 sqrt(N / 12) = 2^-47.8 at most per slot (root mean square; of gradients, 2^-49.8):
+    six of them of a neighbour's logit show, beside the noise inside, 2^14 per coefficient at most before it is masked.
     """
     layout, opened = LAYOUTS[0], Opened(base)
     run = engine(base, layout, Update(rate=1e-3))
     x, delta, w = problem(layout)
-    x[32:] *= 1000
-    delta[32:] *= 1000
+    x[32:] *= 16
+    delta[32:] *= 16
     weights, filled = encrypted(base, layout, w, w), dict.fromkeys("abcd", 32)
     forward = run.forward(weights, uploads(base, run, x, filled))
     backward = run.backward(weights, forward, answers(base, run, delta, filled), filled)
     run.close()
-    others = SCALE**2 * max(np.abs(x[32:] @ w).max(), np.abs(delta[32:] @ w.T).max())
-    assert others > 1000 * SCALE**2
     slot = np.arange(SLOTS)
     own_rows = slot // 64 < 32
-    for ciphertext, own in ((forward.logits["a"], own_rows & (slot % 8 == 0)), (backward.gradients["a"], own_rows)):
-        slots = opened.slots(ciphertext)
-        assert np.abs(slots[~own]).max() < 2 * others * 2**-38 * 6 + 6 * SWITCH * 4
+    for ciphertext, own, size, others in (
+        (forward.logits["a"], own_rows & (slot % 8 == 0), OPENED, x[32:] @ w),
+        (backward.gradients["a"], own_rows, GRADIENT_OPENED, delta[32:] @ w.T),
+    ):
+        slots, largest = opened.slots(ciphertext) / size, np.abs(others).max()
+        left = 6 * largest * SCALE**2 * 2**LANE_BITS / size * 2**-39.8  # in a zero of the mask
+        noise = 6 * CARRIED_NOISE * math.sqrt(SLOTS) / 2**45 / SCALE
+        assert np.abs(slots[~own]).max() < left + noise
+        assert left + noise < 2**-24 * largest
         assert np.abs(slots[own]).max() > 0.1
         assert base.scheme.evaluator.count(ciphertext) == OPENING.limbs
+
+
+def test_the_next_owners_first_rows_do_not_show_in_the_last_row(base: Rehearsal) -> None:
+    """a's rows are zero, b's large: what rotations bring over from b's first rows is cut off by W's lanes, which leave 2^-42.8 (root mean
+    square) in each of seven zeros. Lanes that are rescaled and lanes that are not differ by 2^-25, a hundred thousand times that."""
+    layout, opened, run = LAYOUTS[0], Opened(base), engine(base, LAYOUTS[0], Update(0.1))
+    x, delta, w = problem(layout)
+    x[:32], delta[:32] = 0, 0
+    x[32:] *= 16
+    delta[32:] *= 16
+    weights, filled = encrypted(base, layout, w, w), dict.fromkeys("abcd", 32)
+    forward = run.forward(weights, uploads(base, run, x, filled))
+    backward = run.backward(weights, forward, answers(base, run, delta, filled), filled)
+    run.close()
+    noise = 6 * CARRIED_NOISE * math.sqrt(SLOTS) / 2**45 / SCALE
+    z = layout.logits(opened.slots(forward.logits["a"]), range(32))
+    dx = layout.gradients(opened.slots(backward.gradients["a"]), range(32))
+    for found, terms in ((z, np.abs(x[32:]).max() * np.abs(w).max() * math.sqrt(layout.lane)), (dx, np.abs(delta).max() * np.abs(w).max())):
+        assert np.abs(found).max() < 6 * math.sqrt(7) * 2**-42.8 * terms + noise < 2**-34 * terms
+
+
+def test_owner_masks_leave_what_is_stated_of_others(base: Rehearsal) -> None:
+    """2^-48 of a logit and 2^-50 of a gradient in the place of a zero (root mean square of 24 slots, to a factor of two)."""
+    layout, run, scheme = LAYOUTS[0], engine(base, LAYOUTS[0], Update(0.1)), base.scheme
+    run.close()
+    for masks, bits, wanted in (
+        (run.logit_masks, MASK_BITS, layout.logit_mask),
+        (run.gradient_masks, GRADIENT_MASK_BITS, layout.gradient_mask),
+    ):
+        primes, limbs = scheme.moduli[:2], scheme.evaluator.plain_limbs(masks["b"])
+        assert len(limbs) == OPENING.limbs + 1
+        low = integers.Centred([ring.inverse_ntt(x, q, scheme.roots[q]) for x, q in zip(limbs, primes, strict=False)], primes).low
+        errors = slot_errors(
+            low.view(np.int64).tolist(), wanted(run.owners["b"]), 45 + bits, np.random.default_rng(0).choice(SLOTS, 24, False).tolist()
+        )
+        stated = 2.0 ** (7 - bits - 45) * math.sqrt(0.75 / 12)  # a quarter of the coefficients is 0, and stays so
+        print(f"masks of {bits} bits more leave 2^{math.log2(rms(np.abs(errors))):.1f}")
+        assert stated / 2 < rms(np.abs(errors)) < 2 * stated
 
 
 def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
     """Owners take softmax of the logits opened to them; the twin, and torch's SGD with momentum, of exact ones.
 
-    A smudged logit errs by sqrt(3) 2^30 sqrt(N / 2) / 2^45 / 64 = 2^-13.7. Softmax passes on at most half of it, independently for each
-    row, so a step adds at most 0.1 x 2^-14.7 / sqrt(128) to a weight (activations have deviation 1), and momentum passes that on less
-    than five times within five steps: six deviations are 6 x 5 sqrt(5) x 3.3e-7 = 2.2e-5. Required are 1e-3 of logits, 1e-3 of gradients.
+    A smudged logit errs by sqrt(3) 2^77.5 sqrt(N / 2) / 2^45 / 2^51 = 2^-11.2. Softmax passes on at most half of it, independently for each
+    row, so a step adds at most 0.1 x 2^-12.2 / sqrt(128) to a weight (activations have deviation 1), and momentum passes that on less
+    than five times within five steps: six deviations are 6 x 5 sqrt(5) x 1.9e-6 = 1.3e-4.
     """
     layout, update = LAYOUTS[0], Update(rate=0.1, momentum=0.9)
     batches = noisy_batches(layout, 5)
     run = Training(base, layout, update, batches)
     print(f"after 5 steps weights err by {run.error:.1e}, those before by {run.error_before:.1e}")
-    assert max(run.error, run.error_before) < 2.2e-5
+    assert max(run.error, run.error_before) < 1.3e-4
     head = torch.nn.Parameter(torch.zeros(layout.features, layout.outputs, dtype=torch.float64))
-    optimizer = torch.optim.SGD([head], lr=update.rate, momentum=update.momentum)
+    optimizer = torch.optim.SGD([head], lr=row_rate(update, layout.rows) / 2**RATE_BITS * layout.rows, momentum=update.momentum)
     for x, y in batches:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(torch.from_numpy(x) @ head, torch.from_numpy(y)).backward()
@@ -176,7 +232,7 @@ def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
 
 def test_a_released_head_errs_as_predicted(base: Rehearsal) -> None:
     """expected_error is the blind protocol's: noise and weights are four times larger here. Mean of six, within a factor 2."""
-    assert HEAD_NOISE / release.CARRIED_NOISE == SCALE / WEIGHT_SCALE
+    assert HEAD_NOISE / release.CARRIED_NOISE == RELEASED / WEIGHT_SCALE
     layout, w = LAYOUTS[0], problem(LAYOUTS[0])[2]
     ciphertext = encrypted(base, layout, w, w).now
     measured = [float(np.abs(release_of(base, layout, ciphertext) - w).max()) for _ in range(6)]
@@ -186,7 +242,8 @@ def test_a_released_head_errs_as_predicted(base: Rehearsal) -> None:
 
 
 def test_real_images(base: Rehearsal, shared_data: Path) -> None:
-    """Two steps on whitened pixels of RetinaMNIST, five grades in eight lanes; the tolerance is that of the test above."""
+    """Two steps on whitened pixels of RetinaMNIST, five grades in eight lanes. As above, but what a step adds is
+    passed on less than twice within two steps: 6 x 2 sqrt(2) x 1.9e-6 = 3.2e-5."""
     file = shared_data / "retinamnist.npz"
     if not file.exists():
         pytest.skip(f"{file} is not there")
@@ -198,14 +255,14 @@ def test_real_images(base: Rehearsal, shared_data: Path) -> None:
     batches = [(x[:128], labels[:128]), (x[128:], labels[128:])]
     run = Training(base, InteractiveLayout(SLOTS, 64, 5), Update(0.1, 0.9), batches)
     print(f"weights err by {run.error:.1e}, largest {np.abs(run.w).max():.2f}")
-    assert run.error < 2.2e-5 < 1e-3 * np.abs(run.w).max()
+    assert run.error < 3.2e-5 < 1e-3 * np.abs(run.w).max()
 
 
 def test_noise_on_the_head_is_what_was_asked_for(base: Rehearsal) -> None:
     """dp_head_noise: sqrt(3) times each custodian's deviation, the same on every copy of a weight. 512 weights: 3 %, asked to 15 %."""
     layout, opened = LAYOUTS[0], Opened(base)
     w = problem(layout)[2]
-    carried = base.encrypt(layout.weight_slots(w), REFRESH_LIMBS)
+    carried = base.encrypt(layout.weight_slots(w), MOVED_LIMBS, layout.moved)
     item = "train/0/weights/-/merged/-"
     (noisy,) = base.noisy_refresh(lambda: layout.noise_slots(1e-3))([item], [carried])
     added = exact_weights(layout, opened, noisy) - w
@@ -228,7 +285,7 @@ def test_the_same_uploads_give_the_same_limbs_on_any_number_of_threads(base: Reh
         forward = run.forward(weights, dict(reversed(up.items())))  # nor does the order of arrival matter
         backward = run.backward(weights, forward, down, filled)
         kinds = [(OPENING, ct) for ct in (*forward.logits.values(), *backward.gradients.values())]
-        kinds.append((codec.ciphertext(REFRESH_LIMBS), backward.weights))
+        kinds.append((codec.ciphertext(MOVED_LIMBS), backward.weights))
         seen.append(
             [codec.digest(codec.pack(base.scheme, kind, base.scheme.evaluator.limbs(ct))) for kind, ct in kinds] + [run.mask_digest]
         )
@@ -284,31 +341,37 @@ def test_contributors_are_checked_from_declared_rows_alone() -> None:
 
 
 def test_too_many_steps_for_the_smudging_of_openings_are_refused() -> None:
-    """A head's noise goes up with the momentum, the rate, the steps and the custodians, and down with rows and copies."""
+    """A head's noise goes up with the momentum, the rate, the steps and the custodians, and down with rows."""
     update = Update(0.5, 0.9)
-    usual = head_noise(update, 512, 128, 16, 3)
-    assert math.log2(usual) == pytest.approx(13.2, abs=0.05)
-    assert [math.log2(head_noise(update, n, 128, 16, 3)) for n in (50, 190)] == pytest.approx([11.3, 12.4], abs=0.05)
-    assert head_noise(update, 512, 128, 16, 12) == pytest.approx(2 * usual)
-    assert head_noise(Update(0.5, 0.95), 512, 128, 16, 3) > 1.8 * usual
-    assert head_noise(update, 512, 32, 16, 3) > usual < head_noise(Update(1.0, 0.9), 512, 128, 16, 3)
-    assert head_noise(update, 512, 128, 4, 3) > usual
-    assert head_noise(Update(0.5), 100, 128, 16, 3) == pytest.approx(10 * head_noise(Update(0.5), 1, 128, 16, 3))
-    check_steps(update, 6000, 128, 16, 3)
-    check_steps(update, 2353, 128, 16, 8)
-    refused = r"after 2354 steps with momentum 0.9 .* of 2\^15.0; openings are smudged for 2\^15"
+    usual = head_noise(update, 512, 128, 3)
+    assert math.log2(usual) == pytest.approx(13.1, abs=0.05)
+    assert [math.log2(head_noise(update, n, 128, 3)) for n in (50, 190)] == pytest.approx([11.2, 12.4], abs=0.05)
+    assert head_noise(update, 512, 128, 12) == pytest.approx(2 * usual)
+    assert head_noise(Update(0.5, 0.95), 512, 128, 3) > 1.8 * usual
+    assert head_noise(update, 512, 32, 3) > usual < head_noise(Update(1.0, 0.9), 512, 128, 3)
+    assert head_noise(Update(0.5), 100, 128, 3) == pytest.approx(10 * head_noise(Update(0.5), 1, 128, 3))
+    check_steps(update, 1703, 128, 3)
+    check_steps(update, 647, 128, 8)
+    refused = r"after 648 steps with momentum 0.9 .* of 2\^14.0; openings are smudged for 2\^14"
     with pytest.raises(FocalError, match=refused) as caught:
-        check_steps(update, 2354, 128, 16, 8)
+        check_steps(update, 648, 128, 8)
     assert caught.value.hint
+
+
+def test_a_rate_that_rounding_would_change_is_refused() -> None:
+    check_steps(Update(0.0077), 10, 128, 3)
+    with pytest.raises(FocalError, match=r"head_rate of 0.007 over 128 rows is 14 times 2\^-18 a row; 16 at least") as caught:
+        check_steps(Update(0.007), 10, 128, 3)
+    assert "0.0078" in str(caught.value.hint)
 
 
 def test_a_modulus_that_leaves_no_room_for_openings_is_refused() -> None:
     """In a process of its own it would be a context; the engine reads nothing of it here but its first modulus and its scale."""
-    scheme = SimpleNamespace(evaluator=None, moduli=(2**55,), scale=2.0**45)
+    scheme = SimpleNamespace(evaluator=None, moduli=(2**53, 2**45), scale=2.0**45)
     layout = LAYOUTS[0]
-    with pytest.raises(FocalError, match="activation gradients up to 2.0 only") as caught:
+    with pytest.raises(FocalError, match="activation gradients up to 0.5 only") as caught:
         InteractiveEngine(cast(Scheme, scheme), layout, row_table(layout, {"a": 128}), Update(0.1), 1)
-    assert "first_bits at least 15 above" in str(caught.value.hint)
+    assert "first_bits 60" in str(caught.value.hint)
 
 
 # --------------------------------------------------------------------------- the layout, without ciphertexts
@@ -321,9 +384,10 @@ def test_slots_and_back(features: int, outputs: int, seed: int) -> None:
     w, x = rng.standard_normal((features, outputs)), rng.standard_normal((5, features))
     delta, first = rng.standard_normal((5, outputs)), int(rng.integers(0, layout.rows - 4))
     rows = range(first, first + 5)
-    assert np.abs(layout.read_weights(layout.weight_slots(w)) / WEIGHT_SCALE - w).max() < 1e-12  # an average of up to 256 equal values
-    assert (layout.gradients(GRADIENT_SCALE / SCALE * layout.activation_slots(x, first), rows) == x).all()
-    assert (layout.logits(layout.derivative_slots(delta, first), rows) == delta).all()
+    released_slots = layout.weight_slots(w) * layout.release_factor
+    assert np.abs(layout.read_weights(released_slots) / WEIGHT_SCALE - w).max() < 1e-12  # an average of up to 256 equal values
+    assert (layout.gradients(GRADIENT_OPENED * layout.activation_slots(x, first), rows) == x).all()
+    assert (layout.logits(OPENED * layout.derivative_slots(delta, first), rows) == delta).all()
     assert layout.logit_mask(rows).sum() == 5 * outputs
     assert layout.gradient_mask(rows).sum() == 5 * features
 
@@ -373,9 +437,9 @@ def test_walks_reach_all_in_steps_of_one_and_three(reached: range) -> None:
 
 
 def test_the_refresh_takes_the_mean_over_the_copies(base: Rehearsal) -> None:
-    """In slots, of copies that differ by as much as their values: 6 deviations of a fresh ciphertext are all that remains."""
+    """In slots, of copies that differ by as much as their values: 6 deviations of a fresh ciphertext are more than remains."""
     layout, opened = LAYOUTS[0], Opened(base)
     values = np.random.default_rng(9).uniform(-1, 1, SLOTS)
-    (refreshed,) = base.refresh(["train/0/weights/-/merged/-"], [base.encrypt(values, REFRESH_LIMBS)])
+    (refreshed,) = base.refresh(["train/0/weights/-/merged/-"], [base.encrypt(values, MOVED_LIMBS, layout.moved)])
     mean = values.reshape(layout.copies, -1).mean(0)
     assert np.abs(opened.slots(refreshed) - np.tile(mean, layout.copies)).max() < 6 * FRESH
