@@ -97,7 +97,7 @@ def _go(party: Party, wait: float) -> None:
 
 
 def enter(party: Party, link: Link | LocalLink, wait: float) -> bool:
-    """Join the session and prepare; False when the party has finished before, and the server is gone."""
+    """Join the session and prepare; False when the party has finished it before."""
     link.phase = "keys"
     try:
         party.opened(link, link.open(wait).session)
@@ -105,6 +105,10 @@ def enter(party: Party, link: Link | LocalLink, wait: float) -> bool:
         if isinstance(e, ProtocolError) or not party.finished:
             raise
         party.report.say(f"{party.me.name}: the run was finished before, and the server is gone")
+        return False
+    if party.finished:
+        party.finish_again(wait)
+        party.report.say(f"{party.me.name}: the run was finished before")
         return False
     party.prepare()
     return True

@@ -15,14 +15,15 @@ class BlindCustodian(Custodian):
     def answer(self) -> None:
         with self.report.phase("upload"):
             self.enter("upload")
+            if self.verifies:
+                self.install_keys()  # while the institutions encrypt
             lists = self._accept_uploads()
+            self.catch_up()  # before the uploads are fetched: the others wait for our answer
             if self.verifies:
                 self._fetch_uploads(lists)
         with self.report.phase("train"):
             self.enter("refresh")
-            self.catch_up()
             if self.verifies:
-                self.install_keys()
                 memory = int(self.local.memory_gb * 1e9)
                 self.verify(BlindCompute(self.manifest, self.scheme, self.layout, lists, self.fetch, self.threads, memory))
             else:

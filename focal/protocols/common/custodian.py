@@ -23,7 +23,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ PROTOCOLS: dict[type, str] = {msg.RefreshShares: "refresh", msg.OpeningShares: "
 """Records that hand out shares -> the ledger's name for them."""
 REFUSED = "refused"
 """In the journal: the run that this guard has refused to go on with."""
+AHEAD = 16
+"""Items of a batch whose shares by others the guard has sent while it makes its own; they fit into :data:`focal.protocols.common.party.RECENT`."""
 H0_FIRST = 8
 """A stored refresh share is h0's length (8 bytes, little-endian), h0, h1."""
 
@@ -74,6 +76,7 @@ class Custodian(Party):
         self.layout = self.plan.layout(manifest)
         self.threads = local.threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="custodian")
+        self.fetching = ThreadPoolExecutor(4, thread_name_prefix="fetching")
 
     # ----------------------------------------------------------------- the script
 
@@ -110,6 +113,7 @@ class Custodian(Party):
     def close(self) -> None:
         super().close()
         self.pool.shutdown(cancel_futures=True)
+        self.fetching.shutdown(cancel_futures=True)
         if "ledger" in self.__dict__:
             self.ledger.close()
 
@@ -241,11 +245,18 @@ class Custodian(Party):
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Answer the server's request only when it is, limb for limb, what we computed; then combine everybody's answers."""
-        own = [refresh.request(self.scheme, ct) for ct in ciphertexts]
+        own = [self._passed(data) for data in self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts)]
         topic = refreshing.topic(items[0])
-        asked = self.answer_batch(topic, tuple(items), [self.blobs.put(data) for data in own])
+        refreshing.expand_ahead(self.scheme, self.run_id, items, own, self.pool, self.layout)
+        asked = self.answer_batch(topic, tuple(items), own)
         answers = self.hear_all(self.peers, topic, msg.RefreshShares)
         return refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool, self.layout)
+
+    def _passed(self, data: bytes) -> str:
+        """Keep at hand what the server has too, and is asked for if it is forgotten here; returns its digest."""
+        digest = codec.digest(data)
+        self.passing.add(digest, data)
+        return digest
 
     def answer_batch(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
         """Answer one batch: the plan's items in the plan's order, and with ``own`` digests nothing but these ciphertexts."""
@@ -259,8 +270,12 @@ class Custodian(Party):
         if not self.repeat(topic):
             if self.guards:
                 self._weigh(asked, others)
-            shares = self._refresh_shares(items, asked.ciphertexts)
-            digests = self.share_blobs([b for pair in shares for b in pair], "custodians")
+            coming = [self.fetching.submit(self.fetch, digest) for theirs in others.values() for digest in theirs.h1[:AHEAD]]
+            made = [b for pair in self._refresh_shares(items, asked.ciphertexts) for b in pair]
+            digests = self.share_blobs(made, "custodians")
+            if self.verifies:
+                list(map(self.passing.add, digests, made))
+            wait(coming)
             self.say(topic, msg.RefreshShares(items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])))
         return asked
 

@@ -58,7 +58,7 @@ class _OwnBoard:
         return self.hub.board.since(after, 1 << 24)
 
     def put_many(self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None) -> list[str]:
-        return [self.hub.publish(b, audience) for b in blobs]
+        return self.hub.publish_all(blobs, audience)
 
     def get(self, digest: str) -> bytes:
         return self.hub.blobs.get(digest)
@@ -191,6 +191,7 @@ class Server(Party):
         digests = self.net.put_many(list(self.pool.map(lambda ct: refresh.request(self.scheme, ct), ciphertexts)), "custodians")
         asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
         self.say(topic, asked)
+        refreshing.expand_ahead(self.scheme, self.run_id, items, digests, self.pool, self.layout)
         answers = self.hear_all(self.custodians, topic, msg.RefreshShares)
         return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blobs.get, self.pool, self.layout)
 

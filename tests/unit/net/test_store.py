@@ -323,7 +323,7 @@ def test_audiences_only_widen(tmp_path: Path) -> None:
     audiences = Audiences(tmp_path / "audience.sqlite")
     assert audiences.of("00") is None
     for asked, then in [("custodians", "custodians"), ("server", "custodians"), ("all", "all"), ("custodians", "all")]:
-        audiences.widen("00", asked)
+        audiences.widen(["00"], asked)
         assert audiences.of("00") == then
 
 

@@ -347,7 +347,7 @@ class Stalling(Blobs):
 
 
 def test_put_resumes_after_the_server_was_stopped_midway(tmp_path: Path) -> None:
-    data = os.urandom(5_000_000)
+    data = os.urandom(19 * PIECE)
     digest = hashlib.sha256(data).hexdigest()
     server = Server(tmp_path, blobs=Stalling)
     first = server.blobs
@@ -371,7 +371,7 @@ def test_put_resumes_after_the_server_was_stopped_midway(tmp_path: Path) -> None
         missing = len(data) - stored
         again = server.hub.traffic["north"]["upload"]["up"]
         pieces = missing // PIECE + 1
-        assert missing <= again < missing + (pieces + 10) * HEADER, "one repeated piece would be 262144 bytes more"
+        assert missing <= again < missing + (pieces + 10) * HEADER, f"one repeated piece would be {PIECE} bytes more"
         north.wait(0, 0)
     server.stop()
 
