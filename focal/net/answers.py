@@ -47,7 +47,7 @@ class Answers:
     """Seconds that the last acknowledgement needs to leave, before the connections are closed."""
     FAREWELL = 2.0
     """Seconds that the end of a run needs to reach those who were just sent it."""
-    WRITERS = 4
+    WRITERS = 8
     """Blobs that are on their way to the disk at a time: syncs that run together wait for one write of the file system's journal."""
 
     def __init__(self, manifest: Manifest, board: Board, blobs: Blobs, session: str) -> None:

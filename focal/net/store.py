@@ -321,18 +321,28 @@ class Audiences(_Database):
         super().__init__(path)
         self._known: dict[str, str] = {}
         """What was asked for before: every piece of a blob asks again. Nobody else writes to the file."""
+        self._asked: collections.deque[tuple[str, str]] = collections.deque()
+        """What the next commit takes along."""
 
     def widen(self, digests: Iterable[str], audience: str) -> None:
-        """Allow ``audience`` all of ``digests``, in one commit; never takes back what was allowed before."""
+        """Allow ``audience`` all of ``digests``; never takes back what was allowed before. What several threads ask for while another one's
+        commit is under way goes to the disk in one."""
+        self._asked.extend((digest, audience) for digest in digests)
         with self._lock:
-            before = {digest: self.of(digest) for digest in digests}
-            wider = [d for d, now in before.items() if now is None or AUDIENCES.index(audience) > AUDIENCES.index(now)]
+            wider: dict[str, str] = {}
+            asked = list(self._asked)
+            for digest, wanted in asked:
+                now = wider.get(digest) or self.of(digest)
+                if now is None or AUDIENCES.index(wanted) > AUDIENCES.index(now):
+                    wider[digest] = wanted
             if wider:
                 with _on_disk(self.path):
                     self._db.execute("BEGIN")
                     with self._db:
-                        self._db.executemany("INSERT OR REPLACE INTO audience VALUES (?, ?)", [(digest, audience) for digest in wider])
-            self._known.update(dict.fromkeys(wider, audience))
+                        self._db.executemany("INSERT OR REPLACE INTO audience VALUES (?, ?)", wider.items())
+            self._known.update(wider)
+            for _ in asked:  # last: what a failed commit did not take, is taken by the next one
+                self._asked.popleft()
 
     def of(self, digest: str) -> str | None:
         with self._lock:

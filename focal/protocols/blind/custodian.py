@@ -44,7 +44,7 @@ class BlindCustodian(Custodian):
         wanted = [digest for upload in lists.values() for digest in upload.chunks]
         missing = [digest for digest in wanted if digest not in self.blobs]
         there = len(wanted) - len(missing)
-        for i, _ in enumerate(self.pool.map(lambda digest: self.blobs.put(self.net.get(digest)), missing)):
+        for i, _ in enumerate(self.fetching.map(lambda digest: self.blobs.put(self.net.get(digest)), missing)):
             self.report.progress(there + i + 1, len(wanted))
 
     def _answer_plan(self) -> None:

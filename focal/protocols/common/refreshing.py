@@ -31,7 +31,7 @@ def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShare
 def expand_ahead(
     scheme: Scheme, run_id: bytes, items: Sequence[str], digests: Sequence[str], pool: ThreadPoolExecutor, layout: HeadLayout
 ) -> None:
-    """Have the pool derive the first ``a`` of a batch (:func:`focal.custody.refresh.common_random`), while others' answers are on their way."""
+    """Have the pool derive the first ``a`` of a batch (:func:`focal.custody.refresh.common_random`) while answers are on their way."""
     for item, digest in list(zip(items, digests, strict=True))[: refresh.EXPANDED]:
         pool.submit(refresh.common_random, scheme, run_id, item, digest, layout.refresh_map(item).limbs)
 

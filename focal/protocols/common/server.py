@@ -181,8 +181,7 @@ class Server(Party):
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         """The new weights are on disk before the step is on the board."""
-        for weights in data:
-            self.blobs.put(weights)
+        list(self.pool.map(self.blobs.put, data))
         self.say(f"step/{step}", statement)
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:

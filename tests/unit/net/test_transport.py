@@ -470,7 +470,7 @@ def test_close_ends_what_waits(server: Server) -> None:
 
 
 def test_heartbeats_pass_a_slow_send(server: Server) -> None:
-    """30 MB over a link of 1 MB/s: behind one window of pieces (1 MB) a heartbeat or a post would wait 1 s or more."""
+    """30 MB over a link of 1 MB/s: behind one window of pieces (4 MiB) a heartbeat or a post would wait 4 s or more."""
     proxy = SlowLink(server.endpoint, 1e6)
     with dial(server, "north", endpoint=proxy.endpoint) as north:
         north.BEAT, north.doing = 0.1, "uploading"
