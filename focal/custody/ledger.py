@@ -81,6 +81,13 @@ class Ledger:
                 shares[i] = share
             return [bytes(share) for share in shares if share is not None]
 
+    def check(self, protocol: str, asked: Sequence[tuple[str, str]]) -> None:
+        """Raise as :meth:`answers` would for the whole of a batch that is to be answered in parts."""
+        with self._lock:
+            _check_distinct(asked)
+            for item, digest in asked:
+                self._find(protocol, item, digest)
+
     def pin(self, topic: str, digest: str) -> None:
         """Remember, before an answer is weighed, what is weighed under ``topic``: whoever is refused may not try again with something else.
 

@@ -289,6 +289,7 @@ class Custodian(Party):
 
     def _answered(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> list[str]:
         """Digests of h0, h1, h0, h1, ..., which the server has: some are made while those before them, which are on disk, are sent."""
+        self.ledger.check("refresh", list(zip(items, ciphertexts, strict=True)))  # of a batch that is refused no share leaves
         sent = []
         for i in range(0, len(items), GROUP):
             made = [half for pair in self._refresh_shares(items[i : i + GROUP], ciphertexts[i : i + GROUP]) for half in pair]

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from parties import identities, manifest_of
 
-from focal.config import LocalConfig
+from focal.config import VERSION, LocalConfig
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.identity import sign_manifest
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter
+from focal.protocols.start import enter
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)
@@ -170,3 +171,32 @@ def test_a_session_named_like_a_run(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="replayed-run"):
         me.opened(Net([]), ANOTHER)
     me.opened(Net([]), SESSION)
+
+
+class Here(Net):
+    """A server that answers."""
+
+    def open(self, timeout: float) -> msg.Welcome:
+        return msg.Welcome(version=VERSION, session=SESSION)
+
+
+class Ending(Here):
+    """A server that is there when a party comes, and takes no word of it any more."""
+
+    def post(self, signed: bytes) -> int:
+        threading.Event().wait()
+        raise AssertionError
+
+
+def test_a_party_that_has_finished_and_starts_again_waits_for_nobody(tmp_path: Path) -> None:
+    """The server ends when all have said so, perhaps between this party's return and its first question. What did not get out is said."""
+    me, board = party(tmp_path, "north"), []  # type: ignore[var-annotated]
+    me.opened(Net([]), SESSION)
+    me.finish()  # on a board that is lost: as a kill between the journal and the post
+    me.close()
+    for network in (Ending(board), Here(board)):
+        again = party(tmp_path, "north")
+        again.prepare = lambda: pytest.fail("it goes through its script again")  # type: ignore[method-assign]
+        assert not enter(again, network, 0.2)  # type: ignore[arg-type]
+        again.close()
+    assert [msg.decode(msg.Record, msg.decode(msg.Signed, data).record).topic for data in board] == ["finished"]
