@@ -94,7 +94,8 @@ def divided(residue: Limb, low: Limb, shift: int, q: int) -> Limb:
         return residue
     half, mask = np.uint64(1 << shift - 1), np.uint64((1 << shift) - 1)
     rest = ((low + half) & mask).astype(np.int64) - (1 << shift - 1)  # in [-2^(shift - 1), 2^(shift - 1))
-    exact = ring.subtract(residue, (rest % q).astype(np.uint64), q)
+    lifted = rest + np.where(rest < 0, q, 0) if 1 << shift - 1 < q else rest % q  # division is slow
+    exact = ring.subtract(residue, lifted.view(np.uint64), q)
     return _scaled(exact, pow(1 << shift, -1, q), q)
 
 

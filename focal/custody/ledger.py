@@ -30,6 +30,8 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._db.execute("PRAGMA page_size=65536")  # a share has up to a megabyte
+            self._db.execute("PRAGMA cache_size=-65536")  # a batch that does not fit is synced more than once
             self._db.execute("PRAGMA synchronous=EXTRA")  # FULL leaves the end of the journal to the next sync: a power cut undoes it
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS shares (number INTEGER PRIMARY KEY, protocol TEXT NOT NULL, item TEXT NOT NULL, "
@@ -78,6 +80,13 @@ class Ledger:
             for i, (*_, share) in zip(missing, rows, strict=True):
                 shares[i] = share
             return [bytes(share) for share in shares if share is not None]
+
+    def check(self, protocol: str, asked: Sequence[tuple[str, str]]) -> None:
+        """Raise as :meth:`answers` would for the whole of a batch that is to be answered in parts."""
+        with self._lock:
+            _check_distinct(asked)
+            for item, digest in asked:
+                self._find(protocol, item, digest)
 
     def pin(self, topic: str, digest: str) -> None:
         """Remember, before an answer is weighed, what is weighed under ``topic``: whoever is refused may not try again with something else.

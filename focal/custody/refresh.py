@@ -54,6 +54,9 @@ HIDING = 42
 LEAK = 30
 """An answer of the guard may lie 2^-30, at most, from what is made without its share (statistical distance over all N coefficients)."""
 
+EXPANDED = 32
+"""How many of the last ``a`` are kept: a party needs one for its share and for the sum of all."""
+
 
 @dataclass(frozen=True)
 class Map:
@@ -178,7 +181,7 @@ def common_random(scheme: Scheme, run_id: bytes, item: str, digest: str, limbs: 
     return _expanded(seed, scheme.moduli[:limbs], scheme.n)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=EXPANDED)
 def _expanded(seed: bytes, moduli: tuple[int, ...], n: int) -> list[Limb]:
     # a party needs the same limbs for its share and for the sum of all; nobody writes to them
     return ring.expand(seed, moduli, n)

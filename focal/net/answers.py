@@ -8,6 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Answers:
     """Seconds that the last acknowledgement needs to leave, before the connections are closed."""
     FAREWELL = 2.0
     """Seconds that the end of a run needs to reach those who were just sent it."""
+    WRITERS = 8
+    """Blobs that are on their way to the disk at a time: syncs that run together wait for one write of the file system's journal."""
 
     def __init__(self, manifest: Manifest, board: Board, blobs: Blobs, session: str) -> None:
         self.manifest, self.board, self.blobs, self.session = manifest, board, blobs, session
@@ -56,6 +59,7 @@ class Answers:
         self._members = {m.name: m for m in manifest.members}
         self._meters = {m.name: Meter() for m in manifest.members}
         self._audiences: Audiences
+        self._writers: ThreadPoolExecutor
         self._handlers: dict[type[Model], Callable[[Asker, Any, bytes], tuple[Model, bytes]]] = {
             msg.Hello: self._hello,
             msg.Post: self._post,
@@ -65,14 +69,22 @@ class Answers:
             msg.Beat: self._beat,
         }
 
-    def _open_audiences(self) -> None:
+    def _open(self) -> None:
         self._audiences = Audiences(self.blobs.folder / "audience.sqlite")
+        self._writers = ThreadPoolExecutor(self.WRITERS, thread_name_prefix="focal-disk")
+
+    def _close(self) -> None:
+        self._writers.shutdown(cancel_futures=True)
+        self._audiences.close()
 
     def publish(self, data: bytes, audience: Audience) -> str:
         """Store a blob that the server made and let ``audience`` fetch it; returns its digest."""
-        digest = hashlib.sha256(data).hexdigest()
-        self._audiences.widen(digest, audience)
-        return self.blobs.put(data)
+        return self.publish_all([data], audience)[0]
+
+    def publish_all(self, blobs: list[bytes], audience: Audience) -> list[str]:
+        """:meth:`publish` of several at once."""
+        self._audiences.widen([hashlib.sha256(data).hexdigest() for data in blobs], audience)
+        return list(self._writers.map(self.blobs.put, blobs))
 
     def behind(self, seconds: float) -> list[str]:
         """Members that were heard of in the last ``seconds`` and have not been sent the whole board."""
@@ -141,7 +153,7 @@ class Answers:
             raise Refused("size", f"a piece has 1 to {PIECE} bytes, not {len(payload)}")
 
         def allow() -> None:  # only who has sent the whole blob says who may fetch it, and before anybody can
-            self._audiences.widen(put.digest, put.audience)
+            self._audiences.widen([put.digest], put.audience)
 
         return msg.PutOk(stored=self.blobs.write_piece(put.digest, put.size, put.offset, payload, owner=asker.name, before=allow)), b""
 

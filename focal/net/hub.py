@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import errno
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +29,12 @@ log = logging.getLogger("focal.net")
 ZAP_DOMAIN = b"focal"
 MAX_WAITS = 64
 """Long polls that one member may hold open."""
+MAX_WRITES = 32
+"""Pieces that wait for the disk. Beyond them nothing is received, so that what is not, waits at those who send."""
+
+
+Write = tuple[Asker, msg.Put, bytes]
+"""Who sent a piece, which one, its bytes."""
 
 
 class _Malformed(ProtocolError):
@@ -53,13 +62,17 @@ class Hub(Answers):
         self._identity = identity
         self._by_key = {m.curve: m.name for m in manifest.members if m.role != "server"}
         self._waits: dict[Asker, tuple[float, int]] = {}
+        self._writes: dict[str, collections.deque[Write]] = {}
+        """Digest -> pieces of this blob, the first of which is being written."""
+        self._written: queue.SimpleQueue[tuple[str, Asker, Model, bytes]] = queue.SimpleQueue()
         self._recorder = Recorder(record)
+        self._waiting_writes = 0
         self._wake = Wake()
         self._stopping = False
 
     def start(self) -> None:
         """Bind and serve in a daemon thread. Raises :class:`FocalError` when the endpoint cannot be bound."""
-        self._open_audiences()
+        self._open()
         self._context = zmq.Context()
         # Without a ZAP handler libzmq lets every CURVE key in: it must listen before the router does.
         self._zap = self._context.socket(zmq.REP)
@@ -113,6 +126,7 @@ class Hub(Answers):
                         self._authenticate(self._zap.recv_multipart())
                     if self._router in events:
                         self._receive()
+                    self._answer_writes()
                     self._answer_waits()
                 except Exception:  # a mistake of ours must not silence the server for everybody
                     log.exception("the server failed at a request and goes on")
@@ -122,7 +136,7 @@ class Hub(Answers):
 
     def _release(self) -> None:
         self._context.destroy(linger=0)
-        self._audiences.close()
+        self._close()
         self._recorder.close()
         self._wake.close()
 
@@ -138,6 +152,8 @@ class Hub(Answers):
 
     def _receive(self) -> None:
         for _ in range(64):  # then look at the allow-list and the long polls again
+            while self._waiting_writes >= MAX_WRITES and not self._stopping:
+                self._finish_write(*self._written.get())
             if self._stopping:
                 return
             try:
@@ -175,6 +191,12 @@ class Hub(Answers):
             raise _Malformed(f"'{name}': {e.message}") from None
         if payload and not isinstance(message, msg.Post | msg.Put):
             self._reply(asker, fault("malformed", FocalError("this request takes no payload")))
+        elif isinstance(message, msg.Put):
+            self._enqueue(asker, message, payload)
+        elif isinstance(message, msg.Have):
+            while any(digest in self._writes for digest in message.digests):  # what arrived counts: it shall not be sent again
+                self._finish_write(*self._written.get())
+            self._answer(asker, lambda: self._handlers[msg.Have](asker, message, payload))
         elif not isinstance(message, msg.Wait):
             self._answer(asker, lambda: self._handlers[type(message)](asker, message, payload))
         elif not self._hold(asker, message):
@@ -190,6 +212,37 @@ class Hub(Answers):
         data = msg.encode(header)
         self._meters[asker.name].count(asker.phase, "down", len(data) + len(payload))
         self._router.send_multipart([asker.route, asker.request, data, payload])
+
+    def _enqueue(self, asker: Asker, put: msg.Put, payload: bytes) -> None:
+        """Have a piece written. Pieces of one blob are written one after the other; different blobs do not wait for each other."""
+        waiting = self._writes.setdefault(put.digest, collections.deque())
+        waiting.append((asker, put, payload))
+        self._waiting_writes += 1
+        if len(waiting) == 1:
+            self._write(*waiting[0])
+
+    def _write(self, asker: Asker, put: msg.Put, payload: bytes) -> None:
+        def write() -> None:
+            self._written.put((put.digest, asker, *self._attempt(asker, lambda: self._handlers[msg.Put](asker, put, payload))))
+            self._wake()
+
+        self._writers.submit(write)
+
+    def _answer_writes(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._finish_write(*self._written.get_nowait())
+
+    def _finish_write(self, digest: str, asker: Asker, header: Model, payload: bytes) -> None:
+        """Say that a piece was written, and go on with the next one of the same blob."""
+        self._waiting_writes -= 1
+        waiting = self._writes[digest]
+        waiting.popleft()
+        if waiting:
+            self._write(*waiting[0])
+        else:
+            del self._writes[digest]
+        self._reply(asker, header, payload)
 
     def _hold(self, asker: Asker, wait: msg.Wait) -> bool:
         """Keep a long poll for later, unless it can be answered at once or the member has too many open."""

@@ -59,7 +59,7 @@ class LocalHub(Answers):
 
     def start(self) -> None:
         """Serve."""
-        self._open_audiences()
+        self._open()
         self.board.listen(self._network.stir)
         with self._network.changed:
             self._network.hub = self
@@ -73,7 +73,7 @@ class LocalHub(Answers):
             self._network.changed.notify_all()
             self._network.changed.wait_for(lambda: not self._under_way)
         self.board.unlisten(self._network.stir)
-        self._audiences.close()
+        self._close()
 
     def behind(self, seconds: float) -> list[str]:
         """Here a member is there as long as its link is open."""

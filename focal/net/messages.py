@@ -32,7 +32,7 @@ from focal.errors import ProtocolError, Refused
 MAX_RECORD = 4 << 20
 """Bytes of one encoded record; anything larger belongs into a blob."""
 MAX_BLOB = 64 << 20
-PIECE = 256 << 10
+PIECE = 1 << 20
 """Bytes of a blob that travel in one frame: the unit that a resumed transfer repeats at most."""
 
 Digest = Hex32

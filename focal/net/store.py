@@ -14,6 +14,7 @@ journal could each make 'the one' share of a key.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import hashlib
@@ -22,7 +23,7 @@ import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from focal.config import ANEW, VERSION, Manifest, earlier
@@ -66,17 +67,46 @@ def _on_disk(path: Path) -> Iterator[None]:
 # --------------------------------------------------------------------------- blobs
 
 
-class Blobs:
-    """Content-addressed files. A blob is there whole, with the right digest, or it is not there."""
+class Recent:
+    """Blobs that passed a moment ago, in memory, the oldest out first: to whom they come again they need not be read, sent or hashed anew.
 
-    def __init__(self, folder: Path) -> None:
+    ``room``: bytes that they may take, all together. Any thread may call.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room, self._taken = room, 0
+        self._kept: collections.OrderedDict[str, bytes] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, digest: str, data: bytes) -> None:
+        """Keep ``data``, whose SHA-256 the caller has found to be ``digest``."""
+        with self._lock:
+            if digest in self._kept or len(data) > self._room:
+                return
+            self._kept[digest], self._taken = data, self._taken + len(data)
+            while self._taken > self._room:
+                self._taken -= len(self._kept.popitem(last=False)[1])
+
+    def get(self, digest: str) -> bytes | None:
+        return self._kept.get(digest)
+
+
+class Blobs:
+    """Content-addressed files. A blob is there whole, with the right digest, or it is not there.
+
+    ``recent``: bytes of the last ones that stay in memory besides.
+    """
+
+    def __init__(self, folder: Path, recent: int = 0) -> None:
         self.folder = Path(folder)
+        self._recent = Recent(recent)
+        self._making = threading.Lock()
         with _on_disk(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.folder / "partial").mkdir(exist_ok=True, mode=0o700)
 
     def __contains__(self, digest: str) -> bool:
-        return self._path(digest).exists()
+        return self._recent.get(digest) is not None or self._path(digest).exists()
 
     def put(self, data: bytes) -> str:
         """Store ``data``; returns its SHA-256 in hex. At once when it is stored already."""
@@ -95,10 +125,13 @@ class Blobs:
                 raise
             finally:
                 os.close(fd)
+        self._recent.add(digest, data)
         return digest
 
     def get(self, digest: str) -> bytes:
         """The blob's bytes, checked. Raises :class:`DiskError` when it is missing or no longer what was written."""
+        if (kept := self._recent.get(digest)) is not None:
+            return kept
         path = self._path(digest)
         with _on_disk(path):
             data = path.read_bytes()
@@ -107,15 +140,20 @@ class Blobs:
                 f"{path}: the disk returns other bytes than were written",
                 hint="check the disk; delete the file and give the same command again",
             )
+        self._recent.add(digest, data)
         return data
 
     def size(self, digest: str) -> int:
         """Bytes of a complete blob."""
+        if (kept := self._recent.get(digest)) is not None:
+            return len(kept)
         with _on_disk(self._path(digest)):
             return self._path(digest).stat().st_size
 
     def read_piece(self, digest: str, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset`` on, unchecked: the reader checks the digest of the whole."""
+        if (kept := self._recent.get(digest)) is not None:
+            return kept[offset : offset + length]
         with _on_disk(self._path(digest)), open(self._path(digest), "rb") as f:
             f.seek(offset)
             return f.read(length)
@@ -150,13 +188,14 @@ class Blobs:
             path.parent.mkdir(exist_ok=True, mode=0o700)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                stored = self._append(fd, offset, data, digest)
+                stored, new = self._append(fd, offset, data, digest)
                 if stored < size:
                     return stored
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            if _sha256(path) != digest:
+            whole = data if len(data) == size and new == size else None  # all of it came in this piece
+            if (_sha256(path) if whole is None else hashlib.sha256(whole).hexdigest()) != digest:
                 path.unlink()
                 raise Refused("digest", f"the {size} bytes that arrived are not blob {digest[:12]}", hint="send it again from the start")
             if before is not None:
@@ -164,10 +203,13 @@ class Blobs:
             self._publish(path, digest)
             for other in (self.folder / "partial").glob(f"*/{digest}"):
                 other.unlink()
+        if whole is not None:
+            self._recent.add(digest, whole)
         return -1
 
     @staticmethod
-    def _append(fd: int, offset: int, data: bytes, digest: str) -> int:
+    def _append(fd: int, offset: int, data: bytes, digest: str) -> tuple[int, int]:
+        """Bytes that are stored now, and how many of them are new."""
         stored = os.fstat(fd).st_size
         if offset > stored:
             raise Refused("offset", f"a piece of blob {digest[:12]} starts at {offset}, only {stored} bytes are stored")
@@ -177,7 +219,7 @@ class Blobs:
         except OSError:
             os.ftruncate(fd, stored)
             raise
-        return stored + len(new)
+        return stored + len(new), len(new)
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -189,9 +231,10 @@ class Blobs:
 
     def _publish(self, written: Path, digest: str) -> None:
         path = self._path(digest)
-        if not path.parent.exists():
-            path.parent.mkdir(exist_ok=True, mode=0o700)
-            _sync_folder(self.folder)
+        with self._making:  # who comes second must not go on before the first one's folder is on disk
+            if not path.parent.exists():
+                path.parent.mkdir(mode=0o700)
+                _sync_folder(self.folder)
         os.replace(written, path)
         _sync_folder(path.parent)
 
@@ -274,16 +317,38 @@ class Audiences(_Database):
 
     schema = "CREATE TABLE IF NOT EXISTS audience (digest TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID"
 
-    def widen(self, digest: str, audience: str) -> None:
-        """Allow ``audience``; never takes back what was allowed before."""
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._known: dict[str, str] = {}
+        """What was asked for before: every piece of a blob asks again. Nobody else writes to the file."""
+        self._asked: collections.deque[tuple[str, str]] = collections.deque()
+        """What the next commit takes along."""
+
+    def widen(self, digests: Iterable[str], audience: str) -> None:
+        """Allow ``audience`` all of ``digests``; never takes back what was allowed before. What several threads ask for while another one's
+        commit is under way goes to the disk in one."""
+        self._asked.extend((digest, audience) for digest in digests)
         with self._lock:
-            now = self.of(digest)
-            if now is None or AUDIENCES.index(audience) > AUDIENCES.index(now):
-                self._run("INSERT OR REPLACE INTO audience VALUES (?, ?)", digest, audience)
+            wider: dict[str, str] = {}
+            asked = list(self._asked)
+            for digest, wanted in asked:
+                now = wider.get(digest) or self.of(digest)
+                if now is None or AUDIENCES.index(wanted) > AUDIENCES.index(now):
+                    wider[digest] = wanted
+            if wider:
+                with _on_disk(self.path):
+                    self._db.execute("BEGIN")
+                    with self._db:
+                        self._db.executemany("INSERT OR REPLACE INTO audience VALUES (?, ?)", wider.items())
+            self._known.update(wider)
+            for _ in asked:  # last: what a failed commit did not take, is taken by the next one
+                self._asked.popleft()
 
     def of(self, digest: str) -> str | None:
-        rows = self._run("SELECT name FROM audience WHERE digest = ?", digest)
-        return str(rows[0][0]) if rows else None
+        with self._lock:
+            if digest not in self._known and (rows := self._run("SELECT name FROM audience WHERE digest = ?", digest)):
+                self._known[digest] = str(rows[0][0])
+            return self._known.get(digest)
 
 
 class Board(_Database):

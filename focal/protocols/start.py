@@ -97,7 +97,7 @@ def _go(party: Party, wait: float) -> None:
 
 
 def enter(party: Party, link: Link | LocalLink, wait: float) -> bool:
-    """Join the session and prepare; False when the party has finished before, and the server knows it or is gone."""
+    """Join the session and prepare; False when the party has finished it before."""
     link.phase = "keys"
     try:
         party.opened(link, link.open(wait).session)
@@ -106,33 +106,12 @@ def enter(party: Party, link: Link | LocalLink, wait: float) -> bool:
             raise
         party.report.say(f"{party.me.name}: the run was finished before, and the server is gone")
         return False
-    if party.finished and _was_heard(party, wait):
+    if party.finished:
+        party.finish_again(wait)
         party.report.say(f"{party.me.name}: the run was finished before")
         return False
     party.prepare()
     return True
-
-
-def _was_heard(party: Party, wait: float) -> bool:
-    """Does the server have the last word of a party that finished before?
-
-    It leaves soon after it has everybody's, perhaps while it is asked: one that is silent for ``wait`` seconds has left, or will show
-    the same when it is back and the same command is given again.
-    """
-    failed: list[Exception] = []
-
-    def read() -> None:
-        try:
-            party.read_all()
-        except Exception as e:  # whoever waits raises it
-            failed.append(e)
-
-    reading = threading.Thread(target=read, name="last-word", daemon=True)
-    reading.start()
-    reading.join(wait)
-    if failed:
-        raise failed[0]
-    return reading.is_alive() or party.said(party.me.name, "finished")
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     pass
 
 MEASURE_SECONDS = 3.0
-"""Between two looks at the processes' memory: the kernel walks all their pages for each."""
+"""Between two looks at the processes' memory, at least: the kernel walks all their pages for each."""
+MEASURE_SHARE = 0.01
+"""Of the time, for such looks."""
 Event = dict[str, Any]
 Show = Callable[[Event], None]
 """Receives every event of every party."""
@@ -184,7 +186,7 @@ class Processes:
         self.events: queue.Queue[Event] = queue.Queue()
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.errors: dict[str, str] = {}
-        self._measured = 0.0
+        self._measure_next = 0.0
         self.peak_memory = 0
         """Largest sum of the processes' proportional set sizes seen, bytes."""
 
@@ -236,7 +238,7 @@ class Processes:
         running = set(self.children)
         while running:
             event = self._next()
-            if time.monotonic() > self._measured + MEASURE_SECONDS:
+            if time.monotonic() > self._measure_next:
                 self._measure()
             if event is None:
                 continue
@@ -267,11 +269,13 @@ class Processes:
         raise FocalError(f"'{name}' {how} (its log: {self.run.party(name) / 'log.txt'})", hint=hint)
 
     def _measure(self) -> None:
-        self._measured, total = time.monotonic(), 0
+        start, total = time.monotonic(), 0
         for child in self.children.values():
             with contextlib.suppress(OSError, StopIteration, ValueError), open(f"/proc/{child.pid}/smaps_rollup") as f:
                 total += 1024 * int(next(line for line in f if line.startswith("Pss:")).split()[1])
         self.peak_memory = max(self.peak_memory, total)
+        end = time.monotonic()
+        self._measure_next = end + max(MEASURE_SECONDS, (end - start) / MEASURE_SHARE)
 
     def __exit__(self, *_: object) -> None:
         for child in self.children.values():

@@ -69,7 +69,7 @@ def test_masked_rows_show_nothing_without_one_mask(published: Published, missing
 
 def whole(words: inputs.Words) -> np.ndarray:
     """Integers of 128 bits."""
-    low, high = (word.astype(object) for word in words)
+    low, high = words.astype(object).T
     return low + high * 2**64
 
 

@@ -537,7 +537,7 @@ class FalseUploads(LyingServer):
         """A list of ``name``."""
         layout = plan.layout(self.manifest)
         start, stop = plan.row_table(self.manifest, layout)[name]
-        zeros = codec.pack_masked(self.scheme, *np.zeros((2, self.scheme.n), np.uint64))
+        zeros = codec.pack_masked(self.scheme, np.zeros((self.scheme.n, 2), np.uint64))
         accepted: msg.ProjectionAccepted = self.body("hospital-a", "projection/accepted")
         fields = {
             "joint_keys": ceremony.joint_digest(self.body("custodian-1", "keys/joint")),

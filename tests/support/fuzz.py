@@ -93,7 +93,7 @@ def targets() -> list[Target]:
             lambda d: codec.pack(scheme, codec.DECRYPTION, codec.unpack(scheme, codec.DECRYPTION, d, "fuzz")),
             every=20,
         ),
-        Target("masked message", [masked], lambda d: codec.pack_masked(scheme, *codec.unpack_masked(scheme, d, "fuzz")), every=20),
+        Target("masked message", [masked], lambda d: codec.pack_masked(scheme, codec.unpack_masked(scheme, d, "fuzz")), every=20),
         Target(
             "contribution to an input",
             [codec.pack(scheme, given, limbs)],

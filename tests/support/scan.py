@@ -193,7 +193,7 @@ def rounds(manifest: Manifest, said: Mapping[tuple[str, str], Any]) -> Iterator[
 def under_one_mask(published: Published) -> list[str]:
     """Pairs of masked messages that differ by less than 2^64 in their first coefficients: their difference is one of rows, in the clear."""
     named = list(published.rows.items())
-    high = np.array([words[1][:LOOK] for _, words in named])
+    high = np.array([words[:LOOK, 1] for _, words in named])
     apart = high[:, None] - high[None]  # modulo 2^64
     close = (np.minimum(apart, np.uint64(0) - apart) <= 1).all(axis=-1)
     return [f"{named[i][0]} and {named[j][0]} have one mask" for i, j in zip(*np.nonzero(np.triu(close, 1)), strict=True)]

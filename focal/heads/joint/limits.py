@@ -20,7 +20,7 @@ from focal.heads.joint.twin import RATE_BITS, Update, row_rate
 
 MIN_CONTRIBUTORS = 3
 """With two, each would learn the other's head gradient by differencing two heads."""
-HEAD_NOISE = 2.0**16
+HEAD_NOISE = 2.0**15
 """t of the release of a head (focal/custody/release.py): four times that of the blind protocol's, on weights released four times larger.
 What is inside is a rounding, 2^6.4 with 8 custodians, and 2^-14 of the noise that the head is carried with: kappa is 49."""
 CARRIED_NOISE = opening.NOISE * SCALE / OPENED

@@ -31,6 +31,10 @@ RESIDUAL = {3: 13.5, 5: 25.0, 7: 30.0}
 """The sigmoid of one ciphertext of logits, by degree."""
 REFRESH_SERVER, REFRESH_CUSTODIAN = 11.0, 10.0
 """One collective refresh at the server and at each custodian, packing included."""
+CROWDED = 1.35
+"""Where all parties of a run share a machine: how much longer a step takes than the sum of its prices. They share caches, memory and disk
+too, and what goes between them costs processor time. Measured on two cores, R = 64 and R = 256, 3 custodians: within 10 % (a quiet
+machine)."""
 KINDS = {3: ("logits", "weights"), 5: ("logits", "residual", "weights"), 7: ("logits", "residual", "weights")}
 """Kinds of plan items that a step has refreshed, by degree."""
 BLOCK_MEMORY = 2 << 30
@@ -73,7 +77,8 @@ class Cost:
     def describe(self, steps: int, computing: int = 1, slowness: float = 1.0) -> str:
         """What the planner chose, in three lines a person can check. ``computing`` parties train on the same threads: the server, and the
         custodians that verify it where all run on one machine, of which :func:`slowness` has been measured."""
-        chosen, mb, seconds = self.layout, 1e6, self.step_seconds * computing * slowness
+        chosen, mb, seconds = self.layout, 1e6, self.step_seconds * computing * slowness * (CROWDED if computing > 1 else 1.0)
+        word = "about" if computing > 1 else "at least"  # several machines wait for each other's messages besides
         sharing = f" ({computing} parties compute on the same cores)" if computing > 1 else ""
         largest = max(self.upload_bytes.values())
         own = "own" if chosen.owners else "shared"
@@ -85,7 +90,7 @@ class Cost:
             f"keys {self.key_bytes / mb:.0f} and inputs {self.input_bytes / mb:.0f} MB "
             f"up per custodian, "
             f"refresh {self.refresh_bytes / mb:.1f} MB per custodian and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
-            f"time:   at least {seconds:.1f} s per step, {seconds * steps:.0f} s for {steps} steps{sharing}; "
+            f"time:   {word} {seconds:.1f} s per step, {seconds * steps:.0f} s for {steps} steps{sharing}; "
             f"upload {self.link_seconds:.0f} s on the slowest link; expected release error {self.release_error:.1e}"
         )
 

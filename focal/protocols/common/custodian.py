@@ -24,7 +24,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,13 @@ PROTOCOLS: dict[type, str] = {msg.RefreshShares: "refresh", msg.OpeningShares: "
 """Records that hand out shares -> the ledger's name for them."""
 REFUSED = "refused"
 """In the journal: the run that this guard has refused to go on with."""
+FETCHING = 6
+"""Blobs that are fetched at a time: each waits for the server, the wire and the own disk, one after the other."""
+AHEAD = 16
+"""Items of a batch whose request and others' shares are sent before they are used: they fit into
+:data:`focal.protocols.common.party.RECENT`."""
+GROUP = 4
+"""Shares that become durable, and then leave, together."""
 H0_FIRST = 8
 """A stored refresh share is h0's length (8 bytes, little-endian), h0, h1."""
 
@@ -79,6 +86,9 @@ class Custodian(Party):
         self.layout = self.plan.layout(manifest)
         self.threads = local.threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="custodian")
+        self.fetching = ThreadPoolExecutor(FETCHING, thread_name_prefix="fetching")
+        self.sending = ThreadPoolExecutor(1, thread_name_prefix="sending")
+        self._coming: dict[str, Future[bytes]] = {}
 
     # ----------------------------------------------------------------- the script
 
@@ -114,6 +124,8 @@ class Custodian(Party):
     def close(self) -> None:
         super().close()
         self.pool.shutdown(cancel_futures=True)
+        self.fetching.shutdown(cancel_futures=True)
+        self.sending.shutdown(cancel_futures=True)
         if "ledger" in self.__dict__:
             self.ledger.close()
 
@@ -287,22 +299,30 @@ class Custodian(Party):
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         """Kept on disk; then the server must say the same."""
-        for weights in data:
-            self.blobs.put(weights)
+        keeping = [self.pool.submit(self.blobs.put, weights) for weights in data]
         self.journal.once(f"{self.session}/step/{step}", functools.partial(msg.encode, statement))
         if self.hear(self.manifest.server.name, f"step/{step}", msg.StepDone) != statement:
             raise Refused("lockstep", f"the server's step {step} has another outcome than our own computation")
+        for kept in keeping:
+            kept.result()
         self.journal.set(f"{self.session}/verified", str(step + 1).encode())
 
     # ----------------------------------------------------------------- refresh
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Answer the server's request only when it is, limb for limb, what we computed; then combine everybody's answers."""
-        own = refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)
+        own = [self._passed(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)]
         topic = refreshing.topic(items[0])
-        asked = self.answer_batch(topic, tuple(items), [self.blobs.put(data) for data in own])
+        refreshing.expand_ahead(self.scheme, self.run_id, items, own, self.pool, self.layout)
+        asked = self.answer_batch(topic, tuple(items), own)
         answers = self.hear_all(self.peers, topic, msg.RefreshShares)
         return refreshing.combine(self.scheme, self.run_id, asked, answers, self.fetch, self.pool, self.layout)
+
+    def _passed(self, data: bytes) -> str:
+        """Keep at hand what the server has too, and is asked for if it is forgotten here; returns its digest."""
+        digest = codec.digest(data)
+        self.passing.add(digest, data)
+        return digest
 
     def answer_batch(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
         """Answer one batch: the plan's items in the plan's order, and with ``own`` digests nothing but these ciphertexts."""
@@ -314,12 +334,39 @@ class Custodian(Party):
             raise Refused("lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields")
         others = self._pinned(topic, asked) if self.guards else {}
         if not self.repeat(topic):
+            theirs = others.values()
+            self._fetch_ahead(
+                [*asked.ciphertexts[:AHEAD], *(d for o in theirs for d in o.h0[:AHEAD]), *(d for o in theirs for d in o.h1[:AHEAD])]
+            )
             if self.guards:
                 self._weigh(asked, others)
-            shares = self._refresh_shares(items, asked.ciphertexts)
-            digests = self.share_blobs([b for pair in shares for b in pair], "custodians")
+            digests = self._answered(items, asked.ciphertexts)
             self.say(topic, msg.RefreshShares(items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])))
         return asked
+
+    def _answered(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> list[str]:
+        """Digests of h0, h1, h0, h1, ..., which the server has: some are made while those before them, which are on disk, are sent."""
+        self.ledger.check("refresh", list(zip(items, ciphertexts, strict=True)))  # of a batch that is refused no share leaves
+        sent = []
+        for i in range(0, len(items), GROUP):
+            made = [half for pair in self._refresh_shares(items[i : i + GROUP], ciphertexts[i : i + GROUP]) for half in pair]
+            sent.append((made, self.sending.submit(self.share_blobs, made, "custodians")))
+        digests = []
+        for made, future in sent:
+            digests += future.result()
+            if self.verifies:  # it adds them up itself
+                list(map(self.passing.add, digests[-len(made) :], made))
+        return digests
+
+    def _fetch_ahead(self, digests: list[str]) -> None:
+        """Have these sent; whoever asks for one waits for what is under way already."""
+        for digest in digests:
+            if self.passing.get(digest) is None and digest not in self.blobs:
+                self._coming[digest] = self.fetching.submit(super().fetch, digest)
+
+    def fetch(self, digest: str) -> bytes:
+        coming = self._coming.pop(digest, None)
+        return coming.result() if coming is not None else super().fetch(digest)
 
     def _pinned(self, topic: str, asked: msg.RefreshRequest) -> dict[str, msg.RefreshShares]:
         """Everybody else's answers, which the guard waits for. They are the same after a restart as when they were weighed."""

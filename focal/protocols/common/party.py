@@ -30,13 +30,17 @@ from focal.files import canonical_json
 from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, commitment
-from focal.net.store import Blobs, Journal
+from focal.net.store import Blobs, Journal, Recent
 from focal.protocols import check_complete, of
 from focal.protocols.common.hearing import Heard, derive_run_id
 from focal.protocols.common.progress import Reporter
 
 B = TypeVar("B", bound=Model)
 Audience = Literal["server", "custodians", "all"]
+
+
+RECENT = 64 << 20
+"""Bytes of the last blobs that a party keeps in memory: those of a batch of refreshes are used more than once."""
 
 
 class Network(Protocol):
@@ -79,7 +83,9 @@ class Party(abc.ABC):
         self.folder = Path(local.state)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.journal = Journal(self.folder / "journal.sqlite")
-        self.blobs = Blobs(self.folder / "blobs")
+        self.blobs = Blobs(self.folder / "blobs", RECENT)
+        self.passing = Recent(RECENT)
+        """Blobs that this party has no copy of on its disk."""
         self.net: Network
         self.session = ""
         self.scope = ""
@@ -102,10 +108,14 @@ class Party(abc.ABC):
 
     def say(self, topic: str, body: Any) -> None:
         """Say ``body`` under ``topic``: once. The same again is harmless, anything else is a defect and refused."""
+        self.net.post(self._decided(topic, body))
+
+    def _decided(self, topic: str, body: Any) -> bytes:
+        """The signed record, which is in the journal from here on."""
         signed = self.identity.sign_record(self.scope, topic, body)
         if self.journal.once(f"{self.session}/said/{topic}", lambda: signed) != signed:
             raise Refused("second-record", f"'{self.me.name}' was about to say a second thing under '{topic}'")
-        self.net.post(signed)
+        return signed
 
     def repeat(self, topic: str) -> bool:
         """Post again what was said under ``topic`` before a restart; False when nothing was."""
@@ -191,7 +201,12 @@ class Party(abc.ABC):
 
     def fetch(self, digest: str) -> bytes:
         """A blob from the own store or else from the server."""
-        return self.blobs.get(digest) if digest in self.blobs else self.net.get(digest)
+        if digest in self.blobs:
+            return self.blobs.get(digest)
+        if (data := self.passing.get(digest)) is None:
+            data = self.net.get(digest)
+            self.passing.add(digest, data)
+        return data
 
     # ----------------------------------------------------------------- commit, then reveal
 
@@ -263,8 +278,16 @@ class Party(abc.ABC):
 
     def finish(self) -> None:
         """Say that this party has all it needs. Remembered first: the server may be gone when a restarted process would ask."""
+        signed = self._decided("finished", msg.Finished())
         self.journal.set("finished", self.session.encode())
-        self.say("finished", msg.Finished())
+        self.net.post(signed)
+
+    def finish_again(self, seconds: float) -> None:
+        """An earlier process of this party has finished: say so once more, should the word not have got out, and wait for nothing else.
+
+        If it did, the server may end at any moment, and nobody would ever answer what is asked of it then.
+        """
+        self._within(seconds, lambda: self.repeat("finished"))
 
     @property
     def finished(self) -> bool:
@@ -281,13 +304,20 @@ class Party(abc.ABC):
         if not self.scope or self.ended:
             return
 
-        def tell() -> None:
-            with contextlib.suppress(FocalError):  # the link may be what failed
-                self.net.post(self.identity.sign_record(self.scope, "abort", msg.Abort(reason=_without_paths(str(error))[:500])))
+        record = self.identity.sign_record(self.scope, "abort", msg.Abort(reason=_without_paths(str(error))[:500]))
+        self._within(10.0, lambda: self.net.post(record))
 
-        telling = threading.Thread(target=tell, daemon=True)  # a post waits for a server that is away, for ever
-        telling.start()
-        telling.join(10.0)
+    @staticmethod
+    def _within(seconds: float, tell: Callable[[], object]) -> None:
+        """Tell the server something, and give it up after ``seconds``: a post waits for a server that is away, for ever."""
+
+        def telling() -> None:
+            with contextlib.suppress(FocalError):  # the link may be what failed
+                tell()
+
+        thread = threading.Thread(target=telling, daemon=True)
+        thread.start()
+        thread.join(seconds)
 
 
 def _without_paths(text: str) -> str:

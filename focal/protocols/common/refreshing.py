@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,6 +36,14 @@ def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShare
         same = (answer.items, answer.ciphertexts) == (asked.items, asked.ciphertexts)
         if not same or not len(answer.h0) == len(answer.h1) == len(asked.items):
             raise ProtocolError(f"'{name}' answered another refresh than was asked for")
+
+
+def expand_ahead(
+    scheme: Scheme, run_id: bytes, items: Sequence[str], digests: Sequence[str], pool: ThreadPoolExecutor, layout: HeadLayout
+) -> None:
+    """Have the pool derive the first ``a`` of a batch (:func:`focal.custody.refresh.common_random`) while answers are on their way."""
+    for item, digest in list(zip(items, digests, strict=True))[: refresh.EXPANDED]:
+        pool.submit(refresh.common_random, scheme, run_id, item, digest, layout.refresh_map(item).limbs)
 
 
 def combine(

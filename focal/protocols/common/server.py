@@ -60,7 +60,7 @@ class _OwnBoard:
         return self.hub.board.since(after, 1 << 24)
 
     def put_many(self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None) -> list[str]:
-        return [self.hub.publish(b, audience) for b in blobs]
+        return self.hub.publish_all(blobs, audience)
 
     def get(self, digest: str) -> bytes:
         return self.hub.blobs.get(digest)
@@ -190,8 +190,7 @@ class Server(Party):
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         """The new weights are on disk before the step is on the board."""
-        for weights in data:
-            self.blobs.put(weights)
+        list(self.pool.map(self.blobs.put, data))
         self.say(f"step/{step}", statement)
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
@@ -200,6 +199,7 @@ class Server(Party):
         digests = self.net.put_many(refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout), "custodians")
         asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
         self.say(topic, asked)
+        refreshing.expand_ahead(self.scheme, self.run_id, items, digests, self.pool, self.layout)
         answers = self.hear_all(self.custodians, topic, msg.RefreshShares)
         return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blobs.get, self.pool, self.layout)
 

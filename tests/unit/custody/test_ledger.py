@@ -72,6 +72,27 @@ def test_a_batch_is_stored_at_once_or_not_at_all(ledger: Ledger) -> None:
         ledger.answers("refresh", [("four", "dd")], make, limit=3)
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ([("new", "bb"), ("item", "cc")], "second-digest"),
+        ([("new", "bb"), ("other", "aa")], "second-item"),
+        ([("new", "bb"), ("newer", "bb")], "second-item"),
+        ([("new", "bb"), ("new", "cc")], "second-digest"),
+        ([("item", "aa"), ("new", "bb")], None),
+    ],
+)
+def test_a_batch_can_be_checked_before_it_is_answered_in_parts(ledger: Ledger, asked: list[tuple[str, str]], reason: str | None) -> None:
+    ledger.answer("refresh", "item", "aa", lambda: b"share")
+    if reason is None:
+        ledger.check("refresh", asked)
+    else:
+        with pytest.raises(Refused) as e:
+            ledger.check("refresh", asked)
+        assert e.value.reason == reason
+    assert ledger.count == 1
+
+
 def test_refresh_and_release_are_separate(ledger: Ledger) -> None:
     """The last weights are refreshed and then released: the same item and digest may occur in both protocols."""
     ledger.answer("refresh", "item", "aa", lambda: b"refresh")

@@ -20,7 +20,7 @@ from patience import PATIENCE
 
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
-from focal.net.store import Audiences, Blobs, Board, DiskError, Journal
+from focal.net.store import Audiences, Blobs, Board, DiskError, Journal, Recent
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)
@@ -99,6 +99,23 @@ def test_wrong_whole_is_deleted_and_can_be_sent_again(tmp_path: Path) -> None:
         blobs.write_piece(digest, 100, 0, bytes(100), before=lambda: pytest.fail("ran before the digest was right"))
     assert e.value.reason == "digest" and blobs.stored(digest) == 0 and digest not in blobs
     assert blobs.write_piece(digest, 100, 0, data) == -1
+
+
+def test_recent_blobs_stay_in_memory_within_their_room(tmp_path: Path) -> None:
+    recent = Recent(250)
+    for name in "abc":
+        recent.add(name, name.encode() * 100)
+    recent.add("c", b"another")  # the first bytes under a digest are the right ones
+    recent.add("huge", bytes(251))
+    assert [recent.get(name) and recent.get(name)[:1] for name in ("a", "b", "c", "huge")] == [None, b"b", b"c", None]  # type: ignore[index]
+
+    blobs, data = Blobs(tmp_path, 1000), os.urandom(600)
+    digests = [blobs.put(data), digest_of(data[::-1])]
+    assert blobs.write_piece(digests[1], 600, 0, data[::-1]) == -1  # there is room for the last one only
+    for digest in digests:
+        (tmp_path / digest[:2] / digest[2:]).unlink()
+    assert [digest in blobs for digest in digests] == [False, True]
+    assert (blobs.get(digests[1]), blobs.size(digests[1]), blobs.read_piece(digests[1], 590, 100)) == (data[::-1], 600, data[::-1][590:])
 
 
 def test_one_members_garbage_does_not_touch_anothers_transfer(tmp_path: Path) -> None:
@@ -323,8 +340,27 @@ def test_audiences_only_widen(tmp_path: Path) -> None:
     audiences = Audiences(tmp_path / "audience.sqlite")
     assert audiences.of("00") is None
     for asked, then in [("custodians", "custodians"), ("server", "custodians"), ("all", "all"), ("custodians", "all")]:
-        audiences.widen("00", asked)
+        audiences.widen(["00"], asked)
         assert audiences.of("00") == then
+
+
+def test_audiences_that_several_threads_widen_are_all_on_disk(tmp_path: Path) -> None:
+    audiences = Audiences(tmp_path / "audience.sqlite")
+    commits: list[str] = []
+    audiences._db.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+    names = [f"{i:02x}" for i in range(40)]
+    with audiences._lock:  # nobody can commit before all have asked
+        threads = [threading.Thread(target=audiences.widen, args=([name], "custodians")) for name in names]
+        for thread in threads:
+            thread.start()
+        while len(audiences._asked) < len(names):
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert commits == ["COMMIT"]
+    audiences.close()
+    again = Audiences(tmp_path / "audience.sqlite")
+    assert [again.of(name) for name in names] == ["custodians"] * 40
 
 
 def test_net_needs_neither_torch_nor_openfhe() -> None:
