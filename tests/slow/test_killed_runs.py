@@ -111,10 +111,11 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     folder = runs() / name
     command = [sys.executable, "-m", "focal", "train", "--config", str(config), "--runs", str(runs())]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True)
-    server = folder / "parties" / "server"
+    institutions = ("hospital-a", "hospital-b", "hospital-c")
+    events = [folder / "parties" / name / "events.jsonl" for name in institutions]
     try:
         deadline = time.monotonic() + PATIENCE
-        while not (server / "events.jsonl").exists() or '"upload"' not in (server / "events.jsonl").read_text():
+        while not all(path.exists() and "the rows are uploaded" in path.read_text() for path in events):
             assert child.poll() is None and time.monotonic() < deadline, child.communicate()
             time.sleep(0.1)
         parties = _processes_of(folder)
@@ -125,7 +126,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
         assert not any(Path(f"/proc/{pid}").exists() for pid in parties), "a party outlived its launcher"
         assert not (folder / "summary.json").exists()
 
-        up = {n: _uploaded(folder, n) for n in ("hospital-a", "hospital-b", "hospital-c")}
+        up = {n: _uploaded(folder, n) for n in institutions}
         result = focal("train", "--config", config, "--runs", runs())
         assert result.returncode == 0, result.stderr
         assert "(continued)" in said(result)

@@ -54,9 +54,17 @@ class Nursery:
         return Fork(pid, ends[0][1], *(end[0] for end in ends[1:]))
 
 
-@functools.cache
+_first = threading.Lock()
+
+
 def nursery() -> Nursery:
     """The nursery of this test session. It ends when the session does: its control socket is closed then."""
+    with _first:  # several threads may ask for it first, and a second one would end with the children that it has by then
+        return _nursery()
+
+
+@functools.cache
+def _nursery() -> Nursery:
     return Nursery({**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
 
 
