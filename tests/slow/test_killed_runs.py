@@ -111,11 +111,10 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     folder = runs() / name
     command = [sys.executable, "-m", "focal", "train", "--config", str(config), "--runs", str(runs())]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True)
-    institutions = ("hospital-a", "hospital-b", "hospital-c")
-    events = [folder / "parties" / name / "events.jsonl" for name in institutions]
+    events = folder / "parties" / "server" / "events.jsonl"
     try:
         deadline = time.monotonic() + PATIENCE
-        while not all(path.exists() and "the rows are uploaded" in path.read_text() for path in events):
+        while not events.exists() or '"train"' not in events.read_text():  # all rows are uploaded then
             assert child.poll() is None and time.monotonic() < deadline, child.communicate()
             time.sleep(0.1)
         parties = _processes_of(folder)
@@ -126,14 +125,15 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
         assert not any(Path(f"/proc/{pid}").exists() for pid in parties), "a party outlived its launcher"
         assert not (folder / "summary.json").exists()
 
-        up = {n: _uploaded(folder, n) for n in institutions}
+        up = {n: _uploaded(folder, n) for n in ("hospital-a", "hospital-b", "hospital-c")}
         result = focal("train", "--config", config, "--runs", runs())
         assert result.returncode == 0, result.stderr
         assert "(continued)" in said(result)
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["max_abs_weight_error"] < 1e-3 and summary["steps"] == 6
         for n, bytes_ in up.items():
-            chunks = sum(p.stat().st_size for p in (folder / "parties" / n / "blobs").glob("??/*"))
+            blobs = [p.read_bytes() for p in (folder / "parties" / n / "blobs").glob("??/*")]
+            chunks = sum(len(data) for data in blobs if data[:4] == b"FOCL")  # the others are contributions to sums
             assert bytes_ > 0.9 * chunks, "it was interrupted before the upload: the next line would mean nothing"
             assert _uploaded(folder, n) - bytes_ < PIECE
         assert not (runs() / f"{name}-2").exists()
