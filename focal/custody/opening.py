@@ -49,7 +49,7 @@ by.
 Over the 512 steps that 4096 openings allow four institutions that is 2^13.1 (root mean square) with 3 custodians, 2^13.8 with 8.
 focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 647 steps). Noise grows with
 the sizes of activations and weights too, so an institution keeps both bounded (focal.heads.joint.limits): ``check_activations`` before
-it uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are. """
+it uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are."""
 
 from __future__ import annotations
 
