@@ -58,7 +58,11 @@ class Opened:
         self.run, self.scheme = run, run.scheme
         self.q = self.scheme.moduli[0]
         self.whole = ring.total([s.limbs for s in run.secrets], self.scheme.extended)
-        self.secret = self.whole[0]
+
+    @property
+    def secret(self) -> ring.Limb:
+        """The joint secret modulo q_0."""
+        return self.whole[0]
 
     def coefficients(self, ciphertext: object) -> np.ndarray:
         """c0 + c1 s modulo q_0 as N signed integers: scale times the message, plus the noise."""

@@ -24,7 +24,7 @@ which is the protocol's output, and a Gaussian. Divergences of the two add over 
     Renyi, order a      a KL, as Gaussians of one width have it. Whoever finds something here with probability p finds it beside n with p',
                         p <= (p' exp(a KL))^((a - 1) / a) (Bai, Langlois, Lepoint, Stehle and Steinfeld 2015)
 
-The last is for *search*: recovering the key, or a row. A key that is safe to 2^-128 is to 2^-(128 - 2.6e-5), at order 2^23.3
+The last is for *search*: recovering the key, or a row. A key that is safe to 2^-128 is to 2^-(128 - 2.6e-5), at order 2^23.2
 (:func:`search_bits`). The noise depends on the keys drawn: with four times as much of it, more than any of them had, KL is 2^-36 and
 1.0e-4 of a bit is lost. For *indistinguishability* there is the total variation only.
 
@@ -49,7 +49,8 @@ by.
 Over the 512 steps that 4096 openings allow four institutions that is 2^13.1 (root mean square) with 3 custodians, 2^13.8 with 8.
 focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 647 steps). Noise grows with
 the sizes of activations and weights too, so an institution keeps both bounded (focal.heads.joint.limits): ``check_activations`` before
-it uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are."""
+it uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are.
+"""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ def test_noise_over_fifty_steps(pair: tuple[Rehearsal, Rehearsal]) -> None:
 
 @pytest.mark.timeout(1800)
 def test_fifty_steps_follow_the_twin(pair: tuple[Rehearsal, Rehearsal]) -> None:
-    """What issue 4 asks: losses within 1 %; logits and gradients within 1e-3 (of the largest) and six deviations of their smudging, which
-    come to less than 3e-3 of the largest gradient once the head is not near 0 any more.
+    """Losses within 1 %; logits and gradients within 1e-3 (of the largest) and six deviations of their smudging, together less than 3e-3 of
+    the largest gradient once the head is not near 0 any more.
 
     And both heads that are released in the end, the last and the one before, come out of their release within 1e-3.
     """

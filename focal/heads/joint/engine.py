@@ -51,7 +51,7 @@ both and for the smudging. Two more things follow:
                times larger, owners' masks of Z and dX 2^8 and 2^10 times, these by focal/ckks/precise.py
     the rate   a gradient is 2^20 times larger than a head, so on its way to the refresh the head is made larger, by an integer, and the
                refresh divides: exactly, and without the limb that a rescaling takes. The rate of a row is an integer too, over 2^18
-               (:func:`focal.heads.joint.twin.row_rate`). This request has 4 limbs, for W is up to 2^54 times larger than a blind step's
+               (:func:`focal.heads.joint.twin.row_rate`). This request has 4 limbs, for its coefficients reach 2^104 instead of 2^56
 
 What is left of noise:
 

@@ -93,7 +93,7 @@ def test_one_missing_share_decrypts_nothing(ceremony: Ceremony, missing: int) ->
     """c0 + c1 (s - s_i) is uniform modulo q_0: its values spread over all of 2^60, against a message of 2^45."""
     without = Opened(ceremony)  # type: ignore[arg-type]
     scheme = ceremony.scheme
-    without.secret = ring.total([s.limbs for i, s in enumerate(ceremony.secrets) if i != missing], scheme.extended)[0]
+    without.whole = ring.total([s.limbs for i, s in enumerate(ceremony.secrets) if i != missing], scheme.extended)
     x = np.random.default_rng(1).uniform(-1, 1, scheme.slots)
     ct = ceremony.encrypt(x)
     coefficients, found = without.coefficients(ct), without.slots(ct)

@@ -71,7 +71,7 @@ def attack(base: Rehearsal, refresh: Refresh) -> Recovered:
 
 
 def test_an_owner_reads_the_head_and_the_summed_gradient_of_the_others(base: Rehearsal) -> None:
-    """The openings' smudging, 2^-15.7 per gradient, is no protection here: it is there for the key."""
+    """The openings' smudging, 2^-13.2 per gradient, is no protection here: it is there for the key."""
     found = attack(base, base.refresh)
     print(
         f"differencing: the head to {found.head:.1e}, the others' summed head gradient to {found.gradient:.1e} (relative), "
