@@ -178,6 +178,8 @@ class Upload(Model):
     eta_hex: HexFloat
     rows: Index
     first_row: Index
+    mask_keys: Digest
+    """Over its own public key for masks and every custodian's, as it saw them."""
     label: Hex32
     """Tells the masks of these rows from those of any others."""
     chunks: Digests
@@ -212,6 +214,8 @@ class InputReveal(Model):
     kind: Literal["input-reveal"] = "input-reveal"
     lists: Digest
     """Over all that is put in, as this custodian saw it."""
+    commits: Digest
+    """Over every custodian's commitment and shares of range checks, as this one saw them."""
     salt: Hex32
     blobs: Digests
 
@@ -251,6 +255,8 @@ class Activations(Model):
     step: Index
     rows: Annotated[int, Field(ge=1, le=1 << 16)]
     joint_keys: Digest
+    mask_keys: Digest
+    """Over its own public key for masks and every custodian's, as it saw them."""
     label: Hex32
     """Tells the mask of this chunk from any other's."""
     chunk: Digest

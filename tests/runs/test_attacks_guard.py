@@ -115,41 +115,6 @@ def uniform(c: Consortium, topic: str, files: list[bytes]) -> None:
         assert abs((value < 2.0**147).mean() - 1 / 4) < 0.015
 
 
-def test_an_institution_that_masks_a_huge_number(stage: Stages) -> None:
-    """hospital-b's targets have 2^127 in a coefficient: no format forbids it, and lockstep computes with them as everybody does."""
-    with stage.at("keyed") as c:
-        shares_of_others = others(c)
-        c.start("server", *c.custodians)
-        c.start("hospital-a", "hospital-c")
-        c.start("hospital-b", prelude=prelude("sends_a_huge('target')"))
-        refused_by_range(c, WEIGHTS)
-        uniform(c, WEIGHTS, shares_of_others)
-
-
-def test_a_copied_masked_message_is_nobodys_row(stage: Stages) -> None:
-    """hospital-b lists hospital-a's: every custodian takes hospital-b's masks off, and what is left is noise of 124 bits."""
-    with stage.at("keyed") as c:
-        shares_of_others = others(c)
-        c.start("server", *c.custodians)
-        c.start("hospital-a", "hospital-c")
-        c.start("hospital-b", prelude=prelude("copies_rows()"))
-        refused_by_range(c, WEIGHTS)
-        lists = {name: body.chunks for name, _, body in c.bodies(msg.Upload)}
-        assert lists["hospital-a"] == lists["hospital-b"] != lists["hospital-c"]
-        uniform(c, WEIGHTS, shares_of_others)
-
-
-def test_an_institution_that_shows_custodians_different_keys_for_masks(stage: Stages) -> None:
-    """custodian-2 takes off another mask than hospital-b has put on. What is left is a message of 124 bits, which hospital-b knows: all
-    have signed the same lists, so neither a list nor lockstep shows it."""
-    with stage.at("keyed") as c:
-        shares_of_others = others(c)
-        c.start("server", prelude=prelude("shows_another_key('custodian-2', 'hospital-b')"))
-        c.start(*c.custodians, *c.institutions)
-        refused_by_range(c, WEIGHTS)
-        uniform(c, WEIGHTS, shares_of_others)
-
-
 def test_a_refusal_whose_word_was_lost_is_said_after_a_restart(stage: Stages) -> None:
     with stage.at("uploaded") as c:
         c.start("server", prelude=lying("AnsweredForgery('constant', 'labels')"))

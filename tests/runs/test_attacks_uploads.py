@@ -172,3 +172,30 @@ def test_a_restarted_institution_masks_the_same_rows_with_the_same_masks_and_no_
         chunks = set(uploads["hospital-b"].chunks)
         assert len({u.label for u in uploads.values()}) == 3 and chunks <= lists[0][1]
         assert lists[2][0] == lists[0][0] and len(lists[2][1] - lists[0][1]) == len(chunks), "other rows under one mask with these"
+
+
+# --------------------------------------------------------------------------- the size of what is masked
+
+
+@pytest.mark.parametrize("liar", ["sends_a_huge('target')", "sends_a_huge('data')", "copies_rows()"])
+def test_what_an_institution_cannot_prove_is_nobodys_row(stage: Stages, liar: str) -> None:
+    """2^127 in a coefficient, which no format forbids; or hospital-a's masked messages, which are noise under hospital-b's masks. Every
+    custodian finds that the proof does not fit, and none has shown a contribution."""
+    with stage.at("keyed") as c:
+        c.start("server", *c.custodians, "hospital-a", "hospital-c")
+        c.start("hospital-b", prelude=prelude(liar))
+        for victim in VICTIMS:
+            assert c.processes[victim].end() == 1
+            text = c.processes[victim].errors
+            assert "refused (range-sum): hospital-b" in text or "ended the run" in text and "range-sum" in text
+            assert "uploads/accepted" in said(c, victim) and "inputs/reveal" not in said(c, victim)
+        assert not list(c.bodies(msg.InputReveal))
+
+
+def test_other_keys_for_masks_shown_to_one_custodian(stage: Stages) -> None:
+    """It would take off another mask than hospital-b has put on, and leave noise of 124 bits."""
+    with stage.at("keyed") as c:
+        c.start("server", prelude=prelude("shows_another_key('custodian-2', 'hospital-b')"))
+        c.start(*c.custodians, *c.institutions)
+        assert reason(c, "custodian-2") == "mask-keys" and "'hospital-b'" in c.processes["custodian-2"].errors
+        assert "uploads/accepted" not in said(c, "custodian-2")

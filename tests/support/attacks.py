@@ -545,14 +545,26 @@ class FalseUploads(LyingServer):
             "eta_hex": accepted.eta_hex,
             "rows": stop - start,
             "first_row": start,
+            "mask_keys": speaking.keys_digest(name, self.custodians, self.keys),
             "label": "0" * 64,
+            "proofs": ("0" * 64,) * len(uploads.PROVEN),
             "chunks": (self.hub.publish(zeros, "custodians"),) * len(layout.chunks(start, stop)),
         }
         return msg.Upload.model_validate({**fields, **changes})
 
+    @property
+    def custodians(self) -> list[str]:
+        return [m.name for m in self.manifest.custodians]
+
+    @property
+    def keys(self) -> dict[str, msg.InputKey]:
+        """Everybody's public key for masks."""
+        own = {name: msg.InputKey(public=inputs.public_key(bytes([i + 1]) * 32)) for i, name in enumerate(self.puppets[:3])}
+        return {**own, **{name: self.body(name, speaking.KEY) for name in self.custodians}}
+
     def begins(self) -> None:
-        for i, name in enumerate(self.puppets[:3]):
-            self.post(name, speaking.KEY, msg.InputKey(public=inputs.public_key(bytes([i + 1]) * 32)))
+        for name in self.puppets[:3]:
+            self.post(name, speaking.KEY, self.keys[name])
             self.post(name, "upload", self.upload(name))
 
     def heard(self, record: msg.Record) -> None:
@@ -658,8 +670,8 @@ def contributes(how: str) -> None:
     """A custodian that contributes to one input less than there are (``fewer``), or for ``other lists``: well committed and revealed."""
     contribute = Custodian.contribute
 
-    def changed(self: Custodian, round: str, lists: str, wanted: Any) -> None:
-        contribute(self, round, *((lists, wanted[:-1]) if how == "fewer" else ("55" * 32, wanted)))
+    def changed(self: Custodian, round: str, lists: str, wanted: Any, claims: Any) -> None:
+        contribute(self, round, *((lists, wanted[:-1]) if how == "fewer" else ("55" * 32, wanted)), claims)
 
     replace(Custodian, contribute=changed)
 
@@ -843,8 +855,8 @@ def sends_a_huge(what: str) -> None:
     """An institution whose masked messages hold 2^127 in one coefficient, those of ``what``: 16 bytes that a format cannot refuse."""
     masked = speaking.MaskKeys.masked
 
-    def huge(self: speaking.MaskKeys, scheme: Scheme, slots: Any, label: str, item: str) -> bytes:
-        data = bytearray(masked(self, scheme, slots, label, item))
+    def huge(self: speaking.MaskKeys, scheme: Scheme, message: Any, label: str, item: str) -> bytes:
+        data = bytearray(masked(self, scheme, message, label, item))
         if f"/{what}/" in item:
             data[codec.HEADER.size + 15] = 0x80
         return bytes(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
-from focal.protocols.common import ceremony
+from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.audit import Audit
 
 
@@ -15,6 +15,8 @@ class BlindAudit(Audit):
     def compute(self, joint: msg.JointKeys) -> BlindCompute:
         layout, keys = plan.layout(self.manifest), ceremony.joint_digest(joint)
         lists = self.recall_all(self.institutions, "upload", msg.Upload)
+        said = self.recall_all([*self.institutions, *self.custodians], inputs.KEY, msg.InputKey)
+        inputs.check_keys(uploads.mask_keys(lists), self.custodians, said)
         digest = uploads.inputs_digest(self.manifest, self.scheme, layout, lists, keys)
         uploads.check_accepted(digest, self.recall_all(self.custodians, "uploads/accepted", msg.UploadsAccepted))
         self.say(f"uploads    {sum(len(u.chunks) for u in lists.values())} masked messages of {len(lists)} institutions")

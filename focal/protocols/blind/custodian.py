@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
-from focal.protocols.common import ceremony
+from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.custodian import Custodian
 
 
@@ -29,6 +29,7 @@ class BlindCustodian(Custodian):
                 self._fetch(digest for own in given.values() for digest in own)
             else:
                 self.contribute(uploads.ROUND, digest, wanted, claims)
+            self._forget(self.masks.file)  # all that it masks is made
         with self.report.phase("train"):
             self.enter("refresh")
             if self.verifies:
@@ -43,6 +44,7 @@ class BlindCustodian(Custodian):
     def _accept_uploads(self) -> tuple[dict[str, msg.Upload], str]:
         """Exactly one valid list from every institution, and the same lists at every custodian, before anything is made for them."""
         lists = self.hear_all(self.names, "upload", msg.Upload)
+        inputs.check_keys(uploads.mask_keys(lists), self.peers, self.hear_all([*self.names, *self.peers], inputs.KEY, msg.InputKey))
         digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint))
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
         uploads.check_accepted(digest, self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted))

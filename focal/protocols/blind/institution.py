@@ -135,6 +135,7 @@ class BlindInstitution(Institution):
             eta_hex=self.projection.eta_hex,
             rows=stop - start,
             first_row=start,
+            mask_keys=keys.digest(self.custodians),
             label=label,
             chunks=tuple(digests),
             proofs=tuple(self.pool.map(proof, uploads.PROVEN)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from focal.net import messages as msg
 from focal.protocols.blind import uploads
 from focal.protocols.blind.compute import BlindCompute
-from focal.protocols.common import ceremony
+from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.server import Server
 
 
@@ -26,6 +26,8 @@ class BlindServer(Server):
 
     def _uploads(self, joint: msg.JointKeys) -> tuple[dict[str, msg.Upload], str]:
         lists = self.hear_all(self.names, "upload", msg.Upload)
+        keys = self.hear_all([*self.names, *self.custodians], inputs.KEY, msg.InputKey)
+        inputs.check_keys(uploads.mask_keys(lists), self.custodians, keys)
         digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
         uploads.check_accepted(digest, self.hear_all(self.custodians, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest

@@ -116,6 +116,11 @@ def statement_of(manifest: Manifest, shape: Layout, run_id: bytes, name: str, wh
     return Statement(run_id, name, what, digests, projections.norm_bound(scale, n, len(digests), largest * filled**0.5))
 
 
+def mask_keys(lists: dict[str, msg.Upload]) -> dict[str, str]:
+    """Institution -> the digest over keys for masks that it signed."""
+    return {name: upload.mask_keys for name, upload in lists.items()}
+
+
 def check_size(name: str, columns: NDArray[np.float64]) -> None:
     """Raise :class:`FocalError` when the own columns (n, R) are larger than can be proven."""
     rms = float(np.sqrt(np.mean(np.square(columns))))

@@ -271,7 +271,7 @@ class Custodian(Party):
             others = {name: self.net.get(theirs.shares) for name, theirs in commits.items()}
             inputs.check_range(claims, proofs, [uploads for _, uploads in projected], others)
         self.send_stored(list(own), "custodians")
-        self.say(f"{round}/reveal", msg.InputReveal(lists=lists, salt=salt.hex(), blobs=own))
+        self.say(f"{round}/reveal", msg.InputReveal(lists=lists, commits=inputs.commits_digest(commits), salt=salt.hex(), blobs=own))
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
         """Everybody's, after our own."""

@@ -77,6 +77,11 @@ class MaskKeys:
             private_write(self.file, inputs.new_key())
         return self.file.read_bytes()
 
+    def digest(self, custodians: Sequence[str]) -> str:
+        """Over an institution's own public key and the custodians', which it has heard."""
+        keys = self.party.hear_all([self.party.me.name, *custodians], KEY, msg.InputKey)
+        return keys_digest(self.party.me.name, custodians, keys)
+
     def forget(self) -> None:
         """Erase the key: all that it masks is made and sent."""
         forget(self.file)
@@ -132,6 +137,26 @@ class MaskKeys:
                 self._shared[other] = inputs.pair_key(self.private, theirs.public, run_id, institution, custodian)
 
 
+def keys_digest(institution: str, custodians: Sequence[str], keys: Mapping[str, msg.InputKey]) -> str:
+    """One digest over the public keys for masks of an institution and of every custodian."""
+    fields = [field for name in (institution, *custodians) for field in (name.encode(), bytes.fromhex(keys[name].public))]
+    return hashlib.sha256(framed(b"focal/mask-keys/v1", *fields)).hexdigest()
+
+
+def check_keys(said: Mapping[str, str], custodians: Sequence[str], keys: Mapping[str, msg.InputKey]) -> None:
+    """Raise :class:`Refused` (``mask-keys``) unless each institution met the public keys that we were shown. ``said``: institution -> the
+    digest that it signed."""
+    for name, digest in said.items():
+        if digest != keys_digest(name, custodians, keys):
+            raise Refused("mask-keys", f"'{name}' masked its rows with other keys than we were shown: the server told us different things")
+
+
+def commits_digest(commits: Mapping[str, msg.InputCommit]) -> str:
+    """One digest over what every custodian committed to in a round, and its shares of range checks."""
+    fields = [field for name, commit in commits.items() for field in (name.encode(), msg.encode(commit))]
+    return hashlib.sha256(framed(b"focal/input-commits/v1", *fields)).hexdigest()
+
+
 def committed(lists: str, blobs: Sequence[str]) -> bytes:
     """What a custodian commits to before anybody shows a contribution."""
     return hashlib.sha256(framed(b"focal/input-contributions/v1", bytes.fromhex(lists), *map(bytes.fromhex, blobs))).digest()
@@ -142,9 +167,13 @@ def check(
 ) -> Given:
     """Contributions of every custodian to the ``count`` inputs of ``round``.
 
-    Raises :class:`Refused`: ``inputs`` for contributions to other lists or another number of them, ``commitment``.
+    Raises :class:`Refused`: ``inputs`` for contributions to other lists or another number of them, ``commitment`` for one that does not
+    open its own or was made in view of others.
     """
+    seen = commits_digest(commits)
     for name, reveal in reveals.items():
+        if reveal.commits != seen:
+            raise Refused("commitment", f"'{name}' was shown other commitments to the inputs of '{round}' than we were")
         if reveal.lists != lists:
             raise Refused("inputs", f"'{name}' contributed to other lists than we were shown ('{round}')")
         if len(reveal.blobs) != count:

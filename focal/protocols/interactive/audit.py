@@ -8,7 +8,7 @@ from typing import Any
 from focal.ckks import codec
 from focal.errors import Refused
 from focal.net import messages as msg
-from focal.protocols.common import ceremony
+from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.audit import Audit
 from focal.protocols.interactive import plan
 from focal.protocols.interactive.compute import JointCompute
@@ -24,7 +24,9 @@ class JointAudit(Audit):
     def present(self, step: int) -> dict[str, msg.Activations]:
         headers: dict[str, msg.Activations] = self._headers(step, "present", "activations", msg.Activations)
         if any(header.joint_keys != self.joint_keys for header in headers.values()):
-            raise Refused("upload", f"step {step}: somebody encrypted under other joint keys")
+            raise Refused("upload", f"step {step}: somebody masked rows under other joint keys")
+        keys = self.recall_all([*headers, *self.custodians], inputs.KEY, msg.InputKey)
+        inputs.check_keys({name: header.mask_keys for name, header in headers.items()}, self.custodians, keys)
         return headers
 
     def answered(self, step: int, present: Mapping[str, msg.Activations]) -> dict[str, msg.Derivatives]:

@@ -18,7 +18,7 @@ from focal.custody import opening
 from focal.errors import Refused
 from focal.heads.joint.layout import OPENING
 from focal.net import messages as msg
-from focal.protocols.common import ceremony
+from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.custodian import Custodian
 from focal.protocols.interactive import plan
 from focal.protocols.interactive.compute import JointCompute
@@ -58,7 +58,9 @@ class JointCustodian(Custodian):
     def present(self, step: int) -> dict[str, msg.Activations]:
         headers: dict[str, msg.Activations] = self._headers(step, "present", "activations", msg.Activations)
         if other := [name for name, header in headers.items() if header.joint_keys != self.joint_keys]:
-            raise Refused("upload", f"'{other[0]}' encrypted under other joint keys than we signed")
+            raise Refused("upload", f"'{other[0]}' masked its rows under other joint keys than we signed")
+        keys = self.hear_all([*headers, *self.peers], inputs.KEY, msg.InputKey)
+        inputs.check_keys({name: header.mask_keys for name, header in headers.items()}, self.peers, keys)
         return headers
 
     def answered(self, step: int, present: Mapping[str, msg.Activations]) -> dict[str, msg.Derivatives]:

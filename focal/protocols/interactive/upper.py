@@ -59,7 +59,15 @@ class EncryptedUpper:
         self._still_wanted(f"present/{step}")
         label, chunk, proof = self.send(step, "activations", activations)
         rows = len(activations)
-        header = msg.Activations(step=step, rows=rows, joint_keys=self.joint_keys, label=label, chunk=chunk, proof=proof)
+        header = msg.Activations(
+            step=step,
+            rows=rows,
+            joint_keys=self.joint_keys,
+            mask_keys=self.keys.digest(self.party.custodians),
+            label=label,
+            chunk=chunk,
+            proof=proof,
+        )
         self.party.say(f"activations/{step}", header)
         self._still_wanted(f"present/{step}", wait=True)
         return self.receive(step, "logits", len(activations))

@@ -206,6 +206,7 @@ def lists_of(table: Mapping[str, tuple[int, int]], chunks: Mapping[str, tuple[st
             eta_hex=(2.0).hex(),
             rows=stop - start,
             first_row=start,
+            mask_keys=nothing,
             label=LABEL,
             proofs=(nothing, nothing),
             chunks=chunks[name],

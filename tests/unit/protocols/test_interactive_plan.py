@@ -10,12 +10,12 @@ from focal.net import messages as msg
 from focal.protocols.interactive import plan
 
 
-def test_a_ciphertext_is_one_institutions() -> None:
-    """Another's ciphertext, sent as one's own, would count its rows twice, in the sender's place."""
-    with JointConsortium("copied") as c:
-        sent = {n: msg.Derivatives(step=0, rows=5, chunk=f"{i:064x}") for i, n in enumerate(c.institutions)}
+def test_headers_are_of_this_step_and_within_the_batch() -> None:
+    with JointConsortium("headers") as c:
+        nothing = "00" * 32
+        sent = {n: msg.Derivatives(step=0, rows=5, label=nothing, chunk=nothing, proof=nothing) for n in c.institutions}
         plan.check_headers(sent, 0, c.manifest)
-        copied = sent | {"hospital-c": sent["hospital-c"].model_copy(update={"chunk": sent["hospital-a"].chunk})}
-        with pytest.raises(Refused, match="'hospital-c' and 'hospital-a' sent one ciphertext") as e:
-            plan.check_headers(copied, 0, c.manifest)
-        assert e.value.reason == "upload"
+        for change in ({"step": 1}, {"rows": 1 << 16}):
+            with pytest.raises(Refused, match="'hospital-c' sent") as e:
+                plan.check_headers(sent | {"hospital-c": sent["hospital-c"].model_copy(update=change)}, 0, c.manifest)
+            assert e.value.reason == "upload"

@@ -78,6 +78,7 @@ class Uploaded:
             eta_hex=(2.0).hex(),
             rows=stop - start,
             first_row=start,
+            mask_keys=nothing,
             label=LABEL,
             proofs=(nothing, nothing),
             chunks=tuple(chunks),
