@@ -28,8 +28,8 @@ The last is for *search*: recovering the key, or a row. A key that is safe to 2^
 (:func:`search_bits`). The noise depends on the keys drawn: with four times as much of it, more than any of them had, KL is 2^-36 and
 1.0e-4 of a bit is lost. For *indistinguishability* there is the total variation only.
 
-Three conditions. Institutions bring honest encryptions, or else (0, c1) is opened: nothing here hides s_i c1 for a c1 of somebody's choice
-(test_malformed_activations.py). t bounds the noise, see below. What masks leave of *others'* values is in the opening too (2^-48 of logits
+Three conditions. c1 is nobody's choice: uploads have no form in which it could be (:mod:`focal.custody.inputs`), and lockstep holds the rest.
+t bounds the noise, see below, for values of ordinary size; beyond it the size check allows 2^11 times as much, 2^22 times the divergence. What masks leave of *others'* values is in the opening too (2^-48 of logits
 of their rows, 2^-43 of the next owner's first rows): of logits around 2, another 2^-43.5 over 4096 openings.
 
 It is drawn with all its bits (:func:`focal.ckks.sampling.wide_gaussian`). A share by itself, to somebody who cannot finish the sum, is a
