@@ -28,26 +28,23 @@ The last is for *search*: recovering the key, or a row. A key that is safe to 2^
 (:func:`search_bits`). The noise depends on the keys drawn: with four times as much of it, more than any of them had, KL is 2^-36 and
 1.0e-4 of a bit is lost. For *indistinguishability* there is the total variation only.
 
-Three conditions. c1 is nobody's choice: uploads have no form in which it could be (:mod:`focal.custody.inputs`), and lockstep holds the rest.
-t bounds the noise, see below, for values of ordinary size; beyond it the size check allows 2^11 times as much, 2^22 times the divergence. What masks leave of *others'* values is in the opening too (2^-48 of logits
-of their rows, 2^-43 of the next owner's first rows): of logits around 2, another 2^-43.5 over 4096 openings.
+Three conditions. c1 is nobody's choice: uploads have no form in which it could be (:mod:`focal.custody.inputs`), and lockstep holds the
+rest. t bounds the noise, see below, for values of ordinary size; the size check allows 2^11 times as much, and with it 2^22 times the
+divergence. What masks leave of *others'* values is in the opening too (2^-48 of logits of their rows, 2^-43 of the next owner's first
+rows): of logits around 2, another 2^-43.5 over 4096 openings.
 
 It is drawn with all its bits (:func:`focal.ckks.sampling.wide_gaussian`). A share by itself, to somebody who cannot finish the sum, is a
 ring-LWE sample with error 2^77.5 instead of 3.19. Shares are made once (the ledger), so their noise cannot be averaged away.
 
 The noise inside over 2^31, measured with independent keys on the same plaintexts (test_opening.py, 3 custodians; it grows as sqrt(m))::
 
-    logits                 2^10.3 sqrt(1 + 0.85 w^2)     fresh noise of activations times the head; w: the head's root mean square
-    activation gradients   2^10.6 sqrt(1 + 11 w^2)       fresh noise of derivatives times the head
-    both, besides          about 2^0.5 times the noise of the head itself: 2^11.2 after 50 steps of momentum 0.9 and rate 0.5, 2^12.4 after
-                           190, 2^13.1 after 512 (focal.heads.joint.limits.head_noise), for activations of root mean square 1
+    logits                 2^7.8                         what the rotations of the head leave
+    activation gradients   2^10.6 sqrt(1 + 3 w^2)        what rotations of the head and of derivatives leave; w: the head's root mean square
+    both, besides          about 2^0.5 times the noise of the head itself: 2^10.3 after 50 steps of momentum 0.9 and rate 0.5, 2^11.4 after
+                           190, 2^12.2 after 512 (focal.heads.joint.limits.head_noise), for activations of root mean square 1
 
-The first two, and the derivatives' part of the third, are encryption's: 3.19 sqrt(1 + 4 N m / 3) = 2^9.7 a coefficient. Where uploads
-came with an error of 3.19 sqrt(m) instead, what rotations add would be left: about 2^1.4 less, of t, of sigma, and of what openings err
-by.
-
-Over the 512 steps that 4096 openings allow four institutions that is 2^13.1 (root mean square) with 3 custodians, 2^13.8 with 8.
-focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 647 steps). Noise grows with
+Over the 512 steps that 4096 openings allow four institutions that is 2^12.4 (root mean square) with 3 custodians, 2^13.1 with 8.
+focal.heads.joint.limits.check_steps refuses more than t before a run begins (with 8 custodians, more than 2383 steps). Noise grows with
 the sizes of activations and weights too, so an institution keeps both bounded (focal.heads.joint.limits): ``check_activations`` before
 it uploads, ``check_head`` when it has its gradients. That binds honest institutions, whose data and whose openings these are.
 """

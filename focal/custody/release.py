@@ -5,9 +5,9 @@ Each custodian's share is s_i c1 + noise; the first custodian of the manifest ad
 the noise that the carried weights have inside, which depends on the secret. For statistical distance 2^-kappa over the N
 coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds the carried noise per coefficient::
 
-    t     = 2^13        (root mean square over a refreshed W of a trained model; measured in test_release.py)
-    kappa = 32
-    sigma = 2^16 x 3.46 x 2^13 = 2^30.8  per custodian
+    t     = 2^14        (root mean square over a refreshed W of a trained model; measured in test_release.py)
+    kappa = 30
+    sigma = 2^15 x 3.46 x 2^14 = 2^30.8  per custodian
 
 The noise is drawn on the coefficients, not encoded from real slots: these would leave the imaginary half of the carried
 noise bare. A spherical Gaussian hides a vector by its Euclidean norm alone, hence the root mean square: the carried
@@ -30,9 +30,9 @@ from focal.ckks.evaluator import Slots
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 
-KAPPA = 32
+KAPPA = 30
 """Bits of statistical flooding."""
-CARRIED_NOISE = 2.0**13
+CARRIED_NOISE = 2.0**14
 """t: bound on the root mean square, over the coefficients, of the noise of a refreshed weight ciphertext. Measured
 in every layout with up to 8 custodians (SECURITY.md, "Smudging of the release")."""
 

@@ -184,7 +184,7 @@ class Upload(Model):
     """Tells the masks of these rows from those of any others."""
     chunks: Digests
     """Digests of masked messages in plan order."""
-    proofs: Annotated[tuple[Digest, ...], Field(max_length=8)]
+    proofs: Digests
     """That data and targets are as large as agreed, at most."""
 
 

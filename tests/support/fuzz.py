@@ -68,7 +68,7 @@ def targets() -> list[Target]:
     scheme = Scheme(CkksConfig(), SCOPE)
     limbs = [ring.expand(b"fuzz", scheme.moduli[:1], scheme.n)]
     share, given = codec.pack(scheme, codec.DECRYPTION, limbs), codec.input_b(1)
-    masked = codec.pack_masked(scheme, *ring.expand(b"fuzz", scheme.moduli[:2], scheme.n))
+    masked = codec.pack_masked(scheme, np.stack(ring.expand(b"fuzz", scheme.moduli[:2], scheme.n), axis=1))
     rows = np.eye(3, 5, dtype=np.float32)
     projection = Projection("whiten", rows, np.zeros(3, np.float32), 4.0, 4, (0.5).hex()).to_bytes()
 

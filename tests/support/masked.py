@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from focal.ckks import ring
 from focal.ckks.scheme import LIMBS
 from focal.custody import inputs
 from focal.custody.inputs import Input
@@ -41,7 +42,10 @@ class Masking:
         return made
 
 
-def encrypt_any(run: Any, slots: np.ndarray, limbs: int = LIMBS) -> Any:
-    """An encryption of slots of any size, as a message of that size gives it; nobody honest masks one beyond ``inputs.MAX_SLOT``."""
-    ev = run.scheme.evaluator
-    return ev.add_plain(run.encrypt(np.zeros(1), limbs), ev.encode(slots, limbs))
+def encrypt_any(run: Any, slots: np.ndarray, limbs: int = LIMBS, factor: int = 1) -> Any:
+    """An encryption of ``factor`` times slots of any size, as a message of that size gives it; nobody honest masks one beyond
+    ``inputs.MAX_SLOT``."""
+    ev, primes = run.scheme.evaluator, run.scheme.moduli[:limbs]
+    message = ev.plain_limbs(ev.encode(slots, limbs))
+    large = [ring.multiply(limb, np.full(run.scheme.n, factor % q, np.uint64), q) for limb, q in zip(message, primes, strict=True)]
+    return ev.add(run.encrypt(np.zeros(1), limbs), ev.load([large, run.scheme.zero(limbs)]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 from conftest import Opened
 from joint import SLOTS, answers, derivative, engine, uploads
 from polynomials import rms
@@ -72,7 +71,7 @@ def noise_over_steps(pair: tuple[Rehearsal, Rehearsal], steps: int) -> None:
         f"after {steps} steps, weights of {rms(w):.2f}: noise of the head 2^{math.log2(head):.1f} (expected 2^{math.log2(expected):.1f}), "
         f"of opened logits 2^{math.log2(z):.1f}, of gradients 2^{math.log2(dx):.1f}"
     )
-    assert head == pytest.approx(expected, rel=0.25)
-    assert z < 2**0.8 * expected + 2**10.3 * math.sqrt(1 + 0.85 * rms(w) ** 2)
-    assert dx < 2**0.8 * expected + 2**10.6 * math.sqrt(1 + 11 * rms(w) ** 2)
+    assert expected / 4 < head < 2 * expected  # it depends on the keys drawn
+    assert z < 2 * (2**0.8 * expected + 2**7.8)
+    assert dx < 2 * (2**0.8 * expected + 2**10.6 * math.sqrt(1 + 3 * rms(w) ** 2))
     assert rms(np.array(openings)) < CARRIED_NOISE

@@ -20,7 +20,7 @@ from focal.heads.joint.twin import RATE_BITS, Update, row_rate
 
 MIN_CONTRIBUTORS = 3
 """With two, each would learn the other's head gradient by differencing two heads."""
-HEAD_NOISE = 2.0**15
+HEAD_NOISE = 2.0**16
 """t of the release of a head (focal/custody/release.py): four times that of the blind protocol's, on weights released four times larger.
 What is inside is a rounding, 2^6.4 with 8 custodians, and 2^-14 of the noise that the head is carried with: kappa is 49."""
 CARRIED_NOISE = opening.NOISE * SCALE / OPENED
@@ -29,7 +29,7 @@ MIN_RATE = 16
 """Of :func:`focal.heads.joint.twin.row_rate`: rounded by 3 % at most."""
 REFRESHED_NOISE = 2.0**2.6
 """What a refresh adds, per coefficient, with 3 custodians: errors of 3.19 of each, and roundings of 16 copies."""
-TURNED_NOISE = 2.0**9.8
+TURNED_NOISE = 2.0**8.8
 """Noise of derivatives after their rotations, per coefficient, with 3 custodians (measured in test_interactive_kernel.py)."""
 MAX_ACTIVATION = 2.01
 """Largest root mean square of an institution's activations in one step: where a bottleneck clips every norm to 2 sqrt(R), and a bias."""

@@ -294,7 +294,7 @@ def test_a_factor_enlarges_the_message_and_not_the_noise(run: Keys, limbs: int) 
     shares = {str(i): share.limbs for i, share in enumerate(run.secrets)}
     found = run.ev.load(inputs.together(run.scheme, RUN, shares, f"enlarged {limbs}", {"a": run.slots[0]}, limbs, factor)[0])
     error = np.abs(run.opened.complex_slots(found) / factor - run.slots[0]).max()
-    assert error < run.opened.fresh_error / factor + 2**-37 < run.opened.fresh_error / 50
+    assert error < run.opened.fresh_error / factor + 2**-37 < run.opened.fresh_error / 8
 
 
 @pytest.mark.parametrize("limbs", [1, LIMBS])

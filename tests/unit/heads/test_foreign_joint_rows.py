@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import Opened
 from joint import SLOTS, answers, encrypted, engine, moved_weights, problem, rehearsal, uploads
+from masked import encrypt_any
 from polynomials import polynomial
 
 from focal.ckks import codec, precise, ring
@@ -52,9 +53,9 @@ def step(base: Rehearsal, run: InteractiveEngine, size: float) -> Step:
     x, delta, w = problem(LAYOUT)
     weights, up, down = encrypted(base, LAYOUT, w, w), uploads(base, run, x, FILLED), answers(base, run, delta, FILLED)
     wide = InteractiveLayout(SLOTS, LAYOUT.features, LAYOUT.lanes)
-    up["d"] = ev.add(up["d"], base.encrypt(LAYOUT.activation_slots(size * rng.choice([-1, 1], (32, 64)), ROWS.start), factor=FACTOR))
+    up["d"] = ev.add(up["d"], encrypt_any(base, LAYOUT.activation_slots(size * rng.choice([-1, 1], (32, 64)), ROWS.start), factor=FACTOR))
     bad = wide.derivative_slots(size * rng.choice([-1, 1], (32, LAYOUT.lanes)), ROWS.start)
-    down["d"] = ev.add(down["d"], base.encrypt(bad, factor=FACTOR))
+    down["d"] = ev.add(down["d"], encrypt_any(base, bad, factor=FACTOR))
     forward = run.forward(weights, up)
     backward = run.backward(weights, forward, down, FILLED)
     run.close()
@@ -90,7 +91,7 @@ def test_a_released_head_is_zero_where_no_class_is(base: Rehearsal) -> None:
     w = problem(LAYOUT)[2]
     wide, opened = InteractiveLayout(SLOTS, LAYOUT.features, LAYOUT.lanes), Opened(base)
     for size in (2.0**20, 2.0**50):
-        hostile = base.encrypt(wide.weight_slots(np.hstack([w, np.full((64, 3), size)])))
+        hostile = encrypt_any(base, wide.weight_slots(np.hstack([w, np.full((64, 3), size)])))
         kept = only_classes(base.scheme, LAYOUT, 0, hostile)
         lanes = wide.read_weights(opened.slots(kept)) / 16
         assert np.abs(lanes[:, 5:]).max() < 1e-7

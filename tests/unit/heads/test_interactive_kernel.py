@@ -262,7 +262,7 @@ def test_noise_on_the_head_is_what_was_asked_for(base: Rehearsal) -> None:
     """dp_head_noise: sqrt(3) times each custodian's deviation, the same on every copy of a weight. 512 weights: 3 %, asked to 15 %."""
     layout, opened = LAYOUTS[0], Opened(base)
     w = problem(layout)[2]
-    carried = base.encrypt(layout.weight_slots(w), MOVED_LIMBS, layout.moved)
+    carried = base.encrypt(layout.weight_slots(w) / SCALE, MOVED_LIMBS, layout.moved * int(SCALE))
     item = "train/0/weights/-/merged/-"
     (noisy,) = base.noisy_refresh(lambda: layout.noise_slots(1e-3))([item], [carried])
     added = exact_weights(layout, opened, noisy) - w
@@ -344,15 +344,15 @@ def test_too_many_steps_for_the_smudging_of_openings_are_refused() -> None:
     """A head's noise goes up with the momentum, the rate, the steps and the custodians, and down with rows."""
     update = Update(0.5, 0.9)
     usual = head_noise(update, 512, 128, 3)
-    assert math.log2(usual) == pytest.approx(13.1, abs=0.05)
-    assert [math.log2(head_noise(update, n, 128, 3)) for n in (50, 190)] == pytest.approx([11.2, 12.4], abs=0.05)
+    assert math.log2(usual) == pytest.approx(12.2, abs=0.05)
+    assert [math.log2(head_noise(update, n, 128, 3)) for n in (50, 190)] == pytest.approx([10.3, 11.4], abs=0.05)
     assert head_noise(update, 512, 128, 12) == pytest.approx(2 * usual)
     assert head_noise(Update(0.5, 0.95), 512, 128, 3) > 1.8 * usual
     assert head_noise(update, 512, 32, 3) > usual < head_noise(Update(1.0, 0.9), 512, 128, 3)
     assert head_noise(Update(0.5), 100, 128, 3) == pytest.approx(10 * head_noise(Update(0.5), 1, 128, 3))
-    check_steps(update, 1703, 128, 3)
-    check_steps(update, 647, 128, 8)
-    refused = r"after 648 steps with momentum 0.9 .* of 2\^14.0; openings are smudged for 2\^14"
+    check_steps(update, 6333, 128, 3)
+    check_steps(update, 2383, 128, 8)
+    refused = r"after 2384 steps with momentum 0.9 .* of 2\^14.0; openings are smudged for 2\^14"
     with pytest.raises(FocalError, match=refused) as caught:
         check_steps(update, 648, 128, 8)
     assert caught.value.hint

@@ -18,6 +18,7 @@ from focal.config import InteractiveConfig, LowerConfig
 from focal.data.synthetic import generate
 from focal.data.table import Table
 from focal.errors import FocalError
+from focal.heads.joint.twin import RATE_BITS, Update, row_rate
 from focal.measure.metrics import macro_auroc
 from focal.segments.lower import LowerSegment, build_lower, preprocess
 from focal.segments.projection import moment_values, pooled_moments, whiten
@@ -162,8 +163,10 @@ def test_a_run_that_starts_from_a_head_and_its_velocity_continues_it(lower: Lowe
     batches = Batches(table, table.train_rows, lower.spec, frozen, name="a")
     loss = Loss(table.task, table.labels[table.train_rows].sum(0), frozen)
     head = nn.Parameter(torch.from_numpy(w.copy()))
-    sgd = torch.optim.SGD([head], lr=frozen.head_rate, momentum=frozen.momentum)
-    sgd.state[head]["momentum_buffer"] = torch.from_numpy(-v / frozen.head_rate)
+    n = len(batches[0].labels)
+    rate = row_rate(Update(frozen.head_rate), n) / 2**RATE_BITS * n  # an encrypted step's is a multiple of 2^-18 a row
+    sgd = torch.optim.SGD([head], lr=rate, momentum=frozen.momentum)
+    sgd.state[head]["momentum_buffer"] = torch.from_numpy(-v / rate)
     heads = [w]
     for step in range(frozen.steps):
         sgd.zero_grad()
@@ -214,7 +217,8 @@ def test_averages_are_weighted_by_rows_and_give_everybody_the_same(lower: LowerS
     mean = sum(own[n] * rows[n] for n in rows) / sum(rows.values())
     x, delta = (torch.cat([g[i] for g in gradient]).numpy() for i in (0, 1))
     np.testing.assert_allclose(averages[0], mean, atol=1e-5)
-    np.testing.assert_allclose(heads[0], w - config.head_rate / len(x) * x.T @ delta, rtol=1e-6, atol=1e-9)
+    rate = row_rate(Update(config.head_rate), len(x)) / 2**RATE_BITS
+    np.testing.assert_allclose(heads[0], w - rate * x.T @ delta, rtol=1e-6, atol=1e-9)
 
 
 def test_a_run_repeats_to_the_bit(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
