@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from decimal import Context, Decimal, localcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,6 @@ ERROR = 3.19
 """Standard deviation of the errors of ring-LWE: OpenFHE's, and the standard's (8 / sqrt(2 pi))."""
 _TAIL = 40
 """Errors beyond 12.5 deviations have probability 2^-115: the table ends here."""
-_NARROW = 2.0**46
-"""Gaussians of up to this deviation are rounded to single integers."""
 _WORD = 56
 """Bits of one word of a mask: eight of them may be added to a mask's sign without leaving int64."""
 
@@ -81,19 +80,62 @@ def low_words(words: Sequence[NDArray[np.uint64]], offset: int) -> NDArray[np.ui
     return total
 
 
-def wide_gaussian(n: int, deviation: float, moduli: Sequence[int]) -> list[Limb]:
-    """``n`` integers, residues modulo each of ``moduli``: rounded Gaussians with ``deviation``, however wide.
+_DIGIT = 128
+"""Deviation of one digit of a wide Gaussian."""
+_RADIX = 64
 
-    float64 has 53 bits: beyond :data:`_NARROW` a rounded Gaussian would be a multiple of a power of two, and bare what it is added to below
-    that. So a Gaussian times 2^k has its k low bits drawn apart, uniformly: steps of at most 2^-45 deviations in the density.
+
+@functools.lru_cache(maxsize=1)
+def _digit_table() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """2^126 times the probabilities that a digit is at most -13, ... 13 deviations: upper and lower 63 bits, exact to 2^-126."""
+    reach = 13 * _DIGIT
+    with localcontext(Context(prec=60)):
+        weights = [(Decimal(-k * k) / (2 * _DIGIT**2)).exp() for k in range(-reach, reach + 1)]
+        total, running, out = sum(weights), Decimal(0), []
+        for w in weights[:-1]:
+            running += w
+            out.append(int(running / total * 2**126))
+    return np.array([v >> 63 for v in out], np.uint64), np.array([v & (1 << 63) - 1 for v in out], np.uint64)
+
+
+def _digits(n: int, words: Callable[[int], NDArray[np.uint64]]) -> NDArray[np.int64]:
+    """``n`` discrete Gaussians of deviation :data:`_DIGIT`, by inversion; ``words(n)``: uniform over 63 bits."""
+    upper, lower = _digit_table()
+    drawn = words(n)
+    found = np.searchsorted(upper, drawn, side="right")
+    for i in np.flatnonzero((found > 0) & (upper[found - 1] == drawn)):  # once in 2^51: the lower bits decide
+        found[i] -= int(words(1)[0] < lower[found[i] - 1])
+    return found.astype(np.int64) - 13 * _DIGIT
+
+
+def _words(n: int) -> NDArray[np.uint64]:
+    return np.frombuffer(secrets.token_bytes(8 * n), "<u8") >> np.uint64(1)
+
+
+def _steps(deviation: float) -> list[int]:
+    """1, 64, 64^2, ..., K: what the digits of a wide Gaussian are multiplied by."""
+    steps, lower = [1], 1
+    while _DIGIT**2 * (lower + (_RADIX * steps[-1]) ** 2) <= deviation**2:
+        steps.append(_RADIX * steps[-1])
+        lower += steps[-1] ** 2
+    return [*steps, max(1, round(math.sqrt(deviation**2 / _DIGIT**2 - lower)))]
+
+
+def wide_gaussian(n: int, deviation: float, moduli: Sequence[int]) -> list[Limb]:
+    """``n`` discrete Gaussians of ``deviation`` (2^10 at least, to a relative 2^-11), modulo each of ``moduli``.
+
+    A sum of digits g_0 + 64 g_1 + 64^2 g_2 + ... + K g_last, each a discrete Gaussian of deviation 128: what a digit leaves out below its
+    step is smooth, for all below it have twice the step's deviation, so that the sum is a discrete Gaussian to within 2^-110 in every
+    probability (Peikert, CRYPTO 2010, theorem 3.1; Micciancio and Walter, CRYPTO 2017). Nothing of it is rounded: a Gaussian that was drawn
+    with 53 bits, by radius and angle, lies on rings that can be told apart, and bares what it is added to.
     """
-    bits = max(0, math.ceil(math.log2(deviation / _NARROW)))
-    whole = np.rint(gaussian(n, deviation / 2.0**bits)).astype(np.int64)
-    (low,) = uniform(n, bits) if bits else [np.zeros(n, np.uint64)]
-    out = []
-    for q in moduli:
-        high = ring.multiply((whole % q).astype(np.uint64), np.full(n, (1 << bits) % q, np.uint64), q)
-        out.append(ring.add(high, low % np.uint64(q), q))
+    if deviation < 1 << 10:
+        raise ValueError(f"a wide Gaussian has a deviation of 1024 at least, not {deviation:g}")
+    out: list[Limb] = [np.zeros(n, np.uint64) for _ in moduli]
+    for step in _steps(deviation):
+        digit = _digits(n, _words)
+        for i, q in enumerate(moduli):
+            out[i] = ring.add(out[i], ring.multiply((digit % q).astype(np.uint64), np.full(n, step % q, np.uint64), q), q)
     return out
 
 

@@ -22,17 +22,17 @@ times as long."""
 
 
 class SystemBelow:
-    """``below`` on the operating system's randomness, for one thread. No bit is used twice."""
+    """``below`` on the operating system's randomness, or another source of bits, for one thread. No bit is used twice."""
 
-    def __init__(self) -> None:
-        self._pool, self._left = 0, 0
+    def __init__(self, bits: Callable[[int], int] = secrets.randbits) -> None:
+        self._bits, self._pool, self._left = bits, 0, 0
 
     def __call__(self, n: int) -> int:
         bits = (n - 1).bit_length()
         while True:
             if self._left < bits:
                 size = max(_POOL, bits)
-                self._pool, self._left = secrets.randbits(size), size
+                self._pool, self._left = self._bits(size), size
             found = self._pool & ((1 << bits) - 1)
             self._pool >>= bits
             self._left -= bits

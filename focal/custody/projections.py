@@ -54,9 +54,11 @@ against them:
 * So whoever knows norm makes all of it: a uniform y and y_mu, a Gaussian p, t_h from the equation. t_i tells H
   nothing: H can compute it.
 
-This needs, of the caller: (a) an attempt is on disk before its y_mu is shown, and is taken from there when H starts
-again (``journal`` of :func:`prove`): p for two Pi under one mu, or y_mu for two mu under one rho, show (Pi - Pi') m.
-Masks are bound to the statement, so another list of uploads has other rho; it needs other r too. (b) A custodian
+This needs, of the caller: (a) an attempt is made once for a statement, even by an
+institution whose folder was restored from a copy: p for two Pi under one mu, or y_mu for two mu under one rho, show
+(Pi - Pi') m. So it is drawn from the institution's key for masks and the statement (:func:`derived`), which holds the
+uploads' digests. Masks are bound to the statement, so another list of uploads has other rho; it needs other r too.
+(b) A custodian
 gives t_i for one proof a statement, ever, and for one statement an institution and name: two Pi under one rho_i show
 (Pi - Pi') r_i. (c) ``norm`` follows from public numbers (:func:`norm_bound`), and H stops where its rows exceed it:
 beyond it p depends on m.
@@ -306,6 +308,12 @@ class Attempt:
         mu = _numbers(data[:numbers], signed=True)
         coins = (int.from_bytes(data[numbers + i * coin :][:coin], "little") for i in range(CANDIDATES))
         return cls(tuple(mu[i * ROWS :][:ROWS] for i in range(CANDIDATES)), tuple(coins))
+
+
+def derived(secret: bytes) -> Callable[[int], int]:
+    """So many bits at each call, of the ChaCha20 keystream of ``secret``: what an attempt is drawn from that must be the same again."""
+    stream = Cipher(ChaCha20(secret, bytes(16)), mode=None).encryptor()
+    return lambda bits: int.from_bytes(stream.update(bytes((bits + 7) // 8)), "little") >> -bits % 8
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,8 @@ class InputCommit(Model):
     institutions' proofs were found to hold."""
 
     kind: Literal["input-commit"] = "input-commit"
+    lists: Digest
+    """Over all that is put in, as this custodian saw it."""
     commitment: Hex32
     shares: Digest
     """Its shares of the range checks, one after the other."""
@@ -212,8 +214,6 @@ class InputReveal(Model):
     """A custodian's contributions to the inputs of a round, in their order."""
 
     kind: Literal["input-reveal"] = "input-reveal"
-    lists: Digest
-    """Over all that is put in, as this custodian saw it."""
     commits: Digest
     """Over every custodian's commitment and shares of range checks, as this one saw them."""
     salt: Hex32

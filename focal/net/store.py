@@ -61,7 +61,7 @@ def _on_disk(path: Path) -> Iterator[None]:
             raise DiskError(
                 f"{path}: is in use by another process", hint="stop the other process that was started on this folder"
             ) from None
-        raise DiskError(f"{path}: is damaged ({text})", hint="restore the folder from a copy, or begin a new run") from None
+        raise DiskError(f"{path}: is damaged ({text})", hint="begin a new run; only a server may go on from a copy of its folder") from None
 
 
 # --------------------------------------------------------------------------- blobs

@@ -121,12 +121,12 @@ def other_lists(store: Store) -> str:
 def other_inputs(store: Store) -> str:
     blobs = store.body("custodian-2", "inputs/reveal").blobs
     store.say("custodian-2", "inputs/reveal", blobs=(blobs[1], blobs[0], *blobs[2:]))
-    return "refused (commitment): what 'custodian-2' revealed in 'inputs' is not what it had committed to"
+    return "refused (commitment): 'custodian-1' was shown other commitments to the inputs of 'inputs' than we were"
 
 
 def other_commitment(store: Store) -> str:
     store.say("custodian-2", "inputs/commit", commitment="00" * 32)
-    return "refused (commitment): what 'custodian-2' revealed in 'inputs' is not what it had committed to"
+    return "refused (commitment): 'custodian-1' was shown other commitments to the inputs of 'inputs' than we were"
 
 
 def fewer_inputs(store: Store) -> str:

@@ -547,7 +547,7 @@ class FalseUploads(LyingServer):
             "first_row": start,
             "mask_keys": speaking.keys_digest(name, self.custodians, self.keys),
             "label": "0" * 64,
-            "proofs": ("0" * 64,) * len(uploads.PROVEN),
+            "proofs": (self.hub.publish(b"no proof", "custodians"),) * len(uploads.PROVEN),
             "chunks": (self.hub.publish(zeros, "custodians"),) * len(layout.chunks(start, stop)),
         }
         return msg.Upload.model_validate({**fields, **changes})
@@ -616,9 +616,11 @@ class OtherListAfterRestart(LyingServer):
 class SwappedChunk(LyingServer):
     """custodian-1 is sent another masked message in the place of the first that hospital-b signed."""
 
-    def begins(self) -> None:
-        first, second = self.body("hospital-b", "upload").chunks[:2]
-        self.swapped["custodian-1", first] = second
+    def heard(self, record: msg.Record) -> None:
+        super().heard(record)
+        if isinstance(record.body, msg.Upload) and record.sender == "hospital-b":
+            first, second = record.body.chunks[:2]
+            self.swapped["custodian-1", first] = second
 
 
 class SwappedInput(LyingServer):
@@ -752,7 +754,7 @@ class ForgedRefresh(LyingServer):
         polynomials = speaking.combined(
             self.scheme,
             bytes.fromhex(self.run_id),
-            given[names[0]].lists,
+            self.body(names[0], f"{uploads.ROUND}/commit").lists,
             wanted.input,
             [(wanted.input.owners[0][0], self.hub.blobs.get(wanted.chunks[0]))],
             [(name, reveal.blobs[i]) for name, reveal in given.items()],

@@ -169,7 +169,8 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
                     out.masks[custodian, name, one.item] = inputs.mask(key, label, one.item, scheme.n)
             for custodian in custodians:
                 revealed: msg.InputReveal = said[custodian, f"{round}/reveal"]
-                a = inputs.public_random(scheme, bytes.fromhex(run_id), revealed.lists, one.item, one.limbs)
+                lists = said[custodian, f"{round}/commit"].lists
+                a = inputs.public_random(scheme, bytes.fromhex(run_id), lists, one.item, one.limbs)
                 masks = [out.masks[custodian, name, one.item] for name, _ in one.owners] if kept and custodian in kept else []
                 out.add_input(custodian, one.item, a, blobs.get(revealed.blobs[i]), masks, one.factor)
     return out

@@ -131,14 +131,15 @@ def check_derivatives(delta: NDArray[np.float64], lanes: int) -> None:
 
 
 def check_head(dx: NDArray[np.float64], delta: NDArray[np.float64]) -> None:
-    """Raise :class:`FocalError` when the gradients (n, R) that were opened for derivatives (n, C) tell of too large a head.
+    """Raise :class:`Refused` (``head``) when the gradients (n, R) that were opened for derivatives (n, C) tell of too large a head.
 
     dx = delta W': over the rows, the root mean square of dx is at most that of W times the length of delta.
     """
     length = float(np.sqrt(np.mean(np.sum(np.square(delta), axis=1))))
     size = float(np.sqrt(np.mean(np.square(dx))))
     if not size <= MAX_WEIGHT * length + 1e-3:
-        raise FocalError(
+        raise Refused(
+            "head",
             f"interactive: the head has grown to {size / max(length, 1e-9):.3g} a weight; openings are smudged for {MAX_WEIGHT:g} at most",
             hint="train with a smaller head_rate or momentum",
         )

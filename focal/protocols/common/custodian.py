@@ -265,13 +265,16 @@ class Custodian(Party):
         made = self.ledger.answer("input", round, lists, make)
         own = tuple(made[at : at + 32].hex() for at in range(0, len(made), 32))
         given = self.journal.once(f"{self.session}/{round}/shares", shares).decode()
-        salt, commits = self.commit(round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(commitment=c, shares=given))
+        salt, commits = self.commit(
+            round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(lists=lists, commitment=c, shares=given)
+        )
+        inputs.check_lists(round, lists, commits)
         if self.journal.get(f"{self.session}/said/{round}/reveal") is None:
             proofs, projected = weighed()
             others = {name: self.net.get(theirs.shares) for name, theirs in commits.items()}
             inputs.check_range(claims, proofs, [uploads for _, uploads in projected], others)
         self.send_stored(list(own), "custodians")
-        self.say(f"{round}/reveal", msg.InputReveal(lists=lists, commits=inputs.commits_digest(commits), salt=salt.hex(), blobs=own))
+        self.say(f"{round}/reveal", msg.InputReveal(commits=inputs.commits_digest(commits), salt=salt.hex(), blobs=own))
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
         """Everybody's, after our own."""
@@ -476,8 +479,8 @@ class Custodian(Party):
         """(protocol, item, digest) of every share of ``peer`` on the board, in order."""
         seen = []
         for record in self.heard:
-            if record.sender == peer and isinstance(record.body, msg.InputReveal):
-                seen.append(("input", record.topic.removesuffix("/reveal"), record.body.lists))
+            if record.sender == peer and isinstance(record.body, msg.InputCommit):  # its contributions exist from then on
+                seen.append(("input", record.topic.removesuffix("/commit"), record.body.lists))
             if record.sender == peer and isinstance(record.body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares):
                 protocol = PROTOCOLS[type(record.body)]
                 seen += [(protocol, item, digest) for item, digest in zip(record.body.items, record.body.ciphertexts, strict=True)]

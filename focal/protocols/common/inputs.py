@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import hmac
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 from focal.custody import inputs, projections
 from focal.custody.inputs import Input, Message
+from focal.custody.integer_gaussian import SystemBelow
 from focal.custody.projections import Lanes, Proof, Statement
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import forget, private_write
@@ -100,11 +102,13 @@ class MaskKeys:
 
         Raises :class:`FocalError` when it is not true.
         """
-        journal = self.party.journal
-        made = projections.prove(
-            statement, list(self._shared.values()), messages, lambda item, make: journal.once(f"{self.party.session}/{item}", make)
-        )
-        return made.dump()
+
+        def attempt(item: str, make: object) -> bytes:
+            # drawn from the key and the statement: even a folder that was restored from a copy makes no second one
+            secret = hmac.digest(self.private, framed(b"focal/range/attempt/v1", item.encode()), "sha256")
+            return projections.Attempt.draw(statement.sigma, SystemBelow(projections.derived(secret))).dump()
+
+        return projections.prove(statement, list(self._shared.values()), messages, attempt).dump()
 
     def projected(self, scheme: Scheme, claim: Claim, proof: Proof, fetch: Fetch) -> tuple[list[int], list[int]]:
         """A custodian's two projections: of its own masks, and of what was uploaded."""
@@ -157,6 +161,13 @@ def commits_digest(commits: Mapping[str, msg.InputCommit]) -> str:
     return hashlib.sha256(framed(b"focal/input-commits/v1", *fields)).hexdigest()
 
 
+def check_lists(round: str, lists: str, commits: Mapping[str, msg.InputCommit]) -> None:
+    """Raise :class:`Refused` (``inputs``) unless all custodians committed to contributions to the same lists."""
+    for name, commit in commits.items():
+        if commit.lists != lists:
+            raise Refused("inputs", f"'{name}' contributes to other lists than we were shown ('{round}')")
+
+
 def committed(lists: str, blobs: Sequence[str]) -> bytes:
     """What a custodian commits to before anybody shows a contribution."""
     return hashlib.sha256(framed(b"focal/input-contributions/v1", bytes.fromhex(lists), *map(bytes.fromhex, blobs))).digest()
@@ -171,11 +182,10 @@ def check(
     open its own or was made in view of others.
     """
     seen = commits_digest(commits)
+    check_lists(round, lists, commits)
     for name, reveal in reveals.items():
         if reveal.commits != seen:
             raise Refused("commitment", f"'{name}' was shown other commitments to the inputs of '{round}' than we were")
-        if reveal.lists != lists:
-            raise Refused("inputs", f"'{name}' contributed to other lists than we were shown ('{round}')")
         if len(reveal.blobs) != count:
             raise ProtocolError(f"'{name}' contributed to {len(reveal.blobs)} inputs of '{round}', there are {count}")
         check_opens(scope, round, name, commits[name], reveal.salt, committed(lists, reveal.blobs))

@@ -31,6 +31,7 @@ from focal.net.identity import bound_hash, open_for_group, seal_for_group
 from focal.protocols.common import ceremony
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.hearing import check_opens
+from focal.protocols.common.inputs import MaskKeys
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter, timeline
 from focal.segments import projection as proj
@@ -77,6 +78,11 @@ class Institution(Party):
                 f"'{self.me.name}': the local file needs 'data' and 'weights'",
                 hint="name the institution's own images and the lower segment's weights",
             )
+
+    def forget_secrets(self) -> None:
+        """What was masked for a run that was ended must stay masked."""
+        if self.run_id:
+            MaskKeys(self).forget()
 
     def close(self) -> None:
         super().close()

@@ -108,7 +108,9 @@ def inputs(
 ) -> tuple[str, str, list[Input], list[Claim]]:
     """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the digest of all that is put in, the
     inputs, and what is claimed of them: one for each owner, whose rows are kept apart until they are masked."""
-    lists = hashlib.sha256(framed(b"focal/joint-inputs/v1", what.encode(), *(msg.encode(h) for h in headers.values()))).hexdigest()
+    lists = hashlib.sha256(
+        framed(b"focal/joint-inputs/v1", what.encode(), *(f for n, h in headers.items() for f in (n.encode(), msg.encode(h))))
+    ).hexdigest()
     wanted = [Input(input_item(step, what, name), LIMBS, ((name, header.label),), FACTOR) for name, header in headers.items()]
     claims = [
         Claim(statement(manifest, run_id, name, step, what, h.rows, h.chunk), (input_item(step, what, name),), h.label, h.proof)

@@ -71,7 +71,34 @@ def test_a_wide_gaussian_has_its_deviation_and_all_its_bits(deviation: float) ->
     counts = np.bincount((drawn.low & np.uint64(255)).astype(np.int64), minlength=256)
     expected = 50000 / 256
     assert abs(((counts - expected) ** 2 / expected).sum() - 255) < 8 * (2 * 255) ** 0.5
-    assert np.array_equal(sampling.wide_gaussian(3, 1e-9, PRIMES), np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="1024 at least"):
+        sampling.wide_gaussian(3, 1.0, PRIMES)
+
+
+@pytest.mark.parametrize("deviation", [2.0**10, 2.0**13.3, 2.0**30.8, 2.0**77.5])
+def test_the_digits_of_a_wide_gaussian_smooth_each_other(deviation: float) -> None:
+    """What is below a digit has twice its step's deviation, so that the sum is a Gaussian on all integers: the condition of the theorem."""
+    steps = sampling._steps(deviation)
+    for i, step in enumerate(steps[1:], 1):
+        below = 128 * sum(s * s for s in steps[:i]) ** 0.5
+        assert step <= 64.1 / 128 * below
+    assert abs(128 * sum(s * s for s in steps) ** 0.5 / deviation - 1) < 2**-11
+
+
+def test_a_digit_is_a_discrete_gaussian() -> None:
+    """A million words in place of random ones, one in each of as many equal parts: every count is within one of its probability's."""
+    n = 1 << 20
+    found = sampling._digits(n, lambda count: (np.arange(count, dtype=np.uint64) << np.uint64(43)) + np.uint64(1 << 42))
+    weights = np.exp(-(np.arange(-13 * 128, 13 * 128 + 1) ** 2) / (2 * 128**2))
+    counts = np.bincount(found + 13 * 128, minlength=len(weights))
+    assert np.abs(counts - n * weights / weights.sum()).max() < 1.01
+
+
+def test_a_digit_on_the_edge_of_two_is_decided_by_lower_bits() -> None:
+    upper, lower = sampling._digit_table()
+    for below in (True, False):
+        given = iter([upper[5:6], np.array([int(lower[5]) - 1 if below else int(lower[5])], np.uint64)])
+        assert sampling._digits(1, lambda n, given=given: next(given))[0] == 5 + (not below) - 13 * 128
 
 
 @pytest.mark.parametrize("bits", [30, 98, 148, 193])

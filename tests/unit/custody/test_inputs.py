@@ -206,6 +206,11 @@ def test_sums_carry_over_all_128_bits(parties: Parties, messages: list[int], mas
     assert found == [int(m) + sum(masks) + (1 << inputs.OFFSET_BITS) for m in message[:5]]
 
 
+def test_how_well_masks_hide(parties: Parties) -> None:
+    """N messages of up to 2^56 a coefficient under masks of 124 bits, as SECURITY.md says."""
+    assert inputs.hiding(parties.scheme, 64) == pytest.approx(56 - 124 + 14 + 6)
+
+
 def test_more_custodians_than_fit_are_refused(parties: Parties) -> None:
     masks = [parties.masks("a", "one")] * (inputs.MAX_CUSTODIANS + 1)
     with pytest.raises(FocalError, match="9 custodians do not fit"):
