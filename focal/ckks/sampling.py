@@ -118,11 +118,11 @@ def _steps(deviation: float) -> list[int]:
     while _DIGIT**2 * (lower + (_RADIX * steps[-1]) ** 2) <= deviation**2:
         steps.append(_RADIX * steps[-1])
         lower += steps[-1] ** 2
-    return [*steps, max(1, round(math.sqrt(deviation**2 / _DIGIT**2 - lower)))]
+    return [*steps, max(1, math.ceil(math.sqrt(deviation**2 / _DIGIT**2 - lower)))]
 
 
 def wide_gaussian(n: int, deviation: float, moduli: Sequence[int]) -> list[Limb]:
-    """``n`` discrete Gaussians of ``deviation`` (2^10 at least, to a relative 2^-11), modulo each of ``moduli``.
+    """``n`` discrete Gaussians of ``deviation`` (2^10 at least) or up to 1/64 more, modulo each of ``moduli``.
 
     A sum of digits g_0 + 64 g_1 + 64^2 g_2 + ... + K g_last, each a discrete Gaussian of deviation 128: what a digit leaves out below its
     step is smooth, for all below it have twice the step's deviation, so that the sum is a discrete Gaussian to within 2^-110 in every

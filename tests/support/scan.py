@@ -187,7 +187,7 @@ def rounds(manifest: Manifest, said: Mapping[tuple[str, str], Any]) -> Iterator[
         for decided, what in (("present", "activations"), ("answered", "derivatives")):
             owners = said[manifest.server.name, f"{decided}/{step}"].owners
             headers = {name: said[name, f"{what}/{step}"] for name in owners}
-            round, _, wanted = joint_plan.inputs(step, what, headers)
+            round, _, wanted, _ = joint_plan.inputs(manifest, bytes(32), step, what, headers)
             yield round, wanted, [(header.chunk,) for header in headers.values()]
 
 

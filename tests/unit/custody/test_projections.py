@@ -24,7 +24,7 @@ from focal.ckks.scheme import Scheme
 from focal.config import CkksConfig
 from focal.custody import projections
 from focal.custody.inputs import MASK_BITS, OFFSET_BITS
-from focal.custody.integer_gaussian import integer_gaussian
+from focal.custody.integer_gaussian import SystemBelow, integer_gaussian
 from focal.custody.projections import CANDIDATES, MODULUS, ROWS, SIGMA, Attempt, Proof, Statement
 from focal.errors import FocalError, Refused
 
@@ -538,3 +538,10 @@ def test_every_choice_of_p_has_shares_that_fit() -> None:
     left = projections._residues((y + mu - x - sum(ts)) % MODULUS for y, mu, x, *ts in parts)
     case.check(proof, [(NAMES[0], left), *others])
     assert uniform(left) < 4
+
+
+def test_an_attempt_follows_from_a_secret_alone() -> None:
+    """So an institution that was restored from a copy makes the same proof again, and never two under one rho."""
+    attempts = [Attempt.draw(1 << 60, SystemBelow(projections.derived(bytes([i]) * 32))) for i in (1, 1, 2)]
+    assert attempts[0] == attempts[1] != attempts[2]
+    assert len(set(attempts[0].mu[0])) == ROWS and attempts[0].mu[0] != attempts[0].mu[1]

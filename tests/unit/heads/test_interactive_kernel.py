@@ -354,7 +354,7 @@ def test_too_many_steps_for_the_smudging_of_openings_are_refused() -> None:
     check_steps(update, 2383, 128, 8)
     refused = r"after 2384 steps with momentum 0.9 .* of 2\^14.0; openings are smudged for 2\^14"
     with pytest.raises(FocalError, match=refused) as caught:
-        check_steps(update, 648, 128, 8)
+        check_steps(update, 2384, 128, 8)
     assert caught.value.hint
 
 
