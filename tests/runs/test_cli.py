@@ -128,7 +128,7 @@ def test_an_interactive_manifest_from_its_beginning_to_its_check(tmp_path: Path)
     m = read(Manifest, path)
     assert m.layout is None and m.interactive is not None and m.interactive.trainable == "norm"
     text = said(cli("manifest", "check", path))
-    assert "'norm' of the lower segment trains" in text and "20 steps" in text and "trusted to encrypt honestly" in text
+    assert "'norm' of the lower segment trains" in text and "20 steps" in text and "checked to within a factor of 2^11 only" in text
     wide = write_config(tmp_path, "wide", protocol="interactive", interactive={"features": 128})
     assert "64 features" in refused("manifest", "new", "--config", wide, "--out", tmp_path / "wide.json")
 

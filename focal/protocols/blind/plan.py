@@ -19,8 +19,8 @@ from focal.protocols.common.facts import common_facts
 CARRIED_NOISE = release.CARRIED_NOISE
 OWN_PHASES: tuple[str, ...] = ("features",)
 TRUST = (
-    "blind: the institutions are trusted to encrypt honestly, and rows of ordinary size; one that does not reads relations on the joint "
-    "key off the release, whoever verifies and guards (SECURITY.md)"
+    "blind: the size of the institutions' rows is checked to within a factor of 2^11 only, and by custodians that follow the protocol; "
+    "much larger rows than true ones say more of the joint key than the release hides (SECURITY.md)"
 )
 """What everybody must be told who signs a blind run."""
 

@@ -29,8 +29,9 @@ from focal.protocols.common.inputs import Claim
 CARRIED_NOISE = HEAD_NOISE
 OWN_PHASES: tuple[str, ...] = ("features", "upload")
 TRUST = (
-    "interactive: the institutions are trusted to encrypt honestly; one that does not can learn the joint key from its own openings, "
-    "whoever verifies; each learns the head, and the others' summed gradients (SECURITY.md)"
+    "interactive: the size of activations and derivatives is checked to within a factor of 2^11 only; with larger ones than true an "
+    "institution's openings say more of the joint key than they hide, whoever verifies; each learns the head, and the others' summed "
+    "gradients (SECURITY.md)"
 )
 """What everybody must be told who signs or starts an interactive run."""
 Header = msg.Activations | msg.Derivatives

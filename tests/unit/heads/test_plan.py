@@ -105,7 +105,6 @@ def test_blocks_are_shared_only_where_that_is_asked_for() -> None:
 
 @pytest.mark.parametrize(("custodians", "fit"), [(3, 66), (8, 25)])
 def test_institutions_that_share_a_block_are_counted(custodians: int, fit: int) -> None:
-    """Measured: carried noise passes 2^14 at about 125 institutions with 3 custodians, at 43 with 8."""
     wish = LayoutConfig(class_lanes=1, feature_lanes=1)  # 128 groups of 64 rows: one block for all
     many = {f"clinic-{i}": 1 for i in range(fit + 1)}
     few = dict(list(many.items())[:fit])
