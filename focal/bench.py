@@ -24,11 +24,12 @@ from focal.ckks import codec
 from focal.ckks.scheme import LIMBS
 from focal.config import RunConfig, read
 from focal.custody import keys
+from focal.custody.projections import PROOF_BYTES
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.heads.joint.engine import InteractiveEngine
 from focal.heads.joint.engine import zero_weights as joint_zero_weights
-from focal.heads.joint.layout import ACTIVATIONS, DERIVATIVES, FACTOR, MOVED_LIMBS, OPENING, InteractiveLayout, row_table
+from focal.heads.joint.layout import FACTOR, MOVED_LIMBS, OPENING, InteractiveLayout, row_table
 from focal.heads.joint.limits import HEAD_NOISE
 from focal.heads.joint.twin import Update, twin_step
 from focal.heads.linear import twin
@@ -177,11 +178,11 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
     errors["weights"] = float(np.abs(run.release([weights.now], HEAD_NOISE) - w).max())
     engine.close()
     server, whole = clock.per_step(("forward", "backward", "refresh")), clock.per_step()
-    size = {kind: codec.size(run.scheme, kind) for kind in (ACTIVATIONS, DERIVATIVES, OPENING, codec.OPENING_SHARE)}
+    size = {kind: codec.size(run.scheme, kind) for kind in (codec.MASKED, codec.input_b(LIMBS), OPENING, codec.OPENING_SHARE)}
     refreshed = sum(
         codec.size(run.scheme, k) for k in (codec.ciphertext(MOVED_LIMBS), codec.refresh_h0(MOVED_LIMBS), codec.refresh_h1(LIMBS))
     )
-    openings = 2 * owners * (size[OPENING] + size[codec.OPENING_SHARE])
+    openings, inputs = 2 * owners * (size[OPENING] + size[codec.OPENING_SHARE]), 2 * owners * size[codec.input_b(LIMBS)]
     numbers: dict[str, Any] = {
         "server_ms_per_step": server[0],
         "server_cpu_ms_per_step": server[1],
@@ -195,9 +196,9 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
         "threads": threads,
         "rotation_keys": len(layout.rotations),
         "key_bytes_per_custodian": keys.contribution_bytes(run.scheme, len(layout.rotations)),
-        "institution_bytes_up_per_step": size[ACTIVATIONS] + size[DERIVATIVES],
+        "institution_bytes_up_per_step": 2 * (size[codec.MASKED] + PROOF_BYTES),
         "institution_bytes_down_per_step": 2 * len(run.secrets) * size[codec.OPENING_SHARE],
-        "custodian_bytes_per_step": refreshed + openings,
+        "custodian_bytes_per_step": refreshed + openings + inputs,
         "max_errors": errors,
     }
     run.scheme.close()

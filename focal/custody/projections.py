@@ -112,6 +112,8 @@ _WIDTH = 24
 """Bytes of a residue modulo 2^192, and of a signed number in p or mu."""
 SHARE_BYTES = ROWS * _WIDTH
 """Of one custodian's share of one check."""
+PROOF_BYTES = 9 + (CANDIDATES + 1) * ROWS * _WIDTH
+"""Of a proof: attempt, candidate, masked mu, p."""
 _COIN_BITS = 256
 _MOST = 1 << 30
 """Coefficients of one proof, 65536 places of 2^14: sums of 32-bit words stay in int64, and |Pi m| below 2^158."""
@@ -318,7 +320,7 @@ def derived(secret: bytes) -> Callable[[int], int]:
 
 @dataclass(frozen=True)
 class Proof:
-    """What an institution publishes with a list of uploads: 25 kB."""
+    """What an institution publishes with a list of uploads: 31 kB."""
 
     number: int
     """Of the attempt, from 0."""
@@ -337,9 +339,9 @@ class Proof:
     def load(cls, data: bytes, source: str) -> Proof:
         """Of foreign bytes. Raises :class:`Refused` (reasons ``length``, ``range-form``) naming ``source``, the party
         they came from."""
-        end = 9 + CANDIDATES * ROWS * _WIDTH
-        if len(data) != end + ROWS * _WIDTH:
-            raise Refused("length", f"{source}: a range proof has {end + ROWS * _WIDTH} bytes, these are {len(data)}")
+        end = PROOF_BYTES - ROWS * _WIDTH
+        if len(data) != PROOF_BYTES:
+            raise Refused("length", f"{source}: a range proof has {PROOF_BYTES} bytes, these are {len(data)}")
         if data[8] >= CANDIDATES:
             raise Refused("range-form", f"{source}: of {CANDIDATES} candidates a range proof names one, not number {data[8]}")
         return cls(int.from_bytes(data[:8], "little"), data[8], data[9:end], _numbers(data[end:], signed=True))

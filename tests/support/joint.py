@@ -11,7 +11,7 @@ from masked import encrypt_any
 
 from focal.heads import released
 from focal.heads.joint.engine import InteractiveEngine, Weights
-from focal.heads.joint.layout import DERIVATIVES, FACTOR, MOVED_BITS, RELEASED, SCALE, InteractiveLayout, row_table
+from focal.heads.joint.layout import FACTOR, MOVED_BITS, RELEASED, SCALE, InteractiveLayout, row_table
 from focal.heads.joint.twin import Update
 from focal.heads.moves import Refresh
 from focal.heads.rehearsal import Rehearsal
@@ -44,7 +44,7 @@ def uploads(base: Rehearsal, run: InteractiveEngine, x: np.ndarray, filled: Mapp
 def answers(base: Rehearsal, run: InteractiveEngine, delta: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
     starts = {name: run.owners[name].start for name in filled}
     slots = {n: run.layout.derivative_slots(delta[s : s + filled[n]], s) for n, s in starts.items()}
-    return {n: base.encrypt(v, DERIVATIVES.limbs, FACTOR) for n, v in slots.items()}
+    return {n: base.encrypt(v, factor=FACTOR) for n, v in slots.items()}
 
 
 def encrypted(base: Rehearsal, layout: InteractiveLayout, now: np.ndarray, before: np.ndarray) -> Weights:

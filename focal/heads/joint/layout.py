@@ -21,10 +21,6 @@ Array = NDArray[np.float64]
 MAX_LANES = 8
 """Class lanes; the masked diagonals, 2K - 1, are what a step costs."""
 
-ACTIVATIONS = codec.ciphertext(LIMBS)
-"""What an institution uploads before the forward pass."""
-DERIVATIVES = codec.ciphertext(LIMBS)
-"""What it uploads before the backward pass."""
 OPENING = codec.ciphertext(OPENING_LIMBS)
 """What is opened to an owner."""
 FACTOR = 1 << 20
