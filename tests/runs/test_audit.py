@@ -114,14 +114,14 @@ def other_label(store: Store) -> str:
 
 
 def other_lists(store: Store) -> str:
-    store.say("custodian-2", "inputs/reveal", lists="00" * 32)
-    return "refused (inputs): 'custodian-2' contributed to other lists"
+    store.say("custodian-2", "inputs/commit", lists="00" * 32)
+    return "refused (inputs): 'custodian-2' contributes to other lists"
 
 
 def other_inputs(store: Store) -> str:
     blobs = store.body("custodian-2", "inputs/reveal").blobs
     store.say("custodian-2", "inputs/reveal", blobs=(blobs[1], blobs[0], *blobs[2:]))
-    return "refused (commitment): 'custodian-1' was shown other commitments to the inputs of 'inputs' than we were"
+    return "refused (commitment): what 'custodian-2' revealed in 'inputs' is not what it had committed to"
 
 
 def other_commitment(store: Store) -> str:

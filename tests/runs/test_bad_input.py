@@ -371,8 +371,8 @@ def test_a_dishonest_custodian_is_refused_by_name(stage: Stages, spoil: str, wor
 HOSTILE_SERVER = """
 from focal.custody import refresh
 honest, first = refresh.request, []
-def request(scheme, ciphertext):
-    first.append(honest(scheme, ciphertext))
+def request(*args):
+    first.append(honest(*args))
     return first[0]
 refresh.request = request
 """

@@ -226,9 +226,9 @@ def test_the_server_receives_nothing_but_records_ciphertexts_keys_and_boxes(run:
     """Every blob that members sent is named in a signed record of a kind that the protocol knows: there is nothing else."""
     known: set[str] = set()
     for _, b in records(run, msg.Model):
-        for field in ("chunks", "blobs", "h0", "h1", "inputs", "outputs", "ciphertexts"):
+        for field in ("chunks", "proofs", "blobs", "h0", "h1", "inputs", "outputs", "ciphertexts"):
             known.update(getattr(b, field, ()))
-        known.update(d for d in (getattr(b, "blob", None),) if d)
+        known.update(d for d in (getattr(b, "blob", None), b.shares if isinstance(b, msg.InputCommit) else None) if d)
         known.update(getattr(b, "sealed", {}).values() if isinstance(b, msg.ReleaseShares) else ())
         if isinstance(b, msg.JointKeys):
             known |= {b.relinearisation_h1, b.relinearisation_b, *b.rotations.values()}

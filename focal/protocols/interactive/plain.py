@@ -90,6 +90,8 @@ def _agree(party: PlainServer | PlainInstitution) -> None:
 class PlainUpper(EncryptedUpper):
     """Arrays travel instead of ciphertexts; all else is the same, averages by secure sum included."""
 
+    mask_keys = NO_KEYS
+
     def __init__(self, party: PlainInstitution) -> None:
         self.party, self.server, self.joint_keys = party, party.manifest.server.name, NO_KEYS
         self.columns = {"logits": plan.layout(party.manifest).outputs, "gradients": plan.layout(party.manifest).features}

@@ -50,6 +50,11 @@ class EncryptedUpper:
         self.on_the_wire = 0.0
         """Seconds that activations and derivatives took to the server."""
 
+    @property
+    def mask_keys(self) -> str:
+        """Digest over the keys for masks that were met."""
+        return self.keys.digest(self.party.custodians)
+
     # ----------------------------------------------------------------- the seam
 
     def logits(self, step: int, activations: Array) -> Array:
@@ -63,7 +68,7 @@ class EncryptedUpper:
             step=step,
             rows=rows,
             joint_keys=self.joint_keys,
-            mask_keys=self.keys.digest(self.party.custodians),
+            mask_keys=self.mask_keys,
             label=label,
             chunk=chunk,
             proof=proof,
