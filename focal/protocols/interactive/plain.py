@@ -94,7 +94,8 @@ class PlainUpper(EncryptedUpper):
 
     def __init__(self, party: PlainInstitution) -> None:
         self.party, self.server, self.joint_keys = party, party.manifest.server.name, NO_KEYS
-        self.columns = {"logits": plan.layout(party.manifest).outputs, "gradients": plan.layout(party.manifest).features}
+        self.layout = plan.layout(party.manifest)
+        self.columns = {"logits": self.layout.outputs, "gradients": self.layout.features}
 
     def send(self, step: int, what: str, values: Array) -> tuple[str, str, str]:
         return NO_KEYS, self.party.net.put_many([np.ascontiguousarray(values, "<f8").tobytes()], "server")[0], NO_KEYS
