@@ -82,11 +82,6 @@ class Input:
     factor: int = 1
     """What the sum of the messages is multiplied by: an integer, and so the noise is not."""
 
-    @property
-    def kind(self) -> codec.Kind:
-        """What a custodian's contribution to it is."""
-        return codec.input_b(self.limbs)
-
 
 # --------------------------------------------------------------------------- keys of masks
 

@@ -282,7 +282,7 @@ def _stream(key: bytes, index: int, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Attempt:
-    """All that is random in one attempt of a proof. On disk before anything made from it leaves, and made once."""
+    """All that is random in one attempt of a proof. The same at each call: :func:`derived`, or journalled before it is used."""
 
     mu: tuple[tuple[int, ...], ...]
     """Per candidate 256 exact integer Gaussians of the statement's sigma."""
@@ -360,8 +360,8 @@ def prove(
     """The institution's proof. The same at each call, as long as its journal is the same.
 
     ``keys``: 32 bytes shared with each custodian, for masks of mu. ``messages``: the coefficients (n,) of all places
-    in the statement's order, anew at each call; one pass in 96 % of all proofs. ``journal(item, make)``: the bytes
-    stored under ``item``, or else those of ``make()``, which are on disk when it returns.
+    in the statement's order, anew at each call; one pass in 96 % of all proofs. ``journal(item, make)``: the bytes of
+    the attempt ``item``, the same at each call: derived from a key, or else those of ``make()``, on disk when it returns.
 
     Raises :class:`FocalError` when the messages are longer than the statement's norm; nothing has been shown then.
     """
