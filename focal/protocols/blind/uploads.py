@@ -95,14 +95,13 @@ def item(place: Place, name: str) -> str:
 
 def claims(manifest: Manifest, shape: Layout, run_id: bytes, lists: dict[str, msg.Upload]) -> list[Claim]:
     """What every institution proves of its uploads, in manifest order; of each, data and targets."""
-    found = []
+    found, table = [], row_table(manifest, shape)
     for name, upload in lists.items():
-        items = [item(place, name) for place in shape.chunks(*row_table(manifest, shape)[name])]
-        whats = [place[1] for place in shape.chunks(*row_table(manifest, shape)[name])]
+        places = shape.chunks(*table[name])
         for what, proof in zip(PROVEN, upload.proofs, strict=True):
-            own = [i for i, w in enumerate(whats) if w == what]
+            own = [i for i, place in enumerate(places) if place[1] == what]
             statement = statement_of(manifest, shape, run_id, name, what, tuple(upload.chunks[i] for i in own))
-            found.append(Claim(statement, tuple(items[i] for i in own), upload.label, proof))
+            found.append(Claim(statement, tuple(item(places[i], name) for i in own), upload.label, proof))
     return found
 
 
