@@ -7,8 +7,8 @@
     model = focal.load(run)                           # a torch module; nothing of it is encrypted any more
     focal.evaluate(run, "new.csv", "new.zip")["auroc"]
 
-Each command of the same name is a call of one of these functions (:mod:`focal.api`). ``import focal`` itself loads none of what they need:
-a server never imports torch.
+Each command of the same name is a call of one of these functions (:mod:`focal.api`).
+``import focal`` itself loads none of what they need: a server never imports torch.
 
 Reading order: :mod:`focal.config` (what a run is), :mod:`focal.heads.linear.layout` (where numbers sit in slots),
 :mod:`focal.heads.linear.engine` (training on ciphertexts), :mod:`focal.protocols` (who does what, and when).

@@ -1,8 +1,10 @@
-"""What FOCAL does, as functions; :mod:`focal` offers them, and the command of the same name calls one and prints what it returns.
+"""What FOCAL does, as functions; :mod:`focal` offers them, and the command of the same name calls
+one and prints what it returns.
 
-A run is given as its folder, or as the :class:`Run` that :func:`train` returned. Nothing here writes to the terminal: whoever wants to see
-how far a call is gives it a function, ``say`` for lines worth reading, ``progress(done, total)`` for a bar. What cannot be done, because a
-file is missing or a package is not installed, is a :class:`FocalError` that says so in a line or two.
+A run is given as its folder, or as the :class:`Run` that :func:`train` returned. Nothing here writes to the
+terminal: whoever wants to see how far a call is gives it a function, ``say`` for lines worth reading,
+``progress(done, total)`` for a bar. What cannot be done, because a file is missing or a package is not installed, is
+a :class:`FocalError` that says so in a line or two.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ def train(
 
     ``config`` is the name of a packaged configuration (:func:`focal.configs.names`), a file, or a :class:`RunConfig`;
     ``runs`` is the folder that holds the runs. ``show`` gets every event of every party
-    (:class:`focal.protocols.common.progress.Reporter`). ``done`` gets each run when it has ended: first the one that this
-    one starts from, where it had to be made, and last the one that is returned.
+    (:class:`focal.protocols.common.progress.Reporter`). ``done`` gets each run when it has ended: first the one that
+    this one starts from, where it had to be made, and last the one that is returned.
     """
     require("site", "focal train")
     from focal.runs import local
@@ -91,7 +93,8 @@ def simulate(
     verify: Literal["first", "all", "none"] = "first",
     show: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Simulated:
-    """Train one head on the encrypted rows of several institutions, all parties in this process: arrays in, weights out.
+    """Train one head on the encrypted rows of several institutions, all parties in this process:
+    arrays in, weights out.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)
@@ -104,7 +107,8 @@ def simulate(
     ((32, 1), True)
 
     The blind protocol with real keys and real shares, over a network within the process; nobody is kept from anything.
-    Labels are class numbers (n,), or a 0/1 matrix (n, C). What the other settings are: :func:`focal.runs.simulate.simulate`.
+    Labels are class numbers (n,), or a 0/1 matrix (n, C). What the other settings are:
+    :func:`focal.runs.simulate.simulate`.
     """
     from focal.runs import simulate as simulation
 
@@ -142,9 +146,9 @@ def load(run: StrPath, *, weights: str | None = None) -> ReleasedModel:
     >>> model.probabilities(torch.zeros(2, 3, size, size)).shape
     torch.Size([2, 4])
 
-    ``run`` may also be a ``model.pt``; :func:`focal.segments.lower.preprocess` makes an input of an image. ``weights``: source of the lower
-    segment's weights, default the one recorded. OpenFHE is not needed. Raises :class:`FocalError` when the weights are not those that the
-    model was trained on.
+    ``run`` may also be a ``model.pt``; :func:`focal.segments.lower.preprocess` makes an input of an image. ``weights``:
+    source of the lower segment's weights, default the one recorded. OpenFHE is not needed. Raises :class:`FocalError`
+    when the weights are not those that the model was trained on.
     """
     require("site", "focal.load")
     from focal.segments.upper import ReleasedModel
@@ -174,16 +178,19 @@ def evaluate(
     >>> sorted(found["subgroups"]["site"])
     ['north', 'south']
 
-    ``table`` is a CSV with ``filename,label[,patient][,split]``, ``images`` the folder or zip that holds them. ``labels`` translates the
-    table's labels (``{theirs: ours}``, ``None`` leaves out; or a YAML file that says ``labels:``), ``by`` names columns (``sex``) or bands
-    of one (``age:50,65``). ``pool`` is the folder with all sites' public files and ``key`` this site's own: one ROC curve over all, and no
-    site's scores shown. What is returned: :func:`focal.runs.evaluate.evaluate`.
+    ``table`` is a CSV with ``filename,label[,patient][,split]``, ``images`` the folder or zip that holds them.
+    ``labels`` translates the table's labels (``{theirs: ours}``, ``None`` leaves out; or a YAML file that says
+    ``labels:``), ``by`` names columns (``sex``) or bands of one (``age:50,65``). ``pool`` is the folder with all sites'
+    public files and ``key`` this site's own: one ROC curve over all, and no site's scores shown. What is returned:
+    :func:`focal.runs.evaluate.evaluate`.
     """
     require("site", "focal evaluate")
     from focal.runs import evaluate as evaluation
 
     if (pool is None) != (key is None):
-        raise FocalError("--pool and --key go together", hint="focal keys new makes this site's NAME.key.json and NAME.public.json")
+        raise FocalError(
+            "--pool and --key go together", hint="focal keys new makes this site's NAME.key.json and NAME.public.json"
+        )
     if labels is None:
         words = None
     elif isinstance(labels, Mapping):
@@ -222,8 +229,8 @@ def predict(
     >>> found.classes, found.probabilities.shape
     (('healthy', 'mild', 'moderate', 'severe'), (120, 4))
 
-    ``images`` is a folder or zip; ``table`` a CSV whose ``filename`` column chooses and orders them. With ``out`` they are written there
-    too, readable by their owner only: the names are those of patients' images.
+    ``images`` is a folder or zip; ``table`` a CSV whose ``filename`` column chooses and orders them.
+    With ``out`` they are written there too, readable by their owner only: the names are those of patients' images.
     """
     require("site", "focal predict")
     from focal.runs import evaluate as evaluation
@@ -259,8 +266,9 @@ def explain(
     >>> found.steps[0].randomised
     'head'
 
-    Explained is class ``label`` (default: each image's most probable one) of at most ``limit`` images. The pictures are patients' images.
-    ``check`` compares the maps with those of a model that is randomised from the head downwards; ``found.verdict`` says what follows.
+    Explained is class ``label`` (default: each image's most probable one) of at most ``limit`` images. The pictures are
+    patients' images. ``check`` compares the maps with those of a model that is randomised from the head downwards;
+    ``found.verdict`` says what follows.
     """
     require("site", "focal explain")
     from focal.reporting.explain import explain_run
@@ -291,15 +299,18 @@ def report(run: StrPath, out: StrPath | None = None, *, images: bool = True, say
     return write_report(Path(run), None if out is None else Path(out), images=images, say=say)
 
 
-def audit(run: StrPath, *, store: StrPath | None = None, threads: int | None = None, say: Say = lambda text: None) -> str:
+def audit(
+    run: StrPath, *, store: StrPath | None = None, threads: int | None = None, say: Say = lambda text: None
+) -> str:
     """Run a finished run again from its signed messages and ciphertexts, and compare every digest.
 
     >>> chain = focal.audit("runs/eyes")
     >>> len(chain)
     64
 
-    Returns the last link of the chain of steps: who audited the same run has the same. ``run`` may also be the manifest, with ``store`` the
-    server's state folder. Raises :class:`focal.errors.Refused` at the first thing that is not what its inputs give.
+    Returns the last link of the chain of steps: who audited the same run has the same. ``run`` may also be the
+    manifest, with ``store`` the server's state folder. Raises :class:`focal.errors.Refused` at the first thing
+    that is not what its inputs give.
     """
     from focal.protocols.common import audit
 

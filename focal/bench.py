@@ -107,31 +107,49 @@ def head(
             "reference_ms_per_step": statistics.median(theirs),
             "ratio": statistics.median(o / t for o, t in zip(ours, theirs, strict=True)),
         }
-        text += f"; reference {numbers['reference_ms_per_step']:.0f} ms, ratio {numbers['ratio']:.2f} (target: at most 0.17)"
+        text += (
+            f"; reference {numbers['reference_ms_per_step']:.0f} ms, "
+            f"ratio {numbers['ratio']:.2f} (target: at most 0.17)"
+        )
     return Result(text, numbers)
 
 
 def _reference(script: Path, rows: int, features: int, classes: int, threads: int, k: int, f: int) -> float:
     """Milliseconds per step that the reference script prints for the same problem and layout."""
-    options = {"rows": rows, "features": features, "classes": classes, "threads": threads, "lanes": k, "feature-lanes": f, "steps": 1}
-    return _printed(script, [a for name, value in options.items() for a in (f"--{name}", str(value))], r"ms per step .* total (\d+)")
+    options = {
+        "rows": rows,
+        "features": features,
+        "classes": classes,
+        "threads": threads,
+        "lanes": k,
+        "feature-lanes": f,
+        "steps": 1,
+    }
+    return _printed(
+        script, [a for name, value in options.items() for a in (f"--{name}", str(value))], r"ms per step .* total (\d+)"
+    )
 
 
 def _printed(script: Path, options: list[str], pattern: str) -> float:
     """The number that ``pattern`` finds in what the reference script prints."""
     command = [sys.executable, str(script), *options]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
     match = re.search(pattern, done.stdout)
     if match is None:
-        raise FocalError(f"{script}: prints no '{pattern}' ({done.stderr.strip().splitlines()[-1:]})", hint="leave --reference out")
+        raise FocalError(
+            f"{script}: prints no '{pattern}' ({done.stderr.strip().splitlines()[-1:]})", hint="leave --reference out"
+        )
     return float(match[1])
 
 
 def interactive(features: int, classes: int, owners: int, threads: int, steps: int, reference: Path | None) -> Result:
-    """Milliseconds per joint step of interactive training on random data, and the largest errors against its plaintext twin.
+    """Milliseconds per joint step of interactive training on random data,
+    and the largest errors against its plaintext twin.
 
-    The server's time is forward pass, backward pass and refresh, its custodians' shares included since they run in this process.
-    A whole step adds what the reference counts as well: the owners' encryption and both openings.
+    The server's time is forward pass, backward pass and refresh, its custodians' shares included since they run in this
+    process. A whole step adds what the reference counts as well: the owners' encryption and both openings.
     """
     if reference is not None and (features, classes, owners) != (64, 8, 4):
         raise FocalError(f"{reference}: runs 64 features, 8 classes and 4 owners only", hint="leave --reference out")
@@ -155,13 +173,19 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
         if step == 1:
             clock = _Clock()
         with clock("institutions"):
-            up = {n: run.encrypt(layout.activation_slots(x[r.start : r.stop], r.start), factor=FACTOR) for n, r in table.items()}
+            up = {
+                n: run.encrypt(layout.activation_slots(x[r.start : r.stop], r.start), factor=FACTOR)
+                for n, r in table.items()
+            }
         with clock("forward"):
             forward = engine.forward(weights, up)
         with clock("openings"):
             z = np.vstack([layout.logits(run.open(ct), table[n]) for n, ct in forward.logits.items()])
         with clock("institutions"):
-            down = {n: run.encrypt(layout.derivative_slots(delta[r.start : r.stop], r.start), factor=FACTOR) for n, r in table.items()}
+            down = {
+                n: run.encrypt(layout.derivative_slots(delta[r.start : r.stop], r.start), factor=FACTOR)
+                for n, r in table.items()
+            }
         with clock("backward"):
             backward = engine.backward(weights, forward, down, filled)
         with clock("openings"):
@@ -171,16 +195,26 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
         if step > 0:
             errors["logits"] = max(errors["logits"], float(np.abs(z - x @ w).max()))
             # of the last step: the head begins at zero, and relative to nothing everything errs
-            errors["activation_gradients_relative"] = float(np.linalg.norm(dx - delta @ w.T) / np.linalg.norm(delta @ w.T))
+            errors["activation_gradients_relative"] = float(
+                np.linalg.norm(dx - delta @ w.T) / np.linalg.norm(delta @ w.T)
+            )
             if reference is not None:
-                theirs.append(_printed(reference, ["--steps", "2", "--threads", str(threads)], r"ms per joint step .* total (\d+)"))
+                theirs.append(
+                    _printed(
+                        reference, ["--steps", "2", "--threads", str(threads)], r"ms per joint step .* total (\d+)"
+                    )
+                )
         w, before = twin_step(w, before, x, delta, update), w
     errors["weights"] = float(np.abs(run.release([weights.now], HEAD_NOISE) - w).max())
     engine.close()
     server, whole = clock.per_step(("forward", "backward", "refresh")), clock.per_step()
-    size = {kind: codec.size(run.scheme, kind) for kind in (codec.MASKED, codec.input_b(LIMBS), OPENING, codec.OPENING_SHARE)}
+    size = {
+        kind: codec.size(run.scheme, kind)
+        for kind in (codec.MASKED, codec.input_b(LIMBS), OPENING, codec.OPENING_SHARE)
+    }
     refreshed = sum(
-        codec.size(run.scheme, k) for k in (codec.ciphertext(MOVED_LIMBS), codec.refresh_h0(MOVED_LIMBS), codec.refresh_h1(LIMBS))
+        codec.size(run.scheme, k)
+        for k in (codec.ciphertext(MOVED_LIMBS), codec.refresh_h0(MOVED_LIMBS), codec.refresh_h1(LIMBS))
     )
     openings, inputs = 2 * owners * (size[OPENING] + size[codec.OPENING_SHARE]), 2 * owners * size[codec.input_b(LIMBS)]
     numbers: dict[str, Any] = {
@@ -203,23 +237,29 @@ def interactive(features: int, classes: int, owners: int, threads: int, steps: i
     }
     run.scheme.close()
     text = (
-        f"joint step of {present} x {features} x {classes}, {owners} owners, {threads} thread(s): server {server[0]:.0f} ms "
-        f"({server[1]:.0f} ms of CPU; target: 120 ms on 2 threads), with encryption and openings {whole[0]:.0f} ms\n"
-        f"  {numbers['rotation_keys']} rotation keys, {numbers['key_bytes_per_custodian'] / 1e6:.0f} MB per custodian, once; per step: "
-        f"institution {numbers['institution_bytes_up_per_step'] / 1e6:.1f} MB up, "
-        f"{numbers['institution_bytes_down_per_step'] / 1e6:.1f} MB down (target: 8 each), "
-        f"custodian {numbers['custodian_bytes_per_step'] / 1e6:.1f} MB (target: 12)\n"
-        f"  largest errors: logits {errors['logits']:.1e}, activation gradients {errors['activation_gradients_relative']:.1e} relative, "
-        f"released weights {errors['weights']:.1e} (target: 1e-3; an opened logit is smudged by 4e-4 in root mean square)"
+        f"joint step of {present} x {features} x {classes}, {owners} owners, {threads} thread(s): "
+        f"server {server[0]:.0f} ms ({server[1]:.0f} ms of CPU; target: 120 ms on 2 threads), "
+        f"with encryption and openings {whole[0]:.0f} ms\n"
+        f"  {numbers['rotation_keys']} rotation keys, {numbers['key_bytes_per_custodian'] / 1e6:.0f} MB per custodian, "
+        f"once; per step: institution {numbers['institution_bytes_up_per_step'] / 1e6:.1f} MB up, "
+        f"{numbers['institution_bytes_down_per_step'] / 1e6:.1f} MB down "
+        f"(target: 8 each), custodian {numbers['custodian_bytes_per_step'] / 1e6:.1f} MB (target: 12)\n"
+        f"  largest errors: logits {errors['logits']:.1e}, activation gradients "
+        f"{errors['activation_gradients_relative']:.1e} relative, released weights {errors['weights']:.1e} "
+        "(target: 1e-3; an opened logit is smudged by 4e-4 in root mean square)"
     )
     if theirs:
         numbers |= {"reference_step_ms": statistics.median(theirs), "ratio": whole[0] / statistics.median(theirs)}
-        text += f"\n  reference {numbers['reference_step_ms']:.0f} ms with encryption and openings, ratio {numbers['ratio']:.2f}"
+        text += (
+            f"\n  reference {numbers['reference_step_ms']:.0f} ms with encryption and openings, "
+            f"ratio {numbers['ratio']:.2f}"
+        )
     return Result(text, numbers)
 
 
 class _Clock:
-    """Wall and CPU milliseconds (of all threads of this process) by part of a step; each part may come several times in a step."""
+    """Wall and CPU milliseconds (of all threads of this process) by part of a step;
+    each part may come several times in a step."""
 
     def __init__(self) -> None:
         self.parts: dict[str, list[tuple[float, float]]] = {}
@@ -238,7 +278,8 @@ class _Clock:
 
 
 def split(config_file: Path, runs: Path, steps: int) -> Result:
-    """Seconds per joint step of interactive training, encrypted and then in plaintext: the same configuration, modules and sockets.
+    """Seconds per joint step of interactive training, encrypted and then in plaintext:
+    the same configuration, modules and sockets.
 
     Counted is from the second step on, when all have started and the head is not zero any more.
     """
@@ -249,7 +290,9 @@ def split(config_file: Path, runs: Path, steps: int) -> Result:
         ("encrypted", "focal", ("server", "custodian", "institution")),
         ("plaintext", "focal.protocols.interactive.plain", ("server", "institution")),
     ):
-        run = local.open_run(config.model_copy(update={"name": f"bench-{name}", "interactive": settings, "start": None}), runs)
+        run = local.open_run(
+            config.model_copy(update={"name": f"bench-{name}", "interactive": settings, "start": None}), runs
+        )
         manifest = local.prepare(run, lambda text: None)
         at: dict[int, float] = {}
 
@@ -263,7 +306,10 @@ def split(config_file: Path, runs: Path, steps: int) -> Result:
         took[name] = (at[max(at)] - at[1]) / (max(at) - 1)
         traffic[name] = {m.name: local.journal_traffic(run.party(m.name)) for m in manifest.members if m.role in roles}
     per_step = {
-        name: {way: sum(phases.get(p, {}).get(way, 0) for p in ("upload", "openings", "refresh")) / steps / 1e6 for way in ("up", "down")}
+        name: {
+            way: sum(phases.get(p, {}).get(way, 0) for p in ("upload", "openings", "refresh")) / steps / 1e6
+            for way in ("up", "down")
+        }
         for name, phases in traffic["encrypted"].items()
     }
     numbers = {
@@ -309,7 +355,10 @@ def everything(
             _judged(
                 name,
                 least,
-                max((p for p in runs.iterdir() if (p / "summary.json").exists()), key=lambda p: (p / "summary.json").stat().st_mtime),
+                max(
+                    (p for p in runs.iterdir() if (p / "summary.json").exists()),
+                    key=lambda p: (p / "summary.json").stat().st_mtime,
+                ),
             )
         )
 
@@ -318,10 +367,13 @@ def _judged(name: str, least: float, folder: Path) -> str:
     """Targets beside what a run measured."""
     s = read_summary(folder)
     protocol = s.seconds.keys + s.seconds.upload + s.seconds.train + s.seconds.release
-    assert s.auroc.institutions is not None and s.auroc.plaintext_twin is not None and s.max_abs_weight_error is not None
+    assert (
+        s.auroc.institutions is not None and s.auroc.plaintext_twin is not None and s.max_abs_weight_error is not None
+    )
     upload = max(s.bytes[i].by_phase["upload"].up for i in s.auroc.institutions)
     lines = [
-        f"{name}: encrypted AUROC {s.auroc.encrypted:.4f} (target: at least {least}), twin {s.auroc.plaintext_twin:.4f} (within 0.002)",
+        f"{name}: encrypted AUROC {s.auroc.encrypted:.4f} (target: at least {least}), "
+        f"twin {s.auroc.plaintext_twin:.4f} (within 0.002)",
         f"  best institution alone {max(s.auroc.institutions.values()):.4f} (target: below the encrypted one)",
         f"  pooled plaintext {s.auroc.pooled_plaintext:.4f}",
         f"  largest weight error {s.max_abs_weight_error:.1e} (target: 1e-3)",

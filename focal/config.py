@@ -33,7 +33,9 @@ OLD = (
     "treat all of it as readable by its server"
 )
 """Of manifests, folders, boards, records: why they are refused, and what they must be taken for."""
-OTHER = "was made by version 2 of FOCAL, whose messages and training steps were others: it can be read by that version only"
+OTHER = (
+    "was made by version 2 of FOCAL, whose messages and training steps were others: it can be read by that version only"
+)
 """The same of version 2."""
 ANEW = "start a new run with a new manifest, in new folders (the parties' key files stay good)"
 
@@ -46,13 +48,14 @@ def earlier(version: object) -> str | None:
     return OLD if version == 1 else OTHER if version == 2 else None
 
 
-# What could rewrite a terminal's screen, or show a line's words in another order than they have: C0, DEL, C1, line and paragraph
-# separators, and the marks that embed, override or isolate a direction of writing.
+# What could rewrite a terminal's screen, or show a line's words in another order than they have: C0, DEL, C1,
+# line and paragraph separators, and the marks that embed, override or isolate a direction of writing.
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """``text`` with a question mark for every control character, line separator and bidi override that is not in ``keep``."""
+    """``text`` with a question mark for every control character, line separator and bidi override
+    that is not in ``keep``."""
     return _STEERING.sub(lambda found: found[0] if found[0] in keep else "?", text)
 
 
@@ -118,7 +121,8 @@ class PartitionConfig(Model):
     """How one data set is dealt to institutions (local runs only; on several machines each brings its own)."""
 
     by: Literal["column", "patient", "dirichlet"] = "patient"
-    """``column``: the table's ``institution`` column; ``patient``: groups at random; ``dirichlet``: label-skewed groups."""
+    """``column``: the table's ``institution`` column; ``patient``: groups at random;
+    ``dirichlet``: label-skewed groups."""
     alpha: float = Field(0.5, gt=0)
     """``dirichlet``: smaller is more skewed."""
 
@@ -154,7 +158,8 @@ class TrainingConfig(Model):
     """Full-batch gradient descent of the one-vs-rest head."""
 
     steps: int = Field(5, ge=2, le=50)
-    """One step alone would release a gradient whose noise its institution knows (SECURITY.md, "What is not protected")."""
+    """One step alone would release a gradient whose noise its institution knows (SECURITY.md,
+    "What is not protected")."""
     ridge: float = Field(0.1, gt=0, le=1)
     degree: Literal[3, 5, 7] = 3
     """Degree of the sigmoid polynomial; 5 and 7 cost one more refresh per block and class group."""
@@ -172,7 +177,8 @@ class InteractiveConfig(Model):
     features: Literal[32, 64, 128, 256] = 64
     """R: the bottleneck before the cut, R - 1 learned features and the bias column."""
     trainable: Literal["all", "last", "norm", "lora", "adapter", "bottleneck"] = "all"
-    """What trains beside the bottleneck: the whole segment, its last ``blocks``, its normalisations' scale and shift, LoRA or adapters."""
+    """What trains beside the bottleneck: the whole segment, its last ``blocks``, its normalisations' scale and shift,
+    LoRA or adapters."""
     blocks: int = Field(2, ge=1)
     """``last``: how many blocks."""
     rank: int = Field(8, ge=1, le=256)
@@ -193,7 +199,8 @@ class InteractiveConfig(Model):
     average_every: int = Field(5, ge=1)
     """Joint steps between two averages of the trainable parameters."""
     max_average_mb: float = Field(64.0, gt=0, le=64)
-    """Largest contribution of an institution to one average; more trainable parameters are refused before the run begins."""
+    """Largest contribution of an institution to one average; more trainable parameters are refused
+    before the run begins."""
     proximal: float = Field(0.0, ge=0)
     """FedProx: weight of the squared distance to the last average."""
     straggler_seconds: float = Field(60.0, gt=0)
@@ -230,20 +237,24 @@ class LayoutConfig(Model):
 class ConsortiumConfig(Model):
     """Who takes part in a local run."""
 
-    institutions: Annotated[int, Field(ge=2, le=500, strict=True)] | Annotated[tuple[Name, ...], Field(min_length=2)] = 3
+    institutions: (
+        Annotated[int, Field(ge=2, le=500, strict=True)] | Annotated[tuple[Name, ...], Field(min_length=2)]
+    ) = 3
     """How many, or their names."""
     custodians: int = Field(3, ge=2, le=8)
     partition: PartitionConfig = PartitionConfig()
     approve: Literal["auto", "human"] = "auto"
     """``human``: every custodian waits for ``focal approve RUN`` before the release."""
     verify: Literal["first", "all", "none"] = "first"
-    """Which custodians re-run every step before they answer (lockstep). The first of them is the guard, which answers last."""
+    """Which custodians re-run every step before they answer (lockstep). The first of them is the guard,
+    which answers last."""
     accept_leak: bool = False
     """Allow fewer than three institutions although each then learns the other's pooled moments."""
     share_blocks: bool = False
     """Put rows of several institutions into one block (:attr:`Manifest.share_blocks`)."""
     pooled_roc: bool = False
-    """A ROC curve over all institutions' test rows, from histograms that they add up by secure sum (:attr:`Manifest.pooled_roc`)."""
+    """A ROC curve over all institutions' test rows, from histograms that they add up by secure sum
+    (:attr:`Manifest.pooled_roc`)."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> ConsortiumConfig:
@@ -272,8 +283,8 @@ class RunConfig(Model):
     training: TrainingConfig = TrainingConfig()
     interactive: InteractiveConfig = InteractiveConfig()
     start: Path | None = None
-    """Interactive: where this run begins. The folder of a finished run, or another configuration (``.yaml``, beside this one): its newest
-    finished run, which is made first when there is none."""
+    """Interactive: where this run begins. The folder of a finished run, or another configuration (``.yaml``,
+    beside this one): its newest finished run, which is made first when there is none."""
     ckks: CkksConfig = CkksConfig()
     layout: LayoutConfig = LayoutConfig()
     consortium: ConsortiumConfig = ConsortiumConfig()
@@ -313,7 +324,8 @@ class Member(Model):
     verify: Literal["off", "lockstep"] | None = None
     """Custodian: whether it re-runs every step before it answers."""
     guard: bool = False
-    """Custodian that verifies: it answers every refresh last, and only when what is to be refreshed is small (focal.custody.refresh)."""
+    """Custodian that verifies: it answers every refresh last, and only when what is to be refreshed is small
+    (focal.custody.refresh)."""
 
     @model_validator(mode="after")
     def _fits(self) -> Member:
@@ -356,7 +368,8 @@ class LayoutSpec(Model):
 
 
 class Manifest(Model):
-    """Everything the members agree on before anything secret exists. Signed by each over a domain and :meth:`canonical`."""
+    """Everything the members agree on before anything secret exists.
+    Signed by each over a domain and :meth:`canonical`."""
 
     version: Literal[3] = 3
     name: Name
@@ -377,11 +390,11 @@ class Manifest(Model):
     approve: Literal["auto", "human"] = "auto"
     accept_leak: bool = False
     share_blocks: bool = False
-    """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions, and an institution that puts data
-    into others' rows is not stopped (``focal manifest check`` says what it can do)."""
+    """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions, and an
+    institution that puts data into others' rows is not stopped (``focal manifest check`` says what it can do)."""
     pooled_roc: bool = False
-    """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites, and no site's scores
-    shown. Every institution has to come back for it."""
+    """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites,
+    and no site's scores shown. Every institution has to come back for it."""
     signatures: dict[Name, Text] = {}
     """Member name -> Ed25519 signature (hex), :func:`focal.net.identity.sign_manifest`."""
 
@@ -392,7 +405,9 @@ class Manifest(Model):
             raise ValueError("two members have the same name")
         for field in ("sign", "seal", "curve"):
             if len({getattr(m, field) for m in self.members}) != len(names):
-                raise ValueError(f"two members have the same '{field}' key; every member needs its own (focal keys new)")
+                raise ValueError(
+                    f"two members have the same '{field}' key; every member needs its own (focal keys new)"
+                )
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("two classes have the same name")
         if not fits(len(self.classes), self.task):
@@ -415,13 +430,14 @@ class Manifest(Model):
         verifiers = [m.name for m in self.custodians if m.verify == "lockstep"]
         if len(guards) > 1:
             raise ConfigError(
-                f"{' and '.join(guards)} are both marked as guard; a run has one, because only one custodian can answer last "
-                "(focal manifest add --no-guard for the others)"
+                f"{' and '.join(guards)} are both marked as guard; a run has one, "
+                "because only one custodian can answer last (focal manifest add --no-guard for the others)"
             )
         if verifiers and not guards:
             raise ConfigError(
-                f"{', '.join(verifiers)} verifies, but no custodian is the guard, so that one hospital with malformed ciphertexts and one "
-                f"reader of the shares would have the joint key; add {verifiers[0]} with focal manifest add --guard"
+                f"{', '.join(verifiers)} verifies, but no custodian is the guard, so "
+                "that one hospital with malformed ciphertexts and one reader of the shares would have the joint key; "
+                f"add {verifiers[0]} with focal manifest add --guard"
             )
         least = 2 if self.accept_leak else 3
         if len(self.institutions) < least:
@@ -468,7 +484,8 @@ class Manifest(Model):
 
     @property
     def row_counts(self) -> dict[str, int]:
-        """Institution -> its training rows, in manifest order. Where they lie in blocks: :func:`focal.protocols.blind.plan.row_table`."""
+        """Institution -> its training rows, in manifest order. Where they lie in blocks:
+        :func:`focal.protocols.blind.plan.row_table`."""
         return {m.name: m.rows or 0 for m in self.institutions}
 
     def canonical(self) -> bytes:
@@ -502,7 +519,8 @@ class LocalConfig(Model):
     threads: int | None = Field(None, ge=1)
     """Worker threads for encrypted arithmetic; default: the number of processors."""
     memory_gb: float = Field(2.0, gt=0)
-    """Server and custodian: encrypted rows kept in memory while training; the others are read from disk in every pass."""
+    """Server and custodian: encrypted rows kept in memory while training;
+    the others are read from disk in every pass."""
     verify: Literal["off", "lockstep"] | None = None
     """Custodian: must repeat what the manifest says of it."""
     approve: Literal["auto", "human"] | None = None
@@ -514,7 +532,8 @@ class LocalConfig(Model):
     seed: int = 0
     """Institution: seeds the split of a table that has no ``split`` column, and its batches."""
     start: Path | None = None
-    """Institution, interactive: the released model (a run's folder or ``model.pt``) that the manifest's ``start`` pins."""
+    """Institution, interactive: the released model (a run's folder or ``model.pt``)
+    that the manifest's ``start`` pins."""
 
 
 # --------------------------------------------------------------------------- reading and writing
@@ -565,11 +584,11 @@ def _keys(model: Any, loc: tuple[int | str, ...]) -> list[str]:
 
 
 def read(model: type[M], path: Path | str) -> M:
-    """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values; first of all where a manifest
-    is of an old run.
+    """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values;
+    first of all where a manifest is of an old run.
 
-    ``${NAME}`` stands for the environment's value in what people write. A manifest is what all have signed, and a random key of a member
-    may spell ``${HA}``: Z85 has these characters.
+    ``${NAME}`` stands for the environment's value in what people write. A manifest is what all have signed,
+    and a random key of a member may spell ``${HA}``: Z85 has these characters.
     """
     path = Path(path)
     try:

@@ -4,12 +4,15 @@
     python scripts/openfhe_leak.py           # the leak and the fix, CKKS, BFV and BGV
     python scripts/openfhe_leak.py --also    # what else was measured, CKKS
 
-1. Three parties make a joint multiplication key with the calls of OpenFHE's own example (threshold-fhe-5p.cpp). An observer is given
-   serialized messages only. By one addition and one division it has every secret share, and from the sums alone the joint secret.
-2. The same with a one-time secret u_i per party (Mouchet et al., PoPETs 2021, protocol 2). The key works, the attack finds nothing.
+1. Three parties make a joint multiplication key with the calls of OpenFHE's own example (threshold-fhe-5p.cpp).
+   An observer is given serialized messages only. By one addition and one division it has every secret share, and
+   from the sums alone the joint secret.
+2. The same with a one-time secret u_i per party (Mouchet et al., PoPETs 2021, protocol 2).
+   The key works, the attack finds nothing.
 
-Everything is made with OpenFHE calls. numpy only reads the numbers ("limbs": a polynomial modulo one prime, in OpenFHE's evaluation
-form) out of the bytes that `Serialize` writes, and writes them back where Python has no SetAVector / SetBVector.
+Everything is made with OpenFHE calls. numpy only reads the numbers ("limbs": a polynomial modulo one
+prime, in OpenFHE's evaluation form) out of the bytes that `Serialize` writes, and writes them back where
+Python has no SetAVector / SetBVector.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ import os
 import struct
 import sys
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before openfhe is loaded: its threads spin against each other on small machines
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before openfhe is loaded: its threads spin against each other on small machines
 
 import numpy as np  # noqa: E402
 import openfhe  # noqa: E402
@@ -59,10 +64,19 @@ def documented(cc, pairs: list) -> dict:
     tag, secret = pairs[-1].publicKey.GetKeyTag(), [p.secretKey for p in pairs]
     round1 = [cc.KeySwitchGen(secret[0], secret[0])]
     round1 += [cc.MultiKeySwitchGen(s, s, round1[0]) for s in secret[1:]]  # (a, b_i = P g s_i - a s_i + e)
-    joint = functools.reduce(lambda x, y: cc.MultiAddEvalKeys(x, y, tag), round1)  # (a, b = sum b_i): "evalMultAB", every party needs it
+    joint = functools.reduce(
+        lambda x, y: cc.MultiAddEvalKeys(x, y, tag), round1
+    )  # (a, b = sum b_i): "evalMultAB", every party needs it
     round2 = [cc.MultiMultEvalKey(s, joint, tag) for s in secret]  # (A_i = a s_i + e', B_i = b s_i + e'')
-    final = functools.reduce(lambda x, y: cc.MultiAddEvalMultKeys(x, y, tag), round2)  # (sum A_i, sum B_i): the evaluation key, public
-    return {"round1": list(map(dump, round1)), "joint": dump(joint), "round2": list(map(dump, round2)), "final": dump(final)}
+    final = functools.reduce(
+        lambda x, y: cc.MultiAddEvalMultKeys(x, y, tag), round2
+    )  # (sum A_i, sum B_i): the evaluation key, public
+    return {
+        "round1": list(map(dump, round1)),
+        "joint": dump(joint),
+        "round2": list(map(dump, round2)),
+        "final": dump(final),
+    }
 
 
 def fixed(cc, pairs: list) -> dict:
@@ -82,7 +96,12 @@ def fixed(cc, pairs: list) -> dict:
         b = add(half(by_s, "B"), add(half(by_u, "A"), half(by_s, "A"), -1))  # s_i h0 + (u_i - s_i) h1 + e''
         round2.append(eval_key(common, half(joint, "A"), b))
     final = functools.reduce(lambda x, y: cc.MultiAddEvalKeys(x, y, tag), round2)  # (h1, sum b_i)
-    return {"round1": list(map(dump, round1)), "joint": dump(joint), "round2": list(map(dump, round2)), "final": dump(final)}
+    return {
+        "round1": list(map(dump, round1)),
+        "joint": dump(joint),
+        "round2": list(map(dump, round2)),
+        "final": dump(final),
+    }
 
 
 def multiplies(cc, kind: str, pairs: list, final: bytes) -> float:
@@ -92,15 +111,20 @@ def multiplies(cc, kind: str, pairs: list, final: bytes) -> float:
     cc.InsertEvalMultKey([key], key.GetKeyTag())
     plain = cc.MakeCKKSPackedPlaintext([0.5, -1.0, 0.25]) if kind == "CKKS" else cc.MakePackedPlaintext([3, -5, 7])
     ct = cc.EvalMult(*[cc.Encrypt(pairs[-1].publicKey, plain)] * 2)
-    shares = [(cc.MultipartyDecryptMain if i else cc.MultipartyDecryptLead)([ct], p.secretKey)[0] for i, p in enumerate(pairs)]
+    shares = [
+        (cc.MultipartyDecryptMain if i else cc.MultipartyDecryptLead)([ct], p.secretKey)[0] for i, p in enumerate(pairs)
+    ]
     out = cc.MultipartyDecryptFusion(shares)
     out.SetLength(3)
-    got, wanted = (out.GetRealPackedValue(), [0.25, 1.0, 0.0625]) if kind == "CKKS" else (out.GetPackedValue(), [9, 25, 49])
+    got, wanted = (
+        (out.GetRealPackedValue(), [0.25, 1.0, 0.0625]) if kind == "CKKS" else (out.GetPackedValue(), [9, 25, 49])
+    )
     return float(np.abs(np.subtract(got, wanted)).max())
 
 
 # ----------------------------------------------------------------- limbs
-# A polynomial is a list of (modulus, N residues), as it stands in the bytes: an EvalKey is its digits' A polynomials, then their B.
+# A polynomial is a list of (modulus, N residues), as it stands in the bytes:
+# an EvalKey is its digits' A polynomials, then their B.
 
 
 def dump(thing) -> bytes:
@@ -145,12 +169,16 @@ def eval_key(template, a: list, b: list):
 def add(x: list, y: list, sign: int = 1) -> list:
     """x + y or x - y of two lists of polynomials (residues < 2^61, so nothing overflows)."""
     signed = lambda limb, q: limb if sign > 0 else np.uint64(q) - limb  # noqa: E731
-    return [[(q, (u + signed(v, q)) % np.uint64(q)) for (q, u), (_, v) in zip(f, g, strict=True)] for f, g in zip(x, y, strict=True)]
+    return [
+        [(q, (u + signed(v, q)) % np.uint64(q)) for (q, u), (_, v) in zip(f, g, strict=True)]
+        for f, g in zip(x, y, strict=True)
+    ]
 
 
 @functools.cache
 def inverse_twiddles(q: int) -> np.ndarray:
-    """Inverse powers, bit-reversed, of the root that OpenFHE's transform uses: the smallest primitive 2N-th root of unity."""
+    """Inverse powers, bit-reversed, of the root that OpenFHE's transform uses:
+    the smallest primitive 2N-th root of unity."""
     root = next(r for x in itertools.count(2) if pow(r := pow(x, (q - 1) // (2 * N), q), N, q) == q - 1)
     square = root * root % q
     inverse = pow(min(itertools.accumulate(range(N - 1), lambda r, _: r * square % q, initial=root)), -1, q)
@@ -160,7 +188,8 @@ def inverse_twiddles(q: int) -> np.ndarray:
 
 
 def coefficients(limb: np.ndarray, q: int) -> np.ndarray:
-    """Evaluation form -> signed coefficients modulo q (inverse NTT, Longa and Naehrig 2016, algorithm 2), in Python integers."""
+    """Evaluation form -> signed coefficients modulo q (inverse NTT, Longa and Naehrig 2016, algorithm 2),
+    in Python integers."""
     a, w = limb.astype(object), inverse_twiddles(q)
     blocks = N // 2
     while blocks:
@@ -188,9 +217,11 @@ def recover(primes: int, *messages: list) -> tuple[np.ndarray, int]:
 
 
 def smallest_combination(messages: list) -> float:
-    """Over all sums with factors -1, 0, 1: the smallest one's largest coefficient, as a part of the modulus, and at most 1/2.
+    """Over all sums with factors -1, 0, 1: the smallest one's largest coefficient,
+    as a part of the modulus, and at most 1/2.
 
-    Digit 0 modulo the last prime, the first 64 coefficients. The smallest of thousands of uniform polynomials comes to about 0.4.
+    Digit 0 modulo the last prime, the first 64 coefficients. The smallest of thousands of uniform
+    polynomials comes to about 0.4.
     """
     columns = np.array([coefficients(m[0][-1][1], m[0][-1][0])[:64] / m[0][-1][0] for m in messages])
     factors = np.array([f for f in itertools.product((0, 1, -1), repeat=len(messages)) if any(f)], dtype=float)
@@ -210,7 +241,8 @@ def messages(sent: dict) -> list:
 
 
 def attack(pairs: list, sent: dict) -> list[tuple[str, int, int]]:
-    """(whose secret, coefficients recovered, largest "noise"). Every two halves of a party's two messages are tried, the best is told.
+    """(whose secret, coefficients recovered, largest "noise"). Every two halves of a party's two messages
+    are tried, the best is told.
 
     The secret keys are read only to compare with.
     """
@@ -233,7 +265,9 @@ def attack(pairs: list, sent: dict) -> list[tuple[str, int, int]]:
 def error(a: tuple, b: tuple, secret: tuple, sign: int = 1) -> np.ndarray:
     """Coefficients of b + sign * a * secret, limbs of one prime."""
     q = a[0]
-    return coefficients(((b[1].astype(object) + sign * a[1].astype(object) * secret[1].astype(object)) % q).astype(np.uint64), q)
+    return coefficients(
+        ((b[1].astype(object) + sign * a[1].astype(object) * secret[1].astype(object)) % q).astype(np.uint64), q
+    )
 
 
 def also() -> dict[str, float]:
@@ -267,19 +301,27 @@ def also() -> dict[str, float]:
     made = (cc.GetEvalAutomorphismKeyMap(s1.GetKeyTag()), cc.GetEvalSumKeyMap(s1.GetKeyTag()))
     digits = len(half(key, "A"))
 
-    def by_key(key_map) -> list:  # in a serialized map the keys stand by rising automorphism index; every key has digits A, then digits B
+    def by_key(
+        key_map,
+    ) -> list:  # in a serialized map the keys stand by rising automorphism index; every key has digits A, then digits B
         polynomials = read(dump(key_map))
-        return [(polynomials[i : i + digits], polynomials[i + digits : i + 2 * digits]) for i in range(0, len(polynomials), 2 * digits)]
+        return [
+            (polynomials[i : i + digits], polynomials[i + digits : i + 2 * digits])
+            for i in range(0, len(polynomials), 2 * digits)
+        ]
 
     rotations = by_key(cc.MultiEvalAtIndexKeyGen(s2, made[0], indices, tag))
     sums = by_key(cc.MultiEvalSumKeyGen(s2, made[1], tag))
-    assert (rotations[0][0][0][0][1] == sums[0][0][0][0][1]).all()  # index 5 (rotation by 1) is the lowest of both: the same a
+    assert (
+        rotations[0][0][0][0][1] == sums[0][0][0][0][1]
+    ).all()  # index 5 (rotation by 1) is the lowest of both: the same a
     twice = add(rotations[0][1], sums[0][1], -1)[0][-1]
     out["sigma, one rotation asked twice, difference"] = float(coefficients(twice[1], twice[0]).std())
     publics = {x[0][0][1].tobytes() for x, _ in by_key(made[0])}
     out["rotation and sum keys of party 1"] = float(len(by_key(made[0])))
     out["different a among them"] = float(len(publics))
-    # party 2's rotation keys and their a, beside what it sends in rounds 1 and 2 (documented: never both halves of the known leak)
+    # party 2's rotation keys and their a, beside what it sends in rounds 1 and 2 (documented:
+    # never both halves of the known leak)
     rest = [x for pair in rotations[:3] for x in pair]
     sent, repaired = documented(cc, pairs), fixed(cc, pairs)
     (_, b1), (a2, b2) = [[half(sent[r][1], w) for w in "AB"] for r in ("round1", "round2")]
@@ -302,9 +344,15 @@ def main() -> int:
             sent = make(cc, pairs)
             print(f"{kind}, {title}: a product errs by {multiplies(cc, kind, pairs, sent['final']):.0e}")
             for name, count, noise in attack(pairs, sent):
-                print(f"  {name}: {count} of {N} coefficients recovered (largest noise coefficient 2^{np.log2(noise):.1f})")
+                print(
+                    f"  {name}: "
+                    f"{count} of {N} coefficients recovered (largest noise coefficient 2^{np.log2(noise):.1f})"
+                )
             least = smallest_combination(messages(sent))
-            print(f"  all sums of the parties' messages with factors -1, 0, 1: the smallest is 2^{np.log2(least):.1f} of the modulus")
+            print(
+                "  all sums of the parties' messages with factors -1, 0, 1: "
+                f"the smallest is 2^{np.log2(least):.1f} of the modulus"
+            )
     return 0
 
 

@@ -2,9 +2,10 @@
 
     python -E scripts/probe_python.py [3.10|3.12]
 
-OpenFHE's wheels call themselves py3-none-any, but each holds one compiled extension, and pip installs it happily on an interpreter that
-cannot load it. So the question is asked before anything is installed: version, machine, C library, the symbol version of libstdc++, and
-what `venv` needs. The limits are those of the wheels 1.6.1.0 (`objdump -T` on every library in them).
+OpenFHE's wheels call themselves py3-none-any, but each holds one compiled extension, and pip installs it happily on
+an interpreter that cannot load it. So the question is asked before anything is installed: version, machine, C
+library, the symbol version of libstdc++, and what `venv` needs. The limits are those of the wheels 1.6.1.0
+(`objdump -T` on every library in them).
 
 Exit status and the one line printed:
     0  the interpreter that a virtual environment should be built from (behind links, shims and other environments)
@@ -25,7 +26,8 @@ INSTEAD = "install Python 3.10 instead ('uv python install 3.10' or 'pyenv insta
 
 
 def missing(version):
-    """What keeps an interpreter of this version from loading OpenFHE, as (what, the way out); None when nothing does."""
+    """What keeps an interpreter of this version from loading OpenFHE, as (what, the way out);
+    None when nothing does."""
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64" or sys.maxsize < 2**32:
         return "is not a 64-bit Linux program on x86_64, and OpenFHE has wheels for nothing else", "use such a machine"
     have = tuple(int(x) for x in platform.libc_ver()[1].split(".")[:2]) if platform.libc_ver()[0] == "glibc" else (0, 0)
@@ -42,7 +44,10 @@ def missing(version):
     from importlib.util import find_spec  # not in 2.7
 
     if not (find_spec("venv") and find_spec("ensurepip")):
-        return "lacks the venv and ensurepip modules", "install them (Debian, Ubuntu: apt install python%d.%d-venv)" % version
+        return (
+            "lacks the venv and ensurepip modules",
+            "install them (Debian, Ubuntu: apt install python%d.%d-venv)" % version,
+        )
     return None
 
 

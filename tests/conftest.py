@@ -1,7 +1,8 @@
 """What every test file may use.
 
-Threads are limited before anything imports OpenFHE, torch or numpy (docs/openfhe.md, section 1): the workers and the processes that they
-start have all processors busy, and two threads that spin for one product beside them take ten times as long as one.
+Threads are limited before anything imports OpenFHE, torch or numpy (docs/openfhe.md, section 1): the workers
+and the processes that they start have all processors busy, and two threads that spin for one product beside
+them take ten times as long as one.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lies in ``slow/`` is slow. Whole runs come first, so that two workers (``--dist loadfile``) end at about the same time; before
-    them what waits for stalled links, for the other worker has the processors meanwhile."""
+    """What lies in ``slow/`` is slow. Whole runs come first, so that two workers (``--dist loadfile``) end at about
+    the same time; before them what waits for stalled links, for the other worker has the processors meanwhile."""
     for item in items:
         if SLOW in item.path.parents:
             item.add_marker(pytest.mark.slow)
@@ -46,7 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What compares with plain training asks torch for all processors, and would leave it so for every test after it."""
+    """What compares with plain training asks torch for all processors,
+    and would leave it so for every test after it."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads = lambda count: None  # type: ignore[attr-defined]
 
@@ -72,7 +74,8 @@ class Opened:
 
     @property
     def fresh_error(self) -> float:
-        """Bound on a slot of an input's noise: 3.19 a coefficient and custodian, 1/12 for the encoding's rounding; eight deviations."""
+        """Bound on a slot of an input's noise: 3.19 a coefficient and custodian, 1/12 for the encoding's rounding;
+        eight deviations."""
         m, n = len(self.run.secrets), self.scheme.n
         return 8 * (3.19**2 * m + 1 / 12) ** 0.5 * (n / 2) ** 0.5 / self.scheme.scale
 
@@ -80,8 +83,9 @@ class Opened:
     def public_error(self) -> float:
         """Bound on a slot of the noise v e + e_0 + e_1 s of an encryption under a joint public key.
 
-        Per coefficient 3.19 sqrt(1 + N (m + m) 2/3) with m shares (v is ternary, e and s are sums of m). In a slot that is a sum of
-        products of two Gaussians, whose tail is exp(-2 t): twelve standard deviations, 10^-6 over all slots.
+        Per coefficient 3.19 sqrt(1 + N (m + m) 2/3) with m shares (v is ternary, e and s are sums of m). In
+        a slot that is a sum of products of two Gaussians, whose tail is exp(-2 t): twelve standard
+        deviations, 10^-6 over all slots.
         """
         m, n = len(self.run.secrets), self.scheme.n
         return 12 * 3.19 * (1 + n * 2 * m * 2 / 3) ** 0.5 * (n / 2) ** 0.5 / self.scheme.scale

@@ -2,9 +2,12 @@
 
 ::
 
-    logistic     one institution alone, or all rows pooled      federated   FedAvg, FedProx, personalised; plain and masked sums
-    scratch      all weights encrypted, no pretrained network   encrypted   FedAvg with threshold CKKS sums
-    spe_fl       a ResNet with noisy, encrypted updates         privacy     FedAvg with differential privacy
+    logistic    one institution alone, or all rows pooled
+    scratch     all weights encrypted, no pretrained network
+    spe_fl      a ResNet with noisy, encrypted updates
+    federated   FedAvg, FedProx, personalised; plain and masked sums
+    encrypted   FedAvg with threshold CKKS sums
+    privacy     FedAvg with differential privacy
 
 The interactive protocol without encryption is a role: ``focal.protocols.interactive.plain``.
 """

@@ -1,4 +1,5 @@
-"""Federated averaging of the head: what the blind protocol is compared with, on the same rows, columns, targets and ridge.
+"""Federated averaging of the head: what the blind protocol is compared with, on the same rows,
+columns, targets and ridge.
 
 ::
 
@@ -6,18 +7,20 @@
              those that return        parts   n_i / n (W_i - W)        n: rows of those that return
              sum                      W <- W + sum of parts            PlainSum | MaskedSums | EncryptedSum | NoisySum
 
-Only the way of working together differs from the blind protocol: the head is R x C over the columns of :meth:`Projection.apply`, starts at
-zero and minimises the one-vs-rest logistic loss of the train rows plus ridge / 2 |W|^2 (blind steps put a polynomial for the sigmoid).
+Only the way of working together differs from the blind protocol: the head is R x C over the columns of
+:meth:`Projection.apply`, starts at zero and minimises the one-vs-rest logistic loss of the train rows plus
+ridge / 2 |W|^2 (blind steps put a polynomial for the sigmoid).
 
-How a sum is made is a class: it gives the sum and the bytes that each institution moves for it. Values travel as float64 or uint64, 8
-bytes each, as in all exchanges of this project; float32 would halve what :class:`PlainSum` moves. All parties work in this process, one
-after another: seconds are those of all of them together, key generation and encryption included (what all institutions compute alike, an
-opening, once), and of no wire.
+How a sum is made is a class: it gives the sum and the bytes that each institution moves for it. Values travel as
+float64 or uint64, 8 bytes each, as in all exchanges of this project; float32 would halve what :class:`PlainSum` moves.
+All parties work in this process, one after another: seconds are those of all of them together, key generation and
+encryption included (what all institutions compute alike, an opening, once), and of no wire.
 
 References
     FedAvg    McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
     FedProx   Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020
-    personal  Cheng, Chadha, Duchi, "Fine-tuning is Fine in Federated Learning", 2021: FedAvg, then each institution trains its own copy
+    personal  Cheng, Chadha, Duchi, "Fine-tuning is Fine in Federated Learning", 2021:
+              FedAvg, then each institution trains its own copy
 """
 
 from __future__ import annotations
@@ -61,7 +64,8 @@ class Settings:
     batch: int | None = 64
     """Rows of a local step; ``None``: all of them (with one epoch that is FedSGD)."""
     rate: float | None = None
-    """Step size; ``None``: the projection's, which is safe for full batches and too large for small ones (:func:`choose`)."""
+    """Step size; ``None``: the projection's, which is safe for full batches and too large for small
+    ones (:func:`choose`)."""
     ridge: float = 0.1
     mu: float = 0.0
     """FedProx: weight of 1/2 |W_i - W|^2 in an institution's loss; 0: FedAvg."""
@@ -126,11 +130,13 @@ class Sum(ABC):
 
     @abstractmethod
     def add(self, label: str, parts: Parts) -> tuple[Array, dict[str, Traffic]]:
-        """The sum of ``parts``, arrays of one shape by institution, and what it moved. ``label`` is another one in every round."""
+        """The sum of ``parts``, arrays of one shape by institution, and what it moved.
+        ``label`` is another one in every round."""
 
     @abstractmethod
     def holders(self, returned: Collection[str]) -> frozenset[str]:
-        """The institutions that have the new weights once the parts of ``returned`` are added, without being given them."""
+        """The institutions that have the new weights once the parts of ``returned`` are added,
+        without being given them."""
 
     @abstractmethod
     def give(self, weights: Array, to: Collection[str], holders: Collection[str]) -> dict[str, Traffic]:
@@ -145,7 +151,9 @@ class PlainSum(Sum):
     """FedAvg as it was published. The server sees every institution's update, and the weights."""
 
     def add(self, label: str, parts: Parts) -> tuple[Array, dict[str, Traffic]]:
-        return np.sum(list(parts.values()), axis=0), moved(up={name: part.nbytes for name, part in parts.items()}, down={})
+        return np.sum(list(parts.values()), axis=0), moved(
+            up={name: part.nbytes for name, part in parts.items()}, down={}
+        )
 
     def holders(self, returned: Collection[str]) -> frozenset[str]:
         return frozenset()  # the server alone
@@ -155,10 +163,12 @@ class PlainSum(Sum):
 
 
 class MaskedSums(Sum):
-    """FedAvg with secure sums by pairwise masks (Bonawitz et al., CCS 2017): the real ones of :class:`focal.sums.masked.MaskedSum`.
+    """FedAvg with secure sums by pairwise masks (Bonawitz et al., CCS 2017):
+    the real ones of :class:`focal.sums.masked.MaskedSum`.
 
-    The server relays masked parts and sees neither a part nor the sum; institutions see the sum and no other's part. Parts are rounded
-    to 2^-48. Who takes part is settled when local training is over, so one that does not return by then costs no second attempt.
+    The server relays masked parts and sees neither a part nor the sum; institutions see the sum and no other's
+    part. Parts are rounded to 2^-48. Who takes part is settled when local training is over, so one that does not
+    return by then costs no second attempt.
     """
 
     least = 2
@@ -180,7 +190,9 @@ class MaskedSums(Sum):
         sent = {n: side.contribution(fixed.encode(parts[n].ravel())) for n, side in sides.items()}
         opened = fixed.decode(sides[names[0]].open(sent))  # the others do the same at the same time, to the same bits
         size = {n: len(data) for n, data in sent.items()}
-        return opened.reshape(parts[names[0]].shape), moved(up=size, down={n: sum(size.values()) - size[n] for n in names})
+        return opened.reshape(parts[names[0]].shape), moved(
+            up=size, down={n: sum(size.values()) - size[n] for n in names}
+        )
 
     def holders(self, returned: Collection[str]) -> frozenset[str]:
         return frozenset(returned)
@@ -222,7 +234,9 @@ def sites(rows: Mapping[str, InstitutionRows], projection: Projection, task: Tas
     for name, own in rows.items():
         train = own.take(own.split == "train")
         if not len(train.labels):
-            raise FocalError(f"{name}: has no train rows", hint="leave that institution out, or mark some of its rows 'train'")
+            raise FocalError(
+                f"{name}: has no train rows", hint="leave that institution out, or mark some of its rows 'train'"
+            )
         targets = outcomes(train.labels, task).astype(np.float64)
         patients = np.unique(train.groups, return_inverse=True)[1].astype(np.int64)
         found[name] = Site(projection.apply(train.features), targets, patients)
@@ -232,7 +246,8 @@ def sites(rows: Mapping[str, InstitutionRows], projection: Projection, task: Tas
 def descend(site: Site, start: Array, settings: Settings, rate: float, rng: np.random.Generator) -> Array:
     """The weights (R, C) after an institution's epochs from ``start`` (R, C).
 
-    FedProx's term is stepped implicitly (a proximal step), so that every ``mu`` is stable: the larger, the nearer to ``start``.
+    FedProx's term is stepped implicitly (a proximal step), so that every ``mu`` is stable:
+    the larger, the nearer to ``start``.
     """
     weights, n = start, len(site.x)
     batch, pull = settings.batch or n, rate * settings.mu
@@ -300,10 +315,11 @@ def choose(
     settings: Settings,
     rates: Sequence[float] = RATES,
 ) -> Settings:
-    """``settings`` with the step size, of the projection's times ``rates``, that gives the best AUROC on a third of the train patients.
+    """``settings`` with the step size, of the projection's times ``rates``, that gives the best AUROC on a third
+    of the train patients.
 
-    Those are held out at every institution while the others train, with plain sums; test rows are not looked at. Bytes and seconds of the
-    search are in no count, in favour of these methods.
+    Those are held out at every institution while the others train, with plain sums; test rows are not looked at.
+    Bytes and seconds of the search are in no count, in favour of these methods.
     """
     rng, inner = np.random.default_rng([settings.seed, 7]), {}
     for name, own in rows.items():
@@ -327,11 +343,12 @@ def participants(names: tuple[str, ...], settings: Settings, r: int) -> tuple[tu
 def personalise(
     rows: Mapping[str, InstitutionRows], projection: Projection, task: Task, settings: Settings, weights: Array
 ) -> tuple[dict[str, Array], Array]:
-    """FedAvg with local fine-tuning (Cheng et al. 2021): ``settings.epochs`` more at each institution, on a copy that stays there.
+    """FedAvg with local fine-tuning (Cheng et al. 2021): ``settings.epochs`` more at each institution,
+    on a copy that stays there.
 
     Returns each institution's head (R, C), and the scores (n, C) on the scored rows of all, every row by its own
-    institution's head. Nothing is sent. Over rows of several institutions they rank by the institution, too: under label skew a head knows
-    how common a class is at its own. Compare with the shared head institution by institution.
+    institution's head. Nothing is sent. Over rows of several institutions they rank by the institution, too: under
+    label skew a head knows how common a class is at its own. Compare with the shared head institution by institution.
     """
     held, rate = InstitutionRows.union(rows).scored.split[0], settings.rate or projection.eta
     heads, scores = {}, []

@@ -1,14 +1,17 @@
 """Logistic regression on plaintext features: what an institution reaches alone, and what pooling the data would give.
 
-Multinomial where a row has one class of several, one model per class where it may have any number; features standardised.
-One regularisation strength is chosen by cross-validation inside the training rows, a patient's rows never on both sides of a fold::
+Multinomial where a row has one class of several, one model per class where it may have any number; features
+standardised. One regularisation strength is chosen by cross-validation inside the training rows, a patient's
+rows never on both sides of a fold::
 
     train rows --split by patient--> fold 1 | fold 2 | fold 3
-                                     for each C: fit on two, score the third; keep the C with the best mean AUROC; fit on all rows
+                                     for each C: fit on two, score the third;
+                                     keep the C with the best mean AUROC; fit on all rows
 
-Every model of a run, encrypted ones included, is scored on its linear outputs. A multinomial model ranks better by its softmax (ODIR-5K,
-frozen SqueezeNet, all rows: macro AUROC 0.797 against 0.765), and so do one-vs-rest heads, by less, when their sigmoids are normalised over
-the classes (0.768 against 0.761 for the encrypted head, R = 64): compare figures of one kind only.
+Every model of a run, encrypted ones included, is scored on its linear outputs. A multinomial model ranks better by
+its softmax (ODIR-5K, frozen SqueezeNet, all rows: macro AUROC 0.797 against 0.765), and so do one-vs-rest heads, by
+less, when their sigmoids are normalised over the classes (0.768 against 0.761 for the encrypted head, R = 64):
+compare figures of one kind only.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ MAX_ITERATIONS = 300
 
 @dataclass(frozen=True)
 class LogisticModel:
-    """A fitted model: ``scores = (features - mean) / scale @ weights + bias``; a class never seen has zeros and scores constant 0."""
+    """A fitted model: ``scores = (features - mean) / scale @ weights + bias``;
+    a class never seen has zeros and scores constant 0."""
 
     mean: Floats
     scale: Floats
@@ -58,14 +62,21 @@ def fit_logistic(
 ) -> LogisticModel:
     """Fit on (n, dim) ``features``, (n, K) ``labels`` in {0, 1} and (n,) patient ids ``groups``.
 
-    A class without both outcomes scores constant 0 (AUROC 0.5). When that is every class, a warning names the institution (``name``).
-    The same rows in the same process are fitted once: a study compares several runs with the same baselines.
+    A class without both outcomes scores constant 0 (AUROC 0.5). When that is every class, a warning names
+    the institution (``name``). The same rows in the same process are fitted once: a study compares
+    several runs with the same baselines.
     """
     x, y = np.asarray(features, dtype=np.float64), outcomes(np.asarray(labels).astype(bool), task)
-    who = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)  # which rows go together; names do not matter
+    who = np.unique(np.asarray(groups), return_inverse=True)[1].astype(
+        np.int64
+    )  # which rows go together; names do not matter
     if not _learnable(y).any():
-        warnings.warn(f"{name}: its training rows hold one class only; its model scores constant 0 (AUROC 0.5)", stacklevel=2)
-    key = hashlib.sha256(repr((x.shape, y.shape, task, seed)).encode() + x.tobytes() + y.tobytes() + who.tobytes()).digest()
+        warnings.warn(
+            f"{name}: its training rows hold one class only; its model scores constant 0 (AUROC 0.5)", stacklevel=2
+        )
+    key = hashlib.sha256(
+        repr((x.shape, y.shape, task, seed)).encode() + x.tobytes() + y.tobytes() + who.tobytes()
+    ).digest()
     if key not in _fitted:
         _fitted[key] = _fit_best(x, y, who, task, seed)
     return _fitted[key]
@@ -75,7 +86,9 @@ _fitted: dict[bytes, LogisticModel] = {}
 """By content of the rows; some kilobytes each."""
 
 
-def baseline_scores(rows: Mapping[str, InstitutionRows], task: Task, *, seed: int = 0) -> tuple[Floats, dict[str, Floats]]:
+def baseline_scores(
+    rows: Mapping[str, InstitutionRows], task: Task, *, seed: int = 0
+) -> tuple[Floats, dict[str, Floats]]:
     """Linear outputs (n, C) on the scored rows of all: of the pooled model, and of each institution alone, by name."""
     everyone = InstitutionRows.union(rows)
     test = everyone.scored.features
@@ -129,8 +142,11 @@ def _choose_strength(x: Floats, y: Bools, groups: NDArray[np.int64], task: Task,
     return max(STRENGTHS, key=lambda strength: _held_out_auroc(x, y, task, split, strength))
 
 
-def _held_out_auroc(x: Floats, y: Bools, task: Task, split: list[tuple[NDArray[np.int64], NDArray[np.int64]]], strength: float) -> float:
-    """Mean AUROC over folds and over the classes that the fold's held-out rows can score; 0.5 when they can score none."""
+def _held_out_auroc(
+    x: Floats, y: Bools, task: Task, split: list[tuple[NDArray[np.int64], NDArray[np.int64]]], strength: float
+) -> float:
+    """Mean AUROC over folds and over the classes that the fold's held-out rows can score;
+    0.5 when they can score none."""
     values = []
     for train, held in split:
         weights, bias = _fit(x[train], y[train], task, strength)

@@ -1,16 +1,20 @@
-"""FedAvg under central differential privacy: clipped contributions, Gaussian noise on their sum, epsilon by Opacus' accountant.
+"""FedAvg under central differential privacy: clipped contributions, Gaussian noise on their sum,
+epsilon by Opacus' accountant.
 
 ::
 
-    institution   parts cut to norm <= clip                      sum + N(0, (z clip)^2)            DP-FedAvg
-    patient       gradients summed by patient, cut to <= clip    sum + N(0, (z rate clip / n)^2)   DP-FedSGD, one full-batch step a round
+    institution  parts cut to norm <= clip                    sum + N(0, (z clip)^2)           DP-FedAvg
+    patient      gradients summed by patient, cut to <= clip  sum + N(0, (z rate clip / n)^2)  DP-FedSGD,
+                                                                                               a full-batch step a round
 
-    (epsilon, delta) of r rounds:  r-fold composition of the Gaussian mechanism with noise multiplier z, no amplification by sampling
+    (epsilon, delta) of r rounds:  r-fold composition of the Gaussian mechanism with noise multiplier z,
+                                   no amplification by sampling
 
-Neighbouring data sets differ in one unit's contributions, which are put to zero; numbers of rows and institutions are public (the manifest
-has them). A patient of two institutions counts as two. The projection, and a step size chosen on the rows, are outside the epsilon.
-**The server is trusted**: it sees every part in the clear and adds the noise; protected are the weights that it hands out, against
-everybody else. Noise comes from a seeded generator so that a comparison repeats; a real server would draw it from the system.
+Neighbouring data sets differ in one unit's contributions, which are put to zero; numbers of rows and institutions are
+public (the manifest has them). A patient of two institutions counts as two. The projection, and a step size chosen on
+the rows, are outside the epsilon. **The server is trusted**: it sees every part in the clear and adds the noise;
+protected are the weights that it hands out, against everybody else. Noise comes from a seeded generator so that a
+comparison repeats; a real server would draw it from the system.
 
 References
     DP-FedAvg     McMahan, Ramage, Talwar, Zhang, "Learning Differentially Private Recurrent Language Models", ICLR 2018
@@ -56,7 +60,8 @@ class Privacy:
     def __post_init__(self) -> None:
         if not (self.epsilon > 0 and 0 < self.delta < 1 and self.clip > 0):
             raise FocalError(
-                f"privacy: epsilon {self.epsilon:g}, delta {self.delta:g} and clip {self.clip:g} must be positive, delta below 1"
+                f"privacy: epsilon {self.epsilon:g}, "
+                f"delta {self.delta:g} and clip {self.clip:g} must be positive, delta below 1"
             )
 
 
@@ -64,13 +69,21 @@ def noise_multiplier(epsilon: float, delta: float, rounds: int) -> float:
     """z for at most ``epsilon`` at ``delta`` after ``rounds`` rounds."""
     from opacus.accountants.utils import get_noise_multiplier  # imports torch
 
-    asked = {"target_epsilon": epsilon, "target_delta": delta, "sample_rate": FULL, "steps": rounds, "epsilon_tolerance": epsilon / 100}
+    asked = {
+        "target_epsilon": epsilon,
+        "target_delta": delta,
+        "sample_rate": FULL,
+        "steps": rounds,
+        "epsilon_tolerance": epsilon / 100,
+    }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the search starts at noise for which no order is a good one
             return float(get_noise_multiplier(**asked, accountant="rdp", alphas=ORDERS))
     except ValueError:
-        raise FocalError(f"privacy: no noise gives epsilon {epsilon:g} at delta {delta:g} after {rounds} rounds") from None
+        raise FocalError(
+            f"privacy: no noise gives epsilon {epsilon:g} at delta {delta:g} after {rounds} rounds"
+        ) from None
 
 
 def epsilon(multiplier: float, delta: float, rounds: int) -> float:
@@ -83,7 +96,8 @@ def epsilon(multiplier: float, delta: float, rounds: int) -> float:
 
 
 class NoisySum(PlainSum):
-    """The sum of parts cut to norm ``clip``, with Gaussian noise of ``deviation`` on each value. The server sees every part."""
+    """The sum of parts cut to norm ``clip``, with Gaussian noise of ``deviation`` on each value.
+    The server sees every part."""
 
     def __init__(self, names: tuple[str, ...], deviation: float, seed: int, clip: float = np.inf) -> None:
         super().__init__(names)
@@ -101,8 +115,11 @@ def cut(part: Array, clip: float) -> Array:
     return part * (clip / norm) if norm > clip else part
 
 
-def patient_step(site: Site, start: Array, settings: Settings, rate: float, rng: np.random.Generator, *, clip: float) -> Array:
-    """One step on all rows, every patient's summed gradient of the loss cut to norm ``clip``; the ridge is nobody's data."""
+def patient_step(
+    site: Site, start: Array, settings: Settings, rate: float, rng: np.random.Generator, *, clip: float
+) -> Array:
+    """One step on all rows, every patient's summed gradient of the loss cut to norm ``clip``;
+    the ridge is nobody's data."""
     errors = expit(site.x @ start) - site.y
     total = np.zeros_like(start)
     for rows in site.by_patient():
@@ -113,13 +130,17 @@ def patient_step(site: Site, start: Array, settings: Settings, rate: float, rng:
 def federate_privately(
     rows: Mapping[str, InstitutionRows], projection: Projection, task: Task, settings: Settings, privacy: Privacy
 ) -> tuple[Federated, float]:
-    """:func:`focal.baselines.federated.federate` under ``privacy``; also returns the epsilon spent, at most the one asked for.
+    """:func:`focal.baselines.federated.federate` under ``privacy``; also returns the epsilon spent,
+    at most the one asked for.
 
-    Patients are protected in rounds of one full-batch step each, with all institutions: ``epochs``, ``batch`` and ``mu`` do nothing there.
-    Raises :class:`FocalError` for patients when institutions may be missing, since the noise is scaled to all rows.
+    Patients are protected in rounds of one full-batch step each, with all institutions: ``epochs``, ``batch``
+    and ``mu`` do nothing there. Raises :class:`FocalError` for patients when institutions may be missing,
+    since the noise is scaled to all rows.
     """
     if privacy.unit == "patient" and (settings.fraction < 1 or settings.dropout > 0):
-        raise FocalError("privacy of patients: needs every institution in every round", hint="set fraction to 1 and dropout to 0")
+        raise FocalError(
+            "privacy of patients: needs every institution in every round", hint="set fraction to 1 and dropout to 0"
+        )
     z = noise_multiplier(privacy.epsilon, privacy.delta, settings.rounds)
     spent = epsilon(z, privacy.delta, settings.rounds)
     local: Local = descend

@@ -7,27 +7,31 @@
                   `--the other coordinates-------> memory, stays here
     sum           W <- W + sum of the parts, at this round's coordinates             EncryptedSum | PlainSum
 
-Gomathi et al., Scientific Reports 16, 10931 (2026): federated averaging of a ResNet-50 on chest X-rays, Poisson-calibrated noise on clipped
-updates, which are compressed and summed under homomorphic encryption; they report 99.6 % accuracy on COVID against normal. That is all we
-know of it, from its abstract. **Everything else is our choice**, the order of the measures too: figures of this file are not theirs.
+Gomathi et al., Scientific Reports 16, 10931 (2026): federated averaging of a ResNet-50 on chest X-rays,
+Poisson-calibrated noise on clipped updates, which are compressed and summed under homomorphic encryption; they report
+99.6 % accuracy on COVID against normal. That is all we know of it, from its abstract. **Everything else is our
+choice**, the order of the measures too: figures of this file are not theirs.
 
-**Network.** timm's resnet10t with a quarter of its channels (0.3 million weights instead of 23), for 32 x 32 pixels on two cores. It starts
-from a seeded random state: there are no pretrained ResNet weights here. Group norm stands for batch norm: running means and variances of
-an institution's images would have to be averaged beside the weights, and noise could make a variance negative.
+**Network.** timm's resnet10t with a quarter of its channels (0.3 million weights instead of 23), for 32 x 32 pixels on
+two cores. It starts from a seeded random state: there are no pretrained ResNet weights here. Group norm stands for
+batch norm: running means and variances of an institution's images would have to be averaged beside the weights, and
+noise could make a variance negative.
 
-**Compression.** ``keep`` of the coordinates, the same ones at every institution, or ciphertexts could not be added: a seeded permutation of
-all coordinates is worked off round by round, so that each has its turn every 1 / ``keep`` rounds. What has no turn waits in a memory that
-never leaves the institution (error feedback: Seide et al., Interspeech 2014). Encrypted values are rounded to the grid of
-:class:`~focal.baselines.encrypted.EncryptedSum`, which makes sums exact and saves no bytes: a slot costs the same for any number. The sum
-comes back at the same coordinates.
+**Compression.** ``keep`` of the coordinates, the same ones at every institution, or ciphertexts could not be added: a
+seeded permutation of all coordinates is worked off round by round, so that each has its turn every 1 / ``keep`` rounds.
+What has no turn waits in a memory that never leaves the institution (error feedback: Seide et al., Interspeech 2014).
+Encrypted values are rounded to the grid of :class:`~focal.baselines.encrypted.EncryptedSum`, which makes sums exact and
+saves no bytes: a slot costs the same for any number. The sum comes back at the same coordinates.
 
-**Noise.** (P - lambda) / sqrt(lambda), P from Poisson(lambda), has mean 0 and deviation 1; times ``noise`` clip / sqrt(k) on each of k kept
-coordinates its norm is about ``noise`` times the largest norm of an update. Cutting and noise come after compression: what leaves has norm
-at most clip before the noise, what is cut off is dropped, and no noise waits in a memory. **No epsilon follows from it**: Poisson noise
-lives on a lattice, rounds add up, the institution is the unit, and nothing here is accounted for. :mod:`focal.baselines.privacy` has the
-baseline with a guarantee.
+**Noise.** (P - lambda) / sqrt(lambda), P from Poisson(lambda), has mean 0 and deviation 1; times ``noise``
+clip / sqrt(k) on each of k kept coordinates its norm is about ``noise`` times the largest norm of an update.
+Cutting and noise come after compression: what leaves has norm at most clip before the noise, what is cut off is
+dropped, and no noise waits in a memory. **No epsilon follows from it**: Poisson noise lives on a lattice,
+rounds add up, the institution is the unit, and nothing here is accounted for. :mod:`focal.baselines.privacy`
+has the baseline with a guarantee.
 
-The server of an encrypted run sees ciphertexts. As in :mod:`focal.baselines.encrypted`, the institutions see every round's sum.
+The server of an encrypted run sees ciphertexts. As in :mod:`focal.baselines.encrypted`,
+the institutions see every round's sum.
 """
 
 from __future__ import annotations
@@ -75,9 +79,10 @@ SCORED = 256
 class Settings:
     """How institutions train, and what they do to an update before it leaves.
 
-    The defaults were chosen on a quarter of PneumoniaMNIST's train images, held out while three institutions trained on the others; test
-    rows were not looked at. Tried were clip 1 and 3, keep 0.1, 0.25 and 1, noise 0, 0.3, 1, 3 and 10: the default noise is one that cost
-    nothing there, the large one of :data:`ABLATION` is one that did. ``epochs``, ``batch`` and ``rate`` are first guesses that learn well.
+    The defaults were chosen on a quarter of PneumoniaMNIST's train images, held out while three institutions trained on
+    the others; test rows were not looked at. Tried were clip 1 and 3, keep 0.1, 0.25 and 1, noise 0, 0.3, 1, 3 and 10:
+    the default noise is one that cost nothing there, the large one of :data:`ABLATION` is one that did. ``epochs``,
+    ``batch`` and ``rate`` are first guesses that learn well.
     """
 
     rounds: int = 8
@@ -162,16 +167,21 @@ class SpeFl:
 
 
 def spe_fl(train: Mapping[str, Images], test: Images, task: Task, settings: Settings, device: str = "auto") -> SpeFl:
-    """Train over the institutions ``train`` and score ``test``; on one machine the same seed gives the same rounds, encrypted or not.
+    """Train over the institutions ``train`` and score ``test``; on one machine the same seed gives the same
+    rounds, encrypted or not.
 
     Raises :class:`FocalError` for a multilabel task, for an institution without images, and when training diverges.
     """
     names, sizes = tuple(train), {name: len(own.labels) for name, own in train.items()}
     if task == "multilabel":
-        raise FocalError("SPE-FL: tells classes apart of which an image has one", hint="use a binary or multiclass data set")
+        raise FocalError(
+            "SPE-FL: tells classes apart of which an image has one", hint="use a binary or multiclass data set"
+        )
     for name in names:
         if not sizes[name]:
-            raise FocalError(f"{name}: has no train images", hint="leave that institution out, or mark some of its rows 'train'")
+            raise FocalError(
+                f"{name}: has no train images", hint="leave that institution out, or mark some of its rows 'train'"
+            )
     if settings.encrypted and len(names) < EncryptedSum.least:
         raise FocalError("SPE-FL: an encrypted sum over one institution is its update", hint="set encrypted to False")
     network = new_network(output_count(test.labels.shape[1], task), settings.seed)
@@ -208,7 +218,8 @@ def spe_fl(train: Mapping[str, Images], test: Images, task: Task, settings: Sett
 
 
 def coordinates(size: int, settings: Settings, r: int) -> NDArray[np.int64]:
-    """(k,) which of ``size`` coordinates everybody sends in round ``r``: the next k of a seeded permutation, round and round."""
+    """(k,) which of ``size`` coordinates everybody sends in round ``r``: the next k of a seeded permutation,
+    round and round."""
     if settings.keep == 1:
         return np.arange(size)
     k = max(1, round(settings.keep * size))
@@ -299,7 +310,10 @@ def _scores(network: torch.nn.Module, images: Images, device: str) -> Array:
     where = torch.device("cuda" if accelerator(device) == "gpu" else "cpu")
     network.eval().to(where)
     with torch.inference_mode():
-        parts = [network(_scaled(pixels.to(where))).double().cpu() for pixels in torch.from_numpy(images.pixels).split(SCORED)]
+        parts = [
+            network(_scaled(pixels.to(where))).double().cpu()
+            for pixels in torch.from_numpy(images.pixels).split(SCORED)
+        ]
     network.cpu()
     return torch.cat(parts).numpy()
 

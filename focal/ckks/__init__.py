@@ -11,8 +11,8 @@
     native             limbs in C, and the evaluator on them, where a compiler was at hand
     sampling           a custodian's randomness
 
-``OMP_NUM_THREADS=1`` is set here, before any module of this package can import OpenFHE: the GIL is released during its calls, so
-Python threads give the parallelism, and OpenMP inside several processes on one host is up to 30 times slower.
+``OMP_NUM_THREADS=1`` is set here, before any module of this package can import OpenFHE: the GIL is released during its
+calls, so Python threads give the parallelism, and OpenMP inside several processes on one host is up to 30 times slower.
 """
 
 import os

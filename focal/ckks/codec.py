@@ -2,7 +2,7 @@
 
 ::
 
-    | magic, format version, kind, level, scale degree, elements, limbs, slots, scale | parameter hash | key tag | limbs ... |
+    | magic, format version, kind, level, scale degree, elements, limbs, slots, scale | parameter hash | key tag |
 
 Limbs follow element by element in modulus order, each residue in the fewest whole bytes that hold its modulus (60-bit
 primes 8, 45-bit primes 6: a fifth less than OpenFHE's own format). The receiver knows what it expects: the header must
@@ -116,22 +116,26 @@ def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> b
 
 
 def encrypt(scheme: Scheme, public: Any, slots: RealOrComplex, kind: Kind) -> bytes:
-    """Canonical bytes of a fresh encryption of ``slots`` (S,) with the limbs of ``kind``, a ciphertext's. Another one at each call."""
+    """Canonical bytes of a fresh encryption of ``slots`` (S,) with the limbs of ``kind``, a ciphertext's.
+    Another one at each call."""
     return pack(scheme, kind, fresh(scheme, public, slots, kind.limbs))
 
 
 def fresh(scheme: Scheme, public: Any, slots: RealOrComplex, limbs: int) -> list[list[Limb]]:
-    """(c0, c1), ``limbs`` limbs each, of an encryption of ``slots`` (S,) under a joint public key. Another one at each call."""
+    """(c0, c1), ``limbs`` limbs each, of an encryption of ``slots`` (S,) under a joint public key.
+    Another one at each call."""
     return scheme.limbs(scheme.cc.Encrypt(public, scheme.encode(slots, limbs)))
 
 
 def pack_masked(scheme: Scheme, words: NDArray[np.uint64]) -> bytes:
-    """Canonical bytes of integers below 2^128, (N, 2) as the lower and the upper 64 bits of each: 16 bytes each, least first."""
+    """Canonical bytes of integers below 2^128, (N, 2) as the lower and the upper 64 bits of each:
+    16 bytes each, least first."""
     return header(scheme, MASKED) + words.astype("<u8", copy=False).tobytes()
 
 
 def unpack_masked(scheme: Scheme, data: bytes, source: str) -> NDArray[np.uint64]:
-    """The other way. Raises :class:`Refused` (``length``, ``header``) naming ``source``; there are no numbers that it would not take."""
+    """The other way. Raises :class:`Refused` (``length``, ``header``) naming ``source``;
+    there are no numbers that it would not take."""
     _check_envelope(scheme, MASKED, data, source)
     return np.frombuffer(data, "<u8", 2 * scheme.n, HEADER.size).reshape(scheme.n, 2)
 
@@ -139,7 +143,8 @@ def unpack_masked(scheme: Scheme, data: bytes, source: str) -> NDArray[np.uint64
 def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Limb]]:
     """Checked limbs of foreign bytes.
 
-    Raises :class:`Refused` (reasons ``length``, ``header``, ``coefficient``) naming ``source``, the party they came from.
+    Raises :class:`Refused` (reasons ``length``, ``header``, ``coefficient``) naming ``source``,
+    the party they came from.
     """
     _check_envelope(scheme, kind, data, source)
     offset = HEADER.size
@@ -161,7 +166,10 @@ def _check_envelope(scheme: Scheme, kind: Kind, data: bytes, source: str) -> Non
     if len(data) != size(scheme, kind):
         raise Refused("length", f"{source}: a {kind.name} has {size(scheme, kind)} bytes, these are {len(data)}")
     if data[: HEADER.size] != header(scheme, kind):
-        raise Refused("header", f"{source}: not a {kind.name} of this run: {_difference(scheme, kind, data[: HEADER.size])} differs")
+        raise Refused(
+            "header",
+            f"{source}: not a {kind.name} of this run: {_difference(scheme, kind, data[: HEADER.size])} differs",
+        )
 
 
 def digest(data: bytes) -> str:
@@ -193,7 +201,8 @@ def _unpacked(data: bytes, offset: int, n: int, width: int, q: int) -> Limb | No
 
 
 def _words(limb: Limb, width: int) -> NDArray[np.unsignedinteger]:
-    """The ``width`` low bytes of each residue as a view, in two-byte words where that is even (twice as fast to copy)."""
+    """The ``width`` low bytes of each residue as a view, in two-byte words where that is even
+    (twice as fast to copy)."""
     unit = np.dtype("<u2" if width % 2 == 0 else "u1")
     return limb.view(unit).reshape(len(limb), 8 // unit.itemsize)[:, : width // unit.itemsize]
 

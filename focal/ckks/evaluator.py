@@ -92,7 +92,9 @@ class Evaluator(Protocol):
     def times_integer(self, x: Ciphertext, factor: int) -> Ciphertext:
         """x times an integer: exact, its noise too; limbs and scale degree stay. The product must fit the limbs."""
 
-    def products(self, xs: Sequence[Ciphertext], ys: Sequence[Ciphertext], onto: Ciphertext | None = None) -> Ciphertext:
+    def products(
+        self, xs: Sequence[Ciphertext], ys: Sequence[Ciphertext], onto: Ciphertext | None = None
+    ) -> Ciphertext:
         """``onto`` + the sum of all x y, three polynomials: not relinearised and not rescaled.
 
         All have the same limbs; as many ys as xs, one at least. ``onto`` is treated as by :meth:`accumulate`.
@@ -122,7 +124,8 @@ class Evaluator(Protocol):
         """
 
     def rotations(self, x: Ciphertext, rotations: Sequence[int], each: Each = map) -> list[Ciphertext]:
-        """x rotated by each of ``rotations``, which share its digits: half the price (Halevi and Shoup 2018, section 5).
+        """x rotated by each of ``rotations``, which share its digits:
+        half the price (Halevi and Shoup 2018, section 5).
 
         ``each``: the map over them. It must not be one of the pool that the caller itself runs in.
         """

@@ -1,11 +1,13 @@
-"""Integers wider than a machine word, as residues: centred values modulo q_0 q_1 q_2, compared and divided exactly in numpy.
+"""Integers wider than a machine word, as residues: centred values modulo q_0 q_1 q_2,
+compared and divided exactly in numpy.
 
-A residue number system adds and multiplies limb by limb; *how large* a number is shows only in mixed radix (Garner 1959)::
+A residue number system adds and multiplies limb by limb; *how large* a number is shows only
+in mixed radix (Garner 1959)::
 
     x  =  d_0  +  d_1 q_0  +  d_2 q_0 q_1          0 <= d_i < q_i          residues --Garner--> digits
 
-From the digits everybody can tell exactly whether x is below a bound, whether it stands for a negative number, and what it is modulo
-any other prime or modulo 2^64.
+From the digits everybody can tell exactly whether x is below a bound, whether it stands for a negative number,
+and what it is modulo any other prime or modulo 2^64.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ class Centred:
 
 
 def divided(residue: Limb, low: Limb, shift: int, q: int) -> Limb:
-    """round(x / 2^shift) modulo q, of integers x with this ``residue`` modulo q and these ``low`` 64 bits; halves go up. shift < 63.
+    """round(x / 2^shift) modulo q, of integers x with this ``residue`` modulo q and these ``low`` 64 bits;
+    halves go up. shift < 63.
 
     x less its own low bits is a multiple of 2^shift, and by a multiple one may divide modulo q.
     """

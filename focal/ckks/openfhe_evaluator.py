@@ -99,10 +99,15 @@ class OpenFheEvaluator:
 
     def _each(self, x: Ciphertext, polynomial: Sequence[Limb], degree: int) -> Ciphertext:
         """Every polynomial of x times this one."""
-        rows = [[ring.multiply(limb, p, q) for limb, p, q in zip(e, polynomial, self.scheme.moduli, strict=False)] for e in self.limbs(x)]
+        rows = [
+            [ring.multiply(limb, p, q) for limb, p, q in zip(e, polynomial, self.scheme.moduli, strict=False)]
+            for e in self.limbs(x)
+        ]
         return self.load(rows, degree)
 
-    def products(self, xs: Sequence[Ciphertext], ys: Sequence[Ciphertext], onto: Ciphertext | None = None) -> Ciphertext:
+    def products(
+        self, xs: Sequence[Ciphertext], ys: Sequence[Ciphertext], onto: Ciphertext | None = None
+    ) -> Ciphertext:
         for x, y in zip(xs, ys, strict=True):
             product = self.cc.EvalMultNoRelin(x, y)
             onto = product if onto is None else self.accumulate(onto, product)

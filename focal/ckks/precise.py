@@ -1,10 +1,12 @@
-"""Encoding with 100 bits: the canonical embedding's inverse in double-double arithmetic, for what float64 would leave bare.
+"""Encoding with 100 bits: the canonical embedding's inverse in double-double arithmetic,
+for what float64 would leave bare.
 
-OpenFHE encodes by an FFT of float64, at scale 2^45: in the place of a zero it leaves 2^-40. A mask between two owners' values needs less
-than that, hence a larger scale, hence more than 53 bits on the way.
+OpenFHE encodes by an FFT of float64, at scale 2^45: in the place of a zero it leaves 2^-40. A mask between two owners'
+values needs less than that, hence a larger scale, hence more than 53 bits on the way.
 
-A number is the sum of two float64, of which the second is what the first has rounded away (Dekker 1971; Hida, Li and Bailey 2001). Every
-operation is one of numpy's on float64, rounded as IEEE 754 says and fused with no other: all machines get the same bits.
+A number is the sum of two float64, of which the second is what the first has rounded away (Dekker 1971; Hida,
+Li and Bailey 2001). Every operation is one of numpy's on float64, rounded as IEEE 754 says and fused with no
+other: all machines get the same bits.
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ _BITS = 256
 
 
 def encode(slots: Array, scale_bits: int, moduli: tuple[int, ...], roots: dict[int, int]) -> list[Limb]:
-    """The polynomial, in evaluation form modulo each of ``moduli``, whose slots are 2^``scale_bits`` times the real ``slots`` (S,).
+    """The polynomial, in evaluation form modulo each of ``moduli``, whose slots are 2^``scale_bits`` times
+    the real ``slots`` (S,).
 
-    Its 2 S coefficients are rounded to integers, which leaves sqrt(2 S / 12) / 2^scale_bits in a slot (root mean square). ``roots``: those
-    of :attr:`focal.ckks.scheme.Scheme.roots`. ValueError where a coefficient would not fit 62 bits.
+    Its 2 S coefficients are rounded to integers, which leaves sqrt(2 S / 12) / 2^scale_bits in a slot
+    (root mean square). ``roots``: those of :attr:`focal.ckks.scheme.Scheme.roots`. ValueError where a
+    coefficient would not fit 62 bits.
     """
     whole = coefficients(slots, scale_bits)
     return [ring.ntt((whole % q).astype(np.uint64), q, roots[q]) for q in moduli]
@@ -55,8 +59,8 @@ def coefficients(slots: Array, scale_bits: int) -> NDArray[np.int64]:
 def _unembedded(slots: Array) -> Double:
     """N times the real coefficients of the polynomial with these real slots: ring.embed, backwards.
 
-    c_j = zeta^-j / N sum over m of v_m exp(-2 pi i m j / N), v_m the value at zeta^(2 m + 1), zeta = exp(i pi / N): that of a slot at
-    zeta^(5^k), and of its conjugate, which is the same, at zeta^-(5^k).
+    c_j = zeta^-j / N sum over m of v_m exp(-2 pi i m j / N), v_m the value at zeta^(2 m + 1), zeta = exp(i pi / N):
+    that of a slot at zeta^(5^k), and of its conjugate, which is the same, at zeta^-(5^k).
     """
     n = 2 * len(slots)
     values, power = np.empty(n), 1
@@ -78,7 +82,10 @@ def _transformed(x: Complex) -> Complex:
         c, s = (_each(lambda p, step=step: p[::step, None], part) for part in (cos, _negative(sin)))  # type: ignore[misc]
         a, b = _halves(x[0], length, width), _halves(x[1], length, width)
         real, imaginary = _add(a[0], _negative(a[1])), _add(b[0], _negative(b[1]))
-        turned = _add(_multiply(real, c), _negative(_multiply(imaginary, s))), _add(_multiply(real, s), _multiply(imaginary, c))
+        turned = (
+            _add(_multiply(real, c), _negative(_multiply(imaginary, s))),
+            _add(_multiply(real, s), _multiply(imaginary, c)),
+        )
         x = _interleaved(_add(*a), turned[0]), _interleaved(_add(*b), turned[1])
         length, width = length // 2, 2 * width
     return x

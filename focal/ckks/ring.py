@@ -4,8 +4,8 @@ A CKKS polynomial modulo Q = q_0 q_1 ... is kept as limbs, one row of N residues
 evaluation (NTT) form. Sums of shares and of key contributions are plain additions of such rows, so every
 party can recompute them without a secret and without handing foreign bytes to a C++ deserializer.
 
-Everything is written in numpy here. Where the native kernels are installed (:mod:`focal.ckks.native`), products, sums and transforms are
-theirs: the same residues, sooner.
+Everything is written in numpy here. Where the native kernels are installed (:mod:`focal.ckks.native`), products,
+sums and transforms are theirs: the same residues, sooner.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Limb = NDArray[np.uint64]
 Signed = NDArray[np.int64]
 
 _SPLIT = 31
-"""Factors of moduli beyond :data:`_ONE_QUOTIENT` are split here, so that every quotient stays far below float64's 53 bits."""
+"""Factors of moduli beyond :data:`_ONE_QUOTIENT` are split here, so that every quotient stays far
+below float64's 53 bits."""
 _ONE_QUOTIENT = 1 << 50
 """Below it a product's quotient by q fits into float64."""
 
@@ -50,7 +51,9 @@ def subtract(x: Limb, y: Limb, q: int) -> Limb:
     if kernels := _kernels(x, y):
         return kernels.subtract(x, y, q)
     difference = x - y
-    return np.minimum(difference, difference + np.uint64(q), out=difference)  # a negative one wraps around, and comes back with q
+    return np.minimum(
+        difference, difference + np.uint64(q), out=difference
+    )  # a negative one wraps around, and comes back with q
 
 
 def total(parts: Sequence[Sequence[Limb]], moduli: Sequence[int]) -> list[Limb]:
@@ -64,8 +67,8 @@ def total(parts: Sequence[Sequence[Limb]], moduli: Sequence[int]) -> list[Limb]:
 def expand(seed: bytes, moduli: Sequence[int], n: int) -> list[Limb]:
     """Public randomness: one uniform limb per modulus from SHAKE-256.
 
-    Limb i is read from SHAKE-256(seed || i as 4 bytes): successive 64-bit little-endian words, masked to the bit length of
-    q_i, those not below q_l skipped. Anyone who knows the seed gets the same limbs; nobody can choose them.
+    Limb i is read from SHAKE-256(seed || i as 4 bytes): successive 64-bit little-endian words, masked to the bit length
+    of q_i, those not below q_l skipped. Anyone who knows the seed gets the same limbs; nobody can choose them.
     """
     out = []
     for i, q in enumerate(moduli):
@@ -86,7 +89,8 @@ def expand(seed: bytes, moduli: Sequence[int], n: int) -> list[Limb]:
 def multiply(x: Limb, y: Limb, q: int) -> Limb:
     """(x * y) mod q for residues x, y and any q < 2^61.
 
-    float64 gives the quotient, int64 the rest: the true rest is small, so that wrapping around 2^64 on the way does no harm.
+    float64 gives the quotient, int64 the rest: the true rest is small, so that wrapping around 2^64
+    on the way does no harm.
     """
     if kernels := _kernels(x, y):
         return kernels.multiply(x, y, q)
@@ -97,8 +101,8 @@ def multiply(x: Limb, y: Limb, q: int) -> Limb:
 def _signed_product(x: Signed, y: Signed, q: int) -> Signed:
     """x y modulo q, in (-q, q), for 0 <= y < q and |x| < 2^63.
 
-    q < 2^50 and |x| < q: the quotient is below 2^50 and errs by less than 3/8 before it is rounded. Otherwise y = 2^31 high + low, and
-    both quotients are below 2^33: they err by less than 2^-17.
+    q < 2^50 and |x| < q: the quotient is below 2^50 and errs by less than 3/8 before it is rounded.
+    Otherwise y = 2^31 high + low, and both quotients are below 2^33: they err by less than 2^-17.
     """
     real, inverse = x.astype(np.float64), 1.0 / q
     if q < _ONE_QUOTIENT:
@@ -126,15 +130,18 @@ def bit_reversal(n: int) -> NDArray[np.int64]:
 
 
 class _Transform:
-    """Both transforms modulo one prime: twiddles, and butterflies on signed residues that are reduced only when they grow.
+    """Both transforms modulo one prime: twiddles, and butterflies on signed residues
+    that are reduced only when they grow.
 
-    Every butterfly multiplies by a known w, so w / q is known too (Shoup). Residues are int64 in any range the quotients allow. A stage of
-    Cooley and Tukey's order pairs places that are further apart the earlier it comes; here its outcomes are written interleaved, so that
-    every stage pairs the two halves of its input and numpy's loops are as long as they (constant geometry, Pease 1968)::
+    Every butterfly multiplies by a known w, so w / q is known too (Shoup). Residues are int64 in any range the
+    quotients allow. A stage of Cooley and Tukey's order pairs places that are further apart the earlier it comes; here
+    its outcomes are written interleaved, so that every stage pairs the two halves of its input and numpy's loops are as
+    long as they (constant geometry, Pease 1968)::
 
         | u0 u1 u2 ... | v0 v1 v2 ... |  ----->  | u0 + w v0   u0 - w v0   u1 + w v1   u1 - w v1   ... |
 
-    An index then loses its top bit, which half, and gains it as its lowest: after log2(n) stages all are where they were.
+    An index then loses its top bit, which half, and gains it as its lowest:
+    after log2(n) stages all are where they were.
     """
 
     def __init__(self, q: int, root: int, n: int) -> None:
@@ -146,7 +153,8 @@ class _Transform:
         self.twiddles = powers[bit_reversal(n)]
         self.small = q < _ONE_QUOTIENT
         self.patience = 6 if self.small else 2
-        """Stages between two reductions: residues double in a stage, at most; they may reach 2^6 q < 2^56 or 4 q < 2^63."""
+        """Stages between two reductions: residues double in a stage, at most;
+        they may reach 2^6 q < 2^56 or 4 q < 2^63."""
 
     @functools.cached_property
     def stages(self) -> list[tuple[Any, ...]]:
@@ -220,8 +228,8 @@ def _transform(q: int, root: int, n: int) -> _Transform:
 def ntt(coefficients: Limb, q: int, root: int) -> Limb:
     """Evaluation form of a polynomial modulo X^N + 1: entry j is its value at root^(2 rev(j) + 1).
 
-    ``root`` is the primitive 2N-th root of unity that OpenFHE uses (Cooley-Tukey butterflies, as in Longa and Naehrig 2016,
-    Algorithm 1).
+    ``root`` is the primitive 2N-th root of unity that OpenFHE uses (Cooley-Tukey butterflies,
+    as in Longa and Naehrig 2016, Algorithm 1).
     """
     if (kernels := _kernels(coefficients)) and (prime := kernels.prime(q, root, len(coefficients))):
         return kernels.forward(prime, coefficients)
@@ -249,14 +257,15 @@ def inverse_ntt(limb: Limb, q: int, root: int) -> Limb:
 
 
 def exponent(n: int, rotation: int) -> int:
-    """The k of X -> X^k that rotates the slots by ``rotation``: 5^rotation modulo 2N. 2N - 1, OpenFHE's number for complex conjugation,
-    is that already."""
+    """The k of X -> X^k that rotates the slots by ``rotation``: 5^rotation modulo 2N.
+    2N - 1, OpenFHE's number for complex conjugation, is that already."""
     return rotation if rotation == 2 * n - 1 else pow(5, rotation % (n // 2), 2 * n)
 
 
 @functools.lru_cache(maxsize=256)
 def automorphism(n: int, k: int) -> NDArray[np.int64]:
-    """Where a polynomial's evaluation form has the values of the same at X^k, for odd k: entry j is that at root^(2 rev(j) + 1)."""
+    """Where a polynomial's evaluation form has the values of the same at X^k, for odd k:
+    entry j is that at root^(2 rev(j) + 1)."""
     reverse = bit_reversal(n)
     places = reverse[((2 * reverse + 1) * k % (2 * n) - 1) // 2]
     places.flags.writeable = False  # everybody gets the same array

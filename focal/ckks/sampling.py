@@ -1,7 +1,9 @@
-"""A custodian's secret randomness, from the operating system: ternary secrets, errors of ring-LWE, uniform masks, as integers.
+"""A custodian's secret randomness, from the operating system: ternary secrets, errors of ring-LWE,
+uniform masks, as integers.
 
-All that a custodian draws is drawn here: its secrets never enter OpenFHE, whose generator an institution's encryption alone rests on.
-(OpenFHE 1.6 also draws the errors of evaluation keys with deviation 1 instead of 3.19: docs/security-notes.md.)
+All that a custodian draws is drawn here: its secrets never enter OpenFHE, whose generator an institution's
+encryption alone rests on. (OpenFHE 1.6 also draws the errors of evaluation keys with deviation 1 instead
+of 3.19: docs/security-notes.md.)
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ _RADIX = 64
 
 @functools.lru_cache(maxsize=1)
 def _digit_table() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """2^126 times the probabilities that a digit is at most -13, ... 13 deviations: upper and lower 63 bits, exact to 2^-126."""
+    """2^126 times the probabilities that a digit is at most -13, ... 13 deviations:
+    upper and lower 63 bits, exact to 2^-126."""
     reach = 13 * _DIGIT
     with localcontext(Context(prec=60)):
         weights = [(Decimal(-k * k) / (2 * _DIGIT**2)).exp() for k in range(-reach, reach + 1)]
@@ -124,10 +127,11 @@ def _steps(deviation: float) -> list[int]:
 def wide_gaussian(n: int, deviation: float, moduli: Sequence[int]) -> list[Limb]:
     """``n`` discrete Gaussians of ``deviation`` (2^10 at least) or up to 1/64 more, modulo each of ``moduli``.
 
-    A sum of digits g_0 + 64 g_1 + 64^2 g_2 + ... + K g_last, each a discrete Gaussian of deviation 128: what a digit leaves out below its
-    step is smooth, for all below it have twice the step's deviation, so that the sum is a discrete Gaussian to within 2^-110 in every
-    probability (Peikert, CRYPTO 2010, theorem 3.1; Micciancio and Walter, CRYPTO 2017). Nothing of it is rounded: a Gaussian that was drawn
-    with 53 bits, by radius and angle, lies on rings that can be told apart, and bares what it is added to.
+    A sum of digits g_0 + 64 g_1 + 64^2 g_2 + ... + K g_last, each a discrete Gaussian of deviation 128: what a digit
+    leaves out below its step is smooth, for all below it have twice the step's deviation, so that the sum is a discrete
+    Gaussian to within 2^-110 in every probability (Peikert, CRYPTO 2010, theorem 3.1; Micciancio and Walter, CRYPTO
+    2017). Nothing of it is rounded: a Gaussian that was drawn with 53 bits, by radius and angle, lies on rings that can
+    be told apart, and bares what it is added to.
     """
     if deviation < 1 << 10:
         raise ValueError(f"a wide Gaussian has a deviation of 1024 at least, not {deviation:g}")
@@ -135,7 +139,9 @@ def wide_gaussian(n: int, deviation: float, moduli: Sequence[int]) -> list[Limb]
     for step in _steps(deviation):
         digit = _digits(n, _words)
         for i, q in enumerate(moduli):
-            out[i] = ring.add(out[i], ring.multiply((digit % q).astype(np.uint64), np.full(n, step % q, np.uint64), q), q)
+            out[i] = ring.add(
+                out[i], ring.multiply((digit % q).astype(np.uint64), np.full(n, step % q, np.uint64), q), q
+            )
     return out
 
 

@@ -1,8 +1,8 @@
 """One CKKS context, generated locally from the agreed parameters, and the byte templates to talk through.
 
-OpenFHE objects enter and leave as limbs (:mod:`focal.ckks.codec`). To build an object from limbs, they are written over the limbs
-of an object of the same shape that this process made itself, and that byte string, whose structure is ours, is
-deserialised. Foreign bytes never reach the deserializer: it can crash the process (docs/openfhe.md, section 3).
+OpenFHE objects enter and leave as limbs (:mod:`focal.ckks.codec`). To build an object from limbs, they are written over
+the limbs of an object of the same shape that this process made itself, and that byte string, whose structure is ours,
+is deserialised. Foreign bytes never reach the deserializer: it can crash the process (docs/openfhe.md, section 3).
 
 ::
 
@@ -34,17 +34,19 @@ from focal.errors import FocalError
 from focal.files import canonical_json
 
 DEPTH = 5
-"""Multiplicative depth: sigmoid 2, backward 1, and the three limbs that a collective refresh takes (docs/kernels.md)."""
+"""Multiplicative depth: sigmoid 2, backward 1, and the three limbs that a collective refresh
+takes (docs/kernels.md)."""
 LIMBS = DEPTH + 1
 DIGITS = 3
 """dnum of hybrid key switching."""
 REFRESH_LIMBS = 3
-"""Limbs of a ciphertext that is handed to the collective refresh, where its map says nothing else: 150 bits, for masks of 148
-(custody/refresh.py)."""
+"""Limbs of a ciphertext that is handed to the collective refresh, where its map says nothing else:
+150 bits, for masks of 148 (custody/refresh.py)."""
 OPENING_LIMBS = 2
 """Limbs of a ciphertext that is opened to its owner during training (custody/opening.py)."""
 MAX_LOG_QP = {16384: 438, 32768: 881}
-"""Largest log2(QP) for 128-bit classical security with ternary secrets (homomorphicencryption.org standard, table 1)."""
+"""Largest log2(QP) for 128-bit classical security with ternary secrets (homomorphicencryption.org
+standard, table 1)."""
 
 
 def parse(data: bytes, n: int) -> list[list[tuple[int, int]]]:
@@ -95,9 +97,9 @@ class Template:
 class Scheme:
     """A CKKS context under one key tag.
 
-    ``tag`` names the joint key; OpenFHE keeps evaluation keys in process-global maps under it, so every run has its own. Parties of one
-    run in one process share them (:func:`focal.custody.keys.install`), and the throw-away key too: nothing is put into these maps
-    while one of them computes.
+    ``tag`` names the joint key; OpenFHE keeps evaluation keys in process-global maps under it, so every run has its
+    own. Parties of one run in one process share them (:func:`focal.custody.keys.install`), and the throw-away key too:
+    nothing is put into these maps while one of them computes.
     Raises :class:`FocalError` when the parameters fall short of 128-bit security.
     """
 
@@ -116,9 +118,12 @@ class Scheme:
         with Scheme.process:
             if params not in self._made:
                 self.cc = self._generate()
-                # From here on deserialising no longer rebuilds CRT tables that exist already: 3.2 -> 0.4 ms a ciphertext.
+                # From here on deserialising no longer rebuilds CRT tables that exist already:
+                # 3.2 -> 0.4 ms a ciphertext.
                 openfhe.DisablePrecomputeCRTTablesAfterDeserializaton()
-                self.key = self.cc.KeyGen()  # a throw-away key: templates are made with it, nothing is ever encrypted for it
+                self.key = (
+                    self.cc.KeyGen()
+                )  # a throw-away key: templates are made with it, nothing is ever encrypted for it
                 self._made[params] = self.cc, self.key, self._rotation_map(self._spare_rotation)
             self.cc, self.key, key_map = self._made[params]
         elements = parse(key_map, self.n)
@@ -129,11 +134,15 @@ class Scheme:
         self.log_qp = sum(math.log2(q) for q in self.extended)
         if self.log_qp > MAX_LOG_QP[self.n]:
             raise FocalError(
-                f"ckks: log2(QP) = {self.log_qp:.0f} bits exceeds the {MAX_LOG_QP[self.n]} of the HE standard (128 bits, ring {self.n})",
+                f"ckks: log2(QP) = {self.log_qp:.0f} bits exceeds the {MAX_LOG_QP[self.n]} of the HE "
+                f"standard (128 bits, ring {self.n})",
                 hint="use a larger ring or a smaller scale",
             )
         self.hash = hashlib.sha256(
-            b"focal/ckks/v1" + canonical_json({"ring": self.n, "moduli": self.extended, "scale_bits": params.scale_bits, "digits": DIGITS})
+            b"focal/ckks/v1"
+            + canonical_json(
+                {"ring": self.n, "moduli": self.extended, "scale_bits": params.scale_bits, "digits": DIGITS}
+            )
         ).digest()
         """Parameter hash: what must be equal for limbs to mean the same."""
         self._templates: dict[Any, Template] = {}
@@ -158,7 +167,9 @@ class Scheme:
         try:
             cc = openfhe.GenCryptoContext(p)
         except RuntimeError as e:
-            raise FocalError(f"ckks: OpenFHE rejects these parameters for 128-bit security ({str(e).splitlines()[0][:160]})") from None
+            raise FocalError(
+                f"ckks: OpenFHE rejects these parameters for 128-bit security ({str(e).splitlines()[0][:160]})"
+            ) from None
         for feature in (openfhe.PKE, openfhe.KEYSWITCH, openfhe.LEVELEDSHE):
             cc.Enable(feature)
         return cc
@@ -189,8 +200,8 @@ class Scheme:
 
     @cached_property
     def roots(self) -> dict[int, int]:
-        """Modulus (of P too) -> the primitive 2N-th root of unity that OpenFHE's transform uses, read from our own bytes: it stands
-        behind each limb."""
+        """Modulus (of P too) -> the primitive 2N-th root of unity that OpenFHE's transform uses,
+        read from our own bytes: it stands behind each limb."""
         found = {}
         for offset, q in parse(self._key_map, self.n)[0]:
             behind = (struct.unpack_from("<Q", self._key_map, offset + 8 * self.n + i)[0] for i in range(64))
@@ -198,7 +209,8 @@ class Scheme:
         return found
 
     def switch_ms(self, limbs: int, repeats: int = 9) -> float:
-        """Milliseconds of one key switch with ``limbs`` limbs on this thread and machine: the median, a warm-up apart."""
+        """Milliseconds of one key switch with ``limbs`` limbs on this thread and machine:
+        the median, a warm-up apart."""
         ev, rotation, key = self.evaluator, self._spare_rotation, self._key_map
         halves = [[np.frombuffer(key, "<u8", self.n, at) for at, _ in element] for element in parse(key, self.n)]
         with Scheme.process:
@@ -211,7 +223,8 @@ class Scheme:
         return statistics.median(taken[1:])
 
     def close(self) -> None:
-        """Forget the evaluation keys of *all* tags, which OpenFHE keeps for the life of the process (it cannot forget one tag's)."""
+        """Forget the evaluation keys of *all* tags, which OpenFHE keeps for the life of the process
+        (it cannot forget one tag's)."""
         with Scheme.process:
             self._clear()
 
@@ -236,7 +249,8 @@ class Scheme:
         return self.slots // 2 - 1234  # any rotation with an automorphism index that is easy to find in bytes
 
     def _rotation_map(self, rotation: int) -> bytes:
-        # OpenFHE keeps this key (6 MB) under the throw-away tag: it can only forget the keys of all tags, other runs' among them.
+        # OpenFHE keeps this key (6 MB) under the throw-away tag: it can only forget the keys of all tags,
+        # other runs' among them.
         made = self.cc.EvalAutomorphismKeyGen(self.key.secretKey, [self.automorphism(rotation)])
         return bytes(openfhe.Serialize(made, openfhe.BINARY))
 
@@ -302,7 +316,9 @@ class Scheme:
     def limbs(self, thing: Any) -> list[list[Limb]]:
         """Polynomials and limbs of any OpenFHE object of this process."""
         data = bytes(openfhe.Serialize(thing, openfhe.BINARY))
-        return [[np.frombuffer(data, "<u8", self.n, offset) for offset, _ in element] for element in parse(data, self.n)]
+        return [
+            [np.frombuffer(data, "<u8", self.n, offset) for offset, _ in element] for element in parse(data, self.n)
+        ]
 
     def encode(self, values: Any, limbs: int = LIMBS) -> Any:
         """Slots (S,), real or complex -> plaintext with ``limbs`` limbs at scale degree 1."""

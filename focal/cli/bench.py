@@ -46,7 +46,8 @@ def bench_interactive(
     threads: int = 2,
     steps: int = 3,
     reference: Annotated[
-        Path | None, typer.Option(envvar="FOCAL_INTERACTIVE_REFERENCE", help="A reference script to run in turn and compare with.")
+        Path | None,
+        typer.Option(envvar="FOCAL_INTERACTIVE_REFERENCE", help="A reference script to run in turn and compare with."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,7 +88,7 @@ def bench_all(
     ] = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Every layout of the head, the joint step, then whole runs on the data that is here; prints targets beside what was measured."""
+    """Every layout of the head, the joint step, then whole runs on the data here; targets beside what was measured."""
     require("site", "focal bench all")
     from focal import configs
     from focal.bench import everything

@@ -13,7 +13,9 @@ from rich.console import Console
 
 import focal
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hospitals train one model on encrypted activations.")
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Hospitals train one model on encrypted activations."
+)
 keys_app = typer.Typer(no_args_is_help=True, help="This party's identity.")
 manifest_app = typer.Typer(no_args_is_help=True, help="What a consortium agrees on and signs.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements on this machine.")
@@ -56,5 +58,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None: ...

@@ -15,10 +15,12 @@ ManifestArgument = Annotated[Path, typer.Argument(help="The manifest.")]
 
 @manifest_app.command("new")
 def manifest_new(
-    config: Annotated[str, typer.Option(help="A run configuration; its dataset needs 'classes' and 'task' unless the data is here.")],
+    config: Annotated[
+        str, typer.Option(help="A run configuration; its dataset needs 'classes' and 'task' unless the data is here.")
+    ],
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("manifest.json"),
 ) -> None:
-    """Begin a manifest: model, training and parameters, without members. Needs the lower segment's weights to pin them."""
+    """Begin a manifest: model, training, parameters; no members yet. Needs the lower segment's weights to pin them."""
     require("site", "focal manifest new")
     from focal import configs
     from focal.config import RunConfig, read
@@ -31,12 +33,18 @@ def manifest_new(
 @manifest_app.command("add")
 def manifest_add(
     manifest: ManifestArgument,
-    role: Annotated[Literal["server", "institution", "custodian"], typer.Option(help="server, institution or custodian")],
+    role: Annotated[
+        Literal["server", "institution", "custodian"], typer.Option(help="server, institution or custodian")
+    ],
     public: Annotated[Path, typer.Option(help="The member's NAME.public.json.")],
     rows: Annotated[int | None, typer.Option(help="Institution: its number of training rows.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Server: tcp://host:port that the others dial.")] = None,
-    verify: Annotated[Literal["off", "lockstep"], typer.Option(help="Custodian: whether it re-runs every step.")] = "off",
-    guard: Annotated[bool | None, typer.Option(help="Custodian: answers last (default: the first that verifies).")] = None,
+    verify: Annotated[
+        Literal["off", "lockstep"], typer.Option(help="Custodian: whether it re-runs every step.")
+    ] = "off",
+    guard: Annotated[
+        bool | None, typer.Option(help="Custodian: answers last (default: the first that verifies).")
+    ] = None,
     class_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
     feature_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
 ) -> None:

@@ -25,13 +25,17 @@ def server(manifest: ManifestOption, local: LocalOption, events: EventsOption = 
 
 
 @app.command()
-def custodian(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False) -> None:
+def custodian(
+    manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False
+) -> None:
     """Hold one share of the secret key."""
     _role("custodian", manifest, local, events, wait)
 
 
 @app.command()
-def institution(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False) -> None:
+def institution(
+    manifest: ManifestOption, local: LocalOption, wait: WaitOption = 60.0, events: EventsOption = False
+) -> None:
     """Contribute images' encrypted activations and receive the model."""
     require("site", "focal institution")
     _role("institution", manifest, local, events, wait)
@@ -66,9 +70,11 @@ def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60
 @keys_app.command("new")
 def keys_new(
     name: Annotated[str, typer.Option(help="The party's name in the manifest.")],
-    out: Annotated[Path, typer.Option(help="Folder for NAME.key.json (private, 0600) and NAME.public.json.")] = Path("."),
+    out: Annotated[Path, typer.Option(help="Folder for NAME.key.json (private, 0600) and NAME.public.json.")] = Path(
+        "."
+    ),
 ) -> None:
-    """Make this party's identity. The private file never leaves this machine; send the public one to the coordinator."""
+    """Make this party's identity. The private file stays on this machine; send the public one to the coordinator."""
     from focal.runs import provision
 
     private, public = provision.new_identity(name, out)

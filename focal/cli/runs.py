@@ -1,4 +1,5 @@
-"""Whole runs on this machine, and what is done with a finished run. A command is a function: those of :mod:`focal.api`."""
+"""Whole runs on this machine, and what is done with a finished run. A command is a function:
+those of :mod:`focal.api`."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def demo(runs: RunsOption = Path("runs")) -> None:
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Option(help="A run configuration: one that comes with focal (demo, retina, ...) or a file.")],
+    config: Annotated[
+        str, typer.Option(help="A run configuration: one that comes with focal (demo, retina, ...) or a file.")
+    ],
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Start (or continue) a whole consortium on this machine and follow it to its result."""
@@ -48,16 +51,21 @@ def evaluate(
     table: Annotated[Path, typer.Option(help="CSV with filename,label[,patient][,split].")],
     images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
     labels: Annotated[
-        Path | None, typer.Option(help="YAML 'labels: {theirs: ours}' that translates the table's labels; null leaves out.")
+        Path | None,
+        typer.Option(help="YAML 'labels: {theirs: ours}' that translates the table's labels; null leaves out."),
     ] = None,
     by: Annotated[
-        list[str] | None, typer.Option(help="Also subgroups: a column (sex, institution) or bands of one (age:50,65). Repeatable.")
+        list[str] | None,
+        typer.Option(help="Also subgroups: a column (sex, institution) or bands of one (age:50,65). Repeatable."),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
     group: Annotated[str, typer.Option(help="Column whose rows belong together.")] = "patient",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     pool: Annotated[
-        Path | None, typer.Option(help="Folder with all sites' NAME.public.json: one ROC curve over all, and no site's scores shown.")
+        Path | None,
+        typer.Option(
+            help="Folder with all sites' NAME.public.json: one ROC curve over all, and no site's scores shown."
+        ),
     ] = None,
     key: Annotated[Path | None, typer.Option(help="--pool: this site's NAME.key.json.")] = None,
     as_json: JsonOption = False,
@@ -78,7 +86,10 @@ def evaluate(
             progress=progress,
         )
     low, high = result["auroc_ci95"]
-    say(f"{result['dataset']}: macro AUROC {result['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}) on {result['n']} images")
+    say(
+        f"{result['dataset']}: macro AUROC {result['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}) "
+        f"on {result['n']} images"
+    )
     if result["left_out"]:
         say(f"  {result['left_out']} rows of the table are left out: their labels have no counterpart")
     for name, value in result["auroc_per_class"].items():
@@ -98,10 +109,16 @@ def evaluate(
 
 
 def _pooled(found: dict[str, Any], folder: Path) -> str:
-    head = f"exchange {found['fingerprint']} of {', '.join(found['sites'])}: compare these digits with the other sites by telephone"
+    head = (
+        f"exchange {found['fingerprint']} of {', '.join(found['sites'])}: "
+        "compare these digits with the other sites by telephone"
+    )
     if found["missing"]:
         waiting = ", ".join(f"{name}.counts" for name in found["missing"])
-        return f"{head}\n  give your .counts file in {folder} to the others; not here yet: {waiting}. Then the same command again"
+        return (
+            f"{head}\n  give your .counts file in {folder} to the others; not here yet: {waiting}. "
+            "Then the same command again"
+        )
     if found["auroc"] is None:
         return f"{head}\n  over all sites every class has one outcome only, so there is no ROC curve"
     auroc, picture = f"{found['auroc']:.4f} +- {found['bound']:.4f}", folder / "pooled_roc.png"
@@ -136,7 +153,9 @@ def predict(
 def explain(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
     images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
-    label: Annotated[str | None, typer.Option("--class", help="The class to explain; default: each image's most probable one.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--class", help="The class to explain; default: each image's most probable one.")
+    ] = None,
     table: Annotated[Path | None, typer.Option(help="CSV whose filename column chooses the images.")] = None,
     weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 32,
@@ -144,7 +163,9 @@ def explain(
 ) -> None:
     """Draw where the model looks (RUN/explanations), and check that this depends on what it has learned."""
     with Bar("explanations") as progress:
-        found = focal.explain(run, images, label=label, table=table, weights=weights, limit=limit, check=check, progress=progress)
+        found = focal.explain(
+            run, images, label=label, table=table, weights=weights, limit=limit, check=check, progress=progress
+        )
     say(f"{found.folder}: overlays, index.json; they are patients' images")
     for step in found.steps:
         correlation = "-" if step.correlation is None else f"{step.correlation:.2f}"
@@ -161,13 +182,18 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run."""
     path = focal.report(run, out, images=images, say=say)
-    say(f"{path}: {path.stat().st_size / 1e6:.1f} MB" + ("; it may show patients' images (--no-images leaves them out)" if images else ""))
+    say(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB"
+        + ("; it may show patients' images (--no-images leaves them out)" if images else "")
+    )
 
 
 @app.command()
 def reproduce(
     budget: Annotated[float, typer.Option(min=0, help="Minutes; they decide how many seeds each table gets.")] = 60.0,
-    out: Annotated[Path, typer.Option(help="Folder for cells, tables and pictures; the same one continues.")] = Path("experiments/results"),
+    out: Annotated[Path, typer.Option(help="Folder for cells, tables and pictures; the same one continues.")] = Path(
+        "experiments/results"
+    ),
 ) -> None:
     """The paper's tables on public data: every method beside the encrypted blind head."""
     require("study", "focal reproduce")
@@ -181,7 +207,9 @@ def reproduce(
 @app.command()
 def audit(
     run: Annotated[Path, typer.Argument(help="A finished run's folder, or the manifest with --from.")],
-    store: Annotated[Path | None, typer.Option("--from", help="The server's state folder, where it lies elsewhere.")] = None,
+    store: Annotated[
+        Path | None, typer.Option("--from", help="The server's state folder, where it lies elsewhere.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Worker threads; default: all processors.")] = None,
 ) -> None:
     """Run a finished run again from its signed messages and ciphertexts and compare every digest."""
@@ -194,7 +222,9 @@ def audit(
 def clean(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     cache: Annotated[bool, typer.Option("--cache", help="Also the features that runs share (RUNS/cache).")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also a run that is not finished; it can then not go on.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also a run that is not finished; it can then not go on.")
+    ] = False,
 ) -> None:
     """Remove features, keys, ciphertexts and per-patient rows of a run; summary, plots and model stay."""
     from focal.runs.local import clean as clean_run
@@ -204,7 +234,9 @@ def clean(
 
 
 @app.command()
-def approve(run: Annotated[Path, typer.Argument(help="A local run's folder, or one custodian's state folder.")]) -> None:
+def approve(
+    run: Annotated[Path, typer.Argument(help="A local run's folder, or one custodian's state folder.")],
+) -> None:
     """Let the custodians (of a run with ``approve: human``) make the release that they wait with."""
     from focal.protocols.common.approval import approve as approve_custodian
 
@@ -224,7 +256,8 @@ def approve(run: Annotated[Path, typer.Argument(help="A local run's folder, or o
             waiting_not.append(folder.name)
     if not approved:
         raise FocalError(
-            f"{run}: no release waits for approval there", hint="when training is done a custodian says 'the release waits for'"
+            f"{run}: no release waits for approval there",
+            hint="when training is done a custodian says 'the release waits for'",
         )
     for line in approved:
         say(line)

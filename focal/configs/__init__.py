@@ -19,10 +19,13 @@ def names() -> list[str]:
 
 
 def find(config: str | os.PathLike[str]) -> Path:
-    """The file of a packaged configuration's name, or the path as it is. Raises :class:`ConfigError` for an unknown name."""
+    """The file of a packaged configuration's name, or the path as it is.
+    Raises :class:`ConfigError` for an unknown name."""
     path = Path(config)
     if path.suffix or path.name != os.fspath(config):
         return path
     if path.name not in names():
-        raise ConfigError(f"there is no configuration '{path}'; known are {', '.join(names())}, or give a file (my.yaml)")
+        raise ConfigError(
+            f"there is no configuration '{path}'; known are {', '.join(names())}, or give a file (my.yaml)"
+        )
     return FOLDER / f"{path}.yaml"

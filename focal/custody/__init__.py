@@ -7,6 +7,6 @@
     ledger      shares that were given, for ever             consortium  all custodians in one process
     projections range check of what institutions upload      integer_gaussian  what hides an institution's projections
 
-Every operation takes the limbs of *a key share* and does not care how the secret is shared (Mouchet et al., PoPETs 2021): another
-sharing of it is another way to get these limbs.
+Every operation takes the limbs of *a key share* and does not care how the secret is shared (Mouchet et al.,
+PoPETs 2021): another sharing of it is another way to get these limbs.
 """

@@ -1,4 +1,5 @@
-"""All custodians in one process: rehearsals, benchmarks and encrypted baselines. Real keys, real shares, no wire, hence no security.
+"""All custodians in one process: rehearsals, benchmarks and encrypted baselines.
+Real keys, real shares, no wire, hence no security.
 
 Everything is done by the same functions that the roles call over the network.
 """
@@ -27,10 +28,11 @@ Opening = Callable[[Scheme, Sequence[Limb], Any, bool], bytes]
 
 
 class Consortium:
-    """Custodians ``names`` with shares of a key of their own, which is forgotten with the object; the first of them leads and guards.
+    """Custodians ``names`` with shares of a key of their own, which is forgotten with the object;
+    the first of them leads and guards.
 
-    ``rotations``: those that have evaluation keys; None makes no evaluation key at all. OpenFHE keeps evaluation keys for the whole
-    process, until :meth:`focal.ckks.scheme.Scheme.close`.
+    ``rotations``: those that have evaluation keys; None makes no evaluation key at all. OpenFHE keeps evaluation keys
+    for the whole process, until :meth:`focal.ckks.scheme.Scheme.close`.
     """
 
     def __init__(
@@ -53,14 +55,16 @@ class Consortium:
 
     @functools.cached_property
     def public(self) -> Any:
-        """OpenFHE's joint public key, for baselines whose institutions encrypt under one. What it takes is counted from here on."""
+        """OpenFHE's joint public key, for baselines whose institutions encrypt under one.
+        What it takes is counted from here on."""
         b = keys.add_up(self.scheme, codec.PUBLIC_B, [(name, share.public()) for name, share in self.shares.items()])
         self.joint_bytes += len(b)
         self.sent = {name: sent + len(b) for name, sent in self.sent.items()}
         return keys.joint_public_key(self.scheme, self.run_id, b)
 
     def encrypted(self, parts: Mapping[str, RealOrComplex], limbs: int, factor: int = 1) -> tuple[Any, int, int]:
-        """``factor`` times the sum of all slots (S,), encrypted; the bytes of an institution's and of a custodian's message."""
+        """``factor`` times the sum of all slots (S,), encrypted; the bytes of an institution's
+        and of a custodian's message."""
         item = f"input/{next(self._inputs)}"
         made, up, given = inputs.together(self.scheme, self.run_id, self.limbs, item, parts, limbs, factor)
         return self.scheme.evaluator.load(made), up, given
@@ -69,12 +73,16 @@ class Consortium:
         """A fresh encryption of ``factor`` times ``slots`` (S,)."""
         return self.encrypted({"institution": slots}, limbs, factor)[0]
 
-    def answered(self, item: str, asked: bytes, how: Map = IDENTITY, added: Sequence[Array] | None = None) -> tuple[Any, dict[str, int]]:
-        """One refresh: the ciphertext, and the bytes of every custodian's share. ``added``: slots of each one's own message."""
+    def answered(
+        self, item: str, asked: bytes, how: Map = IDENTITY, added: Sequence[Array] | None = None
+    ) -> tuple[Any, dict[str, int]]:
+        """One refresh: the ciphertext, and the bytes of every custodian's share.
+        ``added``: slots of each one's own message."""
         return refresh.together(self.scheme, self.run_id, self.limbs, item, asked, how, added)
 
     def opened(self, share: Opening, ciphertext: Any) -> list[tuple[str, bytes]]:
-        """Every custodian's (name, share) of an opening or a release; :func:`focal.custody.release.open_slots` adds them up."""
+        """Every custodian's (name, share) of an opening or a release;
+        :func:`focal.custody.release.open_slots` adds them up."""
         return [(name, share(self.scheme, own, ciphertext, name == self.names[0])) for name, own in self.limbs.items()]
 
     def open(self, share: Opening, ciphertext: Any, kind: codec.Kind = codec.DECRYPTION) -> Slots:

@@ -22,7 +22,8 @@ times as long."""
 
 
 class SystemBelow:
-    """``below`` on the operating system's randomness, or another source of bits, for one thread. No bit is used twice."""
+    """``below`` on the operating system's randomness, or another source of bits, for one thread.
+    No bit is used twice."""
 
     def __init__(self, bits: Callable[[int], int] | None = None) -> None:
         self._bits, self._pool, self._left = bits or secrets.randbits, 0, 0

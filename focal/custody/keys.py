@@ -1,25 +1,28 @@
 """N-of-N threshold keys: each custodian's contributions, and the sums that everybody can recompute.
 
-The joint secret is s = s_1 + ... + s_N and exists nowhere. Every evaluation key is linear in it, so the custodians' parts
-add up, as long as all use the same public randomness ``a``, which is expanded from the run id and chosen by nobody::
+The joint secret is s = s_1 + ... + s_N and exists nowhere. Every evaluation key is linear in it, so the
+custodians' parts add up, as long as all use the same public randomness ``a``, which is expanded from the
+run id and chosen by nobody::
 
-    round 1   relinearisation     h0_i = P g s_i - a' u_i + e       h1_i = a' s_i + e'          (one polynomial per digit)
-              rotation r          b_i  = P g s_i - a'' rot_-r(s_i) + e                          (one such key per rotation)
+    round 1   relinearisation     h0_i = P g s_i - a' u_i + e       h1_i = a' s_i + e'     (one polynomial per digit)
+              rotation r          b_i  = P g s_i - a'' rot_-r(s_i) + e                     (one such key per rotation)
               sum over i ->  joint rotation keys, h0 and h1
     round 2   relinearisation     b_i  = s_i h0 + (u_i - s_i) h1 + e''
               sum over i ->  relinearisation key (b, h1):  b + h1 s = s h0 + u h1 + e'' = P g s^2 + s e + u e' + e''
 
-**Who could have made these without the secret.** u_i is drawn for this key alone, ternary like s_i, and erased after round 2. Given s_i,
-h0_i is a ring-LWE sample under u_i; h1_i and the rotation keys are samples under s_i, each with an ``a`` of its own:
-each is pseudo-random, whatever P g s_i is added to it (circular security). In round 2 u_i cancels: b_i is a relinearisation key of s_i
-whose a-half is the sample h1, pseudo-random by assumption (SECURITY.md). What must never happen is that *one* secret meets *one* ``a`` in
-two published elements: OpenFHE's MultiKeySwitchGen and MultiMultEvalKey publish P g s_i - a' s_i + e and a' s_i + e', whose sum is s_i
-(docs/security-notes.md). So: no u_i is used twice, test_scan.py adds up all that a run publishes, and SECURITY.md says the rest.
+**Who could have made these without the secret.** u_i is drawn for this key alone, ternary like s_i, and erased after
+round 2. Given s_i, h0_i is a ring-LWE sample under u_i; h1_i and the rotation keys are samples under s_i, each with an
+``a`` of its own: each is pseudo-random, whatever P g s_i is added to it (circular security). In round 2 u_i cancels:
+b_i is a relinearisation key of s_i whose a-half is the sample h1, pseudo-random by assumption (SECURITY.md). What must
+never happen is that *one* secret meets *one* ``a`` in two published elements: OpenFHE's MultiKeySwitchGen and
+MultiMultEvalKey publish P g s_i - a' s_i + e and a' s_i + e', whose sum is s_i (docs/security-notes.md). So: no u_i is
+used twice, test_scan.py adds up all that a run publishes, and SECURITY.md says the rest.
 
-Only b halves travel. Round 2 depends on round 1, and that is where a custodian that answers last could choose its round-1 part so
-that the others' answers spell out their secrets (h1 = 0 would show P g s_i): rounds are therefore committed before they are revealed,
-and round 2 is answered only after all signed the same transcript of round 1 (focal.protocols.common.custodian).
-References: Mouchet et al., "Multiparty Homomorphic Encryption from RLWE", PoPETs 2021, protocols 1 to 3 (relinearisation: protocol 2).
+Only b halves travel. Round 2 depends on round 1, and that is where a custodian that answers last could choose its
+round-1 part so that the others' answers spell out their secrets (h1 = 0 would show P g s_i): rounds are therefore
+committed before they are revealed, and round 2 is answered only after all signed the same transcript of round 1
+(focal.protocols.common.custodian). References: Mouchet et al., "Multiparty Homomorphic Encryption from RLWE", PoPETs
+2021, protocols 1 to 3 (relinearisation: protocol 2).
 """
 
 from __future__ import annotations
@@ -45,9 +48,12 @@ Ternary = NDArray[np.int64]
 
 
 def public_random(scheme: Scheme, run_id: bytes, label: str, polynomials: int, extended: bool = True) -> Polynomials:
-    """The ``a`` polynomials of one key, expanded from the run id: SHAKE-256('focal/keys/v2' || run id || label || index)."""
+    """The ``a`` polynomials of one key, expanded from the run id:
+    SHAKE-256('focal/keys/v2' || run id || label || index)."""
     primes = scheme.extended if extended else scheme.moduli
-    return [ring.expand(b"focal/keys/v2" + run_id + f"{label}/{i}/".encode(), primes, scheme.n) for i in range(polynomials)]
+    return [
+        ring.expand(b"focal/keys/v2" + run_id + f"{label}/{i}/".encode(), primes, scheme.n) for i in range(polynomials)
+    ]
 
 
 def first_round_kinds(rotations: Sequence[int]) -> list[tuple[str, codec.Kind]]:
@@ -82,7 +88,8 @@ class SecretShare:
 
     @classmethod
     def load(cls, scheme: Scheme, run_id: bytes, data: bytes, ephemeral: bytes | None = None) -> SecretShare:
-        """Read what :meth:`dump` and :meth:`dump_ephemeral` wrote; only ever this party's own files. ValueError for anything else."""
+        """Read what :meth:`dump` and :meth:`dump_ephemeral` wrote; only ever this party's own files.
+        ValueError for anything else."""
 
         def read(data: bytes) -> Ternary:
             values = np.frombuffer(data, np.int8).astype(np.int64)
@@ -134,7 +141,8 @@ class SecretShare:
         return codec.pack(scheme, codec.SWITCHING_B, polynomials)
 
     def second_round(self, h0: bytes, h1: bytes) -> list[bytes]:
-        """Round-2 contribution s_i h0 + (u_i - s_i) h1 + e'' from the sums of round 1, which this custodian added up itself."""
+        """Round-2 contribution s_i h0 + (u_i - s_i) h1 + e'' from the sums of round 1,
+        which this custodian added up itself."""
         scheme = self.scheme
         weight = _evaluated(scheme, self._ephemeral - self.secret, scheme.extended)
         first, second = (codec.unpack(scheme, codec.SWITCHING_B, data, "the sum of round 1") for data in (h0, h1))
@@ -142,7 +150,12 @@ class SecretShare:
         for x, y in zip(first, second, strict=True):
             error = _evaluated(scheme, sampling.errors(scheme.n), scheme.extended)
             parts = zip(x, y, self.limbs, weight, error, scheme.extended, strict=True)
-            polynomials.append([ring.add(ring.add(ring.multiply(s, a, q), ring.multiply(w, b, q), q), e, q) for a, b, s, w, e, q in parts])
+            polynomials.append(
+                [
+                    ring.add(ring.add(ring.multiply(s, a, q), ring.multiply(w, b, q), q), e, q)
+                    for a, b, s, w, e, q in parts
+                ]
+            )
         return [codec.pack(scheme, codec.SWITCHING_B, polynomials)]
 
     @property
@@ -158,20 +171,23 @@ def _evaluated(scheme: Scheme, coefficients: Ternary, primes: Sequence[int]) -> 
 
 
 def add_up(scheme: Scheme, kind: codec.Kind, parts: Sequence[tuple[str, bytes]]) -> bytes:
-    """Canonical bytes of the sum of all custodians' (name, contribution). Raises Refused naming a malformed one's sender."""
+    """Canonical bytes of the sum of all custodians' (name, contribution).
+    Raises Refused naming a malformed one's sender."""
     primes = codec.moduli(scheme, kind)
     unpacked = [codec.unpack(scheme, kind, data, name) for name, data in parts]
     return codec.pack(scheme, kind, [ring.total(polynomials, primes) for polynomials in zip(*unpacked, strict=True)])
 
 
-def install(scheme: Scheme, run_id: bytes, h1: str, b: str, rotations: Mapping[int, str], fetch: Callable[[str], bytes]) -> None:
+def install(
+    scheme: Scheme, run_id: bytes, h1: str, b: str, rotations: Mapping[int, str], fetch: Callable[[str], bytes]
+) -> None:
     """Give the evaluator the joint evaluation keys: the relinearisation key (b, h1) and one of each rotation.
 
     ``h1``, ``b`` and ``rotations`` are the digests of the sums; ``fetch`` yields a sum, one rotation key in memory at a
     time.
 
-    Once in a process: a second party of the same run finds them there. Raises :class:`Refused` (``joint-keys``) when its
-    sums are others.
+    Once in a process: a second party of the same run finds them there. Raises :class:`Refused` (``joint-keys``)
+    when its sums are others.
     """
     wanted = b"".join(bytes.fromhex(d) for d in (h1, b, *(rotations[r] for r in sorted(rotations))))
     found = hashlib.sha256(b"focal/installed/v1" + repr(sorted(rotations)).encode() + wanted).digest()
@@ -202,10 +218,13 @@ class Ceremony:
 def ceremony(
     scheme: Scheme, run_id: bytes, shares: Mapping[str, SecretShare], rotations: Sequence[int], pool: ThreadPoolExecutor
 ) -> Ceremony:
-    """The key ceremony where all custodians are in this process: rehearsals and encrypted baselines. The roles' is the same two rounds."""
+    """The key ceremony where all custodians are in this process: rehearsals and encrypted baselines.
+    The roles' is the same two rounds."""
     kinds = first_round_kinds(rotations)
     first = {name: list(share.first_round(rotations, pool)) for name, share in shares.items()}
-    sums = {kind: add_up(scheme, form, [(name, r[i]) for name, r in first.items()]) for i, (kind, form) in enumerate(kinds)}
+    sums = {
+        kind: add_up(scheme, form, [(name, r[i]) for name, r in first.items()]) for i, (kind, form) in enumerate(kinds)
+    }
     h0, h1 = sums.pop("relinearisation/h0"), sums["relinearisation/h1"]
     second = {name: share.second_round(h0, h1)[0] for name, share in shares.items()}
     for share in shares.values():

@@ -1,8 +1,8 @@
 """The ledger of given shares: what was answered once is answered with the same bytes for ever, and nothing else.
 
 Two shares for one ciphertext carry independent noise and publish an average; two ciphertexts under one plan item let a
-server pick what ``a`` is used with. So every row is unique twice over, by plan item and by digest: a request that matches
-both gets the stored bytes, one that matches only one is refused. The row is on disk before the share leaves.
+server pick what ``a`` is used with. So every row is unique twice over, by plan item and by digest: a request that
+matches both gets the stored bytes, one that matches only one is refused. The row is on disk before the share leaves.
 """
 
 from __future__ import annotations
@@ -32,22 +32,28 @@ class Ledger:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA page_size=65536")  # a share has up to a megabyte
             self._db.execute("PRAGMA cache_size=-65536")  # a batch that does not fit is synced more than once
-            self._db.execute("PRAGMA synchronous=EXTRA")  # FULL leaves the end of the journal to the next sync: a power cut undoes it
             self._db.execute(
-                "CREATE TABLE IF NOT EXISTS shares (number INTEGER PRIMARY KEY, protocol TEXT NOT NULL, item TEXT NOT NULL, "
-                "digest TEXT NOT NULL, share BLOB NOT NULL, UNIQUE (protocol, item), UNIQUE (protocol, digest))"
+                "PRAGMA synchronous=EXTRA"
+            )  # FULL leaves the end of the journal to the next sync: a power cut undoes it
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS shares (number INTEGER PRIMARY KEY, protocol TEXT NOT NULL, "
+                "item TEXT NOT NULL, digest TEXT NOT NULL, share BLOB NOT NULL, "
+                "UNIQUE (protocol, item), UNIQUE (protocol, digest))"
             )
             self._db.execute("CREATE TABLE IF NOT EXISTS pins (topic TEXT PRIMARY KEY, digest TEXT NOT NULL)")
         except (OSError, sqlite3.Error) as e:
             raise FocalError(
-                f"{path}: the ledger cannot be opened ({e})", hint="without its ledger a custodian must not go on: start a new run"
+                f"{path}: the ledger cannot be opened ({e})",
+                hint="without its ledger a custodian must not go on: start a new run",
             ) from None
 
-    def answer(self, protocol: str, item: str, digest: str, make: Callable[[], bytes], limit: int | None = None) -> bytes:
+    def answer(
+        self, protocol: str, item: str, digest: str, make: Callable[[], bytes], limit: int | None = None
+    ) -> bytes:
         """The share for (item, digest): made now and stored, or the bytes that were stored before.
 
-        Raises :class:`Refused`: ``second-digest``, ``second-item`` when either was answered together with another; ``limit`` when this
-        protocol has given ``limit`` shares.
+        Raises :class:`Refused`: ``second-digest``, ``second-item`` when either was answered together with another;
+        ``limit`` when this protocol has given ``limit`` shares.
         """
         return self.answers(protocol, [(item, digest)], lambda missing: [make()], limit)[0]
 
@@ -58,14 +64,16 @@ class Ledger:
         make: Callable[[list[int]], list[bytes]],
         limit: int | None = None,
     ) -> list[bytes]:
-        """The shares for a batch of (item, digest), all of them on disk in one transaction. ``make``: those that are missing, by their
-        places in ``asked``. Raises as :meth:`answer` does, and stores nothing then."""
+        """The shares for a batch of (item, digest), all of them on disk in one transaction. ``make``: those that are
+        missing, by their places in ``asked``. Raises as :meth:`answer` does, and stores nothing then."""
         with self._lock:
             _check_distinct(asked)
             shares = [self._find(protocol, item, digest) for item, digest in asked]
             missing = [i for i, share in enumerate(shares) if share is None]
             if limit is not None and missing and self._given(protocol) + len(missing) > limit:
-                raise Refused("limit", f"{limit} shares were given in '{protocol}', which is all that this key may give")
+                raise Refused(
+                    "limit", f"{limit} shares were given in '{protocol}', which is all that this key may give"
+                )
             if not missing:
                 return [bytes(share) for share in shares if share is not None]
             rows = [(protocol, *asked[i], share) for i, share in zip(missing, make(missing), strict=True)]
@@ -75,7 +83,8 @@ class Ledger:
                     self._db.executemany("INSERT INTO shares (protocol, item, digest, share) VALUES (?, ?, ?, ?)", rows)
             except sqlite3.OperationalError as e:
                 raise FocalError(
-                    f"{self.path}: the ledger cannot be written ({e})", hint="free space on this disk, then give the same command again"
+                    f"{self.path}: the ledger cannot be written ({e})",
+                    hint="free space on this disk, then give the same command again",
                 ) from None
             for i, (*_, share) in zip(missing, rows, strict=True):
                 shares[i] = share
@@ -89,7 +98,8 @@ class Ledger:
                 self._find(protocol, item, digest)
 
     def pin(self, topic: str, digest: str) -> None:
-        """Remember, before an answer is weighed, what is weighed under ``topic``: whoever is refused may not try again with something else.
+        """Remember, before an answer is weighed, what is weighed under ``topic``: whoever is refused may not try
+        again with something else.
 
         Raises :class:`Refused` (``second-answers``) when something else was weighed under it before.
         """
@@ -98,19 +108,25 @@ class Ledger:
                 self._db.execute("INSERT OR IGNORE INTO pins (topic, digest) VALUES (?, ?)", (topic, digest))
             except sqlite3.OperationalError as e:
                 raise FocalError(
-                    f"{self.path}: the ledger cannot be written ({e})", hint="free space on this disk, then give the same command again"
+                    f"{self.path}: the ledger cannot be written ({e})",
+                    hint="free space on this disk, then give the same command again",
                 ) from None
             (stored,) = self._db.execute("SELECT digest FROM pins WHERE topic = ?", (topic,)).fetchone()
         if stored != digest:
-            raise Refused("second-answers", f"other requests or shares are shown under '{topic}' than were weighed before")
+            raise Refused(
+                "second-answers", f"other requests or shares are shown under '{topic}' than were weighed before"
+            )
 
     def _find(self, protocol: str, item: str, digest: str) -> bytes | None:
         rows = self._db.execute(
-            "SELECT item, digest, share FROM shares WHERE protocol = ? AND (item = ? OR digest = ?)", (protocol, item, digest)
+            "SELECT item, digest, share FROM shares WHERE protocol = ? AND (item = ? OR digest = ?)",
+            (protocol, item, digest),
         ).fetchall()
         for stored_item, stored_digest, share in rows:
             if stored_item != item:
-                raise Refused("second-item", f"this ciphertext was answered as '{stored_item}', now it is presented as '{item}'")
+                raise Refused(
+                    "second-item", f"this ciphertext was answered as '{stored_item}', now it is presented as '{item}'"
+                )
             if stored_digest != digest:
                 raise Refused("second-digest", f"plan item '{item}' was answered for another ciphertext")
             return bytes(share)
@@ -128,7 +144,9 @@ class Ledger:
     def digest(self, first: int) -> str:
         """Digest over the ``first`` shares given: what peers are asked about after a restart."""
         with self._lock:
-            return ledger_digest(self._db.execute("SELECT protocol, item, digest FROM shares ORDER BY number LIMIT ?", (first,)))
+            return ledger_digest(
+                self._db.execute("SELECT protocol, item, digest FROM shares ORDER BY number LIMIT ?", (first,))
+            )
 
     def close(self) -> None:
         self._db.close()

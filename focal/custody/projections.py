@@ -282,7 +282,8 @@ def _stream(key: bytes, index: int, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Attempt:
-    """All that is random in one attempt of a proof. The same at each call: :func:`derived`, or journalled before it is used."""
+    """All that is random in one attempt of a proof. The same at each call:
+    :func:`derived`, or journalled before it is used."""
 
     mu: tuple[tuple[int, ...], ...]
     """Per candidate 256 exact integer Gaussians of the statement's sigma."""
@@ -313,7 +314,8 @@ class Attempt:
 
 
 def derived(secret: bytes) -> Callable[[int], int]:
-    """So many bits at each call, of the ChaCha20 keystream of ``secret``: what an attempt is drawn from that must be the same again."""
+    """So many bits at each call, of the ChaCha20 keystream of ``secret``: what an attempt is drawn
+    from that must be the same again."""
     stream = Cipher(ChaCha20(secret, bytes(16)), mode=None).encryptor()
     return lambda bits: int.from_bytes(stream.update(bytes((bits + 7) // 8)), "little") >> -bits % 8
 
@@ -343,7 +345,9 @@ class Proof:
         if len(data) != PROOF_BYTES:
             raise Refused("length", f"{source}: a range proof has {PROOF_BYTES} bytes, these are {len(data)}")
         if data[8] >= CANDIDATES:
-            raise Refused("range-form", f"{source}: of {CANDIDATES} candidates a range proof names one, not number {data[8]}")
+            raise Refused(
+                "range-form", f"{source}: of {CANDIDATES} candidates a range proof names one, not number {data[8]}"
+            )
         return cls(int.from_bytes(data[:8], "little"), data[8], data[9:end], _numbers(data[end:], signed=True))
 
     def challenge(self, statement: Statement) -> bytes:
@@ -359,9 +363,9 @@ def prove(
 ) -> Proof:
     """The institution's proof. The same at each call, as long as its journal is the same.
 
-    ``keys``: 32 bytes shared with each custodian, for masks of mu. ``messages``: the coefficients (n,) of all places
-    in the statement's order, anew at each call; one pass in 96 % of all proofs. ``journal(item, make)``: the bytes of
-    the attempt ``item``, the same at each call: derived from a key, or else those of ``make()``, on disk when it returns.
+    ``keys``: 32 bytes shared with each custodian, for masks of mu. ``messages``: the coefficients (n,) of all places in
+    the statement's order, anew at each call; one pass in 96 % of all proofs. ``journal(item, make)``: the bytes of the
+    attempt ``item``, the same at each call: derived from a key, or else those of ``make()``, on disk when it returns.
 
     Raises :class:`FocalError` when the messages are longer than the statement's norm; nothing has been shown then.
     """
@@ -435,7 +439,9 @@ def share(statement: Statement, proof: Proof, key: bytes, projected: Sequence[in
 def check_size(statement: Statement, proof: Proof) -> None:
     """What can be seen before any share is there. Raises :class:`Refused` (``range-size``) naming the institution."""
     if len(proof.p) != ROWS or not short(statement, proof.p):
-        raise Refused("range-size", f"{statement.institution}: no honest range proof of '{statement.name}' is as long as this")
+        raise Refused(
+            "range-size", f"{statement.institution}: no honest range proof of '{statement.name}' is as long as this"
+        )
 
 
 def check(statement: Statement, proof: Proof, projected: Sequence[int], shares: Sequence[tuple[str, bytes]]) -> None:

@@ -1,9 +1,10 @@
 """Opening the final weights: smudged decryption shares, and a decoding that every institution repeats to the bit.
 
-What is opened has passed :func:`focal.heads.masks.only_classes`: lanes that hold no class are zero, whatever was trained there.
-Each custodian's share is s_i c1 + noise; the first custodian of the manifest adds c0 (exactly one does). The noise must hide
-the noise that the carried weights have inside, which depends on the secret. For statistical distance 2^-kappa over the N
-coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds the carried noise per coefficient::
+What is opened has passed :func:`focal.heads.masks.only_classes`: lanes that hold no class are zero, whatever was
+trained there. Each custodian's share is s_i c1 + noise; the first custodian of the manifest adds c0 (exactly one
+does). The noise must hide the noise that the carried weights have inside, which depends on the secret. For
+statistical distance 2^-kappa over the N coefficients a Gaussian needs sigma >= 2^(kappa/2) sqrt(12) t, where t bounds
+the carried noise per coefficient::
 
     t     = 2^14        (root mean square over a refreshed W of a trained model; measured in test_release.py)
     kappa = 30
@@ -15,8 +16,8 @@ noise is uneven, what a fold over I row groups adds up lies on every I-th coeffi
 
 Decoding is done in numpy (inverse NTT of the one limb, then the embedding): OpenFHE's Decode adds noise of its own,
 different at every institution. The error that remains on a weight, with m custodians, scale 2^45, W' = 16 W and I
-averaged copies, is a Gaussian of sigma sqrt(m) sqrt(N / 2) / (2^45 x 16 x sqrt(I)); the planner refuses a layout where its
-expected largest value over all weights exceeds 1e-3.
+averaged copies, is a Gaussian of sigma sqrt(m) sqrt(N / 2) / (2^45 x 16 x sqrt(I)); the planner refuses a layout where
+its expected largest value over all weights exceeds 1e-3.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ SIGMA = sigma(CARRIED_NOISE)
 def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, noise: float = CARRIED_NOISE) -> bytes:
     """One custodian's smudged share of a refreshed weight ciphertext. Made once, through the ledger.
 
-    ``noise``: bound on the carried noise; a head of the interactive protocol has its own (``HEAD_NOISE`` of focal/heads/joint/limits.py).
+    ``noise``: bound on the carried noise; a head of the interactive protocol has its own (``HEAD_NOISE``
+    of focal/heads/joint/limits.py).
     """
     return smudged(scheme, secret, one_limb(scheme, ciphertext), lead, sigma(noise), codec.DECRYPTION)
 
@@ -59,7 +61,9 @@ def one_limb(scheme: Scheme, ciphertext: Any) -> Any:
     return scheme.evaluator.drop(ciphertext, 1)
 
 
-def smudged(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, deviation: float, kind: codec.Kind) -> bytes:
+def smudged(
+    scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, deviation: float, kind: codec.Kind
+) -> bytes:
     """Canonical bytes of s_i c1 (the lead: + c0) + noise, Gaussian with ``deviation`` on each of the N coefficients.
 
     ``kind``: that of the share; ``ciphertext`` has as many limbs.

@@ -1,7 +1,8 @@
 """Data sets and how they are dealt to institutions.
 
-``load`` turns a :class:`focal.config.DatasetConfig` into a :class:`~focal.data.table.Table`; :func:`focal.data.partition.partition`
-deals its rows. The readers import what they need when they are called, so that this package costs nothing to import.
+``load`` turns a :class:`focal.config.DatasetConfig` into a :class:`~focal.data.table.Table`;
+:func:`focal.data.partition.partition` deals its rows. The readers import what they need when they are called, so that
+this package costs nothing to import.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 def load(config: DatasetConfig, seed: int) -> Table:
     """The data set that ``config`` describes, restricted to ``config.rows`` when that is given.
 
-    ``seed`` draws the split of a table that has none, and the synthetic images. The checks are those of the whole set: a part of it may
-    lack test rows. Rows of one class only are an error, or a warning where ``config.classes`` says that there are others elsewhere
-    (:func:`focal.data.partition.partition`, which sees all institutions, refuses them). Raises :class:`FocalError` naming file and way out.
+    ``seed`` draws the split of a table that has none, and the synthetic images. The checks are those of the whole set:
+    a part of it may lack test rows. Rows of one class only are an error, or a warning where ``config.classes`` says
+    that there are others elsewhere (:func:`focal.data.partition.partition`, which sees all institutions, refuses them).
+    Raises :class:`FocalError` naming file and way out.
     """
     table = _read(config, seed).check_trainable()
     try:
@@ -40,7 +42,8 @@ def load(config: DatasetConfig, seed: int) -> Table:
 def load_for_scoring(config: DatasetConfig) -> Table:
     """A table to be scored by a finished model, with that model's ``classes`` and ``task`` in ``config``.
 
-    Labels may be missing (then all 0). Without a ``split`` column every row is a test row. Nothing is asked of train rows.
+    Labels may be missing (then all 0). Without a ``split`` column every row is a test row.
+    Nothing is asked of train rows.
     """
     if config.kind == "table":
         from focal.data.table import read_unsplit_table

@@ -23,7 +23,9 @@ def open_images(images: Path, classes: tuple[str, ...], task: Task, table_csv: P
     store, held = _open(images)
     missing = [] if names is None else store.missing(names)
     if missing:
-        raise FocalError(f"{images}: {len(missing)} of {len(names or [])} images are missing, the first is '{missing[0]}'")
+        raise FocalError(
+            f"{images}: {len(missing)} of {len(names or [])} images are missing, the first is '{missing[0]}'"
+        )
     chosen = np.array(held if names is None else names, dtype=np.str_)
     if not len(chosen):
         raise FocalError(f"{images}: holds no images", hint=f"expected files ending in {', '.join(IMAGE_SUFFIXES)}")
@@ -51,5 +53,7 @@ def _open(images: Path) -> tuple[Folder | Archive, list[str]]:
         with zipfile.ZipFile(images) as z:
             names = z.namelist()
     else:
-        raise FocalError(f"{images}: is neither a folder nor a zip", hint="--images names the folder or zip with the images")
+        raise FocalError(
+            f"{images}: is neither a folder nor a zip", hint="--images names the folder or zip with the images"
+        )
     return store, sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))

@@ -1,8 +1,8 @@
 """MedMNIST sets: one ``.npz`` with ``{train,val,test}_{images,labels}``, checked against its published MD5.
 
-Source: Yang et al., "MedMNIST v2", Scientific Data 10:41 (2023), doi 10.1038/s41597-022-01721-8; files from Zenodo record 10519652.
-MD5 is what the authors publish; it finds damaged and rebuilt files, not hostile ones, so a mismatch is a warning. Arrays are read
-without pickle, so a hostile file cannot run code.
+Source: Yang et al., "MedMNIST v2", Scientific Data 10:41 (2023), doi 10.1038/s41597-022-01721-8; files from Zenodo
+record 10519652. MD5 is what the authors publish; it finds damaged and rebuilt files, not hostile ones, so a mismatch is
+a warning. Arrays are read without pickle, so a hostile file cannot run code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ TIMEOUT_S = 10.0
 
 
 def read_medmnist(config: DatasetConfig) -> Table:
-    """The set in ``config.file``, downloaded first when it is not there and the network allows. Raises :class:`FocalError`."""
+    """The set in ``config.file``, downloaded first when it is not there and the network allows.
+    Raises :class:`FocalError`."""
     path = config.file
     if path is None:  # config.DatasetConfig refuses such a file before anything is read
         raise FocalError("the MedMNIST set names no file", hint="set 'file' to the .npz")
@@ -62,7 +63,9 @@ def read_medmnist(config: DatasetConfig) -> Table:
     )
 
 
-def _labels(raw: NDArray[np.integer], config: DatasetConfig, path: Path) -> tuple[tuple[str, ...], Task, NDArray[np.uint8]]:
+def _labels(
+    raw: NDArray[np.integer], config: DatasetConfig, path: Path
+) -> tuple[tuple[str, ...], Task, NDArray[np.uint8]]:
     """(n, 1) class numbers, or (n, K) 0/1 for the multi-label sets -> class order, task and (n, K) 0/1."""
     several = raw.shape[1] > 1
     count = raw.shape[1] if several else int(raw.max()) + 1
@@ -84,12 +87,16 @@ def _arrays(path: Path) -> dict[str, NDArray[np.uint8]]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-        raise FocalError(f"{path}: is not a MedMNIST file ({e})", hint=f"get {path.stem}.npz from medmnist.com again") from None
+        raise FocalError(
+            f"{path}: is not a MedMNIST file ({e})", hint=f"get {path.stem}.npz from medmnist.com again"
+        ) from None
     shapes = {arrays[name].shape[1:] for name in names if name.endswith("images")}
     fits = all(len(arrays[f"{part}_images"]) == len(arrays[f"{part}_labels"]) for part in SPLITS)
     two_d = all(arrays[name].ndim == 2 and arrays[name].dtype.kind in "iu" for name in names if name.endswith("labels"))
     if len(shapes) != 1 or next(iter(shapes))[2:] not in ((), (3,)) or not fits or not two_d:
-        raise FocalError(f"{path}: images and labels do not fit each other", hint=f"get {path.stem}.npz from medmnist.com again")
+        raise FocalError(
+            f"{path}: images and labels do not fit each other", hint=f"get {path.stem}.npz from medmnist.com again"
+        )
     return arrays
 
 
@@ -106,7 +113,8 @@ def _warn_unless_published(path: Path) -> None:
         raise FocalError(f"{path}: cannot be read ({e.strerror})", hint="'dataset.file' names the .npz") from None
     if digest.hexdigest() != published:
         warnings.warn(
-            f"{path.name} has MD5 {digest.hexdigest()}, MedMNIST publishes {published}: results are not comparable with published ones",
+            f"{path.name} has MD5 {digest.hexdigest()}, MedMNIST publishes {published}: "
+            "results are not comparable with published ones",
             stacklevel=4,
         )
 

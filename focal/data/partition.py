@@ -7,8 +7,8 @@
     dirichlet           for each class, shares ~ Dirichlet(alpha): small alpha, few institutions hold most of a class
     column              where the table says they are
 
-Groups are never split (with ``column`` the table decides). Train groups and the others are dealt apart, so that every institution gets
-train rows. The same table, names and seed give the same rows everywhere.
+Groups are never split (with ``column`` the table decides). Train groups and the others are dealt apart,
+so that every institution gets train rows. The same table, names and seed give the same rows everywhere.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from focal.errors import FocalError
 def partition(table: Table, config: PartitionConfig, names: Sequence[str], seed: int) -> dict[str, NDArray[np.int64]]:
     """Institution -> its row numbers (ascending); every row goes to exactly one, and each has at least one train row.
 
-    Raises :class:`FocalError` when there is no ``institution`` column or its values do not fit ``names``, when there are fewer train
-    groups than institutions, or when all train rows have one label.
+    Raises :class:`FocalError` when there is no ``institution`` column or its values do not fit ``names``,
+    when there are fewer train groups than institutions, or when all train rows have one label.
     """
     table.check_classes()
     if config.by == "column":
@@ -38,7 +38,8 @@ def partition(table: Table, config: PartitionConfig, names: Sequence[str], seed:
         trains[of_row[table.train_rows]] = True
         if trains.sum() < len(names):
             raise FocalError(
-                f"data set '{table.name}' has {trains.sum()} patients or groups with train rows, fewer than {len(names)} institutions",
+                f"data set '{table.name}' has {trains.sum()} patients or groups with train rows, "
+                f"fewer than {len(names)} institutions",
                 hint="ask for fewer institutions",
             )
         rng = np.random.default_rng([seed, 2])
@@ -51,9 +52,12 @@ def partition(table: Table, config: PartitionConfig, names: Sequence[str], seed:
 
 
 def _by_column(table: Table, names: Sequence[str]) -> NDArray[np.int64]:
-    """(n,) index of each row's institution: by name, or by sorted order where the column uses other names of the same number."""
+    """(n,) index of each row's institution: by name, or by sorted order where the column uses other names
+    of the same number."""
     if table.institution is None:
-        raise FocalError(f"data set '{table.name}' has no 'institution' column", hint="add it, or partition by: patient")
+        raise FocalError(
+            f"data set '{table.name}' has no 'institution' column", hint="add it, or partition by: patient"
+        )
     values = np.unique(table.institution)
     if len(values) != len(names):
         raise FocalError(
@@ -82,16 +86,20 @@ def _deal(trains: NDArray[np.bool_], parties: int, rng: np.random.Generator) -> 
 def _skewed(
     classes: NDArray[np.int64], trains: NDArray[np.bool_], parties: int, alpha: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """(groups,) institution of each group, by its first row's class; test groups follow the same shares as train groups.
+    """(groups,) institution of each group, by its first row's class;
+    test groups follow the same shares as train groups.
 
-    Source: Hsu et al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification" (2019).
+    Source: Hsu et al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
+    Classification" (2019).
     """
     owner = np.empty(len(classes), np.int64)
     for c in np.unique(classes):
         shares = rng.dirichlet(np.full(parties, alpha))
         for side in (trains, ~trains):
             members = rng.permutation(np.flatnonzero(side & (classes == c)))
-            owner[members] = np.searchsorted(np.cumsum(shares)[:-1], (np.arange(len(members)) + 0.5) / max(len(members), 1))
+            owner[members] = np.searchsorted(
+                np.cumsum(shares)[:-1], (np.arange(len(members)) + 0.5) / max(len(members), 1)
+            )
     for party in range(parties):
         if not (trains & (owner == party)).any():
             largest = np.bincount(owner[trains], minlength=parties).argmax()

@@ -59,7 +59,10 @@ class InstitutionRows:
         for name in ("test", "val"):
             if (held := self.split == name).any():
                 return self.take(held)
-        raise FocalError("there are no test rows to score", hint="mark rows 'test' in the table's split column, or leave the column out")
+        raise FocalError(
+            "there are no test rows to score",
+            hint="mark rows 'test' in the table's split column, or leave the column out",
+        )
 
 
 def write_kept(party: Path, rows: InstitutionRows, weights: NDArray[np.float64]) -> None:
@@ -84,4 +87,6 @@ def read_kept(party: Path) -> tuple[InstitutionRows, NDArray[np.float64]]:
             return rows, np.asarray(f["weights"], dtype=np.float64)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as e:
         why = getattr(e, "strerror", None) or "damaged"
-        raise FocalError(f"{path}: cannot be read ({why})", hint="'focal clean' removes it; the summary stays") from None
+        raise FocalError(
+            f"{path}: cannot be read ({why})", hint="'focal clean' removes it; the summary stays"
+        ) from None

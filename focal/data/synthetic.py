@@ -2,14 +2,16 @@
 
 Each image is a retina seen by one of three cameras::
 
-    patient --> eye --> fundus disc, optic disc, vessel tree, lesions --> camera (colour, vignetting, blur, gain, noise) --> image
-                                                    |
-                 grade 0 healthy, 1 mild: microaneurysms, 2 moderate: exudates too,
-                 3 severe: many haemorrhages
+    patient --> eye --> fundus disc, optic disc, vessel tree, lesions --> camera --> image
+                                                                 |          |
+                    grade 0 healthy, 1 mild: microaneurysms,  <--+          +--> colour, vignetting, blur,
+                    2 moderate: exudates too,                                    gain, noise
+                    3 severe: many haemorrhages
 
-The images are no medical data and prove nothing about medicine; they are hard in the ways that matter to the system: lesion counts of
-neighbouring grades overlap, cameras differ more than grades do, and each camera's clinic sees another mix of grades, so that one
-institution alone learns less than all of them together. Every image is a pure function of (seed, row).
+The images are no medical data and prove nothing about medicine; they are hard in the ways that matter to the
+system: lesion counts of neighbouring grades overlap, cameras differ more than grades do, and each camera's
+clinic sees another mix of grades, so that one institution alone learns less than all of them together. Every
+image is a pure function of (seed, row).
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ LESIONS = (
     Lesion((0.3, 0.8, 12.0, 6.0), (1.2, 3.2), (250, 226, 150)),
     Lesion((0.2, 0.8, 4.0, 16.0), (1.8, 4.2), (86, 14, 10)),
 )
-"""Microaneurysms, exudates, haemorrhages: as in diabetic retinopathy, the first appear first and the last mean danger."""
+"""Microaneurysms, exudates, haemorrhages: as in diabetic retinopathy,
+the first appear first and the last mean danger."""
 
 SPREAD = 4.0
 """Shape of the gamma factor on lesion counts: smaller is more overlap."""
@@ -122,7 +125,8 @@ class SyntheticImages:
 
 
 def render(seed: int, index: int, grade: int, camera: Camera) -> Image.Image:
-    """One RGB image (96, 96). The eye (disc, vessels) depends on ``index // 2``: both images of an eye show the same vessels."""
+    """One RGB image (96, 96). The eye (disc, vessels) depends on ``index // 2``: both images of an eye
+    show the same vessels."""
     eye = np.random.default_rng([seed, 4, index // 2])
     shot = np.random.default_rng([seed, 5, index])
     canvas = Image.new("RGB", (2 * SIZE, 2 * SIZE), tuple(int(v) for v in np.multiply(GROUND, eye.uniform(0.95, 1.05))))
@@ -133,7 +137,9 @@ def render(seed: int, index: int, grade: int, camera: Camera) -> Image.Image:
     _dot(draw, disc, SIZE * eye.uniform(0.15, 0.19), (250, 205, 130))
     _dot(draw, (2 * SIZE - disc[0], disc[1]), SIZE * 0.14, tuple(int(0.8 * v) for v in GROUND))
     _lesions(draw, grade, shot)
-    small = canvas.resize((SIZE, SIZE), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(camera.blur * shot.uniform(0.8, 1.2)))
+    small = canvas.resize((SIZE, SIZE), Image.Resampling.BOX).filter(
+        ImageFilter.GaussianBlur(camera.blur * shot.uniform(0.8, 1.2))
+    )
     return Image.fromarray(_expose(np.asarray(small, np.float32), camera, shot))
 
 

@@ -1,7 +1,7 @@
 """One table of labelled images, whatever it came from, and the reader of the table that a hospital has.
 
-A row is one image. Rows of one group (a patient, unless the configuration names another column) stay together: they are never split
-between train and test, nor between institutions::
+A row is one image. Rows of one group (a patient, unless the configuration names another column) stay together:
+they are never split between train and test, nor between institutions::
 
     retina.csv                                    Table
     filename,label,patient,split,age              labels (n, K) 0/1   groups   split   institution   columns
@@ -46,7 +46,8 @@ SPLITS = ("train", "val", "test")
 
 
 class ImageSource(Protocol):
-    """Images by row number; safe to use from several threads, and from processes forked or spawned after it was made."""
+    """Images by row number; safe to use from several threads,
+    and from processes forked or spawned after it was made."""
 
     def read(self, i: int) -> Image.Image:
         """Row ``i`` decoded to RGB. Raises :class:`FocalError` when it cannot be read."""
@@ -62,8 +63,8 @@ class ImageSource(Protocol):
 
 
 UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
-"""What reading an image's bytes raises: no such file, a torn archive, a member that is damaged or encrypted (RuntimeError), or packed in
-a way that Python's zipfile does not know (its subclass NotImplementedError)."""
+"""What reading an image's bytes raises: no such file, a torn archive, a member that is damaged or encrypted
+(RuntimeError), or packed in a way that Python's zipfile does not know (its subclass NotImplementedError)."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Folder:
 
 
 class Archive:
-    """Members of a zip file. The handle belongs to one process: a fork would share its file position, and pickling it is impossible."""
+    """Members of a zip file. The handle belongs to one process: a fork would share its file position,
+    and pickling it is impossible."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -179,11 +181,13 @@ class Table:
     classes: tuple[str, ...]
     task: Task
     labels: NDArray[np.uint8]
-    """(n, K) in class order: one-hot, or multi-hot for ``multilabel``; binary has two columns, the positive class last."""
+    """(n, K) in class order: one-hot, or multi-hot for ``multilabel``; binary has two columns,
+    the positive class last."""
     groups: NDArray[np.str_]
     """(n,) patient (or another group); a row without one is its own group."""
     split: NDArray[np.str_]
-    """(n,) ``train``, ``val`` or ``test``. Where the whole set has no test row, its val rows are called ``test`` here."""
+    """(n,) ``train``, ``val`` or ``test``. Where the whole set has no test row,
+    its val rows are called ``test`` here."""
     institution: NDArray[np.str_] | None
     """(n,) the ``institution`` column, when there is one."""
     filenames: NDArray[np.str_]
@@ -220,7 +224,8 @@ class Table:
         )
 
     def check_trainable(self) -> Table:
-        """Return the table; raise :class:`FocalError` unless it has train rows, test rows, disjoint groups and something to learn."""
+        """Return the table; raise :class:`FocalError` unless it has train rows, test rows,
+        disjoint groups and something to learn."""
         for rows, kind in ((self.train_rows, "train"), (self.test_rows, "test or val")):
             if len(rows) == 0:
                 raise FocalError(
@@ -230,18 +235,22 @@ class Table:
         shared = np.intersect1d(self.groups[self.train_rows], self.groups[self.test_rows])
         if len(shared):
             raise FocalError(
-                f"data set '{self.name}': {len(shared)} patients or groups have rows in train and in test, which would inflate every score",
-                hint="give all rows of one patient the same split, or leave the 'split' column out for a seeded split by patient",
+                f"data set '{self.name}': {len(shared)} patients or groups have rows in train and in test, "
+                "which would inflate every score",
+                hint="give all rows of one patient the same split, "
+                "or leave the 'split' column out for a seeded split by patient",
             )
         return self
 
     def check_classes(self) -> Table:
-        """Return the table; raise :class:`FocalError` when every train row has the same label, so that nothing can be learned."""
+        """Return the table; raise :class:`FocalError` when every train row has the same label,
+        so that nothing can be learned."""
         labels = self.labels[self.train_rows]
         if (labels == labels[:1]).all():
             raise FocalError(
                 f"data set '{self.name}': all {len(labels)} train rows have the same label",
-                hint="a diagnostic model needs at least two classes; add rows, or check the 'label' and 'split' columns",
+                hint="a diagnostic model needs at least two classes; add rows, "
+                "or check the 'label' and 'split' columns",
             )
         return self
 
@@ -252,10 +261,13 @@ def scored_split(split: NDArray[np.str_]) -> NDArray[np.str_]:
 
 
 def seeded_split(groups: NDArray[np.str_], test_fraction: float, seed: int, name: str) -> NDArray[np.str_]:
-    """(n,) ``train`` or ``test``: a ``test_fraction`` of the groups, drawn from ``seed``, is held out; at least one group on each side."""
+    """(n,) ``train`` or ``test``: a ``test_fraction`` of the groups, drawn from ``seed``, is held out;
+    at least one group on each side."""
     unique = np.unique(groups)
     if len(unique) < 2:
-        raise FocalError(f"{name}: all rows belong to one patient or group, so no test rows can be held out", hint="add patients")
+        raise FocalError(
+            f"{name}: all rows belong to one patient or group, so no test rows can be held out", hint="add patients"
+        )
     held = min(max(round(test_fraction * len(unique)), 1), len(unique) - 1)
     test = np.random.default_rng([seed, 1]).permutation(unique)[:held]
     return np.where(np.isin(groups, test), "test", "train")
@@ -265,7 +277,8 @@ def seeded_split(groups: NDArray[np.str_], test_fraction: float, seed: int, name
 
 
 def read_table(config: DatasetConfig, seed: int) -> Table:
-    """The table that ``config`` describes, every row of it. Raises :class:`FocalError` naming the file and the way out."""
+    """The table that ``config`` describes, every row of it. Raises :class:`FocalError` naming
+    the file and the way out."""
     frame, path = _read_csv(config), _given(config.table)
     if "label" not in frame:
         raise _column_missing(path, "label", frame)
@@ -273,7 +286,8 @@ def read_table(config: DatasetConfig, seed: int) -> Table:
 
 
 def read_unsplit_table(config: DatasetConfig) -> Table:
-    """For scoring new images with a finished model: the label column may be missing (all labels 0), and rows without a split are test rows.
+    """For scoring new images with a finished model: the label column may be missing (all labels 0),
+    and rows without a split are test rows.
 
     ``config.classes`` and ``config.task`` must be given.
     """
@@ -295,7 +309,9 @@ def read_column(path: Path, name: str) -> list[str]:
         raise FocalError(f"{path}: is not a CSV table", hint="write it as UTF-8, comma separated") from None
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if name not in header:
-        raise FocalError(f"{path}: has no column '{name}' (found: {', '.join(header) or 'nothing'})", hint=f"add a column '{name}'")
+        raise FocalError(
+            f"{path}: has no column '{name}' (found: {', '.join(header) or 'nothing'})", hint=f"add a column '{name}'"
+        )
     at = header.index(name)
     return [row[at].strip() for row in rows[1:] if len(row) > at]
 
@@ -330,10 +346,14 @@ def _read_csv(config: DatasetConfig) -> pd.DataFrame:
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
     except OSError as e:
-        raise FocalError(f"{path}: cannot be read ({_reason(e)})", hint="'dataset.table' names the CSV; is the path right?") from None
+        raise FocalError(
+            f"{path}: cannot be read ({_reason(e)})", hint="'dataset.table' names the CSV; is the path right?"
+        ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         why = str(e).splitlines()[0]
-        raise FocalError(f"{path}: is not a CSV table ({why})", hint="write it as UTF-8, comma separated, one line per image") from None
+        raise FocalError(
+            f"{path}: is not a CSV table ({why})", hint="write it as UTF-8, comma separated, one line per image"
+        ) from None
     frame.columns = [str(c).strip().lower() for c in frame.columns]
     if "filename" not in frame:
         raise _column_missing(path, "filename", frame)
@@ -373,7 +393,10 @@ def _groups(frame: pd.DataFrame, column: str, path: Path) -> NDArray[np.str_]:
     """(n,) the group column; rows without a value are groups of their own. Only the default column may be absent."""
     if column not in frame:
         if column != "patient":
-            raise FocalError(f"{path}: has no column '{column}'", hint=f"'dataset.group' must name one of: {', '.join(frame.columns)}")
+            raise FocalError(
+                f"{path}: has no column '{column}'",
+                hint=f"'dataset.group' must name one of: {', '.join(frame.columns)}",
+            )
         return own_groups(len(frame))
     values = _strings(frame[column])
     return np.where(values == "", own_groups(len(frame)), values)
@@ -384,7 +407,9 @@ def own_groups(n: int) -> NDArray[np.str_]:
     return np.array([f"row-{i}" for i in range(n)], dtype=np.str_)
 
 
-def _labels(column: pd.Series[str], config: DatasetConfig, path: Path) -> tuple[tuple[str, ...], Task, NDArray[np.uint8]]:
+def _labels(
+    column: pd.Series[str], config: DatasetConfig, path: Path
+) -> tuple[tuple[str, ...], Task, NDArray[np.uint8]]:
     """Class order, task and the (n, K) 0/1 matrix of a label column, in which ``A;B`` is both A and B."""
     parts = [[p.strip() for p in cell.split(";") if p.strip()] for cell in column]
     classes = config.classes or tuple(sorted({p for row in parts for p in row}))
@@ -399,13 +424,15 @@ def _labels(column: pd.Series[str], config: DatasetConfig, path: Path) -> tuple[
     for i, row in enumerate(parts):
         if task != "multilabel" and len(row) != 1:
             raise FocalError(
-                f"{path}: line {i + 2}: a {task} task needs exactly one label, not '{column.iloc[i]}'", hint="or set 'task: multilabel'"
+                f"{path}: line {i + 2}: a {task} task needs exactly one label, not '{column.iloc[i]}'",
+                hint="or set 'task: multilabel'",
             )
         for label in row:
             if label not in index:
                 raise FocalError(
                     f"{path}: line {i + 2}: label '{label}' is not among the classes {', '.join(classes)}",
-                    hint="correct the line, or add the class to 'dataset.classes' (every member must use the same list)",
+                    hint="correct the line, or add the class to 'dataset.classes' "
+                    "(every member must use the same list)",
                 )
             labels[i, index[label]] = 1
     return classes, task, labels
@@ -419,7 +446,9 @@ def _open_store(path: Path, names: list[str], table: Path) -> Folder | Archive:
     except FileNotFoundError:
         raise FocalError(f"{path}: no such folder or zip", hint="'dataset.images' names where the images are") from None
     except (OSError, zipfile.BadZipFile) as e:
-        raise FocalError(f"{path}: is neither a folder nor a zip of images ({_reason(e)})", hint="check 'dataset.images'") from None
+        raise FocalError(
+            f"{path}: is neither a folder nor a zip of images ({_reason(e)})", hint="check 'dataset.images'"
+        ) from None
     if missing:
         raise FocalError(
             f"{path}: {len(missing)} of {len(names)} images of {table.name} are missing, the first is '{missing[0]}'",

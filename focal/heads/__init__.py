@@ -7,6 +7,6 @@
                 engine, twin, limits                              released   weights from opened slots, and their error
     two_layer   two layers from scratch, a baseline               rehearsal  a head and all custodians in one process
 
-An engine gets ciphertexts and a callable that refreshes; it has no network, no clock and no randomness, so that server, verifier
-and auditor run the same code.
+An engine gets ciphertexts and a callable that refreshes; it has no network, no clock and no randomness, so that server,
+verifier and auditor run the same code.
 """

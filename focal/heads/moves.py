@@ -14,8 +14,8 @@ from focal.custody.refresh import Map
 
 Array = NDArray[np.float64]
 Refresh = Callable[[list[str], list[Ciphertext]], list[Ciphertext]]
-"""Plan items and ciphertexts with the limbs that their maps take -> the refreshed ones, in order: what each item's map makes of the
-message, with as many limbs as it says."""
+"""Plan items and ciphertexts with the limbs that their maps take -> the refreshed ones, in order:
+what each item's map makes of the message, with as many limbs as it says."""
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -1,4 +1,5 @@
-"""A head and all its custodians in one process: what benchmarks and unit tests run (:mod:`focal.custody.consortium`)."""
+"""A head and all its custodians in one process: what benchmarks and unit tests run
+(:mod:`focal.custody.consortium`)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,13 @@ class Rehearsal(Generic[L]):
     """``custodians`` threshold shares and the joint keys of ``layout``, in this process."""
 
     def __init__(
-        self, layout: L, *, custodians: int = 3, threads: int = 1, params: CkksConfig | None = None, run: str = "rehearsal"
+        self,
+        layout: L,
+        *,
+        custodians: int = 3,
+        threads: int = 1,
+        params: CkksConfig | None = None,
+        run: str = "rehearsal",
     ) -> None:
         self.layout, self.threads = layout, threads
         self.run_id = hashlib.sha256(run.encode()).digest()
@@ -57,14 +64,18 @@ class Rehearsal(Generic[L]):
 
         def one(item: str, ciphertext: Any) -> Any:
             how = self.layout.refresh_map(item)
-            return self.consortium.answered(item, refresh.request(self.scheme, ciphertext, how), how, [noise() for _ in self.secrets])[0]
+            return self.consortium.answered(
+                item, refresh.request(self.scheme, ciphertext, how), how, [noise() for _ in self.secrets]
+            )[0]
 
         return lambda items, ciphertexts: list(map(one, items, ciphertexts))
 
     def release(self, weights: list[Any], noise: float = release.CARRIED_NOISE) -> Array:
         """(R, C) weights by smudged shares of all custodians."""
         kept = [only_classes(self.scheme, self.layout, u, ct) for u, ct in enumerate(weights)]
-        return released.weights(self.layout, [self.consortium.open(partial(release.share, noise=noise), ct) for ct in kept])
+        return released.weights(
+            self.layout, [self.consortium.open(partial(release.share, noise=noise), ct) for ct in kept]
+        )
 
     def open(self, ciphertext: Any) -> Slots:
         """(S,) slots of an opening to an owner, by smudged shares of all custodians."""

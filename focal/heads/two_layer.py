@@ -1,38 +1,45 @@
-"""A network of two layers that learns from scratch under encryption: encrypted weights, plaintext rows at their institutions.
+"""A network of two layers that learns from scratch under encryption: encrypted weights,
+plaintext rows at their institutions.
 
-Every institution computes, on its own rows, the gradient of weights that it cannot read; POSEIDON's model (Sav et al., NDSS 2021), here as
-what FOCAL is compared with. With 64 inputs x, 16 hidden units, C <= 8 outputs and targets t = 1/2 - y::
+Every institution computes, on its own rows, the gradient of weights that it cannot read; POSEIDON's model
+(Sav et al., NDSS 2021), here as what FOCAL is compared with. With 64 inputs x, 16 hidden units, C <= 8
+outputs and targets t = 1/2 - y::
 
-    z1 = W1' x      a1 = z1^2      z2 = W2' a1      delta = p(z2) + t             p: the sigmoid's cubic (linear/twin.py)
-    G2 = a1 delta'                 G1 = x (2 z1 . W2 delta)'                      W <- W - rate / n (sum of all rows' G)
+    z1 = W1' x      a1 = z1^2      z2 = W2' a1      delta = p(z2) + t        p: the sigmoid's cubic (linear/twin.py)
+    G2 = a1 delta'                 G1 = x (2 z1 . W2 delta)'                 W <- W - rate / n (sum of all rows' G)
 
-**Slots.** [i][b][j]: input i in [0, 64), slowest; row b of a chunk; hidden unit j in [0, 16), fastest. Output c stands where i mod 8 = c::
+**Slots.** [i][b][j]: input i in [0, 64), slowest; row b of a chunk; hidden unit j in [0, 16), fastest.
+Output c stands where i mod 8 = c::
 
     W1[i][0][j]   input to hidden        x[i][b][*]    row b's inputs, in the clear
     W2[c][0][j]   hidden to output       t[c][b][0]    row b's targets, in the clear
 
-Rotations wrap through the slowest axis, so sums over i, and over c, come out complete in every slot. Sums over j and b are right at j = 0
-and b = 0 only, and elsewhere run into the neighbours; they cost nothing to be mended:
+Rotations wrap through the slowest axis, so sums over i, and over c, come out complete in every slot. Sums over j and b
+are right at j = 0 and b = 0 only, and elsewhere run into the neighbours; they cost nothing to be mended:
 
     over j     the factor rate / n, which delta needs anyway, is 0 where j > 0; copied along j afterwards
-    over b     G and W are right at b = 0. x in the forward pass is split into its rows: z1 = fold_i sum_b x_b . rot(W1, -b), where x_b
-               is 0 outside row b. W2 has limbs to spare: it is masked and copied along b once a step
+    over b     G and W are right at b = 0. x in the forward pass is split into its rows:
+               z1 = fold_i sum_b x_b . rot(W1, -b), where x_b is 0 outside row b. W2 has limbs to spare:
+               it is masked and copied along b once a step
 
 Level schedule of a chunk. A refresh takes 3 limbs and gives 6::
 
-    limbs   6          5          4          3   refresh  6          5          4          3   refresh  6          5          4         3
-    W1 ---x_b, fold_i-> z1 --^2--> a1 --W2, fold_j-> z2 ------> z2 -------> z2^2 -----> p + t --rate-> delta ----> delta
-                                   a1 . delta ----------------------------------------------------------------------------------> G2
-                        z1 -2x---> 2 z1 x                      (delta . W2, fold_c) . 2 z1 x, fold_b --------------------------> G1
+    limbs  6         5         4         3  refresh  6        5         4       3  refresh  6         5        4       3
+    W1 --x_b, fold_i-> z1 -^2-> a1 --W2, fold_j-> z2 ---> z2 ------> z2^2 ---> p + t --rate-> delta ---> delta
+                                a1 . delta ------------------------------------------------------------------------> G2
+                       z1 -2x-> 2 z1 x                    (delta . W2, fold_c) . 2 z1 x, fold_b -------------------> G1
 
-Two refreshes a chunk, and one each for W1 and W2 a step: the fewest, for from W1 to G1 are nine levels and a span has three.
+Two refreshes a chunk, and one each for W1 and W2 a step: the fewest,
+for from W1 to G1 are nine levels and a span has three.
 
-**Scale.** Weights are carried 32 times larger (SCALE), as is delta for the gradients: what opening adds, fixed in size, then weighs 32
-times less. It costs nothing, since the plaintext factors undo it. What is refreshed stays below 2^8 (refresh.py), the slots that are not
-right included: :func:`reach` says how near a step comes, and whoever trains must look.
+**Scale.** Weights are carried 32 times larger (SCALE), as is delta for the gradients: what opening adds,
+fixed in size, then weighs 32 times less. It costs nothing, since the plaintext factors undo it. What is
+refreshed stays below 2^8 (refresh.py), the slots that are not right included: :func:`reach` says how near a
+step comes, and whoever trains must look.
 
-**What leaves an institution** is a function of public ciphertexts and of its rows, and could be solved for them. So each such ciphertext
-gets a fresh encryption of zero. **What is opened** is masked first: elsewhere than at b = 0 stand sums over some of a step's rows.
+**What leaves an institution** is a function of public ciphertexts and of its rows, and could be solved for them. So
+each such ciphertext gets a fresh encryption of zero. **What is opened** is masked first: elsewhere than at b = 0
+stand sums over some of a step's rows.
 """
 
 from __future__ import annotations
@@ -103,12 +110,16 @@ def step(weights: Weights, x: Array, targets: Array, rate: float) -> Weights:
 
 
 def reach(weights: Weights, x: Array, targets: Array, rate: float) -> float:
-    """Bound on all slots that a step on these rows refreshes; those that are not right hold parts of two neighbouring sums at most."""
+    """Bound on all slots that a step on these rows refreshes; those that are not right hold parts of two
+    neighbouring sums at most."""
     a1 = np.square(x @ weights.first)
     delta = polynomial(a1 @ weights.second, COEFFICIENTS) + targets
     back = np.abs(2 * (x @ weights.first) * (delta @ weights.second.T))
     parts = [np.abs(x).T @ back, a1.T @ np.abs(delta)]
-    carried = [np.abs(w).max() + 2 * rate / len(x) * part.max() for w, part in zip((weights.first, weights.second), parts, strict=True)]
+    carried = [
+        np.abs(w).max() + 2 * rate / len(x) * part.max()
+        for w, part in zip((weights.first, weights.second), parts, strict=True)
+    ]
     return float(max(2 * (a1 @ np.abs(weights.second)).max(), SCALE * max(carried)))
 
 
@@ -124,7 +135,10 @@ class NetworkLayout:
 
     def __post_init__(self) -> None:
         if not 1 <= self.outputs <= LANES:
-            raise FocalError(f"network: {self.outputs} outputs; it has 1 to {LANES}", hint="train the other classes in a second network")
+            raise FocalError(
+                f"network: {self.outputs} outputs; it has 1 to {LANES}",
+                hint="train the other classes in a second network",
+            )
 
     @property
     def rows(self) -> int:
@@ -158,7 +172,8 @@ class NetworkLayout:
         return sorted({*self.input_folds, *short, *(-r for r in short)})
 
     def input_slots(self, x: Array) -> Array:
-        """(S,) slots of rows x (n, 64), n at most :attr:`rows`. Raises :class:`FocalError` for others, or inputs beyond 1 in magnitude."""
+        """(S,) slots of rows x (n, 64), n at most :attr:`rows`. Raises :class:`FocalError` for others,
+        or inputs beyond 1 in magnitude."""
         if x.ndim != 2 or x.shape[1] != INPUTS or not 1 <= len(x) <= self.rows:
             raise FocalError(f"network: inputs of shape {x.shape}; a chunk has 1 to {self.rows} rows of {INPUTS}")
         if not np.all(np.abs(x) <= 1):  # NaN compares false
@@ -174,9 +189,12 @@ class NetworkLayout:
         return out.reshape(-1)
 
     def output_slots(self, values: Array) -> Array:
-        """(S,) slots at j = 0 of values (n, C), zeros elsewhere. Raises :class:`FocalError` for too many rows or other classes."""
+        """(S,) slots at j = 0 of values (n, C), zeros elsewhere. Raises :class:`FocalError` for too many
+        rows or other classes."""
         if values.ndim != 2 or values.shape[1] != self.outputs or not 1 <= len(values) <= self.rows:
-            raise FocalError(f"network: targets of shape {values.shape}; a chunk has 1 to {self.rows} rows of {self.outputs}")
+            raise FocalError(
+                f"network: targets of shape {values.shape}; a chunk has 1 to {self.rows} rows of {self.outputs}"
+            )
         out = np.zeros((INPUTS // LANES, LANES, self.rows, HIDDEN))
         out[:, : self.outputs, : len(values), 0] = values.T
         return out.reshape(-1)
@@ -233,8 +251,8 @@ class _Chunk:
 
 
 class EncryptedNetwork(Moves):
-    """What institutions (:meth:`gradients`) and the server (:meth:`updated`, :meth:`readable`) compute; all but :meth:`gradients` is
-    deterministic. ``public``: the joint public key, for fresh encryptions of zero."""
+    """What institutions (:meth:`gradients`) and the server (:meth:`updated`, :meth:`readable`) compute;
+    all but :meth:`gradients` is deterministic. ``public``: the joint public key, for fresh encryptions of zero."""
 
     def __init__(self, scheme: Scheme, layout: NetworkLayout, public: Any, threads: int) -> None:
         self.scheme, self.ev, self.layout, self.public = scheme, scheme.evaluator, layout, public
@@ -259,9 +277,11 @@ class EncryptedNetwork(Moves):
             rows += self._map(lambda ct, r=r: self.ev.rotate(ct, -r), rows)
         return Spread(rows, self._copied(weights.second, self.kept_natural))
 
-    def gradients(self, items: str, weights: Spread, x: Array, targets: Array, rate: float, refresh: Refresh) -> Carried:
-        """32 rate (sum over rows x (n, 64) of G1, and of G2) with 3 limbs, at b = 0. ``targets`` (n, C) = 1/2 - y; ``items``: what the
-        refreshes are called.
+    def gradients(
+        self, items: str, weights: Spread, x: Array, targets: Array, rate: float, refresh: Refresh
+    ) -> Carried:
+        """32 rate (sum over rows x (n, 64) of G1, and of G2) with 3 limbs, at b = 0. ``targets`` (n, C) = 1/2 - y;
+        ``items``: what the refreshes are called.
 
         Raises :class:`FocalError` for rows that do not fit.
         """
@@ -299,7 +319,8 @@ class EncryptedNetwork(Moves):
         """A chunk's parts of G1 and G2, with 4 limbs, not relinearised."""
         ev, delta = self.ev, chunk.open
         turned = self._times(chunk.hidden, ev.encode(2 * self.layout.input_slots(chunk.x), LIMBS - 1))
-        # folded before rescaling: delta has its rate by now, and what rotations add here would be most of the weights' noise
+        # folded before rescaling: delta has its rate by now, and what rotations add here would
+        # be most of the weights' noise
         back = self._fold(ev.multiply(ev.drop(delta, LIMBS - 1), weights.second), self.layout.output_folds)
         return ev.products([turned], [ev.rescale(back)]), ev.products([chunk.squared], [ev.drop(delta, LIMBS - 2)])
 
@@ -316,14 +337,16 @@ class EncryptedNetwork(Moves):
             chunk.open = ct
 
     def _fresh(self, ct: Ciphertext) -> Ciphertext:
-        """A product with 4 limbs plus an encryption of zero, rescaled to 3: its noise is divided by 2^45, its randomness stays."""
+        """A product with 4 limbs plus an encryption of zero, rescaled to 3: its noise is divided by 2^45,
+        its randomness stays."""
         nothing = codec.fresh(self.scheme, self.public, np.zeros(1), REFRESH_LIMBS + 1)
         return self.ev.rescale(self.ev.add(ct, self.ev.load(nothing, degree=2)))
 
     # ----------------------------------------------------------------- the server
 
     def updated(self, items: str, weights: Carried, found: Sequence[Carried], refresh: Refresh) -> Carried:
-        """The weights less all institutions' gradients, refreshed; what stands beside b = 0 is that of this step alone."""
+        """The weights less all institutions' gradients, refreshed;
+        what stands beside b = 0 is that of this step alone."""
 
         def one(now: Ciphertext, parts: Sequence[Ciphertext]) -> Ciphertext:
             total = self.ev.drop(self._times(now, self.kept), REFRESH_LIMBS)

@@ -2,23 +2,27 @@
 
 ::
 
-    site A  scores --> counts of (class, outcome, bin) --\\
-    site B  scores --> counts                         ----> secure sum (focal.sums) --> pooled counts --> ROC, AUROC +- bound
-    site C  scores --> counts                         --/
+    site A  scores -> counts of (class, outcome, bin) -\\
+    site B  scores -> counts                         ---> secure sum (focal.sums) -> pooled counts: ROC, AUROC +- bound
+    site C  scores -> counts                         -/
 
     logit   <= -8          -8 + 1/256                 8 -            8 <=
-    bin        0     |     1     |     2     |  ...  |  BINS - 2  |  BINS - 1        the same at every site, chosen before any score is seen
+    bin        0     |     1     |     2     |  ...  |  BINS - 2  |  BINS - 1
 
-Within a bin positives and negatives count as tied, one half each. Whatever their true order, the exact AUROC of the pooled rows lies within
+The bins are the same at every site, chosen before any score is seen.
+
+Within a bin positives and negatives count as tied, one half each. Whatever their true order, the exact AUROC of the
+pooled rows lies within
 
     bound = sum over bins of positives x negatives / (2 P N)
 
-of what the histogram gives. The sum is exact: counts travel as integers (:mod:`focal.sums.fixed`, no fraction bits), C x 2 x BINS of them.
-:meth:`focal.protocols.common.institution.Institution.run` makes it after the release, where the manifest says ``pooled_roc``.
+of what the histogram gives. The sum is exact: counts travel as integers (:mod:`focal.sums.fixed`, no fraction bits),
+C x 2 x BINS of them. :meth:`focal.protocols.common.institution.Institution.run` makes it after the release, where
+the manifest says ``pooled_roc``.
 
-What it shows: the pooled counts, to every site, which can subtract its own. With two sites each gets the other's histogram, as with pooled
-moments: a manifest refuses fewer than three institutions unless ``accept_leak`` is set. A bin with one row in it is that patient's score,
-without a name.
+What it shows: the pooled counts, to every site, which can subtract its own. With two sites each gets the other's
+histogram, as with pooled moments: a manifest refuses fewer than three institutions unless ``accept_leak`` is set. A bin
+with one row in it is that patient's score, without a name.
 """
 
 from __future__ import annotations
@@ -45,7 +49,8 @@ FILE = "pooled_roc.json"
 LIMIT = 8.0
 """Logits beyond it share the outermost bins; probabilities there are within 0.04 % of 0 or 1."""
 WIDTH = 1 / 256
-"""ODIR-5K, 8 classes, 1275 test rows at three sites: the bound is 0.0021, the error in truth 0.0001, for 0.5 MB a site."""
+"""ODIR-5K, 8 classes, 1275 test rows at three sites: the bound is 0.0021,
+the error in truth 0.0001, for 0.5 MB a site."""
 BINS = int(2 * LIMIT / WIDTH) + 2
 
 
@@ -64,7 +69,8 @@ class PooledRoc(NamedTuple):
 
 
 def score_histogram(labels: ArrayLike, scores: ArrayLike, task: Task) -> Counts:
-    """A site's counts (C, 2, BINS): of each class, its negatives and positives by logit. ``labels`` (n, K), ``scores`` (n, C)."""
+    """A site's counts (C, 2, BINS): of each class, its negatives and positives by logit.
+    ``labels`` (n, K), ``scores`` (n, C)."""
     outcome, value = outcome_columns(labels, scores, task)
     place = np.digitize(value, np.arange(1, BINS) * WIDTH - LIMIT - WIDTH)
     counts = np.zeros((outcome.shape[1], 2, BINS), np.int64)
@@ -74,7 +80,8 @@ def score_histogram(labels: ArrayLike, scores: ArrayLike, task: Task) -> Counts:
 
 
 def from_sum(total: Floats, outputs: int) -> Counts:
-    """Pooled counts (C, 2, BINS) from the sum of all sites'. Raises :class:`ProtocolError` when it cannot be a sum of histograms."""
+    """Pooled counts (C, 2, BINS) from the sum of all sites'. Raises :class:`ProtocolError` when it cannot
+    be a sum of histograms."""
     if total.size != outputs * 2 * BINS:
         raise ProtocolError(f"the pooled histogram has {total.size} values, not {outputs * 2 * BINS}")
     counts = total.astype(np.int64).reshape(outputs, 2, BINS)
@@ -82,7 +89,8 @@ def from_sum(total: Floats, outputs: int) -> Counts:
     if (counts < 0).any() or (rows != rows[0]).any():
         raise ProtocolError(
             "the pooled histogram has negative counts, or classes with different numbers of rows",
-            hint="a site's contribution was malformed: no site's rows can be told from it, and the released model is not touched",
+            hint="a site's contribution was malformed: no site's rows can be told from it, "
+            "and the released model is not touched",
         )
     return counts
 
@@ -126,7 +134,10 @@ def write_pooled(curves: list[PooledRoc], classes: Sequence[str], sites: int, fo
     private_write(folder / FILE, json.dumps(content, allow_nan=False).encode())
     if np.isnan(macro):
         return f"test rows of all {sites} sites ({rows}): every class has one outcome only, so there is no ROC curve"
-    return f"macro AUROC over the test rows of all {sites} sites ({rows}): {macro:.4f} +- {bound:.4f}, from summed histograms"
+    return (
+        f"macro AUROC over the test rows of all {sites} sites ({rows}): "
+        f"{macro:.4f} +- {bound:.4f}, from summed histograms"
+    )
 
 
 def _curve(negatives: Counts, positives: Counts) -> PooledRoc:
@@ -137,4 +148,6 @@ def _curve(negatives: Counts, positives: Counts) -> PooledRoc:
     weight = np.r_[negatives, positives].astype(np.float64)
     false_positive, true_positive, _ = roc_curve(outcome, place, sample_weight=weight)
     bound = float(positives.astype(np.float64) @ negatives) / (2 * p * n)
-    return PooledRoc(false_positive, true_positive, float(roc_auc_score(outcome, place, sample_weight=weight)), bound, p, n)
+    return PooledRoc(
+        false_positive, true_positive, float(roc_auc_score(outcome, place, sample_weight=weight)), bound, p, n
+    )

@@ -33,7 +33,8 @@ def read_losses(folder: Path) -> dict[int, float]:
 
 
 def loss_difference(ours: Sequence[Losses], twin: Sequence[Losses]) -> float | None:
-    """Largest relative difference over joint steps between the two running means; ``None`` when no step has a loss of everybody."""
+    """Largest relative difference over joint steps between the two running means;
+    ``None`` when no step has a loss of everybody."""
     steps = shared(ours, twin)
     if not steps:
         return None

@@ -1,18 +1,22 @@
 """How well scores tell classes apart, with 95 % intervals by patient and paired comparisons of two models.
 
-Every measure of :data:`MEASURES` maps ``labels`` (n, K), ``scores`` (n, C) and the task to one value per class, NaN for a class without
-both outcomes; its macro value is the mean over the others. Scores are linear outputs (logits) of one-vs-rest heads, as
-:func:`focal.segments.upper.class_probabilities` reads them. The measures are scikit-learn's and torchmetrics'.
+Every measure of :data:`MEASURES` maps ``labels`` (n, K), ``scores`` (n, C) and the task to one value per class, NaN
+for a class without both outcomes; its macro value is the mean over the others. Scores are linear outputs (logits)
+of one-vs-rest heads, as :func:`focal.segments.upper.class_probabilities` reads them. The measures are
+scikit-learn's and torchmetrics'.
 
-AUROC is resampled without copying or sorting a row again. A resample of the test patients with replacement is a *count* per patient,
-hence per row::
+AUROC is resampled without copying or sorting a row again. A resample of the test patients with replacement
+is a *count* per patient, hence per row::
 
     scores, sorted once   s_1 <= s_2 <= ... <= s_n
-    counts, one a repeat  w_1    w_2    ...    w_n        AUROC = sum over positives p of w_p (N_below(p) + N_tied(p) / 2) / (W_pos W_neg)
+    counts, one a repeat  w_1    w_2    ...    w_n
                           `-- cumulative sums of the negatives' counts give N_below at every row
 
-so a repeat costs O(n) per class. Rows of one patient are drawn together: two eyes of a patient are not two independent tests.
-That is also why two models are compared by :func:`paired_bootstrap` and not by DeLong's test, which takes every row for independent.
+    AUROC = sum over positives p of w_p (N_below(p) + N_tied(p) / 2) / (W_pos W_neg)
+
+so a repeat costs O(n) per class. Rows of one patient are drawn together: two eyes of a patient are not two
+independent tests. That is also why two models are compared by :func:`paired_bootstrap` and not by DeLong's test,
+which takes every row for independent.
 """
 
 from __future__ import annotations
@@ -52,14 +56,19 @@ def outcome_columns(labels: ArrayLike, scores: ArrayLike, task: Task) -> tuple[B
     if outcome.shape != value.shape:
         raise ValueError(f"{outcome.shape[1]} classes of labels but {value.shape[1]} columns of scores")
     if not np.isfinite(value).all():
-        raise FocalError("the model's scores are not all finite numbers", hint="training diverged: use fewer steps or a larger ridge")
+        raise FocalError(
+            "the model's scores are not all finite numbers", hint="training diverged: use fewer steps or a larger ridge"
+        )
     return outcome, value
 
 
 def auroc_per_class(labels: ArrayLike, scores: ArrayLike, task: Task = "multilabel") -> Floats:
-    """One-vs-rest AUROC of each class, shape (C,); NaN where the rows hold only one outcome of a class. Binary: one value."""
+    """One-vs-rest AUROC of each class, shape (C,); NaN where the rows hold only one outcome of a class.
+    Binary: one value."""
     outcome, value = outcome_columns(labels, scores, task)
-    return np.array([roc_auc_score(y, s) if y.any() and not y.all() else np.nan for y, s in zip(outcome.T, value.T, strict=True)])
+    return np.array(
+        [roc_auc_score(y, s) if y.any() and not y.all() else np.nan for y, s in zip(outcome.T, value.T, strict=True)]
+    )
 
 
 def macro_auroc(labels: ArrayLike, scores: ArrayLike, task: Task) -> float:
@@ -69,15 +78,20 @@ def macro_auroc(labels: ArrayLike, scores: ArrayLike, task: Task) -> float:
     """
     values = auroc_per_class(labels, scores, task)
     if np.isnan(values).all():
-        raise FocalError("AUROC is undefined: the test rows hold one class only", hint="score rows of at least two classes")
+        raise FocalError(
+            "AUROC is undefined: the test rows hold one class only", hint="score rows of at least two classes"
+        )
     return float(np.nanmean(values))
 
 
 def weighted_auroc(outcome: Bools, score: Floats, counts: Floats) -> Floats:
-    """AUROC of one class under many weightings of its rows: (n,), (n,), (repeats, n) -> (repeats,); NaN where an outcome has no weight."""
+    """AUROC of one class under many weightings of its rows: (n,), (n,), (repeats, n) -> (repeats,);
+    NaN where an outcome has no weight."""
     order = np.argsort(score, kind="stable")
     ordered, positive, weight = score[order], outcome[order], counts[:, order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # one group per distinct score: ties count one half
+    starts = np.flatnonzero(
+        np.r_[True, ordered[1:] != ordered[:-1]]
+    )  # one group per distinct score: ties count one half
     pos = np.add.reduceat(weight * positive, starts, axis=1)
     neg = np.add.reduceat(weight * ~positive, starts, axis=1)
     below = np.cumsum(neg, axis=1) - neg
@@ -89,8 +103,8 @@ def weighted_auroc(outcome: Bools, score: Floats, counts: Floats) -> Floats:
 def row_counts(groups: ArrayLike, repeats: int, seed: int) -> Iterator[Floats]:
     """How often each resample draws each row: (some repeats, n) at a time, ``repeats`` in all.
 
-    Patients (``groups``, shape (n,)) are drawn with replacement. The same seed and groups give the same resamples, so that intervals of
-    several models on the same rows are comparable.
+    Patients (``groups``, shape (n,)) are drawn with replacement. The same seed and groups give the same resamples,
+    so that intervals of several models on the same rows are comparable.
     """
     patients, row_patient = np.unique(np.asarray(groups), return_inverse=True)
     generator = np.random.default_rng(seed)
@@ -101,8 +115,11 @@ def row_counts(groups: ArrayLike, repeats: int, seed: int) -> Iterator[Floats]:
         yield drawn[:, row_patient].astype(np.float64)
 
 
-def resampled_auroc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, task: Task, *, repeats: int = 1000, seed: int = 0) -> Floats:
-    """:func:`macro_auroc` of every resample of the patients, (repeats,); NaN where a resample holds one outcome of every class.
+def resampled_auroc(
+    labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, task: Task, *, repeats: int = 1000, seed: int = 0
+) -> Floats:
+    """:func:`macro_auroc` of every resample of the patients, (repeats,);
+    NaN where a resample holds one outcome of every class.
 
     A class that a resample misses leaves that resample's mean, as it leaves :func:`macro_auroc`.
     """
@@ -128,7 +145,9 @@ def bootstrap_ci(
 def _percentiles(values: Floats) -> tuple[float, float]:
     defined = values[~np.isnan(values)]
     if not len(defined):
-        raise FocalError("AUROC has no interval: no resample of the patients holds two classes", hint="score more patients")
+        raise FocalError(
+            "AUROC has no interval: no resample of the patients holds two classes", hint="score more patients"
+        )
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
 
@@ -148,13 +167,23 @@ class Paired(NamedTuple):
 
 
 def paired_bootstrap(
-    labels: ArrayLike, first: ArrayLike, second: ArrayLike, groups: ArrayLike, task: Task, *, repeats: int = 1000, seed: int = 0
+    labels: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: ArrayLike,
+    task: Task,
+    *,
+    repeats: int = 1000,
+    seed: int = 0,
 ) -> Paired:
     """Compare two models' scores (n, C) each, every resample of the patients scored by both.
 
-    What moves both together (an easy patient drawn twice) cancels, so this sees differences that two overlapping intervals hide.
+    What moves both together (an easy patient drawn twice) cancels, so this sees differences that two
+    overlapping intervals hide.
     """
-    one, other = (resampled_auroc(labels, scores, groups, task, repeats=repeats, seed=seed) for scores in (first, second))
+    one, other = (
+        resampled_auroc(labels, scores, groups, task, repeats=repeats, seed=seed) for scores in (first, second)
+    )
     return paired(macro_auroc(labels, first, task) - macro_auroc(labels, second, task), one - other)
 
 
@@ -180,18 +209,23 @@ def sensitivity_per_class(labels: ArrayLike, scores: ArrayLike, task: Task) -> F
     from torchmetrics.functional.classification import binary_sensitivity_at_specificity
 
     def sensitivity(outcome: Bools, score: Floats) -> float:
-        # torchmetrics takes numbers beyond [0, 1] for logits and squashes them, which may tie what differs: give it ranks
+        # torchmetrics takes numbers beyond [0, 1] for logits and squashes them,
+        # which may tie what differs: give it ranks
         rank = torch.from_numpy(rankdata(score) / len(score))
-        return float(binary_sensitivity_at_specificity(rank, torch.from_numpy(outcome.astype(np.int64)), SPECIFICITY)[0])
+        return float(
+            binary_sensitivity_at_specificity(rank, torch.from_numpy(outcome.astype(np.int64)), SPECIFICITY)[0]
+        )
 
     return _by_class(labels, scores, task, sensitivity)
 
 
 def balanced_accuracy_per_class(labels: ArrayLike, scores: ArrayLike, task: Task) -> Floats:
-    """(C,); the mean is the balanced accuracy. ``multiclass``: the share of a class's rows in which it scores highest (recall).
+    """(C,); the mean is the balanced accuracy. ``multiclass``: the share of a class's rows in which it
+    scores highest (recall).
 
-    Otherwise the mean of sensitivity and specificity where a class is called from probability 0.5 upwards, the point that training
-    knows: for rare classes, which seldom get there, it says more about the threshold than about the model.
+    Otherwise the mean of sensitivity and specificity where a class is called from probability 0.5
+    upwards, the point that training knows: for rare classes, which seldom get there, it says more about
+    the threshold than about the model.
     """
     if task != "multiclass":
         return _by_class(labels, scores, task, lambda outcome, score: balanced_accuracy_score(outcome, score >= 0))
@@ -202,7 +236,8 @@ def balanced_accuracy_per_class(labels: ArrayLike, scores: ArrayLike, task: Task
 
 
 def calibration_error_per_class(labels: ArrayLike, scores: ArrayLike, task: Task) -> Floats:
-    """Expected calibration error of each class's probability, 15 equal bins, (C,): the mean gap of predicted and observed frequency."""
+    """Expected calibration error of each class's probability, 15 equal bins, (C,):
+    the mean gap of predicted and observed frequency."""
     import torch
     from torchmetrics.functional.classification import binary_calibration_error
 
@@ -210,9 +245,13 @@ def calibration_error_per_class(labels: ArrayLike, scores: ArrayLike, task: Task
     probability = probabilities(scores, task)[:, -outcome.shape[1] :]
 
     def error(y: Bools, p: Floats) -> float:
-        return float(binary_calibration_error(torch.from_numpy(np.ascontiguousarray(p)), torch.from_numpy(y.astype(np.int64))))
+        return float(
+            binary_calibration_error(torch.from_numpy(np.ascontiguousarray(p)), torch.from_numpy(y.astype(np.int64)))
+        )
 
-    return np.array([error(y, p) if s else np.nan for y, p, s in zip(outcome.T, probability.T, _scorable(outcome), strict=True)])
+    return np.array(
+        [error(y, p) if s else np.nan for y, p, s in zip(outcome.T, probability.T, _scorable(outcome), strict=True)]
+    )
 
 
 def probabilities(scores: ArrayLike, task: Task) -> Floats:
@@ -230,7 +269,9 @@ def _scorable(outcome: Bools) -> Bools:
 
 def _by_class(labels: ArrayLike, scores: ArrayLike, task: Task, measure: Callable[[Bools, Floats], float]) -> Floats:
     outcome, value = outcome_columns(labels, scores, task)
-    return np.array([measure(y, s) if k else np.nan for y, s, k in zip(outcome.T, value.T, _scorable(outcome), strict=True)])
+    return np.array(
+        [measure(y, s) if k else np.nan for y, s, k in zip(outcome.T, value.T, _scorable(outcome), strict=True)]
+    )
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -252,9 +293,17 @@ class Measured(NamedTuple):
 
 
 def measure_all(
-    labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, task: Task, *, repeats: int = 1000, slow_repeats: int = 200, seed: int = 0
+    labels: ArrayLike,
+    scores: ArrayLike,
+    groups: ArrayLike,
+    task: Task,
+    *,
+    repeats: int = 1000,
+    slow_repeats: int = 200,
+    seed: int = 0,
 ) -> dict[str, Measured]:
-    """Every measure of :data:`MEASURES`, by name. AUROC gets ``repeats`` resamples, the others, whose rows are copied, ``slow_repeats``.
+    """Every measure of :data:`MEASURES`, by name. AUROC gets ``repeats`` resamples, the others,
+    whose rows are copied, ``slow_repeats``.
 
     Raises :class:`FocalError` when the rows hold one class only.
     """

@@ -11,7 +11,13 @@ from focal.task import Task
 
 
 def score_outputs(
-    labels: NDArray[np.uint8], scores: Floats, groups: NDArray[np.str_], task: Task, *, seed: int = 0, repeats: int = 1000
+    labels: NDArray[np.uint8],
+    scores: Floats,
+    groups: NDArray[np.str_],
+    task: Task,
+    *,
+    seed: int = 0,
+    repeats: int = 1000,
 ) -> tuple[Auroc, AurocInterval]:
     """Macro AUROC and its interval of a released model's linear outputs (n, C) on an institution's own test rows."""
     interval = bootstrap_ci(labels, scores, groups, task, repeats=repeats, seed=seed)

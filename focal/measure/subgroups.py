@@ -6,8 +6,9 @@
     "age:50,65"    one per band, lower end included         below 50 | 50 to below 65 | 65 and above | not given
     "institution"  a site each
 
-A subgroup has its own patients and its own interval. A class without both outcomes in it has no AUROC there and is named, and so is the
-subgroup in which no class has one: small groups are shown, not hidden, with the number of rows and patients beside every figure.
+A subgroup has its own patients and its own interval. A class without both outcomes in it has no AUROC there and is
+named, and so is the subgroup in which no class has one: small groups are shown, not hidden, with the number of
+rows and patients beside every figure.
 """
 
 from __future__ import annotations
@@ -39,8 +40,15 @@ class Split(NamedTuple):
             edges = tuple(float(limit) for limit in limits.split(",")) if colon else ()
         except ValueError:
             edges = (np.nan,)
-        if not column.strip() or not all(np.isfinite(edges)) or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
-            raise FocalError(f"'{text}' is no split into subgroups", hint="write a column (sex), or one with ascending limits (age:50,65)")
+        if (
+            not column.strip()
+            or not all(np.isfinite(edges))
+            or any(a >= b for a, b in zip(edges, edges[1:], strict=False))
+        ):
+            raise FocalError(
+                f"'{text}' is no split into subgroups",
+                hint="write a column (sex), or one with ascending limits (age:50,65)",
+            )
         return cls(column.strip().lower(), edges)
 
 
@@ -68,18 +76,29 @@ def _bands(split: Split, values: NDArray[np.str_], empty: Bools) -> dict[str, Bo
         number = np.array([np.nan if e else float(v) for v, e in zip(values, empty, strict=True)])
     except ValueError:
         raise FocalError(
-            f"column '{split.column}' holds cells that are no numbers, so it has no bands", hint=f"split by its values: {split.column}"
+            f"column '{split.column}' holds cells that are no numbers, so it has no bands",
+            hint=f"split by its values: {split.column}",
         ) from None
     limits = [f"{edge:g}" for edge in split.edges]
-    names = [f"below {limits[0]}", *(f"{a} to below {b}" for a, b in zip(limits, limits[1:], strict=False)), f"{limits[-1]} and above"]
+    names = [
+        f"below {limits[0]}",
+        *(f"{a} to below {b}" for a, b in zip(limits, limits[1:], strict=False)),
+        f"{limits[-1]} and above",
+    ]
     band = np.searchsorted(split.edges, number, side="right")
     return {name: (band == i) & ~empty for i, name in enumerate(names)}
 
 
 def score_subgroup(
-    labels: NDArray[np.uint8], scores: Floats, groups: NDArray[np.str_], task: Task, classes: tuple[str, ...], repeats: int
+    labels: NDArray[np.uint8],
+    scores: Floats,
+    groups: NDArray[np.str_],
+    task: Task,
+    classes: tuple[str, ...],
+    repeats: int,
 ) -> dict[str, Any]:
-    """``{"n", "patients", "auroc", "auroc_ci95", "auroc_per_class"}`` of these rows; ``None`` where something is undefined.
+    """``{"n", "patients", "auroc", "auroc_ci95", "auroc_per_class"}`` of these rows;
+    ``None`` where something is undefined.
 
     ``classes`` names the scored columns, so one name for a binary task.
     """
@@ -96,5 +115,7 @@ def score_subgroup(
         "patients": len(np.unique(groups)),
         "auroc": float(defined.mean()) if len(defined) else None,
         "auroc_ci95": interval,
-        "auroc_per_class": {name: None if np.isnan(v) else float(v) for name, v in zip(classes, per_class, strict=True)},
+        "auroc_per_class": {
+            name: None if np.isnan(v) else float(v) for name, v in zip(classes, per_class, strict=True)
+        },
     }

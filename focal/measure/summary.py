@@ -1,9 +1,10 @@
 """``summary.json``: what a run reached and what it cost, as a contract that other programs may rely on.
 
-Local runs see every institution's data and can compare; on several machines an institution scores its own test rows and leaves out what
-it cannot know::
+Local runs see every institution's data and can compare; on several machines an institution scores its own test rows
+and leaves out what it cannot know::
 
-    local run          protocol dataset auroc{encrypted, plaintext_twin, institutions, pooled_plaintext} ... max_abs_weight_error
+    local run          protocol dataset auroc{encrypted, plaintext_twin, institutions, pooled_plaintext} ...
+                       max_abs_weight_error
     several machines   protocol dataset auroc{encrypted}                                                  ...
 
 Only aggregates are written: no file names, no patient ids, no per-row values.
@@ -186,9 +187,11 @@ def build_summary(
     guard: Mapping[str, Any] | None = None,
     max_abs_weight_error: float | None = None,
 ) -> Summary:
-    """Assemble the contract. ``traffic`` maps party -> phase -> ``{"up", "down"}``; phases without bytes and the totals are filled in.
+    """Assemble the contract. ``traffic`` maps party -> phase -> ``{"up", "down"}``;
+    phases without bytes and the totals are filled in.
 
-    Raises :class:`FocalError` naming the field when a value does not fit: a run must not end with a summary that nobody can read.
+    Raises :class:`FocalError` naming the field when a value does not fit:
+    a run must not end with a summary that nobody can read.
     """
     content = {
         "protocol": protocol,
@@ -210,11 +213,18 @@ def build_summary(
 
 def _party_traffic(phases: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     by_phase: dict[str, dict[str, int]] = {phase: {"up": 0, "down": 0} for phase in PHASES}
-    for phase, both in phases.items():  # a party names its phases itself: what the contract does not know counts as set-up
+    for (
+        phase,
+        both,
+    ) in phases.items():  # a party names its phases itself: what the contract does not know counts as set-up
         entry = by_phase.setdefault(phase if phase in get_args(Phase) else "keys", {"up": 0, "down": 0})
         for way in ("up", "down"):
             entry[way] += both[way]
-    return {"up": sum(t["up"] for t in by_phase.values()), "down": sum(t["down"] for t in by_phase.values()), "by_phase": by_phase}
+    return {
+        "up": sum(t["up"] for t in by_phase.values()),
+        "down": sum(t["down"] for t in by_phase.values()),
+        "by_phase": by_phase,
+    }
 
 
 def _validated(content: object, source: Path | str) -> Summary:
@@ -225,20 +235,24 @@ def _validated(content: object, source: Path | str) -> Summary:
 
 
 def write_summary(summary: Summary, run: Path) -> Path:
-    """Write ``summary.json`` into the run folder, 0600, whole or not at all; returns its path. Absent values are left out."""
+    """Write ``summary.json`` into the run folder, 0600, whole or not at all; returns its path.
+    Absent values are left out."""
     path = run / FILE
     private_write(path, summary.model_dump_json(indent=2, exclude_none=True).encode() + b"\n")
     return path
 
 
 def read_summary(run: Path | str) -> Summary:
-    """Read and validate a run folder's ``summary.json`` (or the file). Raises :class:`FocalError` naming file and field."""
+    """Read and validate a run folder's ``summary.json`` (or the file).
+    Raises :class:`FocalError` naming file and field."""
     path = Path(run)
     path = path / FILE if path.is_dir() else path
     try:
         content = json.loads(path.read_text(), parse_constant=lambda _: math.nan)
     except OSError as e:
-        raise FocalError(f"{path}: cannot be read ({e.strerror})", hint="give the folder of a run that has finished (runs/NAME)") from None
+        raise FocalError(
+            f"{path}: cannot be read ({e.strerror})", hint="give the folder of a run that has finished (runs/NAME)"
+        ) from None
     except ValueError:
         raise FocalError(f"{path}: is not JSON", hint="the run wrote it whole; restore it from there") from None
     return _validated(content, path)

@@ -48,7 +48,8 @@ class Answers:
     FAREWELL = 2.0
     """Seconds that the end of a run needs to reach those who were just sent it."""
     WRITERS = 8
-    """Blobs that are on their way to the disk at a time: syncs that run together wait for one write of the file system's journal."""
+    """Blobs that are on their way to the disk at a time: syncs that run together wait for one write
+    of the file system's journal."""
 
     def __init__(self, manifest: Manifest, board: Board, blobs: Blobs, session: str) -> None:
         self.manifest, self.board, self.blobs, self.session = manifest, board, blobs, session
@@ -155,7 +156,9 @@ class Answers:
         def allow() -> None:  # only who has sent the whole blob says who may fetch it, and before anybody can
             self._audiences.widen([put.digest], put.audience)
 
-        return msg.PutOk(stored=self.blobs.write_piece(put.digest, put.size, put.offset, payload, owner=asker.name, before=allow)), b""
+        return msg.PutOk(
+            stored=self.blobs.write_piece(put.digest, put.size, put.offset, payload, owner=asker.name, before=allow)
+        ), b""
 
     def _get(self, asker: Asker, get: msg.Get, _: bytes) -> tuple[Model, bytes]:
         if get.digest not in self.blobs:

@@ -1,5 +1,5 @@
-"""The server's end of the transport: who may connect, what arrives and what leaves. The frames: ``transport.py``; what is answered:
-``answers.py``."""
+"""The server's end of the transport: who may connect, what arrives and what leaves. The frames: ``transport.py``;
+what is answered: ``answers.py``."""
 
 from __future__ import annotations
 
@@ -89,11 +89,14 @@ class Hub(Answers):
             self._release()
             hints = {
                 errno.EADDRINUSE: "stop the process that uses the port (another focal server?), or choose another port",
-                errno.EADDRNOTAVAIL: "this machine has no such address: set 'bind: tcp://*:PORT' in the server's local file",
+                errno.EADDRNOTAVAIL: "this machine has no such address: "
+                "set 'bind: tcp://*:PORT' in the server's local file",
                 errno.ENODEV: "this machine has no such address: set 'bind: tcp://*:PORT' in the server's local file",
             }
             hint = hints.get(e.errno or 0, "an endpoint is written tcp://HOST:PORT")
-            raise FocalError(f"the server '{self._identity.name}' cannot listen on {self.endpoint} ({e.strerror})", hint=hint) from None
+            raise FocalError(
+                f"the server '{self._identity.name}' cannot listen on {self.endpoint} ({e.strerror})", hint=hint
+            ) from None
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self.board.listen(self._wake)
         self._thread = threading.Thread(target=self._run, name="focal-hub", daemon=True)
@@ -194,7 +197,9 @@ class Hub(Answers):
         elif isinstance(message, msg.Put):
             self._enqueue(asker, message, payload)
         elif isinstance(message, msg.Have):
-            while any(digest in self._writes for digest in message.digests):  # what arrived counts: it shall not be sent again
+            while any(
+                digest in self._writes for digest in message.digests
+            ):  # what arrived counts: it shall not be sent again
                 self._finish_write(*self._written.get())
             self._answer(asker, lambda: self._handlers[msg.Have](asker, message, payload))
         elif not isinstance(message, msg.Wait):
@@ -214,7 +219,8 @@ class Hub(Answers):
         self._router.send_multipart([asker.route, asker.request, data, payload])
 
     def _enqueue(self, asker: Asker, put: msg.Put, payload: bytes) -> None:
-        """Have a piece written. Pieces of one blob are written one after the other; different blobs do not wait for each other."""
+        """Have a piece written. Pieces of one blob are written one after the other;
+        different blobs do not wait for each other."""
         waiting = self._writes.setdefault(put.digest, collections.deque())
         waiting.append((asker, put, payload))
         self._waiting_writes += 1
@@ -223,7 +229,9 @@ class Hub(Answers):
 
     def _write(self, asker: Asker, put: msg.Put, payload: bytes) -> None:
         def write() -> None:
-            self._written.put((put.digest, asker, *self._attempt(asker, lambda: self._handlers[msg.Put](asker, put, payload))))
+            self._written.put(
+                (put.digest, asker, *self._attempt(asker, lambda: self._handlers[msg.Put](asker, put, payload)))
+            )
             self._wake()
 
         self._writers.submit(write)

@@ -82,9 +82,13 @@ class Identity:
                 mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode)
                 raw = f.read(1 << 16)
         except OSError as e:
-            raise FocalError(f"{path}: the key file cannot be read ({e.strerror})", hint="make one: focal keys new NAME") from None
+            raise FocalError(
+                f"{path}: the key file cannot be read ({e.strerror})", hint="make one: focal keys new NAME"
+            ) from None
         if mode & 0o077:
-            raise FocalError(f"{path}: other users may read these private keys (mode {mode:03o})", hint=f"chmod 600 {path}")
+            raise FocalError(
+                f"{path}: other users may read these private keys (mode {mode:03o})", hint=f"chmod 600 {path}"
+            )
         try:
             file = _File.model_validate(json.loads(raw))
             return cls(file.name, bytes.fromhex(file.sign), bytes.fromhex(file.seal), file.curve.encode())
@@ -94,14 +98,20 @@ class Identity:
         except (ValueError, zmq.ZMQError) as e:
             reason = "not JSON" if isinstance(e, ValueError) else "wrong: curve"
         raise FocalError(
-            f"{path}: is no key file of focal ({reason})", hint="restore it from your backup, or make new keys: focal keys new NAME"
+            f"{path}: is no key file of focal ({reason})",
+            hint="restore it from your backup, or make new keys: focal keys new NAME",
         )
 
     def save(self, path: Path) -> None:
         """Write the private file, 0600. Refuses to overwrite: a lost key cannot be had back."""
         if path.exists():
-            raise FocalError(f"{path}: exists already and is not overwritten", hint="choose another name, or move the old key file away")
-        file = _File(name=self.name, sign=bytes(self._sign).hex(), seal=self.seal_secret.hex(), curve=self.curve_secret.decode())
+            raise FocalError(
+                f"{path}: exists already and is not overwritten",
+                hint="choose another name, or move the old key file away",
+            )
+        file = _File(
+            name=self.name, sign=bytes(self._sign).hex(), seal=self.seal_secret.hex(), curve=self.curve_secret.decode()
+        )
         private_write(path, json.dumps(file.model_dump(), indent=2).encode() + b"\n")
 
     @property
@@ -110,7 +120,8 @@ class Identity:
         return bytes(self._seal)
 
     def member(self, role: Literal["server", "institution", "custodian"], **extra: Any) -> Member:
-        """The public entry for the manifest; ``extra`` is what the role needs (``endpoint``, ``rows`` or ``verify``)."""
+        """The public entry for the manifest; ``extra`` is what the role needs (``endpoint``,
+        ``rows`` or ``verify``)."""
         return Member(
             name=self.name,
             role=role,
@@ -124,14 +135,20 @@ class Identity:
         """This identity's entry in ``manifest``. Raises :class:`FocalError` when name or keys are not those listed."""
         for m in manifest.members:
             if m.name == self.name:
-                mine = (bytes(self._sign.verify_key).hex(), bytes(self._seal.public_key).hex(), self.curve_public.decode())
+                mine = (
+                    bytes(self._sign.verify_key).hex(),
+                    bytes(self._seal.public_key).hex(),
+                    self.curve_public.decode(),
+                )
                 if (m.sign, m.seal, m.curve) == mine:
                     return m
                 raise FocalError(
                     f"the key file of '{self.name}' is not the one in the manifest",
                     hint="use the key file whose entry was added to the manifest",
                 )
-        raise FocalError(f"'{self.name}' is not a member of the manifest ({', '.join(m.name for m in manifest.members)})")
+        raise FocalError(
+            f"'{self.name}' is not a member of the manifest ({', '.join(m.name for m in manifest.members)})"
+        )
 
     def sign(self, message: bytes) -> bytes:
         """Ed25519 signature (64 bytes). The caller's message begins with its own domain."""
@@ -178,11 +195,14 @@ def open_for_group(key: bytes, data: bytes, context: bytes, sender: str) -> byte
     try:
         return SecretBox(bound_hash(GROUP_DOMAIN, key, context)).decrypt(data)
     except (CryptoError, ValueError):
-        raise ProtocolError(f"what '{sender}' sealed for the group does not open: it was altered or is of another run") from None
+        raise ProtocolError(
+            f"what '{sender}' sealed for the group does not open: it was altered or is of another run"
+        ) from None
 
 
 def read_public(path: Path, **entry: Any) -> Member:
-    """A member from its ``NAME.public.json`` and what its role needs. Raises :class:`FocalError` naming file and field."""
+    """A member from its ``NAME.public.json`` and what its role needs.
+    Raises :class:`FocalError` naming file and field."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as e:
@@ -217,7 +237,8 @@ def open_record(manifest: Manifest, data: bytes) -> Record:
 
 
 def commitment(scope: bytes, round: str, sender: str, salt: bytes, digest: bytes) -> bytes:
-    """H(run id || round || sender || salt || message digest), every part with its length, so that one input has one reading.
+    """H(run id || round || sender || salt || message digest), every part with its length,
+    so that one input has one reading.
 
     Args:
         scope: run id (or session before there is one), 32 bytes.
@@ -233,7 +254,8 @@ def commitment(scope: bytes, round: str, sender: str, salt: bytes, digest: bytes
 
 
 def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
-    """The manifest with this member's signature added. Raises :class:`FocalError` when it is not a member with these keys."""
+    """The manifest with this member's signature added. Raises :class:`FocalError` when it
+    is not a member with these keys."""
     identity.entry(manifest)
     signature = identity.sign(MANIFEST_DOMAIN + manifest.canonical()).hex()
     return manifest.model_copy(update={"signatures": {**manifest.signatures, identity.name: signature}})
@@ -242,13 +264,16 @@ def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
 def check_signatures(manifest: Manifest, need_all: bool = True) -> None:
     """Raise :class:`FocalError` naming every member whose signature is wrong or (with ``need_all``) missing."""
     members = {m.name: m for m in manifest.members}
-    wrong = [name for name, signature in manifest.signatures.items() if not _signed(members.get(name), manifest, signature)]
+    wrong = [
+        name for name, signature in manifest.signatures.items() if not _signed(members.get(name), manifest, signature)
+    ]
     missing = [name for name in members if name not in manifest.signatures] if need_all else []
     problems = [f"the signature of {_names(wrong)} is not valid for these bytes"] if wrong else []
     problems += [f"{_names(missing)} has not signed"] if missing else []
     if problems:
         raise FocalError(
-            f"manifest '{manifest.name}': {'; '.join(problems)}", hint="each of them: focal manifest sign, then share the file again"
+            f"manifest '{manifest.name}': {'; '.join(problems)}",
+            hint="each of them: focal manifest sign, then share the file again",
         )
 
 
@@ -267,7 +292,8 @@ def _names(names: list[str]) -> str:
 
 
 def bound_hash(domain: bytes, *parts: bytes) -> bytes:
-    """SHA-256 of a use's own domain and of ``parts``, each after its length: no two lists of parts give the same bytes."""
+    """SHA-256 of a use's own domain and of ``parts``, each after its length:
+    no two lists of parts give the same bytes."""
     return hashlib.sha256(domain + b"".join(len(p).to_bytes(8, "big") + p for p in parts)).digest()
 
 

@@ -1,4 +1,5 @@
-"""A party's end of the transport: plain methods for its threads, one I/O thread behind them. The frames: ``transport.py``."""
+"""A party's end of the transport: plain methods for its threads, one I/O thread behind them.
+The frames: ``transport.py``."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ class _Line:
 
     IN_FLIGHT = 32
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], identity: Identity, server_key: bytes, endpoint: str) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], identity: Identity, server_key: bytes, endpoint: str
+    ) -> None:
         self.socket = context.socket(zmq.DEALER)
         secure(self.socket, identity)
         self.socket.curve_serverkey = server_key
@@ -69,7 +72,8 @@ class _Line:
         self.up = False
 
     def flush(self) -> Iterator[_Call]:
-        """Send what waits, oldest first, and yield it. Only when ``up``: ZeroMQ may be connected again before we heard that it was not."""
+        """Send what waits, oldest first, and yield it. Only when ``up``: ZeroMQ may be connected again before we
+        heard that it was not."""
         if not self.up:
             return
         for call in list(self.calls.values())[: self.IN_FLIGHT]:
@@ -86,7 +90,8 @@ class _Line:
             yield call
 
     def lost(self) -> None:
-        """What was sent may not have arrived: send it again, or say so. Pieces that wait their turn fall with those before them."""
+        """What was sent may not have arrived: send it again, or say so.
+        Pieces that wait their turn fall with those before them."""
         for call in list(self.calls.values()):
             call.sent = False
             if not call.repeat:
@@ -118,7 +123,9 @@ class Link(Requests):
     HANDSHAKES = 3
     """Failed handshakes after which ``open`` gives up early."""
 
-    def __init__(self, manifest: Manifest, identity: Identity, endpoint: str | None = None, record: Path | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, identity: Identity, endpoint: str | None = None, record: Path | None = None
+    ) -> None:
         identity.entry(manifest)
         super().__init__(manifest, identity.name, endpoint or manifest.server.endpoint or "")
         self._identity = identity
@@ -151,7 +158,9 @@ class Link(Requests):
         except zmq.ZMQError as e:
             self._hang_up()
             hint = "an endpoint is written tcp://HOST:PORT"
-            raise FocalError(f"the server's endpoint {self.endpoint!r} cannot be used ({e.strerror})", hint=hint) from None
+            raise FocalError(
+                f"the server's endpoint {self.endpoint!r} cannot be used ({e.strerror})", hint=hint
+            ) from None
         self._heard = self._repeated = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="focal-link", daemon=True)
         self._thread.start()
@@ -161,8 +170,13 @@ class Link(Requests):
                 raise self._other_version(welcome.version)
         except concurrent.futures.TimeoutError:
             self.close()
-            hint = "start the server, check the endpoint in the manifest, and that the port is open between the two machines"
-            raise FocalError(f"no answer from the server at {self.endpoint} within {timeout:g} s ({self._trouble})", hint=hint) from None
+            hint = (
+                "start the server, check the endpoint in the manifest, "
+                "and that the port is open between the two machines"
+            )
+            raise FocalError(
+                f"no answer from the server at {self.endpoint} within {timeout:g} s ({self._trouble})", hint=hint
+            ) from None
         except FocalError as e:
             self.close()
             if isinstance(e, Refused) and e.reason == "version" and (said := _SERVER_VERSION.search(e.message)):
@@ -175,7 +189,9 @@ class Link(Requests):
         """The error when the server does not speak our version; an earlier one has a reason that must be told."""
         server = f"the server '{self.manifest.server.name}' at {self.endpoint} speaks version {theirs}"
         if why := earlier(theirs):
-            return Refused("version", f"{server}: any run of it {why}", hint=f"install this focal at the server too, and {ANEW}")
+            return Refused(
+                "version", f"{server}: any run of it {why}", hint=f"install this focal at the server too, and {ANEW}"
+            )
         return Refused("version", f"{server}, '{self.name}' {VERSION}", hint="install the same focal everywhere")
 
     def close(self) -> None:
@@ -198,8 +214,8 @@ class Link(Requests):
     # ---- from the caller's threads to the I/O thread
 
     def _submit(self, message: Model, expect: type[Model], payload: bytes = b"", *, bulk: bool = False) -> Future:
-        # Pieces of a blob are not repeated blindly: how much of it arrived is asked first, so that nothing travels twice.
-        # A heartbeat is worth nothing later.
+        # Pieces of a blob are not repeated blindly: how much of it arrived is asked first,
+        # so that nothing travels twice. A heartbeat is worth nothing later.
         repeat = not isinstance(message, msg.Put | msg.Beat)
         call = _Call(msg.encode(message), payload, self.phase, expect, repeat)
         with self._lock:
@@ -292,7 +308,9 @@ class Link(Requests):
     def _watch(self, line: _Line) -> None:
         """Connection events: repeat what was lost, and know why a connection fails."""
         while line.monitor.poll(0):
-            event, _ = struct.unpack("=hi", line.monitor.recv_multipart()[0])  # zmq.utils.monitor does this, and imports asyncio
+            event, _ = struct.unpack(
+                "=hi", line.monitor.recv_multipart()[0]
+            )  # zmq.utils.monitor does this, and imports asyncio
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._trouble, self._failed_handshakes = "connected, but it does not answer", 0
                 line.up = True
@@ -306,17 +324,22 @@ class Link(Requests):
             elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
                 self._die(
                     FocalError(
-                        f"the server at {self.endpoint} refused '{self.name}': its key is not on the allow-list of the server's manifest",
-                        hint="the server must run with a manifest that holds this member's public keys (focal manifest add)",
+                        f"the server at {self.endpoint} refused '{self.name}': "
+                        "its key is not on the allow-list of the server's manifest",
+                        hint="the server must run with a manifest that holds this member's "
+                        "public keys (focal manifest add)",
                     )
                 )
             elif event in (zmq.Event.HANDSHAKE_FAILED_NO_DETAIL, zmq.Event.HANDSHAKE_FAILED_PROTOCOL):
                 self._failed_handshakes += 1
-                self._trouble = "something listens there, but the handshake fails: it has not the server key of this manifest"
+                self._trouble = (
+                    "something listens there, but the handshake fails: it has not the server key of this manifest"
+                )
                 if self._failed_handshakes >= self.HANDSHAKES and not self.session:
                     self._die(
                         FocalError(
-                            f"the handshake with {self.endpoint} fails: what listens there has not the server key of this manifest",
+                            f"the handshake with {self.endpoint} fails: "
+                            "what listens there has not the server key of this manifest",
                             hint="check the endpoint, and that server and parties have the same signed manifest",
                         )
                     )

@@ -171,7 +171,8 @@ class LocalLink(Requests):
         return reply, data
 
     def _serving(self) -> LocalHub:
-        """The hub, as soon as there is one. Raises :class:`FocalError` when the link is closed or the session another."""
+        """The hub, as soon as there is one. Raises :class:`FocalError` when the link is closed
+        or the session another."""
         with self._network.changed:
             self._network.changed.wait_for(lambda: self._network.hub is not None or self.closed)
             hub = self._network.hub

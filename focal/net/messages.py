@@ -14,9 +14,10 @@ it as blobs named by their SHA-256. A **frame** carries records and blobs betwee
 A member may say one thing under one topic: a second, different record of the same (sender, topic) is refused by the
 server, and by every reader that sees both. That makes a resend harmless and a change of mind impossible.
 
-Encoding is msgpack with sorted keys. A decoder accepts only bytes that encode back to themselves, so that a
-record has one spelling, one digest and one signature. Nor does it accept text that could steer a reader's terminal: all words of others
-are of a few letters (:data:`Topic`, :data:`Item`, :data:`Label`, ...) or without control characters (:data:`focal.config.Text`).
+Encoding is msgpack with sorted keys. A decoder accepts only bytes that encode back to themselves, so that a record
+has one spelling, one digest and one signature. Nor does it accept text that could steer a reader's terminal: all
+words of others are of a few letters (:data:`Topic`, :data:`Item`, :data:`Label`, ...) or without control
+characters (:data:`focal.config.Text`).
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ class Upload(Model):
 class UploadsAccepted(Model):
     """A custodian holds one valid list from every institution; training starts with exactly these.
 
-    ``digest`` covers the lists and the encoded plaintext mask, which depends on a floating-point unit: all need the same bits.
+    ``digest`` covers the lists and the encoded plaintext mask, which depends on a floating-point unit:
+    all need the same bits.
     """
 
     kind: Literal["uploads-accepted"] = "uploads-accepted"
@@ -199,8 +201,8 @@ class UploadsAccepted(Model):
 
 
 class InputCommit(Model):
-    """Commitment to a custodian's contributions to inputs; nobody shows one before all custodians have committed, and before all
-    institutions' proofs were found to hold."""
+    """Commitment to a custodian's contributions to inputs; nobody shows one before all custodians have committed,
+    and before all institutions' proofs were found to hold."""
 
     kind: Literal["input-commit"] = "input-commit"
     lists: Digest
@@ -249,7 +251,8 @@ class StepDone(Model):
 
 
 class Activations(Model):
-    """Interactive: an institution's masked activations of its rows of one joint step. Custodians read their limits off this header."""
+    """Interactive: an institution's masked activations of its rows of one joint step.
+    Custodians read their limits off this header."""
 
     kind: Literal["activations"] = "activations"
     step: Index
@@ -304,7 +307,8 @@ class OpeningShares(Model):
 
 
 class AverageList(Model):
-    """Interactive: who takes part in an average; proposed by the server, signed by each listed institution, once a round."""
+    """Interactive: who takes part in an average; proposed by the server,
+    signed by each listed institution, once a round."""
 
     kind: Literal["average-list"] = "average-list"
     round: Index
@@ -312,7 +316,8 @@ class AverageList(Model):
 
 
 class AverageClosed(Model):
-    """The server's word on a round: with ``done`` every listed institution has opened the same sum, otherwise the round is abandoned."""
+    """The server's word on a round: with ``done`` every listed institution has opened the same sum,
+    otherwise the round is abandoned."""
 
     kind: Literal["average-closed"] = "average-closed"
     round: Index
@@ -581,15 +586,22 @@ def encode(message: Model) -> bytes:
 def decode(adapter: TypeAdapter[Any] | type[M], data: bytes, *, limit: int = MAX_RECORD + 4096) -> Any:
     """Decode bytes of another party into a checked message.
 
-    Raises :class:`ProtocolError` when they are too long, no msgpack, of no known kind, out of range, or not the
-    canonical spelling of what they say; :class:`Refused` (``old-version``) for a record of a run that is not to be trusted.
+    Raises :class:`ProtocolError` when they are too long, no msgpack, of no known kind, out of range, or
+    not the canonical spelling of what they say; :class:`Refused` (``old-version``) for a record of a run
+    that is not to be trusted.
     """
     if len(data) > limit:
         raise ProtocolError(f"a message of {len(data)} bytes is longer than the {limit} allowed")
     raw: Any = None
     try:
         raw = msgpack.unpackb(
-            data, raw=False, strict_map_key=True, max_bin_len=limit, max_str_len=1 << 20, max_array_len=1 << 17, max_map_len=1 << 12
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_bin_len=limit,
+            max_str_len=1 << 20,
+            max_array_len=1 << 17,
+            max_map_len=1 << 12,
         )
         message = adapter.validate_python(raw) if isinstance(adapter, TypeAdapter) else adapter.model_validate(raw)
         same = encode(message) == data

@@ -89,7 +89,9 @@ class Requests(abc.ABC):
         """Store one blob at the server; returns its digest. See :meth:`put_many`."""
         return self.put_many([data], audience)[0]
 
-    def put_many(self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None) -> list[str]:
+    def put_many(
+        self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None
+    ) -> list[str]:
         """Store blobs at the server; returns their digests. When it returns they are complete and on its disk.
 
         Sends only what the server does not have, also after the connection was lost. ``progress(done, total)`` is

@@ -50,7 +50,9 @@ def _on_disk(path: Path) -> Iterator[None]:
     except OSError as e:
         if e.errno in _FULL:
             raise DiskError(f"{path}: the disk is full", hint=again) from None
-        raise DiskError(f"{path}: cannot be used ({e.strerror})", hint="check that the folder is there and yours") from None
+        raise DiskError(
+            f"{path}: cannot be used ({e.strerror})", hint="check that the folder is there and yours"
+        ) from None
     except sqlite3.ProgrammingError:  # used after close: a mistake of ours, not of the disk
         raise
     except sqlite3.DatabaseError as e:
@@ -61,14 +63,17 @@ def _on_disk(path: Path) -> Iterator[None]:
             raise DiskError(
                 f"{path}: is in use by another process", hint="stop the other process that was started on this folder"
             ) from None
-        raise DiskError(f"{path}: is damaged ({text})", hint="begin a new run; only a server may go on from a copy of its folder") from None
+        raise DiskError(
+            f"{path}: is damaged ({text})", hint="begin a new run; only a server may go on from a copy of its folder"
+        ) from None
 
 
 # --------------------------------------------------------------------------- blobs
 
 
 class Recent:
-    """Blobs that passed a moment ago, in memory, the oldest out first: to whom they come again they need not be read, sent or hashed anew.
+    """Blobs that passed a moment ago, in memory, the oldest out first:
+    to whom they come again they need not be read, sent or hashed anew.
 
     ``room``: bytes that they may take, all together. Any thread may call.
     """
@@ -168,7 +173,14 @@ class Blobs:
             return 0
 
     def write_piece(
-        self, digest: str, size: int, offset: int, data: bytes, *, owner: str = "", before: Callable[[], None] | None = None
+        self,
+        digest: str,
+        size: int,
+        offset: int,
+        data: bytes,
+        *,
+        owner: str = "",
+        before: Callable[[], None] | None = None,
     ) -> int:
         """Append a piece of a blob of ``size`` bytes; returns like :meth:`stored`.
 
@@ -177,7 +189,8 @@ class Blobs:
         the blob can be seen. A partial transfer is not forced to disk; a complete blob is.
 
         Raises:
-            Refused: ``offset`` (a gap), ``size`` (beyond the end), ``digest`` (the whole has another one: it is deleted).
+            Refused: ``offset`` (a gap), ``size`` (beyond the end), ``digest`` (the whole has another one:
+            it is deleted).
         """
         if digest in self:
             return -1
@@ -197,7 +210,11 @@ class Blobs:
             whole = data if len(data) == size and new == size else None  # all of it came in this piece
             if (_sha256(path) if whole is None else hashlib.sha256(whole).hexdigest()) != digest:
                 path.unlink()
-                raise Refused("digest", f"the {size} bytes that arrived are not blob {digest[:12]}", hint="send it again from the start")
+                raise Refused(
+                    "digest",
+                    f"the {size} bytes that arrived are not blob {digest[:12]}",
+                    hint="send it again from the start",
+                )
             if before is not None:
                 before()
             self._publish(path, digest)
@@ -296,7 +313,9 @@ class _Database:
             try:
                 for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
                     self._db.execute(f"PRAGMA {pragma}")
-                if check_format(self.path, self._db):  # tables and format together, or neither: a kill leaves nothing that looks old
+                if check_format(
+                    self.path, self._db
+                ):  # tables and format together, or neither: a kill leaves nothing that looks old
                     self._db.executescript(f"BEGIN; {self.schema}; PRAGMA user_version = {VERSION}; COMMIT")
             except (sqlite3.Error, FocalError):
                 self._db.close()
@@ -325,8 +344,8 @@ class Audiences(_Database):
         """What the next commit takes along."""
 
     def widen(self, digests: Iterable[str], audience: str) -> None:
-        """Allow ``audience`` all of ``digests``; never takes back what was allowed before. What several threads ask for while another one's
-        commit is under way goes to the disk in one."""
+        """Allow ``audience`` all of ``digests``; never takes back what was allowed before. What several threads ask
+        for while another one's commit is under way goes to the disk in one."""
         self._asked.extend((digest, audience) for digest in digests)
         with self._lock:
             wider: dict[str, str] = {}
@@ -354,8 +373,10 @@ class Audiences(_Database):
 class Board(_Database):
     """The consortium's records in the order in which the server stored them: 1, 2, 3, ..., none ever changed."""
 
-    schema = """CREATE TABLE IF NOT EXISTS record (
-        seq INTEGER PRIMARY KEY, sender TEXT NOT NULL, topic TEXT NOT NULL, data BLOB NOT NULL, UNIQUE (sender, topic))"""
+    schema = (
+        "CREATE TABLE IF NOT EXISTS record (\n        seq INTEGER PRIMARY KEY, sender TEXT NOT NULL, "
+        "topic TEXT NOT NULL, data BLOB NOT NULL, UNIQUE (sender, topic))"
+    )
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         super().__init__(path)
@@ -382,11 +403,15 @@ class Board(_Database):
         if sender is not None and sender != record.sender:
             raise Refused("sender", f"'{sender}' posted a record of '{record.sender}'")
         with self._grown:
-            before = self._run("SELECT seq, data FROM record WHERE sender = ? AND topic = ?", record.sender, record.topic)
+            before = self._run(
+                "SELECT seq, data FROM record WHERE sender = ? AND topic = ?", record.sender, record.topic
+            )
             if before:
                 seq, old = before[0]
                 if old != data:
-                    raise Refused("second-record", f"'{record.sender}' has already said something else under '{record.topic}'")
+                    raise Refused(
+                        "second-record", f"'{record.sender}' has already said something else under '{record.topic}'"
+                    )
                 return int(seq)  # type: ignore[call-overload]
             seq = self._length + 1
             self._run("INSERT INTO record VALUES (?, ?, ?, ?)", seq, record.sender, record.topic, data)

@@ -32,7 +32,8 @@ def secure(sock: zmq.Socket[bytes], identity: Identity) -> None:
     sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
     sock.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 120_000)
-    # TCP retries at intervals that double: after a stall of a minute it would wait for another before it tries again. Dial anew instead.
+    # TCP retries at intervals that double: after a stall of a minute it would wait for another before it tries again.
+    # Dial anew instead.
     sock.setsockopt(zmq.TCP_MAXRT, 30_000)
     sock.curve_secretkey = identity.curve_secret
     sock.curve_publickey = identity.curve_public

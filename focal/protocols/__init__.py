@@ -6,12 +6,14 @@ has is not sent again, so it arrives within seconds where it was stopped.
 
 ::
 
-    common       what the roles of every protocol share: say, hear, commit and reveal, the run id, keys, refresh, release
+    common       what the roles of every protocol share: say, hear, commit and reveal, the run id,
+                 keys, refresh, release
     blind        one upload, frozen lower segments: institutions may go offline until the release
     interactive  joint steps: each institution trains its lower segment under the encrypted head
 
-A protocol is a package with the same modules: ``plan`` (what follows from the manifest), ``compute`` (the one loop over its steps),
-and the four parties' roles, siblings under the common ones. Nobody outside asks which protocol a run is of: :func:`of` knows.
+A protocol is a package with the same modules: ``plan`` (what follows from the manifest), ``compute`` (the one
+loop over its steps), and the four parties' roles, siblings under the common ones. Nobody outside asks which
+protocol a run is of: :func:`of` knows.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class Plan(Protocol):
     def released(self, manifest: Manifest) -> Released: ...
     def own_fields(self, config: RunConfig) -> dict[str, Any]: ...
     def features(self, manifest: Manifest) -> int: ...
-    def settled(self, manifest: Manifest, wish: LayoutConfig, memory_bytes: float, computing: int = 0) -> tuple[Manifest, str]: ...
+    def settled(
+        self, manifest: Manifest, wish: LayoutConfig, memory_bytes: float, computing: int = 0
+    ) -> tuple[Manifest, str]: ...
     def describe(self, manifest: Manifest) -> str: ...
     def warnings(self, manifest: Manifest) -> list[str]: ...
     def facts(self, manifest: Manifest, scheme: Any) -> dict[str, Any]: ...
@@ -71,7 +75,8 @@ class Kind:
     prefix: str
     """Of its classes: ``Blind`` makes ``BlindServer``."""
     compared: str
-    """The module that compares a local run of it with its plaintext twin and the baselines (``compare(run, manifest, say)``)."""
+    """The module that compares a local run of it with its plaintext twin and the baselines
+    (``compare(run, manifest, say)``)."""
     joint: bool
     """Do institutions take every step together? Then their lower segments train with the head, and gradients are opened
     on the way. Otherwise each gives its rows once, and nothing but the final weights is opened."""

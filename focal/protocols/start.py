@@ -26,7 +26,15 @@ PASSING = ("disk", "internal", "manifest", "name", "version")
 """Refusals by the server that say nothing against the run: when their cause is gone, the same command goes on."""
 
 
-def run_role(role: str, manifest_file: Path, local_file: Path, sink: Sink, *, wait: float = CONNECT_SECONDS, launched: bool = False) -> int:
+def run_role(
+    role: str,
+    manifest_file: Path,
+    local_file: Path,
+    sink: Sink,
+    *,
+    wait: float = CONNECT_SECONDS,
+    launched: bool = False,
+) -> int:
     """Run a role to its end; returns the exit status. ``launched``: by the local launcher, whose end is our end."""
     os.umask(0o077)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -78,7 +86,8 @@ def check_not_ended(party: Party) -> None:
 
 
 def give_up(party: Party, error: Exception) -> None:
-    """What speaks against the run ends it for good: secrets are deleted, it is remembered in the party's folder, and told to the others."""
+    """What speaks against the run ends it for good: secrets are deleted, it is remembered in the party's folder,
+    and told to the others."""
     if isinstance(error, ProtocolError) and getattr(error, "reason", "") not in PASSING:
         with contextlib.suppress(OSError):
             party.forget_secrets()
@@ -119,5 +128,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _end_with_launcher() -> None:
-    os.read(0, 1)  # returns when the launcher's end of the pipe is gone; unbuffered, or shutdown would wait for the buffer's lock
+    os.read(
+        0, 1
+    )  # returns when the launcher's end of the pipe is gone; unbuffered, or shutdown would wait for the buffer's lock
     os.kill(os.getpid(), signal.SIGTERM)

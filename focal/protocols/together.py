@@ -40,7 +40,9 @@ class Together:
     says. ``parties`` are those that were started last, for whoever wants to look into them.
     """
 
-    def __init__(self, manifest: Manifest, files: Mapping[str, LocalConfig], show: Sink, make: Mapping[str, Make] | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, files: Mapping[str, LocalConfig], show: Sink, make: Mapping[str, Make] | None = None
+    ) -> None:
         self.manifest, self.files, self.show, self.make = manifest, files, show, make or {}
         self.network = LocalNetwork()
         self.parties: dict[str, Party] = {}
@@ -147,4 +149,6 @@ class Together:
         if name in self.make:
             return self.make[name](local, report)
         made = of(self.manifest).part(role)
-        return made(self.manifest, local, report, self.network) if role == "server" else made(self.manifest, local, report)
+        return (
+            made(self.manifest, local, report, self.network) if role == "server" else made(self.manifest, local, report)
+        )

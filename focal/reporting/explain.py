@@ -1,4 +1,5 @@
-"""Where a released model looked: one map per image, and whether such a map depends on what the model has learned at all.
+"""Where a released model looked: one map per image, and whether such a map depends on what
+the model has learned at all.
 
 ::
 
@@ -7,13 +8,14 @@
           R  =  prod_l (A_l + 1) / 2                                 w_k = mean over positions of d logit_c / d A_k
           map = how the pooled tokens draw on each patch             map = max(0, sum_k w_k A_k)
 
-Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020) says where a ViT's features come from. It is the same
-for every class: neither the head nor the values take part. Grad-CAM (Selvaraju et al., ICCV 2017) says what raises one class's logit,
-through the projection and both clippings of the released head.
+Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020) says where a ViT's features come
+from. It is the same for every class: neither the head nor the values take part. Grad-CAM (Selvaraju et al., ICCV 2017)
+says what raises one class's logit, through the projection and both clippings of the released head.
 
-A map can look right and mean nothing. :func:`sanity_check` is the model parameter randomisation test of Adebayo et al., "Sanity Checks for
-Saliency Maps" (NeurIPS 2018): the model's weights are replaced by random ones, from the head downwards, and each time the maps are
-compared with the true ones by rank. Maps that stay alike do not show what was learned, and must not be read as if they did.
+A map can look right and mean nothing. :func:`sanity_check` is the model parameter randomisation test of Adebayo et al.,
+"Sanity Checks for Saliency Maps" (NeurIPS 2018): the model's weights are replaced by random ones, from the head
+downwards, and each time the maps are compared with the true ones by rank. Maps that stay alike do not show what was
+learned, and must not be read as if they did.
 """
 
 from __future__ import annotations
@@ -61,13 +63,15 @@ class Maps(NamedTuple):
 
     method: Method
     values: Floats
-    """(b, h, w) at the model's own resolution, not negative; zero everywhere where nothing raises the class (Grad-CAM)."""
+    """(b, h, w) at the model's own resolution, not negative; zero everywhere where nothing raises
+    the class (Grad-CAM)."""
 
 
 def explain(model: ReleasedModel, x: Tensor, columns: Sequence[int]) -> Maps:
     """Maps of preprocessed images ``x`` (b, 3, s, s), each for its output column in ``columns`` (binary: 0).
 
-    Raises :class:`FocalError` for a lower segment that is neither a plain ViT nor a CNN with a feature map of several positions.
+    Raises :class:`FocalError` for a lower segment that is neither a plain ViT nor a CNN with a feature
+    map of several positions.
     """
     if isinstance(_lower(model).backbone, VisionTransformer):
         return Maps("attention rollout", attention_rollout(model, x))
@@ -75,7 +79,8 @@ def explain(model: ReleasedModel, x: Tensor, columns: Sequence[int]) -> Maps:
 
 
 def attention_rollout(model: ReleasedModel, x: Tensor) -> Floats:
-    """(b, h, w): the share of each patch in the pooled features; together with the class and register tokens' shares they sum to 1."""
+    """(b, h, w): the share of each patch in the pooled features; together with the class and register tokens'
+    shares they sum to 1."""
     lower = _lower(model)
     backbone: Any = lower.backbone
     # not block.attn: a block may be inside an adapter
@@ -83,10 +88,16 @@ def attention_rollout(model: ReleasedModel, x: Tensor) -> Floats:
     if len(attention) != len(backbone.blocks):
         raise _unknown(lower)
     matrices = [module.attn_drop for module in attention]
-    with _unfused(attention), _watched(lower, matrices, lambda heads: heads.mean(1).double()) as seen, torch.inference_mode():
+    with (
+        _unfused(attention),
+        _watched(lower, matrices, lambda heads: heads.mean(1).double()) as seen,
+        torch.inference_mode(),
+    ):
         lower(x)
     if not seen:
-        raise FocalError(f"'{lower.spec.model}' is cut before its first attention", hint="there is nothing to roll out: cut later")
+        raise FocalError(
+            f"'{lower.spec.model}' is cut before its first attention", hint="there is nothing to roll out: cut later"
+        )
     one = torch.eye(seen[0].shape[-1], dtype=torch.float64)
     flow = one
     for matrix in seen:
@@ -112,10 +123,14 @@ def grad_cam(model: ReleasedModel, x: Tensor, columns: Sequence[int]) -> Floats:
     lower = _lower(model)
     with _watched(lower, list(lower.backbone.modules()), _positions) as seen, torch.enable_grad():
         logits = model(x.float().requires_grad_())  # the weights are frozen: the graph begins at the image
-        if not seen or seen[-1].ndim != 4 or seen[-1].shape[2] != seen[-1].shape[3]:  # images are square, so channels-first maps are
+        if (
+            not seen or seen[-1].ndim != 4 or seen[-1].shape[2] != seen[-1].shape[3]
+        ):  # images are square, so channels-first maps are
             raise _unknown(lower)
         feature_map = seen[-1]
-        (gradient,) = torch.autograd.grad(logits[torch.arange(len(x)), torch.as_tensor(list(columns))].sum(), feature_map)
+        (gradient,) = torch.autograd.grad(
+            logits[torch.arange(len(x)), torch.as_tensor(list(columns))].sum(), feature_map
+        )
     weights = gradient.double().mean((2, 3), keepdim=True)
     return (weights * feature_map.detach().double()).sum(1).clamp_min(0).numpy()
 
@@ -128,8 +143,11 @@ def _positions(output: object) -> Tensor | None:
 
 
 @contextmanager
-def _watched(lower: LowerSegment, modules: Sequence[nn.Module], look: Callable[[Any], Tensor | None]) -> Iterator[list[Tensor]]:
-    """What ``look`` makes of each output of ``modules``, in order, up to and with the cut's: what follows it runs for nothing."""
+def _watched(
+    lower: LowerSegment, modules: Sequence[nn.Module], look: Callable[[Any], Tensor | None]
+) -> Iterator[list[Tensor]]:
+    """What ``look`` makes of each output of ``modules``, in order, up to and with the cut's:
+    what follows it runs for nothing."""
     seen: list[Tensor] = []
     cut: list[bool] = []
 
@@ -139,7 +157,9 @@ def _watched(lower: LowerSegment, modules: Sequence[nn.Module], look: Callable[[
 
     hooks = [module.register_forward_hook(keep) for module in modules]
     if lower._cut is not None:
-        hooks.append(lower._cut.register_forward_hook(lambda *_: cut.append(True)))  # registered last, so called after `keep`
+        hooks.append(
+            lower._cut.register_forward_hook(lambda *_: cut.append(True))
+        )  # registered last, so called after `keep`
     try:
         yield seen
     finally:
@@ -168,7 +188,8 @@ def _lower(model: ReleasedModel) -> LowerSegment:
 def _unknown(lower: LowerSegment) -> FocalError:
     return FocalError(
         f"no explanation is known for lower segment '{lower.spec.model}' up to '{lower.spec.cut}'",
-        hint="known are timm's plain ViTs (class token or mean pooled), and CNNs with a feature map of several positions",
+        hint="known are timm's plain ViTs (class token or mean pooled), "
+        "and CNNs with a feature map of several positions",
     )
 
 
@@ -187,7 +208,8 @@ class SanityStep(NamedTuple):
 
 
 def sanity_check(model: ReleasedModel, x: Tensor, columns: Sequence[int], *, seed: int = 0) -> list[SanityStep]:
-    """Cascading randomisation, from the head down to the first layer, on a copy of ``model``; ``x`` and ``columns`` as :func:`explain`."""
+    """Cascading randomisation, from the head down to the first layer, on a copy of ``model``;
+    ``x`` and ``columns`` as :func:`explain`."""
     true = explain(model, x, columns).values
     model = copy.deepcopy(model)
     steps = []
@@ -223,7 +245,9 @@ def _randomise(part: nn.Module) -> None:
             reset()
             fresh |= {id(p) for p in module.parameters(recurse=False)}
     with torch.no_grad():
-        for tensor in [p for p in part.parameters() if id(p) not in fresh] + ([part.weights] if isinstance(part, UpperHead) else []):
+        for tensor in [p for p in part.parameters() if id(p) not in fresh] + (
+            [part.weights] if isinstance(part, UpperHead) else []
+        ):
             tensor.normal_(0.0, float(tensor.std()) if tensor.numel() > 1 else 0.02)
 
 
@@ -240,25 +264,31 @@ class Verdict(NamedTuple):
 
 
 def verdict(steps: Sequence[SanityStep]) -> Verdict:
-    """Passed when the maps lose their likeness (rank correlation below one half) while half of the layers are still the trained ones."""
+    """Passed when the maps lose their likeness (rank correlation below one half) while half of the layers
+    are still the trained ones."""
     found = [(step.randomised, step.correlation) for step in steps if step.correlation is not None]
     if not found:
-        return Verdict(False, "No map of a randomised model has a ranking, so there was nothing to compare: do not rely on these maps.")
+        return Verdict(
+            False,
+            "No map of a randomised model has a ranking, so there was nothing to compare: do not rely on these maps.",
+        )
     lost = next((i for i, (_, value) in enumerate(found) if abs(value) < 0.5), None)
     if lost is None:
         return Verdict(
             False,
-            f"Even with every layer random the maps rank positions like the true ones (correlation {found[-1][1]:.2f}): "
-            "they show the image, not what was learned. Do not read them as an explanation.",
+            "Even with every layer random the maps rank positions like the true ones (correlation "
+            f"{found[-1][1]:.2f}): they show the image, not what was learned. Do not read them as an explanation.",
         )
     part = found[lost][0]
     if lost > len(found) // 2:
         return Verdict(
             False,
-            f"The maps hardly change until '{part}' is random too: they say little about what the upper layers and the head learned. "
-            "Read them as where the early layers look, no more.",
+            f"The maps hardly change until '{part}' is random too: they say little about what the upper layers and the "
+            "head learned. Read them as where the early layers look, no more.",
         )
-    return Verdict(True, f"The maps lose their likeness to the true ones when '{part}' is random: they depend on what was learned.")
+    return Verdict(
+        True, f"The maps lose their likeness to the true ones when '{part}' is random: they depend on what was learned."
+    )
 
 
 # --------------------------------------------------------------------------- pictures
@@ -278,7 +308,8 @@ class Explained(NamedTuple):
 def explain_images(
     model: ReleasedModel, images: Sequence[Image.Image], label: str | None = None, progress: Progress | None = None
 ) -> list[Explained]:
-    """Each image with the map for class ``label`` (default: the most probable one; a binary task always explains its positive class)."""
+    """Each image with the map for class ``label`` (default: the most probable one;
+    a binary task always explains its positive class)."""
     classes, outputs = model.meta.classes, scored_classes(model.meta.classes, model.meta.task)
     if label is not None and label not in outputs:
         raise FocalError(f"'{label}' is no class that this run can explain", hint=f"it has {', '.join(outputs)}")
@@ -289,17 +320,22 @@ def explain_images(
             probability = model.probabilities(x)[0]
         chosen = label or (outputs[0] if len(outputs) == 1 else classes[int(probability.argmax())])
         maps = explain(model, x, [outputs.index(chosen)])
-        out.append(Explained(overlay(x[0], maps.values[0]), chosen, float(probability[classes.index(chosen)]), maps.method))
+        out.append(
+            Explained(overlay(x[0], maps.values[0]), chosen, float(probability[classes.index(chosen)]), maps.method)
+        )
         if progress:
             progress(done, len(images))
     return out
 
 
 def overlay(x: Tensor, values: Floats) -> Image.Image:
-    """The preprocessed image (3, s, s) uint8 and, to its right, the map (h, w) over it: strongest where it is opaque."""
+    """The preprocessed image (3, s, s) uint8 and, to its right, the map (h, w) over it:
+    strongest where it is opaque."""
     image = Image.fromarray(x.permute(1, 2, 0).numpy())
     strength = values / values.max() if values.max() > 0 else values
-    smooth = np.asarray(Image.fromarray(strength.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    smooth = np.asarray(Image.fromarray(strength.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)).clip(
+        0, 1
+    )
     colour = colormaps["inferno"](0.25 + 0.75 * smooth)[..., :3] * 255
     opacity = 0.65 * smooth[..., None]
     over = Image.fromarray((np.asarray(image) * (1 - opacity) + colour * opacity).astype(np.uint8))
@@ -338,8 +374,8 @@ def explain_run(
 ) -> Explanations:
     """Write overlays of the first ``limit`` images (of the table, or of the folder or zip) below ``run``.
 
-    The lower segment is the released one: of an interactive run, with the parameters that it trained.
-    The folder has ``000.png`` ..., ``index.json`` (which image, class and probability each is) and ``sanity.json``, all 0600: they are
+    The lower segment is the released one: of an interactive run, with the parameters that it trained. The folder has
+    ``000.png`` ..., ``index.json`` (which image, class and probability each is) and ``sanity.json``, all 0600: they are
     patients' images, and :file:`index.json` names their files.
     """
     from focal.data.images import open_images
@@ -357,7 +393,13 @@ def explain_run(
     for i, one in enumerate(found):
         private_write(folder / f"{i:03}.png", png(one.picture))
     index = [
-        {"file": f"{i:03}.png", "image": str(name), "class": one.label, "probability": one.probability, "method": one.method}
+        {
+            "file": f"{i:03}.png",
+            "image": str(name),
+            "class": one.label,
+            "probability": one.probability,
+            "method": one.method,
+        }
         for i, (name, one) in enumerate(zip(table.filenames, found, strict=True))
     ]
     private_write(folder / INDEX, json.dumps(index, indent=1).encode())

@@ -11,8 +11,9 @@
     explanations/, or the data set > overlays and their sanity check                   unless `images=False`
     config.json -----------------> configuration                                      file names without their folders
 
-Without overlays the page holds aggregates only: no file name, no patient id, no value of a single row. With them it shows patients' images
-and says so. It is 0600 like the rest of the run. A Content-Security-Policy in the page forbids every request and script.
+Without overlays the page holds aggregates only: no file name, no patient id, no value of a single row. With them it
+shows patients' images and says so. It is 0600 like the rest of the run. A Content-Security-Policy in the page
+forbids every request and script.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ def write_report(
 ) -> Path:
     """Write the page of a finished run (default: ``RUN/report.html``), whole or not at all; returns its path.
 
-    ``run`` is a local run's folder, or one institution's ``state`` folder on several machines. Raises :class:`FocalError` when the run has
-    no summary. Whatever else is missing is left out, and the page says so.
+    ``run`` is a local run's folder, or one institution's ``state`` folder on several machines.
+    Raises :class:`FocalError` when the run has no summary. Whatever else is missing is left out, and the page says so.
     """
     folder = Path(run)
     summary = read_summary(folder)
@@ -186,8 +187,11 @@ def _scored(
         return None, e.message  # rows were cleaned away, images are elsewhere, no test rows, or rows of one class only
 
 
-def _measured(rows: Rows, tuned: Rows, head: UpperHead, meta: ModelMeta, seed: int, repeats: int, slow_repeats: int, say: Say) -> Scored:
-    """``rows`` have the features that baselines learn from; ``tuned`` those that the released head reads, of the test rows at least."""
+def _measured(
+    rows: Rows, tuned: Rows, head: UpperHead, meta: ModelMeta, seed: int, repeats: int, slow_repeats: int, say: Say
+) -> Scored:
+    """``rows`` have the features that baselines learn from; ``tuned`` those that the released head reads,
+    of the test rows at least."""
     say("measuring the released model on the test rows ...")
     test = InstitutionRows.union(tuned).scored
     scores = _logits(head, test)
@@ -207,7 +211,9 @@ def _measured(rows: Rows, tuned: Rows, head: UpperHead, meta: ModelMeta, seed: i
         positives=[int(count) for count in test.labels.sum(axis=0)[-len(names) :]],
         rows=len(test.labels),
         patients=len(np.unique(test.groups)),
-        measured=measure_all(test.labels, scores, test.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats, seed=seed),
+        measured=measure_all(
+            test.labels, scores, test.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats, seed=seed
+        ),
         against=against,
         sites={name: {"train": train[name], **_site(own, head, meta, names, repeats)} for name, own in tuned.items()},
         roc=_drawn(lambda path: plots.plot_roc(test.labels, scores, meta.classes, meta.task, path)),
@@ -228,10 +234,14 @@ def _kept_rows(folder: Path, summary: Summary) -> Rows:
     return {name: read_kept(path)[0] for name, path in parties.items()}
 
 
-def _joint_rows(folder: Path, summary: Summary, config: RunConfig | None, head: UpperHead, meta: ModelMeta, say: Say) -> tuple[Rows, Rows]:
-    """All rows with the features before training, and the test rows with those of the fine-tuned segment, of every institution.
+def _joint_rows(
+    folder: Path, summary: Summary, config: RunConfig | None, head: UpperHead, meta: ModelMeta, say: Say
+) -> tuple[Rows, Rows]:
+    """All rows with the features before training, and the test rows with those of the fine-tuned segment,
+    of every institution.
 
-    An interactive run keeps neither. Both are computed from the images again, as far as the run's own comparison did not cache them.
+    An interactive run keeps neither. Both are computed from the images again,
+    as far as the run's own comparison did not cache them.
     """
     from focal.data import load
     from focal.segments.lower import build_lower
@@ -239,7 +249,10 @@ def _joint_rows(folder: Path, summary: Summary, config: RunConfig | None, head: 
     from focal.training.features import compute_features
 
     if config is None:
-        raise FocalError("an interactive run keeps no rows; measure its model with: focal evaluate RUN --table CSV --images FOLDER_OR_ZIP")
+        raise FocalError(
+            "an interactive run keeps no rows; measure its model with: "
+            "focal evaluate RUN --table CSV --images FOLDER_OR_ZIP"
+        )
     dealt = {name: folder / "parties" / name / "rows.txt" for name in summary.auroc.institutions or {}}
     if not dealt or not all(path.exists() for path in dealt.values()):
         raise FocalError(CLEANED)
@@ -253,7 +266,9 @@ def _joint_rows(folder: Path, summary: Summary, config: RunConfig | None, head: 
         out = {}
         for name, table in tables.items():
             at = np.flatnonzero(np.isin(table.split, split))
-            features = compute_features(segment, table, at, device=config.device, cache=shared if shared.is_dir() else folder / "cache")
+            features = compute_features(
+                segment, table, at, device=config.device, cache=shared if shared.is_dir() else folder / "cache"
+            )
             out[name] = InstitutionRows(features, table.labels[at], table.groups[at], table.split[at])
         return out
 
@@ -269,7 +284,9 @@ def _logits(head: UpperHead, rows: InstitutionRows) -> NDArray[np.float64]:
         return (head.project(torch.from_numpy(rows.features)) @ head.weights).numpy()
 
 
-def _site(own: InstitutionRows, head: UpperHead, meta: ModelMeta, names: tuple[str, ...], repeats: int) -> dict[str, Any]:
+def _site(
+    own: InstitutionRows, head: UpperHead, meta: ModelMeta, names: tuple[str, ...], repeats: int
+) -> dict[str, Any]:
     """The released model on an institution's own test rows, if it has any."""
     try:
         test = InstitutionRows.union({"": own}).scored
@@ -368,7 +385,8 @@ def _scale(summary: Summary) -> tuple[float, float]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as ``a.b`` -> text; folders are nobody's business, so paths keep their last part; unset ones are left out."""
+    """Nested settings as ``a.b`` -> text; folders are nobody's business, so paths keep their last part;
+    unset ones are left out."""
     out: dict[str, str] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):

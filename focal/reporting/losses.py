@@ -1,4 +1,5 @@
-"""How the loss of an interactive run fell, beside its plaintext twin, as a figure (:mod:`focal.measure.losses` reads it).
+"""How the loss of an interactive run fell, beside its plaintext twin,
+as a figure (:mod:`focal.measure.losses` reads it).
 
 A run's page shows means over institutions only; an institution's own page shows its own.
 """
@@ -18,13 +19,16 @@ from focal.reporting.plots import BLUE, DPI, ORANGE, plain, save, title
 
 
 def plot_losses(ours: Sequence[Losses], twin: Sequence[Losses], path: Path) -> None:
-    """The mean of all institutions' losses, and that of their plaintext twins (which may be none), over the joint steps that all took.
+    """The mean of all institutions' losses, and that of their plaintext twins (which may be none),
+    over the joint steps that all took.
 
     Raises :class:`FocalError` when there is no such step.
     """
     steps = shared(ours, twin)
     if not steps:
-        raise FocalError("no joint step has a loss of every institution", hint="the logs are below each institution's folder")
+        raise FocalError(
+            "no joint step has a loss of every institution", hint="the logs are below each institution's folder"
+        )
     window = min(WINDOW, max(1, len(steps) // 10))
     at = np.array(steps[window - 1 :]) + 1  # each running mean at the last of its steps, counted from 1
     figure = Figure(figsize=(8, 3.4), dpi=DPI, layout="constrained")

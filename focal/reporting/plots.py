@@ -1,7 +1,8 @@
-"""Pictures of a run: how it tells each disease apart, how that compares, what its probabilities are worth, where seconds and bytes went.
+"""Pictures of a run: how it tells each disease apart, how that compares, what its probabilities are worth,
+where seconds and bytes went.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines are labelled where they end and titles say the finding.
-Figures are drawn without pyplot: nothing here touches a display or global state.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; lines are labelled where they end and titles say
+the finding. Figures are drawn without pyplot: nothing here touches a display or global state.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from sklearn.metrics import roc_curve
 
 from focal.errors import FocalError
 from focal.files import private_write
-from focal.measure.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, outcome_columns, probabilities
+from focal.measure.metrics import (
+    auroc_per_class,
+    calibration_error_per_class,
+    macro_auroc,
+    outcome_columns,
+    probabilities,
+)
 from focal.measure.traffic import human_bytes
 from focal.task import Task, scored_classes
 
@@ -83,13 +90,16 @@ def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task:
     aurocs, macro = auroc_per_class(labels, scores, task), macro_auroc(labels, scores, task)
     curves = []
     for c, name in enumerate(scored_classes(classes, task)):
-        false_positive, true_positive, _ = roc_curve(outcome[:, c], value[:, c]) if not np.isnan(aurocs[c]) else (np.empty(0),) * 3
+        false_positive, true_positive, _ = (
+            roc_curve(outcome[:, c], value[:, c]) if not np.isnan(aurocs[c]) else (np.empty(0),) * 3
+        )
         curves.append(Curve(name, false_positive, true_positive, aurocs[c], int(outcome[:, c].sum())))
     plot_curves(curves, macro, f"encrypted training, {len(outcome)} test rows", path)
 
 
 def plot_curves(curves: Sequence[Curve], macro: float, below: str, path: Path) -> None:
-    """The classes' curves, the best first in the legend; ``below``: the line under the title, which states the ``macro`` AUROC."""
+    """The classes' curves, the best first in the legend; ``below``: the line under the title,
+    which states the ``macro`` AUROC."""
     figure, axes = _figure(5.4 + 0.065 * max(len(curve.name) for curve in curves) + 0.6, 4.6)  # room for the names
     axes.set_box_aspect(1)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
@@ -98,12 +108,24 @@ def plot_curves(curves: Sequence[Curve], macro: float, below: str, path: Path) -
         curve = curves[c]
         if np.isnan(curve.auroc):
             continue
-        colour, dashes = CLASS_COLOURS[c % len(CLASS_COLOURS)], CLASS_DASHES[c // len(CLASS_COLOURS) % len(CLASS_DASHES)]
+        colour, dashes = (
+            CLASS_COLOURS[c % len(CLASS_COLOURS)],
+            CLASS_DASHES[c // len(CLASS_COLOURS) % len(CLASS_DASHES)],
+        )
         (line,) = axes.plot(curve.false_positive, curve.true_positive, color=colour, linestyle=dashes, linewidth=1.6)
         entries.append((line, f"{literal(curve.name)}  {curve.auroc:.2f}  ({curve.rows})"))
     handles, texts = zip(*entries, strict=True)
     heading = "class  AUROC  (rows)"
-    figure.legend(handles, texts, title=heading, loc="outside right center", frameon=False, fontsize=8, title_fontsize=8, alignment="left")
+    figure.legend(
+        handles,
+        texts,
+        title=heading,
+        loc="outside right center",
+        frameon=False,
+        fontsize=8,
+        title_fontsize=8,
+        alignment="left",
+    )
     axes.set(xlim=(0, 1), ylim=(0, 1.005), xlabel="false positive rate", ylabel="true positive rate")
     kind = f"AUROC of '{literal(curves[0].name)}'" if len(curves) == 1 else f"Macro AUROC of {len(entries)} classes"
     title(axes, f"{kind}: {macro:.3f}", below)
@@ -114,9 +136,11 @@ def plot_curves(curves: Sequence[Curve], macro: float, below: str, path: Path) -
 
 
 def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.float64]], path: Path) -> None:
-    """AUROC of each class: bars for the encrypted model from chance (0.5), marks for the pooled one and each institution.
+    """AUROC of each class: bars for the encrypted model from chance (0.5),
+    marks for the pooled one and each institution.
 
-    ``per_class``: ``encrypted``, ``pooled_plaintext`` and one or more institutions -> (C,) values, NaN where undefined: local runs only.
+    ``per_class``: ``encrypted``, ``pooled_plaintext`` and one or more institutions -> (C,) values,
+    NaN where undefined: local runs only.
     """
     encrypted, pooled = per_class["encrypted"], per_class["pooled_plaintext"]
     alone = np.array([values for name, values in per_class.items() if name not in ("encrypted", "pooled_plaintext")])
@@ -126,12 +150,25 @@ def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.fl
     at = np.arange(len(shown))
     axes.barh(at, encrypted[shown] - 0.5, left=0.5, height=0.62, color=SKY)
     for y, c in zip(at, shown, strict=True):
-        axes.plot(alone[:, c], np.full(len(alone), y), "|", color=INK, markersize=11, markeredgewidth=1.6, clip_on=False)
-        axes.plot(pooled[c], y, "D", color=RED, markerfacecolor="white", markersize=6, markeredgewidth=1.6, clip_on=False)
+        axes.plot(
+            alone[:, c], np.full(len(alone), y), "|", color=INK, markersize=11, markeredgewidth=1.6, clip_on=False
+        )
+        axes.plot(
+            pooled[c], y, "D", color=RED, markerfacecolor="white", markersize=6, markeredgewidth=1.6, clip_on=False
+        )
     marks = [
         Line2D([], [], color=SKY, linewidth=8, label="encrypted (and its number)"),
         Line2D([], [], color=RED, marker="D", markerfacecolor="white", linestyle="", label="pooled plaintext"),
-        Line2D([], [], color=INK, marker="|", markersize=11, markeredgewidth=1.6, linestyle="", label="each institution alone"),
+        Line2D(
+            [],
+            [],
+            color=INK,
+            marker="|",
+            markersize=11,
+            markeredgewidth=1.6,
+            linestyle="",
+            label="each institution alone",
+        ),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     lowest = float(np.nanmin([encrypted[shown].min(), np.nanmin(pooled), np.nanmin(alone)]))
@@ -144,7 +181,9 @@ def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.fl
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     wins = int(sum(encrypted[c] >= np.nanmax(alone[:, c]) for c in shown))
-    title(axes, f"At or above every single institution in {wins} of {len(shown)} classes", "encrypted training, test rows")
+    title(
+        axes, f"At or above every single institution in {wins} of {len(shown)} classes", "encrypted training, test rows"
+    )
     save(figure, path)
 
 
@@ -162,7 +201,9 @@ def plot_reliability(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str
     names = list(classes)[-outcome.shape[1] :]
     shown = [c for c in range(len(names)) if not np.isnan(errors[c])]
     if not shown:
-        raise FocalError("calibration is undefined: the test rows hold one class only", hint="score rows of at least two classes")
+        raise FocalError(
+            "calibration is undefined: the test rows hold one class only", hint="score rows of at least two classes"
+        )
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(2.35 * columns + 0.6, 2.3 * rows + 0.9), dpi=DPI, layout="constrained")
@@ -202,7 +243,13 @@ def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic
     FigureCanvasAgg(figure)
     clock, wire = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
     for span in busy:
-        clock.barh(row[span.party], span.end - span.start, left=span.start, height=0.6, color=PHASE_COLOURS.get(span.phase, INK))
+        clock.barh(
+            row[span.party],
+            span.end - span.start,
+            left=span.start,
+            height=0.6,
+            color=PHASE_COLOURS.get(span.phase, INK),
+        )
     for party, phases in traffic.items():
         _stack(wire, row[party] + 0.17, phases, "up", alpha=1.0)
         _stack(wire, row[party] - 0.17, phases, "down", alpha=0.55)
@@ -211,12 +258,18 @@ def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic
         axes.set_ylim(-0.7, len(parties) - 0.3)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    clock.set(yticks=list(row.values()), yticklabels=[literal(party) for party in row], xlabel="seconds since the start")
+    clock.set(
+        yticks=list(row.values()), yticklabels=[literal(party) for party in row], xlabel="seconds since the start"
+    )
     clock.set_xlim(left=0)
-    wire.set(xlabel="MB (upper bar: sent, lower: received)", xlim=(0, 1.2 * max(wire.get_xlim()[1], 1e-3)))  # room for the totals
+    wire.set(
+        xlabel="MB (upper bar: sent, lower: received)", xlim=(0, 1.2 * max(wire.get_xlim()[1], 1e-3))
+    )  # room for the totals
     title(clock, _seconds_finding(busy))
     title(wire, _bytes_finding(traffic))
-    used = {span.phase for span in busy} | {phase for phases in traffic.values() for phase, t in phases.items() if t["up"] + t["down"]}
+    used = {span.phase for span in busy} | {
+        phase for phases in traffic.values() for phase, t in phases.items() if t["up"] + t["down"]
+    }
     handles = [Line2D([], [], color=colour, linewidth=7, label=label) for label, colour in _phase_legend(used)]
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, len(handles)), frameon=False, fontsize=8)
     save(figure, path)
@@ -229,7 +282,15 @@ def _stack(axes: Axes, y: float, phases: Mapping[str, Mapping[str, int]], direct
         width = phases.get(phase, {}).get(direction, 0) / 1e6
         axes.barh(y, width, left=left, height=0.3, color=colour, alpha=alpha)
         left += width
-    axes.annotate(human_bytes(left * 1e6), (left, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7, color=INK)
+    axes.annotate(
+        human_bytes(left * 1e6),
+        (left, y),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=7,
+        color=INK,
+    )
 
 
 def _phase_legend(used: set[str]) -> list[tuple[str, str]]:
@@ -258,15 +319,17 @@ def _bytes_finding(traffic: PhaseBytes) -> str:
     clients = [phases for party, phases in traffic.items() if party != "server"]
     totals = {phase: sum(sum(phases.get(phase, {}).values()) for phases in clients) for phase in PHASE_COLOURS}
     most = max(totals, key=lambda phase: totals[phase])
-    return f"Most bytes: {most}, {totals[most] / sum(totals.values()):.0%}" if totals[most] else "No bytes were recorded"
+    return (
+        f"Most bytes: {most}, {totals[most] / sum(totals.values()):.0%}" if totals[most] else "No bytes were recorded"
+    )
 
 
 # --------------------------------------------------------------------------- style
 
 
 def literal(name: str) -> str:
-    """``name`` for a figure, letter by letter: matplotlib would take what stands between dollar signs for a formula, and fail on one that
-    is none; and it leaves entries that begin with an underscore out of a legend."""
+    """``name`` for a figure, letter by letter: matplotlib would take what stands between dollar signs for a formula,
+    and fail on one that is none; and it leaves entries that begin with an underscore out of a legend."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 

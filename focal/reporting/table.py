@@ -58,12 +58,30 @@ def model_rows(summary: Summary) -> Iterable[tuple[str, float, Interval | None, 
     auroc, interval = summary.auroc, summary.auroc_ci95
     institutions = auroc.institutions or {}
     for name, score in institutions.items():
-        yield f"{name} alone", score, (interval.institutions or {}).get(name), "logistic regression, its own training rows", ""
+        yield (
+            f"{name} alone",
+            score,
+            (interval.institutions or {}).get(name),
+            "logistic regression, its own training rows",
+            "",
+        )
     if auroc.pooled_plaintext is not None:
-        yield "pooled plaintext", auroc.pooled_plaintext, interval.pooled_plaintext, "logistic regression, all training rows", ""
+        yield (
+            "pooled plaintext",
+            auroc.pooled_plaintext,
+            interval.pooled_plaintext,
+            "logistic regression, all training rows",
+            "",
+        )
     if auroc.plaintext_twin is not None:
         error = "" if summary.max_abs_weight_error is None else f", weights within {summary.max_abs_weight_error:.1e}"
-        yield "plaintext twin", auroc.plaintext_twin, interval.plaintext_twin, f"the same training, not encrypted{error}", ""
+        yield (
+            "plaintext twin",
+            auroc.plaintext_twin,
+            interval.plaintext_twin,
+            f"the same training, not encrypted{error}",
+            "",
+        )
     note = f"{summary.steps} steps on ciphertexts"
     if institutions:
         beaten = sum(auroc.encrypted > score for score in institutions.values())
@@ -77,7 +95,9 @@ def _cost(summary: Summary) -> Table:
     phases = ", ".join(f"{label} {seconds[phase]:.1f}" for phase, label in PHASE_NAMES.items())
     table.add_row("Seconds", f"{seconds['total']:.1f} in all: {phases}")
     for i, (party, traffic) in enumerate(summary.bytes.items()):
-        table.add_row("Bytes" if i == 0 else "", Text(f"{party}: {human_bytes(traffic.up)} up, {human_bytes(traffic.down)} down"))
+        table.add_row(
+            "Bytes" if i == 0 else "", Text(f"{party}: {human_bytes(traffic.up)} up, {human_bytes(traffic.down)} down")
+        )
     return table
 
 
@@ -85,17 +105,18 @@ def _release(summary: Summary) -> Text:
     release = summary.release
     what = "" if of(summary).joint else ", the final weights and nothing else"
     return Text(
-        f"Release: {release.openings} ciphertext{'' if release.openings == 1 else 's'} opened{what}; key shares hidden by "
-        f"{release.flooding_bits:.0f}-bit noise, weights good to {release.precision_bits:.1f} bits; "
-        f"{summary.security_bits:.0f}-bit security."
+        f"Release: {release.openings} ciphertext{'' if release.openings == 1 else 's'} opened{what}; "
+        f"key shares hidden by {release.flooding_bits:.0f}-bit noise, "
+        f"weights good to {release.precision_bits:.1f} bits; {summary.security_bits:.0f}-bit security."
     )
 
 
 def _verification(summary: Summary) -> RenderableType:
     if summary.unverified:
         return Panel(
-            "No custodian re-ran the server's steps (verify: off everywhere). The server is TRUSTED to follow the protocol: one that "
-            "deviates can learn the key, and with it every patient's features and labels. Set verify: lockstep for at least one custodian.",
+            "No custodian re-ran the server's steps (verify: off everywhere). "
+            "The server is TRUSTED to follow the protocol: one that deviates can learn the key, "
+            "and with it every patient's features and labels. Set verify: lockstep for at least one custodian.",
             title="WARNING: nobody verifies",
             style="bold red",
         )
@@ -103,7 +124,7 @@ def _verification(summary: Summary) -> RenderableType:
     told = f"Verification: {', '.join(checkers)} re-ran every step and answered only for identical ciphertexts."
     if (guard := summary.guard) is not None:
         told += (
-            f"\nGuard: {guard.name} answered every refresh last, only below 2^{guard.limit_bits:.0f}; its {guard.items} answers lie within "
-            f"2^{guard.leak_bits:.0f} of what is made without its share."
+            f"\nGuard: {guard.name} answered every refresh last, only below 2^{guard.limit_bits:.0f}; "
+            f"its {guard.items} answers lie within 2^{guard.leak_bits:.0f} of what is made without its share."
         )
     return Text(told)

@@ -1,8 +1,9 @@
-"""What is reproduced on which data: the paper's tables, how their rows are dealt to institutions, and what is missing to do better.
+"""What is reproduced on which data: the paper's tables, how their rows are dealt to institutions,
+and what is missing to do better.
 
 ::
 
-    retina.yaml --load, features--> Source (one table, all rows) --partition, seed--> Case (institutions' rows, projection)
+    retina.yaml --load, features--> Source (one table, all rows) --partition, seed--> Case (sites' rows, projection)
                                                                                           |
                              every method, encrypted or not, starts from these rows  <----+
 
@@ -43,8 +44,12 @@ class Dealing:
 
 
 BY_PATIENT = Dealing("patient-3", "3 institutions by patient", 3, PartitionConfig(by="patient"))
-SKEWED_3 = Dealing("skewed-3", "3 label-skewed institutions (Dirichlet, alpha 0.5)", 3, PartitionConfig(by="dirichlet", alpha=0.5))
-SKEWED_8 = Dealing("skewed-8", "8 label-skewed institutions (Dirichlet, alpha 0.5)", 8, PartitionConfig(by="dirichlet", alpha=0.5))
+SKEWED_3 = Dealing(
+    "skewed-3", "3 label-skewed institutions (Dirichlet, alpha 0.5)", 3, PartitionConfig(by="dirichlet", alpha=0.5)
+)
+SKEWED_8 = Dealing(
+    "skewed-8", "8 label-skewed institutions (Dirichlet, alpha 0.5)", 8, PartitionConfig(by="dirichlet", alpha=0.5)
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ class PaperTable:
 
 
 NO_WEIGHTS = (
-    "Not reproduced: the paper's foundation models (weights not public), its private images, and its split point and parameters (its "
-    "abstract states none). Here a small public network's frozen features stand in, so that AUROCs are lower than the paper's 0.98; what "
-    "can be compared are differences between methods."
+    "Not reproduced: the paper's foundation models (weights not public), its private images, and its "
+    "split point and parameters (its abstract states none). Here a small public network's frozen features stand in, "
+    "so that AUROCs are lower than the paper's 0.98; what can be compared are differences between methods."
 )
 
 TABLES = (
@@ -78,7 +83,8 @@ TABLES = (
         title="Ocular disease diagnosis: ODIR-5K, 8 classes",
         config="retina.yaml",
         dealings=(BY_PATIENT, SKEWED_3, SKEWED_8),
-        missing=NO_WEIGHTS + " Rare classes have 28 to 61 test images: the macro AUROC is no better known than its interval says.",
+        missing=NO_WEIGHTS
+        + " Rare classes have 28 to 61 test images: the macro AUROC is no better known than its interval says.",
         gain=9.62,
     ),
     PaperTable(
@@ -96,7 +102,8 @@ TABLES = (
         title="Pathology: LC25000 colon tiles, benign or adenocarcinoma",
         config="pathology.yaml",
         dealings=(BY_PATIENT,),
-        missing=NO_WEIGHTS + " Tiles are augmented copies of few clusters, so an AUROC near 1 is no evidence of anything.",
+        missing=NO_WEIGHTS
+        + " Tiles are augmented copies of few clusters, so an AUROC near 1 is no evidence of anything.",
     ),
     PaperTable(
         number=4,
@@ -106,8 +113,9 @@ TABLES = (
         dealings=(BY_PATIENT,),
         measures=True,
         missing=NO_WEIGHTS
-        + " SPE-FL (Gomathi et al.) is rebuilt from its abstract, with a small ResNet from random weights: its 99.6 % are of COVID images "
-        "that are not here, and of a ResNet-50. Images have 28 x 28 pixels and no patient ids.",
+        + " SPE-FL (Gomathi et al.) is rebuilt from its abstract, with a small ResNet from random weights: "
+        "its 99.6 % are of COVID images that are not here, and of a ResNet-50. "
+        "Images have 28 x 28 pixels and no patient ids.",
     ),
 )
 
@@ -170,18 +178,26 @@ class Source:
 
     def run_config(self, dealing: Dealing, seed: int) -> RunConfig:
         """The configuration of the encrypted run."""
-        consortium = self.config.consortium.model_dump() | {"institutions": dealing.institutions, "partition": dealing.by}
+        consortium = self.config.consortium.model_dump() | {
+            "institutions": dealing.institutions,
+            "partition": dealing.by,
+        }
         name = f"{self.paper.name}-{dealing.name}-s{seed}"
-        return self.config.model_copy(update={"name": name, "seed": seed, "consortium": ConsortiumConfig.model_validate(consortium)})
+        return self.config.model_copy(
+            update={"name": name, "seed": seed, "consortium": ConsortiumConfig.model_validate(consortium)}
+        )
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What the configuration's paths hold: digests for names, so that a folder of results can move with its data."""
+        """What the configuration's paths hold: digests for names, so that a folder of results can
+        move with its data."""
         data = self.config.dataset
         files = {"table": data.table, "file": data.file}
         if Path(self.config.lower.weights).is_file():
             files["weights"] = Path(self.config.lower.weights)
-        found = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None}
+        found = {
+            name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None
+        }
         return found | ({} if data.images is None or data.images.is_dir() else {"images": data.images.stat().st_size})
 
     @cached_property
@@ -207,7 +223,9 @@ class Source:
         config, table = self.run_config(dealing, seed), self.table
         parts = partition(table, config.consortium.partition, config.consortium.institution_names(), seed)
         rows = {
-            name: InstitutionRows(self.features[at], table.labels[at], table.groups[at].astype(str), table.split[at].astype(str))
+            name: InstitutionRows(
+                self.features[at], table.labels[at], table.groups[at].astype(str), table.split[at].astype(str)
+            )
             for name, at in parts.items()
         }
         tested = np.concatenate([at[table.split[at] == "test"] for at in parts.values()])
@@ -234,4 +252,6 @@ def pooled_projection(rows: Mapping[str, InstitutionRows], config: RunConfig) ->
     train = [own.features[own.split == "train"] for own in rows.values()]
     n, dim = sum(map(len, train)), train[0].shape[1]
     pooled = np.sum([moment_values(raw, settings.bound, n) for raw in train], axis=0)
-    return whiten(pooled_moments(pooled, dim, settings.bound, n), settings.features, settings.bound, config.training.ridge)
+    return whiten(
+        pooled_moments(pooled, dim, settings.bound, n), settings.features, settings.bound, config.training.ridge
+    )

@@ -3,7 +3,8 @@
 ::
 
     OUT/cells/ocular.skewed-3.fedavg.0.json   AUROC, intervals, seconds, bytes, hash of the configuration
-    OUT/cells/ocular.skewed-3.fedavg.0.npz    scores and labels of the test rows, AUROC of every resample: what intervals are made of
+    OUT/cells/ocular.skewed-3.fedavg.0.npz    scores and labels of the test rows, AUROC of every resample:
+                                              what intervals are made of
 
 The JSON is written last: it marks a cell as finished. The arrays are 0600, as everything with one row per patient is.
 """
@@ -96,7 +97,8 @@ class Arrays:
     scores: dict[str, Floats]
     """Model -> (n, C)."""
     resamples: dict[str, Floats]
-    """Model -> (:data:`REPEATS`,) macro AUROC of each resample of the patients: the same resamples for every cell of a table."""
+    """Model -> (:data:`REPEATS`,) macro AUROC of each resample of the patients:
+    the same resamples for every cell of a table."""
 
 
 def digest(configuration: Any) -> str:
@@ -130,18 +132,22 @@ class Store:
         return self.folder / f"{key}.{suffix}"
 
     def find(self, key: Key, configuration: str) -> Cell | None:
-        """The finished cell, if there is one. Raises :class:`FocalError` when it is damaged or of another configuration."""
+        """The finished cell, if there is one. Raises :class:`FocalError` when it is damaged
+        or of another configuration."""
         path = self._path(key, "json")
         if not path.exists():
             return None
         try:
             cell = Cell.model_validate_json(path.read_bytes())
         except ValidationError:
-            raise FocalError(f"{path}: is no cell of this version", hint="delete the file: the cell is run again") from None
+            raise FocalError(
+                f"{path}: is no cell of this version", hint="delete the file: the cell is run again"
+            ) from None
         if cell.configuration != configuration:
             raise FocalError(
                 f"{path}: was made under another configuration ({cell.configuration[:12]}, now {configuration[:12]})",
-                hint="give another folder with --out, or delete this one: cells of two configurations do not belong in one table",
+                hint="give another folder with --out, or delete this one: "
+                "cells of two configurations do not belong in one table",
             )
         return cell
 

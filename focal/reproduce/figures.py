@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def plot_table(paper: PaperTable, shown: Sequence[tuple[Part, Sequence[Row]]], path: Path) -> None:
-    """A line of three panels for each way of dealing: AUROC with intervals, AUROC against an institution's bytes, against seconds."""
+    """A line of three panels for each way of dealing: AUROC with intervals, AUROC against an institution's
+    bytes, against seconds."""
     heights = [1.3 + 0.26 * len(made) for _, made in shown]
     figure = Figure(figsize=(13, sum(heights) + 0.4), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -35,7 +36,8 @@ def plot_table(paper: PaperTable, shown: Sequence[tuple[Part, Sequence[Row]]], p
 
 
 def _colour(row: Row) -> str:
-    """The encrypted blind heads stand out, then what is federated; what needs data in one place, or shares none, is grey."""
+    """The encrypted blind heads stand out, then what is federated; what needs data in one place,
+    or shares none, is grey."""
     return BLUE if row.method.name in HEADS else ORANGE if any(row.institution) else GREY
 
 
@@ -62,7 +64,9 @@ def _cost(axes: Axes, made: Sequence[Row], which: int, label: str, unit: float) 
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=_colour(row), linewidth=1.0, alpha=0.8)
         axes.plot(x[-1], y[-1], "o", color=_colour(row), markersize=4)
-        axes.annotate(chr(ord("a") + i), (x[-1], y[-1]), xytext=(4, 2), textcoords="offset points", fontsize=8, color=INK)
+        axes.annotate(
+            chr(ord("a") + i), (x[-1], y[-1]), xytext=(4, 2), textcoords="offset points", fontsize=8, color=INK
+        )
     axes.set(xlabel=f"{label} (logarithmic)", ylabel="macro AUROC")
     if axes.lines:
         axes.set_xscale("log")
@@ -76,4 +80,7 @@ def _finding(made: Sequence[Row]) -> str:
     below = [row for row in others if row.auroc > blind.auroc]
     if not others:
         return f"Encrypted blind head: AUROC {blind.auroc:.3f}"
-    return f"Encrypted blind head {blind.auroc:.3f}: at or above {len(others) - len(below)} of {len(others)} federated methods"
+    return (
+        f"Encrypted blind head {blind.auroc:.3f}: "
+        f"at or above {len(others) - len(below)} of {len(others)} federated methods"
+    )

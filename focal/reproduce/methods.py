@@ -1,8 +1,9 @@
-"""What is compared: each method turns a :class:`~focal.reproduce.cases.Case` into scores on its test rows, with seconds and bytes.
+"""What is compared: each method turns a :class:`~focal.reproduce.cases.Case` into scores on its test rows,
+with seconds and bytes.
 
-Every method sees the same rows, features, split and measure. The single institutions and the pooled model are scikit-learn's logistic
-regression on all raw features; those from images train more than a head; all others train the one-vs-rest head on the R whitened columns,
-so that only the way of working together differs.
+Every method sees the same rows, features, split and measure. The single institutions and the pooled model are
+scikit-learn's logistic regression on all raw features; those from images train more than a head; all others train the
+one-vs-rest head on the R whitened columns, so that only the way of working together differs.
 """
 
 from __future__ import annotations
@@ -122,7 +123,9 @@ def _twin_weights(case: Case) -> Floats:
     train = everyone.take(everyone.split == "train")
     labels = outcomes(train.labels, case.task)
     scalars = twin.Scalars.derive(training.degree, case.projection.eta, training.ridge, len(labels))
-    return twin.train(case.projection.apply(train.features), 0.5 - labels.astype(np.float64), scalars, training.steps)[0]
+    return twin.train(case.projection.apply(train.features), 0.5 - labels.astype(np.float64), scalars, training.steps)[
+        0
+    ]
 
 
 # --------------------------------------------------------------------------- encrypted
@@ -134,12 +137,13 @@ def _blind(case: Case) -> Outcome:
 
 
 CONVERGENCE = {"degree": 7, "steps": 10}
-"""The highest degree, and where more steps no longer help: in five-fold cross-validation inside the train rows of ODIR-5K and RetinaMNIST
-two more add less than 0.0001 to the AUROC. |z| stays below 4 on both, well inside the fit."""
+"""The highest degree, and where more steps no longer help: in five-fold cross-validation inside the train rows of
+ODIR-5K and RetinaMNIST two more add less than 0.0001 to the AUROC. |z| stays below 4 on both, well inside the fit."""
 
 
 def _converged(case: Case) -> Outcome:
-    """The same run with :data:`CONVERGENCE`: what the quick settings leave to the exact logistic head, and what it costs."""
+    """The same run with :data:`CONVERGENCE`: what the quick settings leave to the exact logistic head,
+    and what it costs."""
     config, training = case.config, case.config.training.model_copy(update=CONVERGENCE)
     return _encrypted(case, config.model_copy(update={"name": f"{config.name}-converged", "training": training}))
 
@@ -152,7 +156,8 @@ def _encrypted(case: Case, config: RunConfig) -> Outcome:
     rows = {name: own for name, (own, _) in kept.items()}
     if not np.array_equal(InstitutionRows.union(rows).scored.labels, case.scored.labels):
         raise FocalError(
-            f"{folder}: its test rows are not those of seed {case.config.seed} here, so nothing can be compared row by row",
+            f"{folder}: its test rows are not those of seed {case.config.seed} here, "
+            "so nothing can be compared row by row",
             hint="the table's split depends on the seed: give it a 'split' column",
         )
     first = next(iter(kept))
@@ -171,7 +176,8 @@ def _encrypted(case: Case, config: RunConfig) -> Outcome:
 
 
 def _federated(make_sum: MakeSum = PlainSum, **settings: Any) -> Callable[[Case], Outcome]:
-    """FedAvg of the blind head's columns, targets and ridge; ``settings`` are fields of :class:`focal.baselines.federated.Settings`."""
+    """FedAvg of the blind head's columns, targets and ridge; ``settings`` are fields
+    of :class:`focal.baselines.federated.Settings`."""
 
     def run(case: Case) -> Outcome:
         chosen = _settings(case, settings)
@@ -185,13 +191,16 @@ DEALINGS = 5
 
 
 def _dealt(make_sum: MakeSum) -> Callable[[Case], Outcome]:
-    """FedAvg on :data:`DEALINGS` dealings of the same rows, a model for each: by what label skew does to it, not by one draw of it."""
+    """FedAvg on :data:`DEALINGS` dealings of the same rows, a model for each: by what label skew does to it,
+    not by one draw of it."""
 
     def run(case: Case) -> Outcome:
         first = case.config.seed * DEALINGS
         made = {f"dealing {seed}": _federated(make_sum)(case.dealt(seed)) for seed in range(first, first + DEALINGS)}
         seconds = float(np.mean([one.seconds for one in made.values()]))
-        return Outcome({name: one.scores[MODEL] for name, one in made.items()}, seconds, next(iter(made.values())).traffic)
+        return Outcome(
+            {name: one.scores[MODEL] for name, one in made.items()}, seconds, next(iter(made.values())).traffic
+        )
 
     return run
 
@@ -211,9 +220,10 @@ def _private(case: Case) -> Outcome:
 
 
 LOCAL_TRAINING = {"rounds": 20, "epochs": 2, "batch": None}
-"""Full batches at the projection's rate, twice a round. Chosen on a quarter of the train patients of ODIR-5K and RetinaMNIST, held out and
-dealt three ways: no worse than one, five or ten epochs by more than 0.003, and above batches of 64 rows at 1, 0.3, 0.1 and 0.03 of the rate
-on average (whitened columns make full batches converge in a few steps)."""
+"""Full batches at the projection's rate, twice a round. Chosen on a quarter of the train patients of
+ODIR-5K and RetinaMNIST, held out and dealt three ways: no worse than one, five or ten epochs by more than
+0.003, and above batches of 64 rows at 1, 0.3, 0.1 and 0.03 of the rate on average (whitened columns make
+full batches converge in a few steps)."""
 
 
 def _settings(case: Case, settings: Mapping[str, Any]) -> Settings:
@@ -227,10 +237,15 @@ def _of_rounds(case: Case, made: Federated) -> Outcome:
 
 def _curve(rounds: Sequence[Round]) -> tuple[Point, ...]:
     """Where a method stood after every round; bytes of a mean institution."""
-    return tuple(Point(auroc=r.auroc, seconds=r.seconds, bytes=float(np.mean([t.up + t.down for t in r.traffic.values()]))) for r in rounds)
+    return tuple(
+        Point(auroc=r.auroc, seconds=r.seconds, bytes=float(np.mean([t.up + t.down for t in r.traffic.values()])))
+        for r in rounds
+    )
 
 
-def _federated_method(name: str, title: str, sees: str, make_sum: MakeSum = PlainSum, rough_seconds: float = 2, **settings: Any) -> Method:
+def _federated_method(
+    name: str, title: str, sees: str, make_sum: MakeSum = PlainSum, rough_seconds: float = 2, **settings: Any
+) -> Method:
     return Method(name, title, sees, _federated(make_sum, **settings), rough_seconds, LOCAL_TRAINING | settings)
 
 
@@ -245,13 +260,15 @@ def _scratch(case: Case) -> Outcome:
 
 
 SPLIT = InteractiveConfig(steps=60, trainable="all", head_rate=0.1, rate=4e-4, bottleneck_rate=1e-3, average_every=5)
-"""The rates are those of focal/configs/finetune-retina.yaml, chosen there on patients held out of ODIR-5K's train rows."""
+"""The rates are those of focal/configs/finetune-retina.yaml, chosen there on patients held out
+of ODIR-5K's train rows."""
 SPLIT_ROWS = 96
 """Of a joint step, over all institutions."""
 
 
 def _split(case: Case) -> Outcome:
-    """Plaintext split learning: the whole lower segment goes on from the projection and the head of the blind protocol's twin."""
+    """Plaintext split learning: the whole lower segment goes on from the projection and the head
+    of the blind protocol's twin."""
     segment, _ = build_lower(case.config.lower, case.config.lower.weights)
     segment, _ = build_lower(lower_spec(segment, case.config.lower), case.config.lower.weights)
     sites = {name: Site(case.table, at[case.table.split[at] == "train"]) for name, at in case.parts.items()}
@@ -273,14 +290,18 @@ def _split(case: Case) -> Outcome:
     spent = clock.seconds
     scores = split_scores(made.segment, made.weights, case.table, case.table.test_rows)
     m, rounds, average = len(sites), -(-config.steps // config.average_every), made.segment.count * VALUE_BYTES
-    step = batch * (size + made.weights.shape[1]) * VALUE_BYTES  # activations and derivatives up, logits and gradients down
+    step = (
+        batch * (size + made.weights.shape[1]) * VALUE_BYTES
+    )  # activations and derivatives up, logits and gradients down
     traffic = Traffic(up=config.steps * step + rounds * average, down=config.steps * step + rounds * average * (m - 1))
     return Outcome({MODEL: scores}, spent, dict.fromkeys(sites, traffic))
 
 
 def _spe_fl(settings: spe_fl.Settings) -> Callable[[Case], Outcome]:
     def run(case: Case) -> Outcome:
-        train = {name: spe_fl.read_images(case.table, at[case.table.split[at] == "train"]) for name, at in case.parts.items()}
+        train = {
+            name: spe_fl.read_images(case.table, at[case.table.split[at] == "train"]) for name, at in case.parts.items()
+        }
         test = spe_fl.read_images(case.table, case.table.test_rows)
         made = spe_fl.spe_fl(train, test, case.task, replace(settings, seed=case.config.seed), case.config.device)
         curve, last = _curve(made.rounds), made.rounds[-1]
@@ -295,7 +316,14 @@ SEES_ALL, SEES_SUMS = "server: every update", "server: ciphertexts; institutions
 PRIVACY = Privacy(unit="patient", epsilon=8.0, delta=1e-5, clip=4.0)
 """What the differentially private head promises every patient; delta is well below one of some thousand patients."""
 
-SPE_FL_TITLES = ("small ResNet", "without noise", "ten times the noise", "not encrypted", "not compressed", "none of the three")
+SPE_FL_TITLES = (
+    "small ResNet",
+    "without noise",
+    "ten times the noise",
+    "not encrypted",
+    "not compressed",
+    "none of the three",
+)
 """What each of :data:`focal.baselines.spe_fl.ABLATION` changes."""
 
 METHODS = (
@@ -314,9 +342,13 @@ METHODS = (
     ),
     _federated_method("fedavg", "FedAvg", SEES_ALL),
     _federated_method("fedprox", "FedProx, mu 0.1", SEES_ALL, mu=0.1),
-    _federated_method("fedavg-partial", "FedAvg, half of them a round, 1 of 5 lost", SEES_ALL, fraction=0.5, dropout=0.2),
+    _federated_method(
+        "fedavg-partial", "FedAvg, half of them a round, 1 of 5 lost", SEES_ALL, fraction=0.5, dropout=0.2
+    ),
     Method(PERSONAL, "FedAvg, then local fine-tuning (*)", SEES_ALL, _personal, 2, LOCAL_TRAINING),
-    _federated_method("fedavg-masked", "FedAvg, masked sums", "server: masked updates; institutions: every sum", MaskedSums, 2),
+    _federated_method(
+        "fedavg-masked", "FedAvg, masked sums", "server: masked updates; institutions: every sum", MaskedSums, 2
+    ),
     _federated_method(ENCRYPTED_FEDAVG, "FedAvg, encrypted sums", SEES_SUMS, EncryptedSum, 8),
     *(
         Method(
@@ -379,4 +411,5 @@ FEDERATED = ("fedavg", ENCRYPTED_FEDAVG)
 DEALT = tuple(f"{name}-dealt" for name in FEDERATED)
 """The same on several dealings. The blind head needs one: it works on sums over all patients, whoever holds them."""
 ASIDE = (PERSONAL, *DEALT)
-"""What is not counted among the federated methods: scored by other heads on other rows (*), or one of them once more."""
+"""What is not counted among the federated methods: scored by other heads on other rows (*),
+or one of them once more."""

@@ -1,9 +1,10 @@
 """The whole study within a time budget: which repeats fit, in which order, and what is left for next time.
 
-A *repeat* is all methods on one table, dealt one way with one seed: rows of one table part always rest on the same seeds. The first
-repeat of everything is made whatever the budget says; further seeds are added while they fit, cheap ones first, so that the longest are
-the first to go. A method is never left out for time. Minutes already spent in a results folder count, so that the same command, given
-again after an interruption, completes the same study and adds nothing to a finished one.
+A *repeat* is all methods on one table, dealt one way with one seed: rows of one table part always rest on the same
+seeds. The first repeat of everything is made whatever the budget says; further seeds are added while they fit,
+cheap ones first, so that the longest are the first to go. A method is never left out for time. Minutes already
+spent in a results folder count, so that the same command, given again after an interruption, completes the same
+study and adds nothing to a finished one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SEEDS = 5
 IMAGES_PER_SECOND = 60.0
 """Features on two cores, for the first estimate."""
 ARITHMETIC = 2
-"""Counts changes of what methods compute that no setting shows (2: encrypted sums on a grid): older cells are of another configuration."""
+"""Counts changes of what methods compute that no setting shows (2: encrypted sums on a grid):
+older cells are of another configuration."""
 SLACK = 1.1
 """By how much a repeat may take longer than the last one of its kind."""
 ROWS = 4000
@@ -79,7 +81,12 @@ class Study:
         return [method for method in self.methods if method.belongs(source.paper.name, dealing.name)]
 
     def repeats(self, seeds: Sequence[int] | range) -> list[Repeat]:
-        return [Repeat(source, dealing, seed) for seed in seeds for source in self.sources for dealing in source.paper.dealings]
+        return [
+            Repeat(source, dealing, seed)
+            for seed in seeds
+            for source in self.sources
+            for dealing in source.paper.dealings
+        ]
 
     @property
     def spent(self) -> float:
@@ -95,11 +102,16 @@ class Study:
         total = 0.0
         for method in self.open(repeat):
             same = [c.spent for k, c in self.cells.items() if k[:3] == repeat.key(method)[:3]]
-            total += sum(same) / len(same) if same else method.rough_seconds * (0.2 + len(repeat.source.table.train_rows) / ROWS)
+            total += (
+                sum(same) / len(same)
+                if same
+                else method.rough_seconds * (0.2 + len(repeat.source.table.train_rows) / ROWS)
+            )
         return total
 
     def plan(self, budget: float) -> tuple[list[Repeat], float]:
-        """The repeats to make within ``budget`` seconds, spent ones counted, and the seconds expected for what is open."""
+        """The repeats to make within ``budget`` seconds, spent ones counted,
+        and the seconds expected for what is open."""
         chosen = [repeat for repeat in self.repeats([0]) if self.open(repeat)]
         fresh = {repeat.source.paper.name: repeat.source for repeat in chosen if not self._started(repeat.source)}
         expected = sum(map(self.seconds, chosen)) + sum(len(s.table) for s in fresh.values()) / IMAGES_PER_SECOND
@@ -135,14 +147,18 @@ class Study:
     def _cell(self, repeat: Repeat, method: Method, case: Case) -> Cell:
         started = time.perf_counter()
         outcome = method.run(case)
-        measured = {name: measure(case.labels, s, case.groups, case.task, case.classes) for name, s in outcome.scores.items()}
+        measured = {
+            name: measure(case.labels, s, case.groups, case.task, case.classes) for name, s in outcome.scores.items()
+        }
         key = repeat.key(method)
         cell = Cell(
             **key._asdict(),
             configuration=repeat.configuration(method),
             models={name: score for name, (score, _) in measured.items()},
             seconds=outcome.seconds,
-            spent=max(time.perf_counter() - started, outcome.seconds),  # an encrypted run may have begun before an interruption
+            spent=max(
+                time.perf_counter() - started, outcome.seconds
+            ),  # an encrypted run may have begun before an interruption
             traffic=dict(outcome.traffic),
             curve=outcome.curve,
             facts=outcome.facts,
@@ -160,7 +176,9 @@ class Study:
         done = {m: {k.seed for k in self.cells if k[:3] == (name, dealing.name, m.name)} for m in methods}
         shared = sorted(set.intersection(*[seeds for seeds in done.values() if seeds] or [set()]))
         cells = {m: [self.cells[Key(name, dealing.name, m.name, s)] for s in shared] for m in methods if done[m]}
-        absent = {m: self.failed.get(Key(name, dealing.name, m.name, 0), "not finished yet") for m in methods if not done[m]}
+        absent = {
+            m: self.failed.get(Key(name, dealing.name, m.name, 0), "not finished yet") for m in methods if not done[m]
+        }
         return Part(dealing, shared, {m: own for m, own in cells.items() if own}, absent)
 
 
@@ -173,18 +191,25 @@ def reproduce(
     tables: Sequence[PaperTable] = TABLES,
     methods: Sequence[Method] = METHODS,
 ) -> Path:
-    """Make (or continue) the study within ``budget`` minutes and write ``results.md``, ``results.json`` and a picture per table to ``out``.
+    """Make (or continue) the study within ``budget`` minutes and write ``results.md``,
+    ``results.json`` and a picture per table to ``out``.
 
-    Tables without data here are skipped with a line. Raises :class:`FocalError` when ``out`` holds another configuration's cells, when
-    no table has data, and, with everything else done and written, when cells failed.
+    Tables without data here are skipped with a line. Raises :class:`FocalError` when ``out`` holds another
+    configuration's cells, when no table has data, and, with everything else done and written, when cells failed.
     """
     started = time.monotonic()
     sources, skipped = _sources(tables, configs, out / "runs", say)
     study = Study(sources, methods, Store(out))
     chosen, expected = study.plan(60 * budget)
-    say(f"{len(study.cells)} cells are finished ({study.spent / 60:.1f} min); open: {len(chosen)} repeats, about {expected / 60:.0f} min")
+    say(
+        f"{len(study.cells)} cells are finished ({study.spent / 60:.1f} min); open: {len(chosen)} repeats, "
+        f"about {expected / 60:.0f} min"
+    )
     if chosen and study.spent + expected > 60 * budget:
-        say(f"  more than the budget of {budget:g} min: one repeat of everything is made all the same, and no further ones")
+        say(
+            f"  more than the budget of {budget:g} min: "
+            "one repeat of everything is made all the same, and no further ones"
+        )
     before = study.spent
     try:
         for done, repeat in enumerate(chosen):
@@ -196,14 +221,24 @@ def reproduce(
             study.make(repeat, say)
     finally:  # after an interruption too: what is finished is worth reading
         papers: Mapping[PaperTable, list[Part]] = {source.paper: study.parts(source) for source in sources}
-        write_results(out, papers, skipped, study.store, f"{os.cpu_count()} cores, budget {budget:g} min, {study.spent / 60:.1f} min spent")
+        write_results(
+            out,
+            papers,
+            skipped,
+            study.store,
+            f"{os.cpu_count()} cores, budget {budget:g} min, {study.spent / 60:.1f} min spent",
+        )
     say(f"tables: {out / 'results.md'}, results.json, table-*.png")
     if study.failed:
-        raise FocalError(f"{len(study.failed)} cells failed, see above", hint="give the same command again: only they are run")
+        raise FocalError(
+            f"{len(study.failed)} cells failed, see above", hint="give the same command again: only they are run"
+        )
     return out / "results.md"
 
 
-def _sources(tables: Sequence[PaperTable], configs: Path, runs: Path, say: Say) -> tuple[list[Source], dict[PaperTable, str]]:
+def _sources(
+    tables: Sequence[PaperTable], configs: Path, runs: Path, say: Say
+) -> tuple[list[Source], dict[PaperTable, str]]:
     sources: list[Source] = []
     skipped: dict[PaperTable, str] = {}
     for paper in tables:

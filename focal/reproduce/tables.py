@@ -1,7 +1,8 @@
 """``results.md``, ``results.json`` and a picture per table, from finished cells alone.
 
-AUROC is the mean over seeds (which deal the rows anew and order the batches); its interval resamples the test patients, the same ones for
-every method. Differences are tested on the first seed, in those resamples (:func:`focal.measure.metrics.paired`).
+AUROC is the mean over seeds (which deal the rows anew and order the batches); its interval resamples the test patients,
+the same ones for every method. Differences are tested on the first seed, in those resamples
+(:func:`focal.measure.metrics.paired`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,19 @@ from focal.files import private_write
 from focal.measure.metrics import Floats, Paired, paired
 from focal.reproduce.cases import Dealing, PaperTable
 from focal.reproduce.cells import Arrays, Cell, Store, interval
-from focal.reproduce.methods import ALONE, BLIND, CONVERGED, DEALT, ENCRYPTED_FEDAVG, FEDERATED, HEADS, MODEL, POOLED, SCRATCH, Method
+from focal.reproduce.methods import (
+    ALONE,
+    BLIND,
+    CONVERGED,
+    DEALT,
+    ENCRYPTED_FEDAVG,
+    FEDERATED,
+    HEADS,
+    MODEL,
+    POOLED,
+    SCRATCH,
+    Method,
+)
 
 PAPER_ENCRYPTED_FL, PAPER_FOCAL = 0.5202, 0.9831
 """Macro AUROC by the paper's abstract: fully encrypted federated learning, and its own method."""
@@ -90,9 +103,12 @@ def _row(
     models: Sequence[Sequence[str]],
     heads: Mapping[str, tuple[float, Floats]],
 ) -> Row:
-    """``models``: of each cell, those whose mean is shown. ``heads``: AUROC and resamples of the encrypted heads, first seed."""
+    """``models``: of each cell, those whose mean is shown. ``heads``: AUROC and resamples
+    of the encrypted heads, first seed."""
     chosen = [cell.models[name] for cell, names in zip(cells, models, strict=True) for name in names]
-    resamples = [np.mean([own.resamples[name] for name in names], axis=0) for own, names in zip(arrays, models, strict=True)]
+    resamples = [
+        np.mean([own.resamples[name] for name in names], axis=0) for own, names in zip(arrays, models, strict=True)
+    ]
     classes = [name for name in chosen[0].per_class if all(s.per_class.get(name) is not None for s in chosen)]
     up, down = (_mean(cell, way, "custodian", wanted=False) for cell, way in ((cells[0], "up"), (cells[0], "down")))
     custodians = any(name.startswith("custodian") for name in cells[0].traffic)
@@ -151,7 +167,11 @@ def checks(paper: PaperTable, part: Part, made: Sequence[Row]) -> Iterator[tuple
             gap = head.auroc - row.auroc
             numbers = f"{gap:+.4f}, first seed {by.low:+.4f} to {by.high:+.4f}"
             if row.method.name == POOLED:
-                yield f"{where}: not below pooled plaintext by more than {POOLED_MARGIN}", gap >= -POOLED_MARGIN, numbers
+                yield (
+                    f"{where}: not below pooled plaintext by more than {POOLED_MARGIN}",
+                    gap >= -POOLED_MARGIN,
+                    numbers,
+                )
             elif row.method.name == ALONE and skewed and paper.name == "ocular":
                 yield f"{where}: above every single institution", gap > 0, numbers
             elif row.method.name in FEDERATED + DEALT and skewed:
@@ -198,15 +218,22 @@ def write_results(
 
 HEAD = """# The paper's tables on public data
 
-`make reproduce`: {made}. Macro one-vs-rest AUROC on the test patients of all institutions together, 95 % intervals by patient; mean over
-seeds, which deal the rows anew. "Blind head minus this" is the difference on the first seed with its interval (paired bootstrap by patient)
-and two-sided p. Seconds are the method's own, without the features, which are the same for all; encrypted blind runs are processes with
-real sockets; all else runs in one process, so that its seconds hold no network. MB are an institution's, sent and received.
+`make reproduce`: {made}. Macro one-vs-rest AUROC on the test patients of all institutions together, 95 % intervals by \
+patient; mean over
+seeds, which deal the rows anew. "Blind head minus this" is the difference on the first seed with its interval (paired \
+bootstrap by patient)
+and two-sided p. Seconds are the method's own, without the features, which are the same for all; encrypted blind runs \
+are processes with
+real sockets; all else runs in one process, so that its seconds hold no network. MB are an institution's, sent and \
+received.
 
-Where labels are skewed, one dealing helps federated averaging and the next one hurts it: rows "mean of 5 dealings" deal the same patients
-five times, "lowest, highest" says how far that moves it. The blind head works on sums over all patients, and no dealing moves it.
+Where labels are skewed, one dealing helps federated averaging and the next one hurts it: rows "mean of 5 dealings" \
+deal the same patients
+five times, "lowest, highest" says how far that moves it. The blind head works on sums over all patients, and no \
+dealing moves it.
 
-(*) Every test row is scored by its own institution's head. Where labels are skewed, the test rows repeat an institution's share of each
+(*) Every test row is scored by its own institution's head. Where labels are skewed, the test rows repeat an \
+institution's share of each
 disease, which its head has learned: this is another task, and not comparable with one head for all.
 """
 
@@ -215,14 +242,19 @@ def _part_text(paper: PaperTable, part: Part, made: Sequence[Row]) -> str:
     seeds = f"{len(part.seeds)} seed{'' if len(part.seeds) == 1 else 's'}"
     lines = [
         f"### {part.dealing.title}, {seeds}\n",
-        "| method | AUROC | 95 % interval | lowest, highest | blind head minus this | p | seconds | MB sent | received | who sees what |",
+        "| method | AUROC | 95 % interval | lowest, highest "
+        "| blind head minus this | p | seconds | MB sent | received | who sees what |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in made:
         d = row.differences.get(BLIND)
         against = ("", "") if d is None else (f"{d.difference:+.4f} ({d.low:+.4f} to {d.high:+.4f})", f"{d.p:.3f}")
         interval_, spread = f"{row.ci95[0]:.3f} to {row.ci95[1]:.3f}", f"{row.range[0]:.3f} to {row.range[1]:.3f}"
-        size = ("", "") if not any(row.institution) else (f"{row.institution[0] / 1e6:.3g}", f"{row.institution[1] / 1e6:.3g}")
+        size = (
+            ("", "")
+            if not any(row.institution)
+            else (f"{row.institution[0] / 1e6:.3g}", f"{row.institution[1] / 1e6:.3g}")
+        )
         seconds = f"{row.seconds:.3g}"
         cells = (row.title, f"{row.auroc:.4f}", interval_, spread, *against, seconds, *size, row.method.sees)
         lines.append("| " + " | ".join(cells) + " |")
@@ -232,29 +264,49 @@ def _part_text(paper: PaperTable, part: Part, made: Sequence[Row]) -> str:
 
 
 def _sentences(paper: PaperTable, made: Sequence[Row]) -> Iterator[str]:
-    gain, blind, federated, scratch = gains(made), _named(made, BLIND), _named(made, ENCRYPTED_FEDAVG), _named(made, SCRATCH)
+    gain, blind, federated, scratch = (
+        gains(made),
+        _named(made, BLIND),
+        _named(made, ENCRYPTED_FEDAVG),
+        _named(made, SCRATCH),
+    )
     if gain is not None:
-        told = "" if paper.gain is None else f"; the paper states +{paper.gain} % on data of its own, and not over which of the two"
-        yield f"Encrypted blind head over single institutions: {gain[0]:+.2f} % over their mean, {gain[1]:+.2f} % over the best{told}."
+        told = (
+            ""
+            if paper.gain is None
+            else f"; the paper states +{paper.gain} % on data of its own, and not over which of the two"
+        )
+        yield (
+            f"Encrypted blind head over single institutions: {gain[0]:+.2f} % over their mean, "
+            f"{gain[1]:+.2f} % over the best{told}."
+        )
     if blind is not None and scratch is not None:
         yield (
-            f"Fully encrypted federated learning beside the encrypted blind head: {scratch.auroc:.4f} and {blind.auroc:.4f} (paper: "
-            f"{PAPER_ENCRYPTED_FL} and {PAPER_FOCAL}). It has no pretrained network, and as many steps as fit the seconds of a blind run; "
+            "Fully encrypted federated learning beside the encrypted blind head: "
+            f"{scratch.auroc:.4f} and {blind.auroc:.4f} (paper: {PAPER_ENCRYPTED_FL} and {PAPER_FOCAL}). "
+            "It has no pretrained network, and as many steps as fit the seconds of a blind run; "
             f"without encryption the same steps reach {scratch.facts['auroc_plaintext_twin']:.4f}."
         )
     if blind is not None and federated is not None:
         yield (
-            f"A much stronger opponent encrypts the updates of the same head on the same pretrained features: {federated.auroc:.4f} "
-            f"({blind.auroc - federated.auroc:+.4f} for the blind head)."
+            "A much stronger opponent encrypts the updates of the same head on the same pretrained features: "
+            f"{federated.auroc:.4f} ({blind.auroc - federated.auroc:+.4f} for the blind head)."
         )
     for head in (row for row in made if row.method.name in HEADS):
         yield from (_when(row, head) for row in made if row.method.name in FEDERATED)
     for row in made:
         if row.custodian is not None:
-            yield f"{row.title}: a custodian sends {row.custodian[0] / 1e6:.3g} MB and receives {row.custodian[1] / 1e6:.3g} MB."
+            yield (
+                f"{row.title}: "
+                f"a custodian sends {row.custodian[0] / 1e6:.3g} MB and receives {row.custodian[1] / 1e6:.3g} MB."
+            )
     for row in made:
         if row.facts:
-            yield f"{row.title}: " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in row.facts.items()) + "."
+            yield (
+                f"{row.title}: "
+                + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in row.facts.items())
+                + "."
+            )
 
 
 def _when(row: Row, head: Row) -> str:
@@ -283,14 +335,22 @@ def _measures_text(part: Part, store: Store) -> str:
     lines = ["| at threshold 0 | accuracy | precision | recall | F1 |", "|---|---|---|---|---|"]
     for method, cells in part.cells.items():
         kept = [store.arrays(cell) for cell in cells]
-        found = np.mean([measure(own.labels, scores, own.task) for own in kept for scores in own.scores.values()], axis=0)
+        found = np.mean(
+            [measure(own.labels, scores, own.task) for own in kept for scores in own.scores.values()], axis=0
+        )
         lines.append(f"| {method.title} | " + " | ".join(f"{value:.3f}" for value in found) + " |")
     return "\n".join([*lines, ""])
 
 
 def _checks_text(reached: Sequence[tuple[str, bool, str]]) -> str:
-    lines = ["## What the encrypted blind head must reach\n", "| target | reached | blind head minus the other |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {what} | {'yes' if good else '**no**'} | {numbers} |" for what, good, numbers in reached), ""])
+    lines = [
+        "## What the encrypted blind head must reach\n",
+        "| target | reached | blind head minus the other |",
+        "|---|---|---|",
+    ]
+    return "\n".join(
+        [*lines, *(f"| {what} | {'yes' if good else '**no**'} | {numbers} |" for what, good, numbers in reached), ""]
+    )
 
 
 def _part_json(part: Part, made: Sequence[Row]) -> dict[str, Any]:
@@ -308,7 +368,9 @@ def _part_json(part: Part, made: Sequence[Row]) -> dict[str, Any]:
                 "per_class": row.per_class,
                 "seconds": row.seconds,
                 "institution_bytes": {"up": row.institution[0], "down": row.institution[1]},
-                "custodian_bytes": None if row.custodian is None else {"up": row.custodian[0], "down": row.custodian[1]},
+                "custodian_bytes": None
+                if row.custodian is None
+                else {"up": row.custodian[0], "down": row.custodian[1]},
                 "blind_minus_this": row.differences[BLIND]._asdict() if BLIND in row.differences else None,
                 "converged_minus_this": row.differences[CONVERGED]._asdict() if CONVERGED in row.differences else None,
                 "curve": [{"bytes": b, "seconds": s, "auroc": a} for b, s, a in row.curve],

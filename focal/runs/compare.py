@@ -38,7 +38,8 @@ class LocalScores:
     encrypted: Floats
     """(n, C) linear outputs of the released head on the test rows."""
     per_class: dict[str, Floats]
-    """Model (``encrypted``, ``pooled_plaintext``, each institution) -> (C,) AUROC of every class; NaN where undefined."""
+    """Model (``encrypted``, ``pooled_plaintext``, each institution) -> (C,) AUROC of every class;
+    NaN where undefined."""
 
 
 def score_local_run(
@@ -53,8 +54,8 @@ def score_local_run(
 ) -> LocalScores:
     """Score released weights (R, C) and their plaintext twin (R, C) beside the baselines.
 
-    All on the union of the institutions' test rows (``val`` where there is no test row at all); only ``train`` rows train. Raises
-    :class:`focal.errors.FocalError` when there is nothing to score.
+    All on the union of the institutions' test rows (``val`` where there is no test row at all);
+    only ``train`` rows train. Raises :class:`focal.errors.FocalError` when there is nothing to score.
     """
     released, exact = np.asarray(weights, dtype=np.float64), np.asarray(twin, dtype=np.float64)
     columns = projection.apply(InstitutionRows.union(rows).scored.features)
@@ -72,7 +73,8 @@ def compare_scores(
     seed: int = 0,
     repeats: int = 1000,
 ) -> LocalScores:
-    """Score linear outputs (n, C) of a released model and of its twin, on the scored rows of all, beside the baselines."""
+    """Score linear outputs (n, C) of a released model and of its twin, on the scored rows of all,
+    beside the baselines."""
     test = InstitutionRows.union(rows).scored
     pooled, alone = baseline_scores(rows, task, seed=seed)
 

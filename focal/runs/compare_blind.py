@@ -27,7 +27,8 @@ def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[L
     weights = [released for _, released in kept.values()]
     if not all(np.array_equal(weights[0], w) for w in weights):
         raise FocalError(
-            "the institutions decoded different weights from the same shares", hint="their floating-point units differ; report this"
+            "the institutions decoded different weights from the same shares",
+            hint="their floating-point units differ; report this",
         )
     exact = _twin(manifest, projection, rows)
     scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)

@@ -1,7 +1,8 @@
 """What a local interactive run is compared with: its plaintext twin, every institution alone, all rows pooled.
 
-The twin repeats the run in the clear with the very modules, batches and averages of the institutions, and with the same
-ones absent in the same steps. The baselines are logistic regressions on the initial segment's features, as in the blind protocol.
+The twin repeats the run in the clear with the very modules, batches and averages of the institutions, and with
+the same ones absent in the same steps. The baselines are logistic regressions on the initial segment's
+features, as in the blind protocol.
 """
 
 from __future__ import annotations
@@ -82,9 +83,13 @@ def _compared(
     seed: int,
     say: Callable[[str], None],
 ) -> tuple[LocalScores, dict[str, Any]]:
-    """Scores of the released model beside twin and baselines; and what else the summary should say. ``store``: the server's folder."""
+    """Scores of the released model beside twin and baselines; and what else the summary should say.
+    ``store``: the server's folder."""
     config, task = plan.schedule(manifest), manifest.task
-    tables = {name: load(m.data.model_copy(update={"classes": manifest.classes, "task": task}), seed) for name, m in members.items()}
+    tables = {
+        name: load(m.data.model_copy(update={"classes": manifest.classes, "task": task}), seed)
+        for name, m in members.items()
+    }
     first = next(iter(members))
     source = members[first].weights
     lower, _ = build_lower(manifest.lower, source)
@@ -93,7 +98,10 @@ def _compared(
         if not torch.equal(head.weights, heads[first].weights):
             raise FocalError(f"'{name}' decoded other weights than '{first}' from the same shares", hint="report this")
         if any(not torch.equal(value, heads[first].trained[key]) for key, value in head.trained.items()):
-            say(f"'{name}' ended with another lower segment than '{first}': it was absent in the last average; scored is that of '{first}'")
+            say(
+                f"'{name}' ended with another lower segment than '{first}': it was absent in the last average; "
+                f"scored is that of '{first}'"
+            )
 
     rows = {}
     for name, table in tables.items():
@@ -112,7 +120,9 @@ def _compared(
     encrypted = np.concatenate([outputs(table) for table in tables.values()])
 
     say("the plaintext twin repeats the run in the clear ...")
-    torch.set_num_threads(os.cpu_count() or 1)  # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
+    torch.set_num_threads(
+        os.cpu_count() or 1
+    )  # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
     begun = beginning(start, config) if start else None
     projection = begun.projection if begun else Projection.from_bytes((members[first].folder / PROJECTION).read_bytes())
     sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
@@ -130,7 +140,10 @@ def _compared(
         absent=lambda step, name: name in absent.get(step, ()),
     )
     in_clear = np.concatenate(
-        [twin_scores(twin.segment, twin.weights, table, np.flatnonzero(table.split == held)) for table in tables.values()]
+        [
+            twin_scores(twin.segment, twin.weights, table, np.flatnonzero(table.split == held))
+            for table in tables.values()
+        ]
     )
 
     error = float(np.abs(head.weights.numpy() - twin.weights).max())

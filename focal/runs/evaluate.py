@@ -36,7 +36,8 @@ Progress = Callable[[int, int], None]
 
 
 class LabelMap(Model):
-    """Another hospital's labels in the run's words: ``labels: {DR: D, "healthy eye": N, blurred: null}`` as YAML or JSON."""
+    """Another hospital's labels in the run's words: ``labels: {DR: D, "healthy eye": N, blurred: null}``
+    as YAML or JSON."""
 
     labels: dict[str, str | None]
     """Their label -> our class; ``null``: rows with it are not scored. Labels that are ours already need no entry."""
@@ -59,17 +60,20 @@ def evaluate(
     repeats: int = 1000,
     slow_repeats: int = 200,
 ) -> dict[str, Any]:
-    """Score a finished run on a labelled table, another hospital's too; an interactive run with the lower segment that it fine-tuned.
+    """Score a finished run on a labelled table, another hospital's too;
+    an interactive run with the lower segment that it fine-tuned.
 
-    Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups", "pooled"}``: ``measures`` has
-    ``{"macro", "ci95", "per_class"}`` of every measure of :data:`focal.measure.metrics.MEASURES`, ``subgroups`` has
-    :func:`focal.measure.subgroups.score_subgroup` of each part of every split in ``by`` (``sex``, ``age:50,65``, ``institution``).
+    Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups",
+    "pooled"}``: ``measures`` has ``{"macro", "ci95", "per_class"}`` of every measure of
+    :data:`focal.measure.metrics.MEASURES`, ``subgroups`` has :func:`focal.measure.subgroups.score_subgroup` of each
+    part of every split in ``by`` (``sex``, ``age:50,65``, ``institution``).
 
-    Scored are the table's ``test`` rows (``val`` where there is none), so that a run's own data is never scored on rows that trained it;
-    a table without a ``split`` column is scored whole. ``labels`` translates its labels; ``group`` names the column for the intervals;
-    ``weights`` is the lower segment's source (default: the recorded one); ``cache`` keeps features. ``pool`` and ``key`` add this site's
-    counts to those of others (:class:`focal.runs.pooling.Pool`; otherwise ``pooled`` is ``None``). A class that cannot be
-    scored is ``None``. Raises :class:`FocalError` when the table's labels are not the run's classes, and for an empty subgroup.
+    Scored are the table's ``test`` rows (``val`` where there is none), so that a run's own data is never scored on rows
+    that trained it; a table without a ``split`` column is scored whole. ``labels`` translates its labels; ``group``
+    names the column for the intervals; ``weights`` is the lower segment's source (default: the recorded one); ``cache``
+    keeps features. ``pool`` and ``key`` add this site's counts to those of others (:class:`focal.runs.pooling.Pool`;
+    otherwise ``pooled`` is ``None``). A class that cannot be scored is ``None``. Raises :class:`FocalError` when the
+    table's labels are not the run's classes, and for an empty subgroup.
     """
     from focal.segments import upper
 
@@ -81,7 +85,11 @@ def evaluate(
         exchange = Pool(pool, key, meta)
     whole = _labelled_table(meta, Path(table_csv), Path(images), group, labels)
     table = whole.take(whole.test_rows)
-    splits = {text: subgroups(split, _cells(table, split.column, Path(table_csv))) for text in by if (split := Split.parse(text))}
+    splits = {
+        text: subgroups(split, _cells(table, split.column, Path(table_csv)))
+        for text in by
+        if (split := Split.parse(text))
+    }
     scores = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
     names = scored_classes(meta.classes, meta.task)
     measured = measure_all(table.labels, scores, table.groups, meta.task, repeats=repeats, slow_repeats=slow_repeats)
@@ -100,7 +108,10 @@ def evaluate(
         "n": len(table),
         "left_out": _left_out(Path(table_csv), labels),
         "dataset": table.name,
-        "measures": {name: {"macro": m.macro, "ci95": list(m.ci95), "per_class": by_name(m.per_class)} for name, m in measured.items()},
+        "measures": {
+            name: {"macro": m.macro, "ci95": list(m.ci95), "per_class": by_name(m.per_class)}
+            for name, m in measured.items()
+        },
         "subgroups": {
             text: {
                 name: score_subgroup(table.labels[at], scores[at], table.groups[at], meta.task, names, repeats)
@@ -144,8 +155,8 @@ def predict(
 ) -> Predictions:
     """The probability of each class for every image; written to ``out_csv`` too where it is given.
 
-    ``images`` is a folder or zip; ``table_csv`` (only its ``filename`` column is read) chooses and orders, otherwise every image below
-    ``images`` is predicted, sorted by name.
+    ``images`` is a folder or zip; ``table_csv`` (only its ``filename`` column is read) chooses and orders,
+    otherwise every image below ``images`` is predicted, sorted by name.
     """
     import torch
 
@@ -163,7 +174,13 @@ def predict(
 
 
 def _logits(
-    head: UpperHead, meta: ModelMeta, table: Table, weights: str | None, device: str, cache: Path, progress: Progress | None
+    head: UpperHead,
+    meta: ModelMeta,
+    table: Table,
+    weights: str | None,
+    device: str,
+    cache: Path,
+    progress: Progress | None,
 ) -> Floats:
     """(n, C): lower segment, then head, on every row of ``table``."""
     import torch
@@ -194,7 +211,9 @@ def _labelled_table(meta: ModelMeta, path: Path, images: Path, group: str, label
     ours = {**{name: name for name in meta.classes}, **(labels.labels if labels else {})}
     _check_labels(meta, path, ours)
     theirs = tuple(sorted(ours))
-    table = load_for_scoring(DatasetConfig(kind="table", table=path, images=images, classes=theirs, task="multilabel", group=group))
+    table = load_for_scoring(
+        DatasetConfig(kind="table", table=path, images=images, classes=theirs, task="multilabel", group=group)
+    )
     becomes = np.array([[ours[name] == target for target in meta.classes] for name in theirs])
     translated = (table.labels.astype(np.int64) @ becomes > 0).astype(np.uint8)
     scored = ~table.labels[:, [ours[name] is None for name in theirs]].any(axis=1)
@@ -206,14 +225,17 @@ def _labelled_table(meta: ModelMeta, path: Path, images: Path, group: str, label
         )
     table = replace(table, labels=translated, classes=meta.classes, task=meta.task).take(np.flatnonzero(scored))
     if not len(table):
-        raise FocalError(f"{path}: no row has a label that the run knows", hint="the label map turns every one of them into null")
+        raise FocalError(
+            f"{path}: no row has a label that the run knows", hint="the label map turns every one of them into null"
+        )
     if not len(table.test_rows):
         raise FocalError(f"{path}: every row is marked 'train'", hint="leave the 'split' column out to score every row")
     return table
 
 
 def _check_labels(meta: ModelMeta, path: Path, ours: Mapping[str, str | None]) -> None:
-    """Raise :class:`FocalError` with both sets when the table has a label without a class, or the map names a class that the run lacks."""
+    """Raise :class:`FocalError` with both sets when the table has a label without a class,
+    or the map names a class that the run lacks."""
     labels = {label.strip() for cell in read_column(path, "label") for label in cell.split(";")} - {""}
     classes = ", ".join(meta.classes)
     if not labels <= set(ours):
@@ -242,5 +264,7 @@ def _cells(table: Table, column: str, path: Path) -> NDArray[np.str_]:
         return table.institution
     if column not in table.columns:
         known = [*(["institution"] if table.institution is not None else []), *table.columns]
-        raise FocalError(f"{path}: has no column '{column}' to split by", hint=f"its other columns are: {', '.join(known) or 'none'}")
+        raise FocalError(
+            f"{path}: has no column '{column}' to split by", hint=f"its other columns are: {', '.join(known) or 'none'}"
+        )
     return table.columns[column]

@@ -4,7 +4,8 @@
 
     runs/retina/
         config.json  manifest.json           what is run
-        parties/<name>/                      each party's own folder (0700): identity, local.json, journal, blobs, log.txt
+        parties/<name>/                      each party's own folder (0700): identity, local.json,
+                                             journal, blobs, log.txt
         summary.json  model.pt  *.png        the result
 """
 

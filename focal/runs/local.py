@@ -1,8 +1,8 @@
 """A whole consortium on one machine: writes manifest and local files, starts every role as a process, follows them.
 
-The processes are those that run on several machines, with the same files and sockets. What only this launcher
-can do, because it may see every institution's folder, is the comparison: the plaintext twin, each institution alone, and all rows
-pooled. Interrupted at any point, the same command goes on from the last finished step.
+The processes are those that run on several machines, with the same files and sockets. What only this launcher can do,
+because it may see every institution's folder, is the comparison: the plaintext twin, each institution alone, and all
+rows pooled. Interrupted at any point, the same command goes on from the last finished step.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ Show = Callable[[Event], None]
 def open_run(config: RunConfig, runs: Path) -> Run:
     """The unfinished run of this configuration, or a new folder: ``runs/NAME``, ``runs/NAME-2``, ...
 
-    Raises :class:`FocalError` when an unfinished run of that name belongs to another configuration, :class:`ConfigError` when it is of an
-    old version.
+    Raises :class:`FocalError` when an unfinished run of that name belongs to another configuration,
+    :class:`ConfigError` when it is of an old version.
     """
     for i in range(1, 10_000):
         folder = runs / (config.name if i == 1 else f"{config.name}-{i}")
@@ -68,7 +68,8 @@ def open_run(config: RunConfig, runs: Path) -> Run:
         if stored.exists() and read(RunConfig, stored) != config:
             raise FocalError(
                 f"{folder} holds an unfinished run of another configuration",
-                hint=f"finish it with its own configuration, delete the folder, or choose another name in {config.name}.yaml",
+                hint="finish it with its own configuration, delete the folder, "
+                f"or choose another name in {config.name}.yaml",
             )
         write(config, stored)
         return run
@@ -143,7 +144,9 @@ def _local_file(run: Run, name: str, role: str) -> LocalConfig:
     cores = os.cpu_count() or 1
     if role != "institution":
         return LocalConfig(name=name, keys=folder / "identity.json", state=folder, threads=cores)
-    paths = {k: Path(v).absolute() for k in ("table", "images", "file") if (v := getattr(config.dataset, k)) is not None}
+    paths = {
+        k: Path(v).absolute() for k in ("table", "images", "file") if (v := getattr(config.dataset, k)) is not None
+    }
     weights = config.lower.weights
     if weights != "pretrained" and not weights.startswith("random:"):
         weights = str(Path(weights).absolute())
@@ -180,7 +183,11 @@ class Processes:
     """
 
     def __init__(
-        self, run: Run, manifest: Manifest, module: str = "focal", roles: tuple[str, ...] = ("server", "custodian", "institution")
+        self,
+        run: Run,
+        manifest: Manifest,
+        module: str = "focal",
+        roles: tuple[str, ...] = ("server", "custodian", "institution"),
     ) -> None:
         self.run, self.manifest, self.module, self.roles = run, manifest, module, roles
         self.events: queue.Queue[Event] = queue.Queue()
@@ -211,8 +218,8 @@ class Processes:
         ]
         log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            # An own session: Ctrl-C reaches the launcher only, which then ends them in order. The pipe on standard input tells a child
-            # that the launcher is gone, however it went.
+            # An own session: Ctrl-C reaches the launcher only, which then ends them in order.
+            # The pipe on standard input tells a child that the launcher is gone, however it went.
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -261,7 +268,9 @@ class Processes:
             event = self._next()
             if event is not None and event["event"] == "error":
                 self.errors[event["party"]] = event["text"]
-        causes = [(n, text) for n, text in self.errors.items() if "ended the run:" not in text] or list(self.errors.items())
+        causes = [(n, text) for n, text in self.errors.items() if "ended the run:" not in text] or list(
+            self.errors.items()
+        )
         if causes:
             raise PartyFailed(*causes[0])
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
@@ -309,7 +318,9 @@ def train(run: Run, show: Show, say: Callable[[str], None]) -> Path:
             memory = processes.peak_memory
     except PartyFailed as e:
         if any((run.party(m.name) / "aborted").exists() for m in manifest.members):
-            private_write(run.folder / "failed", f"{e}\n".encode())  # its keys are used up: the same command starts a new run
+            private_write(
+                run.folder / "failed", f"{e}\n".encode()
+            )  # its keys are used up: the same command starts a new run
         raise
     finally:
         private_write(run.folder / "spent", str(before + time.monotonic() - started).encode())
@@ -357,8 +368,12 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
         if (run.party(names[0]) / file).exists():
             shutil.copy2(run.party(names[0]) / file, run.folder / file)
     plots.plot_roc(scores.labels, scores.encrypted, manifest.classes, manifest.task, run.folder / "roc.png")
-    plots.plot_per_class(scored_classes(manifest.classes, manifest.task), scores.per_class, run.folder / "per_class.png")
-    spans = [(e["party"], e["phase"], e["start"], e["start"] + e["seconds"]) for m in manifest.members for e in _work(run, m)]
+    plots.plot_per_class(
+        scored_classes(manifest.classes, manifest.task), scores.per_class, run.folder / "per_class.png"
+    )
+    spans = [
+        (e["party"], e["phase"], e["start"], e["start"] + e["seconds"]) for m in manifest.members for e in _work(run, m)
+    ]
     begin = min(start for _, _, start, _ in spans)
     spans = [(party, phase, start - begin, end - begin) for party, phase, start, end in spans]
     plots.plot_timeline(spans, traffic, run.folder / "timeline.png")
@@ -367,7 +382,8 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
 
 
 def _verifier_compute(run: Run, manifest: Manifest) -> float | None:
-    """CPU seconds in training of the costliest verifying custodian, by those of the server; None without one, or after a kill."""
+    """CPU seconds in training of the costliest verifying custodian, by those of the server;
+    None without one, or after a kill."""
 
     def spent(name: str) -> float:
         return sum(e.get("cpu", 0.0) for e in timeline(run.party(name)) if e["phase"] == "train")
@@ -414,12 +430,17 @@ def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
 
 
 def clean(run: Path, cache: bool, force: bool) -> list[Path]:
-    """Delete what is private and no longer needed: parties' folders, cached features, pictures of patients. Returns what was removed."""
+    """Delete what is private and no longer needed: parties' folders, cached features, pictures of patients.
+    Returns what was removed."""
     if not (run / "manifest.json").exists():
         raise FocalError(f"{run} is no run's folder", hint="name a folder below runs/")
     if not force and not (run / "summary.json").exists() and not (run / "failed").exists():
-        raise FocalError(f"{run} is not finished", hint="finish it with its own configuration, or give it up with --force")
-    found = [run / "parties", run / "cache", run / "explanations", run / "twin"] + ([run.parent / "cache"] if cache else [])
+        raise FocalError(
+            f"{run} is not finished", hint="finish it with its own configuration, or give it up with --force"
+        )
+    found = [run / "parties", run / "cache", run / "explanations", run / "twin"] + (
+        [run.parent / "cache"] if cache else []
+    )
     removed = [path for path in found if path.exists()]
     for path in removed:
         shutil.rmtree(path)

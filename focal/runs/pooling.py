@@ -1,20 +1,25 @@
-"""A ROC curve over several hospitals' evaluations of one model, by files: no server, no key of a run, and no site's scores.
+"""A ROC curve over several hospitals' evaluations of one model, by files:
+no server, no key of a run, and no site's scores.
 
 ::
 
-    north   focal evaluate RUN ... --pool sites --key north.key.json   -->  sites/north.counts  --+   copied to all,
-    south   the same with its own images and key                       -->  sites/south.counts    +-> the same command again:
-    west    ...                                                        -->  sites/west.counts   --+   sites/pooled_roc.json, .png
+    north  focal evaluate RUN ... --pool sites --key north.key.json  -->  sites/north.counts  -+   copied to all,
+    south  the same with its own images and key                      -->  sites/south.counts  -+-> the same command
+    west   ...                                                       -->  sites/west.counts   -+   again:
+                                                                                                   pooled_roc.json, .png
 
-    NAME.counts   signature (64)  exchange (32)  masked counts (8 bytes each)         exchange: hash of model, folder's name, sites and keys
+    NAME.counts   signature (64)  exchange (32)  masked counts (8 bytes each)
+    exchange      hash of model, folder's name, sites and keys
 
-``sites`` holds the NAME.public.json of every site (``focal keys new``), the same files everywhere. Counts are those of
-:mod:`focal.measure.histogram`, hidden by pairwise masks (:mod:`focal.sums.masked`); the masks cancel in the sum over all sites, and in no
-other. There is no mask over the total: whoever holds all files reads the pooled counts, which is what they are for.
+``sites`` holds the NAME.public.json of every site (``focal keys new``), the same files everywhere. Counts are
+those of :mod:`focal.measure.histogram`, hidden by pairwise masks (:mod:`focal.sums.masked`); the masks cancel in
+the sum over all sites, and in no other. There is no mask over the total: whoever holds all files reads the pooled
+counts, which is what they are for.
 
-**Whose keys.** Who can replace *all* other sites' public files at one site knows its masks. Every run prints the exchange's fingerprint:
-compare it by telephone, as with a manifest. **Made once.** Two different contributions to one exchange would show their difference. What
-was sent lies beside the private key, 0600, and other counts are refused; a second exchange is a folder of another name.
+**Whose keys.** Who can replace *all* other sites' public files at one site knows its masks. Every run prints the
+exchange's fingerprint: compare it by telephone, as with a manifest. **Made once.** Two different contributions to one
+exchange would show their difference. What was sent lies beside the private key, 0600, and other counts are refused; a
+second exchange is a folder of another name.
 """
 
 from __future__ import annotations
@@ -43,8 +48,8 @@ PUBLIC, COUNTS = ".public.json", ".counts"
 class Pool:
     """One site's part in one exchange.
 
-    Raises :class:`FocalError` when the folder's public files cannot be used: fewer than three, one that is not its name's, two with one
-    key, or without this site's own.
+    Raises :class:`FocalError` when the folder's public files cannot be used: fewer than three,
+    one that is not its name's, two with one key, or without this site's own.
     """
 
     def __init__(self, folder: Path, key: Path, meta: ModelMeta) -> None:
@@ -61,7 +66,9 @@ class Pool:
         self._memory = key.with_name(f"{self.me}.pooled-{self.fingerprint}{COUNTS}")
         publics = {name: bytes.fromhex(site.seal) for name, site in self.sites.items()}
         group = bound_hash(DOMAIN + b"/group", self.exchange)  # public: nothing is hidden from who holds all files
-        self._sum = MaskedSum(self.exchange, "evaluation", self.me, tuple(self.sites), self.identity.seal_secret, publics, group)
+        self._sum = MaskedSum(
+            self.exchange, "evaluation", self.me, tuple(self.sites), self.identity.seal_secret, publics, group
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -74,7 +81,8 @@ class Pool:
         return [name for name in self.sites if not (self.folder / f"{name}{COUNTS}").exists()]
 
     def add(self, counts: histogram.Counts) -> None:
-        """Write this site's ``counts`` (C, 2, BINS), masked and signed. Raises :class:`Refused` for other counts than it gave before."""
+        """Write this site's ``counts`` (C, 2, BINS), masked and signed.
+        Raises :class:`Refused` for other counts than it gave before."""
         masked = self._sum.contribution(fixed.encode(counts.ravel().astype(float), 0))
         data = self.identity.sign(self._signed(self.me, masked)) + self.exchange + masked
         if not self._memory.exists():
@@ -88,7 +96,8 @@ class Pool:
         (self.folder / f"{self.me}{COUNTS}").write_bytes(data)
 
     def result(self) -> dict[str, Any]:
-        """The pooled curve's AUROC, written with it to ``pooled_roc.json`` and ``.png``; before all counts are there, who is missing.
+        """The pooled curve's AUROC, written with it to ``pooled_roc.json`` and ``.png``;
+        before all counts are there, who is missing.
 
         Raises :class:`ProtocolError` naming the site whose file is malformed, not its own, or for another exchange.
         """
@@ -119,7 +128,14 @@ class Pool:
 
     def _exchange(self, m: ModelMeta) -> bytes:
         """What masks and signatures are bound to."""
-        fields = [self.folder.resolve().name, m.run_id, m.manifest_hash, m.task, *m.classes, f"{histogram.BINS} {histogram.LIMIT}"]
+        fields = [
+            self.folder.resolve().name,
+            m.run_id,
+            m.manifest_hash,
+            m.task,
+            *m.classes,
+            f"{histogram.BINS} {histogram.LIMIT}",
+        ]
         fields += [f"{s.name} {s.sign} {s.seal}" for s in self.sites.values()]
         return bound_hash(DOMAIN, *(f.encode() for f in fields))
 
@@ -129,10 +145,16 @@ class Pool:
 
 def _sites(folder: Path) -> dict[str, Member]:
     """The sites of the public files in ``folder``, by name."""
-    found = {p.name.removesuffix(PUBLIC): read_public(p, role="custodian", verify="off") for p in sorted(folder.glob(f"*{PUBLIC}"))}
+    found = {
+        p.name.removesuffix(PUBLIC): read_public(p, role="custodian", verify="off")
+        for p in sorted(folder.glob(f"*{PUBLIC}"))
+    }
     for name, site in found.items():
         if site.name != name:
-            raise FocalError(f"{folder / (name + PUBLIC)}: is the public file of '{site.name}'", hint="name it as 'focal keys new' did")
+            raise FocalError(
+                f"{folder / (name + PUBLIC)}: is the public file of '{site.name}'",
+                hint="name it as 'focal keys new' did",
+            )
     if len(found) < LEAST:
         raise FocalError(
             f"{folder}: {len(found)} public files; counts are added up over {LEAST} sites or more",

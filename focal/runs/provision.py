@@ -2,12 +2,14 @@
 
 ::
 
-    begin(config) -> a manifest without members --add_member(public file)--> ... --sign(key file)--> the same bytes everywhere
+    begin(config) -> a manifest without members --add_member(public file)--> ...
+                                                --sign(key file)--> the same bytes everywhere
 
     describe       what one signs
     check_party    whether this party could begin
 
-On one machine :func:`focal.runs.local.prepare` does the same for all parties at once. ``say`` gets lines, ``warn`` those that must be read.
+On one machine :func:`focal.runs.local.prepare` does the same for all parties at once.
+``say`` gets lines, ``warn`` those that must be read.
 """
 
 from __future__ import annotations
@@ -20,7 +22,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from focal.config import ConsortiumConfig, LayoutConfig, LocalConfig, LowerSpec, Manifest, Member, Name, RunConfig, explain, read, write
+from focal.config import (
+    ConsortiumConfig,
+    LayoutConfig,
+    LocalConfig,
+    LowerSpec,
+    Manifest,
+    Member,
+    Name,
+    RunConfig,
+    explain,
+    read,
+    write,
+)
 from focal.errors import FocalError
 from focal.extras import require
 from focal.net.identity import Identity, check_signatures, read_public, sign_manifest
@@ -69,7 +83,9 @@ def begin(c: RunConfig, out: Path) -> tuple[Manifest, WeightsSource]:
     return manifest, source
 
 
-def members(consortium: ConsortiumConfig, identities: Mapping[str, Identity], rows: Mapping[str, int], endpoint: str) -> tuple[Member, ...]:
+def members(
+    consortium: ConsortiumConfig, identities: Mapping[str, Identity], rows: Mapping[str, int], endpoint: str
+) -> tuple[Member, ...]:
     """Everybody's signed entry where all are set up at once; ``rows``: institution -> its training rows."""
     verifiers = {"first": 1, "all": consortium.custodians, "none": 0}[consortium.verify]
     custodians = (
@@ -85,7 +101,9 @@ def half_of_memory() -> float:
     return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def draft(c: RunConfig, members: tuple[Member, ...], classes: tuple[str, ...], task: Task, lower: LowerSpec) -> Manifest:
+def draft(
+    c: RunConfig, members: tuple[Member, ...], classes: tuple[str, ...], task: Task, lower: LowerSpec
+) -> Manifest:
     """A manifest of a configuration, not yet settled, nor signed."""
     from focal.segments.upper import released_digest
 
@@ -112,7 +130,8 @@ def draft(c: RunConfig, members: tuple[Member, ...], classes: tuple[str, ...], t
 
 
 def check_columns(m: Manifest) -> None:
-    """As many columns as the lower segment can give: later than here the run would end when the first projection is made."""
+    """As many columns as the lower segment can give: later than here the run would end when the first
+    projection is made."""
     check_features(of(m).plan.features(m), m.lower.dim)
 
 
@@ -129,7 +148,8 @@ def add_member(
     wish: LayoutConfig,
     say: Say,
 ) -> Manifest:
-    """``m``, which lies in ``path``, with one more member, and its layout planned again. Signatures given before are void."""
+    """``m``, which lies in ``path``, with one more member, and its layout planned again.
+    Signatures given before are void."""
     guards = guard if guard is not None else verify == "lockstep" and m.guard is None
     own: dict[str, dict[str, Any]] = {
         "server": {"endpoint": endpoint},
@@ -201,7 +221,8 @@ def who_verifies(m: Manifest, say: Say, warn: Say) -> None:
 
 
 def check_party(m: Manifest, mine: LocalConfig, local: Path, wait: float, say: Say) -> None:
-    """Test a party's keys, data, weights and link; ``local`` is where its local file lies, ``wait`` how long the server may take."""
+    """Test a party's keys, data, weights and link; ``local`` is where its local file lies,
+    ``wait`` how long the server may take."""
     check_signatures(m)
     identity = Identity.load(mine.keys)
     me = identity.entry(m)

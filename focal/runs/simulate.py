@@ -192,18 +192,29 @@ def _checked(
 ) -> tuple[dict[str, tuple[NDArray[np.float32], NDArray[np.uint8]]], tuple[str, ...], Task, int]:
     """Rows with (n, K) labels, class names, the task, and how many features there are."""
     if len(institutions) < 3:
-        raise FocalError(f"{len(institutions)} institutions are too few: with two, each would learn the other's moments; give three")
+        raise FocalError(
+            f"{len(institutions)} institutions are too few: with two, each would learn the other's moments; give three"
+        )
     given = {name: (np.asarray(x), np.asarray(y)) for name, (x, y) in institutions.items()}
     for name, (x, y) in given.items():
         if x.ndim != 2 or not len(x) or x.dtype.kind not in "fiu":
-            raise FocalError(f"'{name}': features have shape {x.shape} and type {x.dtype}, not numbers of shape (rows, features)")
+            raise FocalError(
+                f"'{name}': features have shape {x.shape} and type {x.dtype}, not numbers of shape (rows, features)"
+            )
         with np.errstate(over="ignore"):
             finite = np.isfinite(x.astype(np.float32)).all()
         if not finite:
             raise FocalError(f"'{name}': features hold NaN or numbers that float32 cannot hold")
         if len(y) != len(x) or y.ndim not in (1, 2):
-            raise FocalError(f"'{name}': labels have shape {y.shape} for {len(x)} rows, they must have (rows,) or (rows, classes)")
-        if y.dtype.kind not in "biuf" or (y.astype(np.int64) != y).any() or (y < 0).any() or (y.ndim == 2 and (y > 1).any()):
+            raise FocalError(
+                f"'{name}': labels have shape {y.shape} for {len(x)} rows, they must have (rows,) or (rows, classes)"
+            )
+        if (
+            y.dtype.kind not in "biuf"
+            or (y.astype(np.int64) != y).any()
+            or (y < 0).any()
+            or (y.ndim == 2 and (y > 1).any())
+        ):
             raise FocalError(f"'{name}': labels must be class numbers 0, 1, 2, ..., or a matrix of 0 and 1")
     widths, forms = {x.shape[1] for x, _ in given.values()}, {y.shape[1:] for _, y in given.values()}
     if len(widths) > 1 or len(forms) > 1:

@@ -2,16 +2,17 @@
 
 ::
 
-    image (any size) --preprocess--> uint8 (3, s, s) --(x - mean) / std--> backbone ... cut module --pool--> (dim,) float32
-                      resize                                                    |
+    image (any size) --preprocess--> uint8 (3, s, s) --(x - mean) / std--> backbone ... cut module --pool--> (dim,)
+                      resize                                                    |                            float32
                                                      everything after the cut is computed for nothing and ignored
 
-``pooled`` is what the model itself pools (timm: its pooled features; squeezenet1_1: the mean over its last map); any other cut is a
-module of the model by name, whose output is pooled here: maps (b, c, h, w) by their mean over h and w, tokens (b, t, d) by their mean over
-all t, class token included, vectors (b, d) as they are.
+``pooled`` is what the model itself pools (timm: its pooled features; squeezenet1_1: the mean over its last map); any
+other cut is a module of the model by name, whose output is pooled here: maps (b, c, h, w) by their mean over h and w,
+tokens (b, t, d) by their mean over all t, class token included, vectors (b, d) as they are.
 
-The members of a consortium must compute the same features, so weights are identified by the SHA-256 of names and tensors
-(:func:`weights_sha256`), and each member publishes the features of one image drawn by integer arithmetic (:func:`embedded_test_image`).
+The members of a consortium must compute the same features, so weights are identified by the SHA-256 of names
+and tensors (:func:`weights_sha256`), and each member publishes the features of one image drawn by integer
+arithmetic (:func:`embedded_test_image`).
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ from focal.config import LowerConfig, LowerSpec
 from focal.errors import FocalError
 
 FEATURE_TOLERANCE = 1e-3
-"""Largest deviation of a test-image feature between two members: other processors round differently, other weights differ far more."""
+"""Largest deviation of a test-image feature between two members: other processors round differently,
+other weights differ far more."""
 
 PRETRAINING_ONLY = ("head.", "head_dist.", "fc.", "classifier.", "decoder_", "mask_token")
-"""Keys that a checkpoint may have beyond the segment: classifier heads, and the decoder of a masked autoencoder (RETFound)."""
+"""Keys that a checkpoint may have beyond the segment: classifier heads,
+and the decoder of a masked autoencoder (RETFound)."""
 
 SAVE_IT = "save it with torch.save(model.state_dict(), ...)"
 
@@ -66,7 +69,8 @@ class WeightsSource:
 
 
 class LowerSegment(nn.Module):
-    """Frozen, always in eval mode: ``forward`` maps (b, 3, s, s), uint8 or float on the 0..255 scale, to (b, dim) float32.
+    """Frozen, always in eval mode: ``forward`` maps (b, 3, s, s), uint8 or float on the 0..255 scale,
+    to (b, dim) float32.
 
     ``spec`` is what the manifest pins. Gradients flow to a float input (for explanations), never to the weights.
     """
@@ -98,7 +102,8 @@ class LowerSegment(nn.Module):
         return _pool(seen[-1] if seen else None)
 
     def train(self, mode: bool = True) -> LowerSegment:
-        """Stays in eval mode: batch statistics and dropout would make features depend on the other images of a batch."""
+        """Stays in eval mode: batch statistics and dropout would make features depend
+        on the other images of a batch."""
         return super().train(False)
 
 
@@ -118,23 +123,29 @@ def _submodule(backbone: nn.Module, name: str) -> nn.Module:
     if name in names:
         return backbone.get_submodule(name)
     shown = sorted(n for n in names if n.count(".") < 2)
-    raise FocalError(f"the lower segment has no module '{name}' to cut at", hint=f"'lower.cut' is 'pooled' or one of: {', '.join(shown)}")
+    raise FocalError(
+        f"the lower segment has no module '{name}' to cut at",
+        hint=f"'lower.cut' is 'pooled' or one of: {', '.join(shown)}",
+    )
 
 
 # --------------------------------------------------------------------------- building
 
 
 def build_lower(config: LowerConfig | LowerSpec, weights: str) -> tuple[LowerSegment, WeightsSource]:
-    """The segment with ``weights``: ``pretrained``, ``random:SEED`` or a file (``.pth``, ``.safetensors``; half precision is widened).
+    """The segment with ``weights``: ``pretrained``, ``random:SEED`` or a file (``.pth``, ``.safetensors``;
+    half precision is widened).
 
-    Files may nest the state dict under ``model`` or ``state_dict``, prefix names with ``module.``, and hold a classifier head. With a
-    :class:`LowerSpec` the weights must hash to what it pins. Raises :class:`FocalError` for an unknown model or cut, weights that cannot
-    be had or do not fit, and a wrong hash.
+    Files may nest the state dict under ``model`` or ``state_dict``, prefix names with ``module.``, and hold a
+    classifier head. With a :class:`LowerSpec` the weights must hash to what it pins. Raises :class:`FocalError` for an
+    unknown model or cut, weights that cannot be had or do not fit, and a wrong hash.
     """
     kind, _, seed = weights.partition(":")
     if kind == "random" and not seed.isdecimal():
         raise FocalError(f"weights '{weights}': a seed must follow", hint="write random:0")
-    with torch.random.fork_rng(devices=[]):  # initialisation must neither depend on nor disturb the caller's random state
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # initialisation must neither depend on nor disturb the caller's random state
         torch.manual_seed(int(seed) if kind == "random" else 0)
         backbone = _create(config, pretrained=weights == "pretrained")
     if kind not in ("pretrained", "random"):
@@ -161,12 +172,16 @@ def lower_spec(segment: LowerSegment, config: LowerConfig | LowerSpec) -> LowerS
             f"lower segment '{config.model}' cannot take images of {size} x {size} pixels ({_first_line(e)})",
             hint="change 'lower.image_size'",
         ) from None
-    shared = {field: getattr(config, field) for field in ("family", "model", "cut", "image_size", "interpolation", "mean", "std")}
+    shared = {
+        field: getattr(config, field)
+        for field in ("family", "model", "cut", "image_size", "interpolation", "mean", "std")
+    }
     return LowerSpec(**shared, weights_sha256=weights_sha256(segment.backbone), dim=dim)
 
 
 def weights_sha256(backbone: nn.Module) -> str:
-    """SHA-256 (hex) over name, type, shape and little-endian bytes of every tensor of the state dict, sorted by name."""
+    """SHA-256 (hex) over name, type, shape and little-endian bytes of every tensor of the state
+    dict, sorted by name."""
     digest = hashlib.sha256(b"focal/weights/v1")
     for name, tensor in sorted(backbone.state_dict().items()):
         array = tensor.detach().cpu().contiguous().numpy()
@@ -183,7 +198,9 @@ def _create(config: LowerConfig | LowerSpec, *, pretrained: bool) -> nn.Module:
         close = difflib.get_close_matches(config.model, timm.list_models(), n=4)
         raise FocalError(
             f"timm has no model '{config.model}'",
-            hint=f"did you mean {', '.join(close)}?" if close else "python -c 'import timm; print(timm.list_models())' lists them",
+            hint=f"did you mean {', '.join(close)}?"
+            if close
+            else "python -c 'import timm; print(timm.list_models())' lists them",
         )
     kwargs: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
     try:
@@ -205,7 +222,9 @@ def _create(config: LowerConfig | LowerSpec, *, pretrained: bool) -> nn.Module:
 
 def _create_squeezenet(model: str, pretrained: bool) -> nn.Module:
     if model != "squeezenet1_1":
-        raise FocalError(f"family 'torchvision' offers squeezenet1_1, not '{model}'", hint="most models are in timm: family: timm")
+        raise FocalError(
+            f"family 'torchvision' offers squeezenet1_1, not '{model}'", hint="most models are in timm: family: timm"
+        )
     published = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
     try:
         backbone = torchvision.models.squeezenet1_1(weights=published if pretrained else None)
@@ -224,7 +243,8 @@ def _no_weights(model: str, error: Exception) -> FocalError:
 
 @contextmanager
 def _hub_without_waiting() -> Iterator[None]:
-    """Without a network, only what the hub's client has cached: it would otherwise retry for most of a minute, and say so every time."""
+    """Without a network, only what the hub's client has cached: it would otherwise retry for most of a minute,
+    and say so every time."""
     offline = constants.HF_HUB_OFFLINE
     try:
         constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
@@ -266,18 +286,24 @@ def _load_file(backbone: nn.Module, path: Path) -> None:
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
             raise FocalError(
-                f"{path}: '{name}' has shape {tuple(tensor.shape)}, the lower segment needs {tuple(wanted[name].shape)}",
+                f"{path}: '{name}' has shape {tuple(tensor.shape)}, "
+                f"the lower segment needs {tuple(wanted[name].shape)}",
                 hint="'lower.model' and 'lower.image_size' must be those that these weights belong to",
             )
         if not torch.isfinite(tensor).all():
-            raise FocalError(f"{path}: '{name}' holds numbers that are not finite", hint="the file is damaged; get it again")
+            raise FocalError(
+                f"{path}: '{name}' holds numbers that are not finite", hint="the file is damaged; get it again"
+            )
     backbone.load_state_dict(state, strict=False)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Names and float32 tensors of a file. Nothing of it is executed (``weights_only``)."""
     if not path.is_file():
-        raise FocalError(f"{path}: no such weights file", hint="'lower.weights' is pretrained, random:SEED or a file with a state dict")
+        raise FocalError(
+            f"{path}: no such weights file",
+            hint="'lower.weights' is pretrained, random:SEED or a file with a state dict",
+        )
     logging.getLogger("timm.models._helpers").setLevel(logging.WARNING)
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
@@ -291,11 +317,20 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 def _fit_positions(backbone: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A ViT's learned position embedding, resampled when the image size differs from the checkpoint's."""
     learned, own = state.get("pos_embed"), getattr(backbone, "pos_embed", None)
-    if learned is None or own is None or learned.shape == own.shape or learned.ndim != 3 or learned.shape[-1] != own.shape[-1]:
+    if (
+        learned is None
+        or own is None
+        or learned.shape == own.shape
+        or learned.ndim != 3
+        or learned.shape[-1] != own.shape[-1]
+    ):
         return state
     grid: Any = backbone.patch_embed
     prefix = 0 if getattr(backbone, "no_embed_class", False) else int(getattr(backbone, "num_prefix_tokens", 1))
-    return {**state, "pos_embed": resample_abs_pos_embed(learned, new_size=list(grid.grid_size), num_prefix_tokens=prefix)}
+    return {
+        **state,
+        "pos_embed": resample_abs_pos_embed(learned, new_size=list(grid.grid_size), num_prefix_tokens=prefix),
+    }
 
 
 def _some(what: str, names: list[str]) -> str:
@@ -313,7 +348,8 @@ def preprocess(image: Image.Image, spec: LowerConfig | LowerSpec) -> Tensor:
 
 
 def embedded_test_image() -> NDArray[np.uint8]:
-    """(96, 96, 3) RGB: discs, stripes and a gradient by integer arithmetic only, so that every machine draws the same bytes."""
+    """(96, 96, 3) RGB: discs, stripes and a gradient by integer arithmetic only,
+    so that every machine draws the same bytes."""
     y, x = np.mgrid[0:96, 0:96].astype(np.int64)
     image = np.stack([(x * 2 + y) % 256, (y * 2 + 40) % 256, (x * y // 48 + 80) % 256], axis=-1)
     for cx, cy, r, colour in ((30, 34, 14, (250, 200, 120)), (66, 60, 9, (90, 20, 14)), (52, 22, 5, (20, 230, 200))):
@@ -333,7 +369,8 @@ test_image_features.__test__ = False  # type: ignore[attr-defined]  # pytest wou
 
 
 def check_test_features(mine: ArrayLike, theirs: ArrayLike, name: str) -> None:
-    """Raise :class:`FocalError` naming the member ``name`` when a feature of the test image deviates by more than 1e-3 from mine."""
+    """Raise :class:`FocalError` naming the member ``name`` when a feature of the test image deviates by more
+    than 1e-3 from mine."""
     a, b = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
     if a.shape != b.shape:
         problem = f"{b.size} features instead of {a.size}"
@@ -343,5 +380,6 @@ def check_test_features(mine: ArrayLike, theirs: ArrayLike, name: str) -> None:
         problem = f"deviate by {deviation:.2g} from this member's, more than {FEATURE_TOLERANCE:g}"
     raise FocalError(
         f"the test image's features of '{name}' do not agree: {problem}",
-        hint=f"'{name}' and this member must use the same weights, image size and versions of torch, timm and Pillow (focal check)",
+        hint=f"'{name}' and this member must use the same weights, image size and versions of torch, "
+        "timm and Pillow (focal check)",
     )

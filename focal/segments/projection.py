@@ -1,26 +1,27 @@
-"""From raw features (n, dim) to the R columns that are encrypted: a linear map that all institutions agree on and check.
+"""From raw features (n, dim) to the R columns that are encrypted:
+a linear map that all institutions agree on and check.
 
 ::
 
-    raw (n_i, dim)  --moment_values-->  scaled moments  --secure sum-->  pooled_moments  -->  mean, second moment of all rows
-                                                                              |
-                first institution:  whiten / random_projection  <-------------+------------->  others:  check_whiten / check_random
-                                            |  matrix, offset, eta                                          | accept or Refused
-                                            v                                                               v
-    raw (n_i, dim)  --clip to [-B, B]-->  matrix x + offset  --clip norm to 2 sqrt(R)-->  append bias 1  -->  columns (n_i, R)
+    raw (n_i, dim)  --moment_values-->  scaled moments  --secure sum-->  pooled_moments: mean, second moment of all rows
+                                                                           |
+            first institution:  whiten / random_projection  <--------------+-->  others:  check_whiten / check_random
+                                            |  matrix, offset, eta                            | accept or Refused
+                                            v                                                 v
+    raw (n_i, dim)  --clip to [-B, B]-->  matrix x + offset  --clip norm to 2 sqrt(R)-->  append 1 --> columns (n_i, R)
 
 ``whiten``: with C the pooled covariance, eigenvalues l_1 >= l_2 >= ... and eigenvectors v_i, row i of the matrix is
-v_i / sqrt(max(l_i, 0.1 l_1)), and the offset is -matrix mean. The columns get (nearly) unit variance and no correlation, so that the
-training problem is well conditioned and five gradient steps are enough. ``random``: Gaussian directions from the run id, each
-column standardised; nobody chooses anything, but the columns stay correlated.
+v_i / sqrt(max(l_i, 0.1 l_1)), and the offset is -matrix mean. The columns get (nearly) unit variance and no
+correlation, so that the training problem is well conditioned and five gradient steps are enough. ``random``: Gaussian
+directions from the run id, each column standardised; nobody chooses anything, but the columns stay correlated.
 
-**Why others check.** Whoever writes the matrix could aim a column at one patient. Eigenvectors of equal eigenvalues are not unique,
-and eigensolvers differ in the last bits, so nobody can compare bytes: the others test what defines a whitening, to 1e-3. Among
-eigenvalues closer than about 1e-3 max(l, 0.1 l_1) the first institution keeps its choice of basis. Honest rounding to float32 costs
-about 1e-6.
+**Why others check.** Whoever writes the matrix could aim a column at one patient. Eigenvectors of equal eigenvalues are
+not unique, and eigensolvers differ in the last bits, so nobody can compare bytes: the others test what defines a
+whitening, to 1e-3. Among eigenvalues closer than about 1e-3 max(l, 0.1 l_1) the first institution keeps its choice of
+basis. Honest rounding to float32 costs about 1e-6.
 
-**Step size.** eta = 1 / (1.1 lambda / 4 + ridge), lambda the largest eigenvalue of the second moment of the R columns: 1/4 bounds the
-slope of the sigmoid, 1.1 allows for the norm clip, which shifts the mean.
+**Step size.** eta = 1 / (1.1 lambda / 4 + ridge), lambda the largest eigenvalue of the second moment of the R columns:
+1/4 bounds the slope of the sigmoid, 1.1 allows for the norm clip, which shifts the mean.
 
 numpy only: server and custodians read projections too, and they never import torch.
 """
@@ -52,7 +53,8 @@ CLIP_MARGIN: Final = 1.1
 _SINGLE_ROUNDING = 2.0**-23
 _CHUNK = 4096  # rows converted to float64 at a time
 _RESOLUTION = 1e-10
-"""Least variance over bound^2 that is worked with: 1024 members' rounding to 48 fraction bits, 2^-48 sqrt(1024 / 12), is 3e-4 of it."""
+"""Least variance over bound^2 that is worked with: 1024 members' rounding to 48 fraction bits,
+2^-48 sqrt(1024 / 12), is 3e-4 of it."""
 _MAGIC = b"focal/projection/v1\0"
 _HEADER = struct.Struct("<BIIdd")  # kind, features, dim, bound, eta
 _KINDS: tuple[Kind, ...] = ("whiten", "random")
@@ -85,13 +87,17 @@ class Moments:
 def moment_values(raw: NDArray[np.floating], bound: float, n_total: int) -> Real:
     """One institution's part of the pooled moments, ready for :func:`focal.sums.fixed.encode`.
 
-    ``raw`` (n_i, dim) is clipped to [-bound, bound]. Returns dim + dim (dim + 1) / 2 values: the sums of x scaled by 1 / (n bound), then
-    the upper triangle, row by row, of the sum of x x' scaled by 1 / (n bound^2); summed over the institutions each is at most 1 in
-    magnitude. ``n_total`` is n, the manifest's sum of rows. Raises :class:`FocalError` on NaN or infinite features.
+    ``raw`` (n_i, dim) is clipped to [-bound, bound]. Returns dim + dim (dim + 1) / 2 values: the sums of x scaled by
+    1 / (n bound), then the upper triangle, row by row, of the sum of x x' scaled by 1 / (n bound^2); summed over the
+    institutions each is at most 1 in magnitude. ``n_total`` is n, the manifest's sum of rows. Raises
+    :class:`FocalError` on NaN or infinite features.
     """
     rows, dim = _checked(raw).shape
     if not 0 < rows <= n_total:
-        raise FocalError(f"{rows} rows of features, but the manifest counts {n_total} in all", hint="correct the manifest's row counts")
+        raise FocalError(
+            f"{rows} rows of features, but the manifest counts {n_total} in all",
+            hint="correct the manifest's row counts",
+        )
     first, second = np.zeros(dim), np.zeros((dim, dim))
     for start in range(0, rows, _CHUNK):
         unit = _clipped(raw[start : start + _CHUNK], bound) / bound
@@ -106,7 +112,8 @@ def moment_count(dim: int) -> int:
 
 
 def pooled_moments(opened: Real, dim: int, bound: float, n: int) -> Moments:
-    """Moments of all n rows from the opened, decoded sum of everybody's :func:`moment_values` (made with the same ``bound``).
+    """Moments of all n rows from the opened, decoded sum of everybody's :func:`moment_values`
+    (made with the same ``bound``).
 
     Raises :class:`ProtocolError` when the sum has another length or values that no clipped rows can have: some member
     contributed something else.
@@ -128,8 +135,9 @@ def rows_warning(rows: int, dim: int) -> str | None:
     if rows >= dim:
         return None
     return (
-        f"only {rows} training rows for {dim} feature dimensions: the pooled moments, which every institution sees, say more about each "
-        "of these patients than they would with more rows (add rows, or cut the lower segment where it has fewer features)"
+        f"only {rows} training rows for {dim} feature dimensions: the pooled moments, which every institution sees, "
+        "say more about each of these patients than they would with more rows (add rows, "
+        "or cut the lower segment where it has fewer features)"
     )
 
 
@@ -138,7 +146,8 @@ def rows_warning(rows: int, dim: int) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The agreed map from raw features to R columns, with the step size that belongs to them. Compare by :attr:`digest`."""
+    """The agreed map from raw features to R columns, with the step size that belongs to them.
+    Compare by :attr:`digest`."""
 
     kind: Kind
     matrix: Single
@@ -164,7 +173,11 @@ class Projection:
             return f"{self.features} features"
         if self.matrix.dtype != np.float32 or self.offset.dtype != np.float32:
             return "matrix and offset must be float32"
-        if self.matrix.ndim != 2 or not 1 <= self.matrix.shape[1] <= _MAX_SIDE or self.matrix.shape[0] != self.features - 1:
+        if (
+            self.matrix.ndim != 2
+            or not 1 <= self.matrix.shape[1] <= _MAX_SIDE
+            or self.matrix.shape[0] != self.features - 1
+        ):
             return f"matrix of shape {self.matrix.shape} for {self.features} features"
         if self.offset.shape != (self.features - 1,):
             return f"offset of shape {self.offset.shape} for {self.features} features"
@@ -190,9 +203,12 @@ class Projection:
         return float.fromhex(self.eta_hex)
 
     def apply(self, raw: NDArray[np.floating]) -> Real:
-        """Raw features (n, dim) -> columns (n, R) in float64, the last of them 1. Raises :class:`FocalError` on NaN or another dim."""
+        """Raw features (n, dim) -> columns (n, R) in float64, the last of them 1.
+        Raises :class:`FocalError` on NaN or another dim."""
         if _checked(raw).shape[1] != self.dim:
-            raise FocalError(f"features have {raw.shape[1]} dimensions, the projection has {self.dim}", hint="use its lower segment")
+            raise FocalError(
+                f"features have {raw.shape[1]} dimensions, the projection has {self.dim}", hint="use its lower segment"
+            )
         components = _clipped(raw, self.bound) @ self.matrix.T.astype(np.float64) + self.offset
         norm = np.linalg.norm(components, axis=1, keepdims=True)
         limit = 2 * math.sqrt(self.features)
@@ -206,7 +222,8 @@ class Projection:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Projection:
-        """The projection with these :meth:`to_bytes`. Raises :class:`ProtocolError` on anything else, before it allocates."""
+        """The projection with these :meth:`to_bytes`. Raises :class:`ProtocolError` on anything else,
+        before it allocates."""
         start = len(_MAGIC) + _HEADER.size
         if len(data) < start or not data.startswith(_MAGIC):
             raise ProtocolError("malformed projection: not in the format 'focal/projection/v1'")
@@ -226,15 +243,18 @@ class Projection:
 
 
 def step_size(second: Real, ridge: float) -> float:
-    """eta = 1 / (1.1 lambda_max / 4 + ridge) for ``second`` (R, R), the second moment of the projected columns joined with the bias."""
+    """eta = 1 / (1.1 lambda_max / 4 + ridge) for ``second`` (R, R), the second moment of the projected columns
+    joined with the bias."""
     return 1.0 / (CLIP_MARGIN * float(np.linalg.eigvalsh(second)[-1]) / 4.0 + ridge)
 
 
 def check_features(features: int, dim: int) -> None:
-    """Raise :class:`FocalError` when ``features`` columns (the bias included) cannot be made of ``dim`` raw features."""
+    """Raise :class:`FocalError` when ``features`` columns (the bias included)
+    cannot be made of ``dim`` raw features."""
     if features - 1 > dim:
         raise FocalError(
-            f"projection.features is {features}, but the lower segment gives {dim} features: at most {dim} components and the bias",
+            f"projection.features is {features}, but the lower segment gives {dim} features: "
+            f"at most {dim} components and the bias",
             hint=f"set projection.features to {dim + 1} or less, or cut the lower segment where it is wider",
         )
 
@@ -285,7 +305,9 @@ def check_whiten(projection: Projection, moments: Moments, features: int, bound:
     _require_rows("|C p - l p| <= 1e-3 l_1 |p|", residual, TOLERANCE * largest * length)
     _require_rows("| |p|^2 max(l, 0.1 l_1) - 1 | <= 1e-3", np.abs(length**2 * floored - 1), TOLERANCE)
     variances = np.diag(np.minimum(1.0, values / (FLOOR * largest)))
-    _require_rows("|P C P' - diag(min(1, l / 0.1 l_1))| <= 1e-3", np.abs(image @ rows.T - variances).max(axis=1), TOLERANCE)
+    _require_rows(
+        "|P C P' - diag(min(1, l / 0.1 l_1))| <= 1e-3", np.abs(image @ rows.T - variances).max(axis=1), TOLERANCE
+    )
     cosines = (rows @ rows.T) / np.outer(length, length)
     _require_rows("|cos(p, other rows)| <= 1e-3", np.abs(cosines - np.eye(len(rows))).max(axis=1), TOLERANCE)
     _check_offset(projection, -rows @ moments.mean)
@@ -298,12 +320,14 @@ def check_whiten(projection: Projection, moments: Moments, features: int, bound:
 def random_directions(run_id: bytes, features: int, dim: int) -> Real:
     """(R-1, dim) Gaussians from SHAKE-256('focal/projection/v1' || run id), by Box and Muller.
 
-    Rounded to multiples of 2^-16, so that the last bit of a platform's logarithm almost never shows (and then as 2^-16), that they are
-    exact in float32, and that sums of their magnitudes are exact in float64.
+    Rounded to multiples of 2^-16, so that the last bit of a platform's logarithm almost never shows (and then
+    as 2^-16), that they are exact in float32, and that sums of their magnitudes are exact in float64.
     """
     count = (features - 1) * dim
     pairs = (count + 1) // 2
-    words = np.frombuffer(hashlib.shake_256(b"focal/projection/v1" + run_id).digest(16 * pairs), "<u8").reshape(2, pairs)
+    words = np.frombuffer(hashlib.shake_256(b"focal/projection/v1" + run_id).digest(16 * pairs), "<u8").reshape(
+        2, pairs
+    )
     uniform = ((words >> np.uint64(12)) + 0.5) * 2.0**-52  # in (0, 1), exact
     radius, angle = np.sqrt(-2 * np.log(uniform[0])), 2 * np.pi * uniform[1]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
@@ -311,7 +335,8 @@ def random_directions(run_id: bytes, features: int, dim: int) -> Real:
 
 
 def random_moment_values(raw: NDArray[np.floating], run_id: bytes, features: int, bound: float, n_total: int) -> Real:
-    """One institution's part of the moments of its R-1 columns along :func:`random_directions`; as :func:`moment_values`."""
+    """One institution's part of the moments of its R-1 columns along :func:`random_directions`;
+    as :func:`moment_values`."""
     directions = random_directions(run_id, features, _checked(raw).shape[1])
     return moment_values(_clipped(raw, bound) @ directions.T, _column_bound(directions, bound), n_total)
 
@@ -321,7 +346,9 @@ def random_pooled_moments(opened: Real, run_id: bytes, features: int, dim: int, 
     return pooled_moments(opened, features - 1, _column_bound(random_directions(run_id, features, dim), bound), n)
 
 
-def random_projection(moments: Moments, run_id: bytes, features: int, dim: int, bound: float, ridge: float) -> Projection:
+def random_projection(
+    moments: Moments, run_id: bytes, features: int, dim: int, bound: float, ridge: float
+) -> Projection:
     """:func:`random_directions`, each column standardised by ``moments`` (of the columns, R-1 of them).
 
     Raises :class:`FocalError` when ``dim`` is below ``features`` - 1 or a column has (almost) no variance.
@@ -337,8 +364,11 @@ def random_projection(moments: Moments, run_id: bytes, features: int, dim: int, 
     return Projection("random", matrix, offset.astype(np.float32), bound, features, eta.hex())
 
 
-def check_random(projection: Projection, moments: Moments, run_id: bytes, features: int, dim: int, bound: float, ridge: float) -> None:
-    """Accept ``projection`` only if it is, to 1e-3, the one that is computed here. Raises :class:`Refused` like :func:`check_whiten`."""
+def check_random(
+    projection: Projection, moments: Moments, run_id: bytes, features: int, dim: int, bound: float, ridge: float
+) -> None:
+    """Accept ``projection`` only if it is, to 1e-3, the one that is computed here.
+    Raises :class:`Refused` like :func:`check_whiten`."""
     _check_frame(projection, "random", features, dim, bound)
     expected = random_projection(moments, run_id, features, dim, bound, ridge)
     rows, wanted = projection.matrix.astype(np.float64), expected.matrix.astype(np.float64)
@@ -362,7 +392,8 @@ def _checked(raw: NDArray[np.floating]) -> NDArray[np.floating]:
     bad = ~np.isfinite(raw).all(axis=1)
     if bad.any():
         raise FocalError(
-            f"{int(bad.sum())} of {len(raw)} rows have NaN or infinite features, the first is row {int(np.argmax(bad))}",
+            f"{int(bad.sum())} of {len(raw)} rows have NaN or infinite features, "
+            f"the first is row {int(np.argmax(bad))}",
             hint="look at that row's image, and at the weights of the lower segment",
         )
     return raw
@@ -377,7 +408,8 @@ def _resolved(variance: float, bound: float) -> float:
     if not variance > _RESOLUTION * bound**2:
         raise FocalError(
             f"the pooled features hardly vary: variance {variance:.1e}, with values allowed up to {bound:g}",
-            hint="check the lower segment's weights and the images; lower projection.bound if the features are this small",
+            hint="check the lower segment's weights and the images; "
+            "lower projection.bound if the features are this small",
         )
     return variance
 
@@ -410,7 +442,10 @@ def _check_offset(projection: Projection, expected: Real) -> None:
 
 def _check_eta(projection: Projection, expected: float) -> None:
     if not abs(projection.eta - expected) <= TOLERANCE * expected:
-        raise _refusal(f"step size: |eta - expected eta| <= 1e-3 expected eta fails: eta {projection.eta:.6g}, expected {expected:.6g}")
+        raise _refusal(
+            "step size: |eta - expected eta| <= 1e-3 expected eta fails: "
+            f"eta {projection.eta:.6g}, expected {expected:.6g}"
+        )
 
 
 def _require_rows(inequality: str, left: Real, right: Real | float) -> None:
@@ -426,5 +461,6 @@ def _refusal(why: str) -> Refused:
     return Refused(
         "projection",
         f"the first institution's projection does not follow from the pooled moments: {why}",
-        hint="every institution must run the same version on the same manifest; otherwise the first institution deviates",
+        hint="every institution must run the same version on the same manifest; "
+        "otherwise the first institution deviates",
     )

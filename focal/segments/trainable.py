@@ -1,25 +1,30 @@
-"""The lower segment that learns: a foundation model up to its cut, of which a chosen part trains, and a bottleneck before the cut.
+"""The lower segment that learns: a foundation model up to its cut, of which a chosen part trains,
+and a bottleneck before the cut.
 
 ::
 
-    images (b, 3, s, s) --LowerSegment, a copy--> raw (b, dim) --clip to [-B, B]--> matrix x + offset --clip norm to 2 sqrt(R)--> 1 appended
-                          `---- trainable ----'                  `--------------------- Bottleneck, always trains ----------------------'
-                          all       every parameter that the cut depends on
-                          last      the last blocks and what follows them
-                          norm      scale and shift of batch, layer and group normalisation
-                          lora      W + up down on every linear layer of the blocks (Hu et al. 2021); W itself is frozen
-                          adapter   y + up gelu(down y) after every block (Houlsby et al. 2019); 1 x 1 convolutions on maps
-                          bottleneck  nothing else
+    images --LowerSegment, a copy--> raw --clip to [-B, B]--> matrix x + offset --clip norm to 2 sqrt(R)--> 1 appended
+             `---- trainable ----'         `----------------- Bottleneck, always trains ---------------------------'
+    (b, 3, s, s)                  (b, dim)                                                                  (b, R)
+
+    trainable   all         every parameter that the cut depends on
+                last        the last blocks and what follows them
+                norm        scale and shift of batch, layer and group normalisation
+                lora        W + up down on every linear layer of the blocks (Hu et al. 2021); W itself is frozen
+                adapter     y + up gelu(down y) after every block (Houlsby et al. 2019); 1 x 1 convolutions on maps
+                bottleneck  nothing else
 
 A *block* is a transformer block (timm), a residual block (timm's ResNets) or a Fire module (squeezenet1_1).
 
-**The bottleneck** is the arithmetic of :class:`focal.segments.projection.Projection`, with parameters instead of constants: it may start
-as a blind run's projection, and a trained one is released as :class:`focal.segments.upper.UpperHead`. The norm clip bounds
-every activation by 2 sqrt(R), 11 to 32, whatever was learned; encryption needs a known range, and :func:`sendable` checks it.
+**The bottleneck** is the arithmetic of :class:`focal.segments.projection.Projection`, with parameters instead of
+constants: it may start as a blind run's projection, and a trained one is released as
+:class:`focal.segments.upper.UpperHead`. The norm clip bounds every activation by 2 sqrt(R), 11 to 32, whatever was
+learned; encryption needs a known range, and :func:`sendable` checks it.
 
-**Normalisation.** Batch statistics stay those of the foundation model (eval mode) while scale and shift may train: statistics of the
-own batches would make activations depend on who shares a batch, would differ between institutions, and would have to be averaged
-too. Dropout and stochastic depth are off for the same reason: a step depends on images and parameters only.
+**Normalisation.** Batch statistics stay those of the foundation model (eval mode) while scale and shift may train:
+statistics of the own batches would make activations depend on who shares a batch, would differ between
+institutions, and would have to be averaged too. Dropout and stochastic depth are off for the same reason: a step
+depends on images and parameters only.
 """
 
 from __future__ import annotations
@@ -47,7 +52,8 @@ from focal.task import Task
 Array = NDArray[np.float64]
 
 RANGE = 64.0
-"""Largest magnitude of a value that may be encrypted: activations and derivatives. Beyond it products leave the first modulus."""
+"""Largest magnitude of a value that may be encrypted: activations and derivatives.
+Beyond it products leave the first modulus."""
 VALUE_BYTES = 8
 """A parameter on its way to the secure sum: one 64-bit integer."""
 
@@ -55,14 +61,18 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm
 
 
 class TrainableSegment(nn.Module):
-    """``forward`` maps images (b, 3, s, s), uint8 or float on the 0..255 scale, to activations (b, R) float64, the last column 1.
+    """``forward`` maps images (b, 3, s, s), uint8 or float on the 0..255 scale, to activations
+    (b, R) float64, the last column 1.
 
-    ``lower`` is copied and stays frozen. ``start``: a blind run's projection, which becomes the bottleneck; otherwise ``seed``
-    draws it (with LoRA's and adapters' initial weights), and all institutions must use the same. Raises :class:`FocalError` for a
-    selection that the model does not have, listing what it has, and for a bottleneck wider than the raw features.
+    ``lower`` is copied and stays frozen. ``start``: a blind run's projection, which becomes the bottleneck;
+    otherwise ``seed`` draws it (with LoRA's and adapters' initial weights), and all institutions must use the same.
+    Raises :class:`FocalError` for a selection that the model does not have, listing what it has, and for a
+    bottleneck wider than the raw features.
     """
 
-    def __init__(self, lower: LowerSegment, config: InteractiveConfig, start: Projection | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, lower: LowerSegment, config: InteractiveConfig, start: Projection | None = None, *, seed: int = 0
+    ) -> None:
         super().__init__()
         check_features(config.features, lower.spec.dim)
         if start is not None and (start.features, start.dim) != (config.features, lower.spec.dim):
@@ -75,7 +85,11 @@ class TrainableSegment(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for parameter in _select(self.lower, config, generator):
             parameter.requires_grad_(True)
-        self.bottleneck = Bottleneck(lower.spec.dim, config.features, generator) if start is None else Bottleneck.from_projection(start)
+        self.bottleneck = (
+            Bottleneck(lower.spec.dim, config.features, generator)
+            if start is None
+            else Bottleneck.from_projection(start)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         return self.bottleneck(self.lower(images))
@@ -96,10 +110,12 @@ class TrainableSegment(nn.Module):
         return np.concatenate([p.detach().cpu().double().numpy().ravel() for p in self.trained().values()])
 
     def load_vector(self, values: Array) -> None:
-        """Set the parameters to ``values`` (count,). Raises :class:`FocalError` on another length or values that are not finite."""
+        """Set the parameters to ``values`` (count,). Raises :class:`FocalError` on another length or values
+        that are not finite."""
         if values.shape != (self.count,) or not np.isfinite(values).all():
             raise FocalError(
-                f"averaged parameters: {values.size} values, of which {np.isfinite(values).sum()} finite; this segment trains {self.count}",
+                f"averaged parameters: {values.size} values, of which {np.isfinite(values).sum()} finite; "
+                f"this segment trains {self.count}",
                 hint="every institution must run the same lower segment with the same 'interactive' settings",
             )
         start = 0
@@ -116,7 +132,8 @@ class TrainableSegment(nn.Module):
         own = {name: p for name, p in self.trained().items() if name.startswith("lower.")}
         if {name: value.shape for name, value in values.items()} != {name: p.shape for name, p in own.items()}:
             raise FocalError(
-                f"the released model holds {len(values)} trained tensors of the lower segment, these settings train {len(own)}, or others",
+                f"the released model holds {len(values)} trained tensors of the lower segment, "
+                f"these settings train {len(own)}, or others",
                 hint="use the same 'interactive.trainable', 'blocks' and 'rank' as the run that it comes from",
             )
         with torch.no_grad():
@@ -124,13 +141,15 @@ class TrainableSegment(nn.Module):
                 p.copy_(values[name])
 
     def check_average(self, max_mb: float) -> int:
-        """Bytes that one institution sends in a round of averaging. Raises :class:`FocalError` above ``max_mb`` (10^6 bytes)."""
+        """Bytes that one institution sends in a round of averaging.
+        Raises :class:`FocalError` above ``max_mb`` (10^6 bytes)."""
         size = self.count * VALUE_BYTES
         if size > max_mb * 1e6:
             raise FocalError(
                 f"an average of {self.count} trainable parameters is {size / 1e6:.1f} MB per institution and round, "
                 f"more than max_average_mb ({max_mb:g})",
-                hint="train less (trainable: lora, adapter, norm, or last with fewer blocks), or raise interactive.max_average_mb",
+                hint="train less (trainable: lora, adapter, norm, or last with fewer blocks), "
+                "or raise interactive.max_average_mb",
             )
         return size
 
@@ -139,7 +158,9 @@ class TrainableSegment(nn.Module):
     def head(self, weights: Array, task: Task) -> UpperHead:
         """Bottleneck and head ``weights`` (R, C) as the released head on ``self.lower``'s features."""
         matrix, offset = self.bottleneck.matrix.detach().float().cpu(), self.bottleneck.offset.detach().float().cpu()
-        return UpperHead(matrix.clone(), offset.clone(), torch.as_tensor(weights).clone(), bound=self.bottleneck.bound, task=task)
+        return UpperHead(
+            matrix.clone(), offset.clone(), torch.as_tensor(weights).clone(), bound=self.bottleneck.bound, task=task
+        )
 
 
 class Bottleneck(nn.Module):
@@ -169,11 +190,15 @@ class Bottleneck(nn.Module):
 
 
 def sendable(values: Array, what: str, hint: str) -> Array:
-    """``values``, when all are finite and at most :data:`RANGE` in magnitude; else :class:`FocalError`, before anything is encrypted."""
+    """``values``, when all are finite and at most :data:`RANGE` in magnitude; else :class:`FocalError`,
+    before anything is encrypted."""
     if not np.isfinite(values).all():
         raise FocalError(f"{what} are not finite numbers; nothing of this step was sent", hint=hint)
     if (largest := float(np.abs(values).max(initial=0.0))) > RANGE:
-        raise FocalError(f"{what} reach {largest:.3g}; more than {RANGE:g} overflows the scale, and nothing of it was sent", hint=hint)
+        raise FocalError(
+            f"{what} reach {largest:.3g}; more than {RANGE:g} overflows the scale, and nothing of it was sent",
+            hint=hint,
+        )
     return values
 
 
@@ -205,7 +230,9 @@ def _select(lower: LowerSegment, config: InteractiveConfig, generator: torch.Gen
                 hint=f"train 1 to {len(used)} of them, or 'trainable: all'",
             )
         first = f"{used[-config.blocks]}."
-        names = list(dropwhile(lambda n: not n.startswith(first), names))  # parameters are registered from input to output
+        names = list(
+            dropwhile(lambda n: not n.startswith(first), names)
+        )  # parameters are registered from input to output
     else:
         names = [name for name in names if _belongs(name, backbone, config.trainable)]
     parameters = dict(backbone.named_parameters())
@@ -235,7 +262,9 @@ def _blocks(backbone: nn.Module) -> dict[str, nn.Module]:
     transformer = getattr(backbone, "blocks", None)
     if isinstance(transformer, nn.Sequential | nn.ModuleList):
         return {f"blocks.{name}": block for name, block in transformer.named_children()}
-    return {name: m for name, m in backbone.named_modules() if isinstance(m, resnet.BasicBlock | resnet.Bottleneck | Fire)}
+    return {
+        name: m for name, m in backbone.named_modules() if isinstance(m, resnet.BasicBlock | resnet.Bottleneck | Fire)
+    }
 
 
 def _linears(blocks: dict[str, nn.Module]) -> Iterator[nn.Linear]:
@@ -243,7 +272,8 @@ def _linears(blocks: dict[str, nn.Module]) -> Iterator[nn.Linear]:
 
 
 def _reached(lower: LowerSegment) -> list[str]:
-    """Names of the backbone's parameters that the cut's output depends on: what comes after the cut would only decay."""
+    """Names of the backbone's parameters that the cut's output depends on:
+    what comes after the cut would only decay."""
     named = dict(lower.backbone.named_parameters())
     with torch.enable_grad():
         for p in named.values():
@@ -273,7 +303,8 @@ def _add_low_rank(blocks: dict[str, nn.Module], rank: int, generator: torch.Gene
 
 
 class Adapted(nn.Module):
-    """A block with an adapter behind it, which adds nothing at the start. ``shape``: of the block's output, (1, c, h, w) or (1, t, c)."""
+    """A block with an adapter behind it, which adds nothing at the start. ``shape``: of the block's output, (1, c,
+    h, w) or (1, t, c)."""
 
     def __init__(self, block: nn.Module, shape: torch.Size, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -296,7 +327,10 @@ class Adapted(nn.Module):
 
 def _add_adapters(lower: LowerSegment, blocks: dict[str, nn.Module], rank: int, generator: torch.Generator) -> None:
     shapes: dict[str, torch.Size] = {}
-    hooks = [block.register_forward_hook(lambda _m, _i, y, name=name: shapes.update({name: y.shape})) for name, block in blocks.items()]
+    hooks = [
+        block.register_forward_hook(lambda _m, _i, y, name=name: shapes.update({name: y.shape}))
+        for name, block in blocks.items()
+    ]
     with torch.no_grad():
         size = lower.spec.image_size
         lower(torch.zeros(1, 3, size, size, device=lower.mean.device))

@@ -6,8 +6,9 @@
                                           `------------------------ UpperHead: model.pt ------------------------'
     `------------------------------------------- ReleasedModel --------------------------------------------------'
 
-``model.pt`` holds the head and what pins the lower segment, never the lower segment's weights: they are public or the user's own, and a
-SHA-256 says whether the right ones were given. The file is read with ``weights_only=True``: it cannot run code.
+``model.pt`` holds the head and what pins the lower segment, never the lower segment's weights: they are public
+or the user's own, and a SHA-256 says whether the right ones were given. The file is read with
+``weights_only=True``: it cannot run code.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ class ModelMeta(Model):
 
 
 class UpperHead(nn.Module):
-    """The released head: raw features (b, dim) -> logits (b, C), one-vs-rest; C = 1 for a binary task (the positive class).
+    """The released head: raw features (b, dim) -> logits (b, C), one-vs-rest;
+    C = 1 for a binary task (the positive class).
 
-    The arithmetic is :meth:`focal.segments.projection.Projection.apply` in the same order and in float64: clip raw features to [-B, B],
-    project to R - 1 components, clip their norm to 2 sqrt(R), append the bias 1, multiply by ``weights`` (R, C). In float32 the projection
-    of a wide segment loses three digits to cancellation against the offset.
+    The arithmetic is :meth:`focal.segments.projection.Projection.apply` in the same order and in float64: clip
+    raw features to [-B, B], project to R - 1 components, clip their norm to 2 sqrt(R), append the bias 1,
+    multiply by ``weights`` (R, C). In float32 the projection of a wide segment loses three digits to
+    cancellation against the offset.
     """
 
     matrix: Tensor
@@ -70,7 +73,8 @@ class UpperHead(nn.Module):
     weights: Tensor
 
     def __init__(self, matrix: Tensor, offset: Tensor, weights: Tensor, *, bound: float, task: Task) -> None:
-        """``matrix`` (R-1, dim) float32, ``offset`` (R-1,) float32, ``weights`` (R, C) float64. Raises ``ValueError`` on other shapes."""
+        """``matrix`` (R-1, dim) float32, ``offset`` (R-1,) float32, ``weights`` (R, C) float64.
+        Raises ``ValueError`` on other shapes."""
         super().__init__()
         components, outputs = matrix.shape[0], weights.shape[-1]
         if matrix.ndim != 2 or offset.shape != (components,) or weights.shape != (components + 1, outputs):
@@ -86,7 +90,8 @@ class UpperHead(nn.Module):
         self.register_buffer("weights", weights.to(torch.float64))
         self.bound, self.task = float(bound), task
         self.trained: dict[str, Tensor] = {}
-        """Name -> value of the lower segment's parameters that were trained with the head (focal.segments.trainable)."""
+        """Name -> value of the lower segment's parameters that were trained with the head
+        (focal.segments.trainable)."""
         self.max_norm = 2.0 * math.sqrt(components + 1)
 
     @classmethod
@@ -128,7 +133,9 @@ def model_file(run: Path | str) -> Path:
     path = Path(run)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise FocalError(f"{path}: there is no released model here", hint="give the folder of a run that has finished (runs/NAME)")
+        raise FocalError(
+            f"{path}: there is no released model here", hint="give the folder of a run that has finished (runs/NAME)"
+        )
     return path
 
 
@@ -136,21 +143,32 @@ def save(path: Path, head: UpperHead, meta: ModelMeta) -> None:
     """Write ``head`` and ``meta`` to one file, readable by its owner only."""
     outputs = head.weights.shape[1]
     if head.task != meta.task or outputs != output_count(len(meta.classes), meta.task):
-        raise ValueError(f"a {head.task} head with {outputs} columns does not fit {meta.task} with {len(meta.classes)} classes")
+        raise ValueError(
+            f"a {head.task} head with {outputs} columns does not fit {meta.task} with {len(meta.classes)} classes"
+        )
     if head.matrix.shape[1] != meta.lower.dim:
         raise ValueError(f"the head reads {head.matrix.shape[1]} features, the lower segment gives {meta.lower.dim}")
     state = {name: value.cpu() for name, value in head.state_dict().items()}
     buffer = io.BytesIO()
     trained = {name: value.detach().cpu() for name, value in head.trained.items()}
-    content = {"format": FORMAT, "bound": head.bound, "state": state, "trained": trained, "meta": meta.model_dump(mode="json")}
+    content = {
+        "format": FORMAT,
+        "bound": head.bound,
+        "state": state,
+        "trained": trained,
+        "meta": meta.model_dump(mode="json"),
+    }
     torch.save(content, buffer)
     private_write(path, buffer.getvalue())
 
 
 def load(run: Path | str) -> tuple[UpperHead, ModelMeta]:
-    """Read a run folder's ``model.pt`` (or the file itself). Raises :class:`FocalError` naming the file when it is not a released model."""
+    """Read a run folder's ``model.pt`` (or the file itself). Raises :class:`FocalError` naming the file when it
+    is not a released model."""
     path = model_file(run)
-    foreign = FocalError(f"{path}: is not a released FOCAL model, or is damaged", hint="copy it again from the run that wrote it")
+    foreign = FocalError(
+        f"{path}: is not a released FOCAL model, or is damaged", hint="copy it again from the run that wrote it"
+    )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
@@ -182,7 +200,8 @@ class ReleasedModel(nn.Module):
 
     @classmethod
     def load(cls, run: Path | str, weights: str | None = None) -> ReleasedModel:
-        """From a run folder or a ``model.pt``; ``weights``: source of the lower segment's weights, default the one recorded.
+        """From a run folder or a ``model.pt``; ``weights``: source of the lower segment's weights,
+        default the one recorded.
 
         Raises :class:`FocalError` when the weights are not those the model was trained on.
         """
@@ -197,8 +216,11 @@ class ReleasedModel(nn.Module):
         return self.head.probabilities(self.lower(x))
 
 
-def lower_segment(meta: ModelMeta, weights: str | None = None, trained: Mapping[str, Tensor] | None = None) -> LowerSegment:
-    """The lower segment that a released head needs, from ``weights`` (default: the recorded source), with what was ``trained`` of it.
+def lower_segment(
+    meta: ModelMeta, weights: str | None = None, trained: Mapping[str, Tensor] | None = None
+) -> LowerSegment:
+    """The lower segment that a released head needs, from ``weights`` (default: the recorded source),
+    with what was ``trained`` of it.
 
     Raises :class:`FocalError` when they cannot be read or do not hash to what the head's consortium pinned.
     """
@@ -221,8 +243,16 @@ def released_digest(run: Path | str) -> str:
     """SHA-256 (hex) of a released head's numbers: the same at every institution, whatever its file says beside them."""
     head, _ = load(run)
     found = hashlib.sha256(b"focal/released/v1")
-    named = {"matrix": head.matrix, "offset": head.offset, "weights": head.weights, "bound": torch.tensor(head.bound), **head.trained}
+    named = {
+        "matrix": head.matrix,
+        "offset": head.offset,
+        "weights": head.weights,
+        "bound": torch.tensor(head.bound),
+        **head.trained,
+    }
     for name, value in named.items():
         array = value.numpy()
-        found.update(f"{name} {array.dtype.name} {array.shape}".encode() + array.astype(array.dtype.newbyteorder("<")).tobytes())
+        found.update(
+            f"{name} {array.dtype.name} {array.shape}".encode() + array.astype(array.dtype.newbyteorder("<")).tobytes()
+        )
     return found.hexdigest()

@@ -8,9 +8,10 @@
         | sign, room for | whole part of one |  f = 48 fraction bits                   |
         | 1024 summands  | contribution      |                                         |
 
-One contribution stays strictly below 2^53 in magnitude: it is then an exact float64, and 1024 of them stay below 2^63, so the total
-never wraps. At f = 48 that means abs(v) < 32; pooled moments are scaled to at most 1. Rounding costs each member at most 2^-(f+1),
-hence a sum over m members is off by at most m 2^-(f+1). Use f = 0 for counts, which are then exact.
+One contribution stays strictly below 2^53 in magnitude: it is then an exact float64, and 1024 of them stay below
+2^63, so the total never wraps. At f = 48 that means abs(v) < 32; pooled moments are scaled to at most 1.
+Rounding costs each member at most 2^-(f+1), hence a sum over m members is off by at most m 2^-(f+1). Use f = 0
+for counts, which are then exact.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ def encode(values: ArrayLike, fraction_bits: int = FRACTION_BITS) -> NDArray[np.
     bad = ~(np.abs(real) < limit)  # NaN compares false
     if bad.any():
         raise FocalError(
-            f"value {int(np.argmax(bad))} of {real.size} to be summed is not a finite number below {limit:g} in magnitude",
+            f"value {int(np.argmax(bad))} of {real.size} to be summed is not a finite "
+            f"number below {limit:g} in magnitude",
             hint="look for NaN or unscaled values in what is summed",
         )
     return np.rint(np.ldexp(real, fraction_bits)).astype(np.int64).view(np.uint64)
 
 
 def decode(total: NDArray[np.uint64], fraction_bits: int = FRACTION_BITS) -> NDArray[np.float64]:
-    """The sum of encoded contributions as float64, same shape: one rounding (relative 2^-53), the same on every machine."""
+    """The sum of encoded contributions as float64, same shape: one rounding (relative 2^-53),
+    the same on every machine."""
     if total.dtype != np.uint64:
         raise TypeError(f"decode needs uint64, not {total.dtype}")
     return np.ldexp(total.view(np.int64).astype(np.float64), -fraction_bits)

@@ -2,25 +2,26 @@
 
 ::
 
-    member i sends    y_i = v_i + sum_{j>i} s_ij - sum_{j<i} s_ji + g_i      (vectors of uint64, modulo 2^64)
+    member i sends    y_i = v_i + sum_{j>i} s_ij - sum_{j<i} s_ji + g_i   (vectors of uint64, modulo 2^64)
     server relays     y_1 ... y_m, all of them, to every member
-    member opens      sum_i y_i - sum_i g_i = sum_i v_i                      (each s_ij was added once and subtracted once)
+    member opens      sum_i y_i - sum_i g_i = sum_i v_i                   (each s_ij was added once and subtracted once)
 
     s_ij  stream that i and j alone can compute:  X25519(i, j)  -> HKDF -> ChaCha20     hides v_i from the other members
     g_i   stream that every member can compute:   group key     -> HKDF -> ChaCha20     hides the total from the server
 
-This is the pairwise masking of Bonawitz et al., "Practical Secure Aggregation" (CCS 2017), without its dropout recovery: a sum
-here is over all listed participants or does not happen. Members that pool what they know learn the sum of the others, no more.
+This is the pairwise masking of Bonawitz et al., "Practical Secure Aggregation" (CCS 2017), without its
+dropout recovery: a sum here is over all listed participants or does not happen. Members that pool what they
+know learn the sum of the others, no more.
 
-**Made once.** The streams depend on (run id, label, participants) alone. Two contributions with the same triple and different
-values differ by exactly the difference of the values. The caller must therefore write a contribution to its journal before it
-leaves, send those bytes again on a retry, and refuse another list or other values for that label. An object of this class refuses
-too, but it does not survive a restart: the journal is what counts. Signatures on contributions and on the digest of the opened sum
-are the caller's as well.
+**Made once.** The streams depend on (run id, label, participants) alone. Two contributions with the same triple and
+different values differ by exactly the difference of the values. The caller must therefore write a contribution to its
+journal before it leaves, send those bytes again on a retry, and refuse another list or other values for that label. An
+object of this class refuses too, but it does not survive a restart: the journal is what counts. Signatures on
+contributions and on the digest of the opened sum are the caller's as well.
 
-**Committed before it is shown.** Every member can open the sum of what it has, so whoever contributes last could choose the total. All
-commit to :func:`contribution_digest` first; that is the caller's too. What is left to a member that has seen all: to stop, and so to
-prevent a sum that it does not like.
+**Committed before it is shown.** Every member can open the sum of what it has, so whoever contributes last could choose
+the total. All commit to :func:`contribution_digest` first; that is the caller's too. What is left to a member that has
+seen all: to stop, and so to prevent a sum that it does not like.
 """
 
 from __future__ import annotations
@@ -59,16 +60,19 @@ def participants_digest(participants: tuple[str, ...]) -> bytes:
 
 
 def contribution_digest(participants: tuple[str, ...], blob: str) -> bytes:
-    """What a member commits to before anybody shows a contribution: the sum's participants and ``blob``, its contribution's SHA-256."""
-    return hashlib.sha256(framed(b"focal/sum/committed/v1", participants_digest(participants), bytes.fromhex(blob))).digest()
+    """What a member commits to before anybody shows a contribution: the sum's participants and ``blob``,
+    its contribution's SHA-256."""
+    return hashlib.sha256(
+        framed(b"focal/sum/committed/v1", participants_digest(participants), bytes.fromhex(blob))
+    ).digest()
 
 
 class MaskedSum:
     """One member's side of one sum over ``participants`` (manifest order, the same at every member).
 
-    ``seal_secret`` is this member's X25519 private key, ``seal_publics`` holds the others' public keys by name (this member's own
-    may be among them and is then checked), ``group_key`` comes from :func:`new_group_key`. Raises :class:`FocalError` naming the
-    member when the list or a key cannot be used.
+    ``seal_secret`` is this member's X25519 private key, ``seal_publics`` holds the others' public keys by name (this
+    member's own may be among them and is then checked), ``group_key`` comes from :func:`new_group_key`. Raises
+    :class:`FocalError` naming the member when the list or a key cannot be used.
     """
 
     def __init__(
@@ -83,7 +87,9 @@ class MaskedSum:
     ) -> None:
         _check_participants(label, me, participants)
         if len(group_key) != KEY_BYTES:
-            raise ProtocolError(f"sum '{label}': the group key from {participants[0]} has {len(group_key)} bytes, not {KEY_BYTES}")
+            raise ProtocolError(
+                f"sum '{label}': the group key from {participants[0]} has {len(group_key)} bytes, not {KEY_BYTES}"
+            )
         self.label, self.me, self.participants = label, me, participants
         self.participants_digest = participants_digest(participants)
         self._context = (run_id, label.encode(), self.participants_digest)
@@ -93,7 +99,8 @@ class MaskedSum:
         self._made: bytes | None = None
 
     def contribution(self, values: Integers) -> bytes:
-        """This member's masked ``values`` (1-d uint64, from :func:`focal.sums.fixed.encode`): 8 bytes each, little-endian.
+        """This member's masked ``values`` (1-d uint64, from :func:`focal.sums.fixed.encode`):
+        8 bytes each, little-endian.
 
         The same values give the same bytes. Raises :class:`Refused` for other values on the same object.
         """
@@ -114,9 +121,9 @@ class MaskedSum:
     def open(self, contributions: Mapping[str, bytes]) -> Integers:
         """The sum of all values, from exactly one contribution of each participant, this member's own included.
 
-        Raises :class:`ProtocolError` naming whose contribution is missing, uninvited or of another length than this member's, or
-        when this member's own is not the one it made. An altered contribution of the right length opens to another sum: compare
-        signed digests, and check the range of what was opened.
+        Raises :class:`ProtocolError` naming whose contribution is missing, uninvited or of another length than this
+        member's, or when this member's own is not the one it made. An altered contribution of the right length opens to
+        another sum: compare signed digests, and check the range of what was opened.
         """
         self._check(contributions)
         total = np.zeros(len(contributions[self.me]) // 8, np.uint64)
@@ -126,9 +133,11 @@ class MaskedSum:
         return total
 
     def digest(self, opened: Integers) -> bytes:
-        """HMAC-SHA-256 of an opened sum, bound to run id, label and participants. Nothing may use the sum before all have signed it.
+        """HMAC-SHA-256 of an opened sum, bound to run id, label and participants.
+        Nothing may use the sum before all have signed it.
 
-        Under a key of the group's, for it is read by all: a plain hash would confirm a guess of counts to whoever has none of the sum.
+        Under a key of the group's, for it is read by all: a plain hash would confirm a guess of counts
+        to whoever has none of the sum.
         """
         data = framed(b"focal/sum/opened/v2", *self._context, opened.astype("<u8", copy=False).tobytes())
         return hmac.digest(self._seal, data, "sha256")
@@ -139,15 +148,21 @@ class MaskedSum:
             raise ProtocolError(f"sum '{self.label}': no contribution from {', '.join(missing)}")
         uninvited = sorted(set(contributions) - set(self.participants))
         if uninvited:
-            raise ProtocolError(f"sum '{self.label}': contribution from {', '.join(uninvited)}, who is not a participant")
+            raise ProtocolError(
+                f"sum '{self.label}': contribution from {', '.join(uninvited)}, who is not a participant"
+            )
         mine = contributions[self.me]
         if self._made not in (None, hashlib.sha256(mine).digest()):
             raise ProtocolError(f"sum '{self.label}': the contribution relayed as {self.me}'s is not the one it made")
         if not mine or len(mine) % 8:
-            raise ProtocolError(f"sum '{self.label}': {self.me}'s contribution of {len(mine)} bytes is not a whole number of values")
+            raise ProtocolError(
+                f"sum '{self.label}': {self.me}'s contribution of {len(mine)} bytes is not a whole number of values"
+            )
         for name in self.participants:
             if len(contributions[name]) != len(mine):
-                raise ProtocolError(f"sum '{self.label}': {name} sent {len(contributions[name])} bytes, {self.me} sent {len(mine)}")
+                raise ProtocolError(
+                    f"sum '{self.label}': {name} sent {len(contributions[name])} bytes, {self.me} sent {len(mine)}"
+                )
 
     def _key(self, secret: bytes, purpose: bytes, *names: str) -> bytes:
         """HKDF-SHA256 of ``secret``, for one stream of one sum."""
@@ -177,7 +192,9 @@ class MaskedSum:
         try:
             return private.exchange(X25519PublicKey.from_public_bytes(seal_publics[peer]))
         except ValueError:  # wrong length, or a low-order point, whose shared secret everybody knows
-            raise ProtocolError(f"sum '{self.label}': the public seal key of {peer} is not a usable X25519 key") from None
+            raise ProtocolError(
+                f"sum '{self.label}': the public seal key of {peer} is not a usable X25519 key"
+            ) from None
 
 
 def _check_participants(label: str, me: str, participants: tuple[str, ...]) -> None:

@@ -2,13 +2,14 @@
 
 ::
 
-    rows --sha256 of each image--> cache (SQLite, one file per lower segment) --hit-----------------------> (n, dim) float32
-                                       |                                                                  ^
-                                      miss --decode, resize--> Trainer.predict(lower segment) --store-----+
-                                                                    batch by batch, so a killed process keeps what it finished
+    rows --sha256 of each image--> cache (SQLite, one file per lower segment) --hit----------------> (n, dim) float32
+                                       |                                                           ^
+                                      miss --decode, resize--> Trainer.predict(lower segment) -----+ stored batch by
+                                                                       batch, so a killed process keeps what it finished
 
-The key of a vector is its image's content, and the file is named by the hash of weights, cut and preprocessing: renamed images and
-re-ordered tables hit, other weights never do. Features describe patients: the folder is 0700, the files 0600, and no file name is stored.
+The key of a vector is its image's content, and the file is named by the hash of weights, cut and preprocessing: renamed
+images and re-ordered tables hit, other weights never do. Features describe patients: the folder is 0700, the files
+0600, and no file name is stored.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def compute_features(
 ) -> NDArray[np.float32]:
     """(len(rows), dim) float32 features of the table's ``rows``, from ``cache`` where it has them.
 
-    ``device`` is ``auto``, ``cpu`` or ``cuda``; ``progress(done, total)`` counts rows. Raises :class:`FocalError` for an image that cannot
-    be read, a feature that is not finite, a missing GPU, and a cache that cannot be written.
+    ``device`` is ``auto``, ``cpu`` or ``cuda``; ``progress(done, total)`` counts rows. Raises :class:`FocalError` for
+    an image that cannot be read, a feature that is not finite, a missing GPU, and a cache that cannot be written.
     """
     wanted = np.asarray(rows, dtype=np.int64)
     report = progress or (lambda done, total: None)
@@ -63,7 +64,14 @@ def compute_features(
         report(found, len(keys))
         if missing:
             copies = len(keys) - found - len(missing)  # the same image in several rows is computed once
-            _predict(segment, table, missing, store, device, lambda done: report(found + done + copies * (done == len(missing)), len(keys)))
+            _predict(
+                segment,
+                table,
+                missing,
+                store,
+                device,
+                lambda done: report(found + done + copies * (done == len(missing)), len(keys)),
+            )
         return store.get(keys)
 
 
@@ -71,11 +79,14 @@ def compute_features(
 
 
 class FeatureCache:
-    """Vectors by image content, for one lower segment. Several processes may read and write at once. A context manager."""
+    """Vectors by image content, for one lower segment. Several processes may read and write at once.
+    A context manager."""
 
     def __init__(self, folder: Path, spec: LowerSpec) -> None:
         self.dim = spec.dim
-        self.path = folder / f"features-{hashlib.sha256(canonical_json(spec.model_dump(mode='json'))).hexdigest()[:32]}.sqlite"
+        self.path = (
+            folder / f"features-{hashlib.sha256(canonical_json(spec.model_dump(mode='json'))).hexdigest()[:32]}.sqlite"
+        )
         with self._explained():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with suppress(FileExistsError):  # made here for its mode, which SQLite gives to its -wal and -shm files too
@@ -83,7 +94,9 @@ class FeatureCache:
             self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
             self._enter_wal()
             self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last batches, never the file
-            self._db.execute("CREATE TABLE IF NOT EXISTS features (image TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS features (image TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+            )
 
     def _enter_wal(self) -> None:
         """SQLite's own busy timeout does not cover this change, when several processes open a new file at once."""
@@ -121,7 +134,10 @@ class FeatureCache:
         for i, key in enumerate(keys):
             vector = self._vector(key)
             if vector is None:
-                raise FocalError(f"{self.path}: lost a feature while it was being read", hint="delete the file; it will be computed again")
+                raise FocalError(
+                    f"{self.path}: lost a feature while it was being read",
+                    hint="delete the file; it will be computed again",
+                )
             vectors[i] = vector
         return vectors
 
@@ -175,7 +191,9 @@ class _Keep(lightning.Callback):
     def __init__(self, keys: Sequence[str], store: FeatureCache, report: Callable[[int], None]) -> None:
         self.keys, self.store, self.report, self.done = keys, store, report, 0
 
-    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         vectors = outputs.cpu().numpy()
         if not np.isfinite(vectors).all():
             raise FocalError(
@@ -188,7 +206,12 @@ class _Keep(lightning.Callback):
 
 
 def _predict(
-    segment: LowerSegment, table: Table, missing: dict[str, int], store: FeatureCache, device: str, report: Callable[[int], None]
+    segment: LowerSegment,
+    table: Table,
+    missing: dict[str, int],
+    store: FeatureCache,
+    device: str,
+    report: Callable[[int], None],
 ) -> None:
     """Compute the rows in ``missing`` (content hash -> row) and put them into ``store``."""
     chosen = accelerator(device)
@@ -209,11 +232,14 @@ def _predict(
 
 
 def accelerator(device: str) -> str:
-    """Lightning's name for ``auto``, ``cpu`` or ``cuda``. Raises :class:`FocalError` for another device, or a GPU that is not there."""
+    """Lightning's name for ``auto``, ``cpu`` or ``cuda``. Raises :class:`FocalError` for another device,
+    or a GPU that is not there."""
     if device not in ("auto", "cpu", "cuda"):
         raise FocalError(f"device '{device}' is none of auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise FocalError("device 'cuda': torch finds no usable GPU", hint="set 'device: auto', or check the driver (nvidia-smi)")
+        raise FocalError(
+            "device 'cuda': torch finds no usable GPU", hint="set 'device: auto', or check the driver (nvidia-smi)"
+        )
     if device == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
     return "gpu" if device == "cuda" else "cpu"
@@ -232,7 +258,8 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """No TF32 in convolutions: its 10-bit mantissa would make a GPU's features differ from a CPU's by more than the consortium accepts."""
+    """No TF32 in convolutions: its 10-bit mantissa would make a GPU's features differ from a CPU's by more
+    than the consortium accepts."""
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
         yield

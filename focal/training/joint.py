@@ -1,17 +1,19 @@
-"""The plaintext twin of a whole interactive run, in one process: every institution's own Lightning module, and a head in the clear.
+"""The plaintext twin of a whole interactive run, in one process: every institution's own Lightning module,
+and a head in the clear.
 
 ::
 
     thread of hospital-a   fit(SplitSegment, seat) --x, delta, parameters--.
-    thread of hospital-b   fit(SplitSegment, seat) ------------------------+--> PlainUpper: x W, delta W', twin_step, weighted mean
-    thread of hospital-c   fit(SplitSegment, seat) ------------------------'
+    thread of hospital-b   fit(SplitSegment, seat) ------------------------+--> PlainUpper: x W, delta W', twin_step,
+    thread of hospital-c   fit(SplitSegment, seat) ------------------------'                weighted mean
 
 The institutions run the same code as over sockets, to the last line; what is encrypted there is computed here with
-:func:`focal.heads.joint.twin.twin_step`. It exists where one machine may see all data: in local runs, as the figure to compare with,
-and in experiments.
+:func:`focal.heads.joint.twin.twin_step`. It exists where one machine may see all data: in local runs, as the figure to
+compare with, and in experiments.
 
-All threads share one lock and give it away only while they wait for each other. So one institution computes at a time, with as many
-cores as torch may use, and a run repeats to the bit. Memory: of each institution the decoded images, the module and one batch's graph.
+All threads share one lock and give it away only while they wait for each other. So one institution computes at a
+time, with as many cores as torch may use, and a run repeats to the bit. Memory: of each institution the decoded
+images, the module and one batch's graph.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ SCORED = 64
 class PlainUpper:
     """The upper segment of all institutions ``names``: starts at zero, steps when all that are present have answered.
 
-    ``absent(step, name)``: who is skipped in a joint step, and in the average that follows it. ``on_average(round, parameters, weights)``
-    sees every average (p,) with the head (R, C) of that moment.
+    ``absent(step, name)``: who is skipped in a joint step, and in the average that follows it.
+    ``on_average(round, parameters, weights)`` sees every average (p,) with the head (R, C) of that moment.
     """
 
     def __init__(
@@ -72,8 +74,11 @@ class PlainUpper:
         self._error: BaseException | None = None
 
     def run(self, work: Mapping[str, Callable[[Upper], None]]) -> None:
-        """Let every institution do its ``work`` with its seat, each in a thread. Raises what the first to fail raised."""
-        threads = [threading.Thread(target=self._sit, args=(name, work[name]), name=name, daemon=True) for name in self.names]
+        """Let every institution do its ``work`` with its seat, each in a thread.
+        Raises what the first to fail raised."""
+        threads = [
+            threading.Thread(target=self._sit, args=(name, work[name]), name=name, daemon=True) for name in self.names
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -102,8 +107,16 @@ class PlainUpper:
     def present(self, step: int) -> list[str]:
         return [name for name in self.names if not self.absent(step, name)]
 
-    def meet(self, place: tuple[str, int], name: str, value: Array, expected: Sequence[str], work: Callable[[Answers], Answers]) -> Array:
-        """Wait until everybody ``expected`` has brought a value; the last one does the ``work`` for all. Returns ``name``'s answer."""
+    def meet(
+        self,
+        place: tuple[str, int],
+        name: str,
+        value: Array,
+        expected: Sequence[str],
+        work: Callable[[Answers], Answers],
+    ) -> Array:
+        """Wait until everybody ``expected`` has brought a value; the last one does the ``work`` for all.
+        Returns ``name``'s answer."""
         brought = self._brought.setdefault(place, {})
         brought[name] = value
         if len(brought) == len(expected):
@@ -158,12 +171,16 @@ class _Seat:
         return self.upper.meet(("logits", step), self.name, activations, present, self.upper.forward)
 
     def gradients(self, step: int, derivatives: Array) -> Array:
-        return self.upper.meet(("gradients", step), self.name, derivatives, self.upper.present(step), self.upper.backward)
+        return self.upper.meet(
+            ("gradients", step), self.name, derivatives, self.upper.present(step), self.upper.backward
+        )
 
     def average(self, round: int, parameters: Array, rows: int) -> Array:
         # the number of rows travels as one value more
         def work(brought: Answers) -> Answers:
-            return self.upper.mean(round, {n: v[:-1] for n, v in brought.items()}, {n: int(v[-1]) for n, v in brought.items()})
+            return self.upper.mean(
+                round, {n: v[:-1] for n, v in brought.items()}, {n: int(v[-1]) for n, v in brought.items()}
+            )
 
         return self.upper.meet(("average", round), self.name, np.append(parameters, rows), self.upper.names, work)
 
@@ -207,9 +224,9 @@ def train_jointly(
 ) -> Trained:
     """The interactive protocol with ``sites`` in plaintext. Every institution's log is in ``folder / name``.
 
-    ``start`` and ``base``: projection and head of a blind run to begin with; ``trained``: of an interactive one, its trained parameters.
-    ``on_average(round, segment, weights)`` sees the averaged segment and the head (R, C) that belongs to it. ``flags`` go to
-    :func:`focal.training.split.fit`.
+    ``start`` and ``base``: projection and head of a blind run to begin with; ``trained``: of an interactive one, its
+    trained parameters. ``on_average(round, segment, weights)`` sees the averaged segment and the head (R, C) that
+    belongs to it. ``flags`` go to :func:`focal.training.split.fit`.
     """
     tables = [site.table for site in sites.values()]
     task, counts = tables[0].task, sum(site.table.labels[site.rows].sum(0, dtype=np.int64) for site in sites.values())
@@ -247,7 +264,9 @@ def scores(segment: TrainableSegment, weights: Array, table: Table, rows: ArrayL
     device = segment.lower.mean.device
     head, wanted, parts = segment.head(weights, table.task).to(device), np.asarray(rows), []
     for start in range(0, len(wanted), SCORED):
-        images = torch.stack([preprocess(table.images.read(int(row)), segment.lower.spec) for row in wanted[start : start + SCORED]])
+        images = torch.stack(
+            [preprocess(table.images.read(int(row)), segment.lower.spec) for row in wanted[start : start + SCORED]]
+        )
         with torch.inference_mode():
             parts.append(head(segment.lower(images.to(device))).double().cpu())
     return torch.cat(parts).numpy()

@@ -2,18 +2,18 @@
 
 ::
 
-    SplitSegment (Lightning, manual optimization)                      Upper (sockets and ciphertexts, or its plaintext twin)
+    SplitSegment (Lightning, manual optimization)                   Upper (sockets and ciphertexts, or its twin)
     images, labels = batches(seed, institution, step)
-    x = lower segment, bottleneck                   --- x  (n, R) ----------->  z = x W
-    losses of the n rows, exact                     <-- z  (n, C) -----------
-    delta = d loss / d z, each row of its own loss  --- delta (n, C) -------->  W <- W + b (W - W-) - (rate / all rows) X' delta
-    x.backward(dX / n), AdamW                       <-- dX (n, R) = delta W' -
-    every average_every steps: parameters           --- average ------------->  mean over institutions, weighted by rows
+    x = lower segment, bottleneck             --- x  (n, R) ----->  z = x W
+    losses of the n rows, exact               <-- z  (n, C) ------
+    delta = d loss / d z, row by row          --- delta (n, C) -->  W <- W + b (W - W-) - (rate / all rows) X' delta
+    x.backward(dX / n), AdamW                 <-- dX = delta W' --
+    every average_every steps: parameters     --- average ------->  mean over institutions, weighted by rows
 
-A *joint step* s is the same for everybody: batch s, learning rate s and average s / ``average_every`` follow from s, from the seed and
-from the institution's name alone. So an institution that was skipped, joins late or is restarted is right again from its next step
-on, and a checkpoint (parameters, AdamW's moments, the next s) continues to the bit: nothing else is random, see
-:mod:`focal.segments.trainable`.
+A *joint step* s is the same for everybody: batch s, learning rate s and average s / ``average_every`` follow from s,
+from the seed and from the institution's name alone. So an institution that was skipped, joins late or is restarted is
+right again from its next step on, and a checkpoint (parameters, AdamW's moments, the next s) continues to the bit:
+nothing else is random, see :mod:`focal.segments.trainable`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from focal.training.features import accelerator, interruptible, quiet
 Array = NDArray[np.float64]
 
 WARM_UP = 0.3
-"""One-cycle: share of the steps in which the rate rises from 1/25 of its peak; it ends on 1/250000 of it (Smith and Topin 2018)."""
+"""One-cycle: share of the steps in which the rate rises from 1/25 of its peak;
+it ends on 1/250000 of it (Smith and Topin 2018)."""
 BRIGHTNESS = 0.2
 """Augmentation multiplies an image by 1 - this to 1 + this."""
 MEMORY = 2 << 30
@@ -61,28 +62,32 @@ SMALLER = "use smaller interactive.rate, bottleneck_rate or head_rate, and conti
 
 
 class Upper(Protocol):
-    """The upper segment as one institution sees it. Arrays are float64 and finite; calls come from one thread, step by step."""
+    """The upper segment as one institution sees it. Arrays are float64 and finite;
+    calls come from one thread, step by step."""
 
     def logits(self, step: int, activations: Array) -> Array:
         """(n, R) -> (n, C), opened to this institution alone. Raises :class:`Skipped`."""
         ...
 
     def gradients(self, step: int, derivatives: Array) -> Array:
-        """(n, C), each row's d loss / d logits, not divided by anything -> (n, R) d loss / d activations. Raises :class:`Skipped`."""
+        """(n, C), each row's d loss / d logits, not divided by anything -> (n, R) d loss / d activations.
+        Raises :class:`Skipped`."""
         ...
 
     def average(self, round: int, parameters: Array, rows: int) -> Array:
         """(p,) own parameters -> (p,) their mean over the institutions that were present, weighted by their ``rows``.
 
-        Round r closes after joint step r ``average_every`` - 1, and the last one after the last step. A restarted institution may ask for
-        a round again, with the same parameters. One that was absent when the round was closed gets the average all the same, and its own
-        parameters do not count. Raises :class:`Skipped` when the round was abandoned: everybody keeps what they have.
+        Round r closes after joint step r ``average_every`` - 1, and the last one after the last step. A restarted
+        institution may ask for a round again, with the same parameters. One that was absent when the round was closed
+        gets the average all the same, and its own parameters do not count. Raises :class:`Skipped` when the round was
+        abandoned: everybody keeps what they have.
         """
         ...
 
 
 class Skipped(Exception):
-    """This joint step went on without this institution. ``resume``: the first step that it can still take part in, if that is known."""
+    """This joint step went on without this institution. ``resume``: the first step that it can still take part
+    in, if that is known."""
 
     def __init__(self, message: str = "", resume: int | None = None) -> None:
         super().__init__(message)
@@ -91,10 +96,12 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Base:
-    """The head that training starts from, of which everybody has a copy: the encrypted head trains the difference to it.
+    """The head that training starts from, of which everybody has a copy:
+    the encrypted head trains the difference to it.
 
-    ``weights`` (R, C); ``velocity`` (R, C), the last weights minus those before, when training with ``momentum`` goes on. SGD with
-    momentum is linear, so that what the start alone would do is added in the clear: W_t = w + v (b + b^2 + ... + b^t).
+    ``weights`` (R, C); ``velocity`` (R, C), the last weights minus those before, when training with ``momentum``
+    goes on. SGD with momentum is linear, so that what the start alone would do is added in the clear:
+    W_t = w + v (b + b^2 + ... + b^t).
     """
 
     weights: Array
@@ -140,14 +147,22 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """The institution's batch of every joint step: a function of seed, name and step. Epochs are shuffled one by one and follow on
-    each other without a gap, so that every batch is full whatever the number of rows.
+    """The institution's batch of every joint step: a function of seed, name and step. Epochs are shuffled one by one
+    and follow on each other without a gap, so that every batch is full whatever the number of rows.
 
     Images are decoded once and kept as uint8 while they fit ``memory`` bytes.
     """
 
     def __init__(
-        self, table: Table, rows: ArrayLike, spec: LowerSpec, config: InteractiveConfig, *, name: str, seed: int = 0, memory: int = MEMORY
+        self,
+        table: Table,
+        rows: ArrayLike,
+        spec: LowerSpec,
+        config: InteractiveConfig,
+        *,
+        name: str,
+        seed: int = 0,
+        memory: int = MEMORY,
     ) -> None:
         self.table, self.spec, self.config = table, spec, config
         self.rows = np.asarray(rows, dtype=np.int64)
@@ -170,8 +185,13 @@ class Batches:
         """(n,) positions in ``rows`` of joint step ``step``."""
         at = np.arange(step * self.size, (step + 1) * self.size)
         epochs = at // len(self.rows)
-        orders = {e: np.random.default_rng([*self._seed, 0, e]).permutation(len(self.rows)) for e in np.unique(epochs).tolist()}
-        return np.array([orders[e][i] for e, i in zip(epochs.tolist(), (at % len(self.rows)).tolist(), strict=True)], dtype=np.int64)
+        orders = {
+            e: np.random.default_rng([*self._seed, 0, e]).permutation(len(self.rows))
+            for e in np.unique(epochs).tolist()
+        }
+        return np.array(
+            [orders[e][i] for e, i in zip(epochs.tolist(), (at % len(self.rows)).tolist(), strict=True)], dtype=np.int64
+        )
 
     def _image(self, i: int) -> Tensor:
         """(3, s, s) uint8 of the row at position ``i``."""
@@ -184,8 +204,11 @@ class Batches:
 
 
 def augmented(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """(n, 3, s, s) -> the same, each image flipped left to right and upside down by chance, and its brightness changed."""
-    across, down, light = (torch.from_numpy(v).view(-1, 1, 1, 1) for v in rng.random((3, len(images)), dtype=np.float32))
+    """(n, 3, s, s) -> the same, each image flipped left to right and upside down by chance,
+    and its brightness changed."""
+    across, down, light = (
+        torch.from_numpy(v).view(-1, 1, 1, 1) for v in rng.random((3, len(images)), dtype=np.float32)
+    )
     images = torch.where(across < 0.5, images.flip(3), images)
     images = torch.where(down < 0.5, images.flip(2), images)
     return (images * (1 + BRIGHTNESS * (2 * light - 1))).clamp_(0, 255)
@@ -213,9 +236,10 @@ class _Remaining:
 class Loss:
     """Logits (n, C) and labels (n, K) -> the loss of each row (n,).
 
-    multiclass: cross-entropy, C = K. multilabel: the sum over C = K classes of binary cross-entropies. binary: binary cross-entropy of
-    one logit, the positive class's. ``counts`` (K,) are the classes' rows over all institutions: class k weighs counts_k^-p, all divided
-    by their mean, p = ``class_weights``; a multilabel class weighs its own term. Labels are smoothed towards equal probabilities.
+    multiclass: cross-entropy, C = K. multilabel: the sum over C = K classes of binary cross-entropies. binary: binary
+    cross-entropy of one logit, the positive class's. ``counts`` (K,) are the classes' rows over all institutions: class
+    k weighs counts_k^-p, all divided by their mean, p = ``class_weights``; a multilabel class weighs its own term.
+    Labels are smoothed towards equal probabilities.
     """
 
     def __init__(self, task: Task, counts: ArrayLike, config: InteractiveConfig) -> None:
@@ -227,7 +251,9 @@ class Loss:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         weights = self.weights.to(logits)
         if self.task == "multiclass":
-            return functional.cross_entropy(logits, labels.argmax(1), weight=weights, label_smoothing=self.smoothing, reduction="none")
+            return functional.cross_entropy(
+                logits, labels.argmax(1), weight=weights, label_smoothing=self.smoothing, reduction="none"
+            )
         target = outcomes(labels, self.task)
         smooth = target.to(logits) * (1 - self.smoothing) + self.smoothing / 2
         terms = functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
@@ -235,7 +261,8 @@ class Loss:
 
 
 def rate_factor(step: int, config: InteractiveConfig) -> float:
-    """What the peak learning rates are multiplied by in joint step ``step``: torch's ``OneCycleLR``, as a function of the step."""
+    """What the peak learning rates are multiplied by in joint step ``step``: torch's ``OneCycleLR``,
+    as a function of the step."""
     if config.schedule == "constant":
         return 1.0
     peak = WARM_UP * config.steps - 1
@@ -247,13 +274,17 @@ def rate_factor(step: int, config: InteractiveConfig) -> float:
 
 
 class SplitSegment(lightning.LightningModule):
-    """Trains ``segment`` under a head that only ``upper`` sees. ``rows``: how many train rows the institution has (its weight in averages).
+    """Trains ``segment`` under a head that only ``upper`` sees. ``rows``: how many train rows the institution has
+    (its weight in averages).
 
-    ``next_step`` is the joint step that comes next; ``rounds`` how many averages are behind. Raises :class:`FocalError` when activations or
-    derivatives would overflow the scale, when a loss or gradient is not finite, and when an average is larger than ``max_average_mb``.
+    ``next_step`` is the joint step that comes next; ``rounds`` how many averages are behind. Raises :class:`FocalError`
+    when activations or derivatives would overflow the scale, when a loss or gradient is not finite, and when an average
+    is larger than ``max_average_mb``.
     """
 
-    def __init__(self, segment: TrainableSegment, upper: Upper, loss: Loss, config: InteractiveConfig, *, rows: int) -> None:
+    def __init__(
+        self, segment: TrainableSegment, upper: Upper, loss: Loss, config: InteractiveConfig, *, rows: int
+    ) -> None:
         super().__init__()
         segment.check_average(config.max_average_mb)
         self.automatic_optimization = False
@@ -263,7 +294,8 @@ class SplitSegment(lightning.LightningModule):
         self._anchor = self._parameters_now() if config.proximal else None
 
     def join(self, step: int, parameters: Array | None = None) -> None:
-        """Begin at joint step ``step`` with the average ``parameters``, or with those that are here, if ``step`` is still to come."""
+        """Begin at joint step ``step`` with the average ``parameters``, or with those that are here,
+        if ``step`` is still to come."""
         self.next_step = max(self.next_step, step)
         if parameters is not None:
             self._adopt(parameters, self._closed(self.next_step))
@@ -310,7 +342,10 @@ class SplitSegment(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": peak, "peak": peak}
-            for part, peak in ((self.segment.lower, self.config.rate), (self.segment.bottleneck, self.config.bottleneck_rate))
+            for part, peak in (
+                (self.segment.lower, self.config.rate),
+                (self.segment.bottleneck, self.config.bottleneck_rate),
+            )
         ]
         return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=self.config.weight_decay)
 
@@ -325,7 +360,8 @@ class SplitSegment(lightning.LightningModule):
         return step // self.config.average_every
 
     def _average(self, due: int) -> None:
-        """Take part in round ``due``, unless it is behind. Before a step, not after one: a checkpoint then holds what was contributed."""
+        """Take part in round ``due``, unless it is behind. Before a step, not after one:
+        a checkpoint then holds what was contributed."""
         if due > self.rounds:
             self.rounds = due  # an abandoned round is not repeated
             try:
@@ -343,7 +379,8 @@ class SplitSegment(lightning.LightningModule):
         return [p.detach().clone() for p in self.segment.trained().values()]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """FedProx (Li et al. 2020): the gradient of mu / 2 |parameters - last average|^2. Here, where gradients are no longer scaled."""
+        """FedProx (Li et al. 2020): the gradient of mu / 2 |parameters - last average|^2.
+        Here, where gradients are no longer scaled."""
         if self._anchor is not None:
             for p, anchor in zip(self.segment.trained().values(), self._anchor, strict=True):
                 assert p.grad is not None
@@ -360,7 +397,8 @@ class SplitSegment(lightning.LightningModule):
         if {name: value.shape for name, value in checkpoint["state_dict"].items()} != own:
             raise FocalError(
                 "the checkpoint does not hold the parameters that this run trains",
-                hint="it was written with another lower segment or other 'interactive' settings: remove it to begin again",
+                hint="it was written with another lower segment or other 'interactive' settings: "
+                "remove it to begin again",
             )
         joint = checkpoint["joint"]
         self.next_step, self.rounds, self._anchor = joint["next_step"], joint["rounds"], joint["anchor"]
@@ -394,15 +432,22 @@ def fit(
 ) -> None:
     """Take part in the joint steps up to the last one, going on from the checkpoint in ``folder`` if there is one.
 
-    ``start_step``: the first step that is still to come; a checkpoint of an earlier one is used, and the steps between are left out.
-    ``parameters``: the average to begin with, which wins over a checkpoint's. ``device``: ``auto``, ``cpu`` or ``cuda``. A checkpoint is
-    written after every ``checkpoint_every`` steps (0: never). ``loggers``: beside the CSV file in ``folder``. Further ``flags``
-    (``precision``, ``enable_progress_bar``, ...) are the Trainer's own.
+    ``start_step``: the first step that is still to come; a checkpoint of an earlier one is used, and the steps between
+    are left out. ``parameters``: the average to begin with, which wins over a checkpoint's. ``device``: ``auto``,
+    ``cpu`` or ``cuda``. A checkpoint is written after every ``checkpoint_every`` steps (0: never). ``loggers``: beside
+    the CSV file in ``folder``. Further ``flags`` (``precision``, ``enable_progress_bar``, ...) are the Trainer's own.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     checkpoint = folder / "newest.ckpt"  # written beside it, then renamed over it
-    saving = ModelCheckpoint(folder, checkpoint.stem, every_n_train_steps=checkpoint_every, enable_version_counter=False)
-    options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1, **flags}
+    saving = ModelCheckpoint(
+        folder, checkpoint.stem, every_n_train_steps=checkpoint_every, enable_version_counter=False
+    )
+    options: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        **flags,
+    }
     with quiet(), interruptible():
         trainer = lightning.Trainer(
             accelerator=accelerator(device),
@@ -414,7 +459,12 @@ def fit(
             enable_checkpointing=checkpoint_every > 0,
             **options,
         )
-        trainer.fit(module, _Remaining(batches, module), ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        trainer.fit(
+            module,
+            _Remaining(batches, module),
+            ckpt_path=checkpoint if checkpoint.exists() else None,
+            weights_only=True,
+        )
 
 
 class _Join(lightning.Callback):

@@ -1,6 +1,8 @@
-"""The guard over the real wire: what it refuses, what that costs whom, and what it lets pass (SECURITY.md, "The guard").
+"""The guard over the real wire: what it refuses, what that costs whom, and what it lets pass
+(SECURITY.md, "The guard").
 
-Where an honest server could not present the thing, the guard is taken out of lockstep, so that its own decision is what is seen.
+Where an honest server could not present the thing, the guard is taken out of lockstep,
+so that its own decision is what is seen.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def refused_by_range(c: Consortium, topic: str) -> None:
 
 
 @pytest.mark.parametrize("kinds", [("constant", "labels"), ("labels", "shifted")])
-def test_the_guard_by_itself_refuses_ciphertexts_of_the_servers_own_making(stage: Stages, kinds: tuple[str, str]) -> None:
+def test_the_guard_by_itself_refuses_ciphertexts_of_the_servers_own_making(
+    stage: Stages, kinds: tuple[str, str]
+) -> None:
     """One bad item of a batch is enough, and nothing of the batch is answered."""
     with stage.at("uploaded") as c:
         c.start("server", prelude=lying(f"AnsweredForgery{kinds}"))
@@ -47,7 +51,8 @@ def test_the_guard_by_itself_refuses_ciphertexts_of_the_servers_own_making(stage
 
 
 def test_a_run_that_was_ended_leaves_no_key_share(stage: Stages) -> None:
-    """Refused for any reason: here in lockstep, with requests that spell out the shares of all who have answered before."""
+    """Refused for any reason: here in lockstep, with requests that spell out the shares of all who
+    have answered before."""
     with stage.at("uploaded") as c:
         assert list(c.folder("custodian-1").glob("secret-*.key"))
         c.start("server", prelude=lying("ForgedRefresh('constant', 'shifted')"))
@@ -57,17 +62,21 @@ def test_a_run_that_was_ended_leaves_no_key_share(stage: Stages) -> None:
 
 
 def test_small_ciphertexts_pass_the_guard_and_nothing_else_may(stage: Stages) -> None:
-    """An institution's labels as they are: nothing is seen of them, but they are not what was agreed. That is lockstep's to refuse."""
+    """An institution's labels as they are: nothing is seen of them, but they are not what was agreed.
+    That is lockstep's to refuse."""
     with stage.at("uploaded") as c:
         c.start("server", prelude=lying("AnsweredForgery('labels', 'labels 1')"))
         c.start("custodian-1", prelude=prelude("out_of_lockstep()"))
         c.start("custodian-2")
-        c.processes["custodian-1"].reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)
+        c.processes["custodian-1"].reach(
+            lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1
+        )
         assert {topic for topic in said(c, "custodian-1") if topic.startswith("refresh/")} == {WEIGHTS}
 
 
 def test_other_answers_than_were_weighed(stage: Stages) -> None:
-    """Killed between its decision and its shares, and shown other shares afterwards: a second decision is not to be had."""
+    """Killed between its decision and its shares, and shown other shares afterwards:
+    a second decision is not to be had."""
     with stage.at("uploaded") as c:
         c.start("server", prelude=lying("TwoAnswers(restarted=False)"))
         c.start("custodian-1", prelude=prelude("out_of_lockstep()\ndies_when_it_has_weighed()"))
@@ -81,8 +90,9 @@ def test_other_answers_than_were_weighed(stage: Stages) -> None:
 
 
 def test_a_custodian_that_lies_in_its_share(stage: Stages) -> None:
-    """custodian-3 adds 2^125 to the weights by its own h1; server and all others are honest and custodian-1 is in lockstep. The next
-    request holds 2^125 times sums of patients' features; the guard's share is missing, so nobody sees anything of it."""
+    """custodian-3 adds 2^125 to the weights by its own h1; server and all others are honest and custodian-1 is
+    in lockstep. The next request holds 2^125 times sums of patients' features; the guard's share is missing,
+    so nobody sees anything of it."""
     item = "train/0/weights/-/0/-"
     with stage.at("uploaded") as c:
         shares_of_others = others(c)
@@ -101,7 +111,8 @@ def others(c: Consortium) -> list[bytes]:
 
 
 def uniform(c: Consortium, topic: str, files: list[bytes]) -> None:
-    """The request and both other custodians' shares *and keys*, added up: without the guard's they are uniform modulo 2^150."""
+    """The request and both other custodians' shares *and keys*, added up:
+    without the guard's they are uniform modulo 2^150."""
     run_id = next(body.run_id for _, _, body in c.bodies(msg.RunStart))
     scheme, blobs = Scheme(c.manifest.ckks, run_id), Blobs(c.folder("server") / "blobs")
     asked = next(body for _, about, body in c.bodies(msg.RefreshRequest) if about == topic)
@@ -109,7 +120,9 @@ def uniform(c: Consortium, topic: str, files: list[bytes]) -> None:
     secrets = [keys.SecretShare.load(scheme, bytes.fromhex(run_id), data).limbs for data in files]
     for digest in asked.ciphertexts:
         c0, c1 = codec.unpack(scheme, codec.ciphertext(REFRESH_LIMBS), blobs.get(digest), "")
-        total = ring.total([c0, *([ring.multiply(x, y, q) for x, y, q in zip(s, c1, primes, strict=False)] for s in secrets)], primes)
+        total = ring.total(
+            [c0, *([ring.multiply(x, y, q) for x, y, q in zip(s, c1, primes, strict=False)] for s in secrets)], primes
+        )
         value = abs(composed(scheme, total, primes).astype(float))
         # a quarter of uniform values lies below an eighth of the modulus; 16384 of them within 1.5 %
         assert abs((value < 2.0**147).mean() - 1 / 4) < 0.015

@@ -23,11 +23,14 @@ def test_two_nonces_of_one_custodian_give_two_run_ids(stage: Stages) -> None:
         c.start(*VICTIMS)
         assert [reason(c, v) for v in VICTIMS] == ["other-run", "other-run"]
         assert len({body.run_id for who, _, body in c.bodies(msg.RunStart) if who in VICTIMS}) == 2
-        assert not list(c.folder("custodian-1").glob("secret-*.key")), "a key share was drawn for a run id that is not everybody's"
+        assert not list(c.folder("custodian-1").glob("secret-*.key")), (
+            "a key share was drawn for a run id that is not everybody's"
+        )
 
 
 def test_an_earlier_run_is_not_begun_again(stage: Stages) -> None:
-    """custodian-1 is shown the old board under a new session; custodian-2 draws its old nonce again, and all others repeat theirs."""
+    """custodian-1 is shown the old board under a new session; custodian-2 draws its old nonce again,
+    and all others repeat theirs."""
     with stage.at("gathered") as c:
         nonce = next(body.nonce for who, _, body in c.bodies(msg.NonceReveal) if who == "custodian-2")
         board = c.folder("server") / "board.sqlite"
@@ -56,13 +59,16 @@ def test_control_characters_of_another_member_reach_nobodys_terminal(stage: Stag
         c.start("server", prelude=lying("SteersTerminals()"))
         process = c.start("custodian-1")
         assert process.end() == 1 and "a message is malformed" in process.errors
-        shown = process.errors.replace("\n", "") + "".join(str(e.get("text", "")) for e in process.events).replace("\n", "")
+        shown = process.errors.replace("\n", "") + "".join(str(e.get("text", "")) for e in process.events).replace(
+            "\n", ""
+        )
         assert printable(shown) == shown and "all is well" not in shown
 
 
 @pytest.mark.parametrize("liar", ["rushes()", "copies()"])
 def test_a_contribution_must_open_its_own_senders_commitment(stage: Stages, liar: str) -> None:
-    """custodian-3 answers after seeing the others, or hands in custodian-1's contribution: nobody goes on to round 2."""
+    """custodian-3 answers after seeing the others, or hands in custodian-1's contribution:
+    nobody goes on to round 2."""
     with stage.at("gathered") as c:
         c.start("server", prelude=lying("LyingServer()"))
         c.start("custodian-3", prelude=prelude(liar))
@@ -80,8 +86,12 @@ def test_replayed_duplicated_and_dropped_contributions(stage: Stages) -> None:
         assert reason(c, "custodian-1") == "other-run"
         assert reason(c, "custodian-2") == "second-record"
         waiting = c.processes["custodian-3"]  # without a contribution it can only wait, and gives nothing away
-        waiting.reach(lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["custodian-2"], "keys/1/reveal"))
-        assert not any("transcript" in topic or topic.startswith("keys/2") for name in c.custodians for topic in said(c, name))
+        waiting.reach(
+            lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["custodian-2"], "keys/1/reveal")
+        )
+        assert not any(
+            "transcript" in topic or topic.startswith("keys/2") for name in c.custodians for topic in said(c, name)
+        )
 
 
 def test_a_swapped_contribution_is_not_what_was_signed(stage: Stages) -> None:
@@ -101,8 +111,8 @@ def test_two_contributions_shown_to_different_custodians(stage: Stages) -> None:
 
 
 def test_what_was_heard_before_a_restart_still_binds_the_server(stage: Stages) -> None:
-    """A key round repeated with another commitment list, joint keys that were not signed alike, a key for masks that is none; and an
-    institution whose data changed while it was down adds to the secure sum what it had added before."""
+    """A key round repeated with another commitment list, joint keys that were not signed alike, a key for masks that is
+    none; and an institution whose data changed while it was down adds to the secure sum what it had added before."""
     with stage.at("keyed") as c:
         before = {who: body.blob for who, _, body in c.bodies(msg.SumContribution)}
         given = c.given("hospital-c")
@@ -115,7 +125,9 @@ def test_what_was_heard_before_a_restart_still_binds_the_server(stage: Stages) -
         assert "between 'hospital-b' and 'custodian-3' is not a usable X25519 key" in c.processes["hospital-b"].errors
         deadline = time.monotonic() + 30
         while "upload" not in said(c, "hospital-c"):
-            assert time.monotonic() < deadline and c.processes["hospital-c"].child.poll() is None, c.processes["hospital-c"].errors
+            assert time.monotonic() < deadline and c.processes["hospital-c"].child.poll() is None, c.processes[
+                "hospital-c"
+            ].errors
             time.sleep(0.1)
         assert {who: body.blob for who, _, body in c.bodies(msg.SumContribution)} == before
         assert not {"hospital-a", "hospital-b"} & {who for who, _, _ in c.bodies(msg.Upload)}

@@ -1,7 +1,8 @@
 """Attacks on the refresh and the release, and what exactly they would yield.
 
-A refresh share on a c1 of the server's choice spells out a custodian's secret. The custodian that verifies gives none; what the
-others (``verify: off``) give is recorded here, because SECURITY.md says that without a verifier the server is trusted.
+A refresh share on a c1 of the server's choice spells out a custodian's secret. The custodian that verifies
+gives none; what the others (``verify: off``) give is recorded here, because SECURITY.md says that without
+a verifier the server is trusted.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def stage() -> Stages:
 
 @pytest.mark.parametrize("kinds", [("constant", "shifted"), ("shifted", "labels")])
 def test_ciphertexts_of_the_servers_own_making(stage: Stages, kinds: tuple[str, str]) -> None:
-    """c1 constant; c1 = a + 2^12; the encrypted labels of hospital-b. The verifier refuses and names the plan item; custodian-2 answers."""
+    """c1 constant; c1 = a + 2^12; the encrypted labels of hospital-b. The verifier refuses and names the plan item;
+    custodian-2 answers."""
     with stage.at("uploaded") as c:
         c.start("server", prelude=lying(f"ForgedRefresh{kinds}"))
         c.start(*VICTIMS)
@@ -40,23 +42,32 @@ def test_ciphertexts_of_the_servers_own_making(stage: Stages, kinds: tuple[str, 
         assert "'train/0/weights/-/0/-'" in c.processes["custodian-1"].errors
         assert shares(c, "custodian-1") == [] and FIRST not in said(c, "custodian-1")
 
-        c.processes["custodian-2"].reach(lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1)
+        c.processes["custodian-2"].reach(
+            lambda e: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= 1
+        )
         assert len(shares(c, "custodian-2")) == 2
         if kinds[0] == "constant":
             secret, found = spelt_out(c, "custodian-2")
             right = [int((f == secret).sum()) for f in found]
-            assert right[0] == len(secret), "a share on a constant c1 gives every coefficient: only the verifier prevents it"
-            # `a` is derived from what is asked, so c1 - a is uniform whatever c1 is: the quotient by 2^12 hits -1, 0, 1 by chance only
+            assert right[0] == len(secret), (
+                "a share on a constant c1 gives every coefficient: only the verifier prevents it"
+            )
+            # `a` is derived from what is asked, so c1 - a is uniform whatever c1 is:
+            # the quotient by 2^12 hits -1, 0, 1 by chance only
             assert right[1:] == [0, 0], "c1 = a + 2^12 gives nothing, because a is derived from c1"
 
 
 def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]]]:
-    """A custodian's ternary secret from its own file, and what its shares on a constant c1 and on c1 = a + 2^12 say that it is.
+    """A custodian's ternary secret from its own file, and what its shares on a constant c1
+    and on c1 = a + 2^12 say that it is.
 
-    h0 = s c1 - M gives s = round(h0 / 2^135), the mask M stays below 2^105. In h0 + h1 = s (c1 - a) + e - M + L(M) the mask stays where the
-    item has a map L; it cancels in L(h0) + h1 = L(s c1) - s a + e. Neither is small: round(. / 2^12) is no secret.
+    h0 = s c1 - M gives s = round(h0 / 2^135), the mask M stays below 2^105. In h0 + h1 = s (c1 - a) + e - M + L(M) the
+    mask stays where the item has a map L; it cancels in L(h0) + h1 = L(s c1) - s a + e. Neither is small:
+    round(. / 2^12) is no secret.
     """
-    share: msg.RefreshShares = next(body for who, topic, body in c.bodies(msg.RefreshShares) if (who, topic) == (name, FIRST))
+    share: msg.RefreshShares = next(
+        body for who, topic, body in c.bodies(msg.RefreshShares) if (who, topic) == (name, FIRST)
+    )
     run_id = next(body.run_id for _, _, body in c.bodies(msg.RunStart))
     scheme, blobs = Scheme(c.manifest.ckks, run_id), Blobs(c.folder("server") / "blobs")
     (file,) = c.folder(name).glob("secret-*.key")
@@ -68,7 +79,10 @@ def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]
 
     on_constant = half(share.h0[0], codec.refresh_h0(REFRESH_LIMBS))
     how = plan.layout(c.manifest).refresh_map(share.items[1])
-    h0, h1 = half(share.h0[1], codec.refresh_h0(REFRESH_LIMBS)), half(share.h1[1], codec.refresh_h1(how.limbs))[:REFRESH_LIMBS]
+    h0, h1 = (
+        half(share.h0[1], codec.refresh_h0(REFRESH_LIMBS)),
+        half(share.h1[1], codec.refresh_h1(how.limbs))[:REFRESH_LIMBS],
+    )
     mapped = [how.linear(limb, q) for limb, q in zip(h0, primes, strict=True)]
     seen = [(on_constant, CONSTANT), *((ring.total([x, h1], primes), SHIFT) for x in (h0, mapped))]
     return secret, [(composed(scheme, limbs, primes) + step // 2) // step for limbs, step in seen]
@@ -104,8 +118,8 @@ def test_two_ciphertexts_under_one_item(stage: Stages) -> None:
 
 @pytest.mark.parametrize(("now", "then", "seen"), [("trained", "uploaded", 7), ("uploaded", "accepted", 1)])
 def test_a_backup_from_before_the_first_share(stage: Stages, now: str, then: str, seen: int) -> None:
-    """It does not know that it ever gave a share, or contributed to the inputs, and its server denies it; its peers know. (A later
-    backup: test_restart.py.)"""
+    """It does not know that it ever gave a share, or contributed to the inputs, and its server denies it;
+    its peers know. (A later backup: test_restart.py.)"""
     with stage.at(now) as c:
         stage.restore("custodian-2", then)
         had = c.ledger("custodian-2")

@@ -50,7 +50,9 @@ def test_no_contribution_is_shown_before_all_have_committed(stage: Stages) -> No
         for _ in range(2):
             c.start("server", *VICTIMS)
             for victim in VICTIMS:
-                c.processes[victim].reach(lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["hospital-b"], COMMIT))
+                c.processes[victim].reach(
+                    lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["hospital-b"], COMMIT)
+                )
             committed = {who: body.commitment for who, _, body in c.bodies(msg.SumCommit)}
             assert set(committed) == set(VICTIMS) and not list(c.bodies(msg.SumContribution))
             for victim in VICTIMS:

@@ -1,4 +1,5 @@
-"""Attacks on what training starts from: the lists of masked rows, the custodians' contributions to them, and the keys of the masks."""
+"""Attacks on what training starts from: the lists of masked rows, the custodians' contributions to them,
+and the keys of the masks."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def stage() -> Stages:
 
 
 def test_one_of_two_signed_lists_chosen_for_each_custodian(stage: Stages) -> None:
-    """Refused before anybody contributes: a contribution to rows that are not fixed could be answered by rows that cancel it."""
+    """Refused before anybody contributes: a contribution to rows that are not fixed could be answered
+    by rows that cancel it."""
     with stage.at("keyed") as c:
         c.start("server", prelude=lying("TwoLists()"))
         c.start(*VICTIMS)
@@ -31,13 +33,15 @@ def test_one_of_two_signed_lists_chosen_for_each_custodian(stage: Stages) -> Non
 
 
 def test_another_projection_and_an_institution_left_out(stage: Stages) -> None:
-    """custodian-1 refuses the list of an institution that skipped the projection check; custodian-2 contributes to nothing and answers
-    no refresh while a list is missing, although one is asked for."""
+    """custodian-1 refuses the list of an institution that skipped the projection check; custodian-2 contributes
+    to nothing and answers no refresh while a list is missing, although one is asked for."""
     with stage.at("keyed") as c:
         c.start("server", prelude=lying("OtherProjectionOrLeftOut()"))
         c.start(*VICTIMS)
         assert reason(c, "custodian-1") == "upload"
-        c.processes["custodian-2"].reach(lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["hospital-c"], "upload"))
+        c.processes["custodian-2"].reach(
+            lambda e: e["event"] == "waiting" and (e["names"], e["topic"]) == (["hospital-c"], "upload")
+        )
         assert list(c.bodies(msg.RefreshRequest)), "nothing was asked for: the next line would mean nothing"
         assert [shares(c, v) for v in VICTIMS] == [[], []]
         assert not any("uploads/accepted" in said(c, v) or contributed(c, v) for v in VICTIMS)
@@ -73,14 +77,17 @@ def test_a_second_contribution_for_other_lists(stage: Stages) -> None:
 
 @pytest.mark.parametrize(("stood", "server"), [("keyed", "SwappedChunk()"), ("accepted", "SwappedInput()")])
 def test_other_bytes_than_were_signed(stage: Stages, stood: str, server: str) -> None:
-    """A custodian checks the signed masked messages, a verifying one computes with the signed contributions, and with no other bytes."""
+    """A custodian checks the signed masked messages, a verifying one computes with the signed contributions,
+    and with no other bytes."""
     with stage.at(stood) as c:
         c.start("server", prelude=lying(server))
         c.start(*c.custodians)
         if stood == "keyed":
             c.start(*c.institutions)
         assert reason(c, "custodian-1") == "digest"
-        assert ("inputs/reveal" in said(c, "custodian-1")) == (stood == "accepted") and "uploads/accepted" in said(c, "custodian-1")
+        assert ("inputs/reveal" in said(c, "custodian-1")) == (stood == "accepted") and "uploads/accepted" in said(
+            c, "custodian-1"
+        )
         assert shares(c, "custodian-1") == []
 
 
@@ -88,10 +95,12 @@ def test_other_bytes_than_were_signed(stage: Stages, stood: str, server: str) ->
 
 
 @pytest.mark.parametrize(
-    ("liar", "why"), [("reveals_otherwise()", "commitment"), ("cancels()", "commitment"), ("copies_inputs()", "range-sum")]
+    ("liar", "why"),
+    [("reveals_otherwise()", "commitment"), ("cancels()", "commitment"), ("copies_inputs()", "range-sum")],
 )
 def test_a_contribution_to_inputs_must_open_its_own_senders_commitment(stage: Stages, liar: str, why: str) -> None:
-    """custodian-3 changes its mind, answers after it has seen what the others reveal, or hands in custodian-1's: no step is taken."""
+    """custodian-3 changes its mind, answers after it has seen what the others reveal, or hands in custodian-1's:
+    no step is taken."""
     with stage.at("accepted") as c:
         c.start("server", prelude=lying("LyingServer()"))
         c.start("custodian-3", prelude=prelude(liar))
@@ -115,7 +124,9 @@ def test_nothing_is_revealed_before_all_have_committed(stage: Stages) -> None:
             committed = {who: body.commitment for who, _, body in c.bodies(msg.InputCommit)}
             assert set(committed) == set(VICTIMS) and not list(c.bodies(msg.InputReveal))
             made = {name: digests(c, name) for name in VICTIMS}
-            assert all(made.values()) and not set().union(*made.values()) & c.complete_blobs(), "a contribution lies at the server"
+            assert all(made.values()) and not set().union(*made.values()) & c.complete_blobs(), (
+                "a contribution lies at the server"
+            )
             for party in ("server", *VICTIMS):
                 c.processes[party].kill()
         c.start("server", *c.custodians)
@@ -130,7 +141,9 @@ def digests(c: Consortium, name: str) -> set[str]:
     return {made[at : at + 32].hex() for at in range(0, len(made), 32)}
 
 
-@pytest.mark.parametrize(("how", "words"), [("other lists", "refused (inputs)"), ("fewer", "to 7 inputs of 'inputs', there are 8")])
+@pytest.mark.parametrize(
+    ("how", "words"), [("other lists", "refused (inputs)"), ("fewer", "to 7 inputs of 'inputs', there are 8")]
+)
 def test_contributions_to_other_lists_or_to_fewer_inputs(stage: Stages, how: str, words: str) -> None:
     with stage.at("accepted") as c:
         c.start("server", prelude=lying("LyingServer()"))
@@ -158,8 +171,8 @@ def test_an_institution_whose_masks_everybody_knows(stage: Stages) -> None:
 
 
 def test_a_restarted_institution_masks_the_same_rows_with_the_same_masks_and_no_others(stage: Stages) -> None:
-    """Killed after it told its key, and again before it signs its list: the same label, and the same bytes under it. With other rows
-    meanwhile, it is another label."""
+    """Killed after it told its key, and again before it signs its list: the same label, and the same bytes under it.
+    With other rows meanwhile, it is another label."""
     with stage.at("keyed") as c:
         c.start("server", *c.custodians, "hospital-a", "hospital-c")
         lists, given = [], c.given("hospital-b")
@@ -176,7 +189,9 @@ def test_a_restarted_institution_masks_the_same_rows_with_the_same_masks_and_no_
         uploads = {who: body for who, _, body in c.bodies(msg.Upload)}
         chunks = set(uploads["hospital-b"].chunks)
         assert len({u.label for u in uploads.values()}) == 3 and chunks <= lists[0][1]
-        assert lists[2][0] == lists[0][0] and len(lists[2][1] - lists[0][1]) == len(chunks) + 2, "other rows under one mask with these"
+        assert lists[2][0] == lists[0][0] and len(lists[2][1] - lists[0][1]) == len(chunks) + 2, (
+            "other rows under one mask with these"
+        )
 
 
 # --------------------------------------------------------------------------- the size of what is masked
@@ -184,8 +199,8 @@ def test_a_restarted_institution_masks_the_same_rows_with_the_same_masks_and_no_
 
 @pytest.mark.parametrize("liar", ["sends_a_huge('target')", "sends_a_huge('data')", "copies_rows()"])
 def test_what_an_institution_cannot_prove_is_nobodys_row(stage: Stages, liar: str) -> None:
-    """2^127 in a coefficient, which no format forbids; or hospital-a's masked messages, which are noise under hospital-b's masks. Every
-    custodian finds that the proof does not fit, and none has shown a contribution."""
+    """2^127 in a coefficient, which no format forbids; or hospital-a's masked messages, which are noise under
+    hospital-b's masks. Every custodian finds that the proof does not fit, and none has shown a contribution."""
     with stage.at("keyed") as c:
         c.start("server", *c.custodians, "hospital-a", "hospital-c")
         c.start("hospital-b", prelude=prelude(liar))

@@ -1,4 +1,5 @@
-"""`focal audit`: a finished run is found to be what its signed messages say, and each change of it is found and named."""
+"""`focal audit`: a finished run is found to be what its signed messages say,
+and each change of it is found and named."""
 
 from __future__ import annotations
 
@@ -36,13 +37,21 @@ class Store:
 
     def say(self, sender: str, topic: str, **changes: Any) -> None:
         """Replace fields of a record, newly and validly signed by its sender."""
-        body, scope = self.body(sender, topic), self.body(sender if sender != "server" else "custodian-1", "run/start").run_id
-        signed = Identity.load(self.run.party(sender) / "identity.json").sign_record(scope, topic, body.model_copy(update=changes))
+        body, scope = (
+            self.body(sender, topic),
+            self.body(sender if sender != "server" else "custodian-1", "run/start").run_id,
+        )
+        signed = Identity.load(self.run.party(sender) / "identity.json").sign_record(
+            scope, topic, body.model_copy(update=changes)
+        )
         self._write(sender, topic, signed)
 
     def _write(self, sender: str, topic: str, data: bytes) -> None:
         with closing(sqlite3.connect(self.folder / "board.sqlite")) as db, db:
-            assert db.execute("UPDATE record SET data = ? WHERE sender = ? AND topic = ?", (data, sender, topic)).rowcount == 1
+            assert (
+                db.execute("UPDATE record SET data = ? WHERE sender = ? AND topic = ?", (data, sender, topic)).rowcount
+                == 1
+            )
 
     def unsigned(self, sender: str, topic: str) -> None:
         """One bit of a record changes, its signature does not."""
@@ -91,7 +100,8 @@ def swap_answers(store: Store) -> str:
 
 
 def swap_items(store: Store) -> str:
-    """custodian-2's answers of two items of one batch change places: the weights of that step are those of other residuals."""
+    """custodian-2's answers of two items of one batch change places:
+    the weights of that step are those of other residuals."""
     asked = store.body("custodian-2", "refresh/1/logits")
     store.say("custodian-2", "refresh/1/logits", h0=asked.h0[1::-1] + asked.h0[2:], h1=asked.h1[1::-1] + asked.h1[2:])
     return "'train/1/weights/"

@@ -1,7 +1,7 @@
 """What bad input gets: an error that names the party, the file and the way out; nothing is lost, nothing hangs.
 
-Every process here has a time limit, and every error is checked to be no traceback. Hostile parties are the real roles with one function
-replaced in their process.
+Every process here has a time limit, and every error is checked to be no traceback.
+Hostile parties are the real roles with one function replaced in their process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from focal.protocols.together import Together
 
 
 def refused(tmp_path: Path, name: str, **changes: Any) -> str:
-    """What `focal train` says to a configuration that it must refuse. Nothing is left that would be in the way of a corrected one."""
+    """What `focal train` says to a configuration that it must refuse.
+    Nothing is left that would be in the way of a corrected one."""
     result = cli("train", "--config", write_config(tmp_path, name, **changes), "--runs", tmp_path / "runs")
     assert result.returncode == 1
     assert not list(tmp_path.glob("runs/*/parties/*/journal.sqlite")), "a party had started"
@@ -70,7 +71,9 @@ def test_a_missing_image(tmp_path: Path) -> None:
 
 def test_a_label_that_the_classes_lack(tmp_path: Path) -> None:
     path = table(tmp_path, lambda i, row: row.update(label="dreadful") if i == 7 else None)
-    text = refused(tmp_path, "label", dataset={"table": str(path), "classes": ["healthy", "mild", "moderate", "severe"]})
+    text = refused(
+        tmp_path, "label", dataset={"table": str(path), "classes": ["healthy", "mild", "moderate", "severe"]}
+    )
     assert str(path) in text and "line 9" in text and "dreadful" in text and "dataset.classes" in text
 
 
@@ -85,7 +88,9 @@ def test_too_many_features_and_classes_for_the_ring(tmp_path: Path) -> None:
     path = table(tmp_path, lambda i, row: row.update(label=f"class-{i % 32}"))
     layout = {"class_lanes": 32, "feature_lanes": 2}
     lower = {"family": "torchvision", "model": "squeezenet1_1"}  # 512 features
-    text = refused(tmp_path, "wide", dataset={"table": str(path)}, lower=lower, projection={"features": 256}, layout=layout)
+    text = refused(
+        tmp_path, "wide", dataset={"table": str(path)}, lower=lower, projection={"features": 256}, layout=layout
+    )
     assert "256 features" in text and "32" in text and "larger ckks ring" in text
 
 
@@ -151,14 +156,19 @@ def test_another_manifest_then_the_right_one(idle: Consortium, tmp_path: Path) -
 
 
 def test_a_party_that_is_not_on_the_allow_list(idle: Consortium, tmp_path: Path) -> None:
-    """A manifest that lists other keys for hospital-b, signed by everybody: the server's manifest does not have them."""
+    """A manifest that lists other keys for hospital-b, signed by everybody:
+    the server's manifest does not have them."""
     stranger = Identity.new("hospital-b")
     stranger.save(tmp_path / "stranger.json")
     rows = idle.manifest.member("hospital-b").rows
-    members = [stranger.member("institution", rows=rows) if m.name == "hospital-b" else m for m in idle.manifest.members]
+    members = [
+        stranger.member("institution", rows=rows) if m.name == "hospital-b" else m for m in idle.manifest.members
+    ]
     other = idle.manifest.model_copy(update={"members": tuple(members), "signatures": {}})
     for name in idle.roles:
-        other = sign_manifest(other, stranger if name == "hospital-b" else Identity.load(idle.folder(name) / "identity.json"))
+        other = sign_manifest(
+            other, stranger if name == "hospital-b" else Identity.load(idle.folder(name) / "identity.json")
+        )
     write(other, tmp_path / "other.json")
     keys = idle.folder("hospital-b") / "identity.json"
     idle.change_local("hospital-b", keys=tmp_path / "stranger.json")
@@ -175,11 +185,17 @@ def test_a_wrong_server_key(idle: Consortium, tmp_path: Path) -> None:
             unsigned = sign_manifest(unsigned, Identity.load(idle.folder(name) / "identity.json"))
     identity = Identity.load(idle.folder("server") / "identity.json")
     complete = unsigned.model_copy(
-        update={"signatures": {**unsigned.signatures, "server": identity.sign(MANIFEST_DOMAIN + unsigned.canonical()).hex()}}
+        update={
+            "signatures": {**unsigned.signatures, "server": identity.sign(MANIFEST_DOMAIN + unsigned.canonical()).hex()}
+        }
     )
     write(complete, tmp_path / "other.json")
     text = failed(idle.start("custodian-1", manifest=tmp_path / "other.json"))
-    assert text.startswith("custodian-1:") and "has not the server key of this manifest" in text and "same signed manifest" in text
+    assert (
+        text.startswith("custodian-1:")
+        and "has not the server key of this manifest" in text
+        and "same signed manifest" in text
+    )
 
 
 def test_a_port_in_use() -> None:
@@ -236,7 +252,12 @@ def test_signatures_that_are_missing_or_wrong(idle: Consortium, tmp_path: Path) 
 
 def test_files_that_are_no_manifest(idle: Consortium, tmp_path: Path) -> None:
     broken = tmp_path / "broken.json"
-    for content, words in (("{", "neither YAML nor JSON"), ("[1]", "mapping"), ('{"name": "x"}', "members"), (None, "cannot be read")):
+    for content, words in (
+        ("{", "neither YAML nor JSON"),
+        ("[1]", "mapping"),
+        ('{"name": "x"}', "members"),
+        (None, "cannot be read"),
+    ):
         broken.unlink(missing_ok=True)
         if content is not None:
             broken.write_text(content)
@@ -245,7 +266,8 @@ def test_files_that_are_no_manifest(idle: Consortium, tmp_path: Path) -> None:
 
 
 def threads(c: Consortium) -> Together:
-    """The consortium's parties as threads of this process, which has torch: for what a party does before it needs the network."""
+    """The consortium's parties as threads of this process, which has torch:
+    for what a party does before it needs the network."""
     files = {name: read(LocalConfig, c.folder(name) / "local.json") for name in c.roles}
     return Together(c.manifest, files, lambda event: None)
 
@@ -260,7 +282,8 @@ def fails(parties: Together, name: str) -> str:
 
 
 def test_own_data_that_does_not_fit(tmp_path: Path) -> None:
-    """Three institutions with real segments: an image that cannot be decoded, other weights, another number of rows than declared."""
+    """Three institutions with real segments: an image that cannot be decoded, other weights,
+    another number of rows than declared."""
     c = Consortium("data", quick=False)
     broken = tmp_path / "broken.zip"
     with zipfile.ZipFile(dataset().images) as old, zipfile.ZipFile(broken, "w") as new:
@@ -301,7 +324,10 @@ def test_other_features_of_the_test_image_end_the_run_and_name_who() -> None:
     with Consortium("drift") as c:
         c.start("server", *c.custodians)
         for name in c.institutions:
-            other = "\nquick = Institution._features\nInstitution._features = lambda self: (quick(self)[0], np.full(4, 0.002, np.float32))"
+            other = (
+                "\nquick = Institution._features\nInstitution._features = lambda self: (quick(self)[0], "
+                "np.full(4, 0.002, np.float32))"
+            )
             c.start(name, prelude=check + (other if name == "hospital-b" else ""))
         for name in ("hospital-a", "hospital-c"):
             text = failed(c.processes[name])
@@ -420,13 +446,18 @@ SMALL = 1 << 20
 
 
 def test_a_full_disk_at_server_and_custodian_then_free_again() -> None:
-    """The write that does not fit fails with the folder's name; what was acknowledged stays, and the same command goes on."""
+    """The write that does not fit fails with the folder's name; what was acknowledged stays,
+    and the same command goes on."""
     with Consortium("full") as c:
         c.start("server", limit=SMALL)
         c.start("custodian-1", limit=SMALL)
         c.start("custodian-2", *c.institutions)
         text = failed(c.processes["custodian-1"])
-        assert ("disk is full" in text or "too large" in text) and str(c.folder("custodian-1")) in text and "free space" in text
+        assert (
+            ("disk is full" in text or "too large" in text)
+            and str(c.folder("custodian-1")) in text
+            and "free space" in text
+        )
         c.start("custodian-1")  # now the contributions go to the server
         text = failed(c.processes["server"])
         assert "the disk is full" in text and str(c.folder("server")) in text and "same command again" in text
@@ -444,7 +475,9 @@ def test_a_full_disk_at_server_and_custodian_then_free_again() -> None:
         assert np.abs(c.weights() - c.twin()).max() < 1e-3
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root; the limit on file sizes above does not")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="mounting a small file system needs root; the limit on file sizes above does not"
+)
 def test_a_really_full_file_system(tmp_path: Path) -> None:
     """The same for a custodian on a file system without space (ENOSPC instead of a limit), enlarged later."""
     with Consortium("small") as c:

@@ -1,4 +1,5 @@
-"""The main job with real processes: `focal train` on small images, and the same roles by hand in folders of their own."""
+"""The main job with real processes: `focal train` on small images,
+and the same roles by hand in folders of their own."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def run() -> Finished:
 def test_train_meets_the_result_contract(run: Finished) -> None:
     check_agreement(run.folder)
     if CONTRACT.exists():
-        checked = subprocess.run([sys.executable, CONTRACT, run.folder], capture_output=True, text=True, timeout=PATIENCE)
+        checked = subprocess.run(
+            [sys.executable, CONTRACT, run.folder], capture_output=True, text=True, timeout=PATIENCE
+        )
         assert checked.returncode == 0, checked.stdout
     summary = run.summary
     assert summary["protocol"] == "blind" and summary["dataset"] == "eyes" and summary["steps"] == 2
@@ -62,7 +65,11 @@ def test_every_institution_has_the_roc_curve_of_all_sites_and_no_one_a_score(run
     projection = Projection.from_bytes((run.party("hospital-a") / "projection.bin").read_bytes())
     held = [r["split"] == "test" for r in rows]
     scores = [projection.apply(r["features"][own]) @ r["weights"] for r, own in zip(rows, held, strict=True)]
-    exact = macro_auroc(np.concatenate([r["labels"][own] for r, own in zip(rows, held, strict=True)]), np.concatenate(scores), "multiclass")
+    exact = macro_auroc(
+        np.concatenate([r["labels"][own] for r, own in zip(rows, held, strict=True)]),
+        np.concatenate(scores),
+        "multiclass",
+    )
     pooled = [json.loads(path.read_text()) for path in sorted(run.folder.glob("parties/hospital-*/pooled_roc.json"))]
     assert len(pooled) == 3 and pooled[0] == pooled[1] == pooled[2]
     assert len(list(run.folder.glob("parties/hospital-*/pooled_roc.png"))) == 3
@@ -75,7 +82,8 @@ def test_every_institution_has_the_roc_curve_of_all_sites_and_no_one_a_score(run
 
 
 def test_upload_bytes_are_those_of_the_chunks(run: Finished) -> None:
-    """Each institution sends each ciphertext once: blobs, records and requests differ from the chunks' bytes by less than 1 percent."""
+    """Each institution sends each ciphertext once: blobs, records and requests differ from the chunks' bytes
+    by less than 1 percent."""
     size = {p.parent.name + p.name: p.stat().st_size for p in (run.party("server") / "blobs").glob("??/*")}
     for name in ("hospital-a", "hospital-b", "hospital-c"):
         own = sum(s for d, s in size.items() if (run.party(name) / "blobs" / d[:2] / d[2:]).exists())
@@ -90,7 +98,9 @@ def test_everything_private_is_0600_and_the_key_shares_are_gone(run: Finished) -
     open_to_others = [str(p) for p in files if stat.S_IMODE(p.stat().st_mode) & 0o077]
     assert open_to_others == []
     assert stat.S_IMODE(run.folder.stat().st_mode) == 0o700
-    assert set(run.key_shares) == {"custodian-1", "custodian-2"}, "no key share was ever seen: the next line would mean nothing"
+    assert set(run.key_shares) == {"custodian-1", "custodian-2"}, (
+        "no key share was ever seen: the next line would mean nothing"
+    )
     assert list(run.folder.rglob("secret-*.key")) == []
     cache = [p for p in run.cache.iterdir() if p.is_file()]
     assert cache and not any(stat.S_IMODE(p.stat().st_mode) & 0o077 for p in cache)
@@ -114,7 +124,9 @@ p = model.probabilities(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
 assert p.shape == (2, 4) and torch.allclose(p.sum(1), torch.ones(2)), p
 print(*model.meta.classes)
 """
-    result = subprocess.run([sys.executable, "-c", program, run.folder], capture_output=True, text=True, timeout=PATIENCE, env=ENV)
+    result = subprocess.run(
+        [sys.executable, "-c", program, run.folder], capture_output=True, text=True, timeout=PATIENCE, env=ENV
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["healthy", "mild", "moderate", "severe"]
 
@@ -126,7 +138,9 @@ def test_evaluate_and_predict_score_new_tables(run: Finished, tmp_path: Path) ->
     test_patients = {g for n in ("a", "b", "c") for g, s in _groups(run, f"hospital-{n}") if s == "test"}
     rows = [r for r in dataset().rows() if r["patient"] in test_patients]
     table = tmp_path / "new.csv"
-    table.write_text("filename,label,patient\n" + "".join(f"{r['filename']},{r['label']},{r['patient']}\n" for r in rows))
+    table.write_text(
+        "filename,label,patient\n" + "".join(f"{r['filename']},{r['label']},{r['patient']}\n" for r in rows)
+    )
     scored = cli("evaluate", run.folder, "--table", table, "--images", dataset().images, "--json")
     assert scored.returncode == 0, scored.stderr
     result = json.loads(scored.stdout.strip().splitlines()[-1])

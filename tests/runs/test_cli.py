@@ -1,4 +1,5 @@
-"""The commands a person types: what they print, write and refuse. Whole runs: test_blind_run.py; running parties: test_bad_input.py."""
+"""The commands a person types: what they print, write and refuse. Whole runs: test_blind_run.py;
+running parties: test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -52,7 +53,12 @@ def test_help_lists_every_command() -> None:
 
 
 def test_unknown_commands_and_options_are_usage_errors() -> None:
-    for arguments in (["trian"], ["train"], ["train", "--confg", "x"], ["manifest", "add", "m.json", "--role", "boss", "--public", "p"]):
+    for arguments in (
+        ["trian"],
+        ["train"],
+        ["train", "--confg", "x"],
+        ["manifest", "add", "m.json", "--role", "boss", "--public", "p"],
+    ):
         result = cli(*arguments)
         assert result.returncode == 2 and "Traceback" not in result.stderr
 
@@ -97,12 +103,19 @@ def begun(tmp_path: Path) -> Path:
 
 def test_manifest_new_pins_the_model_and_does_not_overwrite(begun: Path, tmp_path: Path) -> None:
     m = read(Manifest, begun)
-    assert m.members == () and m.lower.dim == 64 and m.classes == ("healthy", "mild", "moderate", "severe") and m.dataset == "eyes"
+    assert (
+        m.members == ()
+        and m.lower.dim == 64
+        and m.classes == ("healthy", "mild", "moderate", "severe")
+        and m.dataset == "eyes"
+    )
     assert str(begun) in refused("manifest", "new", "--config", tmp_path / "m.yaml", "--out", begun)
     assert read(Manifest, begun) == m
 
 
-def test_more_columns_than_the_lower_segment_gives_are_refused_before_anybody_signs(begun: Path, tmp_path: Path) -> None:
+def test_more_columns_than_the_lower_segment_gives_are_refused_before_anybody_signs(
+    begun: Path, tmp_path: Path
+) -> None:
     wide, out = {"kind": "whiten", "features": 128, "bound": 4.0}, tmp_path / "wide.json"
     text = refused("manifest", "new", "--config", write_config(tmp_path, "wide", projection=wide), "--out", out)
     assert "projection.features is 128" in text and "64 features" in text and "65 or less" in text
@@ -118,7 +131,11 @@ def test_an_interactive_manifest_from_its_beginning_to_its_check(tmp_path: Path)
     interactive = {"steps": 20, "features": 32, "trainable": "norm"}
     made = write_config(tmp_path, "joint", protocol="interactive", interactive=interactive)
     assert cli("manifest", "new", "--config", made, "--out", path).returncode == 0
-    members = {"hub": ("server", "--endpoint", "tcp://10.0.0.1:7788"), "one": ("custodian", "--verify", "lockstep"), "two": ("custodian",)}
+    members = {
+        "hub": ("server", "--endpoint", "tcp://10.0.0.1:7788"),
+        "one": ("custodian", "--verify", "lockstep"),
+        "two": ("custodian",),
+    }
     members |= {name: ("institution", "--rows", "40") for name in ("north", "south", "west")}
     for name, role in members.items():
         assert cli("keys", "new", "--name", name, "--out", tmp_path).returncode == 0
@@ -128,7 +145,11 @@ def test_an_interactive_manifest_from_its_beginning_to_its_check(tmp_path: Path)
     m = read(Manifest, path)
     assert m.layout is None and m.interactive is not None and m.interactive.trainable == "norm"
     text = said(cli("manifest", "check", path))
-    assert "'norm' of the lower segment trains" in text and "20 steps" in text and "checked to within a factor of 2^11 only" in text
+    assert (
+        "'norm' of the lower segment trains" in text
+        and "20 steps" in text
+        and "checked to within a factor of 2^11 only" in text
+    )
     wide = write_config(tmp_path, "wide", protocol="interactive", interactive={"features": 128})
     assert "64 features" in refused("manifest", "new", "--config", wide, "--out", tmp_path / "wide.json")
 
@@ -141,10 +162,18 @@ def test_manifest_check_says_whose_blocks_are_whose_and_what_sharing_them_costs(
     write(manifest(layout=lanes, share_blocks=True), path)
     text = " ".join(said(cli("manifest", "check", path)).split())
     assert "1 shared block(s)" in text and "blocks north 0, south 0, west 0" in text
-    assert "share_blocks: true: an institution that writes data into others' rows" in text and "of ordinary size only" in text
+    assert (
+        "share_blocks: true: an institution that writes data into others' rows" in text
+        and "of ordinary size only" in text
+    )
     many = tuple(member(f"clinic-{i}", "institution", 1000 + i, rows=1) for i in range(101))
-    write(manifest(layout=lanes, share_blocks=True, members=(*(m for m in MEMBERS if m.role != "institution"), *many)), path)
-    assert "101 institutions share block 0; with 2 custodians at most 100 may" in " ".join(refused("manifest", "check", path).split())
+    write(
+        manifest(layout=lanes, share_blocks=True, members=(*(m for m in MEMBERS if m.role != "institution"), *many)),
+        path,
+    )
+    assert "101 institutions share block 0; with 2 custodians at most 100 may" in " ".join(
+        refused("manifest", "check", path).split()
+    )
 
 
 def test_manifest_add_needs_what_the_role_needs(begun: Path, tmp_path: Path) -> None:
@@ -154,12 +183,24 @@ def test_manifest_add_needs_what_the_role_needs(begun: Path, tmp_path: Path) -> 
     broken = tmp_path / "broken.json"
     broken.write_text("[]")
     assert str(broken) in refused("manifest", "add", begun, "--role", "custodian", "--public", broken)
-    assert "focal keys new" in refused("manifest", "add", begun, "--role", "custodian", "--public", tmp_path / "away.json")
+    assert "focal keys new" in refused(
+        "manifest", "add", begun, "--role", "custodian", "--public", tmp_path / "away.json"
+    )
     assert read(Manifest, begun).members == ()
 
 
 def test_manifest_add_twice_and_sign_too_early(begun: Path, tmp_path: Path) -> None:
-    added = cli("manifest", "add", begun, "--role", "custodian", "--public", tmp_path / "keeper.public.json", "--verify", "lockstep")
+    added = cli(
+        "manifest",
+        "add",
+        begun,
+        "--role",
+        "custodian",
+        "--public",
+        tmp_path / "keeper.public.json",
+        "--verify",
+        "lockstep",
+    )
     assert added.returncode == 0 and read(Manifest, begun).custodians[0].verify == "lockstep"
     again = refused("manifest", "add", begun, "--role", "custodian", "--public", tmp_path / "keeper.public.json")
     assert "same name" in again
@@ -174,7 +215,17 @@ def test_adding_a_member_voids_earlier_signatures_and_a_stranger_cannot_sign(tmp
     assert cli("keys", "new", "--name", "late", "--out", tmp_path).returncode == 0
     text = refused("manifest", "sign", run.manifest_file, "--keys", tmp_path / "late.key.json")
     assert "'late' is not a member" in text
-    added = cli("manifest", "add", run.manifest_file, "--role", "institution", "--rows", 30, "--public", tmp_path / "late.public.json")
+    added = cli(
+        "manifest",
+        "add",
+        run.manifest_file,
+        "--role",
+        "institution",
+        "--rows",
+        30,
+        "--public",
+        tmp_path / "late.public.json",
+    )
     assert added.returncode == 0 and "earlier signatures are void" in said(added)
     assert run.manifest.signatures == {} and run.manifest.rows == 88 + 30
     signed = cli("manifest", "sign", run.manifest_file, "--keys", tmp_path / "late.key.json")
@@ -204,7 +255,9 @@ def test_scoring_other_labels_names_both_sets(run: Finished) -> None:
 
 
 def test_scoring_with_other_weights(run: Finished) -> None:
-    text = refused("evaluate", run.folder, "--table", dataset().table, "--images", dataset().images, "--weights", "random:5")
+    text = refused(
+        "evaluate", run.folder, "--table", dataset().table, "--images", dataset().images, "--weights", "random:5"
+    )
     assert "random:5" in text and "sha256" in text
 
 

@@ -1,4 +1,5 @@
-"""What ``import focal`` offers: names that cost nothing before they are used, do what their docstrings show, and are the commands."""
+"""What ``import focal`` offers: names that cost nothing before they are used, do what their docstrings show,
+and are the commands."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def test_every_name_resolves_and_is_the_one_of_the_api() -> None:
 
 
 def test_no_module_takes_the_place_of_a_name() -> None:
-    """Importing a module sets its name in ``focal``: a function of that name would be gone after the first such import."""
+    """Importing a module sets its name in ``focal``: a function of that name would be gone after
+    the first such import."""
     package = Path(face.__file__).parent
     modules = {p.stem for p in package.glob("*.py")} | {p.parent.name for p in package.glob("*/__init__.py")}
     assert "api" in modules and modules & set(face.__all__) == set()
@@ -66,13 +68,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted({"Run", *FUNCTIONS} - {"train"}))
-def test_the_docstring_begins_with_an_example_that_holds(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_docstring_begins_with_an_example_that_holds(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That of ``train`` is a whole run: test_example_scripts.py."""
     monkeypatch.chdir(folder)
     assert_example_holds(name)
 
 
-def test_training_tells_its_onlookers_and_returns_the_run_that_it_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_tells_its_onlookers_and_returns_the_run_that_it_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run that one starts from is made first, with the same onlookers; what a run does is not repeated here."""
     from focal.runs import local
 
@@ -114,8 +120,8 @@ def test_a_run_is_a_path(tmp_path: Path) -> None:
 CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "train": ("--config my.yaml --runs there", {"config": "my.yaml", "runs": Path("there")}),
     "evaluate": (
-        "run --table t.csv --images i.zip --labels l.yaml --by sex --by age:50 --weights w --group cluster --device cpu "
-        "--pool sites --key me.key.json",
+        "run --table t.csv --images i.zip --labels l.yaml --by sex --by age:50 --weights w --group cluster "
+        "--device cpu --pool sites --key me.key.json",
         {
             "run": Path("run"),
             "table": Path("t.csv"),
@@ -206,7 +212,9 @@ def test_a_shell_completes_commands_and_options() -> None:
 # --------------------------------------------------------------------------- packaged configurations
 
 
-def test_a_word_names_a_packaged_configuration_and_all_else_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_word_names_a_packaged_configuration_and_all_else_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "retina").mkdir()  # the folder of that name is not meant
     assert configs.find("retina") == configs.find(Path("retina")) == configs.FOLDER / "retina.yaml"

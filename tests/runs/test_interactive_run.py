@@ -1,4 +1,5 @@
-"""Joint steps between real processes: what comes back is what the twin says, and what goes wrong is skipped, resumed or refused."""
+"""Joint steps between real processes: what comes back is what the twin says, and what goes wrong is skipped,
+resumed or refused."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from quick_joint import PLAIN_SPLIT, JointConsortium
 from focal.net import messages as msg
 
 ERROR = 1e-3
-"""What an opened gradient or released weight may err by: the interactive protocol's target. A logit has its smudging besides."""
+"""What an opened gradient or released weight may err by: the interactive protocol's target.
+A logit has its smudging besides."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,8 @@ def test_averages_are_weighted_by_rows(done: JointConsortium) -> None:
 
 
 def test_traffic_stays_below_its_limits(done: JointConsortium) -> None:
-    """8 MB up and down an institution and step; 15 MB in all a custodian that does not verify and step, with four owners."""
+    """8 MB up and down an institution and step; 15 MB in all a custodian that does not verify and step,
+    with four owners."""
     from focal.runs.local import _traffic
 
     traffic = _traffic(done.run, done.manifest)
@@ -83,11 +86,14 @@ def test_the_audit_repeats_every_digest_and_finds_an_altered_bit(done: JointCons
 
 
 def test_no_party_receives_anothers_numbers(done: JointConsortium) -> None:
-    """Activations, logits and weights in the clear, as the bytes of two neighbours: in nothing that lies at the server or a custodian."""
+    """Activations, logits and weights in the clear, as the bytes of two neighbours:
+    in nothing that lies at the server or a custodian."""
     given = dict(np.load(done.folder("hospital-a") / "given.npz"))
     opened = done.opened("hospital-a")
     secret = [given["x"][0, :2], opened["z/3"][0, :2], opened["g/3"][0, :2], done.head()[0][0, :2]]
-    needles = [np.array(v, dtype).tobytes() for v in secret for dtype in ("<f8", "<f4")]  # eight bytes at least: no chance hits
+    needles = [
+        np.array(v, dtype).tobytes() for v in secret for dtype in ("<f8", "<f4")
+    ]  # eight bytes at least: no chance hits
     for name in ("server", *done.custodians):
         for path in done.folder(name).rglob("*"):
             if path.is_file():
@@ -96,7 +102,8 @@ def test_no_party_receives_anothers_numbers(done: JointConsortium) -> None:
 
 
 def test_plaintext_split_learning_is_the_same_training(done: JointConsortium) -> None:
-    """What encrypted steps are compared with: the same roles, batches and averages, and arrays where ciphertexts were."""
+    """What encrypted steps are compared with: the same roles, batches and averages,
+    and arrays where ciphertexts were."""
     with JointConsortium("plain") as c:
         c.start("server", *c.institutions, prelude=PLAIN_SPLIT)
         c.finish()
@@ -107,4 +114,6 @@ def test_plaintext_split_learning_is_the_same_training(done: JointConsortium) ->
                 tolerance = ERROR * max(1.0, np.abs(value).max()) + LOGIT_ERROR * key.startswith("z/")
                 np.testing.assert_allclose(encrypted[key], value, atol=tolerance)
             activations = np.load(c.folder(name) / "given.npz")["x"].tobytes()
-            assert any(activations == path.read_bytes() for path in (c.folder("server") / "blobs").rglob("*") if path.is_file())
+            assert any(
+                activations == path.read_bytes() for path in (c.folder("server") / "blobs").rglob("*") if path.is_file()
+            )

@@ -20,7 +20,9 @@ def test_a_verifier_killed_in_training_goes_on_and_the_run_ends_well(stage: Stag
     assert 1 < len(at_the_kill) < 7, "it was not killed in the middle of training"
     with stage.at("trained") as c:
         assert c.ledger("custodian-1")[: len(at_the_kill)] == at_the_kill
-        assert len(shares(c, "custodian-1")) == len(set(shares(c, "custodian-1"))) == 6  # 3 refreshes in 2 steps, of 2 class groups each
+        assert (
+            len(shares(c, "custodian-1")) == len(set(shares(c, "custodian-1"))) == 6
+        )  # 3 refreshes in 2 steps, of 2 class groups each
         c.start_all()
         c.finish()
         assert np.abs(c.weights() - c.twin()).max() < MAX_ERROR

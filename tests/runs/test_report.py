@@ -1,4 +1,5 @@
-"""``focal report``: what the page says is what the run says, it fetches nothing, shows no patient unasked, and a real browser likes it."""
+"""``focal report``: what the page says is what the run says, it fetches nothing, shows no patient unasked,
+and a real browser likes it."""
 
 from __future__ import annotations
 
@@ -47,19 +48,29 @@ def page(run: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished interactive run with everything but encryption: its institutions' training is that of the plaintext twin."""
+    """A finished interactive run with everything but encryption:
+    its institutions' training is that of the plaintext twin."""
     from focal.data import load
     from focal.protocols.interactive import plan
     from focal.segments.lower import build_lower
     from focal.training.joint import Site, train_jointly
 
-    chosen = {"steps": 3, "batch": 8, "features": 32, "average_every": 2, "min_rows_of_others": 16, "trainable": "last", "blocks": 1}
+    chosen = {
+        "steps": 3,
+        "batch": 8,
+        "features": 32,
+        "average_every": 2,
+        "min_rows_of_others": 16,
+        "trainable": "last",
+        "blocks": 1,
+    }
     settings = config("tuned", protocol="interactive", interactive={**chosen, "rate": 0.05, "schedule": "constant"})
     run = local.open_run(RunConfig.model_validate(settings), tmp_path_factory.mktemp("joint"))
     manifest = local.prepare(run, lambda text: None)
     names = [m.name for m in manifest.institutions]
     data = {
-        name: run.config.dataset.model_copy(update={"rows": run.party(name) / "rows.txt", "classes": manifest.classes}) for name in names
+        name: run.config.dataset.model_copy(update={"rows": run.party(name) / "rows.txt", "classes": manifest.classes})
+        for name in names
     }
     tables = {name: load(part, run.config.seed) for name, part in data.items()}
     sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
@@ -71,13 +82,22 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained = train_jointly(lower, schedule, sites, folder=logs, start=start, seed=schedule.seed, device="cpu")
     head = trained.segment.head(trained.weights, manifest.task)
     head.trained = {name: p.detach() for name, p in trained.segment.trained().items() if name.startswith("lower.")}
-    pinned = {"dataset": manifest.dataset, "weights": "random:0", "run_id": "01" * 32, "manifest_hash": manifest.hash.hex()}
-    meta = ModelMeta(classes=manifest.classes, task=manifest.task, lower=manifest.lower, interactive=manifest.interactive, **pinned)
+    pinned = {
+        "dataset": manifest.dataset,
+        "weights": "random:0",
+        "run_id": "01" * 32,
+        "manifest_hash": manifest.hash.hex(),
+    }
+    meta = ModelMeta(
+        classes=manifest.classes, task=manifest.task, lower=manifest.lower, interactive=manifest.interactive, **pinned
+    )
     for name in names:
         upper.save(run.party(name) / "model.pt", head, meta)
         (run.party(name) / "projection.bin").write_bytes(start.to_bytes())
         (logs / name).rename(run.party(name) / "lightning")
-        (run.party(name) / "events.jsonl").write_text(json.dumps({"party": name, "phase": "features", "start": 0.0, "seconds": 1.0}) + "\n")
+        (run.party(name) / "events.jsonl").write_text(
+            json.dumps({"party": name, "phase": "features", "start": 0.0, "seconds": 1.0}) + "\n"
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("focal.runs.compare_joint.absences", lambda *_: {})  # nobody was, and there is no server's board
         local.finish(run, manifest, 0, lambda text: None)
@@ -125,7 +145,14 @@ def test_the_page_says_what_the_run_says(run: Path, page: Path) -> None:
     assert f"Macro AUROC, encrypted {auroc.encrypted:.3f} 95 % interval {low:.3f} to {high:.3f}" in words
     for name, score in (auroc.institutions or {}).items():
         assert f"{name} alone {score:.3f}" in words
-    for heading in ("Results", "Class by class", "Calibration", "Institution by institution", "Time and traffic", "Security statement"):
+    for heading in (
+        "Results",
+        "Class by class",
+        "Calibration",
+        "Institution by institution",
+        "Time and traffic",
+        "Security statement",
+    ):
         assert heading in words
     checkers = [name for name, policy in summary.verify.items() if policy == "lockstep"]
     assert checkers and f"Verified in lockstep by {', '.join(checkers)}" in words
@@ -148,11 +175,15 @@ def test_measures_and_differences_are_those_of_the_rows(page: Path, run: Path) -
 def test_no_file_name_or_patient_is_on_it_and_images_only_when_wanted(run: Path, page: Path, tmp_path: Path) -> None:
     plain = write_report(run, tmp_path / "plain.html", images=False, repeats=10, slow_repeats=2)
     for path in (page, plain):
-        words = re.sub(r"base64,[A-Za-z0-9+/=]+", "", path.read_text())  # a picture spells any four letters sooner or later
+        words = re.sub(
+            r"base64,[A-Za-z0-9+/=]+", "", path.read_text()
+        )  # a picture spells any four letters sooner or later
         assert len(words) < len(path.read_text()) / 2, "the pictures are still in it"
         assert Dataset.NAME not in words and Dataset.PATIENT not in words
         assert str(run.parent) not in words and "/tmp" not in words
-    assert page.read_text().count("data:image/jpeg") == 4 and "This page shows patients' images" in text(page)  # one a class
+    assert page.read_text().count("data:image/jpeg") == 4 and "This page shows patients' images" in text(
+        page
+    )  # one a class
     assert "data:image/jpeg" not in plain.read_text() and "left out on request" in text(plain)
 
 
@@ -174,7 +205,9 @@ def test_a_cleaned_run_still_has_a_report(run: Path, tmp_path: Path) -> None:
     copy = changed(run, tmp_path)
     words = text(write_report(copy, images=False, say=said.append))
     assert f"{read_summary(run).auroc.encrypted:.3f}" in words and "no longer on this machine" in words
-    assert "against pooled" not in words.lower().replace("against pooled plaintext", "", 1)  # the card stays, the paired test goes
+    assert "against pooled" not in words.lower().replace(
+        "against pooled plaintext", "", 1
+    )  # the card stays, the paired test goes
     assert any("focal clean" in line for line in said)
     assert (copy / "report.html").read_text().count("data:image/png") == 3  # roc, per_class, timeline
 
@@ -183,11 +216,14 @@ def test_nobody_verifying_is_in_red(run: Path, tmp_path: Path) -> None:
     copy = changed(run, tmp_path, verify=dict.fromkeys(read_summary(run).verify, "off"))
     page = write_report(copy, images=False)
     assert "Nobody verified." in text(page) and "Server checked by nobody" in text(page)
-    assert '<div class="box bad"><p><b>Nobody verified.' in page.read_text() and "Verified in lockstep" not in text(page)
+    assert '<div class="box bad"><p><b>Nobody verified.' in page.read_text() and "Verified in lockstep" not in text(
+        page
+    )
 
 
 def test_an_institution_reports_from_its_own_folder(run: Path, tmp_path: Path) -> None:
-    """On several machines: its state folder, and a summary without what it cannot know. One with test rows of one class says so."""
+    """On several machines: its state folder, and a summary without what it cannot know.
+    One with test rows of one class says so."""
     content = json.loads((run / "summary.json").read_text())
     del content["max_abs_weight_error"]
     for field in ("auroc", "auroc_ci95"):
@@ -212,13 +248,17 @@ def test_an_institution_reports_from_its_own_folder(run: Path, tmp_path: Path) -
 
 
 def test_a_fine_tuned_model_is_measured_by_the_features_of_its_own_segment(joint: Path, joint_page: Path) -> None:
-    """Computed again from images, split and ``model.pt``: figures of the summary, which features before training would miss."""
+    """Computed again from images, split and ``model.pt``: figures of the summary,
+    which features before training would miss."""
     summary, words = read_summary(joint), text(joint_page)
     measured = re.search(r"The encrypted model by other measures .*? AUROC ([\d.]+) ([\d.]+) to ([\d.]+) ", words)
     assert measured and float(measured[1]) == pytest.approx(summary.auroc.encrypted, abs=6e-4)
     pooled, alone = summary.auroc.pooled_plaintext, summary.auroc.institutions or {}
     assert pooled is not None and alone
-    for other, score in {"pooled plaintext": pooled, **{f"{name} alone": value for name, value in alone.items()}}.items():
+    for other, score in {
+        "pooled plaintext": pooled,
+        **{f"{name} alone": value for name, value in alone.items()},
+    }.items():
         assert f"{other} {signed(summary.auroc.encrypted - score)} " in words
     trained = {name: len(path.read_text().split()) for name in alone if (path := joint / "parties" / name / "rows.txt")}
     for name in alone:
@@ -232,11 +272,16 @@ def test_an_interactive_run_states_what_it_gives_away(joint: Path, joint_page: P
     words, summary = text(joint_page), read_summary(joint)
     assert "interactive protocol" in words and "checked to within a factor only" in words
     assert "learns the head from its own openings" in words
-    assert re.search(rf"ciphertexts opened, at most: .*? {summary.release.openings} ", words) and "(the final weights)" not in words
+    assert (
+        re.search(rf"ciphertexts opened, at most: .*? {summary.release.openings} ", words)
+        and "(the final weights)" not in words
+    )
     assert "rows of other institutions in a step, at least 16 " in words
     assert "its own logits and gradients of each step" in words and "every average of the trained parameters" in words
     assert "pooled feature moments" not in words and "pooled moments" not in words  # only class counts are pooled
-    assert "interactive.trainable last" in words and "projection.features" not in words and "training.steps" not in words
+    assert (
+        "interactive.trainable last" in words and "projection.features" not in words and "training.steps" not in words
+    )
     values = sum(value.numel() for value in upper.load(joint)[0].trained.values())
     assert f"trained in the lower segment {values} values (last)" in words and upper.released_digest(joint) in words
     blind = text(page)
@@ -264,7 +309,9 @@ def test_overlays_are_drawn_by_the_fine_tuned_segment(joint: Path, joint_page: P
     from focal.data import load
 
     tuned, settings = ReleasedModel.load(joint), read(RunConfig, joint / "config.json")
-    before = ReleasedModel(upper.lower_segment(tuned.meta.model_copy(update={"interactive": None})), tuned.head, tuned.meta).eval()
+    before = ReleasedModel(
+        upper.lower_segment(tuned.meta.model_copy(update={"interactive": None})), tuned.head, tuned.meta
+    ).eval()
     table, page = load(settings.dataset, settings.seed), joint_page.read_text()
     images = [table.images.read(int(row)) for row in table.test_rows]
     shown = [image for image, one in zip(images, explain_images(tuned, images), strict=True) if _jpeg(one) in page]
@@ -300,12 +347,16 @@ def test_a_browser_shows_everything_and_asks_for_nothing(
     page: Path = request.getfixturevalue(fixture)
     browser.open(page)
     assert browser.run("return document.title") == f"{title}: FOCAL report"
-    images = browser.run("return [...document.images].map(i => [i.complete && i.naturalWidth > 0 && i.clientWidth > 40, i.alt])")
+    images = browser.run(
+        "return [...document.images].map(i => [i.complete && i.naturalWidth > 0 && i.clientWidth > 40, i.alt])"
+    )
     assert len(images) >= 8 and all(shown and alt for shown, alt in images)
     assert browser.console() == []
     asked = [url for url in browser.requests() if not url.startswith("data:")]
     assert asked == [page.absolute().as_uri()]
-    broken = browser.run("return [...document.querySelectorAll('nav a')].filter(a => !document.querySelector(a.hash)).length")
+    broken = browser.run(
+        "return [...document.querySelectorAll('nav a')].filter(a => !document.querySelector(a.hash)).length"
+    )
     assert broken == 0
     styled = browser.run("return getComputedStyle(document.querySelector('section')).borderRadius")
     assert styled != "0px"
@@ -315,7 +366,9 @@ def test_a_browser_shows_everything_and_asks_for_nothing(
 
 @pytest.mark.parametrize("fixture", ["page", "joint_page"])
 @pytest.mark.parametrize("width", [1280, 700, 500])  # chromium's windows are at least 500 wide
-def test_nothing_sticks_out_of_the_window(browser: Browser, fixture: str, width: int, request: pytest.FixtureRequest) -> None:
+def test_nothing_sticks_out_of_the_window(
+    browser: Browser, fixture: str, width: int, request: pytest.FixtureRequest
+) -> None:
     browser.open(request.getfixturevalue(fixture), width)
     inner, needed = browser.run("return [document.documentElement.clientWidth, document.documentElement.scrollWidth]")
     assert needed <= inner <= width

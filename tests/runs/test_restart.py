@@ -1,4 +1,5 @@
-"""Any process may die at any time: the same command again continues the run, and nothing that was said or made is made twice."""
+"""Any process may die at any time: the same command again continues the run,
+and nothing that was said or made is made twice."""
 
 from __future__ import annotations
 
@@ -32,14 +33,20 @@ def test_an_old_copy_of_a_custodian_is_refused(stage: Stages) -> None:
         shutil.copytree(c.folder("custodian-2"), backup)
         given = len(c.ledger("custodian-2"))
         custodian.child.send_signal(signal.SIGCONT)
-        _until(lambda: len(c.ledger("custodian-2")) >= given + 3, custodian)  # two class groups: a batch of 2 has left by then
+        _until(
+            lambda: len(c.ledger("custodian-2")) >= given + 3, custodian
+        )  # two class groups: a batch of 2 has left by then
         custodian.kill()
 
         shutil.rmtree(c.folder("custodian-2"))
         backup.rename(c.folder("custodian-2"))
         restored = c.start("custodian-2")
         assert restored.end() == 1
-        assert "refused (old-ledger)" in restored.errors and "custodian-" in restored.errors and "new run" in restored.errors
+        assert (
+            "refused (old-ledger)" in restored.errors
+            and "custodian-" in restored.errors
+            and "new run" in restored.errors
+        )
         assert c.processes["custodian-3"].end() == 1
         assert "'custodian-2' ended the run" in c.processes["custodian-3"].errors
         # and for good: the same command does not try again
@@ -48,7 +55,8 @@ def test_an_old_copy_of_a_custodian_is_refused(stage: Stages) -> None:
 
 
 def test_a_custodian_that_dies_with_its_key_deleted_still_finishes(stage: Stages) -> None:
-    """Killed between its last share and the end: it repeats what it said, makes no new key, and does not wait for peers that have left."""
+    """Killed between its last share and the end: it repeats what it said, makes no new key,
+    and does not wait for peers that have left."""
     with stage.at("trained") as c:
         c.start_all()
         first, second = c.processes["custodian-1"], c.processes["custodian-2"]

@@ -1,4 +1,5 @@
-"""No small combination of what a run publishes: blind, interactive, encrypted baselines. And the scan finds what it is there to find."""
+"""No small combination of what a run publishes: blind, interactive, encrypted baselines.
+And the scan finds what it is there to find."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def one() -> tuple[keys.SecretShare, Published]:
     share, out = keys.SecretShare.draw(scheme, RUN), Published(scheme, ROTATIONS)
     out.add_keys(RUN)
     with ThreadPoolExecutor(2) as pool:
-        for (name, kind), data in zip(keys.first_round_kinds(ROTATIONS), share.first_round(ROTATIONS, pool), strict=True):
+        for (name, kind), data in zip(
+            keys.first_round_kinds(ROTATIONS), share.first_round(ROTATIONS, pool), strict=True
+        ):
             out.add("honest", name, kind, data)
     h0, h1 = (polynomials(scheme, out, f"relinearisation/{half}") for half in ("h0", "h1"))
     (data,) = share.second_round(h0, h1)
@@ -56,7 +59,9 @@ def test_a_ceremony_has_none(one: tuple[keys.SecretShare, Published]) -> None:
 def test_the_old_relinearisation_key_is_found(one: tuple[keys.SecretShare, Published]) -> None:
     """P g s - a s + e in round 1 and a s + e' in round 2, as every version before 2 published them."""
     share, published = one
-    old = codec.unpack(published.scheme, codec.SWITCHING_B, share._switching("relinearisation", share.limbs, share.limbs), "")
+    old = codec.unpack(
+        published.scheme, codec.SWITCHING_B, share._switching("relinearisation", share.limbs, share.limbs), ""
+    )
     found = scan(with_planted(published, *((f"old b[{i}]", old[i]) for i in range(DIGITS))))
     assert any("old b[0]" in text and "relinearisation/h1[0]" in text for text in found)
     assert all("old b" in text for text in found)
@@ -90,7 +95,8 @@ def test_what_is_planted_is_found(one: tuple[keys.SecretShare, Published], what:
 
 
 def test_a_blind_run_has_none() -> None:
-    """``focal train`` over the real wire: keys, masked rows, contributions (also without the masks), refreshes and releases."""
+    """``focal train`` over the real wire: keys, masked rows, contributions (also without the masks),
+    refreshes and releases."""
     published = read_run(finished().folder, finished().mask_keys)
     print(counted(published))
     for name in ("custodian-1", "custodian-2"):
@@ -130,16 +136,23 @@ FOLD = tuple(pow(5, 512 << x, 2 * 16384) for x in range(4))
 
 @pytest.mark.parametrize(
     "how",
-    [Map(6, 8, (2 * 16384 - 1,)), Map(4, 0, tuple(pow(5, 128 << x, 2 * 16384) for x in range(6))), Map(6, 38, FOLD, 4, 59)],
+    [
+        Map(6, 8, (2 * 16384 - 1,)),
+        Map(4, 0, tuple(pow(5, 128 << x, 2 * 16384) for x in range(6))),
+        Map(6, 38, FOLD, 4, 59),
+    ],
     ids=["logits", "weights", "joint-head"],
 )
 def test_a_refresh_whose_a_is_missing_is_found(one: tuple[keys.SecretShare, Published], how: Map) -> None:
-    """The mask cancels in L(h0) + 2^k h1. With an ``a`` of zero, and a c1 that does not matter, what is left is errors and roundings."""
+    """The mask cancels in L(h0) + 2^k h1. With an ``a`` of zero, and a c1 that does not matter,
+    what is left is errors and roundings."""
     share, published = one
     scheme = published.scheme
     for a, found in ((scheme.zero(how.limbs), True), (ring.expand(b"a", scheme.moduli[: how.limbs], scheme.n), False)):
         out = Published(scheme, ROTATIONS)
-        out.add_answer("custodian", "train/0/x/-/-", *refresh.share(scheme, share.limbs, scheme.zero(how.request), a, 98, how), how)
+        out.add_answer(
+            "custodian", "train/0/x/-/-", *refresh.share(scheme, share.limbs, scheme.zero(how.request), a, 98, how), how
+        )
         assert bool(unmasked(out)) == found
 
 

@@ -84,7 +84,9 @@ def test_settings_that_are_not_allowed() -> None:
         simulate({n: (ROWS, LABELS) for n in "abc"}, features=48)
 
 
-def consortium(folder: Path, labels: np.ndarray[Any, Any] = LABELS, show: Sink = lambda event: None, steps: int = 2) -> Together:
+def consortium(
+    folder: Path, labels: np.ndarray[Any, Any] = LABELS, show: Sink = lambda event: None, steps: int = 2
+) -> Together:
     """Three institutions, two custodians, three classes, as :func:`simulate` makes them."""
     manifest, files = _agreed(
         folder, dict.fromkeys("abc", len(ROWS)), ROWS.shape[1], ("x", "y", "z"), "multiclass",

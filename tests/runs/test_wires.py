@@ -2,11 +2,14 @@
 
 ::
 
-    needles: features, columns, labels, weights, key shares, decryption shares, nonces, names   (known to the test, from every folder)
-    hay:     runs/eyes, received by the server | a custodian | an institution                   (recorded at the sockets, decrypted)
+    needles: features, columns, labels, weights, key shares, decryption shares, nonces, names
+             (known to the test, from every folder)
+    hay:     runs/eyes, received by the server | a custodian | an institution
+             (recorded at the sockets, decrypted)
 
-Numbers are looked for as 8-byte windows (one float64, two neighbouring float32, one residue) at every byte offset. A window is 64 bits of
-data that nobody chose: among 10^5 needles and 2 x 10^8 offsets a chance hit has probability 10^13 / 2^64 < 10^-6.
+Numbers are looked for as 8-byte windows (one float64, two neighbouring float32, one residue) at every byte
+offset. A window is 64 bits of data that nobody chose: among 10^5 needles and 2 x 10^8 offsets a chance hit has
+probability 10^13 / 2^64 < 10^-6.
 """
 
 from __future__ import annotations
@@ -44,7 +47,8 @@ def hay(run: Finished) -> dict[str, bytes]:
 
 
 def windows(data: bytes | NDArray[np.generic], stride: int = 8) -> NDArray[np.uint64]:
-    """8-byte windows of ``data``, one every ``stride`` bytes, without those that any program's zeros and ones would make."""
+    """8-byte windows of ``data``, one every ``stride`` bytes, without those that any program's zeros
+    and ones would make."""
     raw = np.frombuffer(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes(), np.uint8)
     at = np.arange(0, len(raw) - 7, stride)
     parts = raw[at[:, None] + np.arange(8)]
@@ -59,9 +63,13 @@ def numbers(values: NDArray[np.floating]) -> NDArray[np.uint64]:
 
 def found(needles: NDArray[np.uint64], data: bytes) -> int:
     """How many places of ``data``, at any offset, hold one of ``needles``."""
-    bits = min(24, max(12, len(needles).bit_length() + 5))  # one entry in 32 is set; a small table stays in the processor's caches
+    bits = min(
+        24, max(12, len(needles).bit_length() + 5)
+    )  # one entry in 32 is set; a small table stays in the processor's caches
     shift, odd = np.uint64(64 - bits), np.uint64(0x9E3779B97F4A7C15)
-    table = np.zeros(1 << bits, dtype=bool)  # a hash table without values: few windows pass it, and those are compared exactly
+    table = np.zeros(
+        1 << bits, dtype=bool
+    )  # a hash table without values: few windows pass it, and those are compared exactly
     table[(needles * odd) >> shift] = True
     hits = 0
     for offset in range(8):
@@ -116,18 +124,23 @@ def columns(run: Finished, name: str) -> NDArray[np.float64]:
 
 
 def test_no_feature_and_no_column_is_on_any_wire(run: Finished, hay: dict[str, bytes]) -> None:
-    values = [rows(run, n)["features"].astype(np.float64) for n in INSTITUTIONS] + [columns(run, n) for n in INSTITUTIONS]
+    values = [rows(run, n)["features"].astype(np.float64) for n in INSTITUTIONS] + [
+        columns(run, n) for n in INSTITUTIONS
+    ]
     assert everywhere(np.concatenate([numbers(v) for v in values]), hay) == {}
 
 
 def test_no_labels_are_on_any_wire(run: Finished, hay: dict[str, bytes]) -> None:
-    """The labels of an institution's train rows, in the encodings that a program would use. Rows are many enough to be no accident."""
+    """The labels of an institution's train rows, in the encodings that a program would use.
+    Rows are many enough to be no accident."""
     for name in INSTITUTIONS:
         own = rows(run, name)
         labels = own["labels"][own["split"] == "train"]
         assert labels.size > 100
         index = labels.argmax(axis=1)
-        shapes = [labels.astype(t) for t in ("u1", "<f4", "<f8", "<i8", "<i4")] + [(0.5 - labels).astype(t) for t in ("<f4", "<f8")]
+        shapes = [labels.astype(t) for t in ("u1", "<f4", "<f8", "<i8", "<i4")] + [
+            (0.5 - labels).astype(t) for t in ("<f4", "<f8")
+        ]
         shapes += [index.astype(t) for t in ("u1", "<i4", "<i8")] + [np.ascontiguousarray(labels.T)]
         for party in PARTIES:
             for shape in shapes:
@@ -141,7 +154,9 @@ def test_no_weights_are_on_any_wire(run: Finished, hay: dict[str, bytes]) -> Non
 
 
 def test_no_file_name_and_no_patient_is_on_any_wire(hay: dict[str, bytes]) -> None:
-    assert all(r["filename"].startswith(Dataset.NAME) and r["patient"].startswith(Dataset.PATIENT) for r in dataset().rows())
+    assert all(
+        r["filename"].startswith(Dataset.NAME) and r["patient"].startswith(Dataset.PATIENT) for r in dataset().rows()
+    )
     for party in PARTIES:
         assert Dataset.NAME.encode() not in hay[party] and Dataset.PATIENT.encode() not in hay[party]
 
@@ -200,7 +215,10 @@ def test_private_keys_masks_and_seeds_are_on_no_wire(run: Finished, hay: dict[st
     for key in run.mask_keys.values():
         assert len(key) == 32 and not any(key in data or key.hex().encode() in data for data in hay.values())
     journal = sqlite3.connect(run.party("hospital-a") / "journal.sqlite")
-    groups = [key for (key,) in journal.execute("SELECT value FROM once WHERE key LIKE '%group-key' AND key NOT LIKE '%/said/%'")]
+    groups = [
+        key
+        for (key,) in journal.execute("SELECT value FROM once WHERE key LIKE '%group-key' AND key NOT LIKE '%/said/%'")
+    ]
     journal.close()
     assert len(groups) == 2, "one for the moments, one for the histograms of the pooled ROC curve"
     for group in groups:
@@ -223,7 +241,8 @@ def blob(run: Finished, digest: str) -> bytes:
 
 
 def test_the_server_receives_nothing_but_records_ciphertexts_keys_and_boxes(run: Finished) -> None:
-    """Every blob that members sent is named in a signed record of a kind that the protocol knows: there is nothing else."""
+    """Every blob that members sent is named in a signed record of a kind that the protocol knows:
+    there is nothing else."""
     known: set[str] = set()
     for _, b in records(run, msg.Model):
         for field in ("chunks", "proofs", "blobs", "h0", "h1", "inputs", "outputs", "ciphertexts"):
@@ -241,7 +260,10 @@ def test_the_server_receives_nothing_but_records_ciphertexts_keys_and_boxes(run:
 
 def test_an_institution_receives_nothing_that_is_for_custodians(run: Finished, hay: dict[str, bytes]) -> None:
     """Others' masked rows, contributions to keys and inputs, and refresh shares stay between server and custodians."""
-    forbidden = {name: [d for sender, body in records(run, msg.Upload) if sender != name for d in body.chunks] for name in INSTITUTIONS}
+    forbidden = {
+        name: [d for sender, body in records(run, msg.Upload) if sender != name for d in body.chunks]
+        for name in INSTITUTIONS
+    }
     keys = [d for kind in (msg.KeyReveal, msg.InputReveal) for _, body in records(run, kind) for d in body.blobs]
     shares = [d for _, body in records(run, msg.RefreshShares) for d in (*body.h0, *body.h1)]
     asked = [d for _, body in records(run, msg.RefreshRequest) for d in body.ciphertexts]

@@ -29,14 +29,19 @@ def waits(c: Consortium) -> Release:
 def withheld(c: Consortium) -> None:
     """No custodian releases in the next seconds."""
     first, *others = (c.processes[name] for name in c.custodians)
-    assert not first.ends_within(2) and all(p.child.poll() is None for p in others)  # each looks for an approval every second
+    assert not first.ends_within(2) and all(
+        p.child.poll() is None for p in others
+    )  # each looks for an approval every second
     assert not list(c.bodies(msg.ReleaseShares))
 
 
 def test_a_second_session_in_the_same_folders(tmp_path: Path) -> None:
-    """It needs an approval of its own; a party that was done with the first session is not done with it; and kill -9 loses no approval."""
+    """It needs an approval of its own; a party that was done with the first session is not done with it;
+    and kill -9 loses no approval."""
     with Consortium("approved", consortium={"institutions": 3, "custodians": 2, "approve": "human"}) as c:
-        for name in c.custodians:  # what earlier versions left, another run's approval, and a release that an earlier run waited with
+        for name in (
+            c.custodians
+        ):  # what earlier versions left, another run's approval, and a release that an earlier run waited with
             (c.folder(name) / "approved").write_text("1764000000\n")
             for file in (APPROVED, AWAITED):
                 (c.folder(name) / file).write_text(Release.of(ANOTHER, ITEMS, DIGESTS).model_dump_json())
@@ -60,10 +65,14 @@ def test_a_second_session_in_the_same_folders(tmp_path: Path) -> None:
         c.processes["server"].kill()
         c.processes["hospital-a"].kill()
         lost = c.start("hospital-a", wait=1)
-        assert lost.end() == 1 and "no answer from the server" in lost.errors, "it takes the first session's end for this one's"
+        assert lost.end() == 1 and "no answer from the server" in lost.errors, (
+            "it takes the first session's end for this one's"
+        )
         c.start("server", "hospital-a")
         c.processes["custodian-1"].kill()
         assert cli("approve", c.run.folder).returncode == 0
         c.start("custodian-1")
         c.finish()
-        assert {body.ciphertexts for _, _, body in c.bodies(msg.ReleaseShares)} == {next(c.bodies(msg.ReleaseRequest))[2].ciphertexts}
+        assert {body.ciphertexts for _, _, body in c.bodies(msg.ReleaseShares)} == {
+            next(c.bodies(msg.ReleaseRequest))[2].ciphertexts
+        }

@@ -1,4 +1,5 @@
-"""A server that misbehaves in joint steps, as a real process: each of its lies is refused by the party that it would harm, with a name."""
+"""A server that misbehaves in joint steps, as a real process: each of its lies is refused by the party that it
+would harm, with a name."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ TWO_HEADERS = SERVER + prelude(
     ids=["two-contributors", "openings-swapped", "larger-steps", "two-headers"],
 )
 def test_a_custodian_refuses(server: str, victim: str, why: str, request: pytest.FixtureRequest) -> None:
-    """Who takes part is checked by every custodian, also with ``verify: off``; what is opened and refreshed, by one that verifies."""
+    """Who takes part is checked by every custodian, also with ``verify: off``; what is opened and refreshed,
+    by one that verifies."""
     with JointConsortium(request.node.callspec.id) as c:
         c.start("server", prelude=server)
         c.start(*c.custodians, *c.institutions)
@@ -102,7 +104,8 @@ def test_a_custodian_refuses(server: str, victim: str, why: str, request: pytest
 
 
 def test_the_guard_refuses_a_head_that_is_too_large() -> None:
-    """custodian-2 adds 2^160 to its part of the head's refresh; whoever could finish the sum would see s c1 beside it."""
+    """custodian-2 adds 2^160 to its part of the head's refresh;
+    whoever could finish the sum would see s c1 beside it."""
     item = "train/1/weights/-/merged/-"
     with JointConsortium("lying-share") as c:
         c.start("server", *(n for n in c.custodians if n != "custodian-2"), *c.institutions)
@@ -117,4 +120,6 @@ def test_two_lists_for_one_average() -> None:
         c.start("server", prelude=TWO_LISTS)
         c.start(*c.custodians, *c.institutions)
         assert reason(c, "hospital-b") == "participants"
-        assert not any(topic.startswith("sum/average-1/contribution") for _, topic in c.board()), "a value was contributed"
+        assert not any(topic.startswith("sum/average-1/contribution") for _, topic in c.board()), (
+            "a value was contributed"
+        )

@@ -19,5 +19,7 @@ def test_server_and_custodians_run_and_a_run_is_audited_without_an_extra(tmp_pat
     assert "answers every refresh last" in checked and c.manifest.hash.hex() in checked
     made = bare("keys", "new", "--name", "late", "--out", tmp_path, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
-    added = bare("manifest", "add", manifest, "--role", "custodian", "--public", tmp_path / "late.public.json", cwd=tmp_path)
+    added = bare(
+        "manifest", "add", manifest, "--role", "custodian", "--public", tmp_path / "late.public.json", cwd=tmp_path
+    )
     assert "late (custodian)" in said(added)

@@ -29,7 +29,8 @@ def test_the_benchmark_prints_json_last() -> None:
     assert numbers["rotation_keys"] == len(InteractiveLayout(SLOTS, 32, 2).rotations)
     errors = numbers["max_errors"]
     assert errors["weights"] < 1e-3
-    # 1280 logits, each with the smudging of three custodians (2^-11.2): six deviations; gradients relative to all of them together
+    # 1280 logits, each with the smudging of three custodians (2^-11.2): six deviations;
+    # gradients relative to all of them together
     assert errors["logits"] < 1e-4 + 6 * 2**-11.2 and errors["activation_gradients_relative"] < 5e-3
     assert numbers["custodian_bytes_per_step"] < 12e6
 

@@ -1,7 +1,8 @@
 """kill -9 at chosen points of every phase, and at random moments: the same command again goes on.
 
-A chosen point is *inside* a step: what the process has just written is on its disk, and nobody was told. It freezes there, is killed, and
-a new process with the same command must find its way. In one run every party walks through its own list of points:
+A chosen point is *inside* a step: what the process has just written is on its disk, and nobody was told. It
+freezes there, is killed, and a new process with the same command must find its way. In one run every party
+walks through its own list of points:
 
 ::
 
@@ -32,7 +33,11 @@ POINTS: dict[str, list[Point]] = {
         ("gather", "focal.net.store:Board.append", 3),
         ("keys", "focal.net.store:Blobs.write_piece", 5),
         ("keys", "focal.protocols.common.server:Server.remembered", 1),
-        ("upload", "focal.protocols.common.party:Party.hear_all", 1),  # pieces may all be there before: keys are still installed then
+        (
+            "upload",
+            "focal.protocols.common.party:Party.hear_all",
+            1,
+        ),  # pieces may all be there before: keys are still installed then
         ("train", "focal.net.store:Board.append", 2),
         ("train", "focal.protocols.common.party:Party.say", 3),
         ("release", "focal.net.store:Board.append", 1),
@@ -154,8 +159,8 @@ def test_every_role_survives_a_kill_in_each_of_its_phases(walked: Any) -> None:
 
 
 def test_no_share_was_made_twice(walked: Any) -> None:
-    """The inputs, once. In each of 3 steps 2 class groups of the weights are refreshed, and after the first those of 3 blocks' logits;
-    then 2 are released; and the key is gone."""
+    """The inputs, once. In each of 3 steps 2 class groups of the weights are refreshed, and after the first those of 3
+    blocks' logits; then 2 are released; and the key is gone."""
     c, _ = walked
     for name in c.custodians:
         shares = c.ledger(name)

@@ -45,6 +45,8 @@ def test_the_notebook_runs_and_its_head_is_the_twins(tmp_path: Path) -> None:
     assert float(encrypted) > 0.95 and said.count(" alone ") == 3
 
 
-def test_the_docstring_of_train_begins_with_an_example_that_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_docstring_of_train_begins_with_an_example_that_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(prepare(tmp_path))
     assert_example_holds("train")

@@ -1,4 +1,5 @@
-"""Joint steps in which something goes wrong, between real processes: stragglers, kills, averages without one; and noise on the head."""
+"""Joint steps in which something goes wrong, between real processes: stragglers, kills, averages without one;
+and noise on the head."""
 
 from __future__ import annotations
 
@@ -60,11 +61,14 @@ def test_a_straggler_is_skipped_named_and_welcome_again() -> None:
 
 
 def test_killed_parties_go_on_where_they_were() -> None:
-    """An institution, both custodians and the server, each in another step; the institution again when its key for masks is erased."""
+    """An institution, both custodians and the server, each in another step;
+    the institution again when its key for masks is erased."""
     with JointConsortium("killed") as c:
         c.start_all()
         for step, who in enumerate(("hospital-b", "custodian-1", "custodian-2", "server"), start=1):
-            c.processes["server"].reach(lambda e, n=step: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= n)  # type: ignore[misc]
+            c.processes["server"].reach(
+                lambda e, n=step: e["event"] == "progress" and e["phase"] == "train" and e["done"] >= n
+            )  # type: ignore[misc]
             c.processes[who].kill()
             time.sleep(0.5)
             c.start(who)
@@ -81,10 +85,12 @@ def test_killed_parties_go_on_where_they_were() -> None:
 
 
 def test_noise_on_the_head_is_recorded_and_verified() -> None:
-    """``dp_head_noise``: every custodian adds its own, lockstep goes on, and the released head differs from the twin by about that."""
+    """``dp_head_noise``: every custodian adds its own, lockstep goes on, and the released head differs
+    from the twin by about that."""
     with JointConsortium("noise", dp_head_noise=0.01) as c:
         c.start_all()
         c.finish()
         off = c.head()[0] - c.joint_twin()[-1]
-        # six steps, two custodians, momentum 0.5 passes each on up to twice; the head answers to it, so only the size is known
+        # six steps, two custodians, momentum 0.5 passes each on up to twice; the head answers to it,
+        # so only the size is known
         assert 0.01 * 2**0.5 < off.std() < 0.01 * 2**0.5 * 2 * 6**0.5

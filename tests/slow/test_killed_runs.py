@@ -1,4 +1,5 @@
-"""Whole runs that are killed or interrupted: the same command again continues them, and nothing that was said or made is made twice."""
+"""Whole runs that are killed or interrupted: the same command again continues them,
+and nothing that was said or made is made twice."""
 
 from __future__ import annotations
 
@@ -76,8 +77,8 @@ def test_kill_9_in_every_phase(tmp_path: Path) -> None:
             shares = c.ledger(name)
             before = memory.shares[name]
             assert before and shares[: len(before)] == before, f"{name} made a share again"
-            # the inputs; for each of 2 class groups: the weights in each of three steps, and after the first the logits of each
-            # institution's own block; then the release
+            # the inputs; for each of 2 class groups: the weights in each of three steps, and after the first the logits
+            # of each institution's own block; then the release
             assert len(shares) == 1 + 2 * (3 + 2 * 3) + 2
             assert len({item for _, item, _, _ in shares}) == len(shares)
             assert not list(c.folder(name).glob("secret-*.key"))
@@ -86,7 +87,8 @@ def test_kill_9_in_every_phase(tmp_path: Path) -> None:
 
 
 def check_nothing_sent_again(c: Consortium, complete: set[str], received: bytes) -> None:
-    """No piece of a blob that the server had whole before a kill was received twice; of the others, at most a window of pieces a kill."""
+    """No piece of a blob that the server had whole before a kill was received twice;
+    of the others, at most a window of pieces a kill."""
     uploaded = {digest for _, _, body in c.bodies(msg.Upload) for digest in body.chunks}
     uploaded |= {digest for _, _, body in c.bodies(msg.InputReveal) for digest in body.blobs}
     keys = {digest for _, _, body in c.bodies(msg.KeyReveal) for digest in body.blobs}
@@ -96,7 +98,9 @@ def check_nothing_sent_again(c: Consortium, complete: set[str], received: bytes)
     again = 0
     for digest in uploaded | keys:
         data = (folder / digest[:2] / digest[2:]).read_bytes()
-        for start in range(0, max(len(data) - 320, 1), PIECE):  # a last piece too short to be told from others is not counted
+        for start in range(
+            0, max(len(data) - 320, 1), PIECE
+        ):  # a last piece too short to be told from others is not counted
             # 64 bytes of ciphertext inside the piece, behind the header that all blobs of a kind share
             times = received.count(data[start + 256 : start + 320])
             assert times == 1 or digest not in complete, f"a piece of {digest[:12]} was sent {times} times"
@@ -105,12 +109,15 @@ def check_nothing_sent_again(c: Consortium, complete: set[str], received: bytes)
 
 
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
-    """Ctrl-C on `focal train`: every process ends, the same command finishes the run, and the uploads are not sent again."""
+    """Ctrl-C on `focal train`: every process ends, the same command finishes the run,
+    and the uploads are not sent again."""
     name = "interrupted"
     config = write_config(tmp_path, name, training={"steps": 6})
     folder = runs() / name
     command = [sys.executable, "-m", "focal", "train", "--config", str(config), "--runs", str(runs())]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True
+    )
     events = folder / "parties" / "server" / "events.jsonl"
     try:
         deadline = time.monotonic() + PATIENCE

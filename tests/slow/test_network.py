@@ -70,7 +70,10 @@ def sent(state: Path, phase: str) -> int:
 
 def test_a_cut_cable_carries_nothing(network: Network) -> None:
     """The tests below mean something only if packets really vanish, and arrive again."""
-    connect = "import socket\ntry: socket.create_connection(('10.77.0.1', 9), timeout=0.5)\nexcept OSError as e: print(type(e).__name__)"
+    connect = (
+        "import socket\ntry: socket.create_connection(('10.77.0.1', 9), timeout=0.5)\n"
+        "except OSError as e: print(type(e).__name__)"
+    )
 
     def attempt() -> str:
         command = [sys.executable, "-c", enter(network.namespace("west")) + connect]
@@ -157,7 +160,9 @@ class Hospitals:
         counts = {}
         for number, site in enumerate(SITES):
             # every hospital needs test patients of both classes, and every third patient of this table is one
-            rows = [r for r in dataset().rows(dataset().binary) if int(r["patient"].rpartition("-")[2]) // 9 % 3 == number]
+            rows = [
+                r for r in dataset().rows(dataset().binary) if int(r["patient"].rpartition("-")[2]) // 9 % 3 == number
+            ]
             write_csv(self.folder / site / "scans.csv", rows)
             (self.folder / site / "scans.zip").symlink_to(dataset().images)
             counts[site] = sum(r["split"] == "train" for r in rows)
@@ -199,12 +204,19 @@ class Hospitals:
             keys = {"name": f"{site}-keys", "keys": f"{site}-keys.key.json", "state": "state/custodian", **verify}
             self.write(site, "custodian.yaml", keys)
             data = {"kind": "table", "table": "scans.csv", "images": "scans.zip"}
-            local = {"name": site, "keys": f"{site}.key.json", "state": "state/institution", "data": data, "weights": "random:0"}
+            local = {
+                "name": site,
+                "keys": f"{site}.key.json",
+                "state": "state/institution",
+                "data": data,
+                "weights": "random:0",
+            }
             self.write(site, "institution.yaml", {**local, "device": "auto"})
 
 
 def test_three_hospitals_on_three_machines_one_behind_a_slow_link(network: Network, tmp_path: Path) -> None:
-    """The document's commands, each where it belongs. West has 1 MB/s, and its institution is killed in the middle of its upload."""
+    """The document's commands, each where it belongs. West has 1 MB/s, and its institution is killed
+    in the middle of its upload."""
     hospitals = Hospitals(network, tmp_path)
     try:
         hospitals.identities()
@@ -228,7 +240,9 @@ def test_three_hospitals_on_three_machines_one_behind_a_slow_link(network: Netwo
         hospitals.start("west", "institution")
 
         for site, custodian in zip(("north", "south"), custodians, strict=True):
-            until(lambda c=custodian: "the release waits for: focal approve state/custodian" in c.printed, "the release")  # type: ignore[misc]
+            until(
+                lambda c=custodian: "the release waits for: focal approve state/custodian" in c.printed, "the release"
+            )  # type: ignore[misc]
             assert "approved: state/custodian" in hospitals.at(site, "approve", "state/custodian")
         for (place, role), running in hospitals.running.items():
             assert running.end() == 0, f"{place} {role}: {running.printed}"
@@ -243,7 +257,10 @@ def test_three_hospitals_on_three_machines_one_behind_a_slow_link(network: Netwo
         for site in SITES:
             result = hospitals.folder / site / "state" / "institution"
             summary = json.loads((result / "summary.json").read_text())
-            assert 0 <= summary["auroc"]["encrypted"] <= 1 and summary["verify"] == {"north-keys": "lockstep", "south-keys": "off"}
+            assert 0 <= summary["auroc"]["encrypted"] <= 1 and summary["verify"] == {
+                "north-keys": "lockstep",
+                "south-keys": "off",
+            }
             assert set(summary["auroc"]) == {"encrypted"} and all(s >= 0 for s in summary["seconds"].values())
             for path in (hospitals.folder / site / "state").rglob("*"):
                 assert path.stat().st_mode & 0o077 == 0, path
@@ -261,12 +278,15 @@ def test_three_hospitals_on_three_machines_one_behind_a_slow_link(network: Netwo
 
 
 class Spread:
-    """A consortium whose parties live in different places of a network. The server writes down all that it receives, in ``wires``."""
+    """A consortium whose parties live in different places of a network.
+    The server writes down all that it receives, in ``wires``."""
 
     def __init__(self, network: Network, c: Consortium, homes: dict[str, tuple[str, ...]], wires: Path) -> None:
         self.network, self.c, self.wires = network, c, wires
         self.place = {name: home for home, names in homes.items() for name in names}
-        members = tuple(m.model_copy(update={"endpoint": ENDPOINT}) if m.role == "server" else m for m in c.manifest.members)
+        members = tuple(
+            m.model_copy(update={"endpoint": ENDPOINT}) if m.role == "server" else m for m in c.manifest.members
+        )
         c.manifest = c.sign(members=members)
         c.run.manifest_file.write_text(c.manifest.model_dump_json())
 
@@ -287,8 +307,12 @@ class Spread:
 
     def assert_sent_once(self, blobs: list[Path]) -> None:
         received = (self.wires / "server" / "payloads.bin").read_bytes()
-        for data in (p.read_bytes() for p in blobs):  # 64 bytes of ciphertext in each piece, behind the header that all share
-            assert all(received.count(data[at + 256 : at + 320]) == 1 for at in range(0, len(data) - 320, PIECE)), "a piece was sent again"
+        for data in (
+            p.read_bytes() for p in blobs
+        ):  # 64 bytes of ciphertext in each piece, behind the header that all share
+            assert all(received.count(data[at + 256 : at + 320]) == 1 for at in range(0, len(data) - 320, PIECE)), (
+                "a piece was sent again"
+            )
 
     def assert_silent(self, *names: str) -> None:
         """These parties, and no others, said that nothing answers, and later that it does again."""
@@ -297,17 +321,28 @@ class Spread:
             assert (SILENT in errors and "answers again" in errors) == (name in names), f"{name}: {errors}"
 
     def assert_ended_well(self) -> None:
-        """The weights are right, and every custodian made each of its shares once: the inputs, the weights of two steps, three blocks'
-        logits in the second, and the release."""
+        """The weights are right, and every custodian made each of its shares once: the inputs,
+        the weights of two steps, three blocks' logits in the second, and the release."""
         assert np.abs(self.c.weights() - self.c.twin()).max() < MAX_ERROR
         for name in self.c.custodians:
             shares = self.c.ledger(name)
-            assert len(shares) == 1 + 2 + 3 + 1 == len({item for _, item, _, _ in shares}) == len({d for _, _, d, _ in shares})
+            assert (
+                len(shares)
+                == 1 + 2 + 3 + 1
+                == len({item for _, item, _, _ in shares})
+                == len({d for _, _, d, _ in shares})
+            )
 
 
 def test_stalls_in_an_upload_in_a_refresh_and_around_a_kill(network: Network, tmp_path: Path) -> None:
-    """A cable is cut for 40 s in the middle of an upload; meanwhile two processes behind another cut cable are killed and restarted."""
-    homes = {"north": ("custodian-1", "hospital-a"), "south": ("custodian-2", "hospital-c"), "west": ("hospital-b",), "hub": ("server",)}
+    """A cable is cut for 40 s in the middle of an upload; meanwhile two processes behind another cut cable
+    are killed and restarted."""
+    homes = {
+        "north": ("custodian-1", "hospital-a"),
+        "south": ("custodian-2", "hospital-c"),
+        "west": ("hospital-b",),
+        "hub": ("server",),
+    }
     with Consortium("stalled", training={"steps": 2}, layout={"class_lanes": 4, "feature_lanes": 4}) as c:
         spread = Spread(network, c, homes, tmp_path)
         network.slow("west")
@@ -336,14 +371,24 @@ def test_stalls_in_an_upload_in_a_refresh_and_around_a_kill(network: Network, tm
         spread.assert_silent("hospital-b")
         spread.assert_sent_once(complete)
         spread.assert_ended_well()
-        # hospital-b was never restarted: what it sent is its ciphertexts, and the window that was under way when the link was given up
+        # hospital-b was never restarted: what it sent is its ciphertexts, and the window that was under way
+        # when the link was given up
         own = sum(p.stat().st_size for p in (c.folder("hospital-b") / "blobs").glob("??/*"))
-        assert own <= sent(c.folder("hospital-b"), "upload") + sent(c.folder("hospital-b"), "moments") < own + (Link.WINDOW + 1) * PIECE
+        assert (
+            own
+            <= sent(c.folder("hospital-b"), "upload") + sent(c.folder("hospital-b"), "moments")
+            < own + (Link.WINDOW + 1) * PIECE
+        )
 
 
 def test_custodians_behind_slow_links_that_stall_for_a_minute(network: Network, tmp_path: Path) -> None:
-    """Both custodians have 1 MB/s. One is cut off while it sends its key contributions, the verifier in the middle of a refresh."""
-    homes = {"north": ("custodian-1",), "south": ("custodian-2",), "hub": ("server", "hospital-a", "hospital-b", "hospital-c")}
+    """Both custodians have 1 MB/s. One is cut off while it sends its key contributions,
+    the verifier in the middle of a refresh."""
+    homes = {
+        "north": ("custodian-1",),
+        "south": ("custodian-2",),
+        "hub": ("server", "hospital-a", "hospital-b", "hospital-c"),
+    }
     with Consortium("stalled-custodians", training={"steps": 2}, layout={"class_lanes": 4, "feature_lanes": 4}) as c:
         spread = Spread(network, c, homes, tmp_path)
         network.slow("north")
@@ -361,7 +406,9 @@ def test_custodians_behind_slow_links_that_stall_for_a_minute(network: Network, 
         given = len(c.ledger("custodian-1"))
         network.cut("north")
         time.sleep(60)
-        assert all(p.child.poll() is None for p in c.processes.values()), "somebody went on without the verifier, or gave up"
+        assert all(p.child.poll() is None for p in c.processes.values()), (
+            "somebody went on without the verifier, or gave up"
+        )
         network.join("north")
         c.finish()
 
@@ -369,7 +416,8 @@ def test_custodians_behind_slow_links_that_stall_for_a_minute(network: Network, 
         spread.assert_silent("custodian-1", "custodian-2")
         spread.assert_sent_once(complete)
         spread.assert_ended_well()
-        # the verifier has fetched every masked message of every institution, and what the other custodian gave for the inputs, once
+        # the verifier has fetched every masked message of every institution, and what the other custodian
+        # gave for the inputs, once
         chunks = [digest for _, _, upload in c.bodies(Upload) for digest in upload.chunks]
         chunks += [digest for name, _, made in c.bodies(InputReveal) if name == "custodian-2" for digest in made.blobs]
         fetched = sum((c.folder("custodian-1") / "blobs" / d[:2] / d[2:]).stat().st_size for d in chunks)
@@ -402,12 +450,17 @@ Institution._features, Institution.score, Institution._pool_scores = _features, 
 
 
 def test_clocks_that_jump() -> None:
-    """An hour forward at the server, a day back at a custodian and an institution, in the middle: durations use the monotonic clock."""
+    """An hour forward at the server, a day back at a custodian and an institution, in the middle:
+    durations use the monotonic clock."""
     day, hour = -86400.0, 3600.0
     with Consortium("clocks") as c:
         given = c.given("hospital-a")
         held = 24  # test rows, so that it scores and writes a summary
-        c.give("hospital-a", **{k: np.concatenate([v, v[:held]]) for k, v in given.items() if k != "split"}, split=_split(given, held))
+        c.give(
+            "hospital-a",
+            **{k: np.concatenate([v, v[:held]]) for k, v in given.items() if k != "split"},
+            split=_split(given, held),
+        )
         began = time.monotonic()
         c.start("server", prelude=jump(hour, after=4))
         c.start("custodian-1", prelude=jump(day, after=4))

@@ -1,4 +1,5 @@
-"""The main job in other shapes: labels, layouts, a degree, and parties that are started by hand in folders of their own."""
+"""The main job in other shapes: labels, layouts, a degree, and parties that are started by hand
+in folders of their own."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from focal.config import Manifest, read
 
 
 def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> None:
-    """`A;B` labels, a split column whose val rows are ignored because there are test rows, an institution column, one refresh more."""
+    """`A;B` labels, a split column whose val rows are ignored because there are test rows,
+    an institution column, one refresh more."""
     summary = train(
         tmp_path,
         "multi",
@@ -32,7 +34,11 @@ def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> 
     rows = dataset().rows(dataset().multilabel)
     train_rows = sum(r["split"] == "train" for r in rows)
     assert summary["params"]["rows"] == train_rows and summary["params"]["blocks"] == 1
-    assert (summary["params"]["feature_lanes"], summary["params"]["class_lanes"], summary["release"]["openings"]) == (2, 2, 2)
+    assert (summary["params"]["feature_lanes"], summary["params"]["class_lanes"], summary["release"]["openings"]) == (
+        2,
+        2,
+        2,
+    )
     assert len(summary["auroc"]["institutions"]) == 4 and summary["params"]["degree"] == 5
     manifest = read(Manifest, runs() / "multi" / "manifest.json")
     assert manifest.task == "multilabel" and manifest.classes == ("A", "B", "C")
@@ -41,14 +47,21 @@ def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> 
 
 
 def test_binary_with_a_random_projection(tmp_path: Path) -> None:
-    summary = train(tmp_path, "pair", dataset={"table": str(dataset().binary)}, projection={"kind": "random"}, layout={"feature_lanes": 1})
+    summary = train(
+        tmp_path,
+        "pair",
+        dataset={"table": str(dataset().binary)},
+        projection={"kind": "random"},
+        layout={"feature_lanes": 1},
+    )
     assert summary["params"]["projection"] == "random" and summary["params"]["outputs"] == 1
     manifest = read(Manifest, runs() / "pair" / "manifest.json")
     assert manifest.task == "binary" and manifest.classes == ("sick", "well")
 
 
 def test_several_machines_by_hand(tmp_path: Path) -> None:
-    """Keys, manifest and local files as an operator makes them; each party knows its own folder only; a person approves the release."""
+    """Keys, manifest and local files as an operator makes them; each party knows its own folder only;
+    a person approves the release."""
     members = ["hub", "keeper-1", "keeper-2", "north", "south", "west"]
     home = {name: tmp_path / name for name in members}
     for name in members:
@@ -78,15 +91,27 @@ def test_several_machines_by_hand(tmp_path: Path) -> None:
 
     for name in members:  # everybody gets a copy, and writes the local file by hand
         (home[name] / "manifest.json").write_bytes(manifest.read_bytes())
-        own_file: dict[str, Any] = {"name": name, "keys": str(home[name] / f"{name}.key.json"), "state": str(home[name] / "state")}
+        own_file: dict[str, Any] = {
+            "name": name,
+            "keys": str(home[name] / f"{name}.key.json"),
+            "state": str(home[name] / "state"),
+        }
         if name in tables:
             data = {"kind": "table", "table": str(home[name] / "mine.csv"), "images": str(dataset().images)}
             own_file |= {"data": data, "weights": LOWER["weights"], "device": "cpu", "cache": str(runs() / "cache")}
         (home[name] / "local.yaml").write_text(yaml.safe_dump(own_file))
 
-    roles = {"hub": "server", "keeper-1": "custodian", "keeper-2": "custodian", "north": "institution", "south": "institution"}
+    roles = {
+        "hub": "server",
+        "keeper-1": "custodian",
+        "keeper-2": "custodian",
+        "north": "institution",
+        "south": "institution",
+    }
     roles["west"] = "institution"
-    parties = {name: Process(role, home[name] / "manifest.json", home[name] / "local.yaml") for name, role in roles.items()}
+    parties = {
+        name: Process(role, home[name] / "manifest.json", home[name] / "local.yaml") for name, role in roles.items()
+    }
     try:
         for name in ("keeper-1", "keeper-2"):
             parties[name].reach(lambda e: "waits for: focal approve" in e.get("text", ""))
@@ -121,7 +146,9 @@ def _three_tables(home: dict[str, Path]) -> dict[str, int]:
     for k, name in enumerate(("north", "south", "west")):
         mine = [r for r in rows if int(r["patient"].rpartition("-")[2]) % 3 == k]
         tested = {r["patient"] for r in mine if int(r["patient"].rpartition("-")[2]) // 3 % 3 == 0}
-        lines = [f"{r['filename']},{r['label']},{r['patient']},{'test' if r['patient'] in tested else 'train'}" for r in mine]
+        lines = [
+            f"{r['filename']},{r['label']},{r['patient']},{'test' if r['patient'] in tested else 'train'}" for r in mine
+        ]
         (home[name] / "mine.csv").write_text("\n".join(["filename,label,patient,split", *lines]) + "\n")
         counts[name] = sum(line.endswith("train") for line in lines)
     return counts

@@ -1,4 +1,5 @@
-"""Plaintext trainings that take their time: what the features of shipped configurations are worth, and SPE-FL on an easy task."""
+"""Plaintext trainings that take their time: what the features of shipped configurations are worth,
+and SPE-FL on an easy task."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def pooled_auroc(config: RunConfig, table: Table, train: Any, test: Any, cache: 
     n = len(train)
     scores = fit_logistic(x[:n], y[:n], table.groups[train], table.task).scores(x[n:])
     truth = y[n:, -1:] if table.task == "binary" else y[n:]
-    return float(np.mean([roc_auc_score(truth[:, c], scores[:, c]) for c in range(truth.shape[1])])), float(np.abs(x).max())
+    return float(np.mean([roc_auc_score(truth[:, c], scores[:, c]) for c in range(truth.shape[1])])), float(
+        np.abs(x).max()
+    )
 
 
 def shipped(name: str, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
@@ -47,10 +50,13 @@ def test_the_demo_can_be_learned_and_pooling_helps(monkeypatch: pytest.MonkeyPat
     pooled, largest = pooled_auroc(config, table, table.train_rows, table.test_rows, tmp_path)
     assert table.institution is not None
     alone = [
-        pooled_auroc(config, table, table.train_rows[table.institution[table.train_rows] == site], table.test_rows, tmp_path)[0]
+        pooled_auroc(
+            config, table, table.train_rows[table.institution[table.train_rows] == site], table.test_rows, tmp_path
+        )[0]
         for site in "012"
     ]
-    # Over data seeds 0, 1, 2 pooling gave 0.869 to 0.877 and the best institution alone 0.767 to 0.811: at least 0.062 less.
+    # Over data seeds 0, 1, 2 pooling gave 0.869 to 0.877 and the best institution alone 0.767 to 0.811:
+    # at least 0.062 less.
     assert 0.84 < pooled < 0.97 and max(alone) < pooled - 0.03
     assert largest < config.projection.bound, "the demo's bound clips nothing"
 
@@ -61,7 +67,8 @@ def test_odir_features_reach_the_published_figure(monkeypatch: pytest.MonkeyPatc
         pytest.skip(f"{DATA / 'odir5k.zip'} is not there (FOCAL_DATA names the folder)")
     table = load(config.dataset, 0)
     value, _ = pooled_auroc(config, table, table.train_rows[::10], table.test_rows[::5], tmp_path)
-    # All rows give 0.7654. Six such tenths of the training rows gave 0.706 to 0.745 (mean 0.722, deviation 0.014); no information, 0.5.
+    # All rows give 0.7654. Six such tenths of the training rows gave 0.706 to 0.745 (mean 0.722, deviation 0.014);
+    # no information, 0.5.
     assert value > 0.66
 
 

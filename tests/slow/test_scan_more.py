@@ -1,4 +1,5 @@
-"""The scan of test_scan.py over larger things: an interactive run, learning from scratch, products by public randomness."""
+"""The scan of test_scan.py over larger things: an interactive run, learning from scratch,
+products by public randomness."""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_configs(tmp_path_factory.mktemp("configs"))
 
 
-@pytest.mark.parametrize(("name", "suffix", "training"), [(BLIND, "", {}), (CONVERGED, "-converged", methods.CONVERGENCE)])
+@pytest.mark.parametrize(
+    ("name", "suffix", "training"), [(BLIND, "", {}), (CONVERGED, "-converged", methods.CONVERGENCE)]
+)
 def test_blind_head_is_a_real_run_and_leaves_no_private_file(
     name: str, suffix: str, training: dict[str, int], configs: Path, tmp_path: Path
 ) -> None:
@@ -38,7 +40,8 @@ def test_blind_head_is_a_real_run_and_leaves_no_private_file(
     exact = NAMED["twin"].run(with_training(case, training)).scores[MODEL]
     error = outcome.facts["max_abs_weight_error"]
     longest = 2 * np.sqrt(case.projection.features) + 1  # norm of a column vector after the clip, and the bias
-    # |x (W - W')| <= |x|_2 sqrt(R) max|W - W'|; this test's own projection is another basis of the same space, up to float32
+    # |x (W - W')| <= |x|_2 sqrt(R) max|W - W'|; this test's own projection is another basis of the same space,
+    # up to float32
     bound = longest * np.sqrt(case.projection.features) * error + 1e-4
     assert 0 < error < 1e-3
     assert np.abs(outcome.scores[MODEL] - exact).max() < bound
@@ -58,14 +61,20 @@ def test_from_scratch_is_scored_beside_its_twin(configs: Path, tmp_path: Path) -
 def test_a_whole_run_opens_what_the_twin_computes() -> None:
     """Two steps, so that weights travel; the smudging is what the opened weights err by.
 
-    A slot errs by sigma sqrt(custodians N / 2) / 2^45, a weight of eight copies by that / 32 / sqrt(8); six deviations (1024 weights).
+    A slot errs by sigma sqrt(custodians N / 2) / 2^45, a weight of eight copies by that / 32 / sqrt(8);
+    six deviations (1024 weights).
     """
     rows, settings = {"a": institution(0, 9), "b": institution(1, 6)}, Settings(steps=2, custodians=2, rate=0.5)
     found = train_from_scratch(rows, "multiclass", settings, threads=1)
-    assert found.max_abs_weight_error < 6 * release.sigma(CARRIED_NOISE) * (2 * 8192) ** 0.5 / 2**45 / SCALE / 8**0.5 + 1e-5
+    assert (
+        found.max_abs_weight_error
+        < 6 * release.sigma(CARRIED_NOISE) * (2 * 8192) ** 0.5 / 2**45 / SCALE / 8**0.5 + 1e-5
+    )
     test = InstitutionRows.union(rows).scored
     np.testing.assert_array_equal(found.scores, found.weights.scores(test.features.astype(float)))
-    twin = train_twin(Weights.draw(OUTPUTS, settings.size, 0), list(sites(rows, "multiclass", settings).values()), settings)
+    twin = train_twin(
+        Weights.draw(OUTPUTS, settings.size, 0), list(sites(rows, "multiclass", settings).values()), settings
+    )
     np.testing.assert_array_equal(found.twin_scores, twin.scores(test.features.astype(float)))
     assert 0 < found.seconds_per_step < found.seconds / 2
     assert set(found.traffic) == {"a", "b", "custodian-1", "custodian-2"}

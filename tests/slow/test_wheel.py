@@ -59,7 +59,8 @@ class Installed:
         command = [*PIP, "--python", str(self.venv), "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
         subprocess.run(command, check=True, env=CLEAN, timeout=PATIENCE)
         (self.packages,) = self.venv.glob("lib/python*/site-packages")
-        # A path in a .pth comes last, and the .pth files that lie there, such as the one of this checkout, are not read.
+        # A path in a .pth comes last, and the .pth files that lie there,
+        # such as the one of this checkout, are not read.
         (self.packages / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     def run(self, *command: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +88,9 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     with zipfile.ZipFile(wheel) as z:
         names = {n for n in z.namelist() if ".dist-info/" not in n}
         facts = z.read(f"focal-{focal.__version__}.dist-info/METADATA").decode()
-    tracked = {p for p in (ROOT / "focal").rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".so"}
+    tracked = {
+        p for p in (ROOT / "focal").rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".so"
+    }
     compiled = {KERNELS} if COMPILER else set()
     assert names == {str(p.relative_to(ROOT)) for p in tracked} | compiled
     assert {"focal/py.typed", "focal/configs/demo.yaml"} <= names

@@ -1,4 +1,5 @@
-"""Whole runs of `focal train`, and what holds for each of them: encrypted weights and scores are those of the plaintext twin."""
+"""Whole runs of `focal train`, and what holds for each of them:
+encrypted weights and scores are those of the plaintext twin."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ def train(tmp_path: Path, name: str, **changes: Any) -> dict[str, Any]:
 def check_agreement(folder: Path) -> None:
     """Encrypted weights and scores are those of the plaintext twin.
 
-    Weights: within the 1e-3 that the planner guarantees. AUROC: within 0.002, as the issue demands of data sets of its size; one pair of
-    the 30 test rows here can weigh more, so pairs that the weights' error can reorder come on top.
+    Weights: within the 1e-3 that the planner guarantees. AUROC: within 0.002, as the issue demands of data sets of its
+    size; one pair of the 30 test rows here can weigh more, so pairs that the weights' error can reorder come on top.
     """
     summary = json.loads((folder / "summary.json").read_text())
     error = summary["max_abs_weight_error"]
@@ -38,13 +39,16 @@ def check_agreement(folder: Path) -> None:
 
 
 def near_ties(folder: Path, error: float) -> float:
-    """Share of (positive, negative) pairs of test rows, averaged over classes, that an ``error`` on each weight can put into another order.
+    """Share of (positive, negative) pairs of test rows, averaged over classes, that an ``error`` on each weight can
+    put into another order.
 
     The scores x.w and x'.w of a pair move against each other by at most ``error`` |x - x'|_1.
     """
     rows = [np.load(path) for path in sorted(folder.glob("parties/*/rows.npz"))]
     held = [f["split"] == "test" for f in rows]
-    features, labels = (np.concatenate([f[key][at] for f, at in zip(rows, held, strict=True)]) for key in ("features", "labels"))
+    features, labels = (
+        np.concatenate([f[key][at] for f, at in zip(rows, held, strict=True)]) for key in ("features", "labels")
+    )
     weights = rows[0]["weights"]
     projection = Projection.from_bytes(next(folder.glob("parties/*/projection.bin")).read_bytes())
     x = projection.apply(features)

@@ -1,14 +1,17 @@
-"""Parties that break the protocol, as real processes: this side runs inside the hostile process, before focal's own ``main``.
+"""Parties that break the protocol, as real processes: this side runs inside the hostile process,
+before focal's own ``main``.
 
 ::
 
-    victims (honest processes) <==CURVE==> hub of a LyingServer --+-- its board: what was really posted
-                                                                  +-- its lies:  (reader, sender, topic) -> what the reader is shown
-                                                                  +-- puppets:   members in league with it, whose keys it has
+    victims (honest processes) <==CURVE==> hub of a LyingServer
+                                             +-- its board: what was really posted
+                                             +-- its lies:  (reader, sender, topic) -> what the reader is shown
+                                             +-- puppets:   members in league with it, whose keys it has
 
-A :class:`LyingServer` takes no part in the run of its own accord: it relays, loses every ``abort`` (so that each victim must find
-out by itself), and lies. It can sign for its puppets, never for a victim, except what a victim would have signed in another run.
-Liars among the other members are the functions below: each replaces one method of a role. ``stages.py`` is the tests' side.
+A :class:`LyingServer` takes no part in the run of its own accord: it relays, loses every ``abort`` (so that each victim
+must find out by itself), and lies. It can sign for its puppets, never for a victim, except what a victim would have
+signed in another run. Liars among the other members are the functions below: each replaces one method of a role.
+``stages.py`` is the tests' side.
 """
 
 from __future__ import annotations
@@ -83,11 +86,14 @@ class LyingServer:
         """Prepare the lies; readers see nothing of the board before this returns."""
 
     def heard(self, record: msg.Record) -> None:
-        """After each record that was posted. Here: puppets tell a restarted custodian that they never saw a share of it."""
+        """After each record that was posted. Here: puppets tell a restarted custodian that they
+        never saw a share of it."""
         if isinstance(record.body, msg.ResumeNonce):
             for name in self.puppets:
                 if self.manifest.member(name).role == "custodian":
-                    answer = msg.ResumeAnswer(about=record.sender, nonce=record.body.nonce, highest=-1, digest=ledger_digest([]))
+                    answer = msg.ResumeAnswer(
+                        about=record.sender, nonce=record.body.nonce, highest=-1, digest=ledger_digest([])
+                    )
                     self.post(name, f"resume-answer/{record.sender}/{record.topic.partition('/')[2]}", answer)
 
     # ----------------------------------------------------------------- its means
@@ -209,7 +215,8 @@ def replace(target: Any, **by: Any) -> None:
 
 
 def shows(reader: str, sender: str, topic: str, make: Callable[[Any], Any]) -> None:
-    """A server that is honest but for this: ``reader`` is shown that its puppet ``sender`` said ``make(body)`` under ``topic``."""
+    """A server that is honest but for this: ``reader`` is shown that its puppet ``sender`` said
+    ``make(body)`` under ``topic``."""
     answer, records = Hub._answer, Hub._records
     asking = [""]
 
@@ -262,8 +269,9 @@ class TwoNonces(LyingServer):
 
 
 class ReplayedRun(LyingServer):
-    """An earlier run again, under a new session: as it was to custodian-1; to custodian-2, whose random generator repeats itself (a
-    virtual machine that was rolled back), everybody else says the same nonces once more, newly signed."""
+    """An earlier run again, under a new session: as it was to custodian-1; to custodian-2, whose random
+    generator repeats itself (a virtual machine that was rolled back), everybody else says the same nonces
+    once more, newly signed."""
 
     puppets: tuple[str, ...] = ("custodian-1", "custodian-3", "hospital-a", "hospital-b", "hospital-c")
     session = "cd" * 32
@@ -279,7 +287,9 @@ class ReplayedRun(LyingServer):
         for record in (self.open(data) for data in old):
             if record.sender in again and isinstance(record.body, msg.NonceReveal):
                 nonce, salt = bytes.fromhex(record.body.nonce), bytes(32)
-                sealed = commitment(bytes.fromhex(self.hub.session), "nonce", record.sender, salt, hashlib.sha256(nonce).digest())
+                sealed = commitment(
+                    bytes.fromhex(self.hub.session), "nonce", record.sender, salt, hashlib.sha256(nonce).digest()
+                )
                 for topic, body in (
                     ("nonce/commit", msg.NonceCommit(commitment=sealed.hex())),
                     ("nonce/reveal", msg.NonceReveal(nonce=nonce.hex(), salt=salt.hex())),
@@ -314,8 +324,12 @@ class SteersTerminals(LyingServer):
 
     def begins(self) -> None:
         body = msg.Abort.model_construct(reason="\x1b[2J\x1b]0;all is well\x07\u202etxt.exe")
-        record = msg.encode(msg.Record.model_construct(scope=self.run_id, sender="custodian-3", topic="abort", body=body))
-        signature = Identity.load(self.server.folder.parent / "custodian-3" / "identity.json").sign(RECORD_DOMAIN + record)
+        record = msg.encode(
+            msg.Record.model_construct(scope=self.run_id, sender="custodian-3", topic="abort", body=body)
+        )
+        signature = Identity.load(self.server.folder.parent / "custodian-3" / "identity.json").sign(
+            RECORD_DOMAIN + record
+        )
         ended = msg.encode(msg.Signed(record=record, signature=signature))
         self.lie("custodian-1", "custodian-1", "run/start", lambda data: [data, ended])
 
@@ -366,8 +380,8 @@ class TwoContributions(LyingServer):
 
 
 class OtherKeysAfterRestart(LyingServer):
-    """After a restart: another commitment list for custodian-1, other joint keys for hospital-a, a key for masks that everybody can
-    finish for hospital-b."""
+    """After a restart: another commitment list for custodian-1, other joint keys for hospital-a,
+    a key for masks that everybody can finish for hospital-b."""
 
     puppets: tuple[str, ...] = ("custodian-3",)
 
@@ -382,7 +396,12 @@ class OtherKeysAfterRestart(LyingServer):
 
 def rushes() -> None:
     """A custodian that reveals another contribution than it committed to, after it has seen everybody else's."""
-    _says(Custodian, "keys/1/reveal", lambda self, body: body.model_copy(update={"blobs": body.blobs[::-1]}), after=msg.KeyReveal)
+    _says(
+        Custodian,
+        "keys/1/reveal",
+        lambda self, body: body.model_copy(update={"blobs": body.blobs[::-1]}),
+        after=msg.KeyReveal,
+    )
     _believes_itself()
 
 
@@ -437,7 +456,9 @@ class TwoSums(LyingServer):
         blob = np.random.default_rng(seed).integers(0, 1 << 64, size, dtype=np.uint64).astype("<u8").tobytes()
         names = tuple(participants) or tuple(m.name for m in self.manifest.institutions)
         digest, salt = self.hub.publish(blob, "all"), bytes(32)
-        sealed = commitment(bytes.fromhex(self.run_id), "sum/moments", "hospital-b", salt, contribution_digest(names, digest))
+        sealed = commitment(
+            bytes.fromhex(self.run_id), "sum/moments", "hospital-b", salt, contribution_digest(names, digest)
+        )
         return (
             msg.SumCommit(label="moments", commitment=sealed.hex()),
             msg.SumContribution(label="moments", participants=names, blob=digest, salt=salt.hex()),
@@ -473,7 +494,8 @@ class OtherParticipants(TwoSums):
 
 
 def contributes_last() -> None:
-    """An institution that commits to something, opens the sum of what all others then show, and doubles it with its own contribution."""
+    """An institution that commits to something, opens the sum of what all others then show,
+    and doubles it with its own contribution."""
     from focal.protocols.common import institution
     from focal.sums.masked import MaskedSum
 
@@ -505,8 +527,8 @@ def contributes_last() -> None:
 
 
 def proposes(how: str) -> None:
-    """The first institution's projection is not the whitening: ``rotated`` among its own directions, or ``chosen`` to single out
-    a few raw features. It still says that it checked it."""
+    """The first institution's projection is not the whitening: ``rotated`` among its own directions,
+    or ``chosen`` to single out a few raw features. It still says that it checked it."""
     from focal.segments import projection as proj
 
     whiten = proj.whiten
@@ -529,7 +551,8 @@ def proposes(how: str) -> None:
 
 
 class FalseUploads(LyingServer):
-    """The institutions are puppets; a list holds the right number of masked messages, zeros. Subclasses say to whom it lies how."""
+    """The institutions are puppets; a list holds the right number of masked messages, zeros.
+    Subclasses say to whom it lies how."""
 
     puppets: tuple[str, ...] = ("hospital-a", "hospital-b", "hospital-c", "custodian-3")
 
@@ -559,7 +582,9 @@ class FalseUploads(LyingServer):
     @property
     def keys(self) -> dict[str, msg.InputKey]:
         """Everybody's public key for masks."""
-        own = {name: msg.InputKey(public=inputs.public_key(bytes([i + 1]) * 32)) for i, name in enumerate(self.puppets[:3])}
+        own = {
+            name: msg.InputKey(public=inputs.public_key(bytes([i + 1]) * 32)) for i, name in enumerate(self.puppets[:3])
+        }
         return {**own, **{name: self.body(name, speaking.KEY) for name in self.custodians}}
 
     def begins(self) -> None:
@@ -584,7 +609,8 @@ class TwoLists(FalseUploads):
 
 
 class OtherProjectionOrLeftOut(FalseUploads):
-    """custodian-1: hospital-c masked rows under a projection of its own. custodian-2: hospital-c is left out and training begins."""
+    """custodian-1: hospital-c masked rows under a projection of its own. custodian-2:
+    hospital-c is left out and training begins."""
 
     def begins(self) -> None:
         super().begins()
@@ -644,8 +670,8 @@ def reveals_otherwise() -> None:
 
 
 def cancels() -> None:
-    """A custodian that waits for what the others reveal, and then reveals what takes it away again: c0 would be what the institutions
-    sent, and the phase a multiple of the key."""
+    """A custodian that waits for what the others reveal, and then reveals what takes it away again:
+    c0 would be what the institutions sent, and the phase a multiple of the key."""
 
     def cancelling(self: Any, body: msg.InputReveal) -> msg.InputReveal:
         others = [self.hear(name, REVEAL, msg.InputReveal).blobs for name in self.peers if name != self.me.name]
@@ -664,12 +690,17 @@ def cancels() -> None:
 
 def copies_inputs() -> None:
     """A custodian that hands in custodian-1's commitment and contributions as its own."""
-    _says(Custodian, f"{uploads.ROUND}/commit", lambda self, _: self.hear("custodian-1", f"{uploads.ROUND}/commit", msg.InputCommit))
+    _says(
+        Custodian,
+        f"{uploads.ROUND}/commit",
+        lambda self, _: self.hear("custodian-1", f"{uploads.ROUND}/commit", msg.InputCommit),
+    )
     _says(Custodian, REVEAL, lambda self, _: self.hear("custodian-1", REVEAL, msg.InputReveal))
 
 
 def contributes(how: str) -> None:
-    """A custodian that contributes to one input less than there are (``fewer``), or for ``other lists``: well committed and revealed."""
+    """A custodian that contributes to one input less than there are (``fewer``), or for ``other lists``: well
+    committed and revealed."""
     contribute = Custodian.contribute
 
     def changed(self: Custodian, round: str, lists: str, wanted: Any, claims: Any) -> None:
@@ -681,13 +712,20 @@ def contributes(how: str) -> None:
 def copies_rows() -> None:
     """An institution that lists hospital-a's masked messages as its own."""
     _says(
-        Institution, "upload", lambda self, body: body.model_copy(update={"chunks": self.hear("hospital-a", "upload", msg.Upload).chunks})
+        Institution,
+        "upload",
+        lambda self, body: body.model_copy(update={"chunks": self.hear("hospital-a", "upload", msg.Upload).chunks}),
     )
 
 
 def shows_another_key(reader: str, sender: str) -> None:
     """The server shows ``reader`` another public key for masks, which its puppet ``sender`` has signed too."""
-    shows(reader, sender, speaking.KEY, lambda body: body.model_copy(update={"public": inputs.public_key(bytes([7]) * 32)}))
+    shows(
+        reader,
+        sender,
+        speaking.KEY,
+        lambda body: body.model_copy(update={"public": inputs.public_key(bytes([7]) * 32)}),
+    )
 
 
 def has_no_key() -> None:
@@ -711,7 +749,8 @@ def dies_saying(topic: str) -> None:
 
 
 class ForgedRefresh(LyingServer):
-    """The first refresh is asked for ciphertexts of the server's own making: one of :meth:`forge` for each item, labels for the rest."""
+    """The first refresh is asked for ciphertexts of the server's own making: one of :meth:`forge` for each item,
+    labels for the rest."""
 
     puppets: tuple[str, ...] = ("custodian-3",)
 
@@ -725,12 +764,14 @@ class ForgedRefresh(LyingServer):
 
     def request(self, items: tuple[str, ...], kinds: tuple[str, ...]) -> msg.RefreshRequest:
         kinds += tuple(f"labels {i}" for i in range(len(kinds), len(items)))
-        forged = (self.hub.publish(self.forge(kind, item), "custodians") for kind, item in zip(kinds, items, strict=True))
+        forged = (
+            self.hub.publish(self.forge(kind, item), "custodians") for kind, item in zip(kinds, items, strict=True)
+        )
         return msg.RefreshRequest(items=items, ciphertexts=tuple(forged))
 
     def forge(self, kind: str, item: str) -> bytes:
-        """``constant``: c1 = 2^135; ``shifted``: c1 = a + 2^12 with the ``a`` of (0, 0) under this item; ``labels``: hospital-b's
-        encrypted targets; anything else: random limbs that the word determines."""
+        """``constant``: c1 = 2^135; ``shifted``: c1 = a + 2^12 with the ``a`` of (0, 0) under this item;
+        ``labels``: hospital-b's encrypted targets; anything else: random limbs that the word determines."""
         scheme, primes = self.scheme, self.scheme.moduli[:REFRESH_LIMBS]
         c0, c1 = scheme.zero(REFRESH_LIMBS), ring.expand(kind.encode(), primes, scheme.n)
         if kind == "constant":
@@ -767,7 +808,8 @@ class ForgedRefresh(LyingServer):
 
 
 class AnsweredForgery(ForgedRefresh):
-    """:class:`ForgedRefresh` whose puppet answers after custodian-2, honestly and with its own key: the guard gets to weigh all."""
+    """:class:`ForgedRefresh` whose puppet answers after custodian-2, honestly and with its own key:
+    the guard gets to weigh all."""
 
     def heard(self, record: msg.Record) -> None:
         super().heard(record)
@@ -833,8 +875,8 @@ def dies_when_it_has_refused() -> None:
 
 
 def lies_in(half: str, bits: int, item: str) -> None:
-    """A custodian that adds 2^bits in every slot to its own ``h0`` or ``h1`` of one plan item: h1 is uniform anyway, and a verifier takes
-    both as input."""
+    """A custodian that adds 2^bits in every slot to its own ``h0`` or ``h1`` of one plan item: h1 is uniform anyway,
+    and a verifier takes both as input."""
     made = Custodian._made
 
     def lying(self: Custodian, about: str, digest: str) -> bytes:
@@ -843,10 +885,16 @@ def lies_in(half: str, bits: int, item: str) -> None:
             return stored
         scheme, end = self.scheme, 8 + int.from_bytes(stored[:8], "little")
         how = self.layout.refresh_map(item)
-        halves = {"h0": (codec.refresh_h0(how.request), stored[8:end]), "h1": (codec.refresh_h1(how.limbs), stored[end:])}
+        halves = {
+            "h0": (codec.refresh_h0(how.request), stored[8:end]),
+            "h1": (codec.refresh_h1(how.limbs), stored[end:]),
+        }
         kind, data = halves[half]
         (own,) = codec.unpack(scheme, kind, data, "itself")
-        lie = [ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q) for x, q in zip(own, scheme.moduli, strict=False)]
+        lie = [
+            ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q)
+            for x, q in zip(own, scheme.moduli, strict=False)
+        ]
         packed = codec.pack(scheme, kind, [lie])
         return stored[:8] + packed + stored[end:] if half == "h0" else stored[:end] + packed
 
@@ -854,7 +902,8 @@ def lies_in(half: str, bits: int, item: str) -> None:
 
 
 def sends_a_huge(what: str) -> None:
-    """An institution whose masked messages hold 2^127 in one coefficient, those of ``what``: 16 bytes that a format cannot refuse."""
+    """An institution whose masked messages hold 2^127 in one coefficient,
+    those of ``what``: 16 bytes that a format cannot refuse."""
     masked = speaking.MaskKeys.masked
 
     def huge(self: speaking.MaskKeys, scheme: Scheme, message: Any, label: str, item: str) -> bytes:
@@ -876,7 +925,8 @@ class OutOfPlan(ForgedRefresh):
 
 
 class TwoRequests(ForgedRefresh):
-    """custodian-1 is shown two requests under one plan item, custodian-2 the first of them, and after a restart the second."""
+    """custodian-1 is shown two requests under one plan item, custodian-2 the first of them,
+    and after a restart the second."""
 
     puppets: tuple[str, ...] = ("custodian-1", "custodian-3")
 
@@ -909,11 +959,17 @@ class FalseRelease(LyingServer):
         before: msg.StepDone = self.body("server", f"step/{last - 1}")
         rows: msg.Upload = self.body("hospital-b", "upload")
         self.post("server", "release/request", msg.ReleaseRequest(items=items, ciphertexts=before.outputs))
-        self.show("custodian-1", "server", "release/request", msg.ReleaseRequest(items=items, ciphertexts=rows.chunks[: len(items)]))
+        self.show(
+            "custodian-1",
+            "server",
+            "release/request",
+            msg.ReleaseRequest(items=items, ciphertexts=rows.chunks[: len(items)]),
+        )
 
 
 class ForgetfulBoard(LyingServer):
-    """Denies a restored custodian its own earlier records, so that nothing but its peers' word tells it that it is old."""
+    """Denies a restored custodian its own earlier records, so that nothing but its peers' word
+    tells it that it is old."""
 
     puppets: tuple[str, ...] = ("custodian-3",)
 
@@ -959,7 +1015,7 @@ def wrong_limb() -> None:
     replace(compute, combined=altered)
 
 
-# --------------------------------------------------------------------------- gates: an honest run that stops where a test wants it
+# --------------------------------------------------------------------------- gates: an honest run stops as a test wants
 
 
 def gates() -> None:

@@ -34,7 +34,11 @@ class Browser:
     def __init__(self, url: str, chromium: str, profile: str) -> None:
         self.url = url
         options = {"binary": chromium, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
         self.url += "/session/" + self._send("/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
     def open(self, page: Path, width: int = 1280, height: int = 900) -> None:
@@ -63,7 +67,9 @@ class Browser:
             return base64.b64decode(json.load(answer)["value"])
 
     def _send(self, path: str, content: dict[str, Any]) -> Any:
-        request = urllib.request.Request(self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["value"]
 
@@ -81,7 +87,9 @@ def headless() -> Iterator[Browser]:
         process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             assert process.stdout is not None
-            port = next(line.split()[-1].rstrip(".") for line in process.stdout if "started successfully on port" in line)
+            port = next(
+                line.split()[-1].rstrip(".") for line in process.stdout if "started successfully on port" in line
+            )
             browser = Browser(f"http://127.0.0.1:{port}", chromium, profile)
             try:
                 yield browser

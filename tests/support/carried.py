@@ -27,7 +27,8 @@ class Shared(Rehearsal):
     sharing = 1
 
     def block(self, x: np.ndarray, targets: np.ndarray, b: int, scalars: Scalars) -> Block:
-        """Data are one ciphertext, whoever sends them. Of the targets everybody's own rows are kept, and then added up."""
+        """Data are one ciphertext, whoever sends them. Of the targets everybody's own rows are kept,
+        and then added up."""
         made, layout = super().block(x, targets, b, scalars), self.layout
         if self.sharing == 1:
             return made
@@ -46,11 +47,15 @@ def carried_noise(
 ) -> list[float]:
     """t of each of ``draws`` keys: root mean square over the coefficients of the noise that five steps leave in W'.
 
-    The same rows are trained on under independent keys, encryptions and shares. What the outcomes have in common is the message, and the
-    drift of FIXEDMANUAL, a fixed function of the plaintext; what is left to each is noise. (A mean of ``draws`` takes a part of each one's
-    noise along, which the factor gives back.) ``sharing``: institutions that fill one shared block, 0 for a block of one's own.
+    The same rows are trained on under independent keys, encryptions and shares. What the outcomes have in common is the
+    message, and the drift of FIXEDMANUAL, a fixed function of the plaintext; what is left to each is noise. (A mean of
+    ``draws`` takes a part of each one's noise along, which the factor gives back.) ``sharing``: institutions that fill
+    one shared block, 0 for a block of one's own.
     """
-    outputs, features = class_lanes, 32 if class_lanes == 1 else 64  # k = 1: 512 copies, the most that any layout of this ring has
+    outputs, features = (
+        class_lanes,
+        32 if class_lanes == 1 else 64,
+    )  # k = 1: 512 copies, the most that any layout of this ring has
     rng = np.random.default_rng(7)
     x = np.hstack([np.clip(rng.standard_normal((rows, features - 1)), -3, 3), np.ones((rows, 1))])
     classes = (x @ rng.standard_normal((features, 2))).argmax(1)
@@ -75,9 +80,14 @@ def carried_noise(
     return [float(t) for t in np.sqrt((noise**2).mean(axis=1) * draws / (draws - 1))]
 
 
-def assert_carried_noise(class_lanes: int, feature_lanes: int, rows: int, custodians: int, sharing: int = 0, degree: int = 3) -> None:
+def assert_carried_noise(
+    class_lanes: int, feature_lanes: int, rows: int, custodians: int, sharing: int = 0, degree: int = 3
+) -> None:
     """A quarter, at most, of the t = 2^14 that a release is smudged for: kappa is 34 at least."""
     found = carried_noise(class_lanes, feature_lanes, rows, custodians, sharing=sharing, degree=degree)
-    who = f"k = {class_lanes}, f = {feature_lanes}, n = {rows}, {custodians} custodians, degree {degree}, {sharing} sharing"
+    who = (
+        f"k = {class_lanes}, f = {feature_lanes}, n = {rows}, {custodians} custodians, "
+        f"degree {degree}, {sharing} sharing"
+    )
     print(f"trained weights, {who}: t = " + ", ".join(f"2^{math.log2(t):.1f}" for t in found))
     assert max(found) < release.CARRIED_NOISE / 4

@@ -1,15 +1,16 @@
-"""The smallest real consortium: real processes, sockets and keys, and images small enough that a whole run takes seconds.
+"""The smallest real consortium: real processes, sockets and keys,
+and images small enough that a whole run takes seconds.
 
 ::
 
-    dataset()        120 generated fundus images in one zip, CSVs that label them in several ways     (once in a test session)
-    finished()       `focal train` on them, every byte that any party received recorded               (once in a test session)
+    dataset()        120 generated fundus images in one zip, CSVs that label them in several ways   (once in a session)
+    finished()       `focal train` on them, every byte that any party received recorded             (once in a session)
     Consortium       manifest and local files of a run, its processes started, killed and restarted one by one
 
 Institutions need seconds to import torch. Where a test is not about images, their process runs with :data:`QUICK`: the
-same role with features from a file and without a torch model at the end. Hostile parties are made the same way: a prelude
-replaces one method of the role. Parties that are started one by one are forks of an interpreter that has focal's imports
-behind it (``forks.py``); ``focal train`` starts its own as everywhere.
+same role with features from a file and without a torch model at the end. Hostile parties are made the same way: a
+prelude replaces one method of the role. Parties that are started one by one are forks of an interpreter that has
+focal's imports behind it (``forks.py``); ``focal train`` starts its own as everywhere.
 """
 
 from __future__ import annotations
@@ -52,7 +53,13 @@ from focal.runs import local
 SAMPLES = 120
 SEED = 1
 """Every class has train and test rows."""
-LOWER: dict[str, Any] = {"family": "timm", "model": "test_vit", "cut": "pooled", "image_size": 64, "weights": "random:0"}
+LOWER: dict[str, Any] = {
+    "family": "timm",
+    "model": "test_vit",
+    "cut": "pooled",
+    "image_size": 64,
+    "weights": "random:0",
+}
 """timm's own miniature ViT: 64 features in milliseconds."""
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 ENV.pop("FOCAL_RECORD_WIRE", None)
@@ -62,7 +69,8 @@ ENV.pop("FOCAL_RECORD_WIRE", None)
 
 
 class Dataset:
-    """Files of a small data set. File names and patient ids are marked, so that they can be looked for where they must not be."""
+    """Files of a small data set. File names and patient ids are marked,
+    so that they can be looked for where they must not be."""
 
     NAME, PATIENT = "scan-of-", "record-number-"  # long enough not to be in random bytes by chance
 
@@ -98,10 +106,17 @@ def _make_dataset(folder: Path) -> None:
     grade = table.labels.argmax(axis=1)
     patient = [f"{Dataset.PATIENT}{g.removeprefix('patient-')}" for g in table.groups]
     split = ["test" if int(p.rpartition("-")[2]) % 3 == 0 else "train" for p in patient]
-    plain: list[dict[str, Any]] = [{"filename": f"{Dataset.NAME}{i:03d}.png", "patient": patient[i]} for i in range(SAMPLES)]
+    plain: list[dict[str, Any]] = [
+        {"filename": f"{Dataset.NAME}{i:03d}.png", "patient": patient[i]} for i in range(SAMPLES)
+    ]
     write_csv(data.table, [{**row, "label": CLASSES[g]} for row, g in zip(plain, grade, strict=True)])
-    write_csv(data.binary, [{**row, "label": "sick" if g else "well", "split": s} for row, g, s in zip(plain, grade, split, strict=True)])
-    labels = [";".join(c for c, has in zip("ABC", (g in (0, 1), g in (1, 2), g == 3), strict=True) if has) for g in grade]
+    write_csv(
+        data.binary,
+        [{**row, "label": "sick" if g else "well", "split": s} for row, g, s in zip(plain, grade, split, strict=True)],
+    )
+    labels = [
+        ";".join(c for c, has in zip("ABC", (g in (0, 1), g in (1, 2), g == 3), strict=True) if has) for g in grade
+    ]
     held = ["val" if s == "test" and int(p.rpartition("-")[2]) % 2 else s for s, p in zip(split, patient, strict=True)]
     site = [f"site-{int(p.rpartition('-')[2]) % 4}" for p in patient]
     columns = zip(plain, labels, held, site, strict=True)
@@ -133,7 +148,10 @@ def config(name: str, **changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "seed": SEED,
     }
-    return {k: {**v, **changes[k]} if isinstance(v, dict) and k in changes else changes.get(k, v) for k, v in {**changes, **base}.items()}
+    return {
+        k: {**v, **changes[k]} if isinstance(v, dict) and k in changes else changes.get(k, v)
+        for k, v in {**changes, **base}.items()
+    }
 
 
 def write_config(folder: Path, name: str, **changes: Any) -> Path:
@@ -148,7 +166,9 @@ def write_config(folder: Path, name: str, **changes: Any) -> Path:
 def focal(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
     """Run one ``focal`` command to its end."""
     command = [sys.executable, "-m", "focal", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**ENV, "COLUMNS": "200", **env})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, env={**ENV, "COLUMNS": "200", **env}
+    )
 
 
 def started(*command: str, folder: Path, **env: str) -> str:
@@ -224,7 +244,16 @@ def _make_finished(made: Path) -> None:
     kept = {"secret": made / "shares", "masks": made / "masks"}
     for into in kept.values():
         into.mkdir()
-    command = [sys.executable, "-m", "focal", "train", "--config", str(write_config(made, "eyes")), "--runs", str(made / "runs")]
+    command = [
+        sys.executable,
+        "-m",
+        "focal",
+        "train",
+        "--config",
+        str(write_config(made, "eyes")),
+        "--runs",
+        str(made / "runs"),
+    ]
     env = {**ENV, "COLUMNS": "200", "FOCAL_RECORD_WIRE": str(made / "wires")}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     stop = threading.Event()
@@ -269,17 +298,27 @@ def _save_model(self):
     private_write(self.folder / "weights.bin", self.weights.tobytes())
 
 Institution.compare = Institution.compare_test_features
-Institution._features, Institution.compare_test_features, Institution._save_model = _features, compare_test_features, _save_model
+Institution._features, Institution.compare_test_features, Institution._save_model = \
+_features, compare_test_features, _save_model
 Institution.score = lambda self: None
 """
-"""An institution without torch: features come from ``given.npz``, the weights go to ``weights.bin``. The protocol is untouched."""
+"""An institution without torch: features come from ``given.npz``, the weights go to ``weights.bin``.
+The protocol is untouched."""
 
 
 class Process:
     """One party's process, started as the local launcher starts it; its events are collected."""
 
     def __init__(
-        self, role: str, manifest: Path, local_file: Path, *, prelude: str = "", limit: int = 0, wait: float = 30, **env: str
+        self,
+        role: str,
+        manifest: Path,
+        local_file: Path,
+        *,
+        prelude: str = "",
+        limit: int = 0,
+        wait: float = 30,
+        **env: str,
     ) -> None:
         """``limit``: bytes that a file may grow to before the disk is full."""
         self.name = local_file.parent.name
@@ -308,7 +347,9 @@ class Process:
         with self._grown:
             while not any(map(test, self.events)):
                 assert self.child.poll() is None, f"{self.name} ended with {self.child.returncode}: {self.errors}"
-                assert time.monotonic() < deadline, f"{self.name} did not get there in {timeout} s; last: {self.events[-3:]}"
+                assert time.monotonic() < deadline, (
+                    f"{self.name} did not get there in {timeout} s; last: {self.events[-3:]}"
+                )
                 self._grown.wait(0.1)
 
     def reach_phase(self, phase: str, done: int = 0) -> None:
@@ -356,7 +397,8 @@ def elsewhere(endpoint: str, address: str) -> str:
 import zmq
 def _elsewhere(name):
     reach = getattr(zmq.Socket, name)
-    setattr(zmq.Socket, name, lambda socket, address: reach(socket, {address!r} if address == {endpoint!r} else address))
+    setattr(zmq.Socket, name, \
+lambda socket, address: reach(socket, {address!r} if address == {endpoint!r} else address))
 _elsewhere("bind")
 _elsewhere("connect")
 """
@@ -423,13 +465,21 @@ class Consortium:
             manifest = sign_manifest(manifest, Identity.load(self.folder(name) / "identity.json"))
         return manifest
 
-    def start(self, *names: str, manifest: Path | None = None, prelude: str = "", limit: int = 0, wait: float = 30, **env: str) -> Process:
+    def start(
+        self, *names: str, manifest: Path | None = None, prelude: str = "", limit: int = 0, wait: float = 30, **env: str
+    ) -> Process:
         """Start (or restart) parties; returns the last one."""
         for name in names:
             role = self.roles[name]
             source = self.prelude + (QUICK if self.quick and role == "institution" else "") + prelude
             self.processes[name] = Process(
-                role, manifest or self.run.manifest_file, self.folder(name) / "local.json", prelude=source, limit=limit, wait=wait, **env
+                role,
+                manifest or self.run.manifest_file,
+                self.folder(name) / "local.json",
+                prelude=source,
+                limit=limit,
+                wait=wait,
+                **env,
             )
         return self.processes[names[-1]]
 
@@ -464,7 +514,10 @@ class Consortium:
 
     def board(self) -> dict[tuple[str, str], bytes]:
         """(sender, topic) -> record bytes, read from a copy: the server may be dead or alive."""
-        return {(str(s), str(t)): d for s, t, d in rows(self.folder("server") / "board.sqlite", "SELECT sender, topic, data FROM record")}
+        return {
+            (str(s), str(t)): d
+            for s, t, d in rows(self.folder("server") / "board.sqlite", "SELECT sender, topic, data FROM record")
+        }
 
     def bodies(self, kind: type[Any]) -> Iterator[tuple[str, str, Any]]:
         """(sender, topic, body) of every record of one kind."""
@@ -503,7 +556,8 @@ class Consortium:
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
-    """Rows of a database that a process may hold open: read from a copy of it and its log, copied again where a write came between."""
+    """Rows of a database that a process may hold open: read from a copy of it and its log,
+    copied again where a write came between."""
     deadline = time.monotonic() + PATIENCE
     while True:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,11 @@
-"""Pull the plug, again and again: kill -9 of a random party at a random moment, restart it, until enough kills were survived.
+"""Pull the plug, again and again: kill -9 of a random party at a random moment, restart it,
+until enough kills were survived.
 
     python tests/support/crash.py --kills 100 --seed 1        (make crash; a few minutes)
 
-Every run must finish, its weights must agree with the plaintext twin, and no custodian may ever give two shares: whatever its ledger held
-at any kill is in its ledger at the end, byte for byte, and every item and every digest stands in it once.
+Every run must finish, its weights must agree with the plaintext twin, and no custodian may ever give two
+shares: whatever its ledger held at any kill is in its ledger at the end, byte for byte, and every item
+and every digest stands in it once.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from focal.heads.released import MAX_ERROR
 PER_RUN = 12
 """Kills in one run, before it is left alone to finish."""
 BEGIN = ("gather", "train", "keys", "upload")
-"""The server's phase in which the kills begin, run by run: from the first second on, few runs would get as far as the training."""
+"""The server's phase in which the kills begin, run by run: from the first second on,
+few runs would get as far as the training."""
 
 
 def crash_run(name: str, kills: int, rng: random.Random, begin: str) -> Counter[str]:
-    """One run with up to ``kills`` kills from phase ``begin`` on; returns how often each role was killed in which phase."""
+    """One run with up to ``kills`` kills from phase ``begin`` on;
+    returns how often each role was killed in which phase."""
     survived: Counter[str] = Counter()
     consortium = {"institutions": 3, "custodians": 2, "verify": "first"}
     with Consortium(name, training={"steps": 3}, consortium=consortium) as c:
@@ -64,7 +68,9 @@ def _ledger(c: Consortium, name: str) -> list[tuple[object, ...]]:
     """Shares given so far. Read in place, under SQLite's own locks: a copy of a database at work may be torn."""
     for path in c.folder(name).glob("ledger-*.sqlite"):
         with contextlib.closing(sqlite3.connect(path)) as db:
-            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'shares'").fetchone():  # or it was killed before it made the table
+            if db.execute(
+                "SELECT 1 FROM sqlite_master WHERE name = 'shares'"
+            ).fetchone():  # or it was killed before it made the table
                 return db.execute("SELECT protocol, item, digest, share FROM shares ORDER BY number").fetchall()
     return []
 

@@ -20,7 +20,9 @@ SHORT = st.from_regex(r"[a-z][a-z-]{0,20}", fullmatch=True)
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "bytes": st.dictionaries(
-        NAME, st.dictionaries(SHORT, st.dictionaries(st.sampled_from(["up", "down"]), st.integers(0, 1 << 60)), max_size=2), max_size=2
+        NAME,
+        st.dictionaries(SHORT, st.dictionaries(st.sampled_from(["up", "down"]), st.integers(0, 1 << 60)), max_size=2),
+        max_size=2,
     ),
     "sealed": st.dictionaries(NAME, st.binary(max_size=40), max_size=3),
     "participants": st.lists(NAME, max_size=3).map(tuple),

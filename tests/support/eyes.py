@@ -11,14 +11,18 @@ from focal.reproduce.cases import BY_PATIENT, SKEWED_3, Case, PaperTable
 from focal.reproduce.methods import METHODS
 
 NAMED = {method.name: method for method in METHODS}
-EYES = PaperTable(1, "ocular", "Eyes: generated", "eyes.yaml", (BY_PATIENT, SKEWED_3), "Not reproduced: everything.", gain=9.62)
+EYES = PaperTable(
+    1, "ocular", "Eyes: generated", "eyes.yaml", (BY_PATIENT, SKEWED_3), "Not reproduced: everything.", gain=9.62
+)
 
 
 def write_configs(folder: Path) -> Path:
     """``eyes.yaml`` in ``folder``: four classes, patients, a split column."""
     rows = consortium.dataset().rows()
     held = {patient for i, patient in enumerate(sorted({row["patient"] for row in rows})) if i % 3 == 0}
-    table = consortium.write_csv(folder / "eyes.csv", [{**row, "split": "test" if row["patient"] in held else "train"} for row in rows])
+    table = consortium.write_csv(
+        folder / "eyes.csv", [{**row, "split": "test" if row["patient"] in held else "train"} for row in rows]
+    )
     data = {"kind": "table", "table": str(table), "images": str(consortium.dataset().images)}
     consortium.write_config(folder, "eyes", dataset=data)
     return folder

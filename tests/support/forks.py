@@ -59,7 +59,9 @@ _first = threading.Lock()
 
 def nursery() -> Nursery:
     """The nursery of this test session. It ends when the session does: its control socket is closed then."""
-    with _first:  # several threads may ask for it first, and a second one would end with the children that it has by then
+    with (
+        _first
+    ):  # several threads may ask for it first, and a second one would end with the children that it has by then
         return _nursery()
 
 

@@ -2,11 +2,11 @@
 
 ::
 
-    valid samples of every record, frame and blob  --flip, cut, splice, repeat, overwrite-->  decoder  -->  refused, or
-                                                                                                           accepted with one spelling
+    valid samples of every record, frame and blob  --flip, cut, splice, repeat, overwrite-->  decoder
+                                                   -->  refused, or accepted with one spelling
 
-A decoder may raise ProtocolError and nothing else. What it accepts must encode back to the same bytes (so that no two byte strings mean
-one thing), and a signed or sealed message must never be accepted once a single bit of it has changed.
+A decoder may raise ProtocolError and nothing else. What it accepts must encode back to the same bytes (so that no two
+byte strings mean one thing), and a signed or sealed message must never be accepted once a single bit of it has changed.
 
     python tests/support/fuzz.py --cases 2000000 --seed 7
 """
@@ -93,7 +93,12 @@ def targets() -> list[Target]:
             lambda d: codec.pack(scheme, codec.DECRYPTION, codec.unpack(scheme, codec.DECRYPTION, d, "fuzz")),
             every=20,
         ),
-        Target("masked message", [masked], lambda d: codec.pack_masked(scheme, codec.unpack_masked(scheme, d, "fuzz")), every=20),
+        Target(
+            "masked message",
+            [masked],
+            lambda d: codec.pack_masked(scheme, codec.unpack_masked(scheme, d, "fuzz")),
+            every=20,
+        ),
         Target(
             "contribution to an input",
             [codec.pack(scheme, given, limbs)],
@@ -131,7 +136,8 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 
 def fuzz(cases: int, seed: int, seconds: float = float("inf")) -> Counter[str]:
-    """Run ``cases`` mutations (or as many as fit into ``seconds``); returns how many were refused and accepted by target.
+    """Run ``cases`` mutations (or as many as fit into ``seconds``);
+    returns how many were refused and accepted by target.
 
     Raises :class:`WrongAcceptance`, or whatever a decoder raised that is no ProtocolError, with the bytes to repeat it.
     """

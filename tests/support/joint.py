@@ -1,4 +1,5 @@
-"""Joint steps for the tests of the interactive protocol: an engine with four owners, their uploads, and what they do with openings."""
+"""Joint steps for the tests of the interactive protocol: an engine with four owners, their uploads,
+and what they do with openings."""
 
 from __future__ import annotations
 
@@ -23,22 +24,32 @@ def rehearsal(layout: InteractiveLayout, run: str, custodians: int = 3) -> Rehea
     return Rehearsal(layout, custodians=custodians, threads=2, run=run)
 
 
-def engine(base: Rehearsal, layout: InteractiveLayout, update: Update, threads: int = 2, **options: int) -> InteractiveEngine:
+def engine(
+    base: Rehearsal, layout: InteractiveLayout, update: Update, threads: int = 2, **options: int
+) -> InteractiveEngine:
     quarter = layout.rows // 4
-    return InteractiveEngine(base.scheme, layout, row_table(layout, dict.fromkeys("abcd", quarter)), update, threads, **options)
+    return InteractiveEngine(
+        base.scheme, layout, row_table(layout, dict.fromkeys("abcd", quarter)), update, threads, **options
+    )
 
 
 def problem(layout: InteractiveLayout, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Activations (m, R), derivatives (m, C), weights (R, C)."""
     rng = np.random.default_rng(seed)
     x = np.clip(rng.standard_normal((layout.rows, layout.features)), -3, 3)
-    return x, rng.uniform(-1, 1, (layout.rows, layout.outputs)), 0.1 * rng.standard_normal((layout.features, layout.outputs))
+    return (
+        x,
+        rng.uniform(-1, 1, (layout.rows, layout.outputs)),
+        0.1 * rng.standard_normal((layout.features, layout.outputs)),
+    )
 
 
 def uploads(base: Rehearsal, run: InteractiveEngine, x: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
     """Each owner's activations, its first ``filled[owner]`` rows only."""
     starts = {name: run.owners[name].start for name in filled}
-    return {n: base.encrypt(run.layout.activation_slots(x[s : s + filled[n]], s), factor=FACTOR) for n, s in starts.items()}
+    return {
+        n: base.encrypt(run.layout.activation_slots(x[s : s + filled[n]], s), factor=FACTOR) for n, s in starts.items()
+    }
 
 
 def answers(base: Rehearsal, run: InteractiveEngine, delta: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
@@ -71,7 +82,8 @@ def derivative(z: np.ndarray, y: np.ndarray) -> np.ndarray:
 def opened_step(
     base: Rehearsal, run: InteractiveEngine, step: int, weights: Weights, x: np.ndarray, y: np.ndarray, refresh: Refresh
 ) -> tuple[Weights, np.ndarray, np.ndarray, np.ndarray]:
-    """A joint step of full batches in which owners see smudged openings: weights, logits, derivatives, activation gradients."""
+    """A joint step of full batches in which owners see smudged openings: weights, logits, derivatives,
+    activation gradients."""
     layout, filled = run.layout, run.batches
     forward = run.forward(weights, uploads(base, run, x, filled))
     z = np.vstack([layout.logits(base.open(ct), run.owners[name]) for name, ct in forward.logits.items()])

@@ -26,9 +26,12 @@ GRADIENT_ERROR = LOGIT_ERROR * OPENED / GRADIENT_OPENED
 
 
 class Training:
-    """Steps from zero in which owners see smudged openings only, beside the plaintext twin, which sees its own logits."""
+    """Steps from zero in which owners see smudged openings only, beside the plaintext twin,
+    which sees its own logits."""
 
-    def __init__(self, base: Rehearsal, layout: InteractiveLayout, update: Update, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    def __init__(
+        self, base: Rehearsal, layout: InteractiveLayout, update: Update, batches: list[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
         run = engine(base, layout, update)
         self.w = self.before = np.zeros((layout.features, layout.outputs))
         self.losses: list[tuple[float, float]] = []
@@ -67,5 +70,7 @@ def noisy_batches(layout: InteractiveLayout, steps: int) -> list[tuple[np.ndarra
 def release_of(base: Rehearsal, layout: InteractiveLayout, ciphertext: Any) -> np.ndarray:
     """(R, C) weights by smudged shares, as an institution gets them."""
     kept = only_classes(base.scheme, layout, 0, ciphertext)
-    shares = [(str(i), release.share(base.scheme, s.limbs, kept, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)]
+    shares = [
+        (str(i), release.share(base.scheme, s.limbs, kept, i == 0, HEAD_NOISE)) for i, s in enumerate(base.secrets)
+    ]
     return released.weights(layout, [release.open_slots(base.scheme, shares)])

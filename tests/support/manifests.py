@@ -29,7 +29,8 @@ def manifest(**changes: object) -> Manifest:
         mean=(1, 2, 3), std=(4, 5, 6), weights_sha256=key(7), dim=192,
     )  # fmt: skip
     fields: dict[str, object] = {
-        "name": "retina", "dataset": "odir5k", "members": MEMBERS, "classes": ("N", "D", "G"), "task": "multilabel", "lower": lower,
-        "projection": ProjectionConfig(), "training": TrainingConfig(), "ckks": {}, "layout": LayoutSpec(class_lanes=8, feature_lanes=1),
+        "name": "retina", "dataset": "odir5k", "members": MEMBERS, "classes": ("N", "D", "G"), "task": "multilabel",
+        "lower": lower, "projection": ProjectionConfig(), "training": TrainingConfig(), "ckks": {},
+        "layout": LayoutSpec(class_lanes=8, feature_lanes=1),
     }  # fmt: skip
     return Manifest(**{**fields, **changes})  # type: ignore[arg-type]

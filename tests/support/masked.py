@@ -1,4 +1,5 @@
-"""Institutions and custodians of a rehearsal, as far as uploads go: masked messages, and what custodians give for them."""
+"""Institutions and custodians of a rehearsal, as far as uploads go:
+masked messages, and what custodians give for them."""
 
 from __future__ import annotations
 
@@ -43,9 +44,12 @@ class Masking:
 
 
 def encrypt_any(run: Any, slots: np.ndarray, limbs: int = LIMBS, factor: int = 1) -> Any:
-    """An encryption of ``factor`` times slots of any size, as a message of that size gives it; nobody honest masks one beyond
-    ``inputs.MAX_SLOT``."""
+    """An encryption of ``factor`` times slots of any size, as a message of that size gives it;
+    nobody honest masks one beyond ``inputs.MAX_SLOT``."""
     ev, primes = run.scheme.evaluator, run.scheme.moduli[:limbs]
     message = ev.plain_limbs(ev.encode(slots, limbs))
-    large = [ring.multiply(limb, np.full(run.scheme.n, factor % q, np.uint64), q) for limb, q in zip(message, primes, strict=True)]
+    large = [
+        ring.multiply(limb, np.full(run.scheme.n, factor % q, np.uint64), q)
+        for limb, q in zip(message, primes, strict=True)
+    ]
     return ev.add(run.encrypt(np.zeros(1), limbs), ev.load([large, run.scheme.zero(limbs)]))

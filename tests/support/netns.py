@@ -30,7 +30,8 @@ MEGABYTE_A_SECOND = "8mbit"
 
 
 class Network:
-    """A hub and a namespace per site. Leaving the ``with`` deletes them all; what still runs in them must be ended before."""
+    """A hub and a namespace per site. Leaving the ``with`` deletes them all;
+    what still runs in them must be ended before."""
 
     def __init__(self, sites: Iterable[str]) -> None:
         self._tag = f"focal-{os.getpid()}"
@@ -49,7 +50,12 @@ class Network:
 
     def _build(self) -> None:
         _run("ip netns add", self.hub)
-        for command in ("link set lo up", "link add bridge type bridge", f"addr add {HUB}/24 dev bridge", "link set bridge up"):
+        for command in (
+            "link set lo up",
+            "link add bridge type bridge",
+            f"addr add {HUB}/24 dev bridge",
+            "link set bridge up",
+        ):
             _run("ip -n", self.hub, command)
         for number, site in enumerate(self.sites):
             there = self.namespace(site)
@@ -91,7 +97,12 @@ class Machine:
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """One ``focal`` command to its end."""
         return subprocess.run(
-            self._command(arguments), cwd=self.folder, env={**ENV, "COLUMNS": "200"}, capture_output=True, text=True, timeout=PATIENCE
+            self._command(arguments),
+            cwd=self.folder,
+            env={**ENV, "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
 
     def start(self, *arguments: object) -> Running:
@@ -107,7 +118,9 @@ class Running:
 
     def __init__(self, command: list[str], folder: Path) -> None:
         self._printed = folder / f"printed-{command[6]}.txt"
-        with self._printed.open("a") as out:  # ``ip netns exec`` becomes the command: a signal to the child is one to focal
+        with self._printed.open(
+            "a"
+        ) as out:  # ``ip netns exec`` becomes the command: a signal to the child is one to focal
             self.child = subprocess.Popen(command, cwd=folder, env={**ENV, "COLUMNS": "200"}, stdout=out, stderr=out)
 
     @property

@@ -29,8 +29,8 @@ def manifest_of(people: dict[str, Identity], **changes: object) -> Manifest:
         "classes": ("a", "b", "c"),
         "task": "multiclass",
         "lower": LowerSpec(
-            family="timm", model="m", cut="pooled", image_size=32, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1),
-            weights_sha256="0" * 64, dim=8,
+            family="timm", model="m", cut="pooled", image_size=32, interpolation="bilinear",
+            mean=(0, 0, 0), std=(1, 1, 1), weights_sha256="0" * 64, dim=8,
         ),
         "projection": ProjectionConfig(),
         "training": TrainingConfig(),

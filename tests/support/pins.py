@@ -12,8 +12,9 @@ A small blind and a small interactive run, by the real roles as real processes, 
     pools of threads        work at once, in the order in which they are given work
     the server's address    a name that every process looks up: a port would be another one each time, and all sign it
 
-The source text that does this (:data:`FIXED`) names what Python, NaCl and ZeroMQ offer, and nothing of focal: code may
-move. Draws are counted, so a change that draws the same in another order changes the pins, and not what the protocol does.
+The source text that does this (:data:`FIXED`) names what Python, NaCl and ZeroMQ offer, and nothing of
+focal: code may move. Draws are counted, so a change that draws the same in another order changes the
+pins, and not what the protocol does.
 
 Left out: the body of the record ``traffic``, which counts bytes, those of waiting among them. Everything else on the
 board is pinned as it lies there, signatures and digests of sealed boxes included.
@@ -121,8 +122,8 @@ BLIND: dict[str, Any] = {
     "layout": {"class_lanes": 2, "feature_lanes": 4},
     "accept_leak": True,
 }
-"""Two class groups, the second not full; baby and giant steps; a mask between feature lanes; a step from all-zero weights
-and one from others."""
+"""Two class groups, the second not full; baby and giant steps; a mask between feature lanes;
+a step from all-zero weights and one from others."""
 INTERACTIVE: dict[str, Any] = {
     "protocol": "interactive",
     "projection": {"kind": "whiten", "features": 32, "bound": 4.0},
@@ -142,7 +143,10 @@ INTERACTIVE: dict[str, Any] = {
 }
 """A step without openings and one with; an average; noise on the head."""
 RUNS = {"blind": BLIND, "interactive": INTERACTIVE}
-ROWS = {"blind": {"hospital-a": 14, "hospital-b": 9}, "interactive": {"hospital-a": 14, "hospital-b": 9, "hospital-c": 11}}
+ROWS = {
+    "blind": {"hospital-a": 14, "hospital-b": 9},
+    "interactive": {"hospital-a": 14, "hospital-b": 9, "hospital-c": 11},
+}
 """Training rows of the institutions: as few of them as each protocol allows."""
 CLASSES = ("A", "B", "C")
 DIM = 40

@@ -31,7 +31,8 @@ def polynomial(slots: np.ndarray, n: int) -> list[int]:
 
 
 def slot_errors(coefficients: list[int], slots: np.ndarray, scale_bits: int, which: list[int]) -> np.ndarray:
-    """Complex errors of some slots of a polynomial at scale 2^scale_bits, by integers of 256 bits: nothing is rounded on the way."""
+    """Complex errors of some slots of a polynomial at scale 2^scale_bits, by integers of 256 bits:
+    nothing is rounded on the way."""
     n, one = len(coefficients), 1 << 256
     cos, sin = 0, one  # of pi / 2, then of pi / n
     for _ in range(n.bit_length() - 2):
@@ -46,6 +47,9 @@ def slot_errors(coefficients: list[int], slots: np.ndarray, scale_bits: int, whi
         roots = [table[power * j % (2 * n)] for j in range(n)]
         real = sum(c * x for c, (x, _) in zip(coefficients, roots, strict=True)) - (int(slots[k]) << scale_bits + 256)
         out.append(
-            complex(real / (one << scale_bits), sum(c * y for c, (_, y) in zip(coefficients, roots, strict=True)) / (one << scale_bits))
+            complex(
+                real / (one << scale_bits),
+                sum(c * y for c, (_, y) in zip(coefficients, roots, strict=True)) / (one << scale_bits),
+            )
         )
     return np.array(out)

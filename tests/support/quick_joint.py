@@ -1,8 +1,9 @@
-"""Interactive runs without torch: the real roles, sockets and keys, and an institution whose lower segment is a table of activations.
+"""Interactive runs without torch: the real roles, sockets and keys, and an institution whose lower segment
+is a table of activations.
 
-``given.npz`` of an institution holds its activations (n, R) and labels (n, C). Each joint step it brings the same rows, takes the
-derivatives of squared errors, and keeps what was opened to it in ``opened.npz``, with the number of the last average that it went to.
-Its "parameters" are three numbers, to be averaged.
+``given.npz`` of an institution holds its activations (n, R) and labels (n, C). Each joint step it brings the same rows,
+takes the derivatives of squared errors, and keeps what was opened to it in ``opened.npz``, with the number of the last
+average that it went to. Its "parameters" are three numbers, to be averaged.
 """
 
 from __future__ import annotations
@@ -92,12 +93,14 @@ UPDATE = Update(rate=0.2, momentum=0.5)
 
 
 class JointConsortium(Consortium):
-    """Four institutions, two custodians, the first of them lockstep; six steps of eight rows each, five of hospital-d."""
+    """Four institutions, two custodians, the first of them lockstep; six steps of eight rows each,
+    five of hospital-d."""
 
     def __init__(self, name: str, *, verify: str = "first", **interactive: Any) -> None:
         chosen = {
-            "steps": 6, "batch": 8, "features": 32, "head_rate": UPDATE.rate, "momentum": UPDATE.momentum, "average_every": 2,
-            "batches": {"hospital-d": 5}, "straggler_seconds": 60, "min_rows_of_others": 16, **interactive,
+            "steps": 6, "batch": 8, "features": 32, "head_rate": UPDATE.rate, "momentum": UPDATE.momentum,
+            "average_every": 2, "batches": {"hospital-d": 5}, "straggler_seconds": 60, "min_rows_of_others": 16,
+            **interactive,
         }  # fmt: skip
         consortium = {"institutions": 4, "custodians": 2, "verify": verify}
         super().__init__(name, quick=False, protocol="interactive", interactive=chosen, consortium=consortium)
@@ -119,13 +122,16 @@ class JointConsortium(Consortium):
 
     def head(self) -> tuple[np.ndarray, np.ndarray]:
         """Released weights and velocity (R, C), the same at every institution."""
-        found = {tuple((self.folder(n) / f).read_bytes() for f in ("weights.bin", "velocity.bin")) for n in self.institutions}
+        found = {
+            tuple((self.folder(n) / f).read_bytes() for f in ("weights.bin", "velocity.bin")) for n in self.institutions
+        }
         assert len(found) == 1, "the institutions decoded different heads"
         weights, velocity = (np.frombuffer(data).reshape(32, -1) for data in found.pop())
         return weights, velocity
 
     def joint_twin(self, answered: dict[int, list[str]] | None = None) -> list[np.ndarray]:
-        """Weights (R, C) before each step and after the last one; ``answered``: who took part in a step, where not all did."""
+        """Weights (R, C) before each step and after the last one; ``answered``: who took part in a step,
+        where not all did."""
         given = {n: dict(np.load(self.folder(n) / "given.npz")) for n in self.institutions}
         shape = (32, len(self.manifest.classes))
         weights = [np.zeros(shape)]

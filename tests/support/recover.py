@@ -1,7 +1,8 @@
-"""Attacks that need no algebra: quotients and roundings of published elements that would be a secret if a protocol had gone wrong.
+"""Attacks that need no algebra: quotients and roundings of published elements that would be a secret if
+a protocol had gone wrong.
 
-Each takes a :class:`scan.Published` and the name of one custodian, and yields guesses of its share: N integers each. A guess that is wrong
-is uniform modulo a prime of 45 bits or more, so it meets a ternary coefficient once in 2^43.
+Each takes a :class:`scan.Published` and the name of one custodian, and yields guesses of its share: N integers each.
+A guess that is wrong is uniform modulo a prime of 45 bits or more, so it meets a ternary coefficient once in 2^43.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def guesses(published: Published, custodian: str) -> Iterator[tuple[str, Guess]]
 
 
 def from_two_key_messages(published: Published, custodian: str) -> Iterator[tuple[str, Guess]]:
-    """P g x - a s + e and a s + e' of one ``a`` add up to P g x (docs/security-notes.md). Every pair of key messages is tried."""
+    """P g x - a s + e and a s + e' of one ``a`` add up to P g x (docs/security-notes.md).
+    Every pair of key messages is tried."""
     scheme, own = published.scheme, dict(published.families[custodian])
     q, last = scheme.moduli[0], scheme.moduli[-1]
     special = math.prod(scheme.extended[LIMBS:])
@@ -35,15 +37,21 @@ def from_two_key_messages(published: Published, custodian: str) -> Iterator[tupl
         for y in names[i + 1 :]:
             for sign in (1, -1):
                 plus = ring.add if sign > 0 else ring.subtract
-                noise = ring.centred(ring.inverse_ntt(plus(own[x][LIMBS - 1], own[y][LIMBS - 1], last), last, scheme.roots[last]), last)
+                noise = ring.centred(
+                    ring.inverse_ntt(plus(own[x][LIMBS - 1], own[y][LIMBS - 1], last), last, scheme.roots[last]), last
+                )
                 total = ring.inverse_ntt(plus(own[x][0], own[y][0], q), q, scheme.roots[q])
                 rest = ring.subtract(total, (noise % q).astype(np.uint64), q)
-                yield f"{x} {'+-'[sign < 0]} {y}", ring.centred(ring.multiply(rest, constant(scheme.n, pow(special, -1, q)), q), q)
+                yield (
+                    f"{x} {'+-'[sign < 0]} {y}",
+                    ring.centred(ring.multiply(rest, constant(scheme.n, pow(special, -1, q)), q), q),
+                )
 
 
 def by_quotients(published: Published, custodian: str) -> Iterator[tuple[str, Guess]]:
-    """h0 / c1, (h0 + h1) / (c1 - a), h1 / a, an opening / c1, B / a, and of neighbours (B - B') / (a - a'): exact where a mask or an error
-    is missing, or one error is used twice. B is a contribution to an input, also as its owners see it."""
+    """h0 / c1, (h0 + h1) / (c1 - a), h1 / a, an opening / c1, B / a, and of neighbours
+    (B - B') / (a - a'): exact where a mask or an error is missing, or one error is used twice. B is a
+    contribution to an input, also as its owners see it."""
     own = dict(published.families[custodian])
     for name, limbs in own.items():
         item = name.partition("/")[2].partition("[")[0]
@@ -53,7 +61,10 @@ def by_quotients(published: Published, custodian: str) -> Iterator[tuple[str, Gu
         for i, q in enumerate(published.scheme.moduli[: min(len(limbs), len(h1))]):
             yield f"h0/c1 {item}", quotient(published, limbs[i], c1[i], q)
             yield f"h1/a {item}", quotient(published, h1[i], a[i], q)
-            yield f"(h0+h1)/(c1-a) {item}", quotient(published, ring.add(limbs[i], h1[i], q), ring.subtract(c1[i], a[i], q), q)
+            yield (
+                f"(h0+h1)/(c1-a) {item}",
+                quotient(published, ring.add(limbs[i], h1[i], q), ring.subtract(c1[i], a[i], q), q),
+            )
     q = published.scheme.moduli[0]
     for seen in (False, True):  # by everybody, and by its owners
         neighbour = None
@@ -64,7 +75,10 @@ def by_quotients(published: Published, custodian: str) -> Iterator[tuple[str, Gu
             b, a = own[name][0], published.public[f"a/{item.removesuffix(OWNERS)}"][0]
             yield f"B/a {item}", quotient(published, b, a, q)
             if neighbour is not None:
-                yield f"(B-B')/(a-a') {item}", quotient(published, ring.subtract(b, neighbour[0], q), ring.subtract(a, neighbour[1], q), q)
+                yield (
+                    f"(B-B')/(a-a') {item}",
+                    quotient(published, ring.subtract(b, neighbour[0], q), ring.subtract(a, neighbour[1], q), q),
+                )
             neighbour = b, a
     for name, limbs in own.items():
         if "/release/" in name:
@@ -89,7 +103,9 @@ def composed(scheme: Scheme, limbs: Sequence[ring.Limb], primes: Sequence[int]) 
     total = np.zeros(scheme.n, dtype=object)
     for limb, q in zip(limbs, primes, strict=True):
         rest = modulus // q
-        total = (total + ring.inverse_ntt(limb, q, scheme.roots[q]).astype(object) * (rest * pow(rest, -1, q))) % modulus
+        total = (
+            total + ring.inverse_ntt(limb, q, scheme.roots[q]).astype(object) * (rest * pow(rest, -1, q))
+        ) % modulus
     return np.where(total > modulus // 2, total - modulus, total)
 
 

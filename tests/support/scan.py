@@ -1,18 +1,21 @@
-"""The algebraic scan: of all ring elements that a run publishes, does a small combination exist that would spell out a secret?
+"""The algebraic scan: of all ring elements that a run publishes, does a small combination exist
+that would spell out a secret?
 
-Two published elements made from one secret with one ``a`` add up to something without that secret's mask (docs/security-notes.md: that
-is how every share was read off an honest run once). Such a combination is small in some limb, on all coefficients at once, and by
-chance never. So, per family (all that depends on one party's secret) and per prime::
+Two published elements made from one secret with one ``a`` add up to something without that secret's mask
+(docs/security-notes.md: that is how every share was read off an honest run once). Such a combination is
+small in some limb, on all coefficients at once, and by chance never. So, per family (all that depends on
+one party's secret) and per prime::
 
-    base       every published polynomial of the family, and its images under the automorphisms of rotations and of refreshes' maps,
-               and their inverses
+    base       every published polynomial of the family, and its images under the automorphisms of rotations
+               and of refreshes' maps, and their inverses
     products   base x every published ``a``
     search     one, two and three terms with coefficients -1, 0, 1, at most one of them a product
     masks      L(h0) + 2^k h1 of every refresh, in which the mask cancels (:func:`unmasked`)
-    owners     every contribution to an input without the masks of its owners, who know them: -(s a + e), as all of them together see it
+    owners     every contribution to an input without the masks of its owners, who know them: -(s a + e),
+               as all of them together see it
 
-By first coefficients only: pairs are found by sorting the first one, and a hit must be small on eight. SMALL leaves room for errors,
-2^26 of 2^45; eight coefficients are small by chance once in 2^144.
+By first coefficients only: pairs are found by sorting the first one, and a hit must be small on eight.
+SMALL leaves room for errors, 2^26 of 2^45; eight coefficients are small by chance once in 2^144.
 """
 
 from __future__ import annotations
@@ -80,8 +83,11 @@ class Published:
         self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
         self.maps[item] = how
 
-    def add_input(self, family: str, item: str, a: Sequence[ring.Limb], data: bytes, masks: Sequence[Words] = (), factor: int = 1) -> None:
-        """A contribution to an input, and what is left of it for those who know ``masks``, of all its owners; ``factor``: the input's."""
+    def add_input(
+        self, family: str, item: str, a: Sequence[ring.Limb], data: bytes, masks: Sequence[Words] = (), factor: int = 1
+    ) -> None:
+        """A contribution to an input, and what is left of it for those who know ``masks``, of all its owners;
+        ``factor``: the input's."""
         self.public[f"a/{item}"] = a
         kind = codec.input_b(len(a))
         self.add(family, f"input/{item}", kind, data)
@@ -114,9 +120,11 @@ class Published:
 
 
 def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None = None) -> Published:
-    """Everything in the server's folder of a finished run, and what was sealed: the identities of the run lie beside it.
+    """Everything in the server's folder of a finished run, and what was sealed:
+    the identities of the run lie beside it.
 
-    ``kept``: private keys for masks of custodians, which are erased in the run; with all of them, also what the owners of inputs see.
+    ``kept``: private keys for masks of custodians, which are erased in the run;
+    with all of them, also what the owners of inputs see.
     """
     board, blobs = recorded(manifest, parties / "server"), Blobs(parties / "server" / "blobs")
     bodies = [(r.sender, r.topic, r.body) for r in board]
@@ -171,12 +179,18 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
                 revealed: msg.InputReveal = said[custodian, f"{round}/reveal"]
                 lists = said[custodian, f"{round}/commit"].lists
                 a = inputs.public_random(scheme, bytes.fromhex(run_id), lists, one.item, one.limbs)
-                masks = [out.masks[custodian, name, one.item] for name, _ in one.owners] if kept and custodian in kept else []
+                masks = (
+                    [out.masks[custodian, name, one.item] for name, _ in one.owners]
+                    if kept and custodian in kept
+                    else []
+                )
                 out.add_input(custodian, one.item, a, blobs.get(revealed.blobs[i]), masks, one.factor)
     return out
 
 
-def rounds(manifest: Manifest, said: Mapping[tuple[str, str], Any]) -> Iterator[tuple[str, Sequence[Input], Sequence[Sequence[str]]]]:
+def rounds(
+    manifest: Manifest, said: Mapping[tuple[str, str], Any]
+) -> Iterator[tuple[str, Sequence[Input], Sequence[Sequence[str]]]]:
     """(round, inputs, digests of their owners' masked messages) of every round of contributions."""
     if manifest.interactive is None:
         lists = {m.name: said[m.name, "upload"] for m in manifest.institutions}
@@ -192,16 +206,22 @@ def rounds(manifest: Manifest, said: Mapping[tuple[str, str], Any]) -> Iterator[
 
 
 def under_one_mask(published: Published) -> list[str]:
-    """Pairs of masked messages that differ by less than 2^64 in their first coefficients: their difference is one of rows, in the clear."""
+    """Pairs of masked messages that differ by less than 2^64 in their first coefficients:
+    their difference is one of rows, in the clear."""
     named = list(published.rows.items())
     high = np.array([words[:LOOK, 1] for _, words in named])
     apart = high[:, None] - high[None]  # modulo 2^64
     close = (np.minimum(apart, np.uint64(0) - apart) <= 1).all(axis=-1)
-    return [f"{named[i][0]} and {named[j][0]} have one mask" for i, j in zip(*np.nonzero(np.triu(close, 1)), strict=True)]
+    return [
+        f"{named[i][0]} and {named[j][0]} have one mask" for i, j in zip(*np.nonzero(np.triu(close, 1)), strict=True)
+    ]
 
 
-def captured(patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], bytes]], run: Callable[[], object]) -> Published:
-    """What custodians of one process hand out while ``run`` runs: every share's contributions, refresh and decryption shares."""
+def captured(
+    patch: Any, scheme_of: Callable[[], tuple[Scheme, Sequence[int], bytes]], run: Callable[[], object]
+) -> Published:
+    """What custodians of one process hand out while ``run`` runs: every share's contributions,
+    refresh and decryption shares."""
     from focal.custody import release
 
     given: list[tuple[bytes, str, codec.Kind, bytes]] = []
@@ -270,21 +290,27 @@ def turned(values: np.ndarray, k: int, q: int) -> np.ndarray:
     return np.where(places < n, found, (np.uint64(q) - found) % np.uint64(q))
 
 
-def candidates(published: Published, family: str, q: int, products: bool) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+def candidates(
+    published: Published, family: str, q: int, products: bool
+) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
     """Names and first coefficients, (m, LOOK) each, of the base and of the products modulo q."""
     place = published.scheme.extended.index(q)
     own = [(name, limbs[place]) for name, limbs in published.families[family] if len(limbs) > place]
     whole = {name: coefficients(published, limb, q) for name, limb in own}
     order = 2 * published.scheme.n
     rotations = [r for r in published.rotations if r != published.scheme.conjugation]
-    powers = {pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in rotations for sign in (1, -1)}
+    powers = {
+        pow(5, sign * r % published.scheme.slots, order): f"rot {sign * r}" for r in rotations for sign in (1, -1)
+    }
     mapped = {k for how in published.maps.values() for k in how.automorphisms} - {order - 1}
     powers |= {pow(k, sign, order): f"map {k}^{sign}" for k in sorted(mapped) for sign in (1, -1)}
     turns = {name: k for k, name in powers.items()} | {"conjugate": order - 1}
     names = [*whole, *(f"{t} {name}" for name in whole for t in turns)]
     base = [*(v[FIRST] for v in whole.values()), *(turned(v, k, q) for v in whole.values() for k in turns.values())]
     names += [f"public {name}" for name, limbs in published.public.items() if len(limbs) > place]
-    base += [coefficients(published, limbs[place], q)[FIRST] for limbs in published.public.values() if len(limbs) > place]
+    base += [
+        coefficients(published, limbs[place], q)[FIRST] for limbs in published.public.values() if len(limbs) > place
+    ]
     made, labels = [], []
     for name, limb in own if products else []:
         for other, limbs in published.public.items():
@@ -302,7 +328,8 @@ def is_small(values: np.ndarray, q: int, small: int = SMALL) -> np.ndarray:
 def small_combinations(
     names: Sequence[str], base: np.ndarray, labels: Sequence[str], made: np.ndarray, q: int, singles: int
 ) -> Iterator[str]:
-    """All small combinations: one term (of the first ``singles``), two of anything, three with at most one product or image.
+    """All small combinations: one term (of the first ``singles``), two of anything,
+    three with at most one product or image.
 
     ``singles``: how many of ``base`` are polynomials themselves; combinations of three take two of these.
     """
@@ -327,7 +354,9 @@ def small_combinations(
         yield from near(tables, lambda i, at, sign=sign: f"{told[at]} {sign} {told[i]}" if at > i else None)  # type: ignore[misc]
     pairs = np.array(list(itertools.combinations(range(singles), 2)), dtype=np.int64).reshape(-1, 2)
     for s, t in itertools.product((1, -1), repeat=2):
-        x, y = (base[pairs[:, c]] if sign > 0 else (modulus - base[pairs[:, c]]) % modulus for c, sign in ((0, s), (1, t)))
+        x, y = (
+            base[pairs[:, c]] if sign > 0 else (modulus - base[pairs[:, c]]) % modulus for c, sign in ((0, s), (1, t))
+        )
 
         def say(row: int, at: int, s: int = s, t: int = t) -> str | None:
             i, j = pairs[row]
@@ -337,7 +366,8 @@ def small_combinations(
 
 
 def unmasked(published: Published) -> list[str]:
-    """Refreshes in which L(h0) + 2^k h1 is small in some limb, where L(h0) has coefficients: that of a trace has none elsewhere.
+    """Refreshes in which L(h0) + 2^k h1 is small in some limb, where L(h0) has coefficients:
+    that of a trace has none elsewhere.
 
     The mask cancels there, so it is L(s c1) - 2^k s a + small: nothing but ``a`` hides it.
     """
@@ -345,7 +375,9 @@ def unmasked(published: Published) -> list[str]:
     for family, elements in published.families.items():
         own = dict(elements)
         for item, how in published.maps.items():
-            small = max(SMALL, 1 << how.shift + 8)  # errors, and what division by 2^k rounds away, are 2^k times as large here
+            small = max(
+                SMALL, 1 << how.shift + 8
+            )  # errors, and what division by 2^k rounds away, are 2^k times as large here
             primes = [q for q in scheme.moduli[: how.request] if q > 8 * small]
             for q in primes if f"h0/{item}[0]" in own else ():
                 i = scheme.moduli.index(q)
@@ -359,7 +391,10 @@ def unmasked(published: Published) -> list[str]:
 
 
 def scan(
-    published: Published, families: Iterable[str] | None = None, primes: Iterable[int] | None = None, products: bool = False
+    published: Published,
+    families: Iterable[str] | None = None,
+    primes: Iterable[int] | None = None,
+    products: bool = False,
 ) -> list[str]:
     """All small combinations, as sentences. ``products``: with every public ``a`` as well (slower)."""
     found = []
@@ -369,7 +404,9 @@ def scan(
             place = published.scheme.extended.index(q)
             singles = sum(len(limbs) > place for _, limbs in published.families[family])
             if singles:
-                found += [f"{family}: {text} (mod {q})" for text in small_combinations(names, base, labels, made, q, singles)]
+                found += [
+                    f"{family}: {text} (mod {q})" for text in small_combinations(names, base, labels, made, q, singles)
+                ]
     return found
 
 

@@ -22,7 +22,9 @@ SESSION = "5e" * 32
 class Server:
     """A hub that can be stopped and started again on the same store and port."""
 
-    def __init__(self, folder: Path, manifest: Any = MANIFEST, session: str = SESSION, blobs: Callable[[Path], Blobs] = Blobs) -> None:
+    def __init__(
+        self, folder: Path, manifest: Any = MANIFEST, session: str = SESSION, blobs: Callable[[Path], Blobs] = Blobs
+    ) -> None:
         self.folder, self.manifest, self.session = folder, manifest, session
         self.endpoint = "tcp://127.0.0.1:*"
         self.start(blobs)

@@ -25,7 +25,8 @@ SESSION = "FOCAL_TEST_SESSION"
 
 
 def begin() -> Path:
-    """The folder of a new session, for this process and all that it starts. Those of sessions that were killed go: gigabytes each."""
+    """The folder of a new session, for this process and all that it starts.
+    Those of sessions that were killed go: gigabytes each."""
     for left in Path(tempfile.gettempdir()).glob("focal-tests-*-*"):
         owner = left.name.split("-")[2]
         if owner.isdigit() and not Path("/proc", owner).exists():
@@ -50,7 +51,8 @@ def worker_folder() -> Path:
 
 
 def once(name: str, make: Callable[[Path], object]) -> Path:
-    """The folder ``name`` of the session, which ``make`` has filled. What failed once fails for all, and is not tried again."""
+    """The folder ``name`` of the session, which ``make`` has filled. What failed once fails for all,
+    and is not tried again."""
     folder, failure = session_folder() / name, session_folder() / f"{name}.failed"
     with (session_folder() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -67,7 +69,8 @@ def once(name: str, make: Callable[[Path], object]) -> Path:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A copy of parties' folders. Blobs are linked: nothing ever writes into a finished one. What tests left lying there stays behind."""
+    """A copy of parties' folders. Blobs are linked: nothing ever writes into a finished one.
+    What tests left lying there stays behind."""
 
     def one(a: str, b: str) -> None:
         finished_blob = re.fullmatch(r".*/blobs/[0-9a-f]{2}/[0-9a-f]{62}", a)

@@ -1,15 +1,16 @@
-"""One honest run of three custodians and three institutions, stopped and copied at the end of each phase: where attacks begin.
+"""One honest run of three custodians and three institutions, stopped and copied at the end of each phase:
+where attacks begin.
 
 ::
 
-    prepared --nonces--> gathered --keys, moments--> keyed --lists--> accepted --contributions--> uploaded --train--> trained
-       |                    |                          |                 |                           |                   |
-       copy                 copy                       copy              copy                        copy                copy
+    prepared -nonces-> gathered -keys, moments-> keyed -lists-> accepted -contributions-> uploaded -train-> trained
+       |                  |                        |               |                         |                 |
+       copy               copy                     copy            copy                      copy              copy
 
-Copied is every party's folder. It runs once in a test session. A test puts one of the copies into its worker's folder, and starts the
-few parties that it needs: the victims, and those that attack them. Workers do so side by side, each at a port of its own. Every
-custodian but the first is ``verify: off``. In training the first one is killed with kill -9 and started again, so that ``trained``
-shows this too.
+Copied is every party's folder. It runs once in a test session. A test puts one of the copies into its worker's folder,
+and starts the few parties that it needs: the victims, and those that attack them. Workers do so side by side, each at a
+port of its own. Every custodian but the first is ``verify: off``. In training the first one is killed with kill -9 and
+started again, so that ``trained`` shows this too.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class Stages:
 
     def __init__(self) -> None:
         self.made = once("stages", Honest)
-        self.verifier_ledger_at_the_kill: list[tuple[object, ...]] = pickle.loads((self.made / "at-the-kill").read_bytes())
+        self.verifier_ledger_at_the_kill: list[tuple[object, ...]] = pickle.loads(
+            (self.made / "at-the-kill").read_bytes()
+        )
         folder = runs() / "attacked"
         copy(self.made / "prepared", folder / "parties")
         for file in ("config.json", "manifest.json"):

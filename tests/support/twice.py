@@ -51,7 +51,8 @@ class Twice:
 
 
 def noise_over_steps(pair: tuple[Rehearsal, Rehearsal], steps: int) -> None:
-    """Head and openings over ``steps`` steps of training, against :func:`head_noise` and the docstring of opening.py."""
+    """Head and openings over ``steps`` steps of training, against :func:`head_noise`
+    and the docstring of opening.py."""
     rng, twice = np.random.default_rng(1), Twice(pair, update := Update(0.5, 0.9))
     labels_of = 0.3 * rng.standard_normal((64, 8))
     w = before = np.zeros((64, 8))
@@ -62,14 +63,16 @@ def noise_over_steps(pair: tuple[Rehearsal, Rehearsal], steps: int) -> None:
         forward, backward = twice.step(weights, x, delta)
         if step > 0:  # at the first step the head is the all-zero ciphertext: nothing to open, nothing inside
             openings.append(twice.openings(forward, backward))
-        weights = [r.finish(step, v, b, p.refresh) for r, v, b, p in zip(twice.engines, weights, backward, pair, strict=True)]
+        weights = [
+            r.finish(step, v, b, p.refresh) for r, v, b, p in zip(twice.engines, weights, backward, pair, strict=True)
+        ]
         w, before = twin_step(w, before, x, delta, update), w
     head, expected = twice.noise([v.now for v in weights]), head_noise(update, steps, 128, 3)
     twice.close()
     z, dx = openings[-1]
     print(
-        f"after {steps} steps, weights of {rms(w):.2f}: noise of the head 2^{math.log2(head):.1f} (expected 2^{math.log2(expected):.1f}), "
-        f"of opened logits 2^{math.log2(z):.1f}, of gradients 2^{math.log2(dx):.1f}"
+        f"after {steps} steps, weights of {rms(w):.2f}: noise of the head 2^{math.log2(head):.1f} (expected "
+        f"2^{math.log2(expected):.1f}), of opened logits 2^{math.log2(z):.1f}, of gradients 2^{math.log2(dx):.1f}"
     )
     assert expected / 4 < head < 2 * expected  # it depends on the keys drawn
     assert z < 2 * (2**0.8 * expected + 2**7.8)

@@ -26,7 +26,8 @@ def part(path: Path) -> str:
 
 
 def imported(source: str) -> set[str]:
-    """Every module that ``source`` imports, wherever the import stands, and ``module.name`` for every name that it takes from one."""
+    """Every module that ``source`` imports, wherever the import stands, and ``module.name`` for every name
+    that it takes from one."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -60,7 +61,11 @@ def test_every_part_of_the_package_imports_from_the_layers_below_it_only() -> No
 def test_an_import_is_seen_wherever_it_stands() -> None:
     lazy = "def f():\n    from focal.cli import app"
     typed = "if TYPE_CHECKING:\n    import focal.runs.local"
-    assert parts_of(imported(f"from focal import cli, __version__\n{lazy}\n{typed}\nimport focal")) == {"cli", "runs", "__init__"}
+    assert parts_of(imported(f"from focal import cli, __version__\n{lazy}\n{typed}\nimport focal")) == {
+        "cli",
+        "runs",
+        "__init__",
+    }
 
 
 @pytest.mark.parametrize(("library", "where"), [("openfhe", {"ckks"}), ("matplotlib", {"reporting", "reproduce"})])
@@ -93,16 +98,28 @@ def asked(source: str) -> list[int]:
             sides = [leaf for side in (node.left, *node.comparators) for leaf in ast.walk(side)]
             named = any(isinstance(leaf, ast.Constant) and leaf.value in names for leaf in sides)
             fields = {leaf.attr for leaf in sides if isinstance(leaf, ast.Attribute)}
-            if named or "protocol" in fields or "interactive" in fields and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops):
+            if (
+                named
+                or "protocol" in fields
+                or "interactive" in fields
+                and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
+            ):
                 found.append(node.lineno)
-        elif isinstance(node, ast.Dict) and any(isinstance(key, ast.Constant) and key.value == "blind" for key in node.keys):
+        elif isinstance(node, ast.Dict) and any(
+            isinstance(key, ast.Constant) and key.value == "blind" for key in node.keys
+        ):
             found.append(node.lineno)
     return found
 
 
 def test_nobody_outside_the_protocols_asks_for_one_by_name() -> None:
     """``config`` names the field that belongs to each."""
-    found = [f"{p.relative_to(PACKAGE)}:{line}" for p, _ in IMPORTS if part(p) != "protocols" for line in asked(p.read_text())]
+    found = [
+        f"{p.relative_to(PACKAGE)}:{line}"
+        for p, _ in IMPORTS
+        if part(p) != "protocols"
+        for line in asked(p.read_text())
+    ]
     assert [where.split(":")[0] for where in found] == ["config.py"], found
     pages = [page.name for page in PACKAGE.rglob("*.html") if re.search(r"protocol\s*[!=]=", page.read_text())]
     assert not pages
@@ -129,7 +146,9 @@ def test_openmp_is_limited_before_openfhe_is_imported(module: str) -> None:
     """Whatever is imported first: two OpenMP processes on two cores make a product 30 times slower."""
     watch = "import os, sys, builtins; real = builtins.__import__; seen = []\n"
     watch += "def hook(name, *a, **k):\n"
-    watch += "    if name == 'openfhe' and 'openfhe' not in sys.modules: seen.append(os.environ.get('OMP_NUM_THREADS'))\n"
+    watch += (
+        "    if name == 'openfhe' and 'openfhe' not in sys.modules: seen.append(os.environ.get('OMP_NUM_THREADS'))\n"
+    )
     watch += "    return real(name, *a, **k)\nbuiltins.__import__ = hook\n"
     assert python(f"{watch}import focal.{module}\nprint(seen[0])") == "1"
 
@@ -138,5 +157,8 @@ def test_openmp_is_limited_before_openfhe_is_imported(module: str) -> None:
 def test_server_and_custodian_never_import_torch(role: str) -> None:
     """Of no protocol."""
     parts = f"for protocol in PROTOCOLS.values(): protocol.part({role!r})"
-    program = f"import sys, focal.protocols.start\nfrom focal.protocols import PROTOCOLS\n{parts}\nprint('torch' in sys.modules)"
+    program = (
+        f"import sys, focal.protocols.start\nfrom focal.protocols import PROTOCOLS\n{parts}\n"
+        "print('torch' in sys.modules)"
+    )
     assert python(program) == "False"

@@ -1,4 +1,5 @@
-"""Configuration: errors name file, field and what is allowed; the manifest's signed bytes are stable; private files are private."""
+"""Configuration: errors name file, field and what is allowed; the manifest's signed bytes are stable;
+private files are private."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ class TestReading:
         assert config.dataset_name == "synthetic" and config.protocol == "blind"
 
     def test_json_is_read_too(self, tmp_path: Path) -> None:
-        (tmp_path / "run.json").write_text(json.dumps({"name": "a", "dataset": {"kind": "medmnist", "file": "x/retinamnist.npz"}}))
+        (tmp_path / "run.json").write_text(
+            json.dumps({"name": "a", "dataset": {"kind": "medmnist", "file": "x/retinamnist.npz"}})
+        )
         assert read(RunConfig, tmp_path / "run.json").dataset_name == "retinamnist"
 
     @pytest.mark.parametrize(
@@ -71,14 +74,20 @@ class TestReading:
             (BASE + "training: {ridge: 0}\n", "training.ridge: Input should be greater than 0 (got 0)"),
             (BASE + "training: {degree: 4}\n", "training.degree: Input should be 3, 5 or 7 (got 4)"),
             (BASE + "ckks: {ring: 8192}\n", "ckks.ring: Input should be 16384 or 32768 (got 8192)"),
-            (BASE + "consortium: {custodians: 9}\n", "consortium.custodians: Input should be less than or equal to 8 (got 9)"),
+            (
+                BASE + "consortium: {custodians: 9}\n",
+                "consortium.custodians: Input should be less than or equal to 8 (got 9)",
+            ),
             (BASE + "protocol: open\n", "protocol: Input should be 'blind' or 'interactive' (got 'open')"),
             ("name: Retina 1\ndataset: {kind: synthetic}\n", "name: String should match pattern"),
             ("dataset: {kind: synthetic}\n", "name: Field required"),
             ("name: a\ndataset: {kind: table}\n", "dataset: dataset kind 'table' needs 'table'"),
             ("name: a\ndataset: {kind: table, table: x.csv}\n", "dataset: dataset kind 'table' needs 'images'"),
             ("name: a\ndataset: {kind: medmnist}\n", "dataset: dataset kind 'medmnist' needs 'file'"),
-            ("name: a\ndataset: {kind: synthetic, samples: 3}\n", "dataset.samples: Input should be greater than or equal to 60 (got 3)"),
+            (
+                "name: a\ndataset: {kind: synthetic, samples: 3}\n",
+                "dataset.samples: Input should be greater than or equal to 60 (got 3)",
+            ),
         ],
     )
     def test_names_the_field_and_what_is_allowed(self, tmp_path: Path, text: str, message: str) -> None:
@@ -92,7 +101,9 @@ class TestReading:
     def test_not_a_mapping(self, tmp_path: Path, text: str) -> None:
         assert refused(tmp_path, text) == "must hold a mapping of options"
 
-    @pytest.mark.parametrize("data", [b"a: [1, 2\n", b"\xff\xfe\x00", b"a: \x00b", b"a: 'open\n", b"a: !!python/object:os.system {}\n"])
+    @pytest.mark.parametrize(
+        "data", [b"a: [1, 2\n", b"\xff\xfe\x00", b"a: \x00b", b"a: 'open\n", b"a: !!python/object:os.system {}\n"]
+    )
     def test_not_yaml(self, tmp_path: Path, data: bytes) -> None:
         """The last one is a constructor that only an unsafe loader would run."""
         path = tmp_path / "run.yaml"
@@ -114,7 +125,12 @@ class TestReading:
 class TestEnvironment:
     def test_expands_everywhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FOCAL_TEST_A", "/data")
-        value = {"a": "${FOCAL_TEST_A}/x", "b": ["${FOCAL_TEST_A}${FOCAL_TEST_A}", 3], "c": {"d": "$FOCAL_TEST_A"}, "e": None}
+        value = {
+            "a": "${FOCAL_TEST_A}/x",
+            "b": ["${FOCAL_TEST_A}${FOCAL_TEST_A}", 3],
+            "c": {"d": "$FOCAL_TEST_A"},
+            "e": None,
+        }
         expected = {"a": "/data/x", "b": ["/data/data", 3], "c": {"d": "$FOCAL_TEST_A"}, "e": None}
         assert expand(value, Path("f")) == expected
 
@@ -143,7 +159,12 @@ class TestEnvironment:
 
 class TestConsortium:
     def test_names(self) -> None:
-        assert ConsortiumConfig(institutions=28).institution_names()[::9] == ("hospital-a", "hospital-j", "hospital-s", "hospital-27")
+        assert ConsortiumConfig(institutions=28).institution_names()[::9] == (
+            "hospital-a",
+            "hospital-j",
+            "hospital-s",
+            "hospital-27",
+        )
         assert len(set(ConsortiumConfig(institutions=28).institution_names())) == 28
         assert ConsortiumConfig(institutions=("kiel", "ulm", "bern")).institution_names() == ("kiel", "ulm", "bern")
         assert ConsortiumConfig(custodians=2).custodian_names() == ("custodian-1", "custodian-2")
@@ -197,7 +218,9 @@ class TestManifest:
         check_complete(manifest(**two))
         with pytest.raises(ConfigError, match="an interactive run needs at least three institutions"):
             check_complete(manifest(**joint, **two))
-        with pytest.raises(ConfigError, match="interactive.batches names east, which is no institution of the manifest"):
+        with pytest.raises(
+            ConfigError, match="interactive.batches names east, which is no institution of the manifest"
+        ):
             check_complete(manifest(**{**joint, "interactive": {"batches": {"east": 4, "north": 4}}}))
         with pytest.raises(ConfigError, match="2 to 8 custodians"):
             check_complete(manifest(**joint, **{"members": tuple(m for m in MEMBERS if m.name != "second-custodian")}))
@@ -233,7 +256,10 @@ class TestManifest:
         [
             ({"members": (*MEMBERS, member("north", "institution", 9, rows=3))}, "two members have the same name"),
             ({"members": (*MEMBERS, MEMBERS[1].model_copy(update={"name": "east"}))}, "the same 'sign' key"),
-            ({"members": (*MEMBERS, MEMBERS[1].model_copy(update={"name": "east", "sign": key(9)}))}, "the same 'seal' key"),
+            (
+                {"members": (*MEMBERS, MEMBERS[1].model_copy(update={"name": "east", "sign": key(9)}))},
+                "the same 'seal' key",
+            ),
             (
                 {"members": (*MEMBERS, MEMBERS[1].model_copy(update={"name": "east", "sign": key(9), "seal": key(8)}))},
                 "the same 'curve' key",
@@ -255,7 +281,10 @@ class TestCanonical:
     def test_pinned(self) -> None:
         """Everybody signs these bytes: a change of their spelling is a new version of the protocol."""
         m = manifest()
-        assert hashlib.sha256(m.canonical()).hexdigest() == "3025f691ca78fec98e44bee0b2138c0d5adeae4a39d73acc35facf3d54216c1e"
+        assert (
+            hashlib.sha256(m.canonical()).hexdigest()
+            == "3025f691ca78fec98e44bee0b2138c0d5adeae4a39d73acc35facf3d54216c1e"
+        )
         assert m.hash == hashlib.sha256(b"focal/manifest/v2" + m.canonical()).digest()
 
     def test_is_plain_sorted_json(self) -> None:
@@ -297,7 +326,10 @@ class TestCanonical:
         assert read(Manifest, tmp_path / "m2.json").hash == m.hash
 
     def test_whole_numbers_for_reals_are_the_same_manifest(self) -> None:
-        assert manifest(projection=ProjectionConfig(bound=32)).hash == manifest(projection=ProjectionConfig(bound=32.0)).hash
+        assert (
+            manifest(projection=ProjectionConfig(bound=32)).hash
+            == manifest(projection=ProjectionConfig(bound=32.0)).hash
+        )
 
     def test_canonical_json(self) -> None:
         assert canonical_json({"b": 1, "a": ["é", None, 0.1]}) == b'{"a":["\\u00e9",null,0.1],"b":1}'
@@ -353,6 +385,9 @@ class TestPrivateWrite:
 
 
 def test_config_stands_on_errors_files_and_tasks_alone() -> None:
-    code = "import sys, focal.config; print(sorted(m for m in sys.modules if m.startswith('focal.') or m in ('torch', 'openfhe')))"
+    code = (
+        "import sys, focal.config; "
+        "print(sorted(m for m in sys.modules if m.startswith('focal.') or m in ('torch', 'openfhe')))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert found.stdout.strip() == "['focal.config', 'focal.errors', 'focal.files', 'focal.task']"

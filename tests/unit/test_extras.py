@@ -79,12 +79,16 @@ SITE = {
 def test_a_command_of_a_site_says_in_one_sentence_what_it_needs(name: str, tmp_path: Path) -> None:
     result = bare(*SITE[name].split(), cwd=tmp_path)
     what, extra = "train" if name == "demo" else name, "study" if name == "reproduce" else "site"
-    assert result.stderr.splitlines()[-1] == (f"error: focal {what} needs the {extra} packages: pip install 'focal[{extra}]'")
+    assert result.stderr.splitlines()[-1] == (
+        f"error: focal {what} needs the {extra} packages: pip install 'focal[{extra}]'"
+    )
     assert result.returncode == 1 and "Traceback" not in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_the_bare_machine_of_these_tests_has_no_torch() -> None:
     for module in ("torch", "pandas", "opacus"):
         program = f"{BARE}\nimport {module}"
-        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENV, timeout=PATIENCE)
+        result = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=ENV, timeout=PATIENCE
+        )
         assert f"No module named '{module}'" in result.stderr

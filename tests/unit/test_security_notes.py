@@ -1,4 +1,5 @@
-"""docs/security-notes.md: OpenFHE's documented threshold key gives the secrets away, the one with a one-time secret does not."""
+"""docs/security-notes.md: OpenFHE's documented threshold key gives the secrets away,
+the one with a one-time secret does not."""
 
 from __future__ import annotations
 
@@ -70,6 +71,10 @@ def test_the_script_stands_alone() -> None:
 
 def test_the_page_shows_what_the_script_prints() -> None:
     page = (ROOT / "docs" / "security-notes.md").read_text()
-    for line in ("share of party 1: 16384 of 16384 coefficients recovered", "the joint secret: 16384 of 16384 coefficients recovered",
-                 "share of party 1: 0 of 16384 coefficients recovered", "the joint secret: 0 of 16384 coefficients recovered"):  # fmt: skip
+    for line in (
+        "share of party 1: 16384 of 16384 coefficients recovered",
+        "the joint secret: 16384 of 16384 coefficients recovered",
+        "share of party 1: 0 of 16384 coefficients recovered",
+        "the joint secret: 0 of 16384 coefficients recovered",
+    ):
         assert line in page

@@ -1,7 +1,7 @@
 """Set-up on machines that this one is not: fake interpreters drive the real scripts, and nothing is installed.
 
-    fake python  --runs-->  probe_python.py (the real one, told another version, C library or libstdc++)   find-python.sh
-    fake python  --plays--  venv, pip, import openfhe (it writes down what it was asked)                     setup.sh
+    fake python  --runs-->  probe_python.py (the real one, told another version, C library or libstdc++)  find-python.sh
+    fake python  --plays--  venv, pip, import openfhe (it writes down what it was asked)                    setup.sh
 
 Every test has its own HOME, PATH and pyenv folder, so that the interpreters of the machine it runs on cannot be found.
 """
@@ -81,7 +81,9 @@ def find(tmp: Path, *, path: str = "bin", **env: str) -> subprocess.CompletedPro
     """Run find-python.sh where only ``tmp`` can be seen; ``path`` holds folders of it, separated by colons."""
     folders = ":".join(str(tmp / p) for p in path.split(":"))
     env = {"PATH": folders, "HOME": str(tmp / "home"), "FOCAL_PYTHON_DIRS": str(tmp / "system"), **env}
-    return subprocess.run([BASH, str(ROOT / "scripts/find-python.sh")], env=env, capture_output=True, text=True, timeout=PATIENCE)
+    return subprocess.run(
+        [BASH, str(ROOT / "scripts/find-python.sh")], env=env, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def found(result: subprocess.CompletedProcess[str]) -> Path:
@@ -93,7 +95,9 @@ def found(result: subprocess.CompletedProcess[str]) -> Path:
 def refusal(result: subprocess.CompletedProcess[str]) -> str:
     """The one sentence of a search without success."""
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("focal set-up: ") and result.stderr.endswith(".\n") and result.stderr.count("\n") == 1
+    assert (
+        result.stderr.startswith("focal set-up: ") and result.stderr.endswith(".\n") and result.stderr.count("\n") == 1
+    )
     return result.stderr
 
 
@@ -101,14 +105,19 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_probe_of_this_interpreter_agrees_with_openfhe() -> None:
-    """Unfaked: the tests run where ``import openfhe`` works, so the probe must say yes and name a Python of this version."""
-    probe = subprocess.run([sys.executable, "-E", str(ROOT / "scripts/probe_python.py")], capture_output=True, text=True, timeout=PATIENCE)
+    """Unfaked: the tests run where ``import openfhe`` works, so the probe must say yes and name
+    a Python of this version."""
+    probe = subprocess.run(
+        [sys.executable, "-E", str(ROOT / "scripts/probe_python.py")], capture_output=True, text=True, timeout=PATIENCE
+    )
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     loads = subprocess.run([sys.executable, "-c", "import openfhe"], env=env, capture_output=True, timeout=PATIENCE)
     assert loads.returncode == 0 and probe.returncode == 0, probe.stdout
     base = Path(probe.stdout.strip())
     assert base == base.resolve() and base != Path(sys.executable)
-    told = subprocess.run([str(base), "-c", "import sys; print(*sys.version_info[:3])"], capture_output=True, text=True, timeout=PATIENCE)
+    told = subprocess.run(
+        [str(base), "-c", "import sys; print(*sys.version_info[:3])"], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert told.stdout.split() == [str(x) for x in sys.version_info[:3]]
 
 
@@ -135,7 +144,8 @@ def test_3_10_wins_over_3_12_wherever_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["home/.pyenv/versions/3.10.9/bin/python3.10", "my pyenv/versions/3.10.2/bin/python3.10", "system/python3.10"]
+    "place",
+    ["home/.pyenv/versions/3.10.9/bin/python3.10", "my pyenv/versions/3.10.2/bin/python3.10", "system/python3.10"],
 )
 def test_places_beside_path(tmp_path: Path, place: str) -> None:
     broken_shim(tmp_path / "bin/python3.10")
@@ -170,7 +180,9 @@ def test_none_says_what_to_install(tmp_path: Path) -> None:
         ((3, 12, 1), {"new_cxx": False}, "without GLIBCXX_3.4.32"),
     ],
 )
-def test_right_version_but_something_missing(tmp_path: Path, release: tuple[int, int, int], facts: dict, words: str) -> None:
+def test_right_version_but_something_missing(
+    tmp_path: Path, release: tuple[int, int, int], facts: dict, words: str
+) -> None:
     name = f"python{release[0]}.{release[1]}"
     almost = fake_python(tmp_path / "bin" / name, release, **facts)
     sentence = refusal(find(tmp_path))
@@ -226,7 +238,9 @@ class Checkout:
         self.log.write_text("")
         env = {"PATH": f"{self.python.parent}:/usr/bin:/bin", "HOME": str(self.folder), **env}
         run = [BASH, str(self.folder / "scripts/setup.sh")]
-        done = subprocess.run(run, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            run, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE
+        )
         return done.returncode, done.stdout, self.log.read_text().split()
 
 
@@ -252,7 +266,9 @@ def test_changed_pins_are_installed_into_the_same_environment(checkout: Checkout
 
 
 def test_changed_c_sources_are_compiled_and_the_kernels_are_named(checkout: Checkout) -> None:
-    assert "native kernels: Python 3.10.99\n" in checkout.setup()[1], "what the played interpreter says to every question"
+    assert "native kernels: Python 3.10.99\n" in checkout.setup()[1], (
+        "what the played interpreter says to every question"
+    )
     with (checkout.folder / "focal/ckks/native/ring.c").open("a") as f:
         f.write("/* more */\n")
     assert checkout.setup()[2] == ["pip"]
@@ -336,12 +352,20 @@ def test_every_dependency_has_one_exact_pin(python: str) -> None:
             if r.marker and not r.marker.evaluate():
                 continue
             assert r.specifier.contains(version(r.name)), f"{r.name}: older than pyproject.toml asks for"
-            assert wanted[canonicalize_name(r.name)] == f"=={version(r.name)}", f"{r.name}: constraints.txt and .venv differ"
+            assert wanted[canonicalize_name(r.name)] == f"=={version(r.name)}", (
+                f"{r.name}: constraints.txt and .venv differ"
+            )
 
 
 def test_set_up_names_no_package_registry() -> None:
     """Where packages come from is the business of the machine's pip, not of this project."""
-    for file in [ROOT / "pyproject.toml", ROOT / "constraints.txt", ROOT / "Makefile", ROOT / ".ci/run", *(ROOT / "scripts").iterdir()]:
+    for file in [
+        ROOT / "pyproject.toml",
+        ROOT / "constraints.txt",
+        ROOT / "Makefile",
+        ROOT / ".ci/run",
+        *(ROOT / "scripts").iterdir(),
+    ]:
         if file.is_file():
             text = file.read_text().replace('--extra-index-url "$TORCH_INDEX"', "")
             assert not any(word in text for word in ("://", "index-url", "find-links")), file
@@ -351,7 +375,9 @@ def test_set_up_names_no_package_registry() -> None:
 def test_make_lists_every_command_and_shows_the_data_folder(tmp_path: Path) -> None:
     env = {**os.environ, "FOCAL_DATA": str(tmp_path)}
     listed = subprocess.run(["make"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE).stdout
-    commands = "help setup demo train-retina train-severity train-pathology train-xray bench test lint types check clean"
+    commands = (
+        "help setup demo train-retina train-severity train-pathology train-xray bench test lint types check clean"
+    )
     for command in commands.split():
         assert f"make {command} " in listed
     assert f"FOCAL_DATA={tmp_path}" in listed
@@ -360,6 +386,8 @@ def test_make_lists_every_command_and_shows_the_data_folder(tmp_path: Path) -> N
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("name", ["retina", "severity", "pathology", "xray"])
 def test_each_training_names_its_configuration(name: str) -> None:
-    plan = subprocess.run(["make", "-n", f"train-{name}"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE).stdout
+    plan = subprocess.run(
+        ["make", "-n", f"train-{name}"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    ).stdout
     assert plan.splitlines()[-1] == f".venv/bin/focal train --config {name}"
     assert "scripts/setup.sh" in plan

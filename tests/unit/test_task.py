@@ -29,7 +29,9 @@ LABELS = {
         ("multilabel", ["none", "mild", "severe"], [0, 1, 2]),
     ],
 )
-def test_a_head_has_an_output_for_each_class_and_of_two_for_the_last_alone(task: Task, names: list[str], columns: list[int]) -> None:
+def test_a_head_has_an_output_for_each_class_and_of_two_for_the_last_alone(
+    task: Task, names: list[str], columns: list[int]
+) -> None:
     classes, labels = NAMES[task], np.array(LABELS[task], np.uint8)
     assert one_output(task) == (task == "binary")
     assert output_count(len(classes), task) == len(names)

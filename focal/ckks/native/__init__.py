@@ -82,7 +82,8 @@ class Library:
         return [name for i, name in enumerate(VARIANTS) if mask >> i & 1]
 
     def words(self, array: Words) -> Any:
-        """A contiguous array as C sees it. What was read out of the middle of some bytes may lie between words: of it, a copy."""
+        """A contiguous array as C sees it. What was read out of the middle of some bytes may lie between words:
+        of it, a copy."""
         return self.ffi.from_buffer("uint64_t[]", array if array.flags.aligned else array.copy())
 
     def rows(self, arrays: Sequence[Words]) -> tuple[Any, Any]:
@@ -136,10 +137,11 @@ class Library:
     # ----------------------------------------------------------------- sums with signs
 
     def signed_sums(self, bits: bytes, lanes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(256, 4): 256 sums of all ``n`` integers of four words each, ``lanes`` (n, 4), word by word, with public signs.
+        """(256, 4): 256 sums of all ``n`` integers of four words each, ``lanes`` (n, 4),
+        word by word, with public signs.
 
-        The j-th sum has a minus before integer i where bit i mod 8 of ``bits[256 (i / 8) + j]`` is 0. ValueError when there are too few
-        bits, or n is no multiple of 16.
+        The j-th sum has a minus before integer i where bit i mod 8 of ``bits[256 (i / 8) + j]`` is 0.
+        ValueError when there are too few bits, or n is no multiple of 16.
         """
         n, rows, width = len(lanes), self.c.FOCAL_ROWS, self.c.FOCAL_LANES
         if lanes.shape != (n, width) or lanes.dtype != np.int64 or n % 16 or 8 * len(bits) < rows * n:

@@ -1,4 +1,5 @@
-"""Where rows, features and classes of a joint step sit in the slots (the drawing is in :mod:`focal.heads.joint.engine`)."""
+"""Where rows, features and classes of a joint step sit in the slots
+(the drawing is in :mod:`focal.heads.joint.engine`)."""
 
 from __future__ import annotations
 
@@ -24,12 +25,13 @@ MAX_LANES = 8
 OPENING = codec.ciphertext(OPENING_LIMBS)
 """What is opened to an owner."""
 FACTOR = 1 << 20
-"""What activations and derivatives are multiplied by once they are encoded; noise that comes later is that much smaller beside them."""
+"""What activations and derivatives are multiplied by once they are encoded;
+noise that comes later is that much smaller beside them."""
 SCALE = float(FACTOR)
 """How many times larger than themselves activations, derivatives and weights are carried."""
 LANE_BITS = 3
-"""Masks of W's lanes are encoded at a scale 2^3 times the usual one: that much less is left in their zeros, where the first rows of one
-owner would show in the last row of another."""
+"""Masks of W's lanes are encoded at a scale 2^3 times the usual one: that much less is left in their zeros,
+where the first rows of one owner would show in the last row of another."""
 MASK_BITS = 8
 """The same of owners' masks of logits: 2^-48 of others' values is left."""
 GRADIENT_MASK_BITS = 10
@@ -41,20 +43,24 @@ GRADIENT_OPENED = SCALE**2 * 2.0 ** (LANE_BITS + GRADIENT_MASK_BITS)
 RELEASED = 64.0
 """The same of the weights that are released."""
 MOVED_BITS = RATE_BITS + FACTOR.bit_length() - 1
-"""A head on its way to the refresh is larger by 2^38 than after it, the sum over its copies included: the rate is a multiple of 2^-18, and
-gradients come 2^20 times larger than the head. The refresh divides exactly (custody/refresh.py), which costs no limb."""
+"""A head on its way to the refresh is larger by 2^38 than after it, the sum over its copies included: the rate is a
+multiple of 2^-18, and gradients come 2^20 times larger than the head. The refresh divides exactly
+(custody/refresh.py), which costs no limb."""
 PHASE_BITS = 59
-"""Honest heads on their way to the refresh stay below 2^59 in a slot (:func:`focal.heads.joint.limits.request_size`)."""
+"""Honest heads on their way to the refresh stay below 2^59 in a slot
+(:func:`focal.heads.joint.limits.request_size`)."""
 MOVED_LIMBS = 4
 """Limbs of a head on its way to the refresh: 195 bits, for masks of 193."""
 
 
 def walk(reached: range) -> dict[int, int]:
-    """e -> the last step, 1 or 3 up or down, of a walk from 0 to e within ``reached``, which holds 0; nearer multiples of 3 first.
+    """e -> the last step, 1 or 3 up or down, of a walk from 0 to e within ``reached``, which holds 0;
+    nearer multiples of 3 first.
 
     Rotations of one ciphertext are half the price, and steps need keys. So a few of them have rotations to all sides::
 
-        -7 <- -6 -> -5    -4 <- -3 -> -2    -1 <- 0 -> 1    2 <- 3 -> 4    5 <- 6 -> 7        and 0 -> 3 -> 6, 0 -> -3 -> -6
+        -7 <- -6 -> -5    -4 <- -3 -> -2    -1 <- 0 -> 1    2 <- 3 -> 4    5 <- 6 -> 7
+        and 0 -> 3 -> 6, 0 -> -3 -> -6
     """
     out = {}
     for e in sorted(reached, key=lambda e: (e % 3 != 0, abs(e))):
@@ -68,7 +74,8 @@ def walk(reached: range) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class InteractiveLayout:
-    """Where rows, features and classes of a joint batch sit. Raises :class:`FocalError` when they do not fit the ring."""
+    """Where rows, features and classes of a joint batch sit. Raises :class:`FocalError` when they
+    do not fit the ring."""
 
     slots: int
     features: int
@@ -77,16 +84,19 @@ class InteractiveLayout:
     def __post_init__(self) -> None:
         if not 1 <= self.outputs <= MAX_LANES:
             raise FocalError(
-                f"interactive: {self.outputs} outputs; a head has 1 to {MAX_LANES}", hint="use the blind protocol for more classes"
+                f"interactive: {self.outputs} outputs; a head has 1 to {MAX_LANES}",
+                hint="use the blind protocol for more classes",
             )
         if self.features != power_of_two(self.features) or self.features < self.lanes:
             raise FocalError(
                 f"interactive: {self.features} features for {self.outputs} outputs",
-                hint=f"a bottleneck (with its bias column) of a power of two, at least {self.lanes}: 32, 64, 128 or 256",
+                hint=f"a bottleneck (with its bias column) of a power of two, "
+                f"at least {self.lanes}: 32, 64, 128 or 256",
             )
         if self.rows < self.lanes:
             raise FocalError(
-                f"interactive: a bottleneck of {self.features} features leaves room for {self.rows} rows in {self.slots} slots",
+                "interactive: "
+                f"a bottleneck of {self.features} features leaves room for {self.rows} rows in {self.slots} slots",
                 hint="use fewer features or a larger ckks ring",
             )
 
@@ -126,7 +136,8 @@ class InteractiveLayout:
         return sorted({*steps, *self.lane_folds})
 
     def refresh_map(self, item: str) -> Map:
-        """A head is refreshed to all limbs, and to the sum over its copies, each of which has the gradient of its own rows, / 2^38."""
+        """A head is refreshed to all limbs, and to the sum over its copies, each of which has the gradient
+        of its own rows, / 2^38."""
         folds = tuple(ring.exponent(2 * self.slots, self.lanes * self.features << x) for x in range(self._doublings))
         return Map(LIMBS, MOVED_BITS, folds, MOVED_LIMBS, PHASE_BITS)
 
@@ -148,14 +159,15 @@ class InteractiveLayout:
     # ----------------------------------------------------------------- values <-> slots
 
     def activation_slots(self, x: Array, first: int) -> Array:
-        """(S,) slots of X from activations (n, R) of rows [first, first + n), zeros elsewhere. Encoded, they are multiplied by
-        :data:`FACTOR`."""
+        """(S,) slots of X from activations (n, R) of rows [first, first + n), zeros elsewhere.
+        Encoded, they are multiplied by :data:`FACTOR`."""
         out = np.zeros((self.rows, self.features))
         out[self._own(first, x)] = x
         return out.reshape(-1)
 
     def derivative_slots(self, delta: Array, first: int) -> Array:
-        """(S,) slots of D from d loss / d logit (n, C), each of its own row's loss, of rows [first, first + n); :data:`FACTOR` likewise."""
+        """(S,) slots of D from d loss / d logit (n, C), each of its own row's loss, of rows [first, first + n);
+        :data:`FACTOR` likewise."""
         padded = np.zeros((self.rows, self.lanes))
         padded[self._own(first, delta), : self.outputs] = delta
         return np.repeat(np.take_along_axis(padded, self._classes, axis=1), self.lane)
@@ -165,7 +177,9 @@ class InteractiveLayout:
         padded = np.zeros((self.features, self.lanes))
         padded[:, : self.outputs] = SCALE * weights
         lanes = np.arange(self.features) // self.lane
-        return np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(-1)
+        return np.stack([padded[np.arange(self.features), self._classes[i, lanes]] for i in range(self.rows)]).reshape(
+            -1
+        )
 
     def logits(self, slots: Slots, rows: range) -> Array:
         """(n, C) logits of ``rows`` from an opened ciphertext."""
@@ -179,7 +193,8 @@ class InteractiveLayout:
         return slots.real.reshape(self.rows, self.features)[rows.start : rows.stop] / GRADIENT_OPENED
 
     def read_weights(self, slots: Slots) -> Array:
-        """(R, C) times 16, which is what released.weights divides by, from the slots of a released head; the copies are averaged."""
+        """(R, C) times 16, which is what released.weights divides by, from the slots of a released head;
+        the copies are averaged."""
         values = slots.real.reshape(self.copies, self.lanes, self.features).mean(axis=0)
         lanes, out = np.arange(self.features) // self.lane, np.empty((self.features, self.lanes))
         for i in range(self.lanes):
@@ -188,7 +203,9 @@ class InteractiveLayout:
 
     def noise_slots(self, deviation: float) -> Array:
         """(S,) slots of 2^20 times a fresh Gaussian of ``deviation`` on every weight, the same on all of its copies."""
-        return self.weight_slots(sampling.gaussian(self.features * self.outputs, deviation).reshape(self.features, self.outputs))
+        return self.weight_slots(
+            sampling.gaussian(self.features * self.outputs, deviation).reshape(self.features, self.outputs)
+        )
 
     # ----------------------------------------------------------------- masks
 
@@ -238,10 +255,12 @@ class InteractiveLayout:
 
 
 def row_table(layout: InteractiveLayout, batches: Mapping[str, int]) -> dict[str, range]:
-    """The rows of each institution in the joint batch, in the given order. Raises :class:`FocalError` when they do not fit."""
+    """The rows of each institution in the joint batch, in the given order.
+    Raises :class:`FocalError` when they do not fit."""
     if sum(batches.values()) > layout.rows or min(batches.values(), default=0) < 1:
         raise FocalError(
-            f"interactive: batches of {dict(batches)} rows do not fit a joint batch of {layout.rows} ({layout.features} features)",
+            "interactive: "
+            f"batches of {dict(batches)} rows do not fit a joint batch of {layout.rows} ({layout.features} features)",
             hint="use smaller batches (at least one row each), fewer features or a larger ckks ring",
         )
     table, start = {}, 0

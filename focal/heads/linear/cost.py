@@ -1,8 +1,8 @@
 """Which layout: a small cost model over class lanes k, feature lanes f and babies B, and the choice in a sentence.
 
-The model counts key switches (what training time is made of), bytes (what a slow link waits for) and memory, with the unit costs
-below. It chooses the least predicted seconds of upload + training + refresh traffic, among layouts whose release error stays
-within 1e-3 and whose memory fits.
+The model counts key switches (what training time is made of), bytes (what a slow link waits for) and memory, with the
+unit costs below. It chooses the least predicted seconds of upload + training + refresh traffic, among layouts whose
+release error stays within 1e-3 and whose memory fits.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ RESIDUAL = {3: 13.5, 5: 25.0, 7: 30.0}
 REFRESH_SERVER, REFRESH_CUSTODIAN = 11.0, 10.0
 """One collective refresh at the server and at each custodian, packing included."""
 CROWDED = 1.35
-"""Where all parties of a run share a machine: how much longer a step takes than the sum of its prices. They share caches, memory and disk
-too, and what goes between them costs processor time. Measured on two cores, R = 64 and R = 256, 3 custodians: within 10 % (a quiet
-machine)."""
+"""Where all parties of a run share a machine: how much longer a step takes than the sum of its prices. They share
+caches, memory and disk too, and what goes between them costs processor time. Measured on two cores, R = 64 and R = 256,
+3 custodians: within 10 % (a quiet machine)."""
 KINDS = {3: ("logits", "weights"), 5: ("logits", "residual", "weights"), 7: ("logits", "residual", "weights")}
 """Kinds of plan items that a step has refreshed, by degree."""
 BLOCK_MEMORY = 2 << 30
@@ -42,12 +42,13 @@ BLOCK_MEMORY = 2 << 30
 KEY_CUSTODIAN = 25.0
 """One rotation key: generated, packed, added up."""
 MAX_SHARING = 200
-"""Institutions with rows in one shared block, times custodians: as many as have been measured. What the weights carry does not grow with
-them (tests/slow/test_release_noise.py: 60 institutions, 3 custodians)."""
+"""Institutions with rows in one shared block, times custodians: as many as have been measured. What the weights carry
+does not grow with them (tests/slow/test_release_noise.py: 60 institutions, 3 custodians)."""
 
 SHARED_BLOCKS = (
-    "share_blocks: true: an institution that writes data into others' rows of a block can move the weights by sums over these rows and, "
-    "with luck, read such sums off the model, and nothing notices; owners' masks stop targets there, of ordinary size only (SECURITY.md)"
+    "share_blocks: true: an institution that writes data into others' rows of a block "
+    "can move the weights by sums over these rows and, with luck, read such sums off the model, and nothing notices; "
+    "owners' masks stop targets there, of ordinary size only (SECURITY.md)"
 )
 """What everybody must be told who signs a manifest with shared blocks."""
 
@@ -74,9 +75,14 @@ class Cost:
     release_error: float
 
     def describe(self, steps: int, computing: int = 1, slowness: float = 1.0) -> str:
-        """What the planner chose, in three lines a person can check. ``computing`` parties train on the same threads: the server, and the
-        custodians that verify it where all run on one machine, of which :func:`slowness` has been measured."""
-        chosen, mb, seconds = self.layout, 1e6, self.step_seconds * computing * slowness * (CROWDED if computing > 1 else 1.0)
+        """What the planner chose, in three lines a person can check. ``computing`` parties train on the same
+        threads: the server, and the custodians that verify it where all run on one machine, of which
+        :func:`slowness` has been measured."""
+        chosen, mb, seconds = (
+            self.layout,
+            1e6,
+            self.step_seconds * computing * slowness * (CROWDED if computing > 1 else 1.0),
+        )
         word = "about" if computing > 1 else "at least"  # several machines wait for each other's messages besides
         sharing = f" ({computing} parties compute on the same cores)" if computing > 1 else ""
         largest = max(self.upload_bytes.values())
@@ -85,18 +91,17 @@ class Cost:
             f"layout: k = {chosen.class_lanes} class lanes, f = {chosen.feature_lanes} feature lanes, "
             f"{chosen.blocks} {own} block(s) of {chosen.block_rows} rows, {chosen.class_groups} class group(s), "
             f"{len(chosen.rotations)} rotation keys\n"
-            f"bytes:  upload {largest / mb:.0f} MB per institution at most; "
-            f"keys {self.key_bytes / mb:.0f} and inputs {self.input_bytes / mb:.0f} MB "
-            f"up per custodian, "
-            f"refresh {self.refresh_bytes / mb:.1f} MB per custodian and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
+            f"bytes:  upload {largest / mb:.0f} MB per institution at most; keys {self.key_bytes / mb:.0f} and inputs "
+            f"{self.input_bytes / mb:.0f} MB up per custodian, refresh {self.refresh_bytes / mb:.1f} MB per custodian "
+            f"and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
             f"time:   {word} {seconds:.1f} s per step, {seconds * steps:.0f} s for {steps} steps{sharing}; "
             f"upload {self.link_seconds:.0f} s on the slowest link; expected release error {self.release_error:.1e}"
         )
 
 
 def slowness(scheme: Scheme) -> float:
-    """How many times the unit costs of this module a key switch takes here: for what a person is told. The choice of a layout does not
-    depend on it, so that every machine makes the same one."""
+    """How many times the unit costs of this module a key switch takes here: for what a person is told.
+    The choice of a layout does not depend on it, so that every machine makes the same one."""
     return scheme.switch_ms(DATA_LIMBS) / (SWITCH[4] * scheme.n / 16384)
 
 
@@ -129,11 +134,15 @@ def cost(
     step = (switching / threads + len(items) * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
     touched = {name: len(layout.touched(*owned)) for name, owned in layout.row_table(rows).items()}
     upload = {name: count * (layout.lane + groups) * masked_bytes(n) for name, count in touched.items()}
-    inputs = blocks * layout.lane * blob_bytes(n, DATA_LIMBS, 1) + sum(touched.values()) * groups * blob_bytes(n, UPLOADED_TARGET_LIMBS, 1)
+    inputs = blocks * layout.lane * blob_bytes(n, DATA_LIMBS, 1) + sum(touched.values()) * groups * blob_bytes(
+        n, UPLOADED_TARGET_LIMBS, 1
+    )
     keys = (3 + len(layout.rotations)) * blob_bytes(n, LIMBS, DIGITS, extended=True)
     asked = blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1)
     refresh = sum(asked + blob_bytes(n, layout.refresh_map(item).limbs, 1) for item in items)
-    encrypted = min(blocks * layout.lane * 2 * DATA_LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * TARGET_LIMBS * n * 8
+    encrypted = (
+        min(blocks * layout.lane * 2 * DATA_LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * TARGET_LIMBS * n * 8
+    )
     held = encrypted + len(layout.rotations) * 2 * DIGITS * (LIMBS + 2) * n * 8
     return Cost(
         layout,
@@ -158,20 +167,21 @@ def whose(layout: Layout, rows: Mapping[str, int]) -> str:
 
 
 def check_sharing(layout: Layout, rows: Mapping[str, int], custodians: int) -> None:
-    """Raise :class:`FocalError` when more institutions share a block than the release's smudging covers (:data:`MAX_SHARING`)."""
+    """Raise :class:`FocalError` when more institutions share a block than the release's smudging covers
+    (:data:`MAX_SHARING`)."""
     sharing = Counter(b for owned in layout.row_table(rows).values() for b in layout.touched(*owned))
     block, most = max(sharing.items(), key=lambda found: found[1])
     if most * custodians > MAX_SHARING and most > 1:
         raise FocalError(
-            f"layout: {most} institutions share block {block}; with {custodians} custodians at most {MAX_SHARING // custodians} may, "
-            "or the weights would carry more noise than their release hides",
+            f"layout: {most} institutions share block {block}; with {custodians} custodians at most "
+            f"{MAX_SHARING // custodians} may, or the weights would carry more noise than their release hides",
             hint="use share_blocks: false, fewer custodians or, for smaller blocks, more class lanes",
         )
 
 
 def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: int, owners: tuple[int, ...] = ()) -> int:
-    """B for given lanes: the balance moves to more babies when there are more blocks, which share them. Every baby and every giant has
-    a rotation key of its own, which a run of ten steps pays for."""
+    """B for given lanes: the balance moves to more babies when there are more blocks, which share them.
+    Every baby and every giant has a rotation key of its own, which a run of ten steps pays for."""
     lane = features // 2 // f
     best, best_price = 1, math.inf
     for b in (1 << i for i in range(lane.bit_length())):
@@ -185,7 +195,13 @@ def babies_for(slots: int, features: int, outputs: int, rows: int, k: int, f: in
 
 
 def layout_for(
-    slots: int, features: int, outputs: int, rows: int, class_lanes: int, feature_lanes: int, owners: tuple[int, ...] = ()
+    slots: int,
+    features: int,
+    outputs: int,
+    rows: int,
+    class_lanes: int,
+    feature_lanes: int,
+    owners: tuple[int, ...] = (),
 ) -> Layout:
     """The layout with these lanes: a pure function of public numbers, so that every party derives the same one.
 
@@ -210,10 +226,13 @@ def choose(
 ) -> Cost:
     """The cheapest layout that fits; ``wish`` fixes lanes that a person chose, ``rows`` are those of each institution.
 
-    Raises :class:`FocalError` saying what does not fit: features x classes, institutions in one block, memory, or the release error.
+    Raises :class:`FocalError` saying what does not fit: features x classes, institutions in one block,
+    memory, or the release error.
     """
     slots, total, owners = params.ring // 2, sum(rows.values()), () if share_blocks else tuple(rows.values())
-    lanes: Sequence[int] = [wish.class_lanes] if wish.class_lanes else [1 << i for i in range(power_of_two(outputs).bit_length())]
+    lanes: Sequence[int] = (
+        [wish.class_lanes] if wish.class_lanes else [1 << i for i in range(power_of_two(outputs).bit_length())]
+    )
     feature_lanes: Sequence[int] = [wish.feature_lanes] if wish.feature_lanes else [1, 2, 4, 8]
     priced, reasons = [], []
     for k in lanes:
@@ -227,11 +246,13 @@ def choose(
             c = cost(layout, params, rows, custodians, degree, wish.link_mbyte_s, threads)
             if c.release_error > MAX_ERROR:
                 reasons.append(
-                    f"layout: k = {k}, f = {f}: the release would err by {c.release_error:.1e} on a weight, more than {MAX_ERROR:.0e}"
+                    f"layout: k = {k}, f = {f}: the release would err by {c.release_error:.1e} on a weight, "
+                    f"more than {MAX_ERROR:.0e}"
                 )
             elif c.memory_bytes > memory_bytes:
                 reasons.append(
-                    f"layout: k = {k}, f = {f}: needs {c.memory_bytes / 1e9:.1f} GB at the server, {memory_bytes / 1e9:.1f} GB are free"
+                    f"layout: k = {k}, f = {f}: needs {c.memory_bytes / 1e9:.1f} GB at the server, "
+                    f"{memory_bytes / 1e9:.1f} GB are free"
                 )
             else:
                 priced.append(c)
@@ -240,4 +261,6 @@ def choose(
             f"no layout fits {features} features x {outputs} outputs x {total} rows: {reasons[0]}",
             hint="fewer projection features, fewer class lanes or a larger ckks ring",
         )
-    return min(priced, key=lambda c: c.step_seconds * steps + c.link_seconds + 2 * c.key_bytes / 1e6 / wish.link_mbyte_s)
+    return min(
+        priced, key=lambda c: c.step_seconds * steps + c.link_seconds + 2 * c.key_bytes / 1e6 / wish.link_mbyte_s
+    )

@@ -1,29 +1,32 @@
 """Training steps on ciphertexts: one deterministic module without network, clock or randomness.
 
 The server runs it; a verifying custodian and an auditor run the same code and must get the same limbs. The only thing
-it cannot do alone is a collective refresh, so it is handed one. A refresh applies a public map on the way (:class:`Map`), and so does
-what would cost key switches and limbs here::
+it cannot do alone is a collective refresh, so it is handed one. A refresh applies a public map on the way
+(:class:`Map`), and so does what would cost key switches and limbs here::
 
-    limbs   4                 4     3    refresh, 2 Re, fold_j     6        5      4                     4      3    refresh, fold_i0     4
-            W ---forward----> Z ---->. ------------------------> z / 8 --z^2--z^3--> delta --backward--> G ---> W ---------------------> W
+    limbs  4             4    3   refresh, 2 Re, fold_j   6      5      4                 4      3  refresh, fold_i0  4
+           W --forward-> Z -->. --------------------> z / 8 -z^2--z^3--> delta -backward-> G ---> W ----------------> W
 
-(degree 3; the higher ones end with 3 limbs and are refreshed once more, delta to 4 limbs.) The release must hide the noise that the
-weights carry (release.py), and most of it would come in here, so:
+(degree 3; the higher ones end with 3 limbs and are refreshed once more, delta to 4 limbs.) The release must hide
+the noise that the weights carry (release.py), and most of it would come in here, so:
 
-    rescale last        products, their relinearisation, giant and baby steps all run at scale 2^90, one rescaling after them:
-                        what key switches add is divided by 2^45 (relinearisation 2^13.7 per coefficient, as the joint multiplication
-                        key is noisy; a rotation's division by P is biased). It also costs less than rescaling every product.
+    rescale last        products, their relinearisation, giant and baby steps all run at scale 2^90, one rescaling
+                        after them: what key switches add is divided by 2^45 (relinearisation 2^13.7 per coefficient,
+                        as the joint multiplication key is noisy; a rotation's division by P is biased). It also costs
+                        less than rescaling every product.
     W' = 16 W           the release noise, fixed in size, then weighs 16 times less on the weights (WEIGHT_SCALE)
-    u = z / 8           what the cubic takes is at most 1, so no rounding is amplified (LOGIT_SCALE); the rate is in its coefficients
-    X / divisor         data and residual share what rounding and fresh noise leave on the weights (Layout.divisor): Z' = 16 Z / divisor
+    u = z / 8           what the cubic takes is at most 1, so no rounding is amplified (LOGIT_SCALE);
+                        the rate is in its coefficients
+    X / divisor         data and residual share what rounding and fresh noise leave on the weights (Layout.divisor):
+                        Z' = 16 Z / divisor
 
 Per block and class group, with D'_gh the stored data and k the class lanes (layout.py):
 
     z = Re fold_j  sum_g rot( sum_h D'_gh . rot(conj W, h k),       g B k )          Horner over g
     G =    fold_i0 sum_h rot( sum_g D'_gh . rot(delta, -g B k),     -h k )           Horner over h, blocks summed first
 
-What else is saved against the textbook order: rotations of one ciphertext share their digit decomposition (hoisting: half
-the price); products are summed before one relinearisation per giant or baby step; the backward pass adds the
+What else is saved against the textbook order: rotations of one ciphertext share their digit decomposition (hoisting:
+half the price); products are summed before one relinearisation per giant or baby step; the backward pass adds the
 products of all blocks before it relinearises and rotates, so those cost nothing per block.
 A key switch costs ten times a bare product: key switches are what is counted.
 """
@@ -77,13 +80,15 @@ def rate(layout: Layout, scalars: Scalars) -> float:
 
 
 def factors(scheme: Scheme, layout: Layout, scalars: Scalars) -> list[Any]:
-    """By what u, u^3, ... are multiplied to give ``rate`` p(z): numbers; with f > 1 plaintexts that keep lane j = 0 only."""
+    """By what u, u^3, ... are multiplied to give ``rate`` p(z): numbers;
+    with f > 1 plaintexts that keep lane j = 0 only."""
     own = [rate(layout, scalars) * c / LOGIT_SCALE ** (2 * i + 1) for i, c in enumerate(scalars.coefficients)]
     return own if layout.feature_lanes == 1 else [scheme.evaluator.encode(layout.first_lane() * a, LIMBS) for a in own]
 
 
 def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars, row_table: Mapping[str, tuple[int, int]]) -> str:
-    """SHA-256 over every scalar of a step and all encoded masks, which went through a floating-point FFT: all must get the same bits."""
+    """SHA-256 over every scalar of a step and all encoded masks, which went through a floating-point FFT:
+    all must get the same bits."""
     numbers = (*scalars.coefficients, scalars.rate, scalars.decay)
     found = hashlib.sha256(b"focal/mask/v3" + struct.pack(f"<{len(numbers)}d", *numbers))
     found.update(masks.OwnerMasks(scheme, layout, rate(layout, scalars)).digest(row_table))
@@ -96,18 +101,21 @@ def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars, row_table: Map
 def ones(scheme: Scheme, limbs: int) -> Ciphertext:
     """A ciphertext to add after a key switch at scale 2^45: one on every coefficient of both elements.
 
-    A key switch divides by P, approximately (Halevi, Polyakov and Shoup 2019, section 2.2), and what it leaves out is -2, -1 or 0, on
-    average -1 on every coefficient. What is the same on all coefficients adds up in the slots nearest zeta = exp(i pi / N), times s there:
-    2^19.6 where rounding to nearest leaves 2^12.5.
+    A key switch divides by P, approximately (Halevi, Polyakov and Shoup 2019, section 2.2), and what it leaves out is
+    -2, -1 or 0, on average -1 on every coefficient. What is the same on all coefficients adds up in the slots nearest
+    zeta = exp(i pi / N), times s there: 2^19.6 where rounding to nearest leaves 2^12.5.
     """
     limb = [ring.ntt(np.ones(scheme.n, np.uint64), q, scheme.roots[q]) for q in scheme.moduli[:limbs]]
     return scheme.evaluator.load([limb, limb])
 
 
 class Engine(Moves):
-    """Runs training steps. ``block(b)`` yields block b; it may keep blocks in memory or read them from disk each time."""
+    """Runs training steps. ``block(b)`` yields block b; it may keep blocks in memory or read them
+    from disk each time."""
 
-    def __init__(self, scheme: Scheme, layout: Layout, scalars: Scalars, block: Callable[[int], Block], threads: int) -> None:
+    def __init__(
+        self, scheme: Scheme, layout: Layout, scalars: Scalars, block: Callable[[int], Block], threads: int
+    ) -> None:
         self.scheme, self.layout, self.scalars, self.block = scheme, layout, scalars, block
         self.ev = scheme.evaluator
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="engine")
@@ -135,14 +143,20 @@ class Engine(Moves):
         if len(self.scalars.coefficients) > 2:  # degree 5 and 7: one more level, hence one more refresh
             residuals = [self.ev.drop(ct, REFRESH_LIMBS) for ct in residuals]
             residuals = refresh(list(layout.items(step, "residual")), residuals)
-        return refresh(list(layout.items(step, "weights")), self._map(self._updated, weights, self._backward(residuals)))
+        return refresh(
+            list(layout.items(step, "weights")), self._map(self._updated, weights, self._backward(residuals))
+        )
 
     # ----------------------------------------------------------------- forward
 
     def _forward(self, block: Block, turned: list[list[Ciphertext]]) -> list[Ciphertext]:
-        """Z' = 16 Z / divisor of one block, in parts that are folded over j, 3 limbs, one ciphertext per class group."""
+        """Z' = 16 Z / divisor of one block, in parts that are folded over j, 3 limbs,
+        one ciphertext per class group."""
         ev, giants, groups = self.ev, range(self.layout.giants), range(self.layout.class_groups)
-        sums = self._map(lambda ug: ev.relinearise(ev.products(block.data[ug[1]], turned[ug[0]])), [(u, g) for u in groups for g in giants])
+        sums = self._map(
+            lambda ug: ev.relinearise(ev.products(block.data[ug[1]], turned[ug[0]])),
+            [(u, g) for u in groups for g in giants],
+        )
 
         def horner(u: int) -> Ciphertext:
             z = sums[u * len(giants) + giants[-1]]
@@ -155,7 +169,8 @@ class Engine(Moves):
     # ----------------------------------------------------------------- residual
 
     def _residual(self, u: Ciphertext, target: Ciphertext) -> Ciphertext:
-        """rate (p(z) + 1/2 - y) in lane j = 0 from u = z / 8 (6 limbs) and rate (1/2 - y); 4 limbs, of degree 5 and 7 three."""
+        """rate (p(z) + 1/2 - y) in lane j = 0 from u = z / 8 (6 limbs) and rate (1/2 - y);
+        4 limbs, of degree 5 and 7 three."""
         ev, f = self.ev, self.factors
         multiply = lambda x, y: ev.rescale(ev.multiply(x, y))  # noqa: E731
         square, linear = multiply(u, u), self._times(u, f[0])
@@ -172,7 +187,8 @@ class Engine(Moves):
     # ----------------------------------------------------------------- backward
 
     def _backward(self, deltas: list[Ciphertext]) -> list[Ciphertext]:
-        """16 (eta / n) X' delta in parts that are folded over i0, 4 limbs at scale 2^90, one ciphertext per class group."""
+        """16 (eta / n) X' delta in parts that are folded over i0, 4 limbs at scale 2^90,
+        one ciphertext per class group."""
         ev, layout = self.ev, self.layout
         groups, babies = range(layout.class_groups), range(layout.babies)
         sums: list[list[Ciphertext | None]] = [[None] * layout.babies for _ in groups]
@@ -189,7 +205,8 @@ class Engine(Moves):
         return self._map(horner, groups)
 
     def _accumulate(self, data: list[list[Ciphertext]], deltas: list[Ciphertext], sums: list[list[Any]]) -> None:
-        """Add one block's products to ``sums`` [class group][h], which are not relinearised. The block is free when this returns."""
+        """Add one block's products to ``sums`` [class group][h], which are not relinearised.
+        The block is free when this returns."""
         layout = self.layout
         turned = self._turned(self._map(self._in_every_lane, deltas), layout.giant_rotations, self.ones)
 
@@ -212,7 +229,9 @@ class Engine(Moves):
 
     # ----------------------------------------------------------------- small moves
 
-    def _turned(self, cts: list[Ciphertext], rotations: list[int], constant: Ciphertext | None = None) -> list[list[Ciphertext]]:
+    def _turned(
+        self, cts: list[Ciphertext], rotations: list[int], constant: Ciphertext | None = None
+    ) -> list[list[Ciphertext]]:
         """Each ciphertext and its rotations, which share their digits, each plus ``constant``."""
 
         def one(ct: Ciphertext) -> list[Ciphertext]:

@@ -1,35 +1,41 @@
 """Where rows, features and classes sit in the slots of a ciphertext.
 
-A slot is a complex number and holds two real features (*complex packing*): with R features, feature q pairs with q + R/2 ::
+A slot is a complex number and holds two real features (*complex packing*):
+with R features, feature q pairs with q + R/2 ::
 
     xi_q = x_q + i x_(q + R/2)         Omega_q = w_q + i w_(q + R/2)         q in [0, R/2)
-    z    = <x, w> = Re sum_q xi_q conj(Omega_q)                              both gradients at once: d/dOmega = sum over rows of xi delta
+    z    = <x, w> = Re sum_q xi_q conj(Omega_q)
+    both gradients at once: d/dOmega = sum over rows of xi delta
 
 With f feature lanes, k class lanes (fastest), P = R/2/f and S = N/2 slots::
 
     slot = ((i0 * f + j) * P + q) * k + c        i0 in [0,I)  j in [0,f)  q in [0,P)  c in [0,k)       I = S / (R/2 k)
 
-            i0 = 0                      i0 = 1
-    | j=0         | j=1  ... | j=0         | ...          sample row of a block = i0 P + q
-    | q=0 q=1 ... |          |             |              complex feature       = (j P + q + s) mod R/2   in data ciphertext s
-    | c c c c ... |          |             |              class                 = c                       (of one class group)
+            i0 = 0                     i0 = 1
+    | j=0         | j=1  ... | j=0        | ...     sample row of a block = i0 P + q
+    | q=0 q=1 ... |          |            |         complex feature       = (j P + q + s) mod R/2   in data ciphertext s
+    | c c c c ... |          |            |         class                 = c                       (of one class group)
 
-Data ciphertext s (the s-th *skewed* diagonal):   D_s(i0, j, q, c) = xi[row(i0, q), (j P + q + s) mod R/2] / divisor      s in [0, P)
-Weights of a class group (constant along i0):      W(i0, j, q, c)   = Omega[j P + q, c]
+Data ciphertext s in [0, P) (the s-th *skewed* diagonal) and weights of a class group (constant along i0)::
 
-so that z = Re fold_j sum_s D_s . rot(conj W, s k). A rotation by less than R/2 k slots runs through the lanes of a group and on into
-the next, which holds the same weights, so no mask is needed there. The fold over j runs on as well: it is right in lane j = 0 only,
-where the residual is kept (:meth:`Layout.first_lane`) and copied to the other lanes before the backward pass.
-With s = g B + h the ciphertexts are stored rotated by -g B k; the same ones then serve forward and backward
-passes by baby and giant steps (docs/kernels.md; Halevi and Shoup 2014, section 4.2, for the diagonal method).
+    D_s(i0, j, q, c) = xi[row(i0, q), (j P + q + s) mod R/2] / divisor
+    W(i0, j, q, c)   = Omega[j P + q, c]
 
-Block b holds global rows [b m, (b + 1) m), and institution i owns global rows [start, stop). It fills the slots of its own rows and
-encrypts zeros elsewhere. Each has blocks of its own, its first row is the first of a block::
+so that z = Re fold_j sum_s D_s . rot(conj W, s k). A rotation by less than R/2 k slots runs through the lanes of
+a group and on into the next, which holds the same weights, so no mask is needed there. The fold over j runs on
+as well: it is right in lane j = 0 only, where the residual is kept (:meth:`Layout.first_lane`) and copied to the
+other lanes before the backward pass. With s = g B + h the ciphertexts are stored rotated by -g B k; the same
+ones then serve forward and backward passes by baby and giant steps (docs/kernels.md; Halevi and Shoup 2014,
+section 4.2, for the diagonal method).
+
+Block b holds global rows [b m, (b + 1) m), and institution i owns global rows [start, stop). It fills the slots of its
+own rows and encrypts zeros elsewhere. Each has blocks of its own, its first row is the first of a block::
 
     owners 5, 3, 6; m = 4        | a a a a | a . . . | b b b . | c c c c | c c . . |        start: 0, 8, 12
 
-so that nobody can put data into another's rows. With ``share_blocks`` in the manifest rows follow each other without a gap, several
-institutions fill one block, and the server adds their ciphertexts up: fewer blocks, and nothing but honesty keeps data apart.
+so that nobody can put data into another's rows. With ``share_blocks`` in the manifest rows follow each other
+without a gap, several institutions fill one block, and the server adds their ciphertexts up: fewer blocks, and
+nothing but honesty keeps data apart.
 """
 
 from __future__ import annotations
@@ -54,9 +60,11 @@ WEIGHT_SCALE = 16.0
 TARGET_SCALE = 256.0
 """Targets are uploaded 256 times larger, so that their fresh noise, fixed in size, weighs 256 times less on them."""
 LOGIT_SCALE = 1 / 8.0
-"""Logits are refreshed as u = z / 8: the fit of the sigmoid ends at |z| = 8, so |u| <= 1, and no power of u amplifies a rounding."""
+"""Logits are refreshed as u = z / 8: the fit of the sigmoid ends at |z| = 8, so |u| <= 1,
+and no power of u amplifies a rounding."""
 DATA_LIMBS = 4
-"""Limbs of data, weights and residual when they are multiplied: one more than a refresh takes, for the rescaling before it."""
+"""Limbs of data, weights and residual when they are multiplied: one more than a refresh takes,
+for the rescaling before it."""
 
 
 def power_of_two(n: int) -> int:
@@ -68,10 +76,10 @@ def power_of_two(n: int) -> int:
 class Layout:
     """One choice of lanes for R features and C outputs on S slots.
 
-    ``babies`` is B of the baby step / giant step split; rows n are those of all institutions. ``owners``: how many of them each institution
-    has, in manifest order, where each has blocks of its own; empty where all rows follow each other in shared blocks.
-    Features, lanes and babies are powers of two. Raises :class:`FocalError` when they are not, when features x classes
-    do not fit the ring, or when the owners' rows are not n.
+    ``babies`` is B of the baby step / giant step split; rows n are those of all institutions. ``owners``: how many of
+    them each institution has, in manifest order, where each has blocks of its own; empty where all rows follow each
+    other in shared blocks. Features, lanes and babies are powers of two. Raises :class:`FocalError` when they are not,
+    when features x classes do not fit the ring, or when the owners' rows are not n.
     """
 
     slots: int
@@ -85,9 +93,15 @@ class Layout:
 
     def __post_init__(self) -> None:
         for name in ("features", "class_lanes", "feature_lanes", "babies"):
-            if getattr(self, name) != power_of_two(getattr(self, name)):  # folds and rotations wrap rightly for nothing else
+            if getattr(self, name) != power_of_two(
+                getattr(self, name)
+            ):  # folds and rotations wrap rightly for nothing else
                 raise FocalError(f"layout: {name.replace('_', ' ')} must be a power of two, not {getattr(self, name)}")
-        if (self.features // 2) % self.feature_lanes or self.features < 2 or self.class_lanes > power_of_two(self.outputs):
+        if (
+            (self.features // 2) % self.feature_lanes
+            or self.features < 2
+            or self.class_lanes > power_of_two(self.outputs)
+        ):
             raise FocalError(
                 f"layout: {self.feature_lanes} feature lanes and {self.class_lanes} class lanes do not fit "
                 f"{self.features} features and {self.outputs} outputs",
@@ -95,11 +109,14 @@ class Layout:
             )
         if self.groups_of_rows < 1:
             raise FocalError(
-                f"layout: {self.features} features x {self.class_lanes} class lanes are too many for {self.slots} slots",
+                f"layout: {self.features} features x {self.class_lanes} class lanes "
+                f"are too many for {self.slots} slots",
                 hint="fewer class lanes, fewer projection features or a larger ckks ring",
             )
         if self.owners and (min(self.owners) < 1 or sum(self.owners) != self.rows):
-            raise FocalError(f"layout: institutions with {', '.join(map(str, self.owners))} rows do not make up {self.rows} rows")
+            raise FocalError(
+                f"layout: institutions with {', '.join(map(str, self.owners))} rows do not make up {self.rows} rows"
+            )
 
     # ----------------------------------------------------------------- shape
 
@@ -140,11 +157,11 @@ class Layout:
     def divisor(self) -> float:
         """Data are carried divided by this power of two, and the residual multiplied by it before the backward pass.
 
-        The rounding of each row's residual adds up to sqrt(n) / divisor on the weights, the data's own fresh noise to divisor / sqrt(n): so
-        divided, both stay where the release's noise bound needs them, whatever the number of rows. With sqrt(n) / 2 little more can be
-        gained (measured: t of 2^10.8 at sqrt(n) / 8, 2^9.2 here, 2^8.8 at sqrt(n)). Each rotation that copies the residual to more lanes
-        adds about one more rounding. At most 256: the logits' refresh multiplies by it, and a division by 2^8 is all that it has to give
-        (:meth:`refresh_map`).
+        The rounding of each row's residual adds up to sqrt(n) / divisor on the weights, the data's own fresh noise to
+        divisor / sqrt(n): so divided, both stay where the release's noise bound needs them, whatever the number of
+        rows. With sqrt(n) / 2 little more can be gained (measured: t of 2^10.8 at sqrt(n) / 8, 2^9.2 here, 2^8.8 at
+        sqrt(n)). Each rotation that copies the residual to more lanes adds about one more rounding. At most 256: the
+        logits' refresh multiplies by it, and a division by 2^8 is all that it has to give (:meth:`refresh_map`).
         """
         roundings = self.rows * (1 + len(self.lane_folds))
         return float(min(256, power_of_two(max(1, math.isqrt(roundings // 4)))))
@@ -172,7 +189,8 @@ class Layout:
 
     @property
     def lane_folds(self) -> list[int]:
-        """Sum over j, right in lane j = 0. The logits' refresh does it; by the same steps downwards that lane is copied to the others."""
+        """Sum over j, right in lane j = 0. The logits' refresh does it; by the same steps downwards that lane
+        is copied to the others."""
         step = self.lane * self.class_lanes
         return [step << x for x in range(self.feature_lanes.bit_length() - 1)]
 
@@ -199,7 +217,8 @@ class Layout:
     def refresh_map(self, item: str) -> Map:
         """The map of a plan item's refresh: it follows from the item's kind.
 
-        Logits come as 16 Z / divisor, go out as 2 Re Z, folded over the lanes and brought to z / 8. Weights are folded over i0.
+        Logits come as 16 Z / divisor, go out as 2 Re Z, folded over the lanes and brought to z / 8.
+        Weights are folded over i0.
         """
         turned = lambda rotations: tuple(ring.exponent(2 * self.slots, r) for r in rotations)  # noqa: E731
         kind = item.split("/")[2]
@@ -216,7 +235,10 @@ class Layout:
         Raises :class:`FocalError` when these are not the rows that the layout was made for.
         """
         if sum(rows.values()) != self.rows or (self.owners and tuple(rows.values()) != self.owners):
-            raise FocalError(f"layout: made for {self.owners or self.rows} rows, not for {', '.join(f'{k} {v}' for k, v in rows.items())}")
+            raise FocalError(
+                f"layout: made for {self.owners or self.rows} rows, "
+                f"not for {', '.join(f'{k} {v}' for k, v in rows.items())}"
+            )
         table, start = {}, 0
         for name, n in rows.items():
             table[name] = (start, start + n)
@@ -236,7 +258,8 @@ class Layout:
         return plan
 
     def block_of(self, values: Array, start: int, block: int) -> Array:
-        """(block_rows, columns): this institution's rows (global rows from ``start`` on) in ``block``, zeros elsewhere."""
+        """(block_rows, columns): this institution's rows (global rows from ``start`` on)
+        in ``block``, zeros elsewhere."""
         m = self.block_rows
         out = np.zeros((m, values.shape[1]))
         first, last = max(start, block * m), min(start + len(values), (block + 1) * m)
@@ -270,7 +293,8 @@ class Layout:
         return self.target_slots(own, group) / TARGET_SCALE
 
     def class_mask(self, group: int) -> Array | None:
-        """1 on lanes of a weight ciphertext that hold a class, 0 on those that pad C to whole groups; None where every lane holds one."""
+        """1 on lanes of a weight ciphertext that hold a class, 0 on those that pad C to whole groups;
+        None where every lane holds one."""
         if (group + 1) * self.class_lanes <= self.outputs:
             return None
         return self.weight_slots(np.ones((self.features, self.outputs)), group).real

@@ -43,7 +43,10 @@ class Scalars:
     @classmethod
     def derive(cls, degree: int, eta: float, ridge: float, rows: int) -> Scalars:
         if not 0.0 < eta * ridge < 1.0:
-            raise FocalError(f"training: eta {eta:.3g} times ridge {ridge:.3g} must lie between 0 and 1", hint="choose a smaller ridge")
+            raise FocalError(
+                f"training: eta {eta:.3g} times ridge {ridge:.3g} must lie between 0 and 1",
+                hint="choose a smaller ridge",
+            )
         return cls(SIGMOID[degree], eta / float(rows), 1.0 - eta * ridge)
 
 

@@ -2,13 +2,15 @@
 
 All get the same uploads and the same refresh answers, so all get the same limbs. Each link of the chain is::
 
-    chain_0   = H(upload lists)          chain_{t+1} = H(chain_t || digests of the weights before || digests of the weights after)
+    chain_0     = H(upload lists)
+    chain_{t+1} = H(chain_t || digests of the weights before || digests of the weights after)
 
-Uploads may be larger than the memory. The engine scans the blocks in ascending order, over and over: a cache of the most recent ones
-would never hold the next one, so the first blocks stay and the others stream::
+Uploads may be larger than the memory. The engine scans the blocks in ascending order, over and over:
+a cache of the most recent ones would never hold the next one, so the first blocks stay and the others stream::
 
-    in memory     | targets of all blocks | data of blocks 0 1 ... k-1 |  k  | k+1 |    a step reads k, k+1, ... twice: forward, backward
-    on disk       | every chunk of every institution                       ^     ^ one in use, one on its way
+    in memory     | targets of all blocks | data of blocks 0 1 ... k-1 |  k  | k+1 |    a step reads k, k+1, ... twice:
+    on disk       | every chunk of every institution                      ^     ^       forward, backward
+                                                                          one in use, one on its way
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ from focal.protocols.common.voice import Fetch, Given, Voice
 
 
 class BlindCompute:
-    """Encrypted training from signed upload lists and what the custodians gave for them. ``fetch`` yields masked rows and contributions;
-    they are checked here.
+    """Encrypted training from signed upload lists and what the custodians gave for them.
+    ``fetch`` yields masked rows and contributions; they are checked here.
 
-    ``memory``: bytes that blocks may take. What does not fit is fetched again in every pass: slower, with the same limbs. The targets
-    of all blocks and the data of two stay in any case.
+    ``memory``: bytes that blocks may take. What does not fit is fetched again in every pass: slower,
+    with the same limbs. The targets of all blocks and the data of two stay in any case.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class BlindCompute:
         self._placed: dict[Place, list[tuple[Placed, list[tuple[str, str]]]]] = {}
         """Place -> its inputs, each with what every custodian gave for it."""
         for i, placed in enumerate(inputs(manifest, layout, lists)):
-            self._placed.setdefault(placed.place, []).append((placed, [(name, blobs[i]) for name, blobs in given.items()]))
+            self._placed.setdefault(placed.place, []).append(
+                (placed, [(name, blobs[i]) for name, blobs in given.items()])
+            )
         self._targets: dict[int, list[Any]] = {}
         self._blocks: dict[int, Block] = {}
         scalars = scalars_of(manifest, lists)
@@ -75,8 +79,11 @@ class BlindCompute:
         self.engine.close()
         self.pool.shutdown()
 
-    def steps(self, voice: Voice, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None) -> Iterator[msg.StepDone]:
-        """Take every step that follows after ``done``, whose outputs ``fetch`` yields from the own disk; yield each one's statement."""
+    def steps(
+        self, voice: Voice, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None
+    ) -> Iterator[msg.StepDone]:
+        """Take every step that follows after ``done``, whose outputs ``fetch`` yields from the own disk;
+        yield each one's statement."""
         weights, chain = self.start()
         if done and fetch is not None:
             weights, chain = self.load(done[-1].outputs, fetch), done[-1].chain
@@ -91,13 +98,18 @@ class BlindCompute:
         chain = hashlib.sha256(b"focal/chain/v1" + b"".join(msg.encode(u) for u in self.lists.values())).hexdigest()
         return zero_weights(self.scheme, self.layout), chain
 
-    def step(self, step: int, weights: list[Any], chain: str, ask: Refresh) -> tuple[list[Any], msg.StepDone, list[bytes]]:
-        """One step; returns the new weights, the statement of it, and the new weights' bytes (their digests are its outputs)."""
+    def step(
+        self, step: int, weights: list[Any], chain: str, ask: Refresh
+    ) -> tuple[list[Any], msg.StepDone, list[bytes]]:
+        """One step; returns the new weights, the statement of it, and the new weights' bytes
+        (their digests are its outputs)."""
         before = tuple(codec.digest(b) for b in self.dump(weights))
         weights = self.engine.step(step, weights, ask)
         dumped = self.dump(weights)
         after = tuple(codec.digest(b) for b in dumped)
-        link = hashlib.sha256(b"focal/chain/v1" + bytes.fromhex(chain) + "".join((*before, *after)).encode()).hexdigest()
+        link = hashlib.sha256(
+            b"focal/chain/v1" + bytes.fromhex(chain) + "".join((*before, *after)).encode()
+        ).hexdigest()
         return weights, msg.StepDone(step=step, inputs=before, outputs=after, chain=link), dumped
 
     def dump(self, weights: list[Any]) -> list[bytes]:
@@ -106,12 +118,15 @@ class BlindCompute:
 
     def load(self, digests: tuple[str, ...], fetch: Fetch) -> list[Any]:
         """Weight ciphertexts from bytes that this party wrote itself."""
-        return [self.scheme.evaluator.load(codec.unpack(self.scheme, WEIGHTS, fetch(d), "the own disk")) for d in digests]
+        return [
+            self.scheme.evaluator.load(codec.unpack(self.scheme, WEIGHTS, fetch(d), "the own disk")) for d in digests
+        ]
 
     # ----------------------------------------------------------------- blocks
 
     def block(self, b: int) -> Block:
-        """Block b. All of it is read when it is first asked for: no share is given before every chunk was found well formed."""
+        """Block b. All of it is read when it is first asked for: no share is given before every chunk
+        was found well formed."""
         if b not in self._targets:
             data = self._data(b)
             self._targets[b] = self._read([(b, "target", u, 0) for u in range(self.layout.class_groups)])
@@ -140,7 +155,9 @@ class BlindCompute:
     def _combined(self, placed: Placed, given: list[tuple[str, str]]) -> Any:
         names = [name for name, _ in placed.input.owners]
         uploads = [(f"'{name}'", self.fetch(digest)) for name, digest in zip(names, placed.chunks, strict=True)]
-        return self.scheme.evaluator.load(combined(self.scheme, self.run_id, self.digest, placed.input, uploads, given, self.fetch))
+        return self.scheme.evaluator.load(
+            combined(self.scheme, self.run_id, self.digest, placed.input, uploads, given, self.fetch)
+        )
 
 
 class StreamedBlock(Block):
@@ -150,7 +167,8 @@ class StreamedBlock(Block):
         self.targets, self._read, self._lock = targets, read, threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
-        """Python asks here for an attribute that is not there: ``data``, before they were read. Several threads may ask at once."""
+        """Python asks here for an attribute that is not there: ``data``, before they were read.
+        Several threads may ask at once."""
         if name != "data":
             raise AttributeError(name)
         with self._lock:
@@ -160,7 +178,8 @@ class StreamedBlock(Block):
 
 
 def kept_blocks(layout: Layout, memory: int) -> int:
-    """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks on their way through."""
+    """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks
+    on their way through."""
     limb = 2 * (2 * layout.slots) * 8  # both polynomials of a ciphertext
     data = layout.lane * DATA_LIMBS * limb
     fit = (memory - layout.blocks * layout.class_groups * TARGET_LIMBS * limb) // data

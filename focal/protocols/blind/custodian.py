@@ -35,23 +35,38 @@ class BlindCustodian(Custodian):
             if self.verifies:
                 memory = int(self.local.memory_gb * 1e9)
                 compute = BlindCompute(
-                    self.manifest, self.scheme, self.layout, self.run_id, lists, digest, given, self.fetch, self.threads, memory
+                    self.manifest,
+                    self.scheme,
+                    self.layout,
+                    self.run_id,
+                    lists,
+                    digest,
+                    given,
+                    self.fetch,
+                    self.threads,
+                    memory,
                 )
                 self.verify(compute)
             else:
                 self._answer_plan()
 
     def _accept_uploads(self) -> tuple[dict[str, msg.Upload], str]:
-        """Exactly one valid list from every institution, and the same lists at every custodian, before anything is made for them."""
+        """Exactly one valid list from every institution, and the same lists at every custodian,
+        before anything is made for them."""
         lists = self.hear_all(self.names, "upload", msg.Upload)
-        inputs.check_keys(uploads.mask_keys(lists), self.peers, self.hear_all([*self.names, *self.peers], inputs.KEY, msg.InputKey))
-        digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint))
+        inputs.check_keys(
+            uploads.mask_keys(lists), self.peers, self.hear_all([*self.names, *self.peers], inputs.KEY, msg.InputKey)
+        )
+        digest = uploads.inputs_digest(
+            self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint)
+        )
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
         uploads.check_accepted(digest, self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest
 
     def _fetch(self, digests: Iterable[str]) -> None:
-        """Every custodian checks all masked rows, a verifier computes with them. Kept on disk: a restart does not fetch them again."""
+        """Every custodian checks all masked rows, a verifier computes with them. Kept on disk:
+        a restart does not fetch them again."""
         wanted = list(digests)
         missing = [digest for digest in wanted if digest not in self.blobs]
         there = len(wanted) - len(missing)

@@ -1,4 +1,5 @@
-"""An institution of a blind run: its images stay, encrypted projections of its features go once, and a model comes back.
+"""An institution of a blind run: its images stay, encrypted projections of its features go once,
+and a model comes back.
 
 ::
 
@@ -79,13 +80,17 @@ class BlindInstitution(Institution):
 
         assert self.local.data is not None and self.local.weights is not None
         spec = self.manifest.lower
-        config: DatasetConfig = self.local.data.model_copy(update={"classes": self.manifest.classes, "task": self.manifest.task})
+        config: DatasetConfig = self.local.data.model_copy(
+            update={"classes": self.manifest.classes, "task": self.manifest.task}
+        )
         table = load(config, self.local.seed)
         segment, source = build_lower(spec, self.local.weights)
         self.report.say(f"{self.me.name}: lower segment {spec.model}, {source}")
         cache = self.local.cache or self.folder / "features"
         wanted = np.flatnonzero(np.isin(table.split, ("train", "test")))
-        features = compute_features(segment, table, wanted, device=self.local.device, cache=cache, progress=self.report.progress)
+        features = compute_features(
+            segment, table, wanted, device=self.local.device, cache=cache, progress=self.report.progress
+        )
         rows = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
         return rows, test_image_features(segment)
 
@@ -102,7 +107,9 @@ class BlindInstitution(Institution):
             self.send_stored([*body.chunks, *body.proofs], "custodians")
             self.say("upload", body)
         MaskKeys(self).forget()
-        self.report.say(f"{self.me.name}: the rows are uploaded; the rest needs nothing from here, the result can be fetched later")
+        self.report.say(
+            f"{self.me.name}: the rows are uploaded; the rest needs nothing from here, the result can be fetched later"
+        )
 
     def _masked_rows(self, scheme: Scheme, keys: MaskKeys, joint: msg.JointKeys) -> msg.Upload:
         """The list of all chunks, which are in the own store."""
@@ -115,14 +122,18 @@ class BlindInstitution(Institution):
         def message(place: uploads.Place) -> Message:
             block, what, g, h = place
             rows = layout.block_of(columns if what == "data" else targets, start, block)
-            return inputs.message(scheme, layout.data_slots(rows, g, h) if what == "data" else layout.target_slots(rows, g))
+            return inputs.message(
+                scheme, layout.data_slots(rows, g, h) if what == "data" else layout.target_slots(rows, g)
+            )
 
         def chunk(place: uploads.Place) -> str:
             return self.blobs.put(keys.masked(scheme, message(place), label, uploads.item(place, self.me.name)))
 
         def proof(what: str) -> str:
             own = [i for i, place in enumerate(places) if place[1] == what]
-            statement = uploads.statement_of(self.manifest, layout, self.run_id, self.me.name, what, tuple(digests[i] for i in own))
+            statement = uploads.statement_of(
+                self.manifest, layout, self.run_id, self.me.name, what, tuple(digests[i] for i in own)
+            )
             return self.blobs.put(keys.proof(statement, lambda: (message(places[i]) for i in own)))
 
         digests: list[str] = []

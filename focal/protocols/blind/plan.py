@@ -19,7 +19,8 @@ from focal.protocols.common.facts import common_facts
 CARRIED_NOISE = release.CARRIED_NOISE
 OWN_PHASES: tuple[str, ...] = ("features",)
 TRUST = (
-    "blind: the size of the institutions' rows is checked to within a factor of 2^11 only, and by custodians that follow the protocol; "
+    "blind: the size of the institutions' rows is checked to within a factor of 2^11 only, "
+    "and by custodians that follow the protocol; "
     "much larger rows than true ones say more of the joint key than the release hides (SECURITY.md)"
 )
 """What everybody must be told who signs a blind run."""
@@ -30,7 +31,8 @@ def check_members(manifest: Manifest) -> None:
 
 
 def layout(manifest: Manifest) -> Layout:
-    """The slot layout of a blind run. Raises :class:`focal.errors.FocalError` when it does not fit, as the planner does."""
+    """The slot layout of a blind run. Raises :class:`focal.errors.FocalError` when it does not fit,
+    as the planner does."""
     lanes, rows = manifest.layout, manifest.row_counts
     assert lanes is not None  # a blind manifest has one
     shape = layout_for(

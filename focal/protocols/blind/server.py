@@ -20,7 +20,16 @@ class BlindServer(Server):
         with self.report.phase("train"):
             memory = int(self.local.memory_gb * 1e9)
             compute = BlindCompute(
-                self.manifest, self.scheme, self.layout, self.run_id, lists, digest, given, self.blobs.get, self.threads, memory
+                self.manifest,
+                self.scheme,
+                self.layout,
+                self.run_id,
+                lists,
+                digest,
+                given,
+                self.blobs.get,
+                self.threads,
+                memory,
             )
             return self.train(compute)
 

@@ -24,8 +24,8 @@ from focal.protocols.common.inputs import Claim
 def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
     """Check every institution's signed list against the manifest; returns one digest over all lists.
 
-    Raises :class:`Refused` (``upload``) naming the institution and what differs. A list may name what another names: under its own
-    masks that is noise, and no rows of anybody's.
+    Raises :class:`Refused` (``upload``) naming the institution and what differs. A list may name what another names:
+    under its own masks that is noise, and no rows of anybody's.
     """
     eta = {u.eta_hex for u in lists.values()}
     projection = {u.projection for u in lists.values()}
@@ -43,13 +43,16 @@ def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload],
             ("number of proofs", len(upload.proofs), len(PROVEN)),
         ):
             if found != wanted:
-                raise Refused("upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})")
+                raise Refused(
+                    "upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})"
+                )
         running.update(msg.encode(upload))
     return running.hexdigest()
 
 
 MAX_RMS = 4.0
-"""Largest root mean square of an institution's projected features; over all institutions it is 1, where features are whitened."""
+"""Largest root mean square of an institution's projected features; over all institutions it is 1,
+where features are whitened."""
 PROVEN = ("data", "target")
 """What an institution proves to be in range."""
 ROUND = "inputs"
@@ -105,9 +108,11 @@ def claims(manifest: Manifest, shape: Layout, run_id: bytes, lists: dict[str, ms
     return found
 
 
-def statement_of(manifest: Manifest, shape: Layout, run_id: bytes, name: str, what: str, digests: tuple[str, ...]) -> Statement:
-    """That the data, or the targets, of institution ``name`` have columns of root mean square :data:`MAX_RMS`, or targets of 1/2, at
-    most, over its own rows: a bound on all their slots together."""
+def statement_of(
+    manifest: Manifest, shape: Layout, run_id: bytes, name: str, what: str, digests: tuple[str, ...]
+) -> Statement:
+    """That the data, or the targets, of institution ``name`` have columns of root mean square :data:`MAX_RMS`,
+    or targets of 1/2, at most, over its own rows: a bound on all their slots together."""
     start, stop = row_table(manifest, shape)[name]
     filled = (stop - start) / (len(shape.touched(start, stop)) * shape.block_rows)
     largest = 2**0.5 * MAX_RMS / shape.divisor if what == "data" else TARGET_SCALE / 2
@@ -127,8 +132,8 @@ def check_size(name: str, columns: NDArray[np.float64]) -> None:
         worst = int(np.argmax(np.square(columns).sum(axis=0)))
         beyond = int((np.abs(columns[:, worst]) > MAX_RMS).sum())
         raise FocalError(
-            f"'{name}': its projected features have a root mean square of {rms:.3g}; {MAX_RMS:g} is the most that a run takes. "
-            f"Column {worst} is the largest, in {beyond} of {len(columns)} rows beyond it; nothing was sent",
+            f"'{name}': its projected features have a root mean square of {rms:.3g}; {MAX_RMS:g} is the most that a "
+            f"run takes. Column {worst} is the largest, in {beyond} of {len(columns)} rows beyond it; nothing was sent",
             hint="whitened features have 1 over all institutions: look for images that are unlike everybody else's",
         )
 
@@ -139,12 +144,16 @@ def check_accepted(digest: str, answers: dict[str, msg.UploadsAccepted]) -> None
         if accepted.digest != digest:
             raise Refused(
                 "uploads",
-                f"'{name}' accepted other upload lists than we were shown (or its processor encodes the mask differently)",
+                f"'{name}' accepted other upload lists than we were shown (or its processor "
+                "encodes the mask differently)",
             )
 
 
-def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
-    """One digest over all that training starts from: the upload lists, checked against the manifest, and the encoded masks."""
+def inputs_digest(
+    manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], joint_keys: str
+) -> str:
+    """One digest over all that training starts from: the upload lists, checked against the manifest,
+    and the encoded masks."""
     digest = check_lists(manifest, layout, lists, joint_keys)
     encoded = mask_digest(scheme, layout, scalars_of(manifest, lists), row_table(manifest, layout))
     return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(digest) + bytes.fromhex(encoded)).hexdigest()

@@ -2,7 +2,7 @@
 
 ::
 
-    custodian  awaits-approval.json --read--> focal approve FOLDER --writes--> approved.json --read--> custodian: the very same release?
+    custodian --> awaits-approval.json --> focal approve FOLDER --> approved.json --> custodian: the very same release?
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Release(Model):
 
 
 def read_release(path: Path) -> Release | None:
-    """What stands in ``path``; None when there is no such file, or something else in it (a file of an earlier version)."""
+    """What stands in ``path``; None when there is no such file, or something else in it
+    (a file of an earlier version)."""
     try:
         return Release.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -54,7 +55,8 @@ def approve(folder: Path) -> Release:
     wanted = read_release(folder / AWAITED)
     if wanted is None:
         raise FocalError(
-            f"{folder}: no release waits for approval there", hint="when training is done the custodian says 'the release waits for'"
+            f"{folder}: no release waits for approval there",
+            hint="when training is done the custodian says 'the release waits for'",
         )
     private_write(folder / APPROVED, wanted.model_dump_json().encode())
     return wanted

@@ -2,8 +2,9 @@
 
 ::
 
-    board (signed records) + blobs --> signatures, run id, key sums, upload lists --> every training step, with the recorded
-                                       refresh shares --> every request, every step, the chain, the release: equal or named
+    board (signed records) + blobs --> signatures, run id, key sums, upload lists
+                                   --> every training step, with the recorded refresh shares
+                                   --> every request, every step, the chain, the release: equal or named
 
 Needs the server's store and the manifest, no key and no data. One altered limb anywhere changes a digest.
 """
@@ -55,11 +56,15 @@ class Audit(abc.ABC):
         self.layout = self.plan.layout(manifest)
 
     def run(self) -> str:
-        """Check everything; returns the last link of the chain. Raises :class:`FocalError` naming the first thing that differs."""
+        """Check everything; returns the last link of the chain. Raises :class:`FocalError` naming the first
+        thing that differs."""
         self._run_id()
         self.say(f"run id     {self.scope[:16]}: nonces and signatures hold")
         joint = self._keys()
-        self.say(f"joint keys {len(joint.rotations) + 2} sums of {len(self.custodians)} contributions, as every custodian signed them")
+        self.say(
+            f"joint keys {len(joint.rotations) + 2} sums of {len(self.custodians)} contributions, "
+            "as every custodian signed them"
+        )
         compute = self.compute(joint)
         done = []
         try:
@@ -89,7 +94,10 @@ class Audit(abc.ABC):
         names = [m.name for m in self.manifest.members if m.role != "server"]
         session = next((r.scope for r in self.heard if r.topic == "nonce/commit"), "")
         self.scope = session
-        commits, reveals = self.recall_all(names, "nonce/commit", msg.NonceCommit), self.recall_all(names, "nonce/reveal", msg.NonceReveal)
+        commits, reveals = (
+            self.recall_all(names, "nonce/commit", msg.NonceCommit),
+            self.recall_all(names, "nonce/reveal", msg.NonceReveal),
+        )
         self.run_id = derive_run_id(self.manifest, session, commits, reveals)
         self.scope = self.run_id.hex()
         for name, start in self.recall_all(names, "run/start", msg.RunStart).items():
@@ -109,7 +117,13 @@ class Audit(abc.ABC):
             for name, reveal in reveals.items():
                 check_opens(self.scope, round, name, commits[name], reveal.salt, ceremony.blobs_digest(reveal.blobs))
             sums |= ceremony.sums(
-                self.scheme, kinds, reveals, self.blob, lambda b: made.__setitem__(codec.digest(b), b), self.pool, lambda done, total: None
+                self.scheme,
+                kinds,
+                reveals,
+                self.blob,
+                lambda b: made.__setitem__(codec.digest(b), b),
+                self.pool,
+                lambda done, total: None,
             )
         joint = ceremony.joint(sums, sums)
         for name, theirs in self.recall_all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():
@@ -123,8 +137,12 @@ class Audit(abc.ABC):
         commits = self.recall_all(self.custodians, f"{round}/commit", msg.InputCommit)
         reveals = self.recall_all(self.custodians, f"{round}/reveal", msg.InputReveal)
         proofs = [Proof.load(self.blob(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
-        uploads = list(self.pool.map(lambda claim, proof: inputs.uploaded(self.scheme, claim, proof, self.blob), claims, proofs))
-        inputs.check_range(claims, proofs, uploads, {name: self.blob(theirs.shares) for name, theirs in commits.items()})
+        uploads = list(
+            self.pool.map(lambda claim, proof: inputs.uploaded(self.scheme, claim, proof, self.blob), claims, proofs)
+        )
+        inputs.check_range(
+            claims, proofs, uploads, {name: self.blob(theirs.shares) for name, theirs in commits.items()}
+        )
         return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
@@ -135,10 +153,14 @@ class Audit(abc.ABC):
         """The recorded answers to a refresh, after the recorded request was found to be what we computed."""
         topic = refreshing.topic(items[0])
         asked = self.recall(topic, msg.RefreshRequest)
-        own = [codec.digest(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)]
+        own = [
+            codec.digest(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)
+        ]
         for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True):
             if mine != theirs:
-                raise Refused("request", f"'{item}': the server asked for the refresh of another ciphertext than its inputs give")
+                raise Refused(
+                    "request", f"'{item}': the server asked for the refresh of another ciphertext than its inputs give"
+                )
         answers = self.recall_all(self.custodians, topic, msg.RefreshShares)
         return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blob, self.pool, self.layout)
 

@@ -21,7 +21,9 @@ def blobs_digest(digests: Sequence[str]) -> bytes:
 def check_shape(name: str, reveal: msg.KeyReveal, kinds: Sequence[tuple[str, codec.Kind]]) -> None:
     """Raise unless ``name`` revealed one blob for every key of the round."""
     if len(reveal.blobs) != len(kinds):
-        raise ProtocolError(f"'{name}' contributed {len(reveal.blobs)} keys to round {reveal.round}, {len(kinds)} are needed")
+        raise ProtocolError(
+            f"'{name}' contributed {len(reveal.blobs)} keys to round {reveal.round}, {len(kinds)} are needed"
+        )
 
 
 def sums(
@@ -33,7 +35,8 @@ def sums(
     pool: ThreadPoolExecutor,
     progress: Callable[[float, float], None],
 ) -> dict[str, str]:
-    """Key name -> digest of its sum over all custodians. Each sum is handed to ``keep``; one per thread is in memory."""
+    """Key name -> digest of its sum over all custodians. Each sum is handed to ``keep``;
+    one per thread is in memory."""
     for name, reveal in reveals.items():
         check_shape(name, reveal, kinds)
 
@@ -72,4 +75,6 @@ def joint_digest(keys_: msg.JointKeys) -> str:
 
 def disagreement(name: str) -> Refused:
     """The error when a custodian's sums are not ours."""
-    return Refused("joint-keys", f"'{name}' added up other joint keys than we did: somebody was shown other contributions")
+    return Refused(
+        "joint-keys", f"'{name}' added up other joint keys than we did: somebody was shown other contributions"
+    )

@@ -2,19 +2,20 @@
 
 ::
 
-    nonce --> round 1 --> round 2 --> joint keys --> (uploads accepted) --> inputs --> refresh, refresh, ... --> release
-              commit, reveal, same transcript         blind: exactly these   commit,    the plan's items only     the last W
-                                                                             reveal                               only
+    nonce -> round 1 -> round 2 -> joint keys -> (uploads accepted) ---> inputs -> refresh, refresh, ... --> release
+             commit, reveal, same transcript      blind: exactly these   commit,   the plan's items only     the last W
+                                                                         reveal                              only
 
 Every answer is a function of the plan, of public digests and of the own share, is made once, and is on disk before it
-leaves (focal.custody.ledger). With ``verify: lockstep`` the custodian re-runs every step with the project's own engine and
-answers only for limbs equal to its own: it is the voice that *checks* (:mod:`focal.protocols.common.voice`). With ``verify: off`` it
-trusts the server to compute what was agreed. One verifier is the guard. It answers each batch of refreshes last::
+leaves (focal.custody.ledger). With ``verify: lockstep`` the custodian re-runs every step with the project's own
+engine and answers only for limbs equal to its own: it is the voice that *checks*
+(:mod:`focal.protocols.common.voice`). With ``verify: off`` it trusts the server to compute what was agreed. One
+verifier is the guard. It answers each batch of refreshes last::
 
-    server    request -----+--------------------------------------------------------------------------------------> combine
-    others                 +--> shares, masks of 98 bits ---------------+                                              ^
-    guard                  +--> lockstep --> all of these, pinned, then weighed (focal.custody.refresh) --> its shares ---+
-                                                                                             `-----> or ``range``, and no key
+    server  request --+--------------------------------------------------------------------------------------> combine
+    others            +--> shares, masks of 98 bits ---------------+                                              ^
+    guard             +--> lockstep --> all of these, pinned, then weighed (focal.custody.refresh) --> its shares ---+
+                                                                                        `-----> or ``range``, and no key
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ H0_FIRST = 8
 
 
 class Custodian(Party):
-    """``run()`` takes part in one run from the nonces to the release; interrupted, the same call continues it. What lies between the
-    keys and the release is its protocol's: :meth:`answer`."""
+    """``run()`` takes part in one run from the nonces to the release; interrupted, the same call continues it.
+    What lies between the keys and the release is its protocol's: :meth:`answer`."""
 
     role = "custodian"
 
@@ -145,7 +146,9 @@ class Custodian(Party):
         sums = self._round(1, first_kinds, first)
         h0, h1 = (sums[f"relinearisation/{half}"] for half in ("h0", "h1"))
         second = self._round(
-            2, keys.SECOND_ROUND, lambda: list(map(self.blobs.put, self.share.second_round(self.blobs.get(h0), self.blobs.get(h1))))
+            2,
+            keys.SECOND_ROUND,
+            lambda: list(map(self.blobs.put, self.share.second_round(self.blobs.get(h0), self.blobs.get(h1)))),
         )
         joint = ceremony.joint(sums, second)
         self.say("keys/joint", joint)
@@ -170,7 +173,8 @@ class Custodian(Party):
         return self.folder / f"ephemeral-{self.scope[:16]}.key"
 
     def forget_secrets(self) -> None:
-        """Nobody may go on with the run, so its key share has no use but a thief's: others' shares may be known by now."""
+        """Nobody may go on with the run, so its key share has no use but a thief's:
+        others' shares may be known by now."""
         if "ledger" in self.__dict__:  # the scope is the run's, and there is a share
             self._forget(self._key_file, self._ephemeral_file, self.masks.file)
 
@@ -184,14 +188,18 @@ class Custodian(Party):
         if not self._key_file.exists():
             if self.journal.get(f"{self.session}/secret") is not None:
                 raise FocalError(
-                    f"'{self.me.name}': the key share {self._key_file} is gone", hint="an N-of-N key cannot do without it: start a new run"
+                    f"'{self.me.name}': the key share {self._key_file} is gone",
+                    hint="an N-of-N key cannot do without it: start a new run",
                 )
             drawn = keys.SecretShare.draw(self.scheme, self.run_id)
             private_write(self._ephemeral_file, drawn.dump_ephemeral())
             private_write(self._key_file, drawn.dump())
             self.journal.once(f"{self.session}/secret", lambda: hashlib.sha256(self._key_file.read_bytes()).digest())
         data = self._key_file.read_bytes()
-        if self.journal.once(f"{self.session}/secret", lambda: hashlib.sha256(data).digest()) != hashlib.sha256(data).digest():
+        if (
+            self.journal.once(f"{self.session}/secret", lambda: hashlib.sha256(data).digest())
+            != hashlib.sha256(data).digest()
+        ):
             raise FocalError(
                 f"'{self.me.name}': {self._key_file} is not the share that was drawn for this run",
                 hint="restore the file, or start a new run",
@@ -205,16 +213,22 @@ class Custodian(Party):
         own = self.remembered(f"{round}/blobs", make)
         if number == 2:  # u_i has done its work, and what was made with it is on disk
             self._forget(self._ephemeral_file)
-            if "share" in self.__dict__:  # after a restart nobody has asked for it yet, and it may have done its work too
+            if (
+                "share" in self.__dict__
+            ):  # after a restart nobody has asked for it yet, and it may have done its work too
                 self.share.ephemeral = None
-        salt, commits = self.commit(round, self.peers, ceremony.blobs_digest(own), lambda c: msg.KeyCommit(round=number, commitment=c))
+        salt, commits = self.commit(
+            round, self.peers, ceremony.blobs_digest(own), lambda c: msg.KeyCommit(round=number, commitment=c)
+        )
         self.send_stored(own, "custodians")
         self.say(f"{round}/reveal", msg.KeyReveal(round=number, salt=salt.hex(), blobs=tuple(own)))
         reveals = self.hear_all(self.peers, f"{round}/reveal", msg.KeyReveal)
         for name, reveal in reveals.items():
             check_opens(self.scope, round, name, commits[name], reveal.salt, ceremony.blobs_digest(reveal.blobs))
         self._same_transcript(number)
-        add = functools.partial(ceremony.sums, self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress)
+        add = functools.partial(
+            ceremony.sums, self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress
+        )
         return dict(self.remembered(f"{round}/sums", add))
 
     def _same_transcript(self, number: int) -> None:
@@ -225,13 +239,16 @@ class Custodian(Party):
         self.say(f"{round}/transcript", msg.KeyTranscript(round=number, digest=digest))
         for name, theirs in self.hear_all(self.peers, f"{round}/transcript", msg.KeyTranscript).items():
             if theirs.digest != digest:
-                raise Refused("transcript", f"'{name}' saw other messages in key round {number}: the server told us different things")
+                raise Refused(
+                    "transcript",
+                    f"'{name}' saw other messages in key round {number}: the server told us different things",
+                )
 
     # ----------------------------------------------------------------- inputs
 
     def contribute(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> None:
-        """This custodian's part of the inputs of a round: made once, committed to before any custodian shows one, and shown once every
-        institution's claim was found to hold.
+        """This custodian's part of the inputs of a round: made once, committed to before any custodian shows one,
+        and shown once every institution's claim was found to hold.
 
         ``lists`` is a digest of all that is put in; everybody must have agreed to it before.
         """
@@ -253,7 +270,9 @@ class Custodian(Party):
             meet()
             proofs = [Proof.load(self.fetch(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
             for claim in claims:  # one proof gets a share; two of them would show the masks
-                self.ledger.pin(claim.topic, hashlib.sha256(claim.statement.hash + bytes.fromhex(claim.proof)).hexdigest())
+                self.ledger.pin(
+                    claim.topic, hashlib.sha256(claim.statement.hash + bytes.fromhex(claim.proof)).hexdigest()
+                )
             one = functools.partial(self.masks.projected, self.scheme, fetch=self.fetch)
             return proofs, list(self.pool.map(one, claims, proofs))
 
@@ -266,7 +285,10 @@ class Custodian(Party):
         own = tuple(made[at : at + 32].hex() for at in range(0, len(made), 32))
         given = self.journal.once(f"{self.session}/{round}/shares", shares).decode()
         salt, commits = self.commit(
-            round, self.peers, inputs.committed(lists, own), lambda c: msg.InputCommit(lists=lists, commitment=c, shares=given)
+            round,
+            self.peers,
+            inputs.committed(lists, own),
+            lambda c: msg.InputCommit(lists=lists, commitment=c, shares=given),
         )
         inputs.check_lists(round, lists, commits)
         if self.journal.get(f"{self.session}/said/{round}/reveal") is None:
@@ -288,7 +310,9 @@ class Custodian(Party):
     def verify(self, compute: Compute) -> None:
         """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
         number = int(self.journal.read(f"{self.session}/verified") or b"0")
-        done = [msg.decode(msg.StepDone, self.journal.once(f"{self.session}/step/{step}", bytes)) for step in range(number)]
+        done = [
+            msg.decode(msg.StepDone, self.journal.once(f"{self.session}/step/{step}", bytes)) for step in range(number)
+        ]
         try:
             self.report.progress(number, compute.total)
             for statement in compute.steps(self, done, self.blobs.get):
@@ -313,8 +337,11 @@ class Custodian(Party):
     # ----------------------------------------------------------------- refresh
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
-        """Answer the server's request only when it is, limb for limb, what we computed; then combine everybody's answers."""
-        own = [self._passed(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)]
+        """Answer the server's request only when it is, limb for limb, what we computed;
+        then combine everybody's answers."""
+        own = [
+            self._passed(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)
+        ]
         topic = refreshing.topic(items[0])
         refreshing.expand_ahead(self.scheme, self.run_id, items, own, self.pool, self.layout)
         asked = self.answer_batch(topic, tuple(items), own)
@@ -328,31 +355,50 @@ class Custodian(Party):
         return digest
 
     def answer_batch(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
-        """Answer one batch: the plan's items in the plan's order, and with ``own`` digests nothing but these ciphertexts."""
+        """Answer one batch: the plan's items in the plan's order, and with ``own`` digests nothing
+        but these ciphertexts."""
         asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
         if asked.items != items or len(asked.ciphertexts) != len(items):
             raise Refused("plan", f"the server asks for {asked.items[:1]} under '{topic}', the plan has {items[:1]}")
         if own is not None and tuple(own) != asked.ciphertexts:
-            differs = next(item for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True) if mine != theirs)
-            raise Refused("lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields")
+            differs = next(
+                item for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True) if mine != theirs
+            )
+            raise Refused(
+                "lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields"
+            )
         others = self._pinned(topic, asked) if self.guards else {}
         if not self.repeat(topic):
             theirs = others.values()
             self._fetch_ahead(
-                [*asked.ciphertexts[:AHEAD], *(d for o in theirs for d in o.h0[:AHEAD]), *(d for o in theirs for d in o.h1[:AHEAD])]
+                [
+                    *asked.ciphertexts[:AHEAD],
+                    *(d for o in theirs for d in o.h0[:AHEAD]),
+                    *(d for o in theirs for d in o.h1[:AHEAD]),
+                ]
             )
             if self.guards:
                 self._weigh(asked, others)
             digests = self._answered(items, asked.ciphertexts)
-            self.say(topic, msg.RefreshShares(items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])))
+            self.say(
+                topic,
+                msg.RefreshShares(
+                    items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])
+                ),
+            )
         return asked
 
     def _answered(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> list[str]:
-        """Digests of h0, h1, h0, h1, ..., which the server has: some are made while those before them, which are on disk, are sent."""
-        self.ledger.check("refresh", list(zip(items, ciphertexts, strict=True)))  # of a batch that is refused no share leaves
+        """Digests of h0, h1, h0, h1, ..., which the server has: some are made while those before them,
+        which are on disk, are sent."""
+        self.ledger.check(
+            "refresh", list(zip(items, ciphertexts, strict=True))
+        )  # of a batch that is refused no share leaves
         sent = []
         for i in range(0, len(items), GROUP):
-            made = [half for pair in self._refresh_shares(items[i : i + GROUP], ciphertexts[i : i + GROUP]) for half in pair]
+            made = [
+                half for pair in self._refresh_shares(items[i : i + GROUP], ciphertexts[i : i + GROUP]) for half in pair
+            ]
             sent.append((made, self.sending.submit(self.share_blobs, made, "custodians")))
         digests = []
         for made, future in sent:
@@ -372,23 +418,28 @@ class Custodian(Party):
         return coming.result() if coming is not None else super().fetch(digest)
 
     def _pinned(self, topic: str, asked: msg.RefreshRequest) -> dict[str, msg.RefreshShares]:
-        """Everybody else's answers, which the guard waits for. They are the same after a restart as when they were weighed."""
+        """Everybody else's answers, which the guard waits for. They are the same after a restart
+        as when they were weighed."""
         others = self.hear_all([p for p in self.peers if p != self.me.name], topic, msg.RefreshShares)
         refreshing.check_answers(asked, others)
-        self.ledger.pin(topic, hashlib.sha256(b"focal/guard/v1" + b"".join(map(msg.encode, (asked, *others.values())))).hexdigest())
+        self.ledger.pin(
+            topic, hashlib.sha256(b"focal/guard/v1" + b"".join(map(msg.encode, (asked, *others.values())))).hexdigest()
+        )
         return others
 
     def _weigh(self, asked: msg.RefreshRequest, others: dict[str, msg.RefreshShares]) -> None:
         """The guard's part: what all the others leave to be seen is small in every item, or the run ends here.
 
-        The request and all answers were pinned before, and all of a batch is weighed before any of it is answered: every decision
-        is one bit, and nobody may have two for one batch. On ``range`` the key share is gone before the word is out, and the
-        word says neither item nor size.
+        The request and all answers were pinned before, and all of a batch is weighed before any of it is answered:
+        every decision is one bit, and nobody may have two for one batch. On ``range`` the key share is gone before the
+        word is out, and the word says neither item nor size.
         """
 
         def small(i: int) -> bool:
             h0 = [(name, self.fetch(theirs.h0[i])) for name, theirs in others.items()]
-            return refresh.small_enough(self.scheme, self.bounds(asked.items[i]), self.share.limbs, self.fetch(asked.ciphertexts[i]), h0)
+            return refresh.small_enough(
+                self.scheme, self.bounds(asked.items[i]), self.share.limbs, self.fetch(asked.ciphertexts[i]), h0
+            )
 
         if not all(list(self.pool.map(small, range(len(asked.items))))):
             self.journal.set(REFUSED, self.scope.encode())
@@ -399,12 +450,14 @@ class Custodian(Party):
         self._forget(self._key_file, self._ephemeral_file, self.masks.file)
         raise Refused(
             "range",
-            "what is to be refreshed is larger than anything a training step gives: an upload, a share or the request is malformed",
+            "what is to be refreshed is larger than anything a training step gives: "
+            "an upload, a share or the request is malformed",
             hint="the key share is deleted, and this run is over; 'focal audit' tells whether it was the server",
         )
 
     def _refresh_shares(self, items: tuple[str, ...], digests: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
-        """(h0, h1) for each plan item: made once, several at a time, the stored bytes ever after; stored in the plan's order."""
+        """(h0, h1) for each plan item: made once, several at a time, the stored bytes ever after;
+        stored in the plan's order."""
         asked = list(zip(items, digests, strict=True))
 
         def make(missing: list[int]) -> list[bytes]:
@@ -443,8 +496,9 @@ class Custodian(Party):
     # ----------------------------------------------------------------- after a restart
 
     def catch_up(self) -> None:
-        """Do the peers know of shares that this ledger does not? Then the folder is an old copy, and giving a second share for
-        something already answered would cost the key. Asked at every start: an old copy does not know that it was restarted."""
+        """Do the peers know of shares that this ledger does not? Then the folder is an old copy, and giving a
+        second share for something already answered would cost the key. Asked at every start: an old copy does
+        not know that it was restarted."""
         if self.journal.get(f"{self.session}/said/release/shares") is not None:
             return  # every share was given, only stored bytes leave from here on, and the peers may be gone
         nonce = os.urandom(32).hex()
@@ -458,7 +512,8 @@ class Custodian(Party):
                 held = self.ledger.count
                 raise Refused(
                     "old-ledger",
-                    f"'{name}' has seen {answer.highest + 1} of our shares, {self.ledger.path} holds {held}: it is an old copy",
+                    f"'{name}' has seen {answer.highest + 1} of our shares, "
+                    f"{self.ledger.path} holds {held}: it is an old copy",
                     hint="restore the newest copy, or start a new run",
                 )
 
@@ -466,24 +521,39 @@ class Custodian(Party):
         """Answer restarted peers: what did we last see of them?"""
         for record in self.heard:
             peer = record.sender
-            if not isinstance(record.body, msg.ResumeNonce) or peer == self.me.name or peer not in self.peers or record.scope != self.scope:
+            if (
+                not isinstance(record.body, msg.ResumeNonce)
+                or peer == self.me.name
+                or peer not in self.peers
+                or record.scope != self.scope
+            ):
                 continue
             answer_topic = f"resume-answer/{peer}/{record.topic.rpartition('/')[2]}"
             if not self.said(self.me.name, answer_topic) and not self.repeat(answer_topic):
                 seen = self._shares_seen(peer)
                 self.say(
-                    answer_topic, msg.ResumeAnswer(about=peer, nonce=record.body.nonce, highest=len(seen) - 1, digest=ledger_digest(seen))
+                    answer_topic,
+                    msg.ResumeAnswer(
+                        about=peer, nonce=record.body.nonce, highest=len(seen) - 1, digest=ledger_digest(seen)
+                    ),
                 )
 
     def _shares_seen(self, peer: str) -> list[tuple[str, str, str]]:
         """(protocol, item, digest) of every share of ``peer`` on the board, in order."""
         seen = []
         for record in self.heard:
-            if record.sender == peer and isinstance(record.body, msg.InputCommit):  # its contributions exist from then on
+            if record.sender == peer and isinstance(
+                record.body, msg.InputCommit
+            ):  # its contributions exist from then on
                 seen.append(("input", record.topic.removesuffix("/commit"), record.body.lists))
-            if record.sender == peer and isinstance(record.body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares):
+            if record.sender == peer and isinstance(
+                record.body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares
+            ):
                 protocol = PROTOCOLS[type(record.body)]
-                seen += [(protocol, item, digest) for item, digest in zip(record.body.items, record.body.ciphertexts, strict=True)]
+                seen += [
+                    (protocol, item, digest)
+                    for item, digest in zip(record.body.items, record.body.ciphertexts, strict=True)
+                ]
         return seen
 
     # ----------------------------------------------------------------- release
@@ -510,12 +580,14 @@ class Custodian(Party):
     def _sealed(self, institution: Member, shares: bytes) -> str:
         """The shares of all class groups in one box that only ``institution`` opens; the box's digest."""
         context = f"release/{institution.name}".encode() + self.run_id
-        box = self.journal.once(f"{self.session}/sealed/{institution.name}", lambda: self.identity.seal(institution, shares, context))
+        box = self.journal.once(
+            f"{self.session}/sealed/{institution.name}", lambda: self.identity.seal(institution, shares, context)
+        )
         return self.share_blobs([box], "all")[0]
 
     def _last_weights(self) -> tuple[tuple[str, ...], tuple[str, ...], list[Any]]:
-        """Plan items, digests and ciphertexts of the last refreshed weights, recomputed from signed messages; the ciphertexts without
-        what stands in lanes that hold no class.
+        """Plan items, digests and ciphertexts of the last refreshed weights, recomputed from signed messages;
+        the ciphertexts without what stands in lanes that hold no class.
 
         Raises :class:`Refused` (``release``) when the server presents anything else.
         """
@@ -530,7 +602,9 @@ class Custodian(Party):
         request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
         if request.items != released.items or request.ciphertexts != digests:
             raise Refused("release", "the server asks to open something else than the last refreshed weights")
-        kept = [only_classes(self.scheme, self.layout, group, w) for group, w in zip(released.groups, weights, strict=True)]
+        kept = [
+            only_classes(self.scheme, self.layout, group, w) for group, w in zip(released.groups, weights, strict=True)
+        ]
         return released.items, digests, kept
 
     def _wait_for_approval(self, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> None:

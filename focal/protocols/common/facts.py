@@ -25,7 +25,13 @@ def phase_seconds(folder: Path) -> dict[str, float]:
 
 
 def common_facts(
-    manifest: Manifest, scheme: Scheme, layout: HeadLayout, steps: int, openings: int, refreshes: int, own: dict[str, Any]
+    manifest: Manifest,
+    scheme: Scheme,
+    layout: HeadLayout,
+    steps: int,
+    openings: int,
+    refreshes: int,
+    own: dict[str, Any],
 ) -> dict[str, Any]:
     """What a summary says of a run of either protocol; ``own`` are its parameters."""
     guard = manifest.guard

@@ -1,4 +1,5 @@
-"""What was said: signed records, checked by whoever reads them. Shared by the roles, who wait for more, and by the audit, who cannot."""
+"""What was said: signed records, checked by whoever reads them. Shared by the roles, who wait for more,
+and by the audit, who cannot."""
 
 from __future__ import annotations
 
@@ -70,13 +71,23 @@ def check_opens(scope: str, round: str, name: str, committed: Any, salt: str, di
         raise Refused("commitment", f"what '{name}' revealed in '{round}' is not what it had committed to")
 
 
-def derive_run_id(manifest: Manifest, session: str, commits: dict[str, msg.NonceCommit], reveals: dict[str, msg.NonceReveal]) -> bytes:
-    """H('focal/run/v2' || manifest hash || nonces in manifest order), after every nonce was found to open its commitment."""
+def derive_run_id(
+    manifest: Manifest, session: str, commits: dict[str, msg.NonceCommit], reveals: dict[str, msg.NonceReveal]
+) -> bytes:
+    """H('focal/run/v2' || manifest hash || nonces in manifest order),
+    after every nonce was found to open its commitment."""
     nonces = b""
     for member in manifest.members:
         if member.role == "server":
             continue
         nonce = bytes.fromhex(reveals[member.name].nonce)
-        check_opens(session, "nonce", member.name, commits[member.name], reveals[member.name].salt, hashlib.sha256(nonce).digest())
+        check_opens(
+            session,
+            "nonce",
+            member.name,
+            commits[member.name],
+            reveals[member.name].salt,
+            hashlib.sha256(nonce).digest(),
+        )
         nonces += nonce
     return hashlib.sha256(b"focal/run/v2" + manifest.hash + nonces).digest()

@@ -1,9 +1,11 @@
-"""Collective encryption as its parties speak of it (:mod:`focal.custody.inputs`): keys of masks, contributions, and who checks them.
+"""Collective encryption as its parties speak of it (:mod:`focal.custody.inputs`):
+keys of masks, contributions, and who checks them.
 
 ::
 
     inputs/key            institutions and custodians: a public key for masks, one a run
-    (lists or headers)    the institutions' masked rows are named, and everybody who answers has agreed to the same names
+    (lists or headers)    the institutions' masked rows are named, and everybody who answers has
+                          agreed to the same names
     ROUND/commit          every custodian: its shares of the range checks, and a commitment to its contributions
     ROUND/reveal          once all checks hold: the contributions to the inputs of this round, in their order
 
@@ -56,7 +58,8 @@ class Claim:
 
 
 class MaskKeys:
-    """``party``'s own key for masks, drawn for this run, and the keys that it shares with institutions or custodians."""
+    """``party``'s own key for masks, drawn for this run, and the keys that it shares
+    with institutions or custodians."""
 
     def __init__(self, party: Party) -> None:
         self.party = party
@@ -70,11 +73,13 @@ class MaskKeys:
 
     @functools.cached_property
     def private(self) -> bytes:
-        """Drawn once; the file (0600) is the only copy. Raises :class:`FocalError` when the public key was told and the file is gone."""
+        """Drawn once; the file (0600) is the only copy. Raises :class:`FocalError` when the public key was told
+        and the file is gone."""
         if not self.file.exists():
             if self.party.journal.get(f"{self.party.session}/said/{KEY}") is not None:
                 raise FocalError(
-                    f"'{self.party.me.name}': the key {self.file} is gone", hint="the masks of this run need it: start a new run"
+                    f"'{self.party.me.name}': the key {self.file} is gone",
+                    hint="the masks of this run need it: start a new run",
                 )
             private_write(self.file, inputs.new_key())
         return self.file.read_bytes()
@@ -119,7 +124,9 @@ class MaskKeys:
             uploaded = codec.unpack_masked(scheme, fetch(digest), f"'{claim.statement.institution}'")
             return projections.mask_lanes(own), projections.upload_lanes(uploaded)
 
-        masks, uploads = projections.project(claim.statement, proof.challenge(claim.statement), itertools.starmap(place, names))
+        masks, uploads = projections.project(
+            claim.statement, proof.challenge(claim.statement), itertools.starmap(place, names)
+        )
         return masks, uploads
 
     def range_share(self, claim: Claim, proof: Proof, masks: Sequence[int]) -> bytes:
@@ -143,16 +150,21 @@ class MaskKeys:
 
 def keys_digest(institution: str, custodians: Sequence[str], keys: Mapping[str, msg.InputKey]) -> str:
     """One digest over the public keys for masks of an institution and of every custodian."""
-    fields = [field for name in (institution, *custodians) for field in (name.encode(), bytes.fromhex(keys[name].public))]
+    fields = [
+        field for name in (institution, *custodians) for field in (name.encode(), bytes.fromhex(keys[name].public))
+    ]
     return hashlib.sha256(framed(b"focal/mask-keys/v1", *fields)).hexdigest()
 
 
 def check_keys(said: Mapping[str, str], custodians: Sequence[str], keys: Mapping[str, msg.InputKey]) -> None:
-    """Raise :class:`Refused` (``mask-keys``) unless each institution met the public keys that we were shown. ``said``: institution -> the
-    digest that it signed."""
+    """Raise :class:`Refused` (``mask-keys``) unless each institution met the public keys that we were shown.
+    ``said``: institution -> the digest that it signed."""
     for name, digest in said.items():
         if digest != keys_digest(name, custodians, keys):
-            raise Refused("mask-keys", f"'{name}' masked its rows with other keys than we were shown: the server told us different things")
+            raise Refused(
+                "mask-keys",
+                f"'{name}' masked its rows with other keys than we were shown: the server told us different things",
+            )
 
 
 def commits_digest(commits: Mapping[str, msg.InputCommit]) -> str:
@@ -170,16 +182,23 @@ def check_lists(round: str, lists: str, commits: Mapping[str, msg.InputCommit]) 
 
 def committed(lists: str, blobs: Sequence[str]) -> bytes:
     """What a custodian commits to before anybody shows a contribution."""
-    return hashlib.sha256(framed(b"focal/input-contributions/v1", bytes.fromhex(lists), *map(bytes.fromhex, blobs))).digest()
+    return hashlib.sha256(
+        framed(b"focal/input-contributions/v1", bytes.fromhex(lists), *map(bytes.fromhex, blobs))
+    ).digest()
 
 
 def check(
-    scope: str, round: str, lists: str, count: int, commits: Mapping[str, msg.InputCommit], reveals: Mapping[str, msg.InputReveal]
+    scope: str,
+    round: str,
+    lists: str,
+    count: int,
+    commits: Mapping[str, msg.InputCommit],
+    reveals: Mapping[str, msg.InputReveal],
 ) -> Given:
     """Contributions of every custodian to the ``count`` inputs of ``round``.
 
-    Raises :class:`Refused`: ``inputs`` for contributions to other lists or another number of them, ``commitment`` for one that does not
-    open its own or was made in view of others.
+    Raises :class:`Refused`: ``inputs`` for contributions to other lists or another number of them,
+    ``commitment`` for one that does not open its own or was made in view of others.
     """
     seen = commits_digest(commits)
     check_lists(round, lists, commits)
@@ -195,18 +214,25 @@ def check(
 def uploaded(scheme: Scheme, claim: Claim, proof: Proof, fetch: Fetch) -> list[int]:
     """The projection of what was uploaded."""
     who, statement = f"'{claim.statement.institution}'", claim.statement
-    lanes = ((projections.upload_lanes(codec.unpack_masked(scheme, fetch(digest), who)),) for digest in statement.digests)
+    lanes = (
+        (projections.upload_lanes(codec.unpack_masked(scheme, fetch(digest), who)),) for digest in statement.digests
+    )
     (found,) = projections.project(statement, proof.challenge(statement), lanes)
     return found
 
 
-def check_range(claims: Sequence[Claim], proofs: Sequence[Proof], uploads: Sequence[Sequence[int]], shares: Mapping[str, bytes]) -> None:
-    """Raise :class:`Refused` naming an institution unless every claim holds. ``uploads``: projections of what was uploaded; ``shares``:
-    custodian -> its shares of all checks."""
+def check_range(
+    claims: Sequence[Claim], proofs: Sequence[Proof], uploads: Sequence[Sequence[int]], shares: Mapping[str, bytes]
+) -> None:
+    """Raise :class:`Refused` naming an institution unless every claim holds. ``uploads``: projections of what was
+    uploaded; ``shares``: custodian -> its shares of all checks."""
     size = projections.SHARE_BYTES
     for name, data in shares.items():
         if len(data) != size * len(claims):
-            raise Refused("length", f"'{name}': its shares of {len(claims)} range checks have {size * len(claims)} bytes, not {len(data)}")
+            raise Refused(
+                "length",
+                f"'{name}': its shares of {len(claims)} range checks have {size * len(claims)} bytes, not {len(data)}",
+            )
     for i, (claim, proof, uploaded) in enumerate(zip(claims, proofs, uploads, strict=True)):
         own = [(f"'{name}'", data[i * size : (i + 1) * size]) for name, data in shares.items()]
         projections.check(claim.statement, proof, uploaded, own)

@@ -1,4 +1,5 @@
-"""An institution, as far as protocols do not matter: secure sums, the projection agreed from them, the released slots, its own score.
+"""An institution, as far as protocols do not matter: secure sums, the projection agreed from them,
+the released slots, its own score.
 
 ::
 
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 MOMENTS = "moments"
-"""Label of a run's first secure sum, over all institutions: class counts, and feature moments before them where a projection is made."""
+"""Label of a run's first secure sum, over all institutions: class counts, and feature moments before them where
+a projection is made."""
 PROJECTION = "projection.bin"
 """In an institution's folder: the agreed projection."""
 HISTOGRAM = "histogram"
@@ -123,7 +125,9 @@ class Institution(Party):
         proj.check_features(size, dim)
         whiten = m.projection.kind == "whiten"
         own = (
-            proj.moment_values(self.raw, bound, m.rows) if whiten else proj.random_moment_values(self.raw, self.run_id, size, bound, m.rows)
+            proj.moment_values(self.raw, bound, m.rows)
+            if whiten
+            else proj.random_moment_values(self.raw, self.run_id, size, bound, m.rows)
         )
         opened = self.secure_sum(MOMENTS, tuple(self.names), np.concatenate([own, self.labels.sum(axis=0) / m.rows]))
         opened, counts = opened[: len(own)], np.rint(opened[len(own) :] * m.rows)
@@ -141,7 +145,9 @@ class Institution(Party):
                 if whiten
                 else proj.random_projection(moments, self.run_id, size, dim, bound, ridge)
             )
-            sealed = self.journal.once(f"{self.session}/projection", lambda: seal_for_group(key, made.to_bytes(), context))
+            sealed = self.journal.once(
+                f"{self.session}/projection", lambda: seal_for_group(key, made.to_bytes(), context)
+            )
             (blob,) = self.share_blobs([sealed], "all")
             self.say("projection/proposed", msg.ProjectionProposed(blob=blob, eta_hex=made.eta_hex))
         proposed = self.hear(first, "projection/proposed", msg.ProjectionProposed)
@@ -158,14 +164,20 @@ class Institution(Party):
         self.say("projection/accepted", mine)
         for name, theirs in self.hear_all(self.names, "projection/accepted", msg.ProjectionAccepted).items():
             if theirs != mine:
-                raise Refused("projection", f"'{name}' accepted another projection: '{first}' or the server told us different things")
+                raise Refused(
+                    "projection",
+                    f"'{name}' accepted another projection: '{first}' or the server told us different things",
+                )
         return projection, counts
 
-    def secure_sum(self, label: str, names: tuple[str, ...], values: Array, fraction_bits: int = fixed.FRACTION_BITS) -> Array:
-        """The sum over the institutions ``names``. Made once, committed before it is shown, used only when all signed the same digest.
+    def secure_sum(
+        self, label: str, names: tuple[str, ...], values: Array, fraction_bits: int = fixed.FRACTION_BITS
+    ) -> Array:
+        """The sum over the institutions ``names``. Made once, committed before it is shown,
+        used only when all signed the same digest.
 
-        Raises :class:`Refused`: ``commitment`` (a contribution is not what was committed to), ``participants``, ``sum``, ``second-list``.
-        ``fraction_bits``: of a value on its way (:mod:`focal.sums.fixed`); 0 for counts.
+        Raises :class:`Refused`: ``commitment`` (a contribution is not what was committed to), ``participants``,
+        ``sum``, ``second-list``. ``fraction_bits``: of a value on its way (:mod:`focal.sums.fixed`); 0 for counts.
         """
         masked = MaskedSum(
             self.run_id,
@@ -177,17 +189,26 @@ class Institution(Party):
             self._group_key(label, names),
         )
         own = self.journal.once(
-            f"{self.session}/sum/{label}", lambda: self.blobs.put(masked.contribution(fixed.encode(values, fraction_bits))).encode()
+            f"{self.session}/sum/{label}",
+            lambda: self.blobs.put(masked.contribution(fixed.encode(values, fraction_bits))).encode(),
         ).decode()
-        # Whoever contributed last could choose the sum by adding up the others' contributions first: nobody shows one before all are bound.
+        # Whoever contributed last could choose the sum by adding up the others' contributions first:
+        # nobody shows one before all are bound.
         round = f"sum/{label}"
-        salt, commits = self.commit(round, list(names), contribution_digest(names, own), lambda c: msg.SumCommit(label=label, commitment=c))
+        salt, commits = self.commit(
+            round, list(names), contribution_digest(names, own), lambda c: msg.SumCommit(label=label, commitment=c)
+        )
         self.send_stored([own], "all")
-        self.say(f"{round}/contribution", msg.SumContribution(label=label, participants=names, blob=own, salt=salt.hex()))
+        self.say(
+            f"{round}/contribution", msg.SumContribution(label=label, participants=names, blob=own, salt=salt.hex())
+        )
         contributions = {}
         for name, theirs in self.hear_all(names, f"{round}/contribution", msg.SumContribution).items():
             if (theirs.label, theirs.participants) != (label, names):
-                raise Refused("participants", f"'{name}' contributed to a sum of other participants ({', '.join(theirs.participants)})")
+                raise Refused(
+                    "participants",
+                    f"'{name}' contributed to a sum of other participants ({', '.join(theirs.participants)})",
+                )
             check_opens(self.scope, round, name, commits[name], theirs.salt, contribution_digest(names, theirs.blob))
             contributions[name] = self.fetch(theirs.blob)
         opened = masked.open(contributions)
@@ -199,7 +220,8 @@ class Institution(Party):
         return fixed.decode(opened, fraction_bits)
 
     def _group_key(self, label: str, names: tuple[str, ...]) -> bytes:
-        """The group mask's key: drawn by the first participant, sealed to each of the others; the server never has it."""
+        """The group mask's key: drawn by the first participant, sealed to each of the others;
+        the server never has it."""
         topic = f"sum/{label}/group-key"
         context = b"focal/sum/group-key" + self.run_id + label.encode() + participants_digest(names)
         first = self.manifest.member(names[0])
@@ -226,7 +248,8 @@ class Institution(Party):
             )
         if empty:
             self.report.warn(
-                f"no institution has training rows that tell class {', '.join(empty)} apart; its column of the model will mean nothing"
+                f"no institution has training rows that tell class {', '.join(empty)} apart; "
+                "its column of the model will mean nothing"
             )
 
     # ----------------------------------------------------------------- encryption
@@ -243,7 +266,8 @@ class Institution(Party):
     # ----------------------------------------------------------------- the result
 
     def opened_slots(self, answers: dict[str, msg.ReleaseShares], count: int) -> list[Slots]:
-        """Open the sealed shares of every custodian, add them up, decode: slots of each of ``count`` released ciphertexts."""
+        """Open the sealed shares of every custodian, add them up, decode:
+        slots of each of ``count`` released ciphertexts."""
         first = answers[self.custodians[0]]
         size = codec.size(self.scheme, codec.DECRYPTION)
         opened: dict[str, bytes] = {}
@@ -253,7 +277,9 @@ class Institution(Party):
             if self.me.name not in answer.sealed:
                 raise ProtocolError(f"'{name}' sealed no share for us")
             context = f"release/{self.me.name}".encode() + self.run_id
-            opened[name] = self.identity.unseal(self.manifest.member(name), self.net.get(answer.sealed[self.me.name]), context)
+            opened[name] = self.identity.unseal(
+                self.manifest.member(name), self.net.get(answer.sealed[self.me.name]), context
+            )
             if len(opened[name]) != size * count:
                 raise ProtocolError(f"'{name}' sealed shares of another length")
         return [
@@ -292,7 +318,9 @@ class Institution(Party):
         self.enter("release")
         counts = histogram.score_histogram(labels, outputs, m.task)
         self.report.waiting(self.names, "histograms of everybody's test rows, for the ROC curve over all of them")
-        pooled = histogram.from_sum(self.secure_sum(HISTOGRAM, tuple(self.names), counts.ravel().astype(float), 0), len(counts))
+        pooled = histogram.from_sum(
+            self.secure_sum(HISTOGRAM, tuple(self.names), counts.ravel().astype(float), 0), len(counts)
+        )
         names = scored_classes(m.classes, m.task)
         told = histogram.write_pooled(histogram.pooled_roc(pooled), names, len(self.names), self.folder)
         if self.me.name == self.names[0]:  # the others have the same

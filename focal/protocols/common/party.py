@@ -52,7 +52,9 @@ class Network(Protocol):
 
     def post(self, signed: bytes) -> int: ...
     def wait(self, after: int, seconds: float) -> list[bytes]: ...
-    def put_many(self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None) -> list[str]: ...
+    def put_many(
+        self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None
+    ) -> list[str]: ...
     def get(self, digest: str) -> bytes: ...
     @property
     def traffic(self) -> dict[str, dict[str, int]]: ...
@@ -71,7 +73,8 @@ class Party(abc.ABC):
         self.me: Member = manifest.member(local.name)
         if self.me.role != self.role:
             raise FocalError(
-                f"'{local.name}' is {self.me.role} in the manifest, not {self.role}", hint=f"start it with: focal {self.me.role}"
+                f"'{local.name}' is {self.me.role} in the manifest, not {self.role}",
+                hint=f"start it with: focal {self.me.role}",
             )
         self.identity = Identity.load(local.keys)
         if self.identity.name != local.name:
@@ -164,10 +167,11 @@ class Party(abc.ABC):
         return len(batch)
 
     def _heed_aborts(self) -> None:
-        """End when another member has ended this run. The server may have kept an abort of another one: that is refused (``other-run``).
+        """End when another member has ended this run. The server may have kept an abort of another one:
+        that is refused (``other-run``).
 
-        A member that knows the run id says it under that, perhaps before we know it. It waits here until we do: every nonce was said
-        before it, so an honest server cannot keep us from knowing.
+        A member that knows the run id says it under that, perhaps before we know it. It waits here until we do:
+        every nonce was said before it, so an honest server cannot keep us from knowing.
         """
         for record in self._aborts:
             if record.scope != self.session and not self.run_id:
@@ -210,7 +214,9 @@ class Party(abc.ABC):
 
     # ----------------------------------------------------------------- commit, then reveal
 
-    def commit(self, round: str, names: list[str], digest: bytes, say: Callable[[str], Any]) -> tuple[bytes, dict[str, Any]]:
+    def commit(
+        self, round: str, names: list[str], digest: bytes, say: Callable[[str], Any]
+    ) -> tuple[bytes, dict[str, Any]]:
         """Commit to a message and wait for everybody's commitment.
 
         The own message and the complete list of commitments are on disk before anything is revealed; after a restart
@@ -220,7 +226,9 @@ class Party(abc.ABC):
         salt = self.journal.once(f"{self.session}/{round}/salt", lambda: secrets.token_bytes(32))
         own = commitment(bytes.fromhex(self.scope), round, self.me.name, salt, digest)
         if self.journal.once(f"{self.session}/{round}/commitment", lambda: own) != own:
-            raise Refused("second-contribution", f"'{self.me.name}' was about to make a second contribution to '{round}'")
+            raise Refused(
+                "second-contribution", f"'{self.me.name}' was about to make a second contribution to '{round}'"
+            )
         body = say(own.hex())
         self.say(f"{round}/commit", body)
         commits = self.hear_all(names, f"{round}/commit", type(body))
@@ -236,7 +244,9 @@ class Party(abc.ABC):
         names = [m.name for m in self.manifest.members if m.role != "server"]
         if self.me.name in names:
             nonce = self.journal.once(f"{self.session}/nonce", lambda: secrets.token_bytes(32))
-            salt, commits = self.commit("nonce", names, hashlib.sha256(nonce).digest(), lambda c: msg.NonceCommit(commitment=c))
+            salt, commits = self.commit(
+                "nonce", names, hashlib.sha256(nonce).digest(), lambda c: msg.NonceCommit(commitment=c)
+            )
             self.say("nonce/reveal", msg.NonceReveal(nonce=nonce.hex(), salt=salt.hex()))
         else:
             commits = self.hear_all(names, "nonce/commit", msg.NonceCommit)
@@ -270,20 +280,23 @@ class Party(abc.ABC):
         return self._traffic_before
 
     def opened(self, net: Network, session: str) -> None:
-        """The link to the server is open: from here on this party is in ``session``, whatever earlier ones its folder has seen."""
+        """The link to the server is open: from here on this party is in ``session``,
+        whatever earlier ones its folder has seen."""
         if self.journal.get(f"used/{session}") is not None:  # or what this party says now would count in that run
             raise Refused("replayed-run", "the server names its session like a run that this party has taken part in")
         self.net, self.session, self.scope = net, session, session
         self.journal.set("entered", session.encode())
 
     def finish(self) -> None:
-        """Say that this party has all it needs. Remembered first: the server may be gone when a restarted process would ask."""
+        """Say that this party has all it needs. Remembered first: the server may be gone when
+        a restarted process would ask."""
         signed = self._decided("finished", msg.Finished())
         self.journal.set("finished", self.session.encode())
         self.net.post(signed)
 
     def finish_again(self, seconds: float) -> None:
-        """An earlier process of this party has finished: say so once more, should the word not have got out, and wait for nothing else.
+        """An earlier process of this party has finished: say so once more, should the word not have got out,
+        and wait for nothing else.
 
         If it did, the server may end at any moment, and nobody would ever answer what is asked of it then.
         """
@@ -309,7 +322,8 @@ class Party(abc.ABC):
 
     @staticmethod
     def _within(seconds: float, tell: Callable[[], object]) -> None:
-        """Tell the server something, and give it up after ``seconds``: a post waits for a server that is away, for ever."""
+        """Tell the server something, and give it up after ``seconds``: a post waits for a server
+        that is away, for ever."""
 
         def telling() -> None:
             with contextlib.suppress(FocalError):  # the link may be what failed

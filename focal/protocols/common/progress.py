@@ -1,7 +1,7 @@
 """What a party tells the person who started it, and what it remembers for the timeline.
 
-A role reports to a :class:`Reporter`; where that goes (a progress bar, or JSON lines that the local launcher reads from a
-pipe) is the command line's choice. Reports never hold file names or patient ids.
+A role reports to a :class:`Reporter`; where that goes (a progress bar, or JSON lines that the local launcher reads
+from a pipe) is the command line's choice. Reports never hold file names or patient ids.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ def bounds(scheme: Scheme, custodians: int, layout: HeadLayout) -> refresh.Guard
     return refresh.guard(scheme, custodians, layout.refresh_map("train/0/weights/-/-/-"))
 
 
-def requests(scheme: Scheme, items: list[str], ciphertexts: list[Any], pool: ThreadPoolExecutor, layout: HeadLayout) -> list[bytes]:
+def requests(
+    scheme: Scheme, items: list[str], ciphertexts: list[Any], pool: ThreadPoolExecutor, layout: HeadLayout
+) -> list[bytes]:
     """Canonical bytes of the ciphertexts of a batch that is to be refreshed."""
     return list(pool.map(lambda item, ct: refresh.request(scheme, ct, layout.refresh_map(item)), items, ciphertexts))
 
@@ -39,9 +41,15 @@ def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShare
 
 
 def expand_ahead(
-    scheme: Scheme, run_id: bytes, items: Sequence[str], digests: Sequence[str], pool: ThreadPoolExecutor, layout: HeadLayout
+    scheme: Scheme,
+    run_id: bytes,
+    items: Sequence[str],
+    digests: Sequence[str],
+    pool: ThreadPoolExecutor,
+    layout: HeadLayout,
 ) -> None:
-    """Have the pool derive the first ``a`` of a batch (:func:`focal.custody.refresh.common_random`) while answers are on their way."""
+    """Have the pool derive the first ``a`` of a batch (:func:`focal.custody.refresh.common_random`)
+    while answers are on their way."""
     for item, digest in list(zip(items, digests, strict=True))[: refresh.EXPANDED]:
         pool.submit(refresh.common_random, scheme, run_id, item, digest, layout.refresh_map(item).limbs)
 
@@ -55,7 +63,8 @@ def combine(
     pool: ThreadPoolExecutor,
     layout: HeadLayout,
 ) -> list[Any]:
-    """Refreshed ciphertexts from a request and every custodian's answer: what the server, a verifier and the release check compute.
+    """Refreshed ciphertexts from a request and every custodian's answer:
+    what the server, a verifier and the release check compute.
 
     Raises :class:`focal.errors.ProtocolError` naming the custodian whose answer is not to what was asked.
     """
@@ -64,6 +73,8 @@ def combine(
     def one(i: int) -> Any:
         data, how = fetch(asked.ciphertexts[i]), layout.refresh_map(asked.items[i])
         a = refresh.common_random(scheme, run_id, asked.items[i], asked.ciphertexts[i], how.limbs)
-        return refresh.combine(scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()], how)
+        return refresh.combine(
+            scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()], how
+        )
 
     return list(pool.map(one, range(len(asked.items))))

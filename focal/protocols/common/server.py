@@ -1,8 +1,9 @@
 """The server: relays, stores, computes on ciphertexts. It holds no key share and nothing in the clear.
 
-Its board and blobs are what the others read (focal.net). Beside serving them it takes every step of the run, and is the voice that
-*asks* (:mod:`focal.protocols.common.voice`): the custodians for each collective refresh, and in the end for the release.
-After a step the new weights are on disk; a restart goes on from there, and a refresh that was answered is not asked again.
+Its board and blobs are what the others read (focal.net). Beside serving them it takes every step of the run, and
+is the voice that *asks* (:mod:`focal.protocols.common.voice`): the custodians for each collective refresh, and in
+the end for the release. After a step the new weights are on disk; a restart goes on from there, and a refresh
+that was answered is not asked again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute, Given
 
 FAREWELL_SECONDS = 60.0
-"""How long the board stays at most after a run was ended, so that everybody hears of it and nobody waits for a server that is gone."""
+"""How long the board stays at most after a run was ended, so that everybody hears of it and nobody waits
+for a server that is gone."""
 ALIVE_SECONDS = 15.0
 """A member that was not heard of for so long is not waited for: links beat every few seconds."""
 
@@ -59,7 +61,9 @@ class _OwnBoard:
             raise self.hub.failure
         return self.hub.board.since(after, 1 << 24)
 
-    def put_many(self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None) -> list[str]:
+    def put_many(
+        self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None
+    ) -> list[str]:
         return self.hub.publish_all(blobs, audience)
 
     def get(self, digest: str) -> bytes:
@@ -72,12 +76,14 @@ class _OwnBoard:
 
 
 class Server(Party):
-    """``run()`` serves one run to its end; interrupted, the same call continues it. Without ``network`` it listens on its endpoint.
-    What lies between the keys and the release is its protocol's: :meth:`serve`."""
+    """``run()`` serves one run to its end; interrupted, the same call continues it. Without ``network`` it listens
+    on its endpoint. What lies between the keys and the release is its protocol's: :meth:`serve`."""
 
     role = "server"
 
-    def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter, network: LocalNetwork | None = None) -> None:
+    def __init__(
+        self, manifest: Manifest, local: LocalConfig, report: Reporter, network: LocalNetwork | None = None
+    ) -> None:
         super().__init__(manifest, local, report)
         self.threads = local.threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="server")
@@ -119,8 +125,8 @@ class Server(Party):
             self.hub.stop()
 
     def _farewell(self) -> None:
-        """Stay until every member that is there has been sent the end of the board (one that makes keys asks late), and a moment more.
-        Who ended the run asks no more."""
+        """Stay until every member that is there has been sent the end of the board (one that makes keys asks late),
+        and a moment more. Who ended the run asks no more."""
         deadline = time.monotonic() + FAREWELL_SECONDS
         while time.monotonic() < deadline and any(not self.said(n, "abort") for n in self.hub.behind(ALIVE_SECONDS)):
             time.sleep(0.1)
@@ -142,7 +148,9 @@ class Server(Party):
             reveals = self.hear_all(self.custodians, f"{round}/reveal", msg.KeyReveal)
             for name, reveal in reveals.items():
                 check_opens(self.scope, round, name, commits[name], reveal.salt, ceremony.blobs_digest(reveal.blobs))
-            add = functools.partial(ceremony.sums, self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress)
+            add = functools.partial(
+                ceremony.sums, self.scheme, kinds, reveals, self.fetch, self.blobs.put, self.pool, self.report.progress
+            )
             sums |= self.remembered(f"{round}/sums", add)
         joint = ceremony.joint(sums, sums)
         for name, theirs in self.hear_all(self.custodians, "keys/joint", msg.JointKeys).items():
@@ -155,7 +163,8 @@ class Server(Party):
     # ----------------------------------------------------------------- inputs
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
-        """What every custodian committed to and gave for the inputs of a round; waits for all. The claims are for them to check."""
+        """What every custodian committed to and gave for the inputs of a round; waits for all.
+        The claims are for them to check."""
         commits = self.hear_all(self.custodians, f"{round}/commit", msg.InputCommit)
         reveals = self.hear_all(self.custodians, f"{round}/reveal", msg.InputReveal)
         return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)
@@ -196,7 +205,9 @@ class Server(Party):
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """Ask all custodians for a collective refresh of one batch and combine their shares."""
         topic = refreshing.topic(items[0])
-        digests = self.net.put_many(refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout), "custodians")
+        digests = self.net.put_many(
+            refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout), "custodians"
+        )
         asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
         self.say(topic, asked)
         refreshing.expand_ahead(self.scheme, self.run_id, items, digests, self.pool, self.layout)
@@ -213,7 +224,9 @@ class Server(Party):
             self._members_before = json.loads(self.journal.read("members") or b"{}")
         now = self.hub.traffic
         return {
-            m.name: merge(self._members_before.get(m.name, {}), now.get(m.name, {})) for m in self.manifest.members if m.role != "server"
+            m.name: merge(self._members_before.get(m.name, {}), now.get(m.name, {}))
+            for m in self.manifest.members
+            if m.role != "server"
         }
 
     def close(self) -> None:
@@ -229,7 +242,10 @@ class Server(Party):
         self.say("release/request", msg.ReleaseRequest(items=released.items, ciphertexts=released.ciphertexts(done)))
         self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
         if not self.repeat("traffic"):
-            self.say("traffic", msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}))
+            self.say(
+                "traffic",
+                msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}),
+            )
         everybody = [*self.custodians, *self.names]
         while missing := [n for n in everybody if not self.said(n, "finished")]:
             self.read_board(seconds=2.0)

@@ -1,4 +1,5 @@
-"""How a party answers for a step. The steps of a run are taken by three kinds of parties, in one loop, which asks its voice::
+"""How a party answers for a step. The steps of a run are taken by three kinds of parties, in one loop,
+which asks its voice::
 
                      asks (server)                    checks (verify: lockstep)             recalls (audit)
     refresh          asks every custodian, waits      answers for its own limbs, waits      compares with what was asked
@@ -11,8 +12,8 @@ and in joint steps also::
     answered         likewise                         likewise, and whose rows they are     likewise
     open             asks the custodians              answers for its own limbs             compares every answer
 
-The roles are these voices: :class:`focal.protocols.common.server.Server`, ``custodian.Custodian`` and ``audit.Audit``, with what a
-protocol adds. The loop is ``steps`` of the protocol's ``compute`` module.
+The roles are these voices: :class:`focal.protocols.common.server.Server`, ``custodian.Custodian`` and ``audit.Audit``,
+with what a protocol adds. The loop is ``steps`` of the protocol's ``compute`` module.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Voice(Protocol):
     """How a party answers for a step."""
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Any]) -> Given:
-        """What every custodian gave for the inputs of a round, once all had committed to it and found the institutions' claims to hold."""
+        """What every custodian gave for the inputs of a round, once all had committed to it and found
+        the institutions' claims to hold."""
         ...
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
@@ -51,8 +53,11 @@ class Compute(Protocol):
     total: int
     """Steps of the run."""
 
-    def steps(self, voice: Any, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None) -> Iterator[msg.StepDone]:
-        """Take every step that follows after ``done``, whose outputs ``fetch`` yields from the own disk; yield each one's statement."""
+    def steps(
+        self, voice: Any, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None
+    ) -> Iterator[msg.StepDone]:
+        """Take every step that follows after ``done``, whose outputs ``fetch`` yields from the own disk;
+        yield each one's statement."""
         ...
 
     def close(self) -> None: ...

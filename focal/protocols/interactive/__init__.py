@@ -2,15 +2,15 @@
 
 ::
 
-    institution                         server                                custodians
-    activations/t  --chunk-->           present/t: who is in
-                                        forward            open/t/logits -->  limits, lockstep, shares sealed to each owner
-    own logits    <------------------------------------------------------------------
-    derivatives/t  --chunk-->           answered/t: who is still in
-                                        backward        open/t/gradients -->  likewise
-                                                        refresh/t/weights --> likewise
-    own gradients <------------------------------------------------------------------
-    lower step                          step/t: a link of the chain
+    institution                      server                                custodians
+    activations/t  --chunk-->        present/t: who is in
+                                     forward            open/t/logits -->  limits, lockstep, shares sealed to each owner
+    own logits    <---------------------------------------------------------------
+    derivatives/t  --chunk-->        answered/t: who is still in
+                                     backward        open/t/gradients -->  likewise
+                                                     refresh/t/weights --> likewise
+    own gradients <---------------------------------------------------------------
+    lower step                       step/t: a link of the chain
 
     every ``average_every`` steps       average/r/list -> signed by each listed one -> secure sum -> average/r/closed
 

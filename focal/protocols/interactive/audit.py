@@ -1,4 +1,5 @@
-"""Replay audit of an interactive run: every joint step again, from signed headers, uploads and recorded refresh shares."""
+"""Replay audit of an interactive run: every joint step again, from signed headers,
+uploads and recorded refresh shares."""
 
 from __future__ import annotations
 

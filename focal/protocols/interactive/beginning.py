@@ -29,11 +29,14 @@ class Beginning:
 
 
 def beginning(run: Path, config: InteractiveConfig) -> Beginning:
-    """Bottleneck and head of a released model; of an interactive run also the head's velocity and what trained of the lower segment."""
+    """Bottleneck and head of a released model; of an interactive run also the head's velocity and what trained
+    of the lower segment."""
     head, _ = load(run)
     # an interactive bottleneck may be without a bound: nothing is clipped at one that no feature reaches
     bound = min(head.bound, float(np.finfo(np.float32).max))
-    projection = Projection("whiten", head.matrix.numpy(), head.offset.numpy(), bound, len(head.offset) + 1, (1.0).hex())
+    projection = Projection(
+        "whiten", head.matrix.numpy(), head.offset.numpy(), bound, len(head.offset) + 1, (1.0).hex()
+    )
     file = model_file(run).with_name(VELOCITY)
     velocity = np.load(file) if file.exists() else None
     return Beginning(projection, Base(head.weights.numpy(), velocity, config.momentum), head.trained)

@@ -1,7 +1,7 @@
 """What several parties compute of a joint step: the server, every verifying custodian, and an auditor.
 
-A step is a function of the weights before, of the signed headers of who was present and who answered, and of the recorded refresh
-answers. Each link of the chain is::
+A step is a function of the weights before, of the signed headers of who was present and who answered,
+and of the recorded refresh answers. Each link of the chain is::
 
     chain_0 = H(manifest, joint keys, masks)      chain_{t+1} = H(chain_t || headers of t || weights after t)
 """
@@ -49,9 +49,12 @@ class JointVoice(Voice, Protocol):
 
 
 class JointCompute:
-    """Joint steps on ciphertexts from signed headers. ``fetch`` yields masked chunks and contributions; they are checked here."""
+    """Joint steps on ciphertexts from signed headers. ``fetch`` yields masked chunks and contributions;
+    they are checked here."""
 
-    def __init__(self, manifest: Manifest, scheme: Scheme, run_id: bytes, joint_keys: str, fetch: Fetch, threads: int) -> None:
+    def __init__(
+        self, manifest: Manifest, scheme: Scheme, run_id: bytes, joint_keys: str, fetch: Fetch, threads: int
+    ) -> None:
         self.manifest, self.scheme, self.run_id, self.fetch = manifest, scheme, run_id, fetch
         self.total = plan.total(manifest)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
@@ -72,8 +75,11 @@ class JointCompute:
         self.engine.close()
         self.pool.shutdown()
 
-    def steps(self, voice: JointVoice, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None) -> Iterator[msg.StepDone]:
-        """Take every step that follows after ``done``, whose outputs ``fetch`` yields from the own disk; yield each one's statement."""
+    def steps(
+        self, voice: JointVoice, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None
+    ) -> Iterator[msg.StepDone]:
+        """Take every step that follows after ``done``, whose outputs ``fetch`` yields from the own disk;
+        yield each one's statement."""
         weights, chain = zero_weights(self.scheme), self.chain
         for earlier in done[-2:]:  # the head, and the one before it for the momentum
             weights, chain = Weights(self._load(earlier.outputs[0], fetch or self.fetch), weights.now), earlier.chain
@@ -84,7 +90,9 @@ class JointCompute:
             voice.open(f"open/{step}/logits", items, packed)
             answered = voice.answered(step, present)
             uploads = self._uploads(voice, step, "derivatives", answered)
-            after, (items, packed) = self.backward(step, weights, run, uploads, {name: header.rows for name, header in answered.items()})
+            after, (items, packed) = self.backward(
+                step, weights, run, uploads, {name: header.rows for name, header in answered.items()}
+            )
             voice.open(f"open/{step}/gradients", items, packed)
             weights, statement, data = self.finish(step, weights, after, voice.refresh, chain, present, answered)
             voice.done(step, statement, [data])
@@ -96,7 +104,9 @@ class JointCompute:
         run = self.engine.forward(weights, uploads)
         return run, self._openings(step, "logits", run.logits)
 
-    def backward(self, step: int, weights: Weights, run: Forward, uploads: Uploads, rows: Mapping[str, int]) -> tuple[Backward, Openings]:
+    def backward(
+        self, step: int, weights: Weights, run: Forward, uploads: Uploads, rows: Mapping[str, int]
+    ) -> tuple[Backward, Openings]:
         """The activation gradients of everybody who answered, to be opened; the new head, to be refreshed."""
         done = self.engine.backward(weights, run, uploads, rows)
         return done, self._openings(step, "input-gradient", done.gradients)

@@ -1,8 +1,8 @@
 """A custodian of joint steps: opens logits and gradients to their owners, refreshes the head, and counts what it opens.
 
-Whatever its ``verify`` says, it reads off the institutions' signed headers who brought how many rows, and opens nothing of a step in
-which an owner could single out another's gradient; its ledger ends the openings of one key. With ``verify: lockstep`` it computes
-every step itself and answers only for limbs equal to its own.
+Whatever its ``verify`` says, it reads off the institutions' signed headers who brought how many rows, and opens nothing
+of a step in which an owner could single out another's gradient; its ledger ends the openings of one key. With
+``verify: lockstep`` it computes every step itself and answers only for limbs equal to its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from focal.protocols.interactive.compute import JointCompute
 
 
 class JointCustodian(Custodian):
-    """``run()`` takes part in one interactive run from the nonces to the release; interrupted, the same call continues it."""
+    """``run()`` takes part in one interactive run from the nonces to the release;
+    interrupted, the same call continues it."""
 
     def answer(self) -> None:
         with self.report.phase("train"):
@@ -34,7 +35,9 @@ class JointCustodian(Custodian):
             self.joint_keys = ceremony.joint_digest(self.joint)
             if self.verifies:
                 self.install_keys()
-                self.verify(JointCompute(self.manifest, self.scheme, self.run_id, self.joint_keys, self.fetch, self.threads))
+                self.verify(
+                    JointCompute(self.manifest, self.scheme, self.run_id, self.joint_keys, self.fetch, self.threads)
+                )
             else:
                 self._answer_plan()
 
@@ -74,7 +77,9 @@ class JointCustodian(Custodian):
         """The signed headers of those with whom the server goes on, once they may be opened to."""
         owners = self.hear(self.manifest.server.name, f"{said}/{step}", msg.Present).owners
         if list(owners) != [n for n in self.names if n in owners]:
-            raise Refused("contributors", f"the server's list for step {step} is no list of institutions in manifest order")
+            raise Refused(
+                "contributors", f"the server's list for step {step} is no list of institutions in manifest order"
+            )
         headers = self.hear_all(owners, f"{topic}/{step}", kind)
         plan.check_headers(headers, step, self.manifest)
         plan.check_contributors(self.manifest, {name: header.rows for name, header in headers.items()})
@@ -83,28 +88,40 @@ class JointCustodian(Custodian):
     # ----------------------------------------------------------------- openings
 
     def open(self, topic: str, items: tuple[str, ...], packed: list[bytes] | None = None) -> None:
-        """Answer one request to open: the plan's items, each to its owner, and with ``packed`` nothing but these ciphertexts."""
+        """Answer one request to open: the plan's items, each to its owner,
+        and with ``packed`` nothing but these ciphertexts."""
         if not items:
             return
         server = self.manifest.server.name
         asked = self.hear(server, topic, msg.OpeningRequest)
         if asked.items != items or len(asked.ciphertexts) != len(items):
-            raise Refused("plan", f"the server asks to open {asked.items[:1]} under '{topic}', the plan has {items[:1]}")
+            raise Refused(
+                "plan", f"the server asks to open {asked.items[:1]} under '{topic}', the plan has {items[:1]}"
+            )
         if packed is not None and (mine := tuple(map(codec.digest, packed))) != asked.ciphertexts:
             differs = next(i for i, m, t in zip(items, mine, asked.ciphertexts, strict=True) if m != t)
-            raise Refused("lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields")
+            raise Refused(
+                "lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields"
+            )
         if self.repeat(topic):
             return
         self.net.phase = "openings"
         data = packed or [self.net.get(d) for d in asked.ciphertexts]
         owners = [item.rpartition("/")[2] for item in items]
-        shares = list(map(self._opening_share, items, asked.ciphertexts, data))  # in order: the ledger's order is the plan's
+        shares = list(
+            map(self._opening_share, items, asked.ciphertexts, data)
+        )  # in order: the ledger's order is the plan's
         boxes = [
             self.identity.seal(self.manifest.member(owner), share, plan.opening_context(item, self.run_id))
             for item, owner, share in zip(items, owners, shares, strict=True)
         ]
         digests = self.share_blobs(boxes, "all")
-        self.say(topic, msg.OpeningShares(items=items, ciphertexts=asked.ciphertexts, sealed=dict(zip(owners, digests, strict=True))))
+        self.say(
+            topic,
+            msg.OpeningShares(
+                items=items, ciphertexts=asked.ciphertexts, sealed=dict(zip(owners, digests, strict=True))
+            ),
+        )
         self.net.phase = "refresh"
 
     def _opening_share(self, item: str, digest: str, data: bytes) -> bytes:
@@ -118,6 +135,7 @@ class JointCustodian(Custodian):
         return self.ledger.answer("open", item, digest, make, limit=plan.settings(self.manifest).max_openings_per_key)
 
     def added(self) -> NDArray[np.float64] | None:
-        """Noise on the head (``dp_head_noise``). It goes into a share that is made once and recorded: verifiers get the same limbs."""
+        """Noise on the head (``dp_head_noise``). It goes into a share that is made once and recorded:
+        verifiers get the same limbs."""
         deviation = plan.settings(self.manifest).dp_head_noise
         return plan.layout(self.manifest).noise_slots(deviation) if deviation else None

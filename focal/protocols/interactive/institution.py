@@ -1,10 +1,11 @@
-"""An institution that fine-tunes: its Lightning module runs the lower segment, the upper one is encrypted somewhere else.
+"""An institution that fine-tunes: its Lightning module runs the lower segment,
+the upper one is encrypted somewhere else.
 
 ::
 
-    images --trainable lower segment, bottleneck--> activations --EncryptedUpper--> own logits --loss--> derivatives --...--> gradients
-    (stay)            ^                                                                                                         |
-                      `------------------------------------ AdamW, averages by secure sum --------------------------------------'
+    images --lower segment, bottleneck--> activations --EncryptedUpper--> own logits --loss--> derivatives --> gradients
+    (stay)            ^  (trains)                                                                                 |
+                      `----------------------------- AdamW, averages by secure sum -------------------------------'
 
 In the end it has the averaged lower segment, and the head from the custodians' sealed shares.
 """
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 
 class JointInstitution(Institution):
-    """``run()`` takes part in one interactive run; interrupted, the same call continues it after the last finished step."""
+    """``run()`` takes part in one interactive run; interrupted, the same call continues it after
+    the last finished step."""
 
     def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
         super().__init__(manifest, local, report)
@@ -56,7 +58,9 @@ class JointInstitution(Institution):
         if self.local.logger == "tensorboard":
             require("study", "logger: tensorboard")
         with self.report.phase("features"):
-            self.table = load(self.local.data.model_copy(update={"classes": m.classes, "task": m.task}), self.local.seed)
+            self.table = load(
+                self.local.data.model_copy(update={"classes": m.classes, "task": m.task}), self.local.seed
+            )
             self.train_rows = np.flatnonzero(self.table.split == "train")
             self.check_rows(len(self.train_rows))
             self.labels = outcomes(self.table.labels[self.train_rows], m.task)
@@ -73,8 +77,9 @@ class JointInstitution(Institution):
             size = self.segment.check_average(config.max_average_mb)
             received = size * (len(self.names) - 1)
             self.report.say(
-                f"{self.me.name}: lower segment {m.lower.model}, {source}; {self.segment.count} parameters train ({config.trainable}); "
-                f"every {config.average_every} steps an average sends {size / 1e6:.1f} MB and receives {received / 1e6:.1f} MB"
+                f"{self.me.name}: lower segment {m.lower.model}, {source}; "
+                f"{self.segment.count} parameters train ({config.trainable}); every {config.average_every} steps an "
+                f"average sends {size / 1e6:.1f} MB and receives {received / 1e6:.1f} MB"
             )
 
     @property
@@ -123,7 +128,8 @@ class JointInstitution(Institution):
         self.keep_traffic()
 
     def agree_start(self) -> Array:
-        """(C,) rows of each class over all institutions; where no model is given to start from, also the bottleneck: a blind projection."""
+        """(C,) rows of each class over all institutions; where no model is given to start from, also the bottleneck:
+        a blind projection."""
         if self.base is None:
             from focal.segments.trainable import Bottleneck
 
@@ -131,7 +137,10 @@ class JointInstitution(Institution):
             self.segment.bottleneck = Bottleneck.from_projection(projection)
             private_write(self.folder / PROJECTION, projection.to_bytes())
             return counts
-        counts = np.rint(self.secure_sum(MOMENTS, tuple(self.names), self.labels.sum(axis=0) / self.manifest.rows) * self.manifest.rows)
+        counts = np.rint(
+            self.secure_sum(MOMENTS, tuple(self.names), self.labels.sum(axis=0) / self.manifest.rows)
+            * self.manifest.rows
+        )
         self.check_classes(counts)
         return counts
 
@@ -148,7 +157,8 @@ class JointInstitution(Institution):
         upper.keys.forget()
 
     def fine_tune(self, upper: EncryptedUpper, counts: Array) -> None:
-        """Every joint step that is still to come, under Lightning. ``counts``: rows with each outcome over all institutions."""
+        """Every joint step that is still to come, under Lightning. ``counts``: rows with each outcome
+        over all institutions."""
         import torch
 
         from focal.training.split import Based, Batches, Loss, SplitSegment, fit
@@ -185,7 +195,11 @@ class JointInstitution(Institution):
         from focal.protocols.interactive.upper import Abandoned
 
         server, topic = self.manifest.server.name, f"average/{self.round}/closed"
-        if self.round is not None and self.said(server, topic) and not self.heard.get(self.scope, server, topic, msg.AverageClosed).done:
+        if (
+            self.round is not None
+            and self.said(server, topic)
+            and not self.heard.get(self.scope, server, topic, msg.AverageClosed).done
+        ):
             raise Abandoned
 
     # ----------------------------------------------------------------- the result

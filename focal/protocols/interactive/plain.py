@@ -1,7 +1,8 @@
-"""Plaintext split learning: the same modules, batches, averages and sockets as the interactive protocol, and no encryption.
+"""Plaintext split learning: the same modules, batches, averages and sockets as the interactive
+protocol, and no encryption.
 
-What it protects is the transport. The server sees every activation, derivative and weight; it exists to be compared with: encrypted
-training costs so many times the seconds of this. Custodians have nothing to do and are not started::
+What it protects is the transport. The server sees every activation, derivative and weight; it exists to be compared
+with: encrypted training costs so many times the seconds of this. Custodians have nothing to do and are not started::
 
     python -m focal.protocols.interactive.plain server      --manifest M --local L
     python -m focal.protocols.interactive.plain institution --manifest M --local L
@@ -49,10 +50,14 @@ class PlainServer(JointServer):
             with self.report.phase("train"):
                 for step in range(total):
                     self.report.progress(step, total)
-                    present = self._gather(step, "present", "activations", self.names, self._expected(step), msg.Activations)
+                    present = self._gather(
+                        step, "present", "activations", self.names, self._expected(step), msg.Activations
+                    )
                     x = {n: _array(self.blobs.get(h.chunk), shape.features) for n, h in present.items()}
                     self._give(f"open/{step}/logits", {n: v @ self.weights for n, v in x.items()})
-                    answered = self._gather(step, "answered", "derivatives", list(present), list(present), msg.Derivatives)
+                    answered = self._gather(
+                        step, "answered", "derivatives", list(present), list(present), msg.Derivatives
+                    )
                     delta = {n: _array(self.blobs.get(h.chunk), shape.outputs) for n, h in answered.items()}
                     self._give(f"open/{step}/gradients", {n: d @ self.weights.T for n, d in delta.items()})
                     rows, wanted = (np.concatenate([part[n] for n in answered]) for part in (x, delta))

@@ -29,9 +29,9 @@ from focal.protocols.common.inputs import Claim
 CARRIED_NOISE = HEAD_NOISE
 OWN_PHASES: tuple[str, ...] = ("features", "upload")
 TRUST = (
-    "interactive: the size of activations and derivatives is checked to within a factor of 2^11 only; with larger ones than true an "
-    "institution's openings say more of the joint key than they hide, whoever verifies; each learns the head, and the others' summed "
-    "gradients (SECURITY.md)"
+    "interactive: the size of activations and derivatives is checked to within a factor of 2^11 only; "
+    "with larger ones than true an institution's openings say more of the joint key than they hide, "
+    "whoever verifies; each learns the head, and the others' summed gradients (SECURITY.md)"
 )
 """What everybody must be told who signs or starts an interactive run."""
 Header = msg.Activations | msg.Derivatives
@@ -47,9 +47,13 @@ def check_members(manifest: Manifest) -> None:
     """Raise unless the members can run joint steps."""
     unknown = set(settings(manifest).batches) - {m.name for m in manifest.institutions}
     if unknown:
-        raise ConfigError(f"interactive.batches names {', '.join(sorted(unknown))}, which is no institution of the manifest")
+        raise ConfigError(
+            f"interactive.batches names {', '.join(sorted(unknown))}, which is no institution of the manifest"
+        )
     if len(manifest.institutions) < 3:
-        raise ConfigError("an interactive run needs at least three institutions: with two, each would learn the other's gradient")
+        raise ConfigError(
+            "an interactive run needs at least three institutions: with two, each would learn the other's gradient"
+        )
 
 
 def batch(manifest: Manifest, name: str) -> int:
@@ -69,7 +73,8 @@ def batches(manifest: Manifest) -> dict[str, int]:
 
 
 def table(manifest: Manifest) -> dict[str, range]:
-    """Institution -> its rows of the joint batch. Raises :class:`focal.errors.FocalError` when they do not fit the ring."""
+    """Institution -> its rows of the joint batch. Raises :class:`focal.errors.FocalError` when they
+    do not fit the ring."""
     return row_table(layout(manifest), batches(manifest))
 
 
@@ -87,7 +92,8 @@ def weights_item(step: int) -> str:
 def opening_items(step: int, kind: str, owners: tuple[str, ...]) -> tuple[str, ...]:
     """Plan items of an opening; ``kind`` is ``logits`` or ``input-gradient``.
 
-    None in the first step: its weights are the all-zero ciphertext, so everybody knows that logits and gradients are zero.
+    None in the first step: its weights are the all-zero ciphertext, so everybody knows that logits
+    and gradients are zero.
     """
     return () if step == 0 else tuple(f"train/{step}/{kind}/-/-/{owner}" for owner in owners)
 
@@ -98,8 +104,13 @@ def input_item(step: int, what: str, owner: str) -> str:
 
 
 def statement(manifest: Manifest, run_id: bytes, name: str, step: int, what: str, rows: int, chunk: str) -> Statement:
-    """That the activations or derivatives of ``rows`` rows are as large as honest ones, at most, in root mean square."""
-    n, scale, largest = manifest.ckks.ring, 2.0**manifest.ckks.scale_bits, MAX_ACTIVATION if what == "activations" else MAX_DERIVATIVE
+    """That the activations or derivatives of ``rows`` rows are as large as honest ones, at most,
+    in root mean square."""
+    n, scale, largest = (
+        manifest.ckks.ring,
+        2.0**manifest.ckks.scale_bits,
+        MAX_ACTIVATION if what == "activations" else MAX_DERIVATIVE,
+    )
     rms = largest * (rows / layout(manifest).rows) ** 0.5
     return Statement(run_id, name, f"{step}/{what}", (chunk,), projections.norm_bound(scale, n, 1, rms))
 
@@ -107,14 +118,26 @@ def statement(manifest: Manifest, run_id: bytes, name: str, step: int, what: str
 def inputs(
     manifest: Manifest, run_id: bytes, step: int, what: str, headers: Mapping[str, Header]
 ) -> tuple[str, str, list[Input], list[Claim]]:
-    """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the digest of all that is put in, the
-    inputs, and what is claimed of them: one for each owner, whose rows are kept apart until they are masked."""
+    """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the
+    digest of all that is put in, the inputs, and what is claimed of them: one for each owner, whose rows
+    are kept apart until they are masked."""
     lists = hashlib.sha256(
-        framed(b"focal/joint-inputs/v1", what.encode(), *(f for n, h in headers.items() for f in (n.encode(), msg.encode(h))))
+        framed(
+            b"focal/joint-inputs/v1",
+            what.encode(),
+            *(f for n, h in headers.items() for f in (n.encode(), msg.encode(h))),
+        )
     ).hexdigest()
-    wanted = [Input(input_item(step, what, name), LIMBS, ((name, header.label),), FACTOR) for name, header in headers.items()]
+    wanted = [
+        Input(input_item(step, what, name), LIMBS, ((name, header.label),), FACTOR) for name, header in headers.items()
+    ]
     claims = [
-        Claim(statement(manifest, run_id, name, step, what, h.rows, h.chunk), (input_item(step, what, name),), h.label, h.proof)
+        Claim(
+            statement(manifest, run_id, name, step, what, h.rows, h.chunk),
+            (input_item(step, what, name),),
+            h.label,
+            h.proof,
+        )
         for name, h in headers.items()
     ]
     return f"inputs/{step}/{what}", lists, wanted, claims
@@ -126,7 +149,8 @@ def opening_context(item: str, run_id: bytes) -> bytes:
 
 
 def total(manifest: Manifest) -> int:
-    """Joint steps of the run: as many as were asked for and as the openings of one key allow, two for each institution and step."""
+    """Joint steps of the run: as many as were asked for and as the openings of one key allow,
+    two for each institution and step."""
     config = settings(manifest)
     return min(config.steps, 1 + config.max_openings_per_key // (2 * len(manifest.institutions)))
 
@@ -173,7 +197,10 @@ def settled(manifest: Manifest, wish: LayoutConfig, memory_bytes: float, computi
 def describe(manifest: Manifest) -> str:
     """What is about to be signed or run, in lines that a person can check before it begins."""
     trains = settings(manifest).trainable
-    lines = [f"training     interactive: '{trains}' of the lower segment trains, the head encrypted; release: {manifest.approve}"]
+    lines = [
+        f"training     interactive: '{trains}' of the lower segment trains, the head encrypted; "
+        f"release: {manifest.approve}"
+    ]
     if manifest.start is not None:
         lines.append(f"start        the released model with sha256 {manifest.start[:16]}")
     return "\n".join((*lines, costs(manifest)))
@@ -195,19 +222,27 @@ def costs(manifest: Manifest) -> str:
     refreshed = blob_bytes(n, MOVED_LIMBS, 2) + blob_bytes(n, MOVED_LIMBS, 1) + blob_bytes(n, LIMBS, 1)
     asked = 2 * len(owners) * (opened + share) + len(owners) * given + refreshed
     lines = [
-        f"joint step: {sum(map(len, owners.values()))} of {shape.rows} rows ({', '.join(f'{k} {len(v)}' for k, v in owners.items())}), "
-        f"R = {shape.features}, {len(shape.rotations)} rotation keys; {count} steps",
+        f"joint step: {sum(map(len, owners.values()))} "
+        f"of {shape.rows} rows ({', '.join(f'{k} {len(v)}' for k, v in owners.items())}), R = {shape.features}, "
+        f"{len(shape.rotations)} rotation keys; {count} steps",
         f"bytes:      an institution and step {up / mb:.1f} MB up, {2 * custodians * share / mb:.1f} MB down; "
         f"a custodian and step {asked / mb:.1f} MB, and all inputs if it verifies; disk at the server "
         f"{count * (len(owners) * up + custodians * asked) / 1e9:.1f} GB at most",
-        f"openings:   {2 * len(owners)} a step, {2 * len(owners) * (count - 1)} of at most {config.max_openings_per_key} under this key",
+        f"openings:   {2 * len(owners)} a step, "
+        f"{2 * len(owners) * (count - 1)} of at most {config.max_openings_per_key} under this key",
     ]
     bits = math.log2(slot) + manifest.ckks.scale_bits
-    lines.append(f"refreshes:  of less than 2^{bits:.0f} a coefficient; others' masks hide that to 2^{bits - hidden:.0f}")
+    lines.append(
+        f"refreshes:  of less than 2^{bits:.0f} a coefficient; others' masks hide that to 2^{bits - hidden:.0f}"
+    )
     if manifest.start is None:
-        lines.append("start:      a blind run's projection and an untrained head; a trained one takes a minute more (start: RUN)")
+        lines.append(
+            "start:      a blind run's projection and an untrained head; a trained one takes a minute more (start: RUN)"
+        )
     if count < config.steps:
-        lines.append(f"            the key allows {count} of {config.steps} steps: continue in a new run with start: RUN")
+        lines.append(
+            f"            the key allows {count} of {config.steps} steps: continue in a new run with start: RUN"
+        )
     return "\n".join(lines)
 
 
@@ -216,7 +251,10 @@ def check_headers(headers: Mapping[str, Header], step: int, manifest: Manifest) 
     limits = batches(manifest)
     for name, header in headers.items():
         if header.step != step or not 1 <= header.rows <= limits[name]:
-            raise Refused("upload", f"'{name}' sent {header.rows} rows for step {header.step}; step {step} takes 1 to {limits[name]}")
+            raise Refused(
+                "upload",
+                f"'{name}' sent {header.rows} rows for step {header.step}; step {step} takes 1 to {limits[name]}",
+            )
 
 
 def check_contributors(manifest: Manifest, rows: Mapping[str, int]) -> None:
@@ -228,7 +266,11 @@ def check_contributors(manifest: Manifest, rows: Mapping[str, int]) -> None:
 def facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:
     """What a summary says of an interactive run."""
     shape, steps = layout(manifest), total(manifest)
-    own = {"rows": manifest.rows, "joint_rows": shape.rows, "interactive": json.loads(settings(manifest).model_dump_json())}
+    own = {
+        "rows": manifest.rows,
+        "joint_rows": shape.rows,
+        "interactive": json.loads(settings(manifest).model_dump_json()),
+    }
     openings = 2 * len(manifest.institutions) * (steps - 1) + min(2, steps)
     return common_facts(manifest, scheme, shape, steps, openings, refreshes(manifest), own)
 

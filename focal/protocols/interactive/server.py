@@ -26,7 +26,9 @@ class JointServer(Server):
 
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
         with self.report.phase("train"):
-            compute = JointCompute(self.manifest, self.scheme, self.run_id, ceremony.joint_digest(joint), self.blobs.get, self.threads)
+            compute = JointCompute(
+                self.manifest, self.scheme, self.run_id, ceremony.joint_digest(joint), self.blobs.get, self.threads
+            )
             return self.train(compute)
 
     def present(self, step: int) -> dict[str, msg.Activations]:
@@ -49,7 +51,9 @@ class JointServer(Server):
             return self.names
         return list(self.hear(self.me.name, f"answered/{step - 1}", msg.Present).owners)
 
-    def _gather(self, step: int, said: str, topic: str, names: list[str], expected: list[str], kind: type[H]) -> dict[str, H]:
+    def _gather(
+        self, step: int, said: str, topic: str, names: list[str], expected: list[str], kind: type[H]
+    ) -> dict[str, H]:
         """The headers of those with whom the server goes on, in manifest order. Decided once, and on the board."""
         decided, wanted = f"{said}/{step}", f"{topic}/{step}"
         self.read_all()
@@ -65,8 +69,11 @@ class JointServer(Server):
         plan.check_headers(headers, step, self.manifest)  # type: ignore[arg-type]
         return headers
 
-    def _wait(self, topic: str, names: list[str], expected: list[str], headers: Callable[[list[str]], object]) -> list[str]:
-        """Those of ``names`` who have said ``topic``, once all ``expected`` have or their time is up, and there are enough."""
+    def _wait(
+        self, topic: str, names: list[str], expected: list[str], headers: Callable[[list[str]], object]
+    ) -> list[str]:
+        """Those of ``names`` who have said ``topic``, once all ``expected`` have or their time is up,
+        and there are enough."""
         deadline, told = time.monotonic() + plan.settings(self.manifest).straggler_seconds, time.monotonic()
         while True:
             here = [n for n in names if self.said(n, topic)]
@@ -106,7 +113,10 @@ class JointServer(Server):
         opened = f"sum/{plan.average_label(number)}/opened"
         while missing := [n for n in owners if not self.said(n, opened)]:
             if time.monotonic() > deadline:
-                self.report.warn(f"average {number} is abandoned: nothing from {', '.join(missing)}; each goes on from its own parameters")
+                self.report.warn(
+                    f"average {number} is abandoned: nothing from {', '.join(missing)}; "
+                    "each goes on from its own parameters"
+                )
                 break
             self.read_board(0.5)
         self.say(f"{topic}/closed", msg.AverageClosed(round=number, done=not missing))

@@ -1,8 +1,11 @@
-"""The upper segment as one institution sees it: activations go up, its own logits come down; derivatives up, gradients down.
+"""The upper segment as one institution sees it: activations go up, its own logits come down;
+derivatives up, gradients down.
 
 ::
 
-    activations (n, R) --mask--> chunk + signed header --> server ... custodians --sealed shares--> add up, decode --> logits (n, C)
+    activations (n, R) --mask--> chunk + signed header --> server ... custodians
+                                                                          |
+                       logits (n, C) <-- add up, decode <--sealed shares--+
 
 This is the seam between Lightning and the network (:class:`focal.training.split.Upper`). Everything that leaves was
 made once and is on the own disk before it leaves: a restarted process sends the same messages again or none.
@@ -92,8 +95,12 @@ class EncryptedUpper:
     # ----------------------------------------------------------------- messages, to and fro
 
     def send(self, step: int, what: Literal["activations", "derivatives"], values: Array) -> tuple[str, str, str]:
-        """Mask once, prove its size, keep, send; returns the label of the mask, and the digests of message and proof."""
-        party, slots = self.party, {"activations": self.layout.activation_slots, "derivatives": self.layout.derivative_slots}[what]
+        """Mask once, prove its size, keep, send; returns the label of the mask,
+        and the digests of message and proof."""
+        party, slots = (
+            self.party,
+            {"activations": self.layout.activation_slots, "derivatives": self.layout.derivative_slots}[what],
+        )
         item = plan.input_item(step, what, party.me.name)
 
         def make() -> bytes:
@@ -113,7 +120,9 @@ class EncryptedUpper:
 
     def receive(self, step: int, what: Literal["logits", "gradients"], rows: int) -> Array:
         """(``rows``, C or R): what every custodian opened to us."""
-        kind, read = {"logits": ("logits", self.layout.logits), "gradients": ("input-gradient", self.layout.gradients)}[what]
+        kind, read = {"logits": ("logits", self.layout.logits), "gradients": ("input-gradient", self.layout.gradients)}[
+            what
+        ]
         return read(self._opened(step, what, kind), range(self.first, self.first + rows))
 
     def average(self, round: int, parameters: Array, rows: int) -> Array:
@@ -151,11 +160,18 @@ class EncryptedUpper:
         shares = []
         for name, answer in answers.items():
             if (answer.items, answer.ciphertexts) != (first.items, first.ciphertexts) or item not in answer.items:
-                raise Refused("opening", f"'{name}' opened another ciphertext than '{party.custodians[0]}' under '{topic}'")
+                raise Refused(
+                    "opening", f"'{name}' opened another ciphertext than '{party.custodians[0]}' under '{topic}'"
+                )
             if party.me.name not in answer.sealed:
                 raise Refused("opening", f"'{name}' sealed no share for us under '{topic}'")
             box = party.net.get(answer.sealed[party.me.name])
-            shares.append((name, party.identity.unseal(party.manifest.member(name), box, plan.opening_context(item, party.run_id))))
+            shares.append(
+                (
+                    name,
+                    party.identity.unseal(party.manifest.member(name), box, plan.opening_context(item, party.run_id)),
+                )
+            )
         return release.open_slots(self.scheme, shares, codec.OPENING_SHARE)
 
     # ----------------------------------------------------------------- averages
@@ -163,16 +179,23 @@ class EncryptedUpper:
     def _averaged(self, round: int, listed: msg.AverageList, parameters: Array) -> Array:
         party, names, topic = self.party, listed.participants, f"average/{round}"
         if list(names) != [n for n in party.names if n in names] or len(names) < 3:
-            raise Refused("participants", f"the server proposes an average over {', '.join(names)}: at least three, in manifest order")
+            raise Refused(
+                "participants",
+                f"the server proposes an average over {', '.join(names)}: at least three, in manifest order",
+            )
         try:
             party.round = round
             party.say(f"{topic}/agreed", listed)
             for name, theirs in party.hear_all(names, f"{topic}/agreed", msg.AverageList).items():
                 if theirs != listed:
-                    raise Refused("participants", f"'{name}' was proposed another list for average {round} than we were")
+                    raise Refused(
+                        "participants", f"'{name}' was proposed another list for average {round} than we were"
+                    )
             weight = (party.me.rows or 0) / sum(party.manifest.member(n).rows or 0 for n in names)
             total = party.secure_sum(plan.average_label(round), names, weight * parameters)
-            if not party.hear(self.server, f"{topic}/closed", msg.AverageClosed).done:  # heard before a restart, when nobody waited in it
+            if not party.hear(
+                self.server, f"{topic}/closed", msg.AverageClosed
+            ).done:  # heard before a restart, when nobody waited in it
                 raise Abandoned
         except Abandoned:
             party.report.warn(f"{party.me.name}: average {round} was abandoned; going on from the own parameters")
@@ -187,24 +210,30 @@ class EncryptedUpper:
         return total
 
     def _missed(self, round: int, names: tuple[str, ...]) -> Array | None:
-        """The average of a round that we were not part of, as its first participant sealed it to us; None when there is none."""
+        """The average of a round that we were not part of, as its first participant sealed it to us;
+        None when there is none."""
         party, topic = self.party, f"average/{round}"
         if not party.hear(self.server, f"{topic}/closed", msg.AverageClosed).done:
             return None
         deadline = time.monotonic() + plan.settings(party.manifest).straggler_seconds
         while not party.said(names[0], f"{topic}/sealed"):
             if time.monotonic() > deadline:
-                party.report.warn(f"{party.me.name}: '{names[0]}' does not send average {round}; going on from the own parameters")
+                party.report.warn(
+                    f"{party.me.name}: '{names[0]}' does not send average {round}; going on from the own parameters"
+                )
                 return None
             party.read_board(1.0)
         sealed = party.hear(names[0], f"{topic}/sealed", msg.AverageSealed).sealed
         if party.me.name not in sealed:
             raise Refused("average", f"'{names[0]}' sealed no average {round} for us")
-        data = party.identity.unseal(party.manifest.member(names[0]), party.net.get(sealed[party.me.name]), self._context(round))
+        data = party.identity.unseal(
+            party.manifest.member(names[0]), party.net.get(sealed[party.me.name]), self._context(round)
+        )
         return np.frombuffer(data, np.float64)
 
     def joining(self) -> tuple[int, Array | None]:
-        """The first joint step that a process that starts now can take part in, and the average that it must begin with, if any.
+        """The first joint step that a process that starts now can take part in,
+        and the average that it must begin with, if any.
 
         A step that the server has begun with us is still ours: what we sent for it lies on our disk.
         """
@@ -217,7 +246,10 @@ class EncryptedUpper:
             step -= 1
         for number in range(step // every, 0, -1):  # of the rounds that were closed without us, the newest one
             topic = f"average/{number}"
-            if not (party.said(self.server, f"{topic}/closed") and party.hear(self.server, f"{topic}/closed", msg.AverageClosed).done):
+            if not (
+                party.said(self.server, f"{topic}/closed")
+                and party.hear(self.server, f"{topic}/closed", msg.AverageClosed).done
+            ):
                 continue
             names = party.hear(self.server, f"{topic}/list", msg.AverageList).participants
             if party.me.name in names:

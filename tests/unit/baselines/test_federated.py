@@ -1,4 +1,5 @@
-"""Federated baselines: what rounds compute, who takes part, and that secure sums are the plain one to their stated error."""
+"""Federated baselines: what rounds compute, who takes part, and that secure sums are the plain
+one to their stated error."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def gradient(x: np.ndarray, y: np.ndarray, weights: np.ndarray, ridge: float) ->
 # --------------------------------------------------------------------------- what a round computes
 
 
-def test_one_institution_and_one_local_step_is_plain_sgd(rows: dict[str, InstitutionRows], projection: Projection) -> None:
+def test_one_institution_and_one_local_step_is_plain_sgd(
+    rows: dict[str, InstitutionRows], projection: Projection
+) -> None:
     found = federate({"a": rows["a"]}, projection, "multiclass", FULL_BATCH)
     train = rows["a"].split == "train"
     x, y = projection.apply(rows["a"].features[train]), rows["a"].labels[train].astype(float)
@@ -89,8 +92,11 @@ def test_one_institution_and_one_local_step_is_plain_sgd(rows: dict[str, Institu
     assert found.rounds[-1].auroc == macro_auroc(test.labels, found.scores, "multiclass")
 
 
-def test_minibatches_pass_over_every_row_once_an_epoch(rows: dict[str, InstitutionRows], projection: Projection) -> None:
-    """A vanishing rate adds up the batches' mean gradients at zero, whatever their order: batches of 40 are all the same size."""
+def test_minibatches_pass_over_every_row_once_an_epoch(
+    rows: dict[str, InstitutionRows], projection: Projection
+) -> None:
+    """A vanishing rate adds up the batches' mean gradients at zero, whatever their order:
+    batches of 40 are all the same size."""
     settings = Settings(rounds=1, epochs=3, batch=40, rate=1e-9)
     site = sites(rows, projection, "multiclass")["b"]
     found = federate({"b": rows["b"]}, projection, "multiclass", settings)
@@ -99,7 +105,9 @@ def test_minibatches_pass_over_every_row_once_an_epoch(rows: dict[str, Instituti
     np.testing.assert_allclose(found.weights, wanted, rtol=1e-6, atol=1e-15)
 
 
-def test_weights_by_rows_make_one_step_of_each_a_step_on_the_pooled_rows(rows: dict[str, InstitutionRows], projection: Projection) -> None:
+def test_weights_by_rows_make_one_step_of_each_a_step_on_the_pooled_rows(
+    rows: dict[str, InstitutionRows], projection: Projection
+) -> None:
     found = federate(rows, projection, "multiclass", FULL_BATCH)
     own = sites(rows, projection, "multiclass").values()
     x, y = np.concatenate([s.x for s in own]), np.concatenate([s.y for s in own])
@@ -110,14 +118,21 @@ def test_weights_by_rows_make_one_step_of_each_a_step_on_the_pooled_rows(rows: d
 
 
 def test_a_binary_task_trains_the_positive_class(rows: dict[str, InstitutionRows], projection: Projection) -> None:
-    two = {n: InstitutionRows(r.features, np.stack([1 - r.labels[:, 1], r.labels[:, 1]], 1), r.groups, r.split) for n, r in rows.items()}
+    two = {
+        n: InstitutionRows(r.features, np.stack([1 - r.labels[:, 1], r.labels[:, 1]], 1), r.groups, r.split)
+        for n, r in rows.items()
+    }
     found = federate(two, projection, "binary", FULL_BATCH)
     assert found.weights.shape == (FEATURES, 1)
     assert found.rounds[-1].auroc > 0.7
-    np.testing.assert_allclose(found.weights, federate(rows, projection, "multiclass", FULL_BATCH).weights[:, 1:2], atol=1e-13)
+    np.testing.assert_allclose(
+        found.weights, federate(rows, projection, "multiclass", FULL_BATCH).weights[:, 1:2], atol=1e-13
+    )
 
 
-def test_fedprox_stays_nearer_the_larger_mu_and_does_not_diverge(rows: dict[str, InstitutionRows], projection: Projection) -> None:
+def test_fedprox_stays_nearer_the_larger_mu_and_does_not_diverge(
+    rows: dict[str, InstitutionRows], projection: Projection
+) -> None:
     def length(mu: float) -> float:
         return float(np.linalg.norm(federate(rows, projection, "multiclass", Settings(rounds=1, mu=mu)).weights))
 
@@ -147,7 +162,10 @@ def test_a_rate_is_chosen_on_train_rows_alone(rows: dict[str, InstitutionRows], 
     """Steps far too large lose against sensible ones, and turned-round test labels change nothing."""
     settings, rates = Settings(rounds=3, batch=8), (1e3, 1.0, 1e-9)
     assert choose(rows, projection, "multiclass", settings, rates) == replace(settings, rate=projection.eta)
-    turned = {n: replace(r, labels=np.where((r.split == "test")[:, None], r.labels[:, ::-1], r.labels)) for n, r in rows.items()}
+    turned = {
+        n: replace(r, labels=np.where((r.split == "test")[:, None], r.labels[:, ::-1], r.labels))
+        for n, r in rows.items()
+    }
     assert choose(turned, projection, "multiclass", settings) == choose(rows, projection, "multiclass", settings)
 
 
@@ -156,7 +174,9 @@ def test_an_institution_without_train_rows_is_named(rows: dict[str, InstitutionR
         federate(rows | {"b": rows["b"].take(rows["b"].split == "test")}, projection, "multiclass", FULL_BATCH)
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"fraction": 0.0}, {"dropout": 1.0}, {"mu": math.nan}, {"batch": 0}, {"rate": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"rounds": 0}, {"fraction": 0.0}, {"dropout": 1.0}, {"mu": math.nan}, {"batch": 0}, {"rate": 0.0}]
+)
 def test_settings_out_of_range_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(FocalError, match=f"federated: {next(iter(wrong))} = "):
         Settings(**wrong)  # type: ignore[arg-type]
@@ -187,7 +207,9 @@ def test_a_round_goes_on_without_those_that_drop_out(rows: dict[str, Institution
 
 
 @pytest.mark.parametrize("make_sum", [MaskedSums, EncryptedSum])
-def test_a_secure_sum_is_not_made_over_one(rows: dict[str, InstitutionRows], projection: Projection, make_sum: MakeSum) -> None:
+def test_a_secure_sum_is_not_made_over_one(
+    rows: dict[str, InstitutionRows], projection: Projection, make_sum: MakeSum
+) -> None:
     """The sum over one is its update. The weights stay, nothing is sent, and the next rounds go on."""
     settings = Settings(rounds=6, batch=None, dropout=0.5, seed=1)
     found = federate(rows, projection, "multiclass", settings, make_sum)
@@ -197,7 +219,9 @@ def test_a_secure_sum_is_not_made_over_one(rows: dict[str, InstitutionRows], pro
         if r:
             before, after = found.rounds[r - 1], found.rounds[r]
             assert after.auroc == before.auroc
-            assert sum(t.up for t in after.traffic.values()) - sum(t.up for t in before.traffic.values()) < 1000  # weights at most
+            assert (
+                sum(t.up for t in after.traffic.values()) - sum(t.up for t in before.traffic.values()) < 1000
+            )  # weights at most
 
 
 def test_seeds_repeat(rows: dict[str, InstitutionRows], projection: Projection) -> None:
@@ -208,7 +232,9 @@ def test_seeds_repeat(rows: dict[str, InstitutionRows], projection: Projection) 
 
     one, two, other = run(settings), run(settings), run(replace(settings, seed=6))
     np.testing.assert_array_equal(one.weights, two.weights)
-    assert [(r.returned, r.auroc, r.traffic) for r in one.rounds] == [(r.returned, r.auroc, r.traffic) for r in two.rounds]
+    assert [(r.returned, r.auroc, r.traffic) for r in one.rounds] == [
+        (r.returned, r.auroc, r.traffic) for r in two.rounds
+    ]
     assert not np.array_equal(one.weights, other.weights)
 
 
@@ -245,8 +271,11 @@ def test_encrypted_sums_are_exact_on_a_grid(encrypted: EncryptedSum) -> None:
     assert np.abs(first - PlainSum(NAMES).add("round/5", parts)[0]).max() <= 3 * encrypted.grid / 2
 
 
-def test_encrypted_sums_err_as_derived_before_they_are_rounded(encrypted: EncryptedSum, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gaussian: the error's root mean square over 512 values within a sixth (5 deviations), its largest below 6 deviations (10^-6)."""
+def test_encrypted_sums_err_as_derived_before_they_are_rounded(
+    encrypted: EncryptedSum, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gaussian: the error's root mean square over 512 values within a sixth (5 deviations),
+    its largest below 6 deviations (10^-6)."""
     parts = parts_of()
     assert encrypted.grid >= 16 * encrypted.deviation(3)
     monkeypatch.setattr(encrypted, "grid", 2.0**-45)
@@ -282,7 +311,8 @@ def test_values_that_do_not_fit_name_the_institution(encrypted: EncryptedSum, va
 
 
 def test_a_run_with_encrypted_sums_is_the_plain_run(rows: dict[str, InstitutionRows], projection: Projection) -> None:
-    """Full batches at the rate of the convex loss's bound contract: what three rounds round, half a grid each part, at most adds up."""
+    """Full batches at the rate of the convex loss's bound contract: what three rounds round,
+    half a grid each part, at most adds up."""
     plain = federate(rows, projection, "multiclass", FULL_BATCH)
     made: list[EncryptedSum] = []
 
@@ -293,7 +323,9 @@ def test_a_run_with_encrypted_sums_is_the_plain_run(rows: dict[str, InstitutionR
     found = federate(rows, projection, "multiclass", FULL_BATCH, make_sum)
     assert 0 < np.abs(found.weights - plain.weights).max() < 3 * 3 * made[0].grid / 2
     assert found.rounds[-1].auroc == pytest.approx(plain.rounds[-1].auroc, abs=1e-3)
-    np.testing.assert_array_equal(federate(rows, projection, "multiclass", FULL_BATCH, EncryptedSum).weights, found.weights)
+    np.testing.assert_array_equal(
+        federate(rows, projection, "multiclass", FULL_BATCH, EncryptedSum).weights, found.weights
+    )
 
 
 def test_bytes_of_plain_rounds(rows: dict[str, InstitutionRows], projection: Projection) -> None:
@@ -306,7 +338,8 @@ def test_bytes_of_plain_rounds(rows: dict[str, InstitutionRows], projection: Pro
 
 
 def test_who_was_away_gets_the_weights(rows: dict[str, InstitutionRows], projection: Projection) -> None:
-    """Every institution ends with the last weights: under masks those away get them sealed, under encryption they open every sum."""
+    """Every institution ends with the last weights: under masks those away get them sealed,
+    under encryption they open every sum."""
     settings, size = Settings(rounds=1, batch=None, fraction=0.67), 8 * FEATURES * CLASSES
     chosen, _ = participants(NAMES, settings, 0)
     (away,) = set(NAMES) - set(chosen)
@@ -320,7 +353,8 @@ def test_who_was_away_gets_the_weights(rows: dict[str, InstitutionRows], project
 
 
 def test_noise_has_the_deviation_that_was_asked() -> None:
-    """Standard deviation over 40000 values within 2 % (5.6 deviations of the estimate); parts within the clip are not touched."""
+    """Standard deviation over 40000 values within 2 % (5.6 deviations of the estimate);
+    parts within the clip are not touched."""
     parts = {name: np.zeros((200, 200)) for name in NAMES}
     parts["a"][0, 0] = 3.0
     noise = NoisySum(NAMES, deviation=0.25, seed=0, clip=5.0).add("round/0", parts)[0]
@@ -344,7 +378,8 @@ def test_epsilon_falls_with_noise_and_grows_with_rounds() -> None:
 
 
 def test_epsilon_bounds_the_exact_one_of_composed_gaussians() -> None:
-    """r rounds at z are one at z / sqrt(r), whose exact delta(epsilon) is known (Balle and Wang, ICML 2018, theorem 5)."""
+    """r rounds at z are one at z / sqrt(r), whose exact delta(epsilon) is known (Balle and Wang,
+    ICML 2018, theorem 5)."""
     from scipy.stats import norm
 
     z, rounds, delta = 5.0, 20, 1e-5
@@ -363,7 +398,9 @@ def test_noise_is_chosen_for_the_target() -> None:
         noise_multiplier(1e-9, 1e-5, 20)
 
 
-def test_one_patient_moves_a_step_by_at_most_what_the_noise_is_scaled_to(rows: dict[str, InstitutionRows], projection: Projection) -> None:
+def test_one_patient_moves_a_step_by_at_most_what_the_noise_is_scaled_to(
+    rows: dict[str, InstitutionRows], projection: Projection
+) -> None:
     site, clip, rate = sites(rows, projection, "multiclass")["b"], 0.5, 0.7
     start, rng = np.random.default_rng(2).normal(0, 1, (FEATURES, CLASSES)), np.random.default_rng(0)
     whole = patient_step(site, start, FULL_BATCH, rate, rng, clip=clip)
@@ -372,7 +409,9 @@ def test_one_patient_moves_a_step_by_at_most_what_the_noise_is_scaled_to(rows: d
     for patient in site.by_patient():
         x = site.x.copy()
         x[patient] = 0  # no row, no gradient
-        moved_by.append(np.linalg.norm(patient_step(replace(site, x=x), start, FULL_BATCH, rate, rng, clip=clip) - whole))
+        moved_by.append(
+            np.linalg.norm(patient_step(replace(site, x=x), start, FULL_BATCH, rate, rng, clip=clip) - whole)
+        )
     assert max(moved_by) == pytest.approx(rate * clip / len(site.x))
     unclipped = patient_step(site, start, FULL_BATCH, rate, rng, clip=1e9)
     np.testing.assert_allclose(unclipped, start - rate * gradient(site.x, site.y, start, 0.1), atol=1e-12)
@@ -393,7 +432,9 @@ def test_private_runs_keep_to_their_budget_and_learn_with_a_large_one(
     np.testing.assert_array_equal(run(0.02)[0].weights, tight.weights)
 
 
-def test_patients_are_not_protected_with_institutions_missing(rows: dict[str, InstitutionRows], projection: Projection) -> None:
+def test_patients_are_not_protected_with_institutions_missing(
+    rows: dict[str, InstitutionRows], projection: Projection
+) -> None:
     with pytest.raises(FocalError, match="every institution in every round"):
         federate_privately(rows, projection, "multiclass", Settings(dropout=0.1), Privacy("patient", 8.0, 1e-5, 1.0))
 

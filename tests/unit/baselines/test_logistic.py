@@ -1,4 +1,5 @@
-"""The plaintext baselines: agreement with scikit-learn, and the cases that hospitals bring: missing classes, one class, one patient."""
+"""The plaintext baselines: agreement with scikit-learn, and the cases that hospitals bring:
+missing classes, one class, one patient."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ def blobs(n: int = 400, classes: int = 3, dim: int = 12, seed: int = 0) -> tuple
     rng = np.random.default_rng(seed)
     y = rng.integers(0, classes, n)
     x = rng.normal(0, 1, (n, dim)) + np.random.default_rng(99).normal(0, 0.7, (classes, dim))[y]
-    return (5 * x + 3).astype(np.float32), np.eye(classes, dtype=np.uint8)[y], np.array([f"p{i // 2}" for i in range(n)])
+    return (
+        (5 * x + 3).astype(np.float32),
+        np.eye(classes, dtype=np.uint8)[y],
+        np.array([f"p{i // 2}" for i in range(n)]),
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -37,7 +42,10 @@ def test_multilabel_and_binary_are_one_model_per_class() -> None:
     labels[:, 1] |= labels[:, 0]
     model = fit_logistic(x, labels, groups, "multilabel")
     standard = (x - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
-    reference = [LogisticRegression(C=model.strength, max_iter=300).fit(standard, y).decision_function(standard) for y in labels.T]
+    reference = [
+        LogisticRegression(C=model.strength, max_iter=300).fit(standard, y).decision_function(standard)
+        for y in labels.T
+    ]
     np.testing.assert_allclose(model.scores(x), np.stack(reference, 1), atol=1e-4)
     binary = fit_logistic(x, labels[:, :2], groups, "binary")
     assert binary.scores(x).shape == (len(x), 1)
@@ -75,7 +83,8 @@ def test_constant_features_one_patient_and_one_row() -> None:
 
 
 def test_the_strength_is_chosen_by_patient_not_by_row() -> None:
-    """Features that identify the patient and say nothing of the class: seen by row, weak regularisation looks perfect."""
+    """Features that identify the patient and say nothing of the class:
+    seen by row, weak regularisation looks perfect."""
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(60), 6)
     x = rng.normal(0, 1, (60, 40))[patient] + rng.normal(0, 0.01, (360, 40))
@@ -99,8 +108,18 @@ def test_the_same_rows_are_fitted_once_and_others_again(monkeypatch: pytest.Monk
     monkeypatch.setattr(logistic, "_fitted", {})
     x, labels, groups = blobs()
     model = fit_logistic(x, labels, groups, "multiclass")
-    assert fit_logistic(x.copy(), labels, np.char.add("eye/", groups), "multiclass") is model  # the same patients by other names
+    assert (
+        fit_logistic(x.copy(), labels, np.char.add("eye/", groups), "multiclass") is model
+    )  # the same patients by other names
     turned = labels[:, [1, 0, 2]]
-    for others in ((x + 1, labels, groups), (x, turned, groups), (x, labels, np.arange(len(x))), (x[:, ::-1], labels, groups)):
+    for others in (
+        (x + 1, labels, groups),
+        (x, turned, groups),
+        (x, labels, np.arange(len(x))),
+        (x[:, ::-1], labels, groups),
+    ):
         assert fit_logistic(*others, "multiclass") is not model
-    assert fit_logistic(x, labels, groups, "multilabel") is not model and fit_logistic(x, labels, groups, "multiclass", 1) is not model
+    assert (
+        fit_logistic(x, labels, groups, "multilabel") is not model
+        and fit_logistic(x, labels, groups, "multiclass", 1) is not model
+    )

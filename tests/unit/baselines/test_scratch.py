@@ -1,11 +1,13 @@
-"""Learning from scratch under encryption: the network's gradient, its slots, a step against the plaintext twin, and what it moves.
+"""Learning from scratch under encryption: the network's gradient, its slots, a step against the plaintext
+twin, and what it moves.
 
-Weights are opened exactly (no smudging), so the tolerance of a step is that of the step alone. To first order, with D the error of z1::
+Weights are opened exactly (no smudging), so the tolerance of a step is that of the step alone.
+To first order, with D the error of z1::
 
-    D        a key switch errs by bias = Opened.switching_bias in few slots: three before z1 on 32 W1, six folds after; a fold adds up 64
-             slots at most                                                                   64 (6 + 3 / 32) bias
-    z2       sum_j 2 |z1| |W2| D, and four folds of 16 slots                                 + 64 bias, + Opened.public_error
-    delta    |p'| <= 0.16 on [-4, 4]                                                         0.16 of that
+    D        a key switch errs by bias = Opened.switching_bias in few slots: three before z1 on 32 W1, six folds after;
+             a fold adds up 64 slots at most                             64 (6 + 3 / 32) bias
+    z2       sum_j 2 |z1| |W2| D, and four folds of 16 slots             + 64 bias, + Opened.public_error
+    delta    |p'| <= 0.16 on [-4, 4]                                     0.16 of that
     W1, W2   rate times the mean of 2 |x| (D |d| + |z1| |W2| delta's), of 2 |z1| D |delta| + a1 delta's
     drift    FIXEDMANUAL takes every prime for 2^45: nine rescalings err by 9 x 2^-24.8, relative
     W        what the last refresh and the copies leave: (public_error + 3 bias) / 32
@@ -73,7 +75,9 @@ def test_the_twin_learns_generated_images() -> None:
     table = generate(900, 0)
     rows = {"all": InstitutionRows(pixels(table.images, len(table)), table.labels, table.groups, table.split)}
     settings = Settings(steps=400, batch=48, seed=1)
-    weights = train_twin(Weights.draw(4, settings.size, 1), list(sites(rows, "multiclass", settings).values()), settings)
+    weights = train_twin(
+        Weights.draw(4, settings.size, 1), list(sites(rows, "multiclass", settings).values()), settings
+    )
     test = InstitutionRows.union(rows).scored
     assert macro_auroc(test.labels, weights.scores(test.features.astype(float)), "multiclass") > 0.6
 
@@ -111,7 +115,9 @@ def test_every_row_has_its_turn_before_one_comes_again() -> None:
 def test_a_binary_task_has_one_output() -> None:
     rows = institution(0, 12)
     two = replace(rows, labels=np.stack([1 - rows.labels[:, 0], rows.labels[:, 0]], axis=1))
-    np.testing.assert_array_equal(sites({"a": two}, "binary", Settings())["a"].targets, 0.5 - rows.labels[rows.split == "train", :1])
+    np.testing.assert_array_equal(
+        sites({"a": two}, "binary", Settings())["a"].targets, 0.5 - rows.labels[rows.split == "train", :1]
+    )
 
 
 # --------------------------------------------------------------------------- slots
@@ -128,7 +134,9 @@ def test_slots_hold_what_they_say() -> None:
     assert np.count_nonzero(t) == 8 * OUTPUTS * 5
     first, second = LAYOUT.weight_slots(weights)
     assert not first.reshape(INPUTS, 8, HIDDEN)[:, 1:].any() and not second.reshape(INPUTS, 8, HIDDEN)[:, 1:].any()
-    copied = [np.broadcast_to(w.reshape(INPUTS, 8, HIDDEN)[:, :1], (INPUTS, 8, HIDDEN)).reshape(-1) for w in (first, second)]
+    copied = [
+        np.broadcast_to(w.reshape(INPUTS, 8, HIDDEN)[:, :1], (INPUTS, 8, HIDDEN)).reshape(-1) for w in (first, second)
+    ]
     back = LAYOUT.read_weights(*copied)
     np.testing.assert_allclose(back.first, weights.first, rtol=1e-14)
     np.testing.assert_allclose(back.second, weights.second, rtol=1e-14)
@@ -136,7 +144,11 @@ def test_slots_hold_what_they_say() -> None:
 
 def test_chunks_cover_the_rows() -> None:
     assert LAYOUT.rows == 8 and NetworkLayout(16384, 1).rows == 16
-    assert [list(range(20))[at] for at in LAYOUT.chunks(20)] == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+    assert [list(range(20))[at] for at in LAYOUT.chunks(20)] == [
+        list(range(8)),
+        list(range(8, 16)),
+        list(range(16, 20)),
+    ]
 
 
 # --------------------------------------------------------------------------- what does not fit
@@ -196,7 +208,8 @@ def own() -> dict[str, Site]:
 
 @pytest.fixture(scope="module")
 def stepped(run: EncryptedRun, own: dict[str, Site]) -> tuple[Carried, dict[str, Traffic], dict[str, Traffic]]:
-    """The weights after one step, and the bytes before and after it. A second step begins where this one ends, so one is enough."""
+    """The weights after one step, and the bytes before and after it.
+    A second step begins where this one ends, so one is enough."""
     before = run.traffic
     return run.step(0, run.net.start(Weights.draw(OUTPUTS, 1.0, SEED)), own, RATE), before, run.traffic
 
@@ -218,7 +231,11 @@ def test_an_encrypted_step_is_the_twins(run: EncryptedRun, opened: Opened, own: 
     drift, rest = 9 * 2**-24.8, (fresh + 3 * bias) / SCALE
     assert np.abs(z2).max() < 4
     tolerance = max(RATE * d_first.max(), RATE * d_second) + drift * max(np.abs(start.first).max(), w2.max()) + rest
-    assert tolerance < 2e-4 < min(np.abs(wanted.first - start.first).max(), np.abs(wanted.second - start.second).max()) / 10
+    assert (
+        tolerance
+        < 2e-4
+        < min(np.abs(wanted.first - start.first).max(), np.abs(wanted.second - start.second).max()) / 10
+    )
     np.testing.assert_allclose(found.first, wanted.first, rtol=0, atol=tolerance)
     np.testing.assert_allclose(found.second, wanted.second, rtol=0, atol=tolerance)
 
@@ -232,12 +249,14 @@ def test_what_is_opened_is_the_weights_and_nothing_else(run: EncryptedRun, opene
         assert np.abs(shown - raw[:, :1]).max() < tolerance
 
 
-def test_the_weights_carry_less_noise_than_the_smudging_assumes(run: EncryptedRun, opened: Opened, stepped: Any) -> None:
+def test_the_weights_carry_less_noise_than_the_smudging_assumes(
+    run: EncryptedRun, opened: Opened, stepped: Any
+) -> None:
     """As in test_release.py, at the rate of a real run. Errors of steps on the same rows point the same way and add up.
 
-    Measured: after 30 steps 8.4 and 7.1 times what it is after four (the layers). After four, over 22 draws of the keys: 300 to 3100, the
-    root mean square is 1500. It follows the secret's value s(zeta), a Gaussian (SECURITY.md, "Smudging of the release"): what is allowed
-    here is 3.6 times 1500, which one key in 400,000 passes.
+    Measured: after 30 steps 8.4 and 7.1 times what it is after four (the layers). After four, over 22 draws of the
+    keys: 300 to 3100, the root mean square is 1500. It follows the secret's value s(zeta), a Gaussian (SECURITY.md,
+    "Smudging of the release"): what is allowed here is 3.6 times 1500, which one key in 400,000 passes.
     """
     steps, carried = 4, run.net.start(Weights.draw(OUTPUTS, 1.0, SEED))
     own = {name: site(seed, n, steps) for seed, (name, n) in enumerate(ROWS.items())}
@@ -249,7 +268,8 @@ def test_the_weights_carry_less_noise_than_the_smudging_assumes(run: EncryptedRu
 
 
 def test_what_an_institution_sends_is_encrypted_afresh(run: EncryptedRun, opened: Opened, own: dict[str, Site]) -> None:
-    """Even of the first weights, which everybody knows: the same rows twice are two different ciphertexts of the same values."""
+    """Even of the first weights, which everybody knows: the same rows twice are two different ciphertexts
+    of the same values."""
     spread = run.net.spread(run.net.start(Weights.draw(OUTPUTS, 1.0, SEED)))
     asked: list[Any] = []
 
@@ -266,7 +286,8 @@ def test_what_an_institution_sends_is_encrypted_afresh(run: EncryptedRun, opened
 
 
 def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
-    """The start is no message: everybody draws it. Two chunks of a, one of b, two refreshes each; and two of the weights."""
+    """The start is no message: everybody draws it. Two chunks of a, one of b, two refreshes each;
+    and two of the weights."""
     _, before, after = stepped
     three, six = (codec.size(run.scheme, codec.ciphertext(limbs)) for limbs in (3, LIMBS))
     share = codec.size(run.scheme, codec.refresh_h0(REFRESH_LIMBS)) + codec.size(run.scheme, codec.refresh_h1(LIMBS))

@@ -1,4 +1,5 @@
-"""SPE-FL: what an institution does to an update before it leaves, that encryption is rounding only, and that the whole learns."""
+"""SPE-FL: what an institution does to an update before it leaves, that encryption is rounding only,
+and that the whole learns."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def test_parts_are_cut_to_the_clip_and_weighed_by_images(train: dict[str, Images
 
 
 def test_noise_has_the_stated_mean_and_deviation() -> None:
-    """Five standard errors: of the mean 1 / sqrt(k); of the variance sqrt((kurtosis - 1) / k), a Poisson law's being 3 + 1 / lambda."""
+    """Five standard errors: of the mean 1 / sqrt(k); of the variance sqrt((kurtosis - 1) / k),
+    a Poisson law's being 3 + 1 / lambda."""
     k, settings = 200_000, Settings(noise=0.3, clip=7.0)
     unit = poisson_noise(k, settings, np.random.default_rng(0)) / (0.3 * 7.0 / math.sqrt(k))
     assert abs(unit.mean()) < 5 / math.sqrt(k)
@@ -131,7 +133,8 @@ def test_what_is_kept_and_what_waits_are_the_update() -> None:
 def test_what_waits_is_sent_when_its_turn_comes(
     train: dict[str, Images], held: Images, added: Added, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every round moves every weight by 2^-7 at "a" and by its negative at "b": a coordinate's first turn brings all rounds till then."""
+    """Every round moves every weight by 2^-7 at "a" and by its negative at "b":
+    a coordinate's first turn brings all rounds till then."""
     moves = {len(train["a"].labels): 2.0**-7, len(train["b"].labels): -(2.0**-7)}
 
     def move(network: torch.nn.Module, own: Images, *_: Any) -> None:
@@ -144,14 +147,17 @@ def test_what_waits_is_sent_when_its_turn_comes(
     for r, (_, parts, _) in enumerate(added):
         for name, share in (("a", 1 / 3), ("b", 2 / 3)):
             wanted = (r + 1) * moves[len(train[name].labels)] * share
-            np.testing.assert_allclose(parts[name], wanted, atol=4 * 2.0**-23)  # four single-precision roundings of weights below 2
+            np.testing.assert_allclose(
+                parts[name], wanted, atol=4 * 2.0**-23
+            )  # four single-precision roundings of weights below 2
 
 
 # --------------------------------------------------------------------------- encryption
 
 
 def test_encryption_changes_rounding_only(train: dict[str, Images], held: Images, added: Added) -> None:
-    """The first round's parts are the same to the bit, and the encrypted sum is that of the parts on its grid, to the bit."""
+    """The first round's parts are the same to the bit, and the encrypted sum is that of the parts
+    on its grid, to the bit."""
     for encrypted in (False, True):
         spe_fl(train, held, "binary", Settings(rounds=1, epochs=1, encrypted=encrypted))
     (_, parts, plain), (adding, encrypted_parts, opened) = added
@@ -188,7 +194,9 @@ def test_compression_saves_ciphertexts_up_and_shares_down(
 # --------------------------------------------------------------------------- training
 
 
-def test_the_same_seed_gives_the_same_scores_and_torchs_generator_is_left_alone(train: dict[str, Images], held: Images) -> None:
+def test_the_same_seed_gives_the_same_scores_and_torchs_generator_is_left_alone(
+    train: dict[str, Images], held: Images
+) -> None:
     settings = replace(FREE, noise=0.1, clip=1.0, keep=0.5)
     state = torch.get_rng_state()
     first = spe_fl(train, held, "binary", settings)
@@ -250,7 +258,16 @@ def test_the_ablation_changes_one_measure_at_a_time() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"rounds": 0}, {"epochs": 0}, {"batch": 0}, {"rate": 0.0}, {"clip": math.inf}, {"noise": math.nan}, {"keep": 0.0}, {"keep": 1.1}],
+    [
+        {"rounds": 0},
+        {"epochs": 0},
+        {"batch": 0},
+        {"rate": 0.0},
+        {"clip": math.inf},
+        {"noise": math.nan},
+        {"keep": 0.0},
+        {"keep": 1.1},
+    ],
 )
 def test_settings_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(FocalError, match=f"SPE-FL: {next(iter(wrong))} = "):

@@ -56,7 +56,9 @@ class Keys:
         angles = np.random.default_rng(5).uniform(-np.pi, np.pi, (3, self.scheme.slots))
         self.slots = np.exp(1j * angles) * np.linspace(0.1, 1, self.scheme.slots)
         limbs = {name: share.limbs for name, share in shares.items()}
-        made = [inputs.together(self.scheme, RUN, limbs, f"input {i}", {"a": x}, LIMBS)[0] for i, x in enumerate(self.slots)]
+        made = [
+            inputs.together(self.scheme, RUN, limbs, f"input {i}", {"a": x}, LIMBS)[0] for i, x in enumerate(self.slots)
+        ]
         self.fresh = list(map(self.ev.load, made))
         self.plain = np.conj(self.slots[0][::-1])
         self.opened = Opened(self)  # type: ignore[arg-type]
@@ -100,7 +102,9 @@ class Case:
 
 
 CASES = [
-    Case("add", lambda ev, x, y, z, p: ev.add(x, y), lambda cc, x, y, z, p: cc.EvalAdd(x, y), lambda x, y, z, p: x + y, 2),
+    Case(
+        "add", lambda ev, x, y, z, p: ev.add(x, y), lambda cc, x, y, z, p: cc.EvalAdd(x, y), lambda x, y, z, p: x + y, 2
+    ),
     Case(
         "subtract",
         lambda ev, x, y, z, p: ev.subtract(x, y),
@@ -181,7 +185,9 @@ CASES = [
         "products",
         lambda ev, x, y, z, p: ev.rescale(ev.relinearise(ev.products([x, y, z], [y, z, x]))),
         lambda cc, x, y, z, p: cc.Rescale(
-            cc.Relinearize(cc.EvalAdd(cc.EvalAdd(cc.EvalMultNoRelin(x, y), cc.EvalMultNoRelin(y, z)), cc.EvalMultNoRelin(z, x)))
+            cc.Relinearize(
+                cc.EvalAdd(cc.EvalAdd(cc.EvalMultNoRelin(x, y), cc.EvalMultNoRelin(y, z)), cc.EvalMultNoRelin(z, x))
+            )
         ),
         lambda x, y, z, p: x * y + y * z + z * x,
         6,
@@ -221,8 +227,9 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_call_computes_what_numpy_does_and_gives_the_limbs_that_openfhe_does(run: Keys, case: Case) -> None:
-    """Each part of a slot errs by the noise of ``factors`` fresh ciphertexts, each times a complex number of at most 1, so
-    that both parts of it count; by the switch's bias; by the primes that rescalings take for 2^45; by encoding, 2^-37."""
+    """Each part of a slot errs by the noise of ``factors`` fresh ciphertexts, each times a complex number
+    of at most 1, so that both parts of it count; by the switch's bias; by the primes that rescalings take
+    for 2^45; by encoding, 2^-37."""
     scheme, ev = run.scheme, run.ev
     encoded = ev.encode(run.plain)
     before = [ev.limbs(x) for x in run.fresh]
@@ -289,10 +296,13 @@ def test_a_polynomial_of_ones_own_multiplies_like_an_encoded_one(run: Keys) -> N
 
 @pytest.mark.parametrize("limbs", [2, LIMBS])
 def test_a_factor_enlarges_the_message_and_not_the_noise(run: Keys, limbs: int) -> None:
-    """2^20 times the slots, to within the noise of an encryption, and what rounding at 2^45 left of them, 2^-37 at most."""
+    """2^20 times the slots, to within the noise of an encryption, and what rounding at 2^45 left
+    of them, 2^-37 at most."""
     factor = 1 << 20
     shares = {str(i): share.limbs for i, share in enumerate(run.secrets)}
-    found = run.ev.load(inputs.together(run.scheme, RUN, shares, f"enlarged {limbs}", {"a": run.slots[0]}, limbs, factor)[0])
+    found = run.ev.load(
+        inputs.together(run.scheme, RUN, shares, f"enlarged {limbs}", {"a": run.slots[0]}, limbs, factor)[0]
+    )
     error = np.abs(run.opened.complex_slots(found) / factor - run.slots[0]).max()
     assert error < run.opened.fresh_error / factor + 2**-37 < run.opened.fresh_error / 8
 
@@ -318,7 +328,9 @@ def test_complex_slots_keep_their_imaginary_parts(run: Keys, limbs: int | None) 
 def test_rotations_may_be_done_by_a_pool(run: Keys) -> None:
     with ThreadPoolExecutor(2) as pool:
         found = run.ev.rotations(run.fresh[0], ROTATIONS, pool.map)
-    assert np.array_equal(*([run.ev.limbs(x) for x in turned] for turned in (found, run.ev.rotations(run.fresh[0], ROTATIONS))))
+    assert np.array_equal(
+        *([run.ev.limbs(x) for x in turned] for turned in (found, run.ev.rotations(run.fresh[0], ROTATIONS)))
+    )
     assert run.ev.rotations(run.fresh[0], []) == []
 
 

@@ -22,7 +22,19 @@ def residues(values: list[int], q: int) -> np.ndarray:
 def values() -> list[int]:
     rng = np.random.default_rng(0)
     drawn = [int.from_bytes(rng.bytes(19), "little") % Q - Q // 2 for _ in range(200)]
-    edges = [0, 1, -1, Q // 2, -(Q // 2), PRIMES[0], -PRIMES[0], PRIMES[0] * PRIMES[1], 1 - PRIMES[0] * PRIMES[1], 2**148, -(2**148)]
+    edges = [
+        0,
+        1,
+        -1,
+        Q // 2,
+        -(Q // 2),
+        PRIMES[0],
+        -PRIMES[0],
+        PRIMES[0] * PRIMES[1],
+        1 - PRIMES[0] * PRIMES[1],
+        2**148,
+        -(2**148),
+    ]
     return drawn + edges + [v >> s for v, s in zip(drawn, range(200), strict=True)]
 
 
@@ -56,14 +68,15 @@ def test_rounded_numbers_lose_nothing_but_their_last_bits(values: list[int]) -> 
         assert abs(int(found) - value) <= abs(value) >> 51
     (q,) = PRIMES[:1]
     assert np.array_equal(
-        integers.Centred([residues(values[:50], q)], (q,)).rounded, [float((v + q // 2) % q - q // 2) for v in values[:50]]
+        integers.Centred([residues(values[:50], q)], (q,)).rounded,
+        [float((v + q // 2) % q - q // 2) for v in values[:50]],
     )
 
 
 @pytest.mark.parametrize("deviation", [2.0**20, 2.0**46, 2.0**77.5, 2.0**90])
 def test_a_wide_gaussian_has_its_deviation_and_all_its_bits(deviation: float) -> None:
-    """50000 draws know a deviation to 0.3 %, asked to 2 %; their fourth moment, 3, to 2 %, asked to 12 %. Their low 8 bits are uniform:
-    chi-square of 256 cells lies within eight of its deviations but once in 10^9."""
+    """50000 draws know a deviation to 0.3 %, asked to 2 %; their fourth moment, 3, to 2 %, asked to 12 %.
+    Their low 8 bits are uniform: chi-square of 256 cells lies within eight of its deviations but once in 10^9."""
     limbs = sampling.wide_gaussian(50000, deviation, PRIMES)
     drawn = integers.Centred(limbs, PRIMES)
     scaled = drawn.rounded / deviation
@@ -77,7 +90,8 @@ def test_a_wide_gaussian_has_its_deviation_and_all_its_bits(deviation: float) ->
 
 @pytest.mark.parametrize("deviation", [2.0**10, 2.0**13.3, 2.0**30.8, 2.0**77.5])
 def test_the_digits_of_a_wide_gaussian_smooth_each_other(deviation: float) -> None:
-    """What is below a digit has twice its step's deviation, so that the sum is a Gaussian on all integers: the condition of the theorem."""
+    """What is below a digit has twice its step's deviation, so that the sum is a Gaussian on all integers:
+    the condition of the theorem."""
     steps = sampling._steps(deviation)
     for i, step in enumerate(steps[1:], 1):
         below = 128 * sum(s * s for s in steps[:i]) ** 0.5
@@ -86,7 +100,8 @@ def test_the_digits_of_a_wide_gaussian_smooth_each_other(deviation: float) -> No
 
 
 def test_a_digit_is_a_discrete_gaussian() -> None:
-    """A million words in place of random ones, one in each of as many equal parts: every count is within one of its probability's."""
+    """A million words in place of random ones, one in each of as many equal parts:
+    every count is within one of its probability's."""
     n = 1 << 20
     found = sampling._digits(n, lambda count: (np.arange(count, dtype=np.uint64) << np.uint64(43)) + np.uint64(1 << 42))
     weights = np.exp(-(np.arange(-13 * 128, 13 * 128 + 1) ** 2) / (2 * 128**2))

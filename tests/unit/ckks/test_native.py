@@ -165,10 +165,17 @@ def test_sums_with_signs_are_numpys(library: Library, plain: None, n: int) -> No
     rng, most = np.random.default_rng(n), (1 << 32) - 1
     units, edges = np.eye(n, 4, dtype=np.int64), np.tile([most, -most, 0, 1 << 31], (n, 1))
     for x in (rng.integers(-most, most, (n, 4)), np.full((n, 4), most), edges, units):
-        for bits in (rng.bytes(32 * n), bytes(32 * n), b"\xff" * (32 * n + 5), bytes([1, 2, 4, 8, 16, 32, 64, 128]) * (4 * n)):
+        for bits in (
+            rng.bytes(32 * n),
+            bytes(32 * n),
+            b"\xff" * (32 * n + 5),
+            bytes([1, 2, 4, 8, 16, 32, 64, 128]) * (4 * n),
+        ):
             found = library.signed_sums(bits, x)
             assert found.dtype == np.int64 and np.array_equal(found, projections.signed_sums(bits[: 32 * n], x))
-    assert found[0].tolist() == [1, -1, -1, -1], "the last signs give row 0 a plus before every eighth integer, from the first on"
+    assert found[0].tolist() == [1, -1, -1, -1], (
+        "the last signs give row 0 a plus before every eighth integer, from the first on"
+    )
 
 
 def test_signs_and_lanes_that_do_not_fit_are_refused(library: Library) -> None:

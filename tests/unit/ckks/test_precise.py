@@ -15,7 +15,9 @@ from focal.ckks import precise, ring
 def test_slots_err_by_the_rounding_of_coefficients_alone(scale_bits: int) -> None:
     """sqrt(N / 12) / scale; of 64 complex slots the root mean square is known to 6 %, asked to 25 %."""
     slots = np.random.default_rng(0).integers(-8, 9, 512).astype(float)
-    errors = np.abs(slot_errors(precise.coefficients(slots, scale_bits).tolist(), slots, scale_bits, list(range(0, 512, 8))))
+    errors = np.abs(
+        slot_errors(precise.coefficients(slots, scale_bits).tolist(), slots, scale_bits, list(range(0, 512, 8)))
+    )
     assert rms(errors) * 2.0**scale_bits / math.sqrt(1024 / 12) == pytest.approx(1, abs=0.25)
 
 

@@ -31,7 +31,9 @@ def limb(values: list[int]) -> np.ndarray:
 @given(st.integers(3, (1 << 61) - 1), st.data())
 @settings(deadline=None, max_examples=200)
 def test_sums_and_products_are_those_of_integers(q: int, data: st.DataObject) -> None:
-    residues = st.lists(st.one_of(st.integers(0, q - 1), st.sampled_from([0, 1, q - 1, q // 2])), min_size=8, max_size=8)
+    residues = st.lists(
+        st.one_of(st.integers(0, q - 1), st.sampled_from([0, 1, q - 1, q // 2])), min_size=8, max_size=8
+    )
     x, y = data.draw(residues), data.draw(residues)
     assert ring.add(limb(x), limb(y), q).tolist() == [(a + b) % q for a, b in zip(x, y, strict=True)]
     assert ring.multiply(limb(x), limb(y), q).tolist() == [a * b % q for a, b in zip(x, y, strict=True)]
@@ -50,7 +52,9 @@ def test_total_adds_limb_by_limb_and_leaves_its_input_alone() -> None:
     before = [[x.copy() for x in part] for part in parts]
     for i, q in enumerate(PRIMES):
         assert ring.total(parts, PRIMES)[i].tolist() == [sum(int(p[i][j]) for p in parts) % q for j in range(N)]
-    assert all(np.array_equal(x, y) for part, old in zip(parts, before, strict=True) for x, y in zip(part, old, strict=True))
+    assert all(
+        np.array_equal(x, y) for part, old in zip(parts, before, strict=True) for x, y in zip(part, old, strict=True)
+    )
     with pytest.raises(ValueError):
         ring.total([parts[0], parts[1][:1]], PRIMES)
 
@@ -58,7 +62,8 @@ def test_total_adds_limb_by_limb_and_leaves_its_input_alone() -> None:
 @pytest.mark.parametrize("q", [*PRIMES, 1125899904679937, 2305843009211662337])
 @pytest.mark.parametrize("n", [2, 4, 8, 1 << 14])
 def test_transforms_of_edges_are_inverse_and_multiply(q: int, n: int) -> None:
-    """50 and 61 bits as well, the ends of both ways to a quotient; a product of evaluations is a negacyclic product of polynomials."""
+    """50 and 61 bits as well, the ends of both ways to a quotient; a product of evaluations is a negacyclic
+    product of polynomials."""
     root, rng = root_of_unity(q, 2 * n), np.random.default_rng(n)
     edges = [0] * n, [q - 1] * n, [q // 2 + i % 2 for i in range(n)], [q - 1 if i % 2 else 0 for i in range(n)]
     for x in (*edges, rng.integers(0, q, n).tolist()):
@@ -141,7 +146,8 @@ def test_a_longer_expansion_begins_with_the_shorter_one() -> None:
 
 
 def test_expansion_draws_more_when_too_much_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first try is cut to 8 bytes of stream for every 64 that are asked for, so it must fail and be repeated, to the same end."""
+    """The first try is cut to 8 bytes of stream for every 64 that are asked for,
+    so it must fail and be repeated, to the same end."""
     real = hashlib.shake_256
 
     class Short:
@@ -170,7 +176,10 @@ def test_totals_are_what_openfhe_adds(rehearsal: Rehearsal, opened: Opened) -> N
     scheme, rng = rehearsal.scheme, np.random.default_rng(4)
     values = rng.uniform(-1, 1, (2, scheme.slots))
     one, two = (rehearsal.encrypt(v) for v in values)
-    ours = [ring.total([a, b], scheme.moduli) for a, b in zip(scheme.evaluator.limbs(one), scheme.evaluator.limbs(two), strict=True)]
+    ours = [
+        ring.total([a, b], scheme.moduli)
+        for a, b in zip(scheme.evaluator.limbs(one), scheme.evaluator.limbs(two), strict=True)
+    ]
     theirs = scheme.limbs(scheme.cc.EvalAdd(*(scheme.ciphertext(scheme.evaluator.limbs(ct)) for ct in (one, two))))
     assert all(np.array_equal(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
     assert np.abs(opened.slots(scheme.evaluator.load(ours)) - values.sum(0)).max() < 2 * opened.fresh_error

@@ -22,7 +22,8 @@ from focal.heads.linear.layout import Layout
 from focal.heads.linear.rehearsal import Rehearsal
 
 KINDS = [codec.ciphertext(n) for n in (1, 3, LIMBS)] + [
-    codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(4), codec.refresh_h1(LIMBS), codec.DECRYPTION, codec.PUBLIC_B, codec.SWITCHING_B,
+    codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(4), codec.refresh_h1(LIMBS),
+    codec.DECRYPTION, codec.PUBLIC_B, codec.SWITCHING_B,
 ]  # fmt: skip
 
 FIELDS = {  # name in the error -> (offset, struct code, another value)
@@ -44,7 +45,9 @@ def small_scheme() -> Any:
     """What wire reads of a Scheme, with 64 coefficients: for tests with many examples."""
     moduli = (1152921504606748673, *[35184373006337] * (LIMBS - 1))
     extended = (*moduli, *moduli[:1] * 2)
-    return SimpleNamespace(n=64, slots=32, scale=2.0**45, hash=bytes(range(32)), tag="ab" * 32, moduli=moduli, extended=extended)
+    return SimpleNamespace(
+        n=64, slots=32, scale=2.0**45, hash=bytes(range(32)), tag="ab" * 32, moduli=moduli, extended=extended
+    )
 
 
 def polynomials(scheme: Any, kind: codec.Kind, seed: bytes = b"golden") -> list[list[ring.Limb]]:
@@ -53,7 +56,8 @@ def polynomials(scheme: Any, kind: codec.Kind, seed: bytes = b"golden") -> list[
 
 def same(x: list[list[ring.Limb]], y: list[list[ring.Limb]]) -> bool:
     return len(x) == len(y) and all(
-        len(p) == len(q) and all(np.array_equal(a, b) for a, b in zip(p, q, strict=True)) for p, q in zip(x, y, strict=True)
+        len(p) == len(q) and all(np.array_equal(a, b) for a, b in zip(p, q, strict=True))
+        for p, q in zip(x, y, strict=True)
     )
 
 
@@ -150,7 +154,8 @@ def test_truncations_are_refused(length: int) -> None:
 @given(st.integers(0, 10**6))
 @settings(deadline=None, max_examples=300)
 def test_a_flipped_bit_is_refused_or_is_another_ciphertext_with_another_digest(bit: int) -> None:
-    """In the header always refused. A coefficient that stays below its modulus is somebody's lawful message, but never *this* one."""
+    """In the header always refused. A coefficient that stays below its modulus is somebody's lawful message,
+    but never *this* one."""
     scheme, kind = small_scheme(), codec.ciphertext(1)
     limbs = polynomials(scheme, kind)
     data = bytearray(codec.pack(scheme, kind, limbs))
@@ -168,7 +173,8 @@ def test_a_flipped_bit_is_refused_or_is_another_ciphertext_with_another_digest(b
 
 
 def test_equal_ciphertexts_have_equal_digests_whatever_openfhe_serialises(rehearsal: Rehearsal) -> None:
-    """A ciphertext that came through a template serialises differently from the one it was made of; its digest does not."""
+    """A ciphertext that came through a template serialises differently from the one it was made of;
+    its digest does not."""
     scheme, kind = rehearsal.scheme, codec.ciphertext(3)
     made = scheme.cc.EvalMult(scheme.throwaway(3), 2.0)  # OpenFHE writes its degree 2, a template always 1
     data = codec.pack(scheme, kind, scheme.limbs(made))
@@ -178,7 +184,8 @@ def test_equal_ciphertexts_have_equal_digests_whatever_openfhe_serialises(rehear
 
 
 def test_the_format_does_not_drift() -> None:
-    """Digest of a fixed ciphertext under the default parameters. If this fails, old ledgers and audits no longer verify."""
+    """Digest of a fixed ciphertext under the default parameters.
+    If this fails, old ledgers and audits no longer verify."""
     scheme = Scheme(CkksConfig(), "0123456789abcdef" * 4)
     data = codec.pack(scheme, codec.ciphertext(3), polynomials(scheme, codec.ciphertext(3)))
     assert scheme.hash.hex() == "668ffd52ff477f778a8c1c54b4e107c4f6b3b06f2e4b96baf4a018f7e40093fc"
@@ -186,7 +193,10 @@ def test_the_format_does_not_drift() -> None:
 
 
 def test_parameters_that_fall_short_of_the_standard_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert context.MAX_LOG_QP == {16384: 438, 32768: 881}  # homomorphicencryption.org standard, table 1, ternary, 128 bits
+    assert context.MAX_LOG_QP == {
+        16384: 438,
+        32768: 881,
+    }  # homomorphicencryption.org standard, table 1, ternary, 128 bits
     monkeypatch.setattr(context, "MAX_LOG_QP", {16384: 404, 32768: 404})
     with pytest.raises(FocalError, match="405 bits exceeds the 404"):
         Scheme(CkksConfig(), "a")

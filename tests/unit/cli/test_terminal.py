@@ -30,7 +30,9 @@ CODES = "\x1b[2J\x1b]0;all is well\x07 \x9b1m \u202etxt.exe\u2066 \u2028x"
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a terminal that understands colours is sent."""
     out = io.StringIO()
-    monkeypatch.setattr(common, "console", Console(file=out, force_terminal=True, color_system="standard", width=200, highlight=False))
+    monkeypatch.setattr(
+        common, "console", Console(file=out, force_terminal=True, color_system="standard", width=200, highlight=False)
+    )
     return out
 
 
@@ -46,7 +48,11 @@ def test_markup_of_others_is_text(terminal: io.StringIO, kind: str) -> None:
         board.show({"event": kind, "party": "hospital-a", "phase": "keys", "text": MARKUP})
         board.show({"event": "phase", "party": "hospital-a", "phase": "keys"})
         board.show({"event": "waiting", "party": "hospital-a", "phase": "keys", "names": [MARKUP], "topic": "t"})
-    assert terminal.getvalue().count(MARKUP) >= 2 and "\x1b[31m" not in terminal.getvalue() and "\x1b]8;" not in terminal.getvalue()
+    assert (
+        terminal.getvalue().count(MARKUP) >= 2
+        and "\x1b[31m" not in terminal.getvalue()
+        and "\x1b]8;" not in terminal.getvalue()
+    )
 
 
 def test_a_result_shows_names_as_they_are(terminal: io.StringIO) -> None:
@@ -76,7 +82,9 @@ def test_a_fault_of_the_server_is_clean_and_bounded() -> None:
 
 
 @pytest.mark.parametrize("character", ["\x1b", "\x9b", "\u202e", "\u2028", "\x00"], ids=ascii)
-def test_no_text_of_a_manifest_may_steer_a_terminal(tmp_path: Path, character: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_text_of_a_manifest_may_steer_a_terminal(
+    tmp_path: Path, character: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every name and every key in it; the error is readable too."""
     good = json.loads(manifest_of(identities(), signatures={"north": "ab"}).model_dump_json(exclude_none=True))
     path = tmp_path / "manifest.json"

@@ -1,4 +1,5 @@
-"""The guard's bounds, and its question: exact at the edge, never refused in an honest run, always where a request would show a secret."""
+"""The guard's bounds, and its question: exact at the edge, never refused in an honest run,
+always where a request would show a secret."""
 
 from __future__ import annotations
 
@@ -41,9 +42,14 @@ def asked(scheme: Scheme, c0: list[int] | np.ndarray, count: int = REFRESH_LIMBS
 
 
 @pytest.mark.parametrize("custodians", [2, 3, 8])
-@pytest.mark.parametrize(("how", "widths"), [(refresh.IDENTITY, (97, 60, 148)), (JOINT, (145, 108, 193))], ids=["blind", "joint-head"])
-def test_bounds_hold_what_the_conditions_ask(scheme: Scheme, custodians: int, how: refresh.Map, widths: tuple[int, int, int]) -> None:
-    """findings: 2^-30 an item for the guard, 2^-40 a coefficient for the others, T < q / 8N, and no sum of masks wraps."""
+@pytest.mark.parametrize(
+    ("how", "widths"), [(refresh.IDENTITY, (97, 60, 148)), (JOINT, (145, 108, 193))], ids=["blind", "joint-head"]
+)
+def test_bounds_hold_what_the_conditions_ask(
+    scheme: Scheme, custodians: int, how: refresh.Map, widths: tuple[int, int, int]
+) -> None:
+    """findings: 2^-30 an item for the guard, 2^-40 a coefficient for the others, T < q / 8N,
+    and no sum of masks wraps."""
     b = refresh.guard(scheme, custodians, how)
     b.check()
     assert b.leak <= -30 and b.hiding <= -40
@@ -55,12 +61,16 @@ def test_bounds_hold_what_the_conditions_ask(scheme: Scheme, custodians: int, ho
     others, slack, own = widths
     assert b.leak == pytest.approx(14 + math.log2((custodians - 1) * 2.0**others + 2.0**slack) - own)
     facts = b.facts(100)
-    assert facts["leak_bits"] == pytest.approx(b.leak + math.log2(100)) and facts["answers_bits"] == pytest.approx(math.log2(101))
+    assert facts["leak_bits"] == pytest.approx(b.leak + math.log2(100)) and facts["answers_bits"] == pytest.approx(
+        math.log2(101)
+    )
 
 
 def test_moduli_that_are_too_small_for_both_bounds_are_refused() -> None:
     small = Scheme(CkksConfig(scale_bits=40, first_bits=55), "ab" * 32)
-    with pytest.raises(FocalError, match=r"the guard's answers would leak 2\^-26.0 an item(?s:.*)first_bits 60 and scale_bits 45"):
+    with pytest.raises(
+        FocalError, match=r"the guard's answers would leak 2\^-26.0 an item(?s:.*)first_bits 60 and scale_bits 45"
+    ):
         refresh.guard(small, 3).check()
 
 
@@ -72,7 +82,14 @@ def test_moduli_that_are_too_small_for_both_bounds_are_refused() -> None:
 def test_it_is_exact_at_the_edge(scheme: Scheme, where: int, how: refresh.Map) -> None:
     """|w| < T to the last unit, in a single coefficient among zeros."""
     b = refresh.guard(scheme, 3, how)
-    for value, passes in ((0, True), (b.limit - 1, True), (1 - b.limit, True), (b.limit, False), (-b.limit, False), (b.q // 2, False)):
+    for value, passes in (
+        (0, True),
+        (b.limit - 1, True),
+        (1 - b.limit, True),
+        (b.limit, False),
+        (-b.limit, False),
+        (b.q // 2, False),
+    ):
         c0 = np.zeros(scheme.n, dtype=object)
         c0[where] = value
         assert refresh.small_enough(scheme, b, scheme.zero(LIMBS), asked(scheme, c0, how.request), []) is passes, value
@@ -102,17 +119,25 @@ def test_a_thousand_honest_requests_at_the_edge_of_their_range_pass(scheme: Sche
     for _ in range(RANDOM_REFRESHES):
         signs = rng.choice([-1, 1], scheme.n)
         message = [(signs % q).astype(np.uint64) for q in primes]
-        message = [ring.multiply(m, np.full(scheme.n, b.phase % q, np.uint64), q) for m, q in zip(message, primes, strict=True)]
+        message = [
+            ring.multiply(m, np.full(scheme.n, b.phase % q, np.uint64), q) for m, q in zip(message, primes, strict=True)
+        ]
         masks = [sampling.uniform(scheme.n, b.others_bits) for _ in range(7)]
         seen = [
-            ring.ntt(ring.total([[m], *([sampling.residues(w, -(1 << b.others_bits - 1), q)] for w in masks)], [q])[0], q, scheme.roots[q])
+            ring.ntt(
+                ring.total([[m], *([sampling.residues(w, -(1 << b.others_bits - 1), q)] for w in masks)], [q])[0],
+                q,
+                scheme.roots[q],
+            )
             for m, q in zip(message, primes, strict=True)
         ]
         request = codec.pack(scheme, codec.ciphertext(how.request), [seen, scheme.zero(how.request)])
         assert refresh.small_enough(scheme, b, scheme.zero(LIMBS), request, [])
 
 
-@pytest.mark.parametrize(("how", "bits"), [(refresh.IDENTITY, 110), (refresh.IDENTITY, 135), (JOINT, 160), (JOINT, 180)])
+@pytest.mark.parametrize(
+    ("how", "bits"), [(refresh.IDENTITY, 110), (refresh.IDENTITY, 135), (JOINT, 160), (JOINT, 180)]
+)
 def test_what_would_show_the_secret_is_refused(rehearsal: Rehearsal, how: refresh.Map, bits: int) -> None:
     """c1 constant, by itself and on top of an honest ciphertext."""
     scheme, b = rehearsal.scheme, refresh.guard(rehearsal.scheme, 3, how)
@@ -135,7 +160,8 @@ def test_what_would_show_the_secret_is_refused(rehearsal: Rehearsal, how: refres
 
 
 def test_masks_are_uniform_over_their_bits(scheme: Scheme) -> None:
-    """Of 16384 draws over 2^148 the top word is uniform (chi-square over 16 cells: below 60 but for 10^-6), and residues are theirs."""
+    """Of 16384 draws over 2^148 the top word is uniform (chi-square over 16 cells: below 60 but for 10^-6),
+    and residues are theirs."""
     words = sampling.uniform(scheme.n, 148)
     value = sum(w.astype(object) << 56 * i for i, w in enumerate(words))
     assert all(0 <= v < 1 << 148 for v in value)
@@ -153,7 +179,8 @@ def test_errors_are_gaussians_of_the_standards_deviation() -> None:
 
 
 def test_a_share_is_what_the_formula_says(rehearsal: Rehearsal) -> None:
-    """h0 + h1 = s (c1 - a) + e: the mask cancels, the error has deviation 3.19; and s c1 - h0 is as wide as the mask."""
+    """h0 + h1 = s (c1 - a) + e: the mask cancels, the error has deviation 3.19;
+    and s c1 - h0 is as wide as the mask."""
     scheme, share = rehearsal.scheme, rehearsal.secrets[1]
     request = refresh.request(scheme, rehearsal.encrypt(np.ones(scheme.slots), REFRESH_LIMBS))
     c1 = codec.unpack(scheme, KIND, request, "")[1]
@@ -168,7 +195,9 @@ def test_a_share_is_what_the_formula_says(rehearsal: Rehearsal) -> None:
     error = ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q)
     assert 2.9 < error.std() < 3.5
     primes = scheme.moduli[:REFRESH_LIMBS]
-    mask = [ring.subtract(ring.multiply(x, y, p), h, p) for x, y, h, p in zip(share.limbs, c1, h0, primes, strict=False)]
+    mask = [
+        ring.subtract(ring.multiply(x, y, p), h, p) for x, y, h, p in zip(share.limbs, c1, h0, primes, strict=False)
+    ]
     values = np.abs(composed(scheme, mask, primes))
     assert 2.0**96.9 < max(values) <= 2**97
 
@@ -180,14 +209,19 @@ def with_custodians(*policies: tuple[str, bool]) -> object:
     keep = [m for m in MEMBERS if m.role != "custodian"]
     made = [m for m in MEMBERS if m.role == "custodian"]
     return manifest(
-        members=(*keep, *(Member(**{**m.model_dump(), "verify": v, "guard": g}) for m, (v, g) in zip(made, policies, strict=True)))
+        members=(
+            *keep,
+            *(Member(**{**m.model_dump(), "verify": v, "guard": g}) for m, (v, g) in zip(made, policies, strict=True)),
+        )
     )
 
 
 def test_one_guard_and_no_more() -> None:
     with_custodians(("lockstep", True), ("lockstep", False)).check_complete()  # type: ignore[attr-defined]
     with_custodians(("off", False), ("off", False)).check_complete()  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="first-custodian and second-custodian are both marked as guard; a run has one"):
+    with pytest.raises(
+        ConfigError, match="first-custodian and second-custodian are both marked as guard; a run has one"
+    ):
         with_custodians(("lockstep", True), ("lockstep", True)).check_complete()  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="second-custodian verifies, but no custodian is the guard"):
         with_custodians(("off", False), ("lockstep", False)).check_complete()  # type: ignore[attr-defined]
@@ -213,5 +247,7 @@ def test_manifest_check_prints_the_bounds_and_add_chooses_the_guard(tmp_path: Pa
     with Consortium("guarded", consortium={"custodians": 3}) as c:
         text = said(cli("manifest", "check", c.run.manifest_file))
     assert "custodian-1 verify: lockstep, guard" in text
-    assert "custodian-1 answers every refresh last: the others' masks (2^98) hide a request to 2^-42 a coefficient" in text
+    assert (
+        "custodian-1 answers every refresh last: the others' masks (2^98) hide a request to 2^-42 a coefficient" in text
+    )
     assert "accepted below T = 2^98.0; its own mask (2^148) hides what passed to 2^-36.0 an item" in text

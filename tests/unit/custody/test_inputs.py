@@ -40,7 +40,9 @@ class Parties:
 
     @cached_property
     def uploads(self) -> dict[str, bytes]:
-        return {h: inputs.masked(self.scheme, m, [self.masks(h, c) for c in CUSTODIANS]) for h, m in self.messages.items()}
+        return {
+            h: inputs.masked(self.scheme, m, [self.masks(h, c) for c in CUSTODIANS]) for h, m in self.messages.items()
+        }
 
     @property
     def a(self) -> list[ring.Limb]:
@@ -57,9 +59,16 @@ class Parties:
     def phase(self, uploads: dict[str, bytes], given: dict[str, bytes]) -> list[int]:
         """c0 + c1 s over the integers."""
         c0, c1 = inputs.combine(self.scheme, self.a, list(uploads.items()), list(given.items()))
-        secret = [ring.total([[s.limbs[i]] for s in self.shares.values()], [q])[0] for i, q in enumerate(self.scheme.moduli)]
+        secret = [
+            ring.total([[s.limbs[i]] for s in self.shares.values()], [q])[0] for i, q in enumerate(self.scheme.moduli)
+        ]
         parts = zip(c0, c1, secret, self.scheme.moduli, strict=True)
-        return [int(v) for v in composed(self.scheme, [ring.add(x, ring.multiply(y, s, q), q) for x, y, s, q in parts], self.scheme.moduli)]
+        return [
+            int(v)
+            for v in composed(
+                self.scheme, [ring.add(x, ring.multiply(y, s, q), q) for x, y, s, q in parts], self.scheme.moduli
+            )
+        ]
 
     @cached_property
     def total(self) -> list[int]:
@@ -99,11 +108,13 @@ def test_both_sides_of_a_pair_have_one_mask_and_nobody_else_has_it(parties: Part
 
 
 def test_any_bytes_are_somebodys_known_message_and_nothing_else(parties: Parties) -> None:
-    """All that a hospital can send: the phase is its message, which it knows, plus the custodians' noise. c1 is not its choice."""
+    """All that a hospital can send: the phase is its message, which it knows, plus the custodians' noise.
+    c1 is not its choice."""
     anything = np.random.default_rng(5).bytes(16 * parties.scheme.n)
     sent = codec.header(parties.scheme, codec.MASKED) + anything
     known = [
-        int.from_bytes(anything[16 * i : 16 * i + 16], "little") - (1 << inputs.OFFSET_BITS) - r for i, r in enumerate(_masks(parties, "b"))
+        int.from_bytes(anything[16 * i : 16 * i + 16], "little") - (1 << inputs.OFFSET_BITS) - r
+        for i, r in enumerate(_masks(parties, "b"))
     ]
     phase = parties.phase({"a": parties.uploads["a"], "b": sent}, parties.given)
     q = np.prod([int(q) for q in parties.scheme.moduli], dtype=object)
@@ -116,7 +127,9 @@ def test_one_changed_coefficient_changes_the_message_by_just_that(parties: Parti
     words[7, 1] += np.uint64(1)
     changed = {**parties.uploads, "b": codec.pack_masked(parties.scheme, words)}
     before, after = (parties.phase(u, parties.given) for u in (parties.uploads, changed))
-    assert [y - x for x, y in zip(before, after, strict=True)] == [1 << 64 if i == 7 else 0 for i in range(parties.scheme.n)]
+    assert [y - x for x, y in zip(before, after, strict=True)] == [
+        1 << 64 if i == 7 else 0 for i in range(parties.scheme.n)
+    ]
 
 
 def test_a_copy_of_anothers_masked_rows_is_noise(parties: Parties) -> None:
@@ -143,11 +156,14 @@ def test_masked_rows_are_the_same_again_and_other_rows_have_other_masks(parties:
 
 def test_labels_do_not_tell_equal_rows_of_two_hospitals(parties: Parties) -> None:
     assert inputs.label(parties.private["a"], ITEM, b"rows") != inputs.label(parties.private["b"], ITEM, b"rows")
-    assert inputs.label(parties.private["a"], ITEM, b"ro", b"ws") != inputs.label(parties.private["a"], ITEM, b"row", b"s")
+    assert inputs.label(parties.private["a"], ITEM, b"ro", b"ws") != inputs.label(
+        parties.private["a"], ITEM, b"row", b"s"
+    )
 
 
 def test_a_contribution_is_a_sample_of_ring_lwe_minus_masks_and_another_one_each_time(parties: Parties) -> None:
-    """To the owners, who know their masks: - (s a + e). With one ``a`` and two e the difference would be small: the ledger's matter."""
+    """To the owners, who know their masks: - (s a + e). With one ``a`` and two e the difference would be small:
+    the ledger's matter."""
     scheme, share = parties.scheme, parties.shares["one"]
     (b,) = codec.unpack(scheme, codec.input_b(LIMBS), parties.given["one"], "one")
     (again,) = codec.unpack(scheme, codec.input_b(LIMBS), parties.contribution("one"), "one")

@@ -27,7 +27,12 @@ def test_frequencies_are_those_of_the_discrete_gaussian(sigma: int) -> None:
 def test_moments_at_the_sizes_of_a_proof(sigma: int) -> None:
     draws, below = 8_000, random.Random(sigma).randrange
     x = np.array([integer_gaussian(sigma, below) / sigma for _ in range(draws)])
-    moments = [(x.mean(), 0, 1), (np.mean(x**2), 1, 2), (np.mean(x**3), 0, 15), (np.mean(x**4), 3, 96)]  # found, expected, variance
+    moments = [
+        (x.mean(), 0, 1),
+        (np.mean(x**2), 1, 2),
+        (np.mean(x**3), 0, 15),
+        (np.mean(x**4), 3, 96),
+    ]  # found, expected, variance
     for found, expected, variance in moments:
         assert abs(found - expected) < 4 * math.sqrt(variance / draws)
     assert 3.5 < np.abs(x).max() < 5.5
@@ -41,7 +46,9 @@ def test_no_low_bit_is_bare() -> None:
     assert all(int(x) & 0xFFFF == 0 for x in np.random.default_rng(5).normal(size=100) * 2.0**69 if abs(x) >= 2.0**69)
 
 
-@pytest.mark.parametrize(("numerator", "denominator"), [(0, 5), (1, 1), (1, 3), (7, 9), (3, 2), (9, 3), (10**30, 3 * 10**30)])
+@pytest.mark.parametrize(
+    ("numerator", "denominator"), [(0, 5), (1, 1), (1, 3), (7, 9), (3, 2), (9, 3), (10**30, 3 * 10**30)]
+)
 def test_a_coin_of_probability_exp_minus_x(numerator: int, denominator: int) -> None:
     draws, below = 10_000, random.Random(numerator).randrange
     heads = sum(_bernoulli_exp(numerator, denominator, below) for _ in range(draws))

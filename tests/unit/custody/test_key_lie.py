@@ -1,8 +1,10 @@
-"""One custodian that lies once, in its part of one rotation key: what it then reads off the release. All its shares are honest.
+"""One custodian that lies once, in its part of one rotation key: what it then reads off the release.
+All its shares are honest.
 
-Every use of that key adds a message that it knows, in a slot of its choice: here to the residual, in the row of a patient and a class. The
-weights of that class then move along the patient's features. The guard weighs every request and finds it small; lockstep and audit compute
-with the joint keys, as everybody signed them. SECURITY.md ("What is not protected") says so: custodians follow the protocol.
+Every use of that key adds a message that it knows, in a slot of its choice: here to the residual, in the row of a
+patient and a class. The weights of that class then move along the patient's features. The guard weighs every request
+and finds it small; lockstep and audit compute with the joint keys, as everybody signed them. SECURITY.md ("What is not
+protected") says so: custodians follow the protocol.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ ROWS, FEATURES, CLASSES = 400, 32, 8
 LAYOUT = Layout(8192, FEATURES, CLASSES, ROWS, CLASSES, 1, 8)
 VICTIM, CLASS = 145, 2
 SIZE = 2.0**70
-"""Slot of the lie: P is 2^120, a digit of the switched polynomial 2^105, so that its use adds some 2^55 to a coefficient."""
+"""Slot of the lie: P is 2^120, a digit of the switched polynomial 2^105,
+so that its use adds some 2^55 to a coefficient."""
 
 
 @pytest.fixture
@@ -58,7 +61,9 @@ def test_a_lie_in_one_rotation_key_shows_a_patient_in_the_release(lied: Rehearsa
     scalars = Scalars.derive(3, 0.9, 0.1, ROWS)
     block = lied.block(x, 0.5 - rng.integers(0, 2, (ROWS, CLASSES)), 0, scalars)
     engine = Engine(lied.scheme, LAYOUT, scalars, lambda b: block, 2)
-    released = lied.release(engine.step(0, zero_weights(lied.scheme, LAYOUT), lied.refresh))  # the guard refuses nothing
+    released = lied.release(
+        engine.step(0, zero_weights(lied.scheme, LAYOUT), lied.refresh)
+    )  # the guard refuses nothing
     engine.close()
 
     half = FEATURES // 2

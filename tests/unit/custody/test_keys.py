@@ -1,4 +1,5 @@
-"""A key that nobody holds: contributions are what the formulas say, they add up, and one missing share decrypts nothing."""
+"""A key that nobody holds: contributions are what the formulas say, they add up,
+and one missing share decrypts nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ class Ceremony:
             self.first = [dict(zip(self.names, s.first_round(ROTATIONS, pool), strict=True)) for s in self.secrets]
         kinds = dict(keys.first_round_kinds(ROTATIONS))
         self.sums = {name: self.added(kinds[name], [part[name] for part in self.first]) for name in self.names}
-        self.second = [s.second_round(self.sums["relinearisation/h0"], self.sums["relinearisation/h1"])[0] for s in self.secrets]
+        self.second = [
+            s.second_round(self.sums["relinearisation/h0"], self.sums["relinearisation/h1"])[0] for s in self.secrets
+        ]
         b = self.added(codec.SWITCHING_B, self.second)
         self.joint = {"relinearisation/h1": self.sums["relinearisation/h1"], "relinearisation/b": b}
         self.joint |= {f"rotation/{r}": self.sums[f"rotation/{r}"] for r in ROTATIONS}
@@ -72,10 +75,15 @@ def test_encrypt_multiply_rotate_and_decrypt_with_all_shares(ceremony: Ceremony)
     error = opened.public_error
     assert np.abs(opened.slots(a) - x).max() < error
     for r in (-7, 1):
-        assert np.abs(opened.slots(scheme.evaluator.rotate(a, r)) - np.roll(x, -r)).max() < error + opened.switching_bias
+        assert (
+            np.abs(opened.slots(scheme.evaluator.rotate(a, r)) - np.roll(x, -r)).max() < error + opened.switching_bias
+        )
     # both factors are at most 1 and bring their noise; the rescaling takes its prime for 2^45
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
-    assert np.abs(opened.slots(scheme.evaluator.rescale(scheme.evaluator.multiply(a, b))) - x * y).max() < 2 * error + drift
+    assert (
+        np.abs(opened.slots(scheme.evaluator.rescale(scheme.evaluator.multiply(a, b))) - x * y).max()
+        < 2 * error + drift
+    )
 
 
 def test_the_key_of_the_conjugation_conjugates(ceremony: Ceremony) -> None:
@@ -116,10 +124,11 @@ def plain(scheme: Scheme, secret: list[ring.Limb]) -> np.ndarray:
 
 @pytest.mark.parametrize("custodian", [0, 1])
 def test_contributions_are_made_with_the_derived_randomness(ceremony: Ceremony, custodian: int) -> None:
-    """b_i + a s_i is a small error for both custodians: the same ``a``, expanded by us, was used by each. sigma = 3.19; 8 of them.
+    """b_i + a s_i is a small error for both custodians: the same ``a``, expanded by us, was used by each.
+    sigma = 3.19; 8 of them.
 
-    Of the relinearisation key's h0, digit 0 carries P g s_i on the limbs of its own digit (q_0, q_1) only, so q_5 shows the bare
-    error, and under u_i, not under s_i. h1 = a s_i + e has the same ``a``.
+    Of the relinearisation key's h0, digit 0 carries P g s_i on the limbs of its own digit (q_0, q_1) only,
+    so q_5 shows the bare error, and under u_i, not under s_i. h1 = a s_i + e has the same ``a``.
     """
     scheme, parts = ceremony.scheme, ceremony.first[custodian]
     secret, u = ceremony.secrets[custodian].limbs, ceremony.secrets[custodian].ephemeral
@@ -142,7 +151,8 @@ def test_contributions_are_made_with_the_derived_randomness(ceremony: Ceremony, 
 
 
 def test_the_relinearisation_key_is_one_of_the_joint_secret(ceremony: Ceremony) -> None:
-    """b + h1 s = P g s^2 + s e + u e' + e'': outside the digit's own limbs the noise alone, and no larger than three secrets make it."""
+    """b + h1 s = P g s^2 + s e + u e' + e'': outside the digit's own limbs the noise alone,
+    and no larger than three secrets make it."""
     scheme, joint = ceremony.scheme, ring.total([s.limbs for s in ceremony.secrets], ceremony.scheme.extended)
     b = codec.unpack(scheme, codec.SWITCHING_B, ceremony.added(codec.SWITCHING_B, ceremony.second), "")
     h1 = codec.unpack(scheme, codec.SWITCHING_B, ceremony.sums["relinearisation/h1"], "")
@@ -155,7 +165,9 @@ def test_nothing_is_made_with_an_erased_ephemeral_secret(ceremony: Ceremony) -> 
     share = keys.SecretShare.load(ceremony.scheme, RUN, ceremony.secrets[0].dump())
     with pytest.raises(ValueError, match="erased"):
         share.second_round(ceremony.sums["relinearisation/h0"], ceremony.sums["relinearisation/h1"])
-    again = keys.SecretShare.load(ceremony.scheme, RUN, ceremony.secrets[0].dump(), ceremony.secrets[0].dump_ephemeral())
+    again = keys.SecretShare.load(
+        ceremony.scheme, RUN, ceremony.secrets[0].dump(), ceremony.secrets[0].dump_ephemeral()
+    )
     assert again.ephemeral is not None and np.array_equal(again.ephemeral, ceremony.secrets[0].ephemeral)
 
 
@@ -172,7 +184,11 @@ def test_public_randomness_depends_on_run_label_and_index(ceremony: Ceremony) ->
     scheme, label = ceremony.scheme, "rotation/1"
     base = keys.public_random(scheme, RUN, label, 2)
     assert len(base[0]) == len(scheme.extended)
-    others = [base[1], keys.public_random(scheme, RUN, "rotation/-7", 1)[0], keys.public_random(scheme, bytes(32), label, 1)[0]]
+    others = [
+        base[1],
+        keys.public_random(scheme, RUN, "rotation/-7", 1)[0],
+        keys.public_random(scheme, bytes(32), label, 1)[0],
+    ]
     assert not any(np.array_equal(base[0][0], other[0]) for other in others)
     again = keys.public_random(scheme, RUN, label, 2)
     assert all(np.array_equal(x, y) for p, q in zip(base, again, strict=True) for x, y in zip(p, q, strict=True))

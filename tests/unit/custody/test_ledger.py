@@ -31,7 +31,9 @@ def test_the_same_request_gets_the_same_bytes(ledger: Ledger) -> None:
     assert ledger.count == 1
 
 
-@pytest.mark.parametrize(("item", "digest", "reason"), [("item", "bb", "second-digest"), ("other", "aa", "second-item")])
+@pytest.mark.parametrize(
+    ("item", "digest", "reason"), [("item", "bb", "second-digest"), ("other", "aa", "second-item")]
+)
 def test_half_a_match_is_refused(ledger: Ledger, item: str, digest: str, reason: str) -> None:
     ledger.answer("refresh", "item", "aa", lambda: b"share")
     with pytest.raises(Refused, match="item") as caught:
@@ -82,7 +84,9 @@ def test_a_batch_is_stored_at_once_or_not_at_all(ledger: Ledger) -> None:
         ([("item", "aa"), ("new", "bb")], None),
     ],
 )
-def test_a_batch_can_be_checked_before_it_is_answered_in_parts(ledger: Ledger, asked: list[tuple[str, str]], reason: str | None) -> None:
+def test_a_batch_can_be_checked_before_it_is_answered_in_parts(
+    ledger: Ledger, asked: list[tuple[str, str]], reason: str | None
+) -> None:
     ledger.answer("refresh", "item", "aa", lambda: b"share")
     if reason is None:
         ledger.check("refresh", asked)
@@ -133,7 +137,9 @@ def test_two_threads_that_ask_at_once_get_one_share(ledger: Ledger) -> None:
         return bytes([len(made)])
 
     answers: list[bytes] = []
-    threads = [threading.Thread(target=lambda: answers.append(ledger.answer("refresh", "item", "aa", make))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(ledger.answer("refresh", "item", "aa", make))) for _ in range(4)
+    ]
     for t in threads:
         t.start()
     for t in threads:

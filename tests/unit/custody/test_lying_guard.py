@@ -1,15 +1,18 @@
-"""A guard that lies in its own h1 reads the joint secret, alone: performed for one request, because guards are assumed not to.
+"""A guard that lies in its own h1 reads the joint secret, alone: performed for one request,
+because guards are assumed not to.
 
-Found by an independent reader. It adds to its h1 of the weights a polynomial that is zero modulo every prime but q_2, and 1 modulo q_2.
-The next request, of logits, has then the phase honest + q_0 q_1 y, where y modulo q_2 is the sum of the uploads' phases, point by point,
-hence linear in s. The others answer before the guard, with masks of 2^98; q_0 q_1 is 2^105, so rounding shows y exactly::
+Found by an independent reader. It adds to its h1 of the weights a polynomial that is zero modulo every prime but q_2,
+and 1 modulo q_2. The next request, of logits, has then the phase honest + q_0 q_1 y, where y modulo q_2 is the sum of
+the uploads' phases, point by point, hence linear in s. The others answer before the guard, with masks of 2^98; q_0 q_1
+is 2^105, so rounding shows y exactly::
 
     guard's h1 of W      ... + (0, 0, 1, 0)        modulo (q_0, q_1, q_2, q_3)
-    logits, one request  c0 + sum of the others' h0 + s_V c1 = honest - masks + q_0 q_1 y          y q_0 q_1 q_3 = sum_h (c0_h + s c1_h)
+    logits, one request  c0 + sum of the others' h0 + s_V c1 = honest - masks + q_0 q_1 y
+                         y q_0 q_1 q_3 = sum_h (c0_h + s c1_h)
 
-N points, N equations with one unknown each: one request spells out all of s. It takes y back in its own h0, and what the lie leaves in the
-next weights too, so all is as in an honest run: lockstep and audit recompute from recorded h0 and h1. (Before logits were
-refreshed the same lie, in a residual, had 512 of the 16384 points a request.)
+N points, N equations with one unknown each: one request spells out all of s. It takes y back in its own h0, and what
+the lie leaves in the next weights too, so all is as in an honest run: lockstep and audit recompute from recorded h0 and
+h1. (Before logits were refreshed the same lie, in a residual, had 512 of the 16384 points a request.)
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from focal.heads.linear.twin import Scalars
 
 ROWS, FEATURES, LANES = 400, 32, 8
 LAYOUT = Layout(8192, FEATURES, LANES, ROWS, LANES, 1, FEATURES // 2)
-"""No giant steps, which would turn some of the uploads before they are added up: then the equations have several unknowns each."""
+"""No giant steps, which would turn some of the uploads before they are added up:
+then the equations have several unknowns each."""
 LIED, READ = "train/0/weights/-/0/-", "train/1/logits/0/0/-"
 
 

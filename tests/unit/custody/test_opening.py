@@ -1,8 +1,9 @@
-"""Openings to owners: the noise inside, measured against what their smudging assumes; the smudging; the limits that parties check.
+"""Openings to owners: the noise inside, measured against what their smudging assumes; the smudging;
+the limits that parties check.
 
-Noise inside an opening is what is left of it when everything plain is taken away, the drift of FIXEDMANUAL included, which is a fixed
-function of the plaintext. Two consortia with independent keys compute the same step on the same plaintexts: half the
-energy of their difference is the noise of one, biases of key switching among it.
+Noise inside an opening is what is left of it when everything plain is taken away, the drift of FIXEDMANUAL included,
+which is a fixed function of the plaintext. Two consortia with independent keys compute the same step on the same
+plaintexts: half the energy of their difference is the noise of one, biases of key switching among it.
 """
 
 from __future__ import annotations
@@ -66,9 +67,12 @@ def test_what_the_docstring_says_about_information() -> None:
     assert math.log2(opening.SIGMA * math.sqrt(3 * SLOTS) / 2**45 / OPENED) == pytest.approx(-11.2, abs=0.02)
 
 
-@pytest.mark.parametrize(("factor", "nats", "lost"), [(1, 2**-40, 2.6e-5), (4, 2**-36, 1.04e-4), (2**17.5, 2**-5, 4.76)])
+@pytest.mark.parametrize(
+    ("factor", "nats", "lost"), [(1, 2**-40, 2.6e-5), (4, 2**-36, 1.04e-4), (2**17.5, 2**-5, 4.76)]
+)
 def test_what_the_docstring_says_about_search(factor: float, nats: float, lost: float) -> None:
-    """The bound is the best over all orders: no other does better. The last row is what the smudging of version 2.0 gave."""
+    """The bound is the best over all orders: no other does better.
+    The last row is what the smudging of version 2.0 gave."""
     noise, n = factor * opening.NOISE, 2 * SLOTS
     assert opening.information(4096, n, noise) == pytest.approx(nats)
     left, order = opening.search_bits(128, 4096, n, noise)
@@ -83,7 +87,9 @@ def test_a_share_is_smudged_as_stated(pair: tuple[Rehearsal, Rehearsal]) -> None
     zero = scheme.evaluator.zero(2)
     for lead, secret in zip((True, False), pair[0].secrets, strict=False):
         limbs = codec.unpack(scheme, codec.OPENING_SHARE, opening.share(scheme, secret.limbs, zero, lead), "")[0]
-        values = integers.Centred([ring.inverse_ntt(x, q, scheme.roots[q]) for x, q in zip(limbs, primes, strict=True)], primes)
+        values = integers.Centred(
+            [ring.inverse_ntt(x, q, scheme.roots[q]) for x, q in zip(limbs, primes, strict=True)], primes
+        )
         assert abs(rms(values.rounded) / opening.SIGMA - 1) < 0.03
         low = (values.low & np.uint64(0xFFFF)).astype(int)
         counts = np.bincount(low >> 8, minlength=256)  # 64 each: a float64 of that size would be even for 24 bits
@@ -103,7 +109,9 @@ def test_an_owner_reads_its_values_and_nobody_without_all_shares(pair: tuple[Reh
     dx = LAYOUT.gradients(base.open(backward.gradients["b"]), own)
     assert np.abs(z - (x @ w)[32:64]).max() < each / OPENED < 2.6e-3
     assert np.abs(dx - (delta @ w.T)[32:64]).max() < each / GRADIENT_OPENED < 6.5e-4
-    shares = [(str(i), opening.share(base.scheme, s.limbs, forward.logits["b"], i == 0)) for i, s in enumerate(base.secrets)]
+    shares = [
+        (str(i), opening.share(base.scheme, s.limbs, forward.logits["b"], i == 0)) for i, s in enumerate(base.secrets)
+    ]
     found = LAYOUT.logits(release.open_slots(base.scheme, shares[:2], codec.OPENING_SHARE), own)
     assert abs(np.corrcoef(found.ravel(), z.ravel())[0, 1]) < 5 / math.sqrt(z.size)
 

@@ -64,7 +64,9 @@ class Case:
         return self.stored[item]
 
     def prove(self) -> Proof:
-        return projections.prove(self.statement, self.keys, lambda: [np.array(m, np.int64) for m in self.messages], self.journal)
+        return projections.prove(
+            self.statement, self.keys, lambda: [np.array(m, np.int64) for m in self.messages], self.journal
+        )
 
     def projected(self, proof: Proof) -> tuple[list[int], list[list[int]]]:
         """Pi (y - 2^120) and every Pi r_i, all at once."""
@@ -79,7 +81,9 @@ class Case:
         return list(zip(NAMES, made, strict=True))
 
     def check(self, proof: Proof, shares: list[tuple[str, bytes]] | None = None) -> None:
-        projections.check(self.statement, proof, self.projected(proof)[0], self.shares(proof) if shares is None else shares)
+        projections.check(
+            self.statement, proof, self.projected(proof)[0], self.shares(proof) if shares is None else shares
+        )
 
     def forced(self) -> Proof:
         """What an institution would send that leaves out every question about its own messages: attempt 0, candidate
@@ -88,7 +92,9 @@ class Case:
         masked = projections.masked_mu(self.statement, self.keys, 0, attempt)
         empty = Proof(0, 0, masked, (0,) * ROWS)
         key = empty.challenge(self.statement)
-        pieces = [[[x >> 30 * k & (2**30 - 1) for x in m] for m in self.messages] for k in range(4)]  # numbers of any size, 30 bits each
+        pieces = [
+            [[x >> 30 * k & (2**30 - 1) for x in m] for m in self.messages] for k in range(4)
+        ]  # numbers of any size, 30 bits each
         pieces.append([[x >> 120 for x in m] for m in self.messages])
         columns = [projections.project(self.statement, key, ((lanes(m),) for m in piece))[0] for piece in pieces]
         long = [sum(x << 30 * k for k, x in enumerate(row)) for row in zip(*columns, strict=True)]
@@ -210,7 +216,9 @@ def test_another_attempt_candidate_key_or_statement_is_seen() -> None:
 
     others = [
         projections.share(st, dataclasses.replace(proof, number=proof.number + 1), case.keys[0], masks[0]),
-        projections.share(st, dataclasses.replace(proof, candidate=(proof.candidate + 1) % CANDIDATES), case.keys[0], masks[0]),
+        projections.share(
+            st, dataclasses.replace(proof, candidate=(proof.candidate + 1) % CANDIDATES), case.keys[0], masks[0]
+        ),
         projections.share(st, proof, case.keys[1], masks[0]),
         projections.share(st, proof, case.keys[0], masks[1]),
     ]
@@ -230,7 +238,9 @@ def test_another_attempt_candidate_key_or_statement_is_seen() -> None:
         dataclasses.replace(proof, p=(proof.p[0] + 1, *proof.p[1:])),
     ):
         assert (
-            changed_proof.p != proof.p or changed_proof.challenge(st) != proof.challenge(st) or changed_proof.candidate != proof.candidate
+            changed_proof.p != proof.p
+            or changed_proof.challenge(st) != proof.challenge(st)
+            or changed_proof.candidate != proof.candidate
         )
         refused("range-sum", lambda proof=changed_proof: case.check(proof, good))
         refused("range-sum", lambda proof=changed_proof: case.check(proof))
@@ -258,8 +268,12 @@ def rejecting(attempt: Attempt) -> bytes:
 def test_the_first_candidate_whose_coin_allows_it_is_taken_and_a_journal_gives_the_same_proof_again() -> None:
     case = honest(7)
     for number in range(2):
-        case.stored[f"range/data/{case.statement.hash.hex()}/{number}"] = rejecting(Attempt.load(case.journal("other", bytes)))
-    accepting = dataclasses.replace(Attempt.draw(case.statement.sigma, case.coins.randrange), coins=((1 << 256) - 1, 0, 0, 0))
+        case.stored[f"range/data/{case.statement.hash.hex()}/{number}"] = rejecting(
+            Attempt.load(case.journal("other", bytes))
+        )
+    accepting = dataclasses.replace(
+        Attempt.draw(case.statement.sigma, case.coins.randrange), coins=((1 << 256) - 1, 0, 0, 0)
+    )
     case.stored[f"range/data/{case.statement.hash.hex()}/2"] = accepting.dump()
     proof, before = case.prove(), dict(case.stored)
     assert (proof.number, proof.candidate) == (2, 1)
@@ -293,7 +307,9 @@ def test_another_list_of_uploads_has_other_masks_and_other_attempts() -> None:
     case = honest(9)
     attempt = Attempt.load(case.journal("one", bytes))
     other = dataclasses.replace(case.statement, digests=case.statement.digests[::-1])
-    found = [projections.masked_mu(st, case.keys, number, attempt) for st in (case.statement, other) for number in (0, 1)]
+    found = [
+        projections.masked_mu(st, case.keys, number, attempt) for st in (case.statement, other) for number in (0, 1)
+    ]
     assert len(set(found)) == 4
     items: list[str] = []
 
@@ -343,7 +359,10 @@ def test_a_projection_is_the_product_with_the_matrix_that_the_stream_spells() ->
     extreme = [[(1 << 128) - 1, 0, (1 << OFFSET_BITS), (1 << 128) - (1 << OFFSET_BITS)] * 8, [1 << 127] * 32]
     small = [[-(1 << 63), (1 << 63) - 1, 0, -1] * 8, [5] * 32]
     matrix = np.concatenate([signs(key, 0, 32), signs(key, 1, 32)], axis=1)
-    places = ((projections.upload_lanes(words(y)), projections.mask_lanes(words(y)), lanes(m)) for y, m in zip(extreme, small, strict=True))
+    places = (
+        (projections.upload_lanes(words(y)), projections.mask_lanes(words(y)), lanes(m))
+        for y, m in zip(extreme, small, strict=True)
+    )
     found = projections.project(case.statement, key, places)
     offsets, flat, signed = [x - (1 << OFFSET_BITS) for x in sum(extreme, [])], sum(extreme, []), sum(small, [])
     for sums, vector in zip(found, (offsets, flat, signed), strict=True):
@@ -402,9 +421,14 @@ def test_the_norm_of_encoded_slots_is_below_its_bound_and_near() -> None:
         m = ring.centred(ring.inverse_ntt(limb, q, scheme.roots[q]), q)
         assert np.allclose(ring.embed(m.astype(np.float64)) / scheme.scale, values, atol=1e-9)
         rms = math.sqrt(np.mean(np.abs(values) ** 2))
-        found, bound = math.sqrt(2 * projections.squared_norm(m)), projections.norm_bound(scheme.scale, scheme.n, 2, rms)
+        found, bound = (
+            math.sqrt(2 * projections.squared_norm(m)),
+            projections.norm_bound(scheme.scale, scheme.n, 2, rms),
+        )
         assert 0.9999 * bound < found <= bound
-    assert projections.norm_bound(scheme.scale, scheme.n, 1, 0.0) >= math.sqrt(scheme.n) / 2, "what rounding leaves of nothing"
+    assert projections.norm_bound(scheme.scale, scheme.n, 1, 0.0) >= math.sqrt(scheme.n) / 2, (
+        "what rounding leaves of nothing"
+    )
 
 
 def test_the_whole_budget_in_one_slot_is_what_is_said() -> None:

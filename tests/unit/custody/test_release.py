@@ -36,7 +36,10 @@ def refreshed(rehearsal: Rehearsal, small: Layout, weights: np.ndarray) -> Any:
 
 @pytest.fixture(scope="module")
 def shares(rehearsal: Rehearsal, refreshed: Any) -> list[tuple[str, bytes]]:
-    return [(f"custodian-{i}", release.share(rehearsal.scheme, s.limbs, refreshed, lead=i == 0)) for i, s in enumerate(rehearsal.secrets)]
+    return [
+        (f"custodian-{i}", release.share(rehearsal.scheme, s.limbs, refreshed, lead=i == 0))
+        for i, s in enumerate(rehearsal.secrets)
+    ]
 
 
 def test_the_test_inverts_the_embedding() -> None:
@@ -48,8 +51,9 @@ def test_the_test_inverts_the_embedding() -> None:
 
 
 def test_a_refreshed_encryption_of_zero_carries_little(rehearsal: Rehearsal, opened: Opened) -> None:
-    """The decrypted polynomial is the noise: a fresh ciphertext's 2^9.7, of which the fold over 128 groups of rows makes
-    2^13.2, all of it on every 128th coefficient, and the refresh's own 2^2.5. What hides it goes by the sum of squares (release.py)."""
+    """The decrypted polynomial is the noise: a fresh ciphertext's 2^9.7, of which the fold over 128 groups of
+    rows makes 2^13.2, all of it on every 128th coefficient, and the refresh's own 2^2.5. What hides it goes by
+    the sum of squares (release.py)."""
     (ct,) = rehearsal.refresh([ITEM], [rehearsal.encrypt(np.zeros(rehearsal.scheme.slots), REFRESH_LIMBS)])
     noise = opened.coefficients(ct)
     print(f"refreshed zero: rms 2^{math.log2(rms(noise)):.1f}, largest 2^{math.log2(np.abs(noise).max()):.1f}")
@@ -73,7 +77,8 @@ def test_the_constants_are_those_of_thirty_bits() -> None:
 
 
 def test_gaussians_come_in_the_number_and_size_asked_for() -> None:
-    """Mean and deviation of 99,999 samples, six standard errors; the largest is what so many Gaussians have, not a cut-off's."""
+    """Mean and deviation of 99,999 samples, six standard errors; the largest is what so many Gaussians
+    have, not a cut-off's."""
     found = sampling.gaussian(99_999, 3.0)
     assert found.shape == (99_999,)
     assert abs(found.mean()) < 6 * 3 / 99_999**0.5
@@ -92,7 +97,8 @@ def test_a_share_is_smudged_for_the_noise_that_is_stated(rehearsal: Rehearsal) -
 
 
 def test_the_smudging_is_gaussian_with_the_stated_deviation(rehearsal: Rehearsal) -> None:
-    """Shares of the all-zero ciphertext are the noise alone. 2 x 16384 samples: the deviation is known to 0.4 %, asked to 2 %."""
+    """Shares of the all-zero ciphertext are the noise alone. 2 x 16384 samples:
+    the deviation is known to 0.4 %, asked to 2 %."""
     scheme, q = rehearsal.scheme, rehearsal.scheme.moduli[0]
     zero = scheme.evaluator.zero(LIMBS)
     noise = []
@@ -116,14 +122,18 @@ def test_the_smudging_is_gaussian_with_the_stated_deviation(rehearsal: Rehearsal
 # --------------------------------------------------------------------- opening
 
 
-def test_the_opened_weights_err_by_what_is_predicted(rehearsal: Rehearsal, small: Layout, refreshed: Any, weights: np.ndarray) -> None:
+def test_the_opened_weights_err_by_what_is_predicted(
+    rehearsal: Rehearsal, small: Layout, refreshed: Any, weights: np.ndarray
+) -> None:
     """Mean of the largest error over six releases, within a factor 2. (In the protocol there is exactly one.)"""
     predicted = released.expected_error(small.slots, rehearsal.scheme.scale, small, len(rehearsal.secrets))
     measured = [float(np.abs(rehearsal.release([refreshed]) - weights).max()) for _ in range(6)]
     print(f"largest error of a released weight: predicted {predicted:.1e}, measured {np.mean(measured):.1e}")
     assert predicted / 2 < np.mean(measured) < 2 * predicted
     assert predicted < released.MAX_ERROR
-    assert released.precision_bits(small.slots, rehearsal.scheme.scale, small, 3) == pytest.approx(-math.log2(predicted))
+    assert released.precision_bits(small.slots, rehearsal.scheme.scale, small, 3) == pytest.approx(
+        -math.log2(predicted)
+    )
 
 
 def test_opening_gives_the_same_bits_everywhere(rehearsal: Rehearsal, shares: list[tuple[str, bytes]]) -> None:
@@ -135,14 +145,17 @@ def test_opening_gives_the_same_bits_everywhere(rehearsal: Rehearsal, shares: li
 def test_fewer_than_all_shares_open_nothing(
     rehearsal: Rehearsal, small: Layout, shares: list[tuple[str, bytes]], weights: np.ndarray, present: tuple[int, ...]
 ) -> None:
-    """128 weights: a chance correlation has deviation 1 / sqrt(128), five of them; and the size is that of q_0, not of a weight."""
+    """128 weights: a chance correlation has deviation 1 / sqrt(128), five of them;
+    and the size is that of q_0, not of a weight."""
     found = released.weights(small, [release.open_slots(rehearsal.scheme, [shares[i] for i in present])])
     assert abs(np.corrcoef(found.ravel(), weights.ravel())[0, 1]) < 5 / weights.size**0.5
     assert np.median(np.abs(found)) > 100
 
 
 @pytest.mark.parametrize("spoil", [lambda d: d[:-1], lambda d: b"X" + d[1:], lambda d: d[:-1] + b"\xff"])
-def test_a_malformed_share_names_its_custodian(rehearsal: Rehearsal, shares: list[tuple[str, bytes]], spoil: Any) -> None:
+def test_a_malformed_share_names_its_custodian(
+    rehearsal: Rehearsal, shares: list[tuple[str, bytes]], spoil: Any
+) -> None:
     with pytest.raises(Refused, match="custodian-2"):
         release.open_slots(rehearsal.scheme, [*shares[:2], ("custodian-2", spoil(shares[2][1]))])
 

@@ -1,10 +1,12 @@
-"""What one custodian that lies *a little* in its share still gets: performed, because custodians are assumed to follow the protocol.
+"""What one custodian that lies *a little* in its share still gets:
+performed, because custodians are assumed to follow the protocol.
 
-It adds a polynomial of 2^40 a coefficient to its own h1 of the last logits, which makes eight patients' logits absurd, one in each class:
-z = -330, where honest ones end at 8. The cubic makes the rest of it: residuals of 6 10^4. The next request is as small as an honest
-one, so the guard lets it pass; h1 is an input of lockstep and of the audit, so both find everything in order; and the released weights hold
-these patients' features, to a factor each that the bias column shows, for a hospital that helps the custodian. Proofs of shares would close
-this (SECURITY.md, "What is not protected"). The day they are there, this test must fail.
+It adds a polynomial of 2^40 a coefficient to its own h1 of the last logits, which makes eight patients' logits absurd,
+one in each class: z = -330, where honest ones end at 8. The cubic makes the rest of it: residuals of 6 10^4. The next
+request is as small as an honest one, so the guard lets it pass; h1 is an input of lockstep and of the audit, so both
+find everything in order; and the released weights hold these patients' features, to a factor each that the bias column
+shows, for a hospital that helps the custodian. Proofs of shares would close this (SECURITY.md, "What is not
+protected"). The day they are there, this test must fail.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def test_a_small_lie_passes_the_guard_and_the_release_shows_eight_chosen_patient
     run = Rehearsal(LAYOUT, custodians=3, threads=2, run="small lie")
     scheme, bounds = run.scheme, refresh.guard(run.scheme, 3)
     linear, cubic = factors(scheme, LAYOUT, scalars)
-    (absurd,) = (z.real for z in np.roots([cubic, 0, linear, -WEIGHT_SCALE * SIZE * LAYOUT.divisor]) if abs(z.imag) < 1e-9)
+    (absurd,) = (
+        z.real for z in np.roots([cubic, 0, linear, -WEIGHT_SCALE * SIZE * LAYOUT.divisor]) if abs(z.imag) < 1e-9
+    )
     slots = np.zeros(scheme.slots)
     for lane, row in enumerate(VICTIMS):
         slots[row * LAYOUT.class_lanes + lane] = absurd
@@ -60,7 +64,9 @@ def test_a_small_lie_passes_the_guard_and_the_release_shows_eight_chosen_patient
         if item == f"train/{STEPS - 1}/logits/0/0/-":
             h0, h1 = made[LIAR]
             made[LIAR] = (h0, with_lie(h1))
-        weighed.append(refresh.small_enough(scheme, bounds, secrets[first], asked, [(n, h0) for n, (h0, _) in made.items()]))
+        weighed.append(
+            refresh.small_enough(scheme, bounds, secrets[first], asked, [(n, h0) for n, (h0, _) in made.items()])
+        )
         made[first] = refresh.share(scheme, secrets[first], c1, a, bounds.guard_bits, how)
         return refresh.combine(scheme, asked, a, [(n, *made[n]) for n in (first, *others)], how)
 
@@ -78,6 +84,9 @@ def test_a_small_lie_passes_the_guard_and_the_release_shows_eight_chosen_patient
     read = -released.T / -released[-1][:, None]  # the bias column is 1 in every row
     error = np.abs(read - x[list(VICTIMS)])
     rms = np.sqrt((error**2).mean())
-    print(f"logits of {absurd / LOGIT_SCALE:.0f} by a lie of 2^{largest:.1f} in h1: {error.size} features released, rms error {rms:.1e}")
+    print(
+        f"logits of {absurd / LOGIT_SCALE:.0f} by a lie of 2^{largest:.1f} in h1: "
+        f"{error.size} features released, rms error {rms:.1e}"
+    )
     assert all(weighed), "the guard refused: say so in SECURITY.md"
     assert 40 < largest < 41 and np.corrcoef(read.ravel(), x[list(VICTIMS)].ravel())[0, 1] > 0.99

@@ -66,7 +66,9 @@ def test_a_table_is_read_as_written(tmp_path: Path, zipped: bool) -> None:
     assert table.groups.tolist() == list("aabcdee")
     assert table.train_rows.tolist() == [0, 1, 2, 3] and table.test_rows.tolist() == [5, 6]
     assert table.institution is not None and table.institution.tolist()[3:6] == ["south", "north", "south"]
-    assert table.columns["age"].tolist() == ["61", "61", "40", "", "33", "NA", "NA"], "nothing is guessed to be a number or missing"
+    assert table.columns["age"].tolist() == ["61", "61", "40", "", "33", "NA", "NA"], (
+        "nothing is guessed to be a number or missing"
+    )
     assert np.asarray(table.images.read(2)).tolist()[0][0] == [60, 0, 195]
     part = table.take([5, 0])
     assert part.filenames.tolist() == ["5.png", "0.png"] and part.labels.tolist() == [[0, 1], [1, 0]]
@@ -87,7 +89,9 @@ def test_val_stands_in_only_where_the_whole_table_has_no_test_row(tmp_path: Path
     rows = tmp_path / "rows.txt"
     rows.write_text("0\n2\n4\n")
     part = load(hospital(tmp_path / "b", GOOD, rows=rows), 0)
-    assert part.test_rows.tolist() == [] and part.split.tolist() == ["train", "train", "val"], "test rows exist, elsewhere"
+    assert part.test_rows.tolist() == [] and part.split.tolist() == ["train", "train", "val"], (
+        "test rows exist, elsewhere"
+    )
 
 
 def test_a_table_without_split_is_split_by_group_and_seed(tmp_path: Path) -> None:
@@ -120,11 +124,23 @@ BAD = {
     "no rows": ("filename,label\n", {}, "has no rows"),
     "empty file": ("", {}, "is not a CSV table"),
     "ragged": ("filename,label\n0.png,A,1,2\n1.png,B\n2.png,a,b,c,d,e\n", {}, "is not a CSV table"),
-    "missing image": ("filename,label\n0.png,A\n77.png,B\n", {}, "1 of 2 images of eyes.csv are missing, the first is '77.png'"),
-    "unknown label": ("filename,label\n0.png,A\n1.png,Z\n", {"classes": ("A", "B")}, "line 3: label 'Z' is not among the classes A, B"),
+    "missing image": (
+        "filename,label\n0.png,A\n77.png,B\n",
+        {},
+        "1 of 2 images of eyes.csv are missing, the first is '77.png'",
+    ),
+    "unknown label": (
+        "filename,label\n0.png,A\n1.png,Z\n",
+        {"classes": ("A", "B")},
+        "line 3: label 'Z' is not among the classes A, B",
+    ),
     "two labels": ("filename,label\n0.png,A;B\n1.png,B\n", {"task": "binary"}, "needs exactly one label"),
     "no label value": ("filename,label\n0.png,A\n1.png,\n2.png,B\n", {}, "needs exactly one label"),
-    "bad split": ("filename,label,split\n0.png,A,train\n1.png,B,dev\n", {}, "line 3: split 'dev' is none of train, val, test"),
+    "bad split": (
+        "filename,label,split\n0.png,A,train\n1.png,B,dev\n",
+        {},
+        "line 3: split 'dev' is none of train, val, test",
+    ),
     "no test": ("filename,label,split\n0.png,A,train\n1.png,B,train\n", {}, "has no test or val row"),
     "no train": ("filename,label,split\n0.png,A,test\n1.png,B,test\n", {}, "has no train row"),
     "split patient": (
@@ -140,7 +156,11 @@ BAD = {
     ),
     "no group": ("filename,label\n0.png,A\n1.png,B\n", {"group": "eye"}, "no column 'eye'"),
     "one patient": ("filename,label,patient\n0.png,A,p\n1.png,B,p\n", {}, "all rows belong to one patient"),
-    "three of binary": ("filename,label\n0.png,A\n1.png,B\n2.png,C\n", {"task": "binary"}, "a binary task does not fit 3 classes"),
+    "three of binary": (
+        "filename,label\n0.png,A\n1.png,B\n2.png,C\n",
+        {"task": "binary"},
+        "a binary task does not fit 3 classes",
+    ),
 }
 
 
@@ -165,7 +185,11 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "images" / "1.png").write_bytes(png(1)[:30])
     (tmp_path / "images" / "2.png").unlink()
     Image.new("I;16", (4, 4), 4000).save(tmp_path / "images" / "3.png")
-    for row, problem in ((1, "'1.png' cannot be decoded"), (2, "'2.png' cannot be read"), (3, "'3.png' has more than 8 bits")):
+    for row, problem in (
+        (1, "'1.png' cannot be decoded"),
+        (2, "'2.png' cannot be read"),
+        (3, "'3.png' has more than 8 bits"),
+    ):
         with pytest.raises(FocalError, match=problem):
             table.images.read(row)
 
@@ -201,8 +225,11 @@ def test_a_member_that_does_not_unpack_is_named(tmp_path: Path, packed: int) -> 
 
 
 @pytest.mark.parametrize(("offset", "value"), [(0, 1), (2, 99)])
-def test_a_member_that_is_encrypted_or_packed_in_an_unknown_way_is_named(tmp_path: Path, offset: int, value: int) -> None:
-    """Flags (bit 0: encrypted) and packing, in the member's local header and in the directory's, where the name stands 46 bytes on."""
+def test_a_member_that_is_encrypted_or_packed_in_an_unknown_way_is_named(
+    tmp_path: Path, offset: int, value: int
+) -> None:
+    """Flags (bit 0: encrypted) and packing, in the member's local header and in the directory's,
+    where the name stands 46 bytes on."""
     config = hospital(tmp_path, GOOD, zipped=True)
     archive = tmp_path / "images.zip"
     with zipfile.ZipFile(archive) as z:
@@ -216,7 +243,8 @@ def test_a_member_that_is_encrypted_or_packed_in_an_unknown_way_is_named(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"), [("0\n1\nx\n", "no row number"), ("0\n7\n", "row numbers from 0 to 6"), ("", "between 1"), ("1 1", "different")]
+    ("text", "problem"),
+    [("0\n1\nx\n", "no row number"), ("0\n7\n", "row numbers from 0 to 6"), ("", "between 1"), ("1 1", "different")],
 )
 def test_bad_row_files(tmp_path: Path, text: str, problem: str) -> None:
     rows = tmp_path / "rows.txt"
@@ -297,7 +325,12 @@ def test_bad_medmnist_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(FocalError, match=name):
             load(DatasetConfig(kind="medmnist", file=medmnist_file(tmp_path / name, **changes)), 0)
     with pytest.raises(FocalError, match="holds 2 classes"):
-        load(DatasetConfig(kind="medmnist", file=medmnist_file(tmp_path / "a.npz"), classes=("a", "b", "c"), task="binary"), 0)
+        load(
+            DatasetConfig(
+                kind="medmnist", file=medmnist_file(tmp_path / "a.npz"), classes=("a", "b", "c"), task="binary"
+            ),
+            0,
+        )
     (tmp_path / "noise.npz").write_bytes(b"no zip")
     with pytest.raises(FocalError, match="noise.npz: is not a MedMNIST file"):
         load(DatasetConfig(kind="medmnist", file=tmp_path / "noise.npz"), 0)
@@ -335,7 +368,9 @@ def made_table(groups: int = 60, per_group: int = 3, classes: int = 4, seed: int
     seed=st.integers(0, 50),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_row_goes_to_one_institution_and_no_patient_to_two(by: Any, alpha: float, parties: int, seed: int) -> None:
+def test_every_row_goes_to_one_institution_and_no_patient_to_two(
+    by: Any, alpha: float, parties: int, seed: int
+) -> None:
     table = made_table()
     names = [f"h{i}" for i in range(parties)]
     parts = partition(table, PartitionConfig(by=by, alpha=alpha), names, seed)
@@ -365,7 +400,8 @@ def test_small_alpha_skews_labels_and_large_alpha_does_not() -> None:
         counts = np.array([table.labels[rows].sum(0) for rows in parts.values()], float)
         return float((counts.max(0) / counts.sum(0)).mean())
 
-    # Dirichlet(1000, 1000, 1000) has a standard deviation of 0.009 a share; with 100 groups a class, rounding adds 0.01.
+    # Dirichlet(1000, 1000, 1000) has a standard deviation of 0.009 a share;
+    # with 100 groups a class, rounding adds 0.01.
     assert spread(1000.0) < 0.38 < 0.8 < spread(0.05)
 
 
@@ -403,17 +439,23 @@ def shared(name: str) -> Path:
 
 
 def test_odir_is_read_and_dealt() -> None:
-    config = DatasetConfig(kind="table", table=shared("odir5k.csv"), images=shared("odir5k.zip"), classes=tuple("NDGCAHMO"))
+    config = DatasetConfig(
+        kind="table", table=shared("odir5k.csv"), images=shared("odir5k.zip"), classes=tuple("NDGCAHMO")
+    )
     table = load(config, 0)
     assert (len(table.train_rows), len(table.test_rows), table.task) == (3835, 1275, "multiclass")
     assert table.labels.sum(0).tolist() == [2296, 1293, 222, 236, 212, 99, 186, 566]
     assert table.images.read(0).size == (224, 224)
     parts = partition(table, PartitionConfig(), ("a", "b", "c"), 0)
-    assert {len(np.intersect1d(rows, table.train_rows)) // 100 for rows in parts.values()} <= {12, 13}, "a third of 3835 each"
+    assert {len(np.intersect1d(rows, table.train_rows)) // 100 for rows in parts.values()} <= {12, 13}, (
+        "a third of 3835 each"
+    )
 
 
 def test_colon_tiles_stay_in_their_cluster() -> None:
-    config = DatasetConfig(kind="table", table=shared("lc25000_colon.csv"), images=shared("lc25000_colon.zip"), group="cluster")
+    config = DatasetConfig(
+        kind="table", table=shared("lc25000_colon.csv"), images=shared("lc25000_colon.zip"), group="cluster"
+    )
     table = load(config, 0)
     assert table.task == "binary" and len(table.test_rows) == 281, "val stands in for test"
     parts = partition(table, PartitionConfig(), ("a", "b", "c"), 0)

@@ -26,12 +26,17 @@ def test_the_table_has_patients_cameras_and_all_grades() -> None:
     assert table.institution is not None and set(table.institution) == {"0", "1", "2"}
     for group in set(table.groups):
         rows = table.groups == group
-        assert len(set(table.institution[rows])) == 1 == len(set(table.split[rows])), "one patient, one clinic, one side of the split"
+        assert len(set(table.institution[rows])) == 1 == len(set(table.split[rows])), (
+            "one patient, one clinic, one side of the split"
+        )
     assert (table.labels[table.train_rows].sum(0) > 20).all() and (table.labels[table.test_rows].sum(0) > 10).all()
 
 
 def test_cameras_differ_in_colour_and_grades_in_lesions() -> None:
-    mean = {c: np.mean([np.asarray(render(0, i, 0, camera), float) for i in range(12)], (0, 1, 2)) for c, camera in enumerate(CAMERAS)}
+    mean = {
+        c: np.mean([np.asarray(render(0, i, 0, camera), float) for i in range(12)], (0, 1, 2))
+        for c, camera in enumerate(CAMERAS)
+    }
     # Blue is tinted 1, 0.64 and 1.3; gain varies by 3 % an image, so 0.9 % in a mean of 12.
     assert mean[1][2] < 0.8 * mean[0][2] < 0.8 * mean[2][2]
 

@@ -1,8 +1,9 @@
 """Differencing: what an owner learns that does nothing but read its own openings.
 
-Its activation gradients are dX = delta W', and it knows delta: that is the head. From the heads of three successive steps it has what
-the step in between did, rate / n times the gradient of all rows; its own part subtracted, the summed head gradient of the others is left.
-SECURITY.md says so; this test performs it and records the yield, without and with ``dp_head_noise``.
+Its activation gradients are dX = delta W', and it knows delta: that is the head. From the heads of three successive
+steps it has what the step in between did, rate / n times the gradient of all rows; its own part subtracted, the
+summed head gradient of the others is left. SECURITY.md says so; this test performs it and records the yield,
+without and with ``dp_head_noise``.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def attack(base: Rehearsal, refresh: Refresh) -> Recovered:
         xs.append(x), deltas.append(delta), gradients.append(dx)
     run.close()
 
-    # what owner a sees of it: its own rows. Those of delta sum to 0, so it sees the head but for each feature's mean over the
-    # classes, which changes no probability; gradients have none, noise has
+    # what owner a sees of it: its own rows. Those of delta sum to 0, so it sees the head but for each feature's mean
+    # over the classes, which changes no probability; gradients have none, noise has
     seen = [np.linalg.lstsq(deltas[t][OWN], gradients[t][OWN], rcond=1e-6)[0].T for t in (1, 2, 3)]
     step = seen[2] - seen[1] - UPDATE.momentum * (seen[1] - seen[0])
     others = -step * 128 / UPDATE.rate - xs[2][OWN].T @ deltas[2][OWN]
@@ -67,15 +68,17 @@ def attack(base: Rehearsal, refresh: Refresh) -> Recovered:
     centred = heads[3] - heads[3].mean(1, keepdims=True)
     relative = lambda found, true: float(np.linalg.norm(found - true) / np.linalg.norm(true))  # noqa: E731
     correlation = float(np.corrcoef(others.ravel(), truth.ravel())[0, 1])
-    return Recovered(relative(seen[2], centred), relative(others, truth), correlation, float(np.sqrt(np.mean(truth**2))))
+    return Recovered(
+        relative(seen[2], centred), relative(others, truth), correlation, float(np.sqrt(np.mean(truth**2)))
+    )
 
 
 def test_an_owner_reads_the_head_and_the_summed_gradient_of_the_others(base: Rehearsal) -> None:
     """The openings' smudging, 2^-13.2 per gradient, is no protection here: it is there for the key."""
     found = attack(base, base.refresh)
     print(
-        f"differencing: the head to {found.head:.1e}, the others' summed head gradient to {found.gradient:.1e} (relative), "
-        f"correlation {found.correlation:.5f}"
+        f"differencing: the head to {found.head:.1e}, "
+        f"the others' summed head gradient to {found.gradient:.1e} (relative), correlation {found.correlation:.5f}"
     )
     assert found.head < 2e-3
     assert found.gradient < 0.05
@@ -84,16 +87,17 @@ def test_an_owner_reads_the_head_and_the_summed_gradient_of_the_others(base: Reh
 
 @pytest.mark.parametrize("deviation", [1e-3, 1e-2])
 def test_noise_on_the_head_hides_the_gradient_by_as_much_as_it_weighs(base: Rehearsal, deviation: float) -> None:
-    """Each custodian's noise on w, sqrt(3) times ``deviation`` together, is n / rate = 256 times as large on the summed gradient.
+    """Each custodian's noise on w, sqrt(3) times ``deviation`` together, is n / rate = 256 times as large
+    on the summed gradient.
 
-    Seven eighths of its energy count, what is not the mean over the classes. 448 numbers: the error is known to 3 %, asked to
-    20 %; the correlation that is left is 1 / sqrt(1 + error^2).
+    Seven eighths of its energy count, what is not the mean over the classes. 448 numbers: the error is known to 3 %,
+    asked to 20 %; the correlation that is left is 1 / sqrt(1 + error^2).
     """
     found = attack(base, base.noisy_refresh(lambda: LAYOUT.noise_slots(deviation)))
     expected = math.sqrt(3 * 7 / 8) * deviation * 128 / UPDATE.rate / found.size
     print(
-        f"differencing with dp_head_noise {deviation}: the head to {found.head:.1e}, the others' summed head gradient to "
-        f"{found.gradient:.2f} (relative; expected {expected:.2f}), correlation {found.correlation:.3f}"
+        f"differencing with dp_head_noise {deviation}: the head to {found.head:.1e}, the others' summed head gradient "
+        f"to {found.gradient:.2f} (relative; expected {expected:.2f}), correlation {found.correlation:.3f}"
     )
     assert found.head < 2e-3, "the head itself stays known: it is what everybody works with"
     assert found.gradient == pytest.approx(expected, rel=0.2)

@@ -1,8 +1,10 @@
 """The encrypted step against its plaintext twin, over layouts, degrees, blocks and class groups; and its determinism.
 
-Weights are opened exactly (no smudging), so the tolerance is that of the step alone. With T steps on n rows, six standard deviations each::
+Weights are opened exactly (no smudging), so the tolerance is that of the step alone.
+With T steps on n rows, six standard deviations each::
 
-    drift      FIXEDMANUAL takes every prime for 2^45: each of at most 6 rescalings in a row errs by |q / 2^45 - 1| <= 2^-24.8, relative
+    drift      FIXEDMANUAL takes every prime for 2^45: each of at most 6 rescalings in a row errs
+               by |q / 2^45 - 1| <= 2^-24.8, relative
     data       a slot of fresh data errs by 2^-26.2 divisor, and |delta| <= 1: at most eta 2^-26.2 divisor on W
     targets    as much on 256 (1/2 - y): eta max|x| 2^-34.2
     masks      the rate is encoded to 2^-40 (masks.py): on W max|x| n 2^-40 / 16
@@ -104,7 +106,9 @@ def tolerance(run: Rehearsal, x: np.ndarray, weights: np.ndarray, scalars: Scala
     scheme, eta = run.scheme, scalars.rate * len(x)
     drift = max(abs(q / scheme.scale - 1) for q in scheme.moduli[1:])
     largest = float(np.abs(x).max())
-    noise = eta * (2**-26.2 * run.layout.divisor + largest * 2**-34.2) + largest * (len(x) * 2**-44 + len(x) ** 0.5 * 2**-33.9)
+    noise = eta * (2**-26.2 * run.layout.divisor + largest * 2**-34.2) + largest * (
+        len(x) * 2**-44 + len(x) ** 0.5 * 2**-33.9
+    )
     return steps * (6 * drift * float(np.abs(weights).max()) + noise)
 
 
@@ -115,11 +119,14 @@ def read(run: Rehearsal, weights: list[Any]) -> np.ndarray:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_from_given_weights_is_the_twins(base: Rehearsal, case: Case) -> None:
-    """Weights with |z| up to 6, where every term of the sigmoid counts: without its z^7 the last case would err by 1e-2."""
+    """Weights with |z| up to 6, where every term of the sigmoid counts:
+    without its z^7 the last case would err by 1e-2."""
     run = with_layout(base, case.layout)
     x, targets, w, scalars = problem(case, largest_z=6.0)
     engine = run.engine(x, targets, scalars)
-    encrypted = [run.encrypt(WEIGHT_SCALE * run.layout.weight_slots(w, u), DATA_LIMBS) for u in range(run.layout.class_groups)]
+    encrypted = [
+        run.encrypt(WEIGHT_SCALE * run.layout.weight_slots(w, u), DATA_LIMBS) for u in range(run.layout.class_groups)
+    ]
     asked: list[str] = []
 
     def counted(items: list[str], ciphertexts: list[Any]) -> list[Any]:
@@ -128,16 +135,20 @@ def test_a_step_from_given_weights_is_the_twins(base: Rehearsal, case: Case) -> 
 
     error = np.abs(read(run, engine.step(1, encrypted, counted)) - (expected := twin.step(w, x, targets, scalars)))
     engine.close()
-    # at |z| = 6 the sigmoid's slope is below 1/4, but c1 + 3 c3 z^2 of the cubic is within 0.15 as well; degree 5 and 7 stay below 0.22
+    # at |z| = 6 the sigmoid's slope is below 1/4, but c1 + 3 c3 z^2 of the cubic is within 0.15 as well;
+    # degree 5 and 7 stay below 0.22
     bound = tolerance(run, x, np.maximum(np.abs(w).max(), np.abs(expected)), scalars, 1)
     print(f"{case}: largest error {error.max():.1e}, tolerance {bound:.1e}")
     assert error.max() < bound
     kinds = ["logits", "weights"] if case.degree == 3 else ["logits", "residual", "weights"]
-    assert asked == [item for kind in kinds for item in run.layout.items(1, kind)], "the plan's refreshes, in the plan's order"
+    assert asked == [item for kind in kinds for item in run.layout.items(1, kind)], (
+        "the plan's refreshes, in the plan's order"
+    )
 
 
 def test_a_bit_less_sigmoid_would_be_noticed(base: Rehearsal) -> None:
-    """The step test can fail: leaving out the highest coefficient moves the twin by more than ten tolerances, in every case."""
+    """The step test can fail: leaving out the highest coefficient moves the twin by more than ten
+    tolerances, in every case."""
     for case in CASES:
         x, targets, w, scalars = problem(case, largest_z=6.0)
         less = Scalars((*scalars.coefficients[:-1], 0.0), scalars.rate, scalars.decay)
@@ -146,7 +157,8 @@ def test_a_bit_less_sigmoid_would_be_noticed(base: Rehearsal) -> None:
 
 
 def test_training_on_real_images_and_its_release(base: Rehearsal, shared_data: Path) -> None:
-    """Two steps from zero on whitened pixels of RetinaMNIST, five grades; exact opening, then the real, smudged release."""
+    """Two steps from zero on whitened pixels of RetinaMNIST, five grades;
+    exact opening, then the real, smudged release."""
     file = shared_data / "retinamnist.npz"
     if not file.exists():
         pytest.skip(f"{file} is not there")
@@ -175,7 +187,8 @@ def test_training_on_real_images_and_its_release(base: Rehearsal, shared_data: P
 
 
 def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_threads(base: Rehearsal) -> None:
-    """What lockstep verification rests on. Shares are random, so the second engine gets the recorded ones, by digest."""
+    """What lockstep verification rests on. Shares are random,
+    so the second engine gets the recorded ones, by digest."""
     case = Case(8, 8, 8, 300)
     run = with_layout(base, case.layout)
     x, targets, _, scalars = problem(case, 1.0)
@@ -190,13 +203,18 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
             key = (item, codec.digest(asked))
             if key not in given:
                 c1 = codec.unpack(run.scheme, codec.ciphertext(3), asked, "")[1]
-                given[key] = [(str(i), *refresh.share(run.scheme, s.limbs, c1, a, 98, how)) for i, s in enumerate(run.secrets)]
+                given[key] = [
+                    (str(i), *refresh.share(run.scheme, s.limbs, c1, a, 98, how)) for i, s in enumerate(run.secrets)
+                ]
             out.append(refresh.combine(run.scheme, asked, a, given[key], how))
         return out
 
     digests = []
     for threads in (1, 2):
-        engine, weights = Engine(run.scheme, run.layout, scalars, blocks.__getitem__, threads), zero_weights(run.scheme, run.layout)
+        engine, weights = (
+            Engine(run.scheme, run.layout, scalars, blocks.__getitem__, threads),
+            zero_weights(run.scheme, run.layout),
+        )
         for step in range(2):
             weights = engine.step(step, weights, recorded)
         engine.close()

@@ -1,9 +1,10 @@
 """One institution alone, every ciphertext a proper encryption: what it gets that writes into rows that are not its own.
 
-It puts targets of -60 into one patient's row of another institution, in a class lane that only pads 5 classes to 8. That lane's weights
-then move along this patient's features, and the released weights, which it is sent, show them.
-Three things stop it, each tested apart from the others: blocks of its own, its mask on what it uploads, and no padding lanes in a release.
-Correlations over 31 features: a chance one has deviation 1 / sqrt(31), five of them are 0.9; read features correlate by 0.99.
+It puts targets of -60 into one patient's row of another institution, in a class lane that only pads 5 classes to 8.
+That lane's weights then move along this patient's features, and the released weights, which it is sent, show them.
+Three things stop it, each tested apart from the others: blocks of its own, its mask on what it uploads, and no
+padding lanes in a release. Correlations over 31 features: a chance one has deviation 1 / sqrt(31), five of them are
+0.9; read features correlate by 0.99.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Shared:
     """All rows, as both should have sent them."""
 
     def attack(self, owners: OwnerMasks) -> list[Any]:
-        """Weights after a few steps, of which the attacker's upload holds targets in the victim's rows; ``owners`` keep what may stay."""
+        """Weights after a few steps, of which the attacker's upload holds targets in the victim's rows;
+        ``owners`` keep what may stay."""
         extra = np.zeros((LAYOUT.groups_of_rows * LAYOUT.lane, LAYOUT.class_lanes))
         for lane, row in VICTIMS.items():
             extra[row, lane] = -SIZE
@@ -67,7 +69,10 @@ class Shared:
         """Weights after ``steps``, with another upload's targets beside the honest ones."""
         added = self.run.scheme.evaluator.add(self.honest.targets[0], extra)
         block = Block(self.honest.data, [added])
-        engine, weights = Engine(self.run.scheme, LAYOUT, self.scalars, lambda b: block, 2), zero_weights(self.run.scheme, LAYOUT)
+        engine, weights = (
+            Engine(self.run.scheme, LAYOUT, self.scalars, lambda b: block, 2),
+            zero_weights(self.run.scheme, LAYOUT),
+        )
         for step in range(steps):
             weights = engine.step(step, weights, self.run.refresh)
         engine.close()
@@ -75,7 +80,12 @@ class Shared:
 
     def read(self, ciphertext: Any) -> np.ndarray:
         """(R, k): the lanes of a weight ciphertext by smudged shares, those that hold no class as well."""
-        return LAYOUT.read_weights(self.run.consortium.open(partial(release.share, noise=release.CARRIED_NOISE), ciphertext)) / WEIGHT_SCALE
+        return (
+            LAYOUT.read_weights(
+                self.run.consortium.open(partial(release.share, noise=release.CARRIED_NOISE), ciphertext)
+            )
+            / WEIGHT_SCALE
+        )
 
     def correlations(self, lanes: np.ndarray) -> np.ndarray:
         """Of each idle lane with the features of its victim, the bias column apart."""
@@ -109,7 +119,9 @@ def test_without_the_masks_three_patients_are_read_and_nobody_notices(shared: Sh
     exact, _ = train(shared.x, shared.targets, shared.scalars, STEPS)
     assert np.abs(lanes[:, :CLASSES] - exact).max() < 1e-3, "the honest classes do not tell"
     # the second line of defence: what is released of these very weights
-    released = LAYOUT.read_weights(shared.run.consortium.open(release.share, only_classes(shared.run.scheme, LAYOUT, 0, weights)))
+    released = LAYOUT.read_weights(
+        shared.run.consortium.open(release.share, only_classes(shared.run.scheme, LAYOUT, 0, weights))
+    )
     assert np.abs(shared.correlations(released)).max() < 0.9
     assert np.abs(released[:, CLASSES:]).max() / WEIGHT_SCALE < 1e-3
     assert np.abs(released[:, :CLASSES] / WEIGHT_SCALE - exact).max() < 1e-3
@@ -117,7 +129,9 @@ def test_without_the_masks_three_patients_are_read_and_nobody_notices(shared: Sh
 
 def test_with_the_masks_there_is_nothing_to_read(shared: Shared) -> None:
     (weights,) = shared.attack(OwnerMasks(shared.run.scheme, LAYOUT, RATE))
-    opened = LAYOUT.read_weights(Opened(shared.run).complex_slots(weights)) / WEIGHT_SCALE  # exactly: no smudging hides anything
+    opened = (
+        LAYOUT.read_weights(Opened(shared.run).complex_slots(weights)) / WEIGHT_SCALE
+    )  # exactly: no smudging hides anything
     lanes = shared.read(weights)
     found = shared.correlations(lanes)
     print(f"with masks: correlations {np.round(found, 3)}; idle lanes hold {np.abs(opened[:, CLASSES:]).max():.1e}")
@@ -130,8 +144,9 @@ def test_with_the_masks_there_is_nothing_to_read(shared: Shared) -> None:
 @pytest.mark.parametrize("feature_lanes", [1, 2])
 @pytest.mark.parametrize("size", [1.0, 2.0**30, 2.0**30 * 1j])
 def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size: complex, feature_lanes: int) -> None:
-    """Targets of 1 in the own slots stay, to the drift of two primes. In the others, in lanes j > 0 and those that pad the classes,
-    2^-68 of ``size`` is left (at most), and noise: of targets as they came, 2^-40 by each mask, times 256."""
+    """Targets of 1 in the own slots stay, to the drift of two primes. In the others, in lanes j > 0 and
+    those that pad the classes, 2^-68 of ``size`` is left (at most), and noise: of targets as they came,
+    2^-40 by each mask, times 256."""
     layout = replace(LAYOUT, feature_lanes=feature_lanes)
     owners, own = OwnerMasks(shared.run.scheme, layout, RATE), layout.target_mask(*ATTACKER, 0, 0) == 1
     written = encrypt_any(shared.run, TARGET_SCALE * np.where(own, 1.0, size), chunk_limbs("target"))
@@ -146,7 +161,8 @@ def test_a_mask_leaves_nothing_of_what_is_written_elsewhere(shared: Shared, size
 
 
 def test_a_target_of_extraordinary_size_comes_through_both_masks(shared: Shared) -> None:
-    """What SECURITY.md says of shared blocks, "What is not protected": 2^-72 of a foreign target is left (root mean square)."""
+    """What SECURITY.md says of shared blocks, "What is not protected": 2^-72 of a foreign target is left
+    (root mean square)."""
     own, size = LAYOUT.target_mask(*ATTACKER, 0, 0) == 1, 2.0**66
     written = encrypt_any(shared.run, TARGET_SCALE * np.where(own, 0.0, size), chunk_limbs("target"))
     kept = OwnerMasks(shared.run.scheme, LAYOUT, RATE).total({"a": written}, {"a": ATTACKER}, 0, 0)
@@ -156,8 +172,9 @@ def test_a_target_of_extraordinary_size_comes_through_both_masks(shared: Shared)
 
 
 def test_imaginary_targets_move_the_weights_along_the_own_rows_only(shared: Shared) -> None:
-    """A residual is real; nothing makes a target be. One of i v in a row of one's own turns its features into each other's place:
-    xi i v = (-x_(q + R/2) + i x_q) v. So the weights move by what the writer has, and by nothing of another's."""
+    """A residual is real; nothing makes a target be. One of i v in a row of one's own turns its features
+    into each other's place: xi i v = (-x_(q + R/2) + i x_q) v. So the weights move by what the writer
+    has, and by nothing of another's."""
     rng, (start, stop) = np.random.default_rng(2), ATTACKER
     values = rng.normal(size=(stop - start, CLASSES))
     slots = 1j * LAYOUT.target_slots(LAYOUT.block_of(values, start, 0), 0)
@@ -186,7 +203,10 @@ def test_a_release_is_zero_where_no_class_is(shared: Shared, size: float) -> Non
     hostile = encrypt_any(shared.run, WEIGHT_SCALE * wide.weight_slots(padded, 0), DATA_LIMBS)
     masked = only_classes(shared.run.scheme, LAYOUT, 0, hostile)
     assert shared.run.scheme.evaluator.count(masked) == DATA_LIMBS - 2
-    exact = LAYOUT.read_weights(Opened(shared.run).complex_slots(shared.run.scheme.evaluator.drop(masked, 1))) / WEIGHT_SCALE
+    exact = (
+        LAYOUT.read_weights(Opened(shared.run).complex_slots(shared.run.scheme.evaluator.drop(masked, 1)))
+        / WEIGHT_SCALE
+    )
     left, error = np.abs(exact[:, CLASSES:]).max(), np.abs(exact[:, :CLASSES] - w).max()
     print(f"garbage of {size:g}: {left:.1e} is left, real weights err by {error:.1e}")
     assert left < 1e-7
@@ -216,7 +236,8 @@ def lists_of(table: Mapping[str, tuple[int, int]], chunks: Mapping[str, tuple[st
 
 
 def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
-    """An upload list has a place for chunks of the own blocks only: another number of chunks is refused, and a row table has no overlap."""
+    """An upload list has a place for chunks of the own blocks only: another number of chunks is refused,
+    and a row table has no overlap."""
     declared = manifest(layout=LayoutSpec(class_lanes=4, feature_lanes=1))
     shape = plan.layout(declared)
     table = plan.row_table(declared, shape)
@@ -224,7 +245,9 @@ def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
     assert sum(map(len, blocks)) == len(set().union(*blocks)) == shape.blocks
     nothing = "0" * 64
     counts = {name: len(shape.chunks(*owned)) for name, owned in table.items()}
-    lists = lists_of(table, {n: tuple(f"{i:02x}" + codec.digest(n.encode())[2:] for i in range(c)) for n, c in counts.items()})
+    lists = lists_of(
+        table, {n: tuple(f"{i:02x}" + codec.digest(n.encode())[2:] for i in range(c)) for n, c in counts.items()}
+    )
     uploads.check_lists(declared, shape, lists, nothing)
     more = lists["north"].model_copy(update={"chunks": lists["north"].chunks + lists["south"].chunks})
     with pytest.raises(Refused, match="'north' has another number of chunks"):
@@ -235,7 +258,8 @@ def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
 
 
 def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared) -> None:
-    """The function that server, verifiers and auditor share: garbage in every slot of one upload, and only its own rows hold any of it."""
+    """The function that server, verifiers and auditor share: garbage in every slot of one upload,
+    and only its own rows hold any of it."""
     declared = manifest(share_blocks=True)
     counts = declared.row_counts
     layout = replace(LAYOUT, rows=declared.rows, outputs=declared.outputs, class_lanes=4)
@@ -248,7 +272,9 @@ def test_training_masks_each_institutions_targets_by_its_own_rows(shared: Shared
     chunks = {}
     for name, owned in table.items():
         everywhere = np.full(layout.slots, 3.0 if name == "south" else 0.0)
-        chunks[name] = tuple(keep(masking.upload(name, uploads.item(place, name), everywhere)) for place in layout.chunks(*owned))
+        chunks[name] = tuple(
+            keep(masking.upload(name, uploads.item(place, name), everywhere)) for place in layout.chunks(*owned)
+        )
     lists = lists_of(table, chunks)
     wanted = [placed.input for placed in uploads.inputs(declared, layout, lists)]
     given = {name: list(map(keep, own)) for name, own in masking.given(wanted).items()}

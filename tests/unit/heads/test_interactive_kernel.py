@@ -1,14 +1,17 @@
-"""The interactive joint step against its plaintext twin: every intermediate, partial batches, openings, determinism, momentum.
+"""The interactive joint step against its plaintext twin: every intermediate, partial batches, openings,
+determinism, momentum.
 
 Values are opened exactly (no smudging) unless the test says otherwise. Deviations per slot, in units of the message::
 
-    drift     FIXEDMANUAL takes every prime for 2^45: a rescaling errs by |q / 2^45 - 1| <= 2^-24.8, relative; at most 3 in a row here
+    drift     FIXEDMANUAL takes every prime for 2^45: a rescaling errs by |q / 2^45 - 1| <= 2^-24.8, relative;
+              at most 3 in a row here
     fresh     a new ciphertext under the joint key: 2^-28.8
-    switch    a rotation under a joint key, its rounding included: at most 2^-30 (errors of 3 custodians over all digits, divided by P)
+    switch    a rotation under a joint key, its rounding included: at most 2^-30 (errors of 3 custodians over
+              all digits, divided by P)
     turned    what a chain of K - 1 rotations adds to a fresh one: fresh + sqrt(K) switch
 
-Everything is carried 64 times larger, so all but the drift weighs a 64th on weights, logits and gradients. Tolerances take six standard
-deviations and come to less than 4e-6; a wrong rotation, mask, lane or scale errs by 1e-3 at least.
+Everything is carried 64 times larger, so all but the drift weighs a 64th on weights, logits and gradients. Tolerances
+take six standard deviations and come to less than 4e-6; a wrong rotation, mask, lane or scale errs by 1e-3 at least.
 """
 
 from __future__ import annotations
@@ -25,7 +28,18 @@ import torch
 from conftest import Opened
 from hypothesis import given
 from hypothesis import strategies as st
-from joint import SLOTS, answers, derivative, encrypted, engine, exact_weights, moved_weights, problem, rehearsal, uploads
+from joint import (
+    SLOTS,
+    answers,
+    derivative,
+    encrypted,
+    engine,
+    exact_weights,
+    moved_weights,
+    problem,
+    rehearsal,
+    uploads,
+)
 from joint_training import Training, noisy_batches, release_of
 from polynomials import rms, slot_errors
 
@@ -97,7 +111,9 @@ def test_every_intermediate_of_a_step_is_the_twins(base: Rehearsal, layout: Inte
     slots = layout.weight_slots(w)
     for s, ciphertext in forward.diagonals.items():
         kept = 1 - layout.low_lanes(s) if s >= 0 else layout.low_lanes(s % k)
-        error = np.abs(opened.slots(ciphertext) / 2**LANE_BITS - kept * np.roll(slots, -(s % k) * layout.features)).max()
+        error = np.abs(
+            opened.slots(ciphertext) / 2**LANE_BITS - kept * np.roll(slots, -(s % k) * layout.features)
+        ).max()
         assert error < SCALE * per_rescale * top_w + 6 * turned
 
     z = np.vstack([layout.logits(opened.slots(ct), run.owners[name]) for name, ct in forward.logits.items()])
@@ -120,7 +136,8 @@ def test_every_intermediate_of_a_step_is_the_twins(base: Rehearsal, layout: Inte
 
 
 def test_absent_owners_and_half_filled_batches(base: Rehearsal) -> None:
-    """d is there in the forward pass only, b fills 5 of 32 rows: the head moves by the rows that answered, divided by their number."""
+    """d is there in the forward pass only, b fills 5 of 32 rows: the head moves by the rows that answered,
+    divided by their number."""
     layout, opened = LAYOUTS[0], Opened(base)
     run = engine(base, layout, Update(rate=0.5))
     x, delta, w = problem(layout)
@@ -141,8 +158,9 @@ def test_absent_owners_and_half_filled_batches(base: Rehearsal) -> None:
 def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
     """Others' values are many times larger than a's; outside a's own logits and gradients its openings are noise.
 
-    A mask of logits is encoded with an error of 2^-53 sqrt(N / 12) = 2^-47.8 at most per slot (root mean square; of gradients, 2^-49.8):
-    six of them of a neighbour's logit show, beside the noise inside, 2^14 per coefficient at most before it is masked.
+    A mask of logits is encoded with an error of 2^-53 sqrt(N / 12) = 2^-47.8 at most per slot (root mean square;
+    of gradients, 2^-49.8): six of them of a neighbour's logit show, beside the noise inside, 2^14 per
+    coefficient at most before it is masked.
     """
     layout, opened = LAYOUTS[0], Opened(base)
     run = engine(base, layout, Update(rate=1e-3))
@@ -169,8 +187,9 @@ def test_an_opening_holds_nothing_of_the_others(base: Rehearsal) -> None:
 
 
 def test_the_next_owners_first_rows_do_not_show_in_the_last_row(base: Rehearsal) -> None:
-    """a's rows are zero, b's large: what rotations bring over from b's first rows is cut off by W's lanes, which leave 2^-42.8 (root mean
-    square) in each of seven zeros. Lanes that are rescaled and lanes that are not differ by 2^-25, a hundred thousand times that."""
+    """a's rows are zero, b's large: what rotations bring over from b's first rows is cut off by W's lanes, which leave
+    2^-42.8 (root mean square) in each of seven zeros. Lanes that are rescaled and lanes that are not differ by 2^-25,
+    a hundred thousand times that."""
     layout, opened, run = LAYOUTS[0], Opened(base), engine(base, LAYOUTS[0], Update(0.1))
     x, delta, w = problem(layout)
     x[:32], delta[:32] = 0, 0
@@ -183,12 +202,16 @@ def test_the_next_owners_first_rows_do_not_show_in_the_last_row(base: Rehearsal)
     noise = 6 * CARRIED_NOISE * math.sqrt(SLOTS) / 2**45 / SCALE
     z = layout.logits(opened.slots(forward.logits["a"]), range(32))
     dx = layout.gradients(opened.slots(backward.gradients["a"]), range(32))
-    for found, terms in ((z, np.abs(x[32:]).max() * np.abs(w).max() * math.sqrt(layout.lane)), (dx, np.abs(delta).max() * np.abs(w).max())):
+    for found, terms in (
+        (z, np.abs(x[32:]).max() * np.abs(w).max() * math.sqrt(layout.lane)),
+        (dx, np.abs(delta).max() * np.abs(w).max()),
+    ):
         assert np.abs(found).max() < 6 * math.sqrt(7) * 2**-42.8 * terms + noise < 2**-34 * terms
 
 
 def test_owner_masks_leave_what_is_stated_of_others(base: Rehearsal) -> None:
-    """2^-48 of a logit and 2^-50 of a gradient in the place of a zero (root mean square of 24 slots, to a factor of two)."""
+    """2^-48 of a logit and 2^-50 of a gradient in the place of a zero (root mean square of 24 slots,
+    to a factor of two)."""
     layout, run, scheme = LAYOUTS[0], engine(base, LAYOUTS[0], Update(0.1)), base.scheme
     run.close()
     for masks, bits, wanted in (
@@ -197,9 +220,14 @@ def test_owner_masks_leave_what_is_stated_of_others(base: Rehearsal) -> None:
     ):
         primes, limbs = scheme.moduli[:2], scheme.evaluator.plain_limbs(masks["b"])
         assert len(limbs) == OPENING.limbs + 1
-        low = integers.Centred([ring.inverse_ntt(x, q, scheme.roots[q]) for x, q in zip(limbs, primes, strict=False)], primes).low
+        low = integers.Centred(
+            [ring.inverse_ntt(x, q, scheme.roots[q]) for x, q in zip(limbs, primes, strict=False)], primes
+        ).low
         errors = slot_errors(
-            low.view(np.int64).tolist(), wanted(run.owners["b"]), 45 + bits, np.random.default_rng(0).choice(SLOTS, 24, False).tolist()
+            low.view(np.int64).tolist(),
+            wanted(run.owners["b"]),
+            45 + bits,
+            np.random.default_rng(0).choice(SLOTS, 24, False).tolist(),
         )
         stated = 2.0 ** (7 - bits - 45) * math.sqrt(0.75 / 12)  # a quarter of the coefficients is 0, and stays so
         print(f"masks of {bits} bits more leave 2^{math.log2(rms(np.abs(errors))):.1f}")
@@ -209,9 +237,10 @@ def test_owner_masks_leave_what_is_stated_of_others(base: Rehearsal) -> None:
 def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
     """Owners take softmax of the logits opened to them; the twin, and torch's SGD with momentum, of exact ones.
 
-    A smudged logit errs by sqrt(3) 2^77.5 sqrt(N / 2) / 2^45 / 2^51 = 2^-11.2. Softmax passes on at most half of it, independently for each
-    row, so a step adds at most 0.1 x 2^-12.2 / sqrt(128) to a weight (activations have deviation 1), and momentum passes that on less
-    than five times within five steps: six deviations are 6 x 5 sqrt(5) x 1.9e-6 = 1.3e-4.
+    A smudged logit errs by sqrt(3) 2^77.5 sqrt(N / 2) / 2^45 / 2^51 = 2^-11.2. Softmax passes on at most half
+    of it, independently for each row, so a step adds at most 0.1 x 2^-12.2 / sqrt(128) to a weight
+    (activations have deviation 1), and momentum passes that on less than five times within five steps: six
+    deviations are 6 x 5 sqrt(5) x 1.9e-6 = 1.3e-4.
     """
     layout, update = LAYOUTS[0], Update(rate=0.1, momentum=0.9)
     batches = noisy_batches(layout, 5)
@@ -219,7 +248,9 @@ def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
     print(f"after 5 steps weights err by {run.error:.1e}, those before by {run.error_before:.1e}")
     assert max(run.error, run.error_before) < 1.3e-4
     head = torch.nn.Parameter(torch.zeros(layout.features, layout.outputs, dtype=torch.float64))
-    optimizer = torch.optim.SGD([head], lr=row_rate(update, layout.rows) / 2**RATE_BITS * layout.rows, momentum=update.momentum)
+    optimizer = torch.optim.SGD(
+        [head], lr=row_rate(update, layout.rows) / 2**RATE_BITS * layout.rows, momentum=update.momentum
+    )
     for x, y in batches:
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(torch.from_numpy(x) @ head, torch.from_numpy(y)).backward()
@@ -231,7 +262,8 @@ def test_five_steps_with_momentum_and_smudged_openings(base: Rehearsal) -> None:
 
 
 def test_a_released_head_errs_as_predicted(base: Rehearsal) -> None:
-    """expected_error is the blind protocol's: noise and weights are four times larger here. Mean of six, within a factor 2."""
+    """expected_error is the blind protocol's: noise and weights are four times larger here.
+    Mean of six, within a factor 2."""
     assert HEAD_NOISE / release.CARRIED_NOISE == RELEASED / WEIGHT_SCALE
     layout, w = LAYOUTS[0], problem(LAYOUTS[0])[2]
     ciphertext = encrypted(base, layout, w, w).now
@@ -259,7 +291,8 @@ def test_real_images(base: Rehearsal, shared_data: Path) -> None:
 
 
 def test_noise_on_the_head_is_what_was_asked_for(base: Rehearsal) -> None:
-    """dp_head_noise: sqrt(3) times each custodian's deviation, the same on every copy of a weight. 512 weights: 3 %, asked to 15 %."""
+    """dp_head_noise: sqrt(3) times each custodian's deviation, the same on every copy of a weight. 512 weights:
+    3 %, asked to 15 %."""
     layout, opened = LAYOUTS[0], Opened(base)
     w = problem(layout)[2]
     carried = base.encrypt(layout.weight_slots(w) / SCALE, MOVED_LIMBS, layout.moved * int(SCALE))
@@ -287,7 +320,8 @@ def test_the_same_uploads_give_the_same_limbs_on_any_number_of_threads(base: Reh
         kinds = [(OPENING, ct) for ct in (*forward.logits.values(), *backward.gradients.values())]
         kinds.append((codec.ciphertext(MOVED_LIMBS), backward.weights))
         seen.append(
-            [codec.digest(codec.pack(base.scheme, kind, base.scheme.evaluator.limbs(ct))) for kind, ct in kinds] + [run.mask_digest]
+            [codec.digest(codec.pack(base.scheme, kind, base.scheme.evaluator.limbs(ct))) for kind, ct in kinds]
+            + [run.mask_digest]
         )
         run.close()
     assert seen[0] == seen[1]
@@ -320,7 +354,9 @@ def test_no_step_in_which_an_owner_could_single_out_others(base: Rehearsal) -> N
     with pytest.raises(Refused, match=r"owner.*mallory"):
         run.forward(weights, dict.fromkeys(["a", "b", "c", "mallory"]))
     with pytest.raises(Refused, match=r"owner.*d sent derivatives without activations"):
-        run.backward(weights, Forward(dict.fromkeys("abc"), {}, None, {}), dict.fromkeys("abcd"), dict.fromkeys("abcd", 32))
+        run.backward(
+            weights, Forward(dict.fromkeys("abc"), {}, None, {}), dict.fromkeys("abcd"), dict.fromkeys("abcd", 32)
+        )
     run.close()
 
 
@@ -360,13 +396,16 @@ def test_too_many_steps_for_the_smudging_of_openings_are_refused() -> None:
 
 def test_a_rate_that_rounding_would_change_is_refused() -> None:
     check_steps(Update(0.0077), 10, 128, 3)
-    with pytest.raises(FocalError, match=r"head_rate of 0.007 over 128 rows is 14 times 2\^-18 a row; 16 at least") as caught:
+    with pytest.raises(
+        FocalError, match=r"head_rate of 0.007 over 128 rows is 14 times 2\^-18 a row; 16 at least"
+    ) as caught:
         check_steps(Update(0.007), 10, 128, 3)
     assert "0.0078" in str(caught.value.hint)
 
 
 def test_a_modulus_that_leaves_no_room_for_openings_is_refused() -> None:
-    """In a process of its own it would be a context; the engine reads nothing of it here but its first modulus and its scale."""
+    """In a process of its own it would be a context; the engine reads nothing of it here but its first
+    modulus and its scale."""
     scheme = SimpleNamespace(evaluator=None, moduli=(2**53, 2**45), scale=2.0**45)
     layout = LAYOUTS[0]
     with pytest.raises(FocalError, match="activation gradients up to 0.5 only") as caught:
@@ -379,13 +418,16 @@ def test_a_modulus_that_leaves_no_room_for_openings_is_refused() -> None:
 
 @given(st.sampled_from([32, 64, 128, 256]), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_slots_and_back(features: int, outputs: int, seed: int) -> None:
-    """Weights, activations and derivatives come back from their slots; each row's rotated diagonals meet all of its classes."""
+    """Weights, activations and derivatives come back from their slots;
+    each row's rotated diagonals meet all of its classes."""
     layout, rng = InteractiveLayout(SLOTS, features, outputs), np.random.default_rng(seed)
     w, x = rng.standard_normal((features, outputs)), rng.standard_normal((5, features))
     delta, first = rng.standard_normal((5, outputs)), int(rng.integers(0, layout.rows - 4))
     rows = range(first, first + 5)
     released_slots = layout.weight_slots(w) * layout.release_factor
-    assert np.abs(layout.read_weights(released_slots) / WEIGHT_SCALE - w).max() < 1e-12  # an average of up to 256 equal values
+    assert (
+        np.abs(layout.read_weights(released_slots) / WEIGHT_SCALE - w).max() < 1e-12
+    )  # an average of up to 256 equal values
     assert (layout.gradients(GRADIENT_OPENED * layout.activation_slots(x, first), rows) == x).all()
     assert (layout.logits(OPENED * layout.derivative_slots(delta, first), rows) == delta).all()
     assert layout.logit_mask(rows).sum() == 5 * outputs
@@ -426,7 +468,9 @@ def test_keys_are_few() -> None:
     assert [len(layout.rotations) for layout in LAYOUTS] == [11, 10, 11, 10, 6]
 
 
-@pytest.mark.parametrize("reached", [range(1), range(-1, 1), range(-1, 2), range(-2, 2), range(-3, 4), range(-4, 4), range(-7, 8)])
+@pytest.mark.parametrize(
+    "reached", [range(1), range(-1, 1), range(-1, 2), range(-2, 2), range(-3, 4), range(-4, 4), range(-7, 8)]
+)
 def test_walks_reach_all_in_steps_of_one_and_three(reached: range) -> None:
     """Each walk goes on from the end of an earlier one, and takes three steps at most."""
     steps, taken = walk(reached), {0: 0}
@@ -437,7 +481,8 @@ def test_walks_reach_all_in_steps_of_one_and_three(reached: range) -> None:
 
 
 def test_the_refresh_takes_the_mean_over_the_copies(base: Rehearsal) -> None:
-    """In slots, of copies that differ by as much as their values: 6 deviations of a fresh ciphertext are more than remains."""
+    """In slots, of copies that differ by as much as their values:
+    6 deviations of a fresh ciphertext are more than remains."""
     layout, opened = LAYOUTS[0], Opened(base)
     values = np.random.default_rng(9).uniform(-1, 1, SLOTS)
     (refreshed,) = base.refresh(["train/0/weights/-/merged/-"], [base.encrypt(values, MOVED_LIMBS, layout.moved)])

@@ -1,7 +1,8 @@
 """What an institution can still upload that is no row: a message that it knows, of any size up to 2^127 a coefficient.
 
-(0, C), a copy, a c1 of somebody's choice: none of these has a form any more (tests/unit/custody/test_inputs.py). A message that is too
-large for a step meets the guard. And why uploads are closed before any custodian contributes, performed with the order reversed.
+(0, C), a copy, a c1 of somebody's choice: none of these has a form any more (tests/unit/custody/test_inputs.py). A
+message that is too large for a step meets the guard. And why uploads are closed before any custodian contributes,
+performed with the order reversed.
 """
 
 from __future__ import annotations
@@ -29,16 +30,22 @@ def run() -> Rehearsal:
 
 @pytest.mark.parametrize(("bits", "refused"), [(126, True), (90, False)])
 def test_the_guard_refuses_messages_beyond_its_bound(run: Rehearsal, bits: int, refused: bool) -> None:
-    """One target holds 2^bits in its constant coefficient, the first data message is 1: the first gradient is that, times the rate."""
+    """One target holds 2^bits in its constant coefficient, the first data message is 1:
+    the first gradient is that, times the rate."""
     scheme, ev, limbs = run.scheme, run.scheme.evaluator, chunk_limbs("target")
     large = ev.load([_constant(run, 1 << bits, limbs), scheme.zero(limbs)])
     target = ev.add(run.encrypt(np.zeros(1), limbs), large)
-    one = ev.add(run.encrypt(np.zeros(1), DATA_LIMBS), ev.load([_constant(run, round(scheme.scale), DATA_LIMBS), scheme.zero(DATA_LIMBS)]))
+    one = ev.add(
+        run.encrypt(np.zeros(1), DATA_LIMBS),
+        ev.load([_constant(run, round(scheme.scale), DATA_LIMBS), scheme.zero(DATA_LIMBS)]),
+    )
     data = [[one if g == h == 0 else ev.zero(DATA_LIMBS) for h in range(LAYOUT.babies)] for g in range(LAYOUT.giants)]
     factor = rate(LAYOUT, SCALARS)
     block = Block(data, [OwnerMasks(scheme, LAYOUT, factor).total({"a": target}, {"a": (0, LAYOUT.rows)}, 0, 0)])
     limit, expected = refresh.guard(scheme, 2).limit, 2.0**bits * factor / TARGET_SCALE
-    assert (expected > 4 * limit) == refused and (expected < limit / 4) == (not refused), "the sizes are not on either side of the bound"
+    assert (expected > 4 * limit) == refused and (expected < limit / 4) == (not refused), (
+        "the sizes are not on either side of the bound"
+    )
     engine = Engine(scheme, LAYOUT, SCALARS, lambda b: block, 1)
     try:
         if refused:

@@ -1,7 +1,7 @@
 """What an institution gets from the release, alone, whose rows are of extraordinary size: slots of the joint secret.
 
-Found by an independent reader. Uploads cannot be malformed (:mod:`focal.custody.inputs`); a message may be large. SECURITY.md ("What is not
-protected") says what bounds it.
+Found by an independent reader. Uploads cannot be malformed (:mod:`focal.custody.inputs`); a message may be large.
+SECURITY.md ("What is not protected") says what bounds it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ def remainder(limbs: list[ring.Limb], scheme: Scheme) -> np.ndarray:
 
 
 def test_rows_of_extraordinary_size_show_slots_of_the_secret_after_one_step() -> None:
-    """All ciphertexts are proper encryptions: targets of zero, one chunk with 2^46 on the first group of rows, zeros in all others.
+    """All ciphertexts are proper encryptions: targets of zero, one chunk with 2^46 on the first group of rows,
+    zeros in all others.
 
-    The residual of that block is then its masked target: its phase is -r0 - r1 s, where the r are what the last of the masks' two
-    rescalings left out. Whoever has the upload computes them. The released weights hold 2^46 times that phase.
+    The residual of that block is then its masked target: its phase is -r0 - r1 s, where the r are what
+    the last of the masks' two rescalings left out. Whoever has the upload computes them. The released
+    weights hold 2^46 times that phase.
     """
     run = Rehearsal(LAYOUT, custodians=3, threads=2, run="large rows")
     scheme, ev = run.scheme, run.scheme.evaluator

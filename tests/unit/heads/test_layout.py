@@ -70,7 +70,9 @@ def test_data_is_the_skewed_diagonal_rotated_to_the_right(layout: Layout) -> Non
                     feature = (j * layout.lane + q + s) % (layout.features // 2)
                     expected[slot(layout, j, i0, q, c)] = paired(rows, 1)[row, feature] / layout.divisor
             stored = layout.data_slots(rows, g, h)
-            turned = [stored[(i + g * layout.babies * layout.class_lanes) % layout.slots] for i in range(layout.slots)]  # rotated left
+            turned = [
+                stored[(i + g * layout.babies * layout.class_lanes) % layout.slots] for i in range(layout.slots)
+            ]  # rotated left
             assert np.array_equal(turned, expected)
 
 
@@ -107,7 +109,10 @@ def test_one_step_in_slots_is_one_step_in_matrices(layout: Layout) -> None:
     k, b = layout.class_lanes, layout.babies
     data = [[layout.data_slots(x, g, h) for h in range(b)] for g in range(layout.giants)]
     for u in range(layout.class_groups):
-        weights, residual = layout.weight_slots(w, u).conj(), layout.target_slots(delta, u) * layout.divisor / TARGET_SCALE
+        weights, residual = (
+            layout.weight_slots(w, u).conj(),
+            layout.target_slots(delta, u) * layout.divisor / TARGET_SCALE,
+        )
         z: Slots = np.zeros(layout.slots, complex)
         gradient: Slots = np.zeros(layout.slots, complex)
         for g in range(layout.giants):
@@ -125,9 +130,14 @@ def test_one_step_in_slots_is_one_step_in_matrices(layout: Layout) -> None:
         np.testing.assert_allclose(layout.read_weights(gradient)[:, :classes], (x.T @ delta)[:, part], atol=1e-10)
         read = np.hstack([np.zeros((layout.features, u * k)), layout.read_weights(gradient)])
         np.testing.assert_allclose(gradient, layout.weight_slots(read, u), atol=1e-10)
-        logits = z.real.reshape(layout.groups_of_rows, layout.feature_lanes, layout.lane, k)[:, 0, :, :classes] * layout.divisor
+        logits = (
+            z.real.reshape(layout.groups_of_rows, layout.feature_lanes, layout.lane, k)[:, 0, :, :classes]
+            * layout.divisor
+        )
         np.testing.assert_allclose(logits.reshape(-1, classes), (x @ w)[:, part], atol=1e-10)
-        assert np.array_equal(layout.first_lane() != 0, layout.target_slots(np.ones((layout.block_rows, k)), 0) != 0) or u
+        assert (
+            np.array_equal(layout.first_lane() != 0, layout.target_slots(np.ones((layout.block_rows, k)), 0) != 0) or u
+        )
 
 
 def test_every_rotation_of_the_engine_has_a_key(layout: Layout) -> None:
@@ -142,11 +152,16 @@ def test_every_rotation_of_the_engine_has_a_key(layout: Layout) -> None:
 def test_the_map_of_a_refresh_follows_from_the_items_kind(layout: Layout) -> None:
     n, k = 2 * layout.slots, layout.class_lanes
     powers = lambda step, count: tuple(pow(5, step << x, 2 * n) for x in range(count.bit_length() - 1))  # noqa: E731
-    logits, residual, weights = (layout.refresh_map(f"train/7/{kind}/3/1/-") for kind in ("logits", "residual", "weights"))
+    logits, residual, weights = (
+        layout.refresh_map(f"train/7/{kind}/3/1/-") for kind in ("logits", "residual", "weights")
+    )
     assert logits.automorphisms == (2 * n - 1, *powers(layout.lane * k, layout.feature_lanes))
     assert 2.0**-logits.shift * 2 * 16 / layout.divisor == 1 / 8 and logits.limbs == 6
     assert (residual.automorphisms, residual.shift, residual.limbs) == ((), 0, 4)
-    assert weights.automorphisms == powers(layout.features // 2 * k, layout.groups_of_rows) and (weights.shift, weights.limbs) == (0, 4)
+    assert weights.automorphisms == powers(layout.features // 2 * k, layout.groups_of_rows) and (
+        weights.shift,
+        weights.limbs,
+    ) == (0, 4)
 
 
 def test_rows_of_several_institutions_add_up_to_the_whole(layout: Layout) -> None:
@@ -154,7 +169,10 @@ def test_rows_of_several_institutions_add_up_to_the_whole(layout: Layout) -> Non
     cuts = [0, layout.rows // 5, layout.rows // 5 + 1, layout.rows]
     parts = list(zip(cuts, cuts[1:], strict=False))
     for block in range(layout.blocks):
-        for values, slots in ((x, lambda v: layout.data_slots(v, layout.giants - 1, 0)), (t, lambda v: layout.target_slots(v, 0))):
+        for values, slots in (
+            (x, lambda v: layout.data_slots(v, layout.giants - 1, 0)),
+            (t, lambda v: layout.target_slots(v, 0)),
+        ):
             filled = [slots(layout.block_of(values[a:b], a, block)) for a, b in parts]
             assert np.array_equal(np.sum(filled, axis=0), slots(layout.block_of(values, 0, block)))
             assert (np.sum([f != 0 for f in filled], axis=0) <= 1).all(), "two institutions write into one slot"
@@ -188,7 +206,9 @@ def test_masks_are_one_where_an_owner_may_write(layout: Layout) -> None:
         for u in range(layout.class_groups):
             masks = [layout.target_mask(a, b, block, u) for a, b in zip(cuts, cuts[1:], strict=False)]
             everything = np.ones((layout.rows, layout.outputs))
-            assert np.array_equal(np.sum(masks, axis=0), layout.target_slots(layout.block_of(everything, 0, block), u) / TARGET_SCALE)
+            assert np.array_equal(
+                np.sum(masks, axis=0), layout.target_slots(layout.block_of(everything, 0, block), u) / TARGET_SCALE
+            )
     a, b, u = cuts[2], cuts[3], layout.class_groups - 1
     mask, lanes = layout.target_mask(a, b, 0, u), layout.class_mask(u)
     for j, i0, q, c in places(layout):

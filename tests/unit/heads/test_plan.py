@@ -32,8 +32,8 @@ def chosen(
     share_blocks: bool = False,
 ) -> Cost:
     return choose(
-        params or CkksConfig(), features, outputs, rows or ODIR, custodians, steps=5, degree=3, wish=wish or LayoutConfig(),
-        threads=threads, memory_bytes=memory, share_blocks=share_blocks,
+        params or CkksConfig(), features, outputs, rows or ODIR, custodians, steps=5, degree=3,
+        wish=wish or LayoutConfig(), threads=threads, memory_bytes=memory, share_blocks=share_blocks,
     )  # fmt: skip
 
 
@@ -55,8 +55,15 @@ def test_odir_stays_below_its_upload_target() -> None:
     assert best.release_error <= 1e-3
     text, shared = best.describe(5), best.describe(5, computing=2)
     assert f"at least {best.step_seconds:.1f} s per step" in text and "same cores" not in text
-    assert f"about {2 * planner.CROWDED * best.step_seconds:.1f} s per step" in shared and "2 parties compute on the same cores" in shared
-    assert f"k = {best.layout.class_lanes} class lanes" in text and "MB per institution" in text and len(text.splitlines()) == 3
+    assert (
+        f"about {2 * planner.CROWDED * best.step_seconds:.1f} s per step" in shared
+        and "2 parties compute on the same cores" in shared
+    )
+    assert (
+        f"k = {best.layout.class_lanes} class lanes" in text
+        and "MB per institution" in text
+        and len(text.splitlines()) == 3
+    )
 
 
 def test_what_a_person_is_told_is_for_this_machine(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +84,9 @@ def test_the_choice_is_the_cheapest_of_those_that_fit() -> None:
 
     for link in (0.5, 12.5, 1000.0):
         every = [
-            cost(layout_for(8192, 64, 8, 3835, k, f, OWNERS), CkksConfig(), ODIR, 3, 3, link, 2) for k in (1, 2, 4, 8) for f in (1, 2, 4, 8)
+            cost(layout_for(8192, 64, 8, 3835, k, f, OWNERS), CkksConfig(), ODIR, 3, 3, link, 2)
+            for k in (1, 2, 4, 8)
+            for f in (1, 2, 4, 8)
         ]
         best = chosen(wish=LayoutConfig(link_mbyte_s=link))
         assert price(best, link) == pytest.approx(min(price(c, link) for c in every if c.release_error <= 1e-3))
@@ -97,7 +106,9 @@ def test_blocks_are_shared_only_where_that_is_asked_for() -> None:
     own, shared = chosen(wish=wish).layout, chosen(wish=wish, share_blocks=True).layout
     assert own.owners == OWNERS and shared.owners == ()
     assert (own.block_rows, own.blocks, shared.blocks) == (1024, 6, 4)
-    assert "own block(s)" in chosen(wish=wish).describe(5) and "shared block(s)" in chosen(wish=wish, share_blocks=True).describe(5)
+    assert "own block(s)" in chosen(wish=wish).describe(5) and "shared block(s)" in chosen(
+        wish=wish, share_blocks=True
+    ).describe(5)
     blocks = [own.touched(*owned) for owned in own.row_table(ODIR).values()]
     assert sorted(b for part in blocks for b in part) == list(range(own.blocks)), "no block has two owners"
     assert planner.whose(own, ODIR).startswith(f"north 0-{blocks[0][-1]}, south {blocks[1][0]}")
@@ -109,7 +120,9 @@ def test_institutions_that_share_a_block_are_counted(custodians: int, fit: int) 
     many = {f"clinic-{i}": 1 for i in range(fit + 1)}
     few = dict(list(many.items())[:fit])
     assert chosen(rows=few, custodians=custodians, wish=wish, share_blocks=True).layout.blocks == 1
-    with pytest.raises(FocalError, match=rf"{fit + 1} institutions share block 0; with {custodians} custodians at most {fit} may"):
+    with pytest.raises(
+        FocalError, match=rf"{fit + 1} institutions share block 0; with {custodians} custodians at most {fit} may"
+    ):
         chosen(rows=many, custodians=custodians, wish=wish, share_blocks=True)
     assert chosen(rows=many, custodians=custodians, wish=wish, memory=64e9).layout.blocks == fit + 1
 
@@ -132,7 +145,9 @@ def test_a_release_that_would_err_too_much() -> None:
 @pytest.mark.parametrize("degree", [3, 5])
 @pytest.mark.parametrize(("k", "f"), [(8, 1), (2, 4)])
 @pytest.mark.parametrize("owners", [(), OWNERS], ids=["shared", "own"])
-def test_predicted_bytes_are_those_on_the_wire(rehearsal: Rehearsal, k: int, f: int, degree: int, owners: tuple[int, ...]) -> None:
+def test_predicted_bytes_are_those_on_the_wire(
+    rehearsal: Rehearsal, k: int, f: int, degree: int, owners: tuple[int, ...]
+) -> None:
     scheme, layout = rehearsal.scheme, layout_for(8192, 64, 8, 3835, k, f, owners)
     predicted = cost(layout, CkksConfig(), ODIR, 3, degree, 12.5, 2)
     for name, owned in layout.row_table(ODIR).items():
@@ -145,7 +160,9 @@ def test_predicted_bytes_are_those_on_the_wire(rehearsal: Rehearsal, k: int, f: 
     kinds = ["logits", "weights"] if degree == 3 else ["logits", "residual", "weights"]
     items = [item for kind in kinds for item in layout.items(1, kind)]
     asked = codec.size(scheme, codec.ciphertext(REFRESH_LIMBS)) + codec.size(scheme, codec.refresh_h0(REFRESH_LIMBS))
-    assert predicted.refresh_bytes == sum(asked + codec.size(scheme, codec.refresh_h1(layout.refresh_map(i).limbs)) for i in items)
+    assert predicted.refresh_bytes == sum(
+        asked + codec.size(scheme, codec.refresh_h1(layout.refresh_map(i).limbs)) for i in items
+    )
     data = codec.size(scheme, codec.ciphertext(chunk_limbs("data")))
     assert predicted.memory_bytes > layout.blocks * layout.lane * data, "the server holds at least the packed data"
 

@@ -1,4 +1,5 @@
-"""A pooled ROC curve from secretly added counts: exact counts, a bound that holds, and nothing that shows one site's scores."""
+"""A pooled ROC curve from secretly added counts: exact counts, a bound that holds,
+and nothing that shows one site's scores."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from focal.cli import parties
 from focal.errors import ProtocolError
-from focal.measure.histogram import BINS, LIMIT, WIDTH, from_sum, pooled_macro, pooled_roc, score_histogram, write_pooled
+from focal.measure.histogram import (
+    BINS,
+    LIMIT,
+    WIDTH,
+    from_sum,
+    pooled_macro,
+    pooled_roc,
+    score_histogram,
+    write_pooled,
+)
 from focal.measure.metrics import auroc_per_class, macro_auroc
 from focal.reporting.pooled import plot_pooled
 from focal.sums.fixed import decode, encode
@@ -33,7 +43,9 @@ def site(seed: int, n: int = 400, classes: int = 3) -> tuple[np.ndarray, np.ndar
 def test_the_pooled_curve_from_masked_sums_is_that_of_all_rows_within_its_bound() -> None:
     data = {name: site(i) for i, name in enumerate(SITES)}
     secrets = {name: bytes([i + 1]) * 32 for i, name in enumerate(SITES)}
-    publics = {name: X25519PrivateKey.from_private_bytes(s).public_key().public_bytes_raw() for name, s in secrets.items()}
+    publics = {
+        name: X25519PrivateKey.from_private_bytes(s).public_key().public_bytes_raw() for name, s in secrets.items()
+    }
     sides = {name: MaskedSum(bytes(32), "histogram", name, SITES, secrets[name], publics, b"g" * 32) for name in SITES}
     own = {name: encode(score_histogram(*data[name], "multiclass").ravel(), 0) for name in SITES}
     sent = {name: sides[name].contribution(own[name]) for name in SITES}
@@ -60,7 +72,8 @@ def test_the_pooled_curve_from_masked_sums_is_that_of_all_rows_within_its_bound(
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(3, 60), st.sampled_from([0.001, 0.02, 1.0, 30.0]))
 def test_the_bound_holds_whatever_the_spread(seed: int, n: int, spread: float) -> None:
-    """Down to scores that share one bin, where the histogram knows nothing and says so, and out to the overflow bins."""
+    """Down to scores that share one bin, where the histogram knows nothing and says so,
+    and out to the overflow bins."""
     rng = np.random.default_rng(seed)
     outcome = rng.random(n) < 0.5
     outcome[:2] = True, False
@@ -112,7 +125,10 @@ def test_what_is_written_holds_the_curve_and_says_where_there_is_none(tmp_path: 
     assert not (tmp_path / "pooled_roc.png").exists()
     plot_pooled(tmp_path)
     macro, bound = pooled_macro(curves)
-    assert f"all 3 sites (400): {macro:.4f} +- {bound:.4f}" in line and (tmp_path / "pooled_roc.png").stat().st_size > 10_000
+    assert (
+        f"all 3 sites (400): {macro:.4f} +- {bound:.4f}" in line
+        and (tmp_path / "pooled_roc.png").stat().st_size > 10_000
+    )
     content = json.loads((tmp_path / "pooled_roc.json").read_text())
     assert content["auroc"] == macro and content["classes"]["b"]["true_positive"] == curves[1].true_positive.tolist()
     alone = pooled_roc(score_histogram(np.tile([1, 0], (5, 1)), np.zeros((5, 1)), "binary"))

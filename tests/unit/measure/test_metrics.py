@@ -1,4 +1,5 @@
-"""AUROC against scikit-learn, the bootstrap against sample weights, literal resampling and DeLong; the other measures by hand-made rows."""
+"""AUROC against scikit-learn, the bootstrap against sample weights, literal resampling and DeLong;
+the other measures by hand-made rows."""
 
 from __future__ import annotations
 
@@ -75,7 +76,9 @@ def test_a_class_that_a_model_never_saw_scores_one_half() -> None:
 def test_binary_uses_the_positive_class_in_either_shape() -> None:
     labels, scores, groups = rows(classes=2)
     expected = roc_auc_score(labels[:, 1], scores[:, 1])
-    assert expected != pytest.approx(roc_auc_score(labels[:, 0], scores[:, 0]), abs=1e-3)  # so that the wrong column would show
+    assert expected != pytest.approx(
+        roc_auc_score(labels[:, 0], scores[:, 0]), abs=1e-3
+    )  # so that the wrong column would show
     assert macro_auroc(labels, scores, "binary") == pytest.approx(expected, abs=1e-12)
     assert macro_auroc(labels, scores[:, 1:], "binary") == pytest.approx(expected, abs=1e-12)
     assert bootstrap_ci(labels, scores, groups, "binary") == bootstrap_ci(labels, scores[:, 1:], groups, "binary")
@@ -104,9 +107,12 @@ def test_bootstrap_agrees_with_literal_resampling_of_patients() -> None:
         drawn = np.concatenate([members[p] for p in rng.choice(patients, len(patients))])
         values.append(macro_auroc(labels[drawn], scores[drawn], "multiclass"))
     expected = np.percentile(values, [2.5, 97.5])
-    # The standard error of a 2.5 % quantile of a normal with deviation s from m draws is about 2.7 s / sqrt(m); four of both samples'.
+    # The standard error of a 2.5 % quantile of a normal with deviation s from m draws is about 2.7 s / sqrt(m);
+    # four of both samples'.
     tolerance = 4 * 2.7 * np.std(values) * np.hypot(1 / np.sqrt(400), 1 / np.sqrt(4000))
-    np.testing.assert_allclose(bootstrap_ci(labels, scores, groups, "multiclass", repeats=4000), expected, atol=tolerance)
+    np.testing.assert_allclose(
+        bootstrap_ci(labels, scores, groups, "multiclass", repeats=4000), expected, atol=tolerance
+    )
 
 
 def test_rows_of_one_patient_are_drawn_together() -> None:
@@ -141,7 +147,8 @@ def test_a_thousand_repeats_of_odirs_size_take_seconds() -> None:
 
 
 def delong_deviation(outcome: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
-    """Standard deviation of the difference of two AUROCs on independent rows (DeLong, DeLong and Clarke-Pearson 1988)."""
+    """Standard deviation of the difference of two AUROCs on independent rows (DeLong,
+    DeLong and Clarke-Pearson 1988)."""
 
     def wins(score: np.ndarray) -> np.ndarray:
         below = score[outcome][:, None] - score[~outcome][None, :]
@@ -166,7 +173,9 @@ def test_paired_bootstrap_spreads_as_delong_says_where_rows_are_independent() ->
     assert spread == pytest.approx(delong_deviation(outcome, first, second), rel=0.07)
     found = paired_bootstrap(labels, first[:, None], second[:, None], rows_of_their_own, "binary")
     assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
-    assert found.difference == macro_auroc(labels, first[:, None], "binary") - macro_auroc(labels, second[:, None], "binary")
+    assert found.difference == macro_auroc(labels, first[:, None], "binary") - macro_auroc(
+        labels, second[:, None], "binary"
+    )
 
 
 def test_pairing_sees_what_overlapping_intervals_hide() -> None:
@@ -194,7 +203,9 @@ def test_p_is_uniform_when_there_is_no_difference() -> None:
         outcome = rng.random(120) < 0.5
         labels, noise = np.c_[~outcome, outcome], rng.normal(0, 1, (2, 120, 1))
         small += (
-            paired_bootstrap(labels, outcome[:, None] + noise[0], outcome[:, None] + noise[1], np.arange(120), "binary", repeats=200).p
+            paired_bootstrap(
+                labels, outcome[:, None] + noise[0], outcome[:, None] + noise[1], np.arange(120), "binary", repeats=200
+            ).p
             < 0.2
         )
     assert 20 <= small <= 62  # 40 expected, deviation 5.7; a bootstrap of 120 rows is a little too sure of itself
@@ -229,14 +240,17 @@ def test_sensitivity_where_nine_of_ten_negatives_are_below(stretch: float) -> No
     labels = np.r_[np.tile([1, 0], (10, 1)), np.tile([0, 1], (4, 1))]
     found = sensitivity_per_class(labels, stretch * np.r_[negatives, positives][:, None], "binary")
     assert found == pytest.approx([0.5])  # above 8 lies one negative (9) and two of four positives
-    assert sensitivity_per_class(labels, -stretch * np.r_[negatives, positives][:, None], "binary") == pytest.approx([0.0])
+    assert sensitivity_per_class(labels, -stretch * np.r_[negatives, positives][:, None], "binary") == pytest.approx(
+        [0.0]
+    )
 
 
 def test_balanced_accuracy_calls_the_highest_class_or_from_one_half_upwards() -> None:
     labels = np.eye(3, dtype=int)[[0, 0, 1, 1, 1, 2]]
     scores = np.array([[2, 1, 0], [0, 1, 0], [0, 1, 0], [0, -1, -2], [-3, -1, -2], [0, 0, 5.0]])
     assert balanced_accuracy_per_class(labels, scores, "multiclass") == pytest.approx([1 / 2, 2 / 3, 1.0])
-    # class 1 alone: called where its score is 0 or more, in rows 0, 1, 2 and 5; one of three positives, one of three negatives not
+    # class 1 alone: called where its score is 0 or more, in rows 0, 1, 2 and 5; one of three positives,
+    # one of three negatives not
     assert balanced_accuracy_per_class(labels, scores, "multilabel")[1] == pytest.approx((1 / 3 + 0 / 3) / 2)
 
 
@@ -247,4 +261,6 @@ def test_calibration_error_is_the_gap_of_prediction_and_frequency() -> None:
         scores = np.full((1000, 1), logit(said))
         assert calibration_error_per_class(labels, scores, "binary") == pytest.approx([gap], abs=1e-6)
     # multiclass probabilities are sigmoids normalised to sum 1: equal logits mean 1/2, whatever their size
-    assert calibration_error_per_class(labels, np.full((1000, 2), 5.0), "multiclass") == pytest.approx([0.2, 0.2], abs=1e-6)
+    assert calibration_error_per_class(labels, np.full((1000, 2), 5.0), "multiclass") == pytest.approx(
+        [0.2, 0.2], abs=1e-6
+    )

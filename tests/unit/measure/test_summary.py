@@ -41,7 +41,9 @@ def test_written_private_and_read_back_equal(tmp_path: Path) -> None:
 
 
 def test_totals_and_empty_phases_are_filled_in() -> None:
-    traffic = {p: {"keys": {"up": 1, "down": 2}, "openings": {"up": 10, "down": 20}} for p in ("server", *SITES, *CUSTODIANS)}
+    traffic = {
+        p: {"keys": {"up": 1, "down": 2}, "openings": {"up": 10, "down": 20}} for p in ("server", *SITES, *CUSTODIANS)
+    }
     party = summary(traffic=traffic).bytes["hospital-a"]
     assert (party.up, party.down) == (11, 22)
     assert set(party.by_phase) == {*PHASES, "openings"}
@@ -49,7 +51,9 @@ def test_totals_and_empty_phases_are_filled_in() -> None:
 
 
 def test_a_phase_that_the_contract_does_not_know_counts_as_set_up() -> None:
-    party = summary(traffic={p: {"lunch": {"up": 1, "down": 2}} for p in ("server", *SITES, *CUSTODIANS)}).bytes["hospital-a"]
+    party = summary(traffic={p: {"lunch": {"up": 1, "down": 2}} for p in ("server", *SITES, *CUSTODIANS)}).bytes[
+        "hospital-a"
+    ]
     assert (party.by_phase["keys"].up, party.by_phase["keys"].down) == (1, 2)
 
 
@@ -68,7 +72,10 @@ def test_several_machines_leave_out_what_one_site_cannot_know(tmp_path: Path) ->
     ("changes", "words"),
     [
         ({"seconds": {"keys": 1.0}}, "seconds.total"),
-        ({"seconds": dict.fromkeys(("keys", "features", "upload", "train", "release", "total"), float("nan"))}, "seconds.keys"),
+        (
+            {"seconds": dict.fromkeys(("keys", "features", "upload", "train", "release", "total"), float("nan"))},
+            "seconds.keys",
+        ),
         ({"max_abs_weight_error": None}, "max_abs_weight_error missing"),
         ({"traffic": {"server": {}}}, "bytes lacks custodian-1, custodian-2, hospital-a"),
         ({"verify": dict.fromkeys(CUSTODIANS, "maybe")}, "verify.custodian-1"),
@@ -108,7 +115,9 @@ def test_nobody_verifying_is_said_loudly_and_somebody_is_named() -> None:
     assert "WARNING" not in verified and "custodian-1 re-ran every step" in verified
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (101e6, "101 MB"), (2.5e9, "2.5 GB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (101e6, "101 MB"), (2.5e9, "2.5 GB")]
+)
 def test_human_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text
 

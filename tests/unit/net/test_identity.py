@@ -12,7 +12,16 @@ from parties import SCOPE, identities, manifest_of
 
 from focal.errors import FocalError, ProtocolError
 from focal.net import messages as msg
-from focal.net.identity import MANIFEST_DOMAIN, RECORD_DOMAIN, Identity, check_signatures, commitment, open_record, sign_manifest, verify
+from focal.net.identity import (
+    MANIFEST_DOMAIN,
+    RECORD_DOMAIN,
+    Identity,
+    check_signatures,
+    commitment,
+    open_record,
+    sign_manifest,
+    verify,
+)
 from focal.runs.pooling import DOMAIN as POOLED_DOMAIN
 
 PEOPLE = identities()
@@ -48,7 +57,15 @@ def test_key_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> 
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"name": "north"}', b'{"version": 2, "name": "north", "sign": "0", "seal": "", "curve": ""}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b'{"name": "north"}',
+        b'{"version": 2, "name": "north", "sign": "0", "seal": "", "curve": ""}',
+    ],
 )
 def test_malformed_key_file_is_named(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "north.json"
@@ -86,7 +103,12 @@ def test_signature_names_its_member() -> None:
     member = MANIFEST.member("north")
     signature = NORTH.sign(b"hello")
     verify(member, b"hello", signature)
-    for message, bad in [(b"hellp", signature), (b"hello", flipped(signature, 0)), (b"hello", flipped(signature, 63)), (b"hello", b"")]:
+    for message, bad in [
+        (b"hellp", signature),
+        (b"hello", flipped(signature, 0)),
+        (b"hello", flipped(signature, 63)),
+        (b"hello", b""),
+    ]:
         with pytest.raises(ProtocolError, match="'north'"):
             verify(member, message, bad)
     with pytest.raises(ProtocolError, match="'south'"):
@@ -148,13 +170,19 @@ def test_signature_for_another_purpose_does_not_make_a_record() -> None:
 
 
 def test_a_manifests_signature_is_good_for_nothing_else() -> None:
-    """The bytes of a manifest begin with a domain of their own, as those of records and of pooled counts do: none begins with another."""
+    """The bytes of a manifest begin with a domain of their own, as those of records and of pooled counts do:
+    none begins with another."""
     signed = sign_manifest(MANIFEST, NORTH)
     bare = MANIFEST.model_copy(update={"signatures": {"north": NORTH.sign(MANIFEST.canonical()).hex()}})
     check_signatures(signed, need_all=False)
     with pytest.raises(FocalError, match="'north' is not valid"):
         check_signatures(bare, need_all=False)
-    assert verify(MANIFEST.member("north"), MANIFEST_DOMAIN + MANIFEST.canonical(), bytes.fromhex(signed.signatures["north"])) is None
+    assert (
+        verify(
+            MANIFEST.member("north"), MANIFEST_DOMAIN + MANIFEST.canonical(), bytes.fromhex(signed.signatures["north"])
+        )
+        is None
+    )
     domains = [MANIFEST_DOMAIN, RECORD_DOMAIN, POOLED_DOMAIN]
     assert not any(a.startswith(b) for a in domains for b in domains if a is not b)
 

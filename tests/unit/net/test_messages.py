@@ -55,7 +55,10 @@ def decodes_or_refuses(adapter: Any, data: bytes) -> None:
 
 PACKABLE = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | st.binary(max_size=20) | TEXT,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT | st.sampled_from(["kind", "body", "version"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(TEXT | st.sampled_from(["kind", "body", "version"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -109,7 +112,9 @@ def test_the_sorted_spelling_is_accepted() -> None:
         pytest.param(msgpack.packb(ordered({**REVEAL, "version": 3.0})), id="float version"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "version": True})), id="bool version"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "sender": b"a"}), use_bin_type=True), id="bytes as text"),
-        pytest.param(msgpack.packb(ordered({k: v for k, v in REVEAL.items() if k != "version"})), id="default left out"),
+        pytest.param(
+            msgpack.packb(ordered({k: v for k, v in REVEAL.items() if k != "version"})), id="default left out"
+        ),
         pytest.param(msgpack.packb(ordered({**REVEAL, "extra": 1})), id="unknown field"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "topic": "t\n"})), id="newline in topic"),
         pytest.param(msgpack.packb(ordered({**REVEAL, "topic": "../t"})), id="path in topic"),
@@ -145,8 +150,19 @@ def test_error_of_a_hostile_message_is_short_and_printable() -> None:
         assert len(str(e.value)) < 400 and str(e.value).isprintable()
 
 
-FULL = {"items": ("train/0/weights/-/0/-",), "bytes": {"a": {"keys": {"up": 1, "down": 2}}}, "rotations": {"-4": "ab" * 32}}
-FULL |= {"sealed": {"a": "ab" * 32}, "participants": ("a",), "owners": ("a",), "doing": "keys", "eta_hex": "0x1.8p-3", "label": "moments"}
+FULL = {
+    "items": ("train/0/weights/-/0/-",),
+    "bytes": {"a": {"keys": {"up": 1, "down": 2}}},
+    "rotations": {"-4": "ab" * 32},
+}
+FULL |= {
+    "sealed": {"a": "ab" * 32},
+    "participants": ("a",),
+    "owners": ("a",),
+    "doing": "keys",
+    "eta_hex": "0x1.8p-3",
+    "label": "moments",
+}
 
 
 @pytest.mark.parametrize("model", [*BODIES, *REQUESTS, *REPLIES], ids=lambda m: m.__name__)
@@ -172,7 +188,9 @@ def test_step_sizes_are_spelt_as_floats_are(good: str) -> None:
     assert msg.ProjectionAccepted(digest="ab" * 32, eta_hex=good).eta_hex == good
 
 
-@pytest.mark.parametrize("bad", ["", "seven", "1.5", "0x1p+0", "-0x1.8p+0", "0X1.8P+0", "0x1.8p+0 ", "nan", "inf", "0x1.80000000000000p+0"])
+@pytest.mark.parametrize(
+    "bad", ["", "seven", "1.5", "0x1p+0", "-0x1.8p+0", "0X1.8P+0", "0x1.8p+0 ", "nan", "inf", "0x1.80000000000000p+0"]
+)
 def test_other_step_sizes_are_refused(bad: str) -> None:
     with pytest.raises(ValidationError):
         msg.ProjectionAccepted(digest="ab" * 32, eta_hex=bad)

@@ -115,7 +115,11 @@ def test_recent_blobs_stay_in_memory_within_their_room(tmp_path: Path) -> None:
     for digest in digests:
         (tmp_path / digest[:2] / digest[2:]).unlink()
     assert [digest in blobs for digest in digests] == [False, True]
-    assert (blobs.get(digests[1]), blobs.size(digests[1]), blobs.read_piece(digests[1], 590, 100)) == (data[::-1], 600, data[::-1][590:])
+    assert (blobs.get(digests[1]), blobs.size(digests[1]), blobs.read_piece(digests[1], 590, 100)) == (
+        data[::-1],
+        600,
+        data[::-1][590:],
+    )
 
 
 def test_one_members_garbage_does_not_touch_anothers_transfer(tmp_path: Path) -> None:
@@ -175,7 +179,9 @@ except DiskError as e:
 
 def test_full_disk_loses_nothing_acknowledged(tmp_path: Path) -> None:
     """A file-size limit makes the kernel refuse writes, in SQLite and in ours, as a full disk does."""
-    done = subprocess.run([sys.executable, "-c", FILLER, str(tmp_path), "300000"], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        [sys.executable, "-c", FILLER, str(tmp_path), "300000"], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     word, count = done.stdout.split()[:2]
     assert word == "journal" and "blobs" in done.stdout
@@ -323,7 +329,10 @@ def test_second_process_on_the_same_journal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     journal = Journal(path)
     journal.set("k", b"v")
-    code = f"from pathlib import Path; from focal.net.store import *\ntry: Journal(Path({str(path)!r}))\nexcept DiskError as e: print(e)"
+    code = (
+        "from pathlib import Path; from focal.net.store import *\n"
+        f"try: Journal(Path({str(path)!r}))\nexcept DiskError as e: print(e)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert "in use by another process" in done.stdout, done.stdout + done.stderr
     assert journal.read("k") == b"v"
@@ -364,6 +373,9 @@ def test_audiences_that_several_threads_widen_are_all_on_disk(tmp_path: Path) ->
 
 
 def test_net_needs_neither_torch_nor_openfhe() -> None:
-    code = "import sys, focal.net.transport, focal.net.store; print([m for m in ('torch', 'openfhe', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, focal.net.transport, focal.net.store; "
+        "print([m for m in ('torch', 'openfhe', 'numpy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

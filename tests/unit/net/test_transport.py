@@ -121,7 +121,10 @@ def test_key_off_the_allow_list_is_refused_and_told_so(server: Server) -> None:
     stranger = Identity.new("north")  # right name, own keys, and a manifest of its own that lists them
     manifest = manifest_of({**PEOPLE, "north": stranger})
     began = time.monotonic()
-    with pytest.raises(FocalError, match="not on the allow-list") as e, Link(manifest, stranger, server.endpoint) as link:
+    with (
+        pytest.raises(FocalError, match="not on the allow-list") as e,
+        Link(manifest, stranger, server.endpoint) as link,
+    ):
         link.open(30)
     assert server.endpoint in str(e.value) and "'north'" in str(e.value)
     assert time.monotonic() - began < 15, "refused at once, not after the whole timeout"
@@ -139,7 +142,10 @@ def test_nobody_there_names_the_endpoint_and_causes(server: Server) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(FocalError, match="nothing listens there") as e, Link(MANIFEST, PEOPLE["north"], endpoint) as link:
+        with (
+            pytest.raises(FocalError, match="nothing listens there") as e,
+            Link(MANIFEST, PEOPLE["north"], endpoint) as link,
+        ):
             link.open(0.5)
     assert endpoint in str(e.value) and "start the server" in str(e.value)
 
@@ -156,7 +162,10 @@ def test_keys_that_are_not_in_the_manifest_do_not_even_dial() -> None:
 
 def test_another_manifest_stops_the_party_by_name(server: Server) -> None:
     other = manifest_of(PEOPLE, dataset="another")
-    with pytest.raises(Refused, match="'north' holds another manifest") as e, Link(other, PEOPLE["north"], server.endpoint) as link:
+    with (
+        pytest.raises(Refused, match="'north' holds another manifest") as e,
+        Link(other, PEOPLE["north"], server.endpoint) as link,
+    ):
         link.open(10)
     assert e.value.reason == "manifest"
 
@@ -180,7 +189,9 @@ def test_port_in_use(server: Server, tmp_path: Path) -> None:
 
 def test_hub_needs_the_servers_keys(tmp_path: Path) -> None:
     with pytest.raises(FocalError, match="'server' is not the one in the manifest"):
-        Hub(MANIFEST, Identity.new("server"), Board(tmp_path / "b.sqlite", MANIFEST), Blobs(tmp_path / "blobs"), SESSION)
+        Hub(
+            MANIFEST, Identity.new("server"), Board(tmp_path / "b.sqlite", MANIFEST), Blobs(tmp_path / "blobs"), SESSION
+        )
 
 
 # --------------------------------------------------------------------------- records
@@ -195,7 +206,9 @@ def test_two_members_post_and_wait(server: Server) -> None:
         began = time.monotonic()
         assert north.post(record("north", "a")) == 1
         waiter.join()
-        assert heard == [[record("north", "a")]] and time.monotonic() - began < 5, "a long poll ends when the board grows"
+        assert heard == [[record("north", "a")]] and time.monotonic() - began < 5, (
+            "a long poll ends when the board grows"
+        )
         assert south.post(record("south", "a")) == 2
         assert north.post(record("north", "a")) == 1
         assert north.wait(0, 0) == [record("north", "a"), record("south", "a")]
@@ -204,7 +217,9 @@ def test_two_members_post_and_wait(server: Server) -> None:
         timer.start()
         began = time.monotonic()
         assert north.wait(2, 20) == [record("server", "a")]
-        assert time.monotonic() - began < 0.7, "a record of the server's own threads wakes the hub, which looks up only every second"
+        assert time.monotonic() - began < 0.7, (
+            "a record of the server's own threads wakes the hub, which looks up only every second"
+        )
         timer.join()
 
 
@@ -365,7 +380,8 @@ class Held(Blobs):
 
 @pytest.mark.parametrize("waiting", [hub.MAX_WRITES, 1])
 def test_blobs_do_not_wait_for_each_others_disk(tmp_path: Path, waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was received and is not written yet counts as received: it is not sent again. With one piece at a time all arrives too."""
+    """What was received and is not written yet counts as received: it is not sent again.
+    With one piece at a time all arrives too."""
     monkeypatch.setattr(hub, "MAX_WRITES", waiting)
     data, other = os.urandom(2 * PIECE), os.urandom(3 * PIECE + 1)
     server = Server(tmp_path, blobs=Held)
@@ -425,7 +441,9 @@ def test_broken_connections_lose_nothing(server: Server) -> None:
     data = os.urandom(6_000_000)
     with dial(server, "north", endpoint=proxy.endpoint) as north:
         results: list[Any] = []
-        work = threading.Thread(target=lambda: results.extend([north.put(data), north.get(hashlib.sha256(data).hexdigest())]))
+        work = threading.Thread(
+            target=lambda: results.extend([north.put(data), north.get(hashlib.sha256(data).hexdigest())])
+        )
         work.start()
         for i in range(4):
             time.sleep(0.1)
@@ -455,7 +473,12 @@ def test_server_that_lost_its_state_ends_the_link(tmp_path: Path) -> None:
     with dial(server, "north") as north:
         server.stop()
         other = Server.__new__(Server)
-        other.folder, other.manifest, other.session, other.endpoint = tmp_path / "two", MANIFEST, "0f" * 32, server.endpoint
+        other.folder, other.manifest, other.session, other.endpoint = (
+            tmp_path / "two",
+            MANIFEST,
+            "0f" * 32,
+            server.endpoint,
+        )
         other.start()
         with pytest.raises(FocalError, match="without the state of this session"):
             for _ in range(200):
@@ -547,12 +570,20 @@ def test_heartbeats_pass_a_slow_send(server: Server) -> None:
 # --------------------------------------------------------------------------- hostile bytes
 
 
-def test_hub_answers_after_thousands_of_malformed_frames(server: Server, raw: Raw, caplog: pytest.LogCaptureFixture) -> None:
+def test_hub_answers_after_thousands_of_malformed_frames(
+    server: Server, raw: Raw, caplog: pytest.LogCaptureFixture
+) -> None:
     header = st.binary(max_size=60) | st.sampled_from(
-        [msg.encode(m) for m in (msg.Post(), msg.Beat(), msg.Have(digests=("00" * 32,)), msg.Get(digest="00" * 32, offset=0))]
+        [
+            msg.encode(m)
+            for m in (msg.Post(), msg.Beat(), msg.Have(digests=("00" * 32,)), msg.Get(digest="00" * 32, offset=0))
+        ]
     )
     frame = st.lists(st.binary(max_size=40), min_size=0, max_size=7) | st.tuples(
-        st.binary(min_size=8, max_size=8), st.sampled_from([b"setup", b"", b"UPPER", b"\xff", b"a" * 40]), header, st.binary(max_size=40)
+        st.binary(min_size=8, max_size=8),
+        st.sampled_from([b"setup", b"", b"UPPER", b"\xff", b"a" * 40]),
+        header,
+        st.binary(max_size=40),
     ).map(list)
 
     @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -584,7 +615,9 @@ def test_tcp_noise_at_the_port_does_not_disturb(server: Server) -> None:
 
 def test_phases_cannot_fill_the_servers_memory(server: Server, raw: Raw) -> None:
     for i in range(200):
-        raw.socket.send_multipart([os.urandom(8), b"p" + b"abcdefghij"[i % 10 : i % 10 + 1] * (i // 10 + 1), msg.encode(msg.Beat()), b""])
+        raw.socket.send_multipart(
+            [os.urandom(8), b"p" + b"abcdefghij"[i % 10 : i % 10 + 1] * (i // 10 + 1), msg.encode(msg.Beat()), b""]
+        )
     assert isinstance(raw.ask(msg.Beat()), msg.BeatOk)
     assert len(server.hub.traffic["north"]) <= 33
 

@@ -1,4 +1,5 @@
-"""A person approves one release of one run: what an earlier session or another run left in the folder releases nothing."""
+"""A person approves one release of one run: what an earlier session or another run left
+in the folder releases nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What every role shares, without processes: who is believed to have ended the run, and which session a party was done with."""
+"""What every role shares, without processes: who is believed to have ended the run,
+and which session a party was done with."""
 
 from __future__ import annotations
 
@@ -55,7 +56,10 @@ def party(folder: Path, name: str) -> Party:
     keys = folder / f"{name}.key.json"
     if not keys.exists():
         PEOPLE[name].save(keys)
-    local, report = LocalConfig(name=name, keys=keys, state=folder / name), Reporter(name, folder / name / "events.jsonl", lambda e: None)
+    local, report = (
+        LocalConfig(name=name, keys=keys, state=folder / name),
+        Reporter(name, folder / name / "events.jsonl", lambda e: None),
+    )
     made: Party = role(MANIFEST, local, report)
     return made
 
@@ -88,7 +92,9 @@ def agreed(tmp_path: Path) -> tuple[Path, list[bytes], str]:
 
 @pytest.mark.parametrize("first", [True, False], ids=["before the run id is known", "afterwards"])
 @pytest.mark.parametrize("scope", ["session", "run", "another"])
-def test_an_abort_is_believed_only_in_its_own_run(agreed: tuple[Path, list[bytes], str], scope: str, first: bool) -> None:
+def test_an_abort_is_believed_only_in_its_own_run(
+    agreed: tuple[Path, list[bytes], str], scope: str, first: bool
+) -> None:
     folder, board, run_id = agreed
     said = abort({"session": SESSION, "run": run_id, "another": ANOTHER}[scope])
     me = party(folder, "custodian-1")
@@ -97,13 +103,20 @@ def test_an_abort_is_believed_only_in_its_own_run(agreed: tuple[Path, list[bytes
         me.agree_run()
         me.read_all()
     if scope == "another":
-        assert isinstance(e.value, Refused) and e.value.reason == "other-run" and "fire" not in str(e.value) and not me.ended
+        assert (
+            isinstance(e.value, Refused)
+            and e.value.reason == "other-run"
+            and "fire" not in str(e.value)
+            and not me.ended
+        )
     else:
         assert "'north' ended the run: the disk is on fire" in str(e.value) and me.ended
     assert bool(me.run_id) == (scope != "session"), "under a run id it is decided when ours is known, and no earlier"
 
 
-def test_a_waiting_party_hears_of_an_abort_under_the_run_id_once_it_knows_it(agreed: tuple[Path, list[bytes], str]) -> None:
+def test_a_waiting_party_hears_of_an_abort_under_the_run_id_once_it_knows_it(
+    agreed: tuple[Path, list[bytes], str],
+) -> None:
     """The nonces come later than the abort: it waits for them and neither ends too early nor hangs."""
     folder, board, run_id = agreed
     shown = board[:3]
@@ -165,7 +178,8 @@ def test_finished_counts_for_the_session_that_was_entered_last(tmp_path: Path) -
 
 
 def test_a_session_named_like_a_run(tmp_path: Path) -> None:
-    """What a party says before it knows the run counts in its session only: a server may not name that like a run of the party."""
+    """What a party says before it knows the run counts in its session only:
+    a server may not name that like a run of the party."""
     me = party(tmp_path, "north")
     me.journal.once(f"used/{ANOTHER}", SESSION.encode)
     with pytest.raises(Refused, match="replayed-run"):
@@ -189,7 +203,8 @@ class Ending(Here):
 
 
 def test_a_party_that_has_finished_and_starts_again_waits_for_nobody(tmp_path: Path) -> None:
-    """The server ends when all have said so, perhaps between this party's return and its first question. What did not get out is said."""
+    """The server ends when all have said so, perhaps between this party's return and its first question.
+    What did not get out is said."""
     me, board = party(tmp_path, "north"), []  # type: ignore[var-annotated]
     me.opened(Net([]), SESSION)
     me.finish()  # on a board that is lost: as a kill between the journal and the post

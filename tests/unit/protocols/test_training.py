@@ -1,7 +1,8 @@
-"""Uploads that are larger than the memory: what is read again in every pass gives the same limbs, and little of it is there at a time.
+"""Uploads that are larger than the memory: what is read again in every pass gives the same limbs,
+and little of it is there at a time.
 
-One run of four blocks, its refreshes recorded, is repeated from the same uploads with less and less memory, as a verifier repeats the
-server's run: every request for a refresh, every step and the chain must be the same.
+One run of four blocks, its refreshes recorded, is repeated from the same uploads with less and less memory,
+as a verifier repeats the server's run: every request for a refresh, every step and the chain must be the same.
 """
 
 from __future__ import annotations
@@ -44,14 +45,17 @@ Ask = Callable[[list[str], list[Any]], list[Any]]
 
 
 class Uploaded:
-    """Three institutions' signed lists, their chunks on disk, and what was asked and answered in an honest run on them."""
+    """Three institutions' signed lists, their chunks on disk, and what was asked and answered
+    in an honest run on them."""
 
     def __init__(self, folder: Path) -> None:
         self.rehearsal = Rehearsal(LAYOUT, custodians=2, run="streamed")
         self.blobs = Blobs(folder)
         declared = manifest()
         rows = iter(ROWS)
-        members = tuple(m.model_copy(update={"rows": next(rows)}) if m.role == "institution" else m for m in declared.members)
+        members = tuple(
+            m.model_copy(update={"rows": next(rows)}) if m.role == "institution" else m for m in declared.members
+        )
         self.manifest: Manifest = declared.model_copy(update={"members": members, "share_blocks": True})
         self.row_table = LAYOUT.row_table(self.manifest.row_counts)
         self.masking = Masking(self.rehearsal)
@@ -64,7 +68,10 @@ class Uploaded:
 
     def _list(self, name: str, start: int, stop: int) -> msg.Upload:
         rng = np.random.default_rng(start)
-        x, targets = rng.uniform(-1, 1, (stop - start, LAYOUT.features)), rng.uniform(-0.5, 0.5, (stop - start, LAYOUT.outputs))
+        x, targets = (
+            rng.uniform(-1, 1, (stop - start, LAYOUT.features)),
+            rng.uniform(-0.5, 0.5, (stop - start, LAYOUT.outputs)),
+        )
         chunks = []
         for block, what, g, h in LAYOUT.chunks(start, stop):
             rows = LAYOUT.block_of(x if what == "data" else targets, start, block)
@@ -102,7 +109,9 @@ class Uploaded:
         scheme, run_id, fetch = self.rehearsal.scheme, self.rehearsal.run_id, fetch or self.blobs.get
         return BlindCompute(self.manifest, scheme, LAYOUT, run_id, self.lists, LISTS, self.given, fetch, 2, memory)
 
-    def train(self, memory: int, ask: Ask, fetch: Callable[[str], bytes] | None = None) -> tuple[list[msg.StepDone], str]:
+    def train(
+        self, memory: int, ask: Ask, fetch: Callable[[str], bytes] | None = None
+    ) -> tuple[list[msg.StepDone], str]:
         training = self.training(memory, fetch)
         try:
             (weights, chain), steps = training.start(), []
@@ -160,7 +169,9 @@ class Alive:
             self.now -= 1
 
 
-@pytest.mark.parametrize(("memory", "kept"), [(0, 0), (TARGETS + DATA, 0), (TARGETS + 3 * DATA, 1), (TARGETS + 4 * DATA, 4)])
+@pytest.mark.parametrize(
+    ("memory", "kept"), [(0, 0), (TARGETS + DATA, 0), (TARGETS + 3 * DATA, 1), (TARGETS + 4 * DATA, 4)]
+)
 def test_less_memory_means_more_reading_and_the_same_limbs(
     uploaded: Uploaded, monkeypatch: pytest.MonkeyPatch, memory: int, kept: int
 ) -> None:

@@ -81,7 +81,9 @@ def sentence(text: str, where: object = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"members": []}, {"guard": True, "classes": 5}, {"version": 1.0}], ids=["whole", "empty", "malformed", "float"]
+    "changes",
+    [{}, {"members": []}, {"guard": True, "classes": 5}, {"version": 1.0}],
+    ids=["whole", "empty", "malformed", "float"],
 )
 def test_an_old_manifest_before_all_else_that_may_be_wrong_with_it(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = old_run(tmp_path / "run", **changes) / "manifest.json"
@@ -138,7 +140,9 @@ def test_an_old_board_is_neither_served_nor_audited(tmp_path: Path) -> None:
             use()
         sentence(str(e.value), path)
     with closing(sqlite3.connect(path)) as db:
-        assert db.execute("SELECT count(*) FROM record").fetchone() == (1,) and db.execute("PRAGMA user_version").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM record").fetchone() == (1,) and db.execute(
+            "PRAGMA user_version"
+        ).fetchone() == (0,)
 
 
 def test_an_old_folder_is_not_gone_on_with_under_a_new_manifest(tmp_path: Path) -> None:
@@ -191,7 +195,9 @@ def test_what_version_2_made_has_a_sentence_of_its_own(tmp_path: Path, server: S
     fields = {"body": {"kind": "finished"}, "scope": "5e" * 32, "sender": "north", "topic": "finished", "version": 2}
     data: bytes = msgpack.packb(fields)
     with pytest.raises(Refused) as record:
-        open_record(MANIFEST, msgpack.packb({"record": data, "signature": PEOPLE["north"].sign(b"focal/record/v2" + data)}))
+        open_record(
+            MANIFEST, msgpack.packb({"record": data, "signature": PEOPLE["north"].sign(b"focal/record/v2" + data)})
+        )
     raw = Raw(server, "north")
     try:
         fault = raw.ask(msg.Hello(version=2, name="north", manifest=SERVED.hash.hex()))
@@ -230,7 +236,11 @@ def test_an_old_party_is_told(server: Server) -> None:
 
 def faults(hub: Hub, asker: Any, hello: msg.Hello, _: bytes) -> Any:
     """What a server of version 1 answers."""
-    raise Refused("version", f"'{asker.name}' speaks version {hello.version}, the server 1", hint="install the same focal everywhere")
+    raise Refused(
+        "version",
+        f"'{asker.name}' speaks version {hello.version}, the server 1",
+        hint="install the same focal everywhere",
+    )
 
 
 def welcomes(hub: Hub, *_: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Where a model looked: rollout and Grad-CAM against what can be computed by other means, and the test that unmasks meaningless maps."""
+"""Where a model looked: rollout and Grad-CAM against what can be computed by other means,
+and the test that unmasks meaningless maps."""
 
 from __future__ import annotations
 
@@ -45,7 +46,10 @@ def released(config: LowerConfig, *, bound: float = 1e3, task: str = "multiclass
     segment, _ = build_lower(config, config.weights)
     torch.manual_seed(seed)
     outputs = 1 if task == "binary" else 3
-    matrix, weights = torch.randn(31, segment.spec.dim) / segment.spec.dim, torch.randn(32, outputs, dtype=torch.float64)
+    matrix, weights = (
+        torch.randn(31, segment.spec.dim) / segment.spec.dim,
+        torch.randn(32, outputs, dtype=torch.float64),
+    )
     head = UpperHead(matrix, torch.zeros(31), weights, bound=bound, task=task)  # type: ignore[arg-type]
     classes = CLASSES[:2] if task == "binary" else CLASSES
     pinned = {"dataset": "eyes", "weights": config.weights, "run_id": "01" * 32, "manifest_hash": "02" * 32}
@@ -111,7 +115,10 @@ def test_rollout_stops_at_the_cut_and_pools_every_token_there() -> None:
     blocks = len(whole.lower.backbone.blocks)
     assert blocks > 1
     x = pictures(1, 64)
-    found = {cut: attention_rollout(released(config.model_copy(update={"cut": cut})), x) for cut in ("blocks.0", f"blocks.{blocks - 1}")}
+    found = {
+        cut: attention_rollout(released(config.model_copy(update={"cut": cut})), x)
+        for cut in ("blocks.0", f"blocks.{blocks - 1}")
+    }
     assert np.abs(found["blocks.0"] - found[f"blocks.{blocks - 1}"]).max() > 1e-6
     total = sum(float(v.sum()) for v in found.values())
     assert total < 2  # the class token's share is not on the map
@@ -121,7 +128,8 @@ def test_rollout_stops_at_the_cut_and_pools_every_token_there() -> None:
 
 @pytest.mark.parametrize("trainable", ["lora", "adapter"])
 def test_what_an_interactive_run_adds_to_a_vit_is_looked_through(trainable: str) -> None:
-    """At the start additions change nothing, so the maps are the same; randomised they change them, low-rank weights too."""
+    """At the start additions change nothing, so the maps are the same; randomised they change them,
+    low-rank weights too."""
     model, x = released(LOWER["vit"]), pictures(2, 64)
     before = attention_rollout(model, x)
     TrainableSegment(model.lower, InteractiveConfig(trainable=trainable, rank=2, features=32)).requires_grad_(False)  # type: ignore[arg-type]
@@ -135,7 +143,8 @@ def test_what_an_interactive_run_adds_to_a_vit_is_looked_through(trainable: str)
 
 @pytest.mark.parametrize("kind", ["cnn", "squeezenet"])
 def test_grad_cam_of_a_pooled_map_is_the_class_activation_map(kind: str) -> None:
-    """Pooled by the mean, then linear: d logit / d A_k is w_k / positions, w_k the head's weight on feature k, as in Zhou et al. 2016."""
+    """Pooled by the mean, then linear: d logit / d A_k is w_k / positions, w_k the head's weight on feature k,
+    as in Zhou et al. 2016."""
     model = released(LOWER[kind])
     x, columns = pictures(3, 96), [0, 2, 1]
     seen: list[torch.Tensor] = []
@@ -149,7 +158,9 @@ def test_grad_cam_of_a_pooled_map_is_the_class_activation_map(kind: str) -> None
     weights = (model.head.matrix.double().T @ model.head.weights[:-1])[:, columns].T  # (3, dim)
     positions = seen[0].shape[2] * seen[0].shape[3]
     expected = (weights[:, :, None, None] / positions * seen[0].double()).sum(1).clamp_min(0)
-    np.testing.assert_allclose(grad_cam(model, x, columns), expected.numpy(), rtol=1e-3, atol=1e-6 * float(expected.max()))
+    np.testing.assert_allclose(
+        grad_cam(model, x, columns), expected.numpy(), rtol=1e-3, atol=1e-6 * float(expected.max())
+    )
     assert positions > 1 and expected.max() > 0
 
 
@@ -177,7 +188,10 @@ def test_explain_chooses_the_method() -> None:
     [
         (LowerConfig(model="test_mambaout", image_size=64, weights="random:0"), 64),  # maps are (b, h, w, c)
         (LowerConfig(model="test_vit2", image_size=64, weights="random:0", cut="patch_embed"), 64),
-        (LowerConfig(model="test_vit_relpos", image_size=160, weights="random:0"), 160),  # tokens, attention of its own kind
+        (
+            LowerConfig(model="test_vit_relpos", image_size=160, weights="random:0"),
+            160,
+        ),  # tokens, attention of its own kind
     ],
     ids=["channels last", "before attention", "other tokens"],
 )
@@ -197,7 +211,11 @@ def test_randomisation_goes_from_the_head_to_the_first_layer_on_a_copy(kind: str
     steps = sanity_check(model, pictures(3, size), [0, 1, 2])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     names = [step.randomised for step in steps]
-    first, last = {"vit": ("patch_embed", "blocks.0"), "cnn": ("conv1.0", "layer1.0"), "squeezenet": ("features.0", "features.3")}[kind]
+    first, last = {
+        "vit": ("patch_embed", "blocks.0"),
+        "cnn": ("conv1.0", "layer1.0"),
+        "squeezenet": ("features.0", "features.3"),
+    }[kind]
     assert names[0] == "head" and names[-1] == first and names.index(last) < names.index(first)
     assert steps == sanity_check(model, pictures(3, size), [0, 1, 2])  # seeded
     if kind == "vit":  # rollout knows no head: the check must show it
@@ -223,8 +241,12 @@ def test_a_map_that_only_shows_the_image_fails_the_check(monkeypatch: pytest.Mon
     monkeypatch.setattr("focal.reporting.explain.explain", edges)
     steps = sanity_check(released(LOWER["cnn"]), pictures(2, 96), [0, 1])
     assert all(step.correlation == pytest.approx(1.0) and step.images == 2 for step in steps)
-    monkeypatch.setattr("focal.reporting.explain.explain", lambda model, x, columns: Maps("Grad-CAM", np.zeros((2, 3, 3))))
-    assert {(s.correlation, s.images) for s in sanity_check(released(LOWER["cnn"]), pictures(2, 96), [0, 1])} == {(None, 0)}
+    monkeypatch.setattr(
+        "focal.reporting.explain.explain", lambda model, x, columns: Maps("Grad-CAM", np.zeros((2, 3, 3)))
+    )
+    assert {(s.correlation, s.images) for s in sanity_check(released(LOWER["cnn"]), pictures(2, 96), [0, 1])} == {
+        (None, 0)
+    }
 
 
 def test_the_verdict_needs_the_likeness_to_go_early() -> None:
@@ -289,12 +311,18 @@ def test_explaining_a_run_writes_private_files(tmp_path: Path) -> None:
     with Image.open(folder / "000.png") as picture:
         assert picture.size == (192, 96)
     explain_run(run, images, limit=1, check=False)  # replaces the earlier pictures
-    assert sorted(p.name for p in folder.iterdir()) == ["000.png", INDEX, CHECK] and json.loads((folder / CHECK).read_text()) == []
+    assert (
+        sorted(p.name for p in folder.iterdir()) == ["000.png", INDEX, CHECK]
+        and json.loads((folder / CHECK).read_text()) == []
+    )
 
 
-@pytest.mark.parametrize(("kind", "trainable"), [("vit", "last"), ("vit", "lora"), ("cnn", "norm"), ("squeezenet", "adapter")])
+@pytest.mark.parametrize(
+    ("kind", "trainable"), [("vit", "last"), ("vit", "lora"), ("cnn", "norm"), ("squeezenet", "adapter")]
+)
 def test_an_interactive_run_is_explained_by_its_fine_tuned_segment(kind: str, trainable: str, tmp_path: Path) -> None:
-    """What is read from ``model.pt`` looks where the model in memory does, and not where its lower segment looked before."""
+    """What is read from ``model.pt`` looks where the model in memory does,
+    and not where its lower segment looked before."""
     before, size = released(LOWER[kind]), LOWER[kind].image_size
     tuned, x = fine_tuned(before, trainable), pictures(3, size)
     upper.save(tmp_path / "model.pt", tuned.head, tuned.meta)
@@ -308,4 +336,6 @@ def test_an_interactive_run_is_explained_by_its_fine_tuned_segment(kind: str, tr
     drawn = [np.asarray(Image.open(folder / f"00{i}.png")) for i in range(3)]
     for model, same in ((tuned, True), (before, False)):
         maps = [explain(model, image[None], [2]).values[0] for image in x]
-        assert [np.array_equal(a, np.asarray(overlay(image, m))) for a, image, m in zip(drawn, x, maps, strict=True)] == [same] * 3
+        assert [
+            np.array_equal(a, np.asarray(overlay(image, m))) for a, image, m in zip(drawn, x, maps, strict=True)
+        ] == [same] * 3

@@ -51,7 +51,9 @@ def check_png(path: Path, figure: Figure) -> None:
     width, height = figure.bbox.width, figure.bbox.height
     for axes in figure.axes:
         box = axes.get_tightbbox()
-        assert box is not None and box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, "text is cut off"
+        assert box is not None and box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, (
+            "text is cut off"
+        )
 
 
 def test_roc(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -73,7 +75,9 @@ def test_roc_of_a_binary_task_names_the_positive_class(tmp_path: Path, drawn: li
         plot_roc(np.eye(2)[[0, 0, 0]], np.ones((3, 1)), ("normal", "pneumonia"), "binary", tmp_path / "never.png")
 
 
-def test_per_class_counts_the_classes_it_wins_and_leaves_out_undefined_ones(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_per_class_counts_the_classes_it_wins_and_leaves_out_undefined_ones(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     nan = np.nan
     per_class = {
         "encrypted": np.array([0.9, 0.45, 0.7, nan]),  # below chance too
@@ -85,8 +89,14 @@ def test_per_class_counts_the_classes_it_wins_and_leaves_out_undefined_ones(tmp_
     check_png(tmp_path / "per_class.png", drawn[0])
     axes = drawn[0].axes[0]
     assert "in 2 of 3 classes" in axes.get_title(loc="left")
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["diabetic retinopathy  0.45", "glaucoma  0.70", "normal  0.90"]
-    assert [bar.get_x() + bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == pytest.approx([0.45, 0.7, 0.9])
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [
+        "diabetic retinopathy  0.45",
+        "glaucoma  0.70",
+        "normal  0.90",
+    ]
+    assert [bar.get_x() + bar.get_width() for bar in axes.patches if isinstance(bar, Rectangle)] == pytest.approx(
+        [0.45, 0.7, 0.9]
+    )
     assert axes.get_xlim()[0] < 0.45
 
 
@@ -108,7 +118,9 @@ def test_reliability_has_a_panel_for_each_class_that_can_be_scored(tmp_path: Pat
     plot_reliability(labels[:, :2], scores[:, 1:2], ("normal", "pneumonia"), "binary", tmp_path / "binary.png")
     assert [axes.get_title(loc="left")[:9] for axes in drawn[1].axes] == ["pneumonia"]
     with pytest.raises(FocalError, match="one class only"):
-        plot_reliability(np.eye(2)[[0, 0, 0]], np.ones((3, 1)), ("normal", "pneumonia"), "binary", tmp_path / "never.png")
+        plot_reliability(
+            np.eye(2)[[0, 0, 0]], np.ones((3, 1)), ("normal", "pneumonia"), "binary", tmp_path / "never.png"
+        )
 
 
 def test_timeline(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -122,7 +134,9 @@ def test_timeline(tmp_path: Path, drawn: list[Figure]) -> None:
     check_png(tmp_path / "timeline.png", drawn[0])
     clock, wire = drawn[0].axes
     assert clock.get_title(loc="left") == "Longest phase: train, 20 of 30 seconds"
-    assert wire.get_title(loc="left") == "Most bytes: upload, 75%"  # 30 of 40 MB; the server's view of the same bytes is not counted again
+    assert (
+        wire.get_title(loc="left") == "Most bytes: upload, 75%"
+    )  # 30 of 40 MB; the server's view of the same bytes is not counted again
     assert [tick.get_text() for tick in clock.get_yticklabels()] == list(traffic)
     assert [text.get_text() for text in wire.texts] == ["0 B", "30.0 MB", "30.0 MB", "0 B", "5.0 MB", "5.0 MB"]
 
@@ -133,13 +147,16 @@ def test_timeline_of_nothing(tmp_path: Path, drawn: list[Figure]) -> None:
 
 
 ODD = ("$\\frac{1}$", "_^{$", "costs 5$ and 6$", "a\\$b", "_hidden")
-"""Class and institution names that are formulae to matplotlib, broken ones or none, or that a legend would leave out."""
+"""Class and institution names that are formulae to matplotlib, broken ones or none,
+or that a legend would leave out."""
 
 
 def shown(figure: Figure) -> str:
     """All text of a figure as it is drawn."""
     texts = [t for axes in figure.axes for t in (*axes.get_yticklabels(), axes.title, axes._left_title)]  # type: ignore[attr-defined]
-    texts += [t for legend in figure.legends for t in legend.get_texts()] + ([figure._suptitle] if figure._suptitle else [])  # type: ignore[attr-defined]
+    texts += [t for legend in figure.legends for t in legend.get_texts()] + (
+        [figure._suptitle] if figure._suptitle else []
+    )  # type: ignore[attr-defined]
     drawn = [t._preprocess_math(t.get_text()) for t in texts]
     assert not any(math for _, math in drawn), "a name is drawn as a formula"
     return "\n".join(text for text, _ in drawn)
@@ -175,7 +192,9 @@ def test_tables_of_a_study_draw_their_names_letter_by_letter(tmp_path: Path, mon
     monkeypatch.setattr(figures, "save", lambda figure, path: (drawn.append(figure), plots.save(figure, path)))
     for name in ODD:
         method = SimpleNamespace(name="fedavg")
-        row = SimpleNamespace(method=method, title=name, ci95=(0.6, 0.8), auroc=0.7, institution=(1, 1), curve=[(1.0, 1.0, 0.7)])
+        row = SimpleNamespace(
+            method=method, title=name, ci95=(0.6, 0.8), auroc=0.7, institution=(1, 1), curve=[(1.0, 1.0, 0.7)]
+        )
         part: Any = SimpleNamespace(dealing=SimpleNamespace(title=name))
         paper: Any = SimpleNamespace(title=f"{name}: retina")
         figures.plot_table(paper, [(part, [row])], tmp_path / "t.png")  # type: ignore[list-item]

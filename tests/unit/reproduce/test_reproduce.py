@@ -23,7 +23,18 @@ from focal.measure.metrics import macro_auroc
 from focal.reproduce import cases, methods, study
 from focal.reproduce.cases import BY_PATIENT, SKEWED_3, Case, Source
 from focal.reproduce.cells import Cell, Key, Store
-from focal.reproduce.methods import ALONE, BLIND, CONVERGED, FEDERATED, LOCAL_TRAINING, METHODS, MODEL, POOLED, Method, Outcome
+from focal.reproduce.methods import (
+    ALONE,
+    BLIND,
+    CONVERGED,
+    FEDERATED,
+    LOCAL_TRAINING,
+    METHODS,
+    MODEL,
+    POOLED,
+    Method,
+    Outcome,
+)
 from focal.reproduce.study import Repeat, Study, reproduce
 
 
@@ -49,8 +60,11 @@ def case(configs: Path, tmp_path: Path, given: None) -> Case:
     return Source(EYES, configs, tmp_path / "runs").case(SKEWED_3, 0)
 
 
-def counted(name: str, calls: list[str], *, spent: float = 0.0, fail: Callable[[int], bool] = lambda n: False, **settings: Any) -> Method:
-    """A method with the twin's scores that notes each call, and fails at those where ``fail`` (given their number) says so."""
+def counted(
+    name: str, calls: list[str], *, spent: float = 0.0, fail: Callable[[int], bool] = lambda n: False, **settings: Any
+) -> Method:
+    """A method with the twin's scores that notes each call, and fails at those where ``fail``
+    (given their number) says so."""
 
     def run(case: Case) -> Outcome:
         calls.append(f"{name} {case.config.name}")
@@ -111,7 +125,9 @@ def test_federated_methods_say_what_an_institution_pays(name: str, case: Case) -
     scores = outcome.scores[MODEL]
     assert scores.shape == case.labels.shape and np.isfinite(scores).all()
     assert set(outcome.traffic) == set(case.rows)
-    smallest = LOCAL_TRAINING["rounds"] * scores.shape[1] * case.projection.features * 8 // 4  # a quarter: some rounds go on without some
+    smallest = (
+        LOCAL_TRAINING["rounds"] * scores.shape[1] * case.projection.features * 8 // 4
+    )  # a quarter: some rounds go on without some
     assert all(t.up > smallest and t.down > smallest for t in outcome.traffic.values())
     if outcome.curve:
         assert [p.bytes for p in outcome.curve] == sorted(p.bytes for p in outcome.curve)
@@ -123,13 +139,16 @@ def test_how_updates_are_added_does_not_change_the_head(case: Case) -> None:
     plain = NAMED["fedavg"].run(case).scores[MODEL]
     np.testing.assert_array_equal(plain, NAMED["fedavg"].run(case).scores[MODEL])  # one seed, one result
     for name in ("fedavg-masked", "encrypted-fedavg"):
-        # masked sums round three parts to 2^-48, encrypted ones to 2^-15: 2^-15 sqrt(3 / 12) a value and round, times columns of norm <= 17
+        # masked sums round three parts to 2^-48, encrypted ones to 2^-15: 2^-15 sqrt(3 / 12) a value and round,
+        # times columns of norm <= 17
         np.testing.assert_allclose(NAMED[name].run(case).scores[MODEL], plain, atol=6 * 2**-16 * 17 * 20**0.5)
     assert not np.array_equal(NAMED["fedprox"].run(case).scores[MODEL], plain)
 
 
 @pytest.mark.parametrize("name", FEDERATED)
-def test_several_dealings_change_federated_averaging_and_not_the_blind_head(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_dealings_change_federated_averaging_and_not_the_blind_head(
+    name: str, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(methods, "DEALINGS", 2)
     made = NAMED[f"{name}-dealt"].run(case)
     assert len(made.scores) == methods.DEALINGS and set(made.traffic) == set(case.rows)
@@ -149,10 +168,13 @@ def seen(configs: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 def test_split_learning_begins_at_the_blind_head(seen: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With rates of nearly nothing its scores are the twin's; with its own they are not, and what it sends is counted."""
+    """With rates of nearly nothing its scores are the twin's; with its own they are not,
+    and what it sends is counted."""
     twin = NAMED["twin"].run(seen).scores[MODEL]
     short = methods.SPLIT.model_copy(update={"steps": 4, "average_every": 2, "augment": False})
-    monkeypatch.setattr(methods, "SPLIT", short.model_copy(update={"head_rate": 1e-12, "rate": 1e-12, "bottleneck_rate": 1e-12}))
+    monkeypatch.setattr(
+        methods, "SPLIT", short.model_copy(update={"head_rate": 1e-12, "rate": 1e-12, "bottleneck_rate": 1e-12})
+    )
     np.testing.assert_allclose(NAMED["split"].run(seen).scores[MODEL], twin, atol=1e-4)  # float32 sums in another order
     monkeypatch.setattr(methods, "SPLIT", short)
     made = NAMED["split"].run(seen)
@@ -160,7 +182,9 @@ def test_split_learning_begins_at_the_blind_head(seen: Case, monkeypatch: pytest
     features, outputs, batch = seen.projection.features, twin.shape[1], methods.SPLIT_ROWS // 3
     sent = made.traffic["hospital-a"]
     average = (sent.up - 4 * batch * (features + outputs) * 8) / 2
-    assert average > 100_000 and sent.down - sent.up == 2 * average  # two averages: one's own goes up, two others' come down
+    assert (
+        average > 100_000 and sent.down - sent.up == 2 * average
+    )  # two averages: one's own goes up, two others' come down
 
 
 def test_spe_fl_sees_the_images_of_each_institution(seen: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +201,9 @@ def test_spe_fl_sees_the_images_of_each_institution(seen: Case, monkeypatch: pyt
     made = methods._spe_fl(settings)(seen)
     for name, own in given.items():
         np.testing.assert_array_equal(own.labels, seen.rows[name].labels[seen.rows[name].split == "train"])
-    assert made.scores[MODEL].shape == seen.labels.shape and len(made.curve) == 2 and set(made.traffic) == set(seen.rows)
+    assert (
+        made.scores[MODEL].shape == seen.labels.shape and len(made.curve) == 2 and set(made.traffic) == set(seen.rows)
+    )
     assert made.curve[-1].auroc == macro_auroc(seen.labels, made.scores[MODEL], seen.task)
 
 
@@ -190,8 +216,12 @@ def test_a_method_of_one_part_is_not_in_the_others(configs: Path, tmp_path: Path
     assert "method b" not in text and "method c: not run" not in text
 
 
-def test_measures_at_the_threshold_are_shown_where_a_table_asks_for_them(configs: Path, tmp_path: Path, case: Case) -> None:
-    reproduce(0.0, tmp_path, configs, lambda text: None, tables=(replace(EYES, measures=True),), methods=[counted("a", [])])
+def test_measures_at_the_threshold_are_shown_where_a_table_asks_for_them(
+    configs: Path, tmp_path: Path, case: Case
+) -> None:
+    reproduce(
+        0.0, tmp_path, configs, lambda text: None, tables=(replace(EYES, measures=True),), methods=[counted("a", [])]
+    )
     accuracy, *_ = spe_fl.measure(case.labels, NAMED["twin"].run(case).scores[MODEL], case.task)
     assert f"| method a | {accuracy:.3f} |" in (tmp_path / "results.md").read_text()
 
@@ -215,14 +245,18 @@ def study_of(sources: list[Any], seconds: float, folder: Path, monkeypatch: pyte
 def finished(name: str, seed: int, spent: float) -> tuple[Key, Cell]:
     key = Key(name, BY_PATIENT.name, "m", seed)
     score = {"model": {"auroc": 0.5, "ci95": (0.4, 0.6), "per_class": {}}}
-    return key, Cell.model_validate({**key._asdict(), "configuration": "0" * 64, "models": score, "seconds": 1, "spent": spent})
+    return key, Cell.model_validate(
+        {**key._asdict(), "configuration": "0" * 64, "models": score, "seconds": 1, "spent": spent}
+    )
 
 
 def planned(of: Study, budget: float) -> list[tuple[str, int]]:
     return [(repeat.source.paper.name, repeat.seed) for repeat in of.plan(budget)[0]]
 
 
-def test_budget_never_drops_the_first_repeat_and_drops_the_longest_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budget_never_drops_the_first_repeat_and_drops_the_longest_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sources = [Stub("long", 0), Stub("short", 0)]
     of = study_of(sources, 1.0, tmp_path, monkeypatch)
     assert planned(of, 0.0) == [("long", 0), ("short", 0)]
@@ -286,7 +320,9 @@ def test_larger_budget_adds_seeds(configs: Path, tmp_path: Path, given: None) ->
     assert content["tables"]["ocular"]["parts"]["patient-3"]["seeds"] == list(range(study.SEEDS))
 
 
-def test_results_of_another_configuration_are_an_error(configs: Path, tmp_path: Path, given: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_another_configuration_are_an_error(
+    configs: Path, tmp_path: Path, given: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path, configs, [counted("a", [], rounds=3)])
     with pytest.raises(FocalError, match=r"ocular\.patient-3\.a\.0\.json.*another configuration"):
         run(tmp_path, configs, [counted("a", [], rounds=4)])
@@ -296,7 +332,9 @@ def test_results_of_another_configuration_are_an_error(configs: Path, tmp_path: 
         run(tmp_path, configs, [counted("a", [], rounds=3)])
 
 
-@pytest.mark.parametrize("change", [{"training": {"steps": 3}}, {"projection": {"kind": "whiten", "features": 32, "bound": 5.0}}])
+@pytest.mark.parametrize(
+    "change", [{"training": {"steps": 3}}, {"projection": {"kind": "whiten", "features": 32, "bound": 5.0}}]
+)
 def test_configuration_is_that_of_the_run(change: dict[str, Any], configs: Path, tmp_path: Path) -> None:
     own = Source(EYES, configs, tmp_path)
     data = {"kind": "table", "table": str(own.config.dataset.table), "images": str(own.config.dataset.images)}
@@ -313,7 +351,9 @@ def test_configuration_is_of_the_data_and_not_of_its_place(configs: Path, tmp_pa
     def elsewhere(table: bytes) -> str:
         path = tmp_path / "eyes.csv"
         path.write_bytes(table)
-        consortium.write_config(tmp_path, "eyes", dataset={"kind": "table", "table": str(path), "images": str(own.config.dataset.images)})
+        consortium.write_config(
+            tmp_path, "eyes", dataset={"kind": "table", "table": str(path), "images": str(own.config.dataset.images)}
+        )
         return Repeat(Source(EYES, tmp_path, tmp_path), BY_PATIENT, 0).configuration(NAMED["twin"])
 
     mine = Repeat(own, BY_PATIENT, 0).configuration(NAMED["twin"])
@@ -387,7 +427,9 @@ def test_tables_say_what_was_measured(configs: Path, tmp_path: Path, case: Case)
     assert f"| {blind.title} | {ours:.4f} |" in text and "+9.62 %" in text and "Not reproduced: everything." in text
     wanted = {target["target"]: target["reached"] for target in content["targets"]}
     assert wanted["Table 1, skewed-3: above every single institution"] == (ours > max(alone))
-    assert wanted["Table 1, skewed-3: not below pooled plaintext by more than 0.005"] == (against["difference"] >= -0.005)
+    assert wanted["Table 1, skewed-3: not below pooled plaintext by more than 0.005"] == (
+        against["difference"] >= -0.005
+    )
     assert (tmp_path / "table-1.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,4 +1,5 @@
-"""Scoring a local run beside its baselines, and a finished run folder on new images: from files to AUROC and probabilities."""
+"""Scoring a local run beside its baselines, and a finished run folder on new images:
+from files to AUROC and probabilities."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def institution(seed: int, split: tuple[str, ...] = ("train", "train", "test")) 
     y = rng.integers(0, 3, 90)
     x = rng.normal(0, 1, (90, DIM)) + np.random.default_rng(9).normal(0, 0.5, (3, DIM))[y]
     patients = np.array([f"p{i // 2}" for i in range(90)])
-    return InstitutionRows(x.astype(np.float32), np.eye(3, dtype=np.uint8)[y], patients, np.array([split[(i // 2) % 3] for i in range(90)]))
+    return InstitutionRows(
+        x.astype(np.float32), np.eye(3, dtype=np.uint8)[y], patients, np.array([split[(i // 2) % 3] for i in range(90)])
+    )
 
 
 # --------------------------------------------------------------------------- a local run
@@ -68,7 +71,9 @@ def test_local_scores_are_on_the_union_of_test_rows_and_only_train_rows_train() 
     assert found.auroc_ci95.encrypted[0] < found.auroc.encrypted < found.auroc_ci95.encrypted[1]
     # Labels of test rows turned round: the models must not change, so every AUROC of two classes turns round with them.
     turned = {
-        name: InstitutionRows(own.features, np.where(test[name][:, None], own.labels[:, ::-1], own.labels), own.groups, own.split)
+        name: InstitutionRows(
+            own.features, np.where(test[name][:, None], own.labels[:, ::-1], own.labels), own.groups, own.split
+        )
         for name, own in sites.items()
     }
     again = score_local_run(turned, projection(), weights, weights, "multiclass", repeats=50)
@@ -83,7 +88,9 @@ def test_equal_patient_ids_of_two_institutions_are_two_patients() -> None:
     site = institution(0)
     widths = []
     for names in ("a", "abc"):
-        low, high = score_local_run(dict.fromkeys(names, site), projection(), weights, weights, "multiclass").auroc_ci95.encrypted
+        low, high = score_local_run(
+            dict.fromkeys(names, site), projection(), weights, weights, "multiclass"
+        ).auroc_ci95.encrypted
         widths.append(high - low)
     assert widths[1] < 0.75 * widths[0]  # 0.58 expected; 1 if ids were joined
 
@@ -91,7 +98,9 @@ def test_equal_patient_ids_of_two_institutions_are_two_patients() -> None:
 def test_val_stands_in_only_where_there_is_no_test() -> None:
     weights = np.random.default_rng(5).normal(0, 1, (32, 3))
     both = {"a": institution(0, ("train", "val", "val")), "b": institution(1)}
-    assert len(score_local_run(both, projection(), weights, weights, "multiclass", repeats=5).labels) == 30  # b's test rows
+    assert (
+        len(score_local_run(both, projection(), weights, weights, "multiclass", repeats=5).labels) == 30
+    )  # b's test rows
     val = {"a": both["a"], "b": institution(1, ("train", "train", "val"))}
     assert len(score_local_run(val, projection(), weights, weights, "multiclass", repeats=5).labels) == 90
     with pytest.raises(FocalError, match="no test rows"):
@@ -130,9 +139,18 @@ def test_baselines_are_scored_on_the_same_rows_as_the_run() -> None:
 
 def test_kept_rows_are_read_back_and_damage_is_named(tmp_path: Path) -> None:
     own = institution(0)
-    np.savez(tmp_path / "rows.npz", weights=np.ones((32, 3)), features=own.features, labels=own.labels, groups=own.groups, split=own.split)
+    np.savez(
+        tmp_path / "rows.npz",
+        weights=np.ones((32, 3)),
+        features=own.features,
+        labels=own.labels,
+        groups=own.groups,
+        split=own.split,
+    )
     rows, weights = read_kept(tmp_path)
-    assert all(np.array_equal(getattr(rows, name), getattr(own, name)) for name in ("features", "labels", "groups", "split"))
+    assert all(
+        np.array_equal(getattr(rows, name), getattr(own, name)) for name in ("features", "labels", "groups", "split")
+    )
     assert weights.shape == (32, 3) and weights.dtype == np.float64
     (tmp_path / "rows.npz").write_bytes(b"PK\3\4 cut off")
     with pytest.raises(FocalError, match=r"rows.npz: cannot be read \(damaged"):
@@ -156,16 +174,30 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = np.array([[30, 30, 30], [150, 40, 40], [40, 150, 40]])
     rows = []
     for i, c in enumerate(y):
-        pixels = np.clip(colours[c] + rng.normal(0, 60, (1, 1, 3)) + rng.normal(0, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+        pixels = np.clip(colours[c] + rng.normal(0, 60, (1, 1, 3)) + rng.normal(0, 20, (32, 32, 3)), 0, 255).astype(
+            np.uint8
+        )
         Image.fromarray(pixels).save(root / "images" / f"eye{i:02}.png")
-        rows.append({"filename": f"eye{i:02}.png", "label": CLASSES[c], "patient": f"p{i // 2}", "split": "test" if i >= 12 else "train"})
+        rows.append(
+            {
+                "filename": f"eye{i:02}.png",
+                "label": CLASSES[c],
+                "patient": f"p{i // 2}",
+                "split": "test" if i >= 12 else "train",
+            }
+        )
     write_csv(root / "all.csv", rows)
     write_csv(root / "unsplit.csv", [{k: row[k] for k in ("filename", "label", "patient")} for row in rows])
     write_csv(root / "other.csv", [row | {"label": "melanoma"} for row in rows])
-    # Another hospital: its own words for the same three classes, two words for one of them, two rows that nobody could read, four sites.
+    # Another hospital: its own words for the same three classes, two words for one of them,
+    # two rows that nobody could read, four sites.
     words = {"dark": ("night", "dusk"), "red": ("rouge",) * 2, "green": ("vert",) * 2}
     there = [
-        {"filename": r["filename"], "label": "blurred" if i in (4, 9) else words[r["label"]][i // 3 % 2], "patient": r["patient"]}
+        {
+            "filename": r["filename"],
+            "label": "blurred" if i in (4, 9) else words[r["label"]][i // 3 % 2],
+            "patient": r["patient"],
+        }
         | {"institution": f"clinic-{i // 9}", "sex": "FM"[i // 2 % 2] if i else "", "age": str(30 + i)}
         for i, r in enumerate(rows)
     ]
@@ -179,7 +211,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
     spec = lower_spec(segment, LowerConfig(model="resnet10t", image_size=32))
-    images = torch.stack([preprocess(Image.open(root / "images" / row["filename"]).convert("RGB"), spec) for row in rows])
+    images = torch.stack(
+        [preprocess(Image.open(root / "images" / row["filename"]).convert("RGB"), spec) for row in rows]
+    )
     with torch.inference_mode():
         columns = projection(spec.dim).apply(segment(images).numpy())
     weights = np.linalg.solve(columns.T @ columns + np.eye(32), columns.T @ (np.eye(3)[y] - 0.3)) * 4
@@ -204,7 +238,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def test_evaluate_scores_test_rows_and_agrees_with_predict(site: Path) -> None:
     found = evaluate(site / "run", site / "all.csv", site / "images.zip", device="cpu", repeats=200)
-    assert set(found) == {"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups", "pooled"}
+    assert set(found) == {
+        "auroc",
+        "auroc_per_class",
+        "auroc_ci95",
+        "n",
+        "left_out",
+        "dataset",
+        "measures",
+        "subgroups",
+        "pooled",
+    }
     assert found["pooled"] is None
     assert (found["left_out"], found["subgroups"], set(found["measures"])) == (0, {}, set(MEASURES))
     json.dumps(found, allow_nan=False)
@@ -217,7 +261,9 @@ def test_evaluate_scores_test_rows_and_agrees_with_predict(site: Path) -> None:
     from focal.segments.lower import preprocess
 
     rows = read_csv(site / "all.csv")[12:]
-    images = torch.stack([preprocess(Image.open(site / "images" / row["filename"]).convert("RGB"), model.meta.lower) for row in rows])
+    images = torch.stack(
+        [preprocess(Image.open(site / "images" / row["filename"]).convert("RGB"), model.meta.lower) for row in rows]
+    )
     with torch.inference_mode():
         logits = model(images).numpy()
     for c, name in enumerate(CLASSES):
@@ -234,7 +280,9 @@ def test_predict_writes_private_probabilities_in_order(site: Path, tmp_path: Pat
     model = ReleasedModel.load(site / "run" / "model.pt")
     from focal.segments.lower import preprocess
 
-    images = torch.stack([preprocess(Image.open(site / "images" / row["filename"]).convert("RGB"), model.meta.lower) for row in rows])
+    images = torch.stack(
+        [preprocess(Image.open(site / "images" / row["filename"]).convert("RGB"), model.meta.lower) for row in rows]
+    )
     with torch.inference_mode():
         expected = model.probabilities(images).numpy()
     # Six digits are written; batches of another size move float32 features by 1e-6 of their size.
@@ -283,10 +331,20 @@ def test_a_trained_lower_segment_is_the_one_that_predicts(site: Path, tuned: Pat
 
 
 def test_an_interactive_run_is_evaluated_at_another_hospital(site: Path, tuned: Path, tmp_path: Path) -> None:
-    """Translated labels, sites and all, by the fine-tuned segment; a cache that holds the initial features does not mislead it."""
+    """Translated labels, sites and all, by the fine-tuned segment;
+    a cache that holds the initial features does not mislead it."""
     labels = read(LabelMap, site / "labels.yaml")
     found = [
-        evaluate(run, site / "there.csv", site / "images", labels=labels, by=["institution"], device="cpu", cache=tmp_path, repeats=50)
+        evaluate(
+            run,
+            site / "there.csv",
+            site / "images",
+            labels=labels,
+            by=["institution"],
+            device="cpu",
+            cache=tmp_path,
+            repeats=50,
+        )
         for run in (site / "run", tuned)
     ]
     kept = np.array([i not in (4, 9) for i in range(36)])
@@ -295,7 +353,9 @@ def test_an_interactive_run_is_evaluated_at_another_hospital(site: Path, tuned: 
         raw = logits(run, site)
         for rows, values in ((kept, scores), (kept & (clinic == 2), scores["subgroups"]["institution"]["clinic-2"])):
             for c, name in enumerate(CLASSES):
-                assert values["auroc_per_class"][name] == pytest.approx(roc_auc_score(y[rows] == c, raw[rows, c]), abs=1e-12)
+                assert values["auroc_per_class"][name] == pytest.approx(
+                    roc_auc_score(y[rows] == c, raw[rows, c]), abs=1e-12
+                )
     assert found[0]["auroc_per_class"] != found[1]["auroc_per_class"]
     with pytest.raises(FocalError, match="weights 'random:1' are not the lower segment"):
         evaluate(tuned, site / "all.csv", site / "images", weights="random:1", device="cpu")
@@ -306,7 +366,8 @@ def scored(site: Path, table: str, **options: Any) -> dict[str, Any]:
 
 
 def test_three_hospitals_draw_one_curve_over_all_and_show_no_score(site: Path, tmp_path: Path) -> None:
-    """As people do it: keys, public files to everybody, each evaluates its own table, and whose files are complete has the curve."""
+    """As people do it: keys, public files to everybody, each evaluates its own table,
+    and whose files are complete has the curve."""
     rows, sites = read_csv(site / "unsplit.csv"), tmp_path / "sites"
     for k, name in enumerate(("north", "south", "west")):
         write_csv(tmp_path / f"{name}.csv", rows[12 * k : 12 * k + 12])
@@ -315,7 +376,17 @@ def test_three_hospitals_draw_one_curve_over_all_and_show_no_score(site: Path, t
         shutil.copy(tmp_path / name / f"{name}.public.json", sites)
 
     def run(name: str) -> str:
-        options = ["--images", site / "images", "--device", "cpu", "--pool", sites, "--key", tmp_path / name / f"{name}.key.json", "--json"]
+        options = [
+            "--images",
+            site / "images",
+            "--device",
+            "cpu",
+            "--pool",
+            sites,
+            "--key",
+            tmp_path / name / f"{name}.key.json",
+            "--json",
+        ]
         result = cli("evaluate", site / "run", "--table", tmp_path / f"{name}.csv", *options)
         assert result.returncode == 0, result.stderr
         return result.stdout
@@ -327,7 +398,10 @@ def test_three_hospitals_draw_one_curve_over_all_and_show_no_score(site: Path, t
     assert found["missing"] == [] and found["fingerprint"] in last and "pooled_roc.png" in last
     whole = scored(site, "unsplit.csv")["auroc"]
     assert abs(found["auroc"] - whole) <= found["bound"] < 0.02
-    assert json.loads(run("north").splitlines()[-1])["pooled"] == found and (sites / "pooled_roc.png").stat().st_size > 10_000
+    assert (
+        json.loads(run("north").splitlines()[-1])["pooled"] == found
+        and (sites / "pooled_roc.png").stat().st_size > 10_000
+    )
     alone = cli("evaluate", site / "run", "--table", site / "all.csv", "--images", site / "images", "--pool", sites)
     assert alone.returncode == 1 and "--pool and --key go together" in alone.stderr
 
@@ -336,7 +410,9 @@ def test_other_labels_are_an_error_with_both_sets(site: Path) -> None:
     with pytest.raises(FocalError, match="labels are melanoma, but the run's classes are dark, red, green"):
         scored(site, "other.csv")
     some = LabelMap(labels={"night": "dark", "dusk": "dark", "blurred": None})
-    with pytest.raises(FocalError, match="are blurred, dusk, .* classes are dark, red, green; not translated: rouge, vert"):
+    with pytest.raises(
+        FocalError, match="are blurred, dusk, .* classes are dark, red, green; not translated: rouge, vert"
+    ):
         scored(site, "there.csv", labels=some)
     with pytest.raises(FocalError, match="leads to purple, but the run's classes are dark, red, green"):
         scored(site, "all.csv", labels=LabelMap(labels={"violet": "purple"}))
@@ -349,7 +425,11 @@ def test_another_hospitals_words_score_like_ours(site: Path) -> None:
     """The same images under translated labels, without the rows that have no counterpart."""
     found = scored(site, "there.csv", labels=read(LabelMap, site / "labels.yaml"))
     assert (found["n"], found["left_out"]) == (34, 2)
-    kept = [{k: row[k] for k in ("filename", "label")} for i, row in enumerate(read_csv(site / "all.csv")) if i not in (4, 9)]
+    kept = [
+        {k: row[k] for k in ("filename", "label")}
+        for i, row in enumerate(read_csv(site / "all.csv"))
+        if i not in (4, 9)
+    ]
     write_csv(site / "kept.csv", kept)
     assert found["auroc_per_class"] == scored(site, "kept.csv")["auroc_per_class"]
 
@@ -365,9 +445,18 @@ def test_a_row_with_two_of_our_classes_does_not_fit_a_run_with_one(site: Path, t
 def test_sites_and_subgroups_are_scored_on_their_own_rows(site: Path) -> None:
     labels = read(LabelMap, site / "labels.yaml")
     found = scored(site, "there.csv", labels=labels, by=["institution", "sex", "age:40,60"])["subgroups"]
-    assert {name: part["n"] for name, part in found["institution"].items()} == {"clinic-0": 8, "clinic-1": 8, "clinic-2": 9, "clinic-3": 9}
+    assert {name: part["n"] for name, part in found["institution"].items()} == {
+        "clinic-0": 8,
+        "clinic-1": 8,
+        "clinic-2": 9,
+        "clinic-3": 9,
+    }
     assert {name: part["n"] for name, part in found["sex"].items()} == {"F": 15, "M": 18, "not given": 1}
-    assert {name: part["n"] for name, part in found["age:40,60"].items()} == {"below 40": 8, "40 to below 60": 20, "60 and above": 6}
+    assert {name: part["n"] for name, part in found["age:40,60"].items()} == {
+        "below 40": 8,
+        "40 to below 60": 20,
+        "60 and above": 6,
+    }
     assert found["sex"]["not given"]["auroc"] is None and found["sex"]["not given"]["auroc_ci95"] is None
     # One site's figures are those of a table with its rows alone.
     write_csv(site / "clinic.csv", [row for row in read_csv(site / "there.csv") if row["institution"] == "clinic-2"])
@@ -377,7 +466,9 @@ def test_sites_and_subgroups_are_scored_on_their_own_rows(site: Path) -> None:
 
 
 def test_a_class_missing_at_a_site_is_shown_as_such(site: Path) -> None:
-    rows = [row | {"institution": "east" if row["label"] != "red" else "west"} for row in read_csv(site / "unsplit.csv")]
+    rows = [
+        row | {"institution": "east" if row["label"] != "red" else "west"} for row in read_csv(site / "unsplit.csv")
+    ]
     write_csv(site / "sites.csv", rows)
     found = scored(site, "sites.csv", by=["institution"])["subgroups"]["institution"]
     assert found["east"]["auroc_per_class"]["red"] is None and found["east"]["auroc"] is not None

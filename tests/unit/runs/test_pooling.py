@@ -1,4 +1,5 @@
-"""Pooled evaluation by files: the curve is that of all rows, one site's counts stay hidden, and what could undo that is refused."""
+"""Pooled evaluation by files: the curve is that of all rows, one site's counts stay hidden,
+and what could undo that is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from focal.sums import fixed
 from focal.sums.masked import _stream
 
 SITES = ("north", "south", "west")
-META: Any = ModelMeta.model_construct(run_id="1" * 64, manifest_hash="2" * 64, task="multiclass", classes=("a", "b", "c"))
+META: Any = ModelMeta.model_construct(
+    run_id="1" * 64, manifest_hash="2" * 64, task="multiclass", classes=("a", "b", "c")
+)
 SIZE = 3 * 2 * BINS
 
 
@@ -70,14 +73,19 @@ def test_every_site_reads_the_curve_of_all_rows(tmp_path: Path, keys: dict[str, 
     assert 0 < found[0]["bound"] < 0.01
     assert abs(found[0]["auroc"] - macro_auroc(labels, scores, "multiclass")) <= found[0]["bound"]
     written = json.loads((tmp_path / "sites" / "pooled_roc.json").read_text())
-    assert written["rows"] == 900 and written["auroc"] == found[0]["auroc"] and set(written["classes"]) == {"a", "b", "c"}
+    assert (
+        written["rows"] == 900 and written["auroc"] == found[0]["auroc"] and set(written["classes"]) == {"a", "b", "c"}
+    )
     assert (tmp_path / "sites" / "pooled_roc.png").stat().st_size > 10_000
 
 
 def test_masks_hide_a_site_as_long_as_one_other_keeps_its_key(tmp_path: Path, keys: dict[str, Path]) -> None:
-    """north's file less the public stream and what west shares with north is noise; less what south shares as well it is north's counts."""
+    """north's file less the public stream and what west shares with north is noise;
+    less what south shares as well it is north's counts."""
     pool = contributed(tmp_path, keys)["north"]
-    shared = dict(zip(SITES[1:], pool._sum._added, strict=True))  # north is first: it adds what it shares with the others
+    shared = dict(
+        zip(SITES[1:], pool._sum._added, strict=True)
+    )  # north is first: it adds what it shares with the others
     left = np.frombuffer(pool._read(pool.sites["north"]), "<u8") - _stream(pool._sum._group["north"], SIZE)
     truth = fixed.encode(counts(0).ravel().astype(float), 0)
     assert (left == truth).mean() < 0.01
@@ -87,7 +95,9 @@ def test_masks_hide_a_site_as_long_as_one_other_keeps_its_key(tmp_path: Path, ke
     assert (left == truth).all()
 
 
-def test_other_counts_are_refused_for_good_and_another_folder_is_another_exchange(tmp_path: Path, keys: dict[str, Path]) -> None:
+def test_other_counts_are_refused_for_good_and_another_folder_is_another_exchange(
+    tmp_path: Path, keys: dict[str, Path]
+) -> None:
     pool = Pool(tmp_path / "sites", keys["north"], META)
     pool.add(counts(0))
     sent = (tmp_path / "sites" / f"north{COUNTS}").read_bytes()

@@ -19,7 +19,14 @@ from focal import configs
 from focal.config import LowerConfig, RunConfig, read
 from focal.errors import FocalError
 from focal.segments import lower
-from focal.segments.lower import build_lower, check_test_features, embedded_test_image, lower_spec, preprocess, weights_sha256
+from focal.segments.lower import (
+    build_lower,
+    check_test_features,
+    embedded_test_image,
+    lower_spec,
+    preprocess,
+    weights_sha256,
+)
 
 RESNET = LowerConfig(model="resnet10t", image_size=64)
 VIT = LowerConfig(model="test_vit", image_size=160)  # timm's smallest, made for tests
@@ -66,7 +73,9 @@ def test_a_named_cut_is_pooled_over_places_or_tokens() -> None:
 def test_squeezenet_pools_the_mean_of_its_last_map() -> None:
     segment, _ = build_lower(LowerConfig(family="torchvision", model="squeezenet1_1", image_size=64), "random:0")
     x = pixels(64)
-    maps = segment.backbone.features(((x.float() - segment.mean) / segment.std).contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
+    maps = segment.backbone.features(
+        ((x.float() - segment.mean) / segment.std).contiguous(memory_format=torch.channels_last)
+    )  # type: ignore[operator]
     assert torch.equal(segment(x), maps.mean((2, 3))) and segment.spec.dim == 512
 
 
@@ -115,7 +124,11 @@ def test_files_in_every_usual_form_load_the_same_weights(tmp_path: Path, form: s
             "model": {"model": state},
             "state_dict": {"state_dict": state},
             "module": {f"module.{k}": v for k, v in state.items()},
-            "namespace": {"model": {**state, "decoder_embed.weight": torch.zeros(2)}, "args": argparse.Namespace(lr=1), "epoch": 3},
+            "namespace": {
+                "model": {**state, "decoder_embed.weight": torch.zeros(2)},
+                "args": argparse.Namespace(lr=1),
+                "epoch": 3,
+            },
         }
         torch.save(forms.get(form, state), path)
     loaded, source = build_lower(VIT, str(path))
@@ -148,8 +161,14 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
             "1 missing (blocks.0.attn.qkv.weight), 0 unexpected",
         ),
         "extra": ({**state, "blocks.99.x": torch.zeros(1)}, "0 missing, 1 unexpected (blocks.99.x)"),
-        "shape": ({**state, "norm.weight": torch.zeros(3)}, "'norm.weight' has shape (3,), the lower segment needs (64,)"),
-        "nan": ({**state, "norm.weight": torch.full((64,), float("nan"))}, "'norm.weight' holds numbers that are not finite"),
+        "shape": (
+            {**state, "norm.weight": torch.zeros(3)},
+            "'norm.weight' has shape (3,), the lower segment needs (64,)",
+        ),
+        "nan": (
+            {**state, "norm.weight": torch.full((64,), float("nan"))},
+            "'norm.weight' holds numbers that are not finite",
+        ),
         "list": ([1, 2], "is not a weights file"),
         "hostile": ({"x": Hostile(tmp_path / "pwned")}, "is not a weights file"),
     }
@@ -160,7 +179,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         assert problem in e.value.message and f"{name}.pth" in e.value.message
     assert not (tmp_path / "pwned").exists(), "no code of a weights file is run"
     (tmp_path / "noise.pth").write_bytes(b"\x00" * 100)
-    for weights, problem in ((tmp_path / "noise.pth", "is not a weights file"), (tmp_path / "gone.pth", "no such weights file")):
+    for weights, problem in (
+        (tmp_path / "noise.pth", "is not a weights file"),
+        (tmp_path / "gone.pth", "no such weights file"),
+    ):
         with pytest.raises(FocalError, match=problem):
             build_lower(VIT, str(weights))
 
@@ -187,7 +209,9 @@ def test_wrong_options_are_named(options: dict[str, Any], weights: str, problem:
     assert problem in e.value.message and way_out in e.value.hint
 
 
-def test_without_a_network_pretrained_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any) -> None:
+def test_without_a_network_pretrained_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any
+) -> None:
     monkeypatch.setattr(lower, "_reachable", lambda url: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FocalError, match="pretrained weights of 'resnet10t' cannot be had") as e:
@@ -210,12 +234,15 @@ def test_preprocessing_resizes_and_makes_grey_images_rgb() -> None:
     assert x.shape == (3, 64, 64) and x.dtype == torch.uint8 and torch.equal(x[0], x[2])
     colour = Image.fromarray(embedded_test_image())
     assert torch.equal(
-        preprocess(colour, RESNET.model_copy(update={"image_size": 96})), torch.from_numpy(embedded_test_image()).permute(2, 0, 1)
+        preprocess(colour, RESNET.model_copy(update={"image_size": 96})),
+        torch.from_numpy(embedded_test_image()).permute(2, 0, 1),
     )
 
 
 def test_the_embedded_image_and_the_feature_check() -> None:
-    assert hashlib.sha256(embedded_test_image().tobytes()).hexdigest() == TEST_IMAGE, "every version draws the same picture"
+    assert hashlib.sha256(embedded_test_image().tobytes()).hexdigest() == TEST_IMAGE, (
+        "every version draws the same picture"
+    )
     segment, _ = build_lower(RESNET, "random:0")
     mine = lower.test_image_features(segment)
     assert mine.shape == (segment.spec.dim,)

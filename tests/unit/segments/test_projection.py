@@ -131,11 +131,15 @@ class TestApply:
         assert columns.shape == (400, R) and columns.dtype == np.float64
         assert (columns[:, -1] == 1).all()
         values = np.linalg.eigvalsh(MOMENTS.covariance)[::-1][: R - 1]
-        # norms stay far below the clip here, so the columns' moments are those of the theory, to float32 rounding of the matrix:
+        # norms stay far below the clip here, so the columns' moments are those of the theory,
+        # to float32 rounding of the matrix:
         # |p|^2 <= 10 / l_1, hence 2 * 10 * 2^-24 on second moments, sqrt(10 dim) B 2^-24 on means
         assert np.linalg.norm(columns[:, :-1], axis=1).max() < 2 * math.sqrt(R)
         assert np.abs(columns[:, :-1].mean(axis=0)).max() < 1e-4
-        assert np.abs(np.cov(columns[:, :-1].T, bias=True) - np.diag(np.minimum(1, values / (0.1 * values[0])))).max() < 1e-5
+        assert (
+            np.abs(np.cov(columns[:, :-1].T, bias=True) - np.diag(np.minimum(1, values / (0.1 * values[0])))).max()
+            < 1e-5
+        )
 
     def test_clips_features_and_norm(self) -> None:
         wild = np.full((2, DIM), 1e9, np.float32)
@@ -171,7 +175,8 @@ class TestStepSize:
 
 class TestHonestWhiteningPasses:
     @pytest.mark.parametrize(
-        ("dim", "features", "rows"), [(32, 32, 100), (63, 64, 200), (192, 64, 90), (192, 128, 300), (512, 256, 300), (2048, 64, 60)]
+        ("dim", "features", "rows"),
+        [(32, 32, 100), (63, 64, 200), (192, 64, 90), (192, 128, 300), (512, 256, 300), (2048, 64, 60)],
     )
     def test_dimensions(self, dim: int, features: int, rows: int) -> None:
         """Among them: fewer rows than dimensions, fewer rows than components, all dimensions used."""
@@ -201,7 +206,9 @@ class TestHonestWhiteningPasses:
         projection = whiten(moments, 32, BOUND, RIDGE)
         turn = np.linalg.qr(np.random.default_rng(3).standard_normal((31, 31)))[0]
         matrix = turn @ projection.matrix.astype(np.float64)
-        turned = dataclasses.replace(projection, matrix=matrix.astype(np.float32), offset=(-matrix @ moments.mean).astype(np.float32))
+        turned = dataclasses.replace(
+            projection, matrix=matrix.astype(np.float32), offset=(-matrix @ moments.mean).astype(np.float32)
+        )
         check_whiten(turned, moments, 32, BOUND, RIDGE)
 
     def test_large_offsets(self) -> None:
@@ -225,7 +232,13 @@ class TestHonestWhiteningPasses:
         matrix[0] = aim / math.sqrt(aim @ moments.covariance @ aim)
         offset = (-matrix @ moments.mean).astype(np.float32)
         with pytest.raises(Refused, match="row 1: .C p - l p."):
-            check_whiten(dataclasses.replace(projection, matrix=matrix.astype(np.float32), offset=offset), moments, 64, BOUND, RIDGE)
+            check_whiten(
+                dataclasses.replace(projection, matrix=matrix.astype(np.float32), offset=offset),
+                moments,
+                64,
+                BOUND,
+                RIDGE,
+            )
 
     def test_largest_entry_is_positive(self) -> None:
         rows = HONEST.matrix
@@ -243,7 +256,9 @@ class TestHonestWhiteningPasses:
 
     def test_more_components_than_dimensions(self) -> None:
         check_features(193, 192)
-        with pytest.raises(FocalError, match="projection.features is 256, but the lower segment gives 192 features") as e:
+        with pytest.raises(
+            FocalError, match="projection.features is 256, but the lower segment gives 192 features"
+        ) as e:
             check_features(256, 192)
         assert "set projection.features to 193 or less" in str(e.value)
         with pytest.raises(FocalError, match="projection.features is 64"):
@@ -364,7 +379,8 @@ class TestDeviationsAreRefused:
     @settings(max_examples=50, deadline=None)
     @given(st.integers(0, 2**32 - 1), st.floats(0.01, 10))
     def test_random_changes_of_a_row(self, seed: int, size: float) -> None:
-        """A perturbation of a leading row by at least 1 % of its length: eigenvalues there lie 2 % of l_1 and more apart."""
+        """A perturbation of a leading row by at least 1 % of its length:
+        eigenvalues there lie 2 % of l_1 and more apart."""
         rng = np.random.default_rng(seed)
         rows, row = _rows(), int(rng.integers(0, 6))
         step = rng.standard_normal(DIM)
@@ -395,7 +411,9 @@ class TestRandom:
         assert abs(directions.mean()) < 5 / math.sqrt(n)
         assert abs(directions.var() - 1) < 5 * math.sqrt(2 / n)
         assert abs((directions**4).mean() - 3) < 5 * math.sqrt(96 / n)  # the fourth power has variance 105 - 9
-        assert abs(np.corrcoef(directions[: n // 2], directions[n // 2 :])[0, 1]) < 5 / math.sqrt(n / 2)  # cosine half, sine half
+        assert abs(np.corrcoef(directions[: n // 2], directions[n // 2 :])[0, 1]) < 5 / math.sqrt(
+            n / 2
+        )  # cosine half, sine half
 
     def test_directions_are_the_same_everywhere(self) -> None:
         directions = random_directions(RUN, 32, 33)
@@ -451,7 +469,12 @@ class TestBytes:
         again = Projection.from_bytes(HONEST.to_bytes())
         assert again.to_bytes() == HONEST.to_bytes() and again.digest == HONEST.digest
         assert np.array_equal(again.matrix, HONEST.matrix) and np.array_equal(again.offset, HONEST.offset)
-        assert (again.kind, again.bound, again.features, again.eta_hex) == (HONEST.kind, HONEST.bound, HONEST.features, HONEST.eta_hex)
+        assert (again.kind, again.bound, again.features, again.eta_hex) == (
+            HONEST.kind,
+            HONEST.bound,
+            HONEST.features,
+            HONEST.eta_hex,
+        )
 
     def test_digest_covers_every_field(self) -> None:
         matrix = HONEST.matrix.copy()
@@ -482,7 +505,9 @@ class TestBytes:
             return
         assert parsed.to_bytes() == cut  # what is accepted is canonical
 
-    @pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: b"x" + d[1:], lambda d: d[:30]])
+    @pytest.mark.parametrize(
+        "change", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: b"x" + d[1:], lambda d: d[:30]]
+    )
     def test_length_and_format(self, change: Callable[[bytes], bytes]) -> None:
         with pytest.raises(ProtocolError, match="malformed projection"):
             Projection.from_bytes(change(HONEST.to_bytes()))
@@ -513,5 +538,7 @@ class TestBytes:
 
 
 def test_server_and_custodians_can_import_it_without_torch() -> None:
-    code = "import sys, focal.segments.projection, focal.sums.masked, focal.sums.fixed; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, focal.segments.projection, focal.sums.masked, focal.sums.fixed; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE).returncode == 0

@@ -1,4 +1,5 @@
-"""The segment that learns: what each selection trains, the bottleneck, the vector that is averaged, and what bad choices are told."""
+"""The segment that learns: what each selection trains, the bottleneck, the vector that is averaged,
+and what bad choices are told."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def test_what_is_chosen_trains_and_nothing_else(kind: str, trainable: str) -> No
     segment.train()
     frozen = {name: value.clone() for name, value in segment.state_dict().items()}
     optimizer = torch.optim.Adam(segment.parameters(), lr=1e-3)
-    for _ in range(2):  # the second step moves LoRA's and adapters' first factors too, whose gradient is zero at the start
+    for _ in range(
+        2
+    ):  # the second step moves LoRA's and adapters' first factors too, whose gradient is zero at the start
         optimizer.zero_grad()
         segment(pixels()).square()[:, :-1].sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in segment.trained().values())
@@ -70,7 +73,9 @@ def test_the_names_of_what_trains() -> None:
 
     assert names("vit", trainable="last", blocks=1) == below("vit", "blocks.11.", "norm.")
     assert names("resnet", trainable="last", blocks=2) == below("resnet", "layer3.", "layer4.")
-    assert names("squeezenet", trainable="last", blocks=3) == below("squeezenet", "features.10.", "features.11.", "features.12.")
+    assert names("squeezenet", trainable="last", blocks=3) == below(
+        "squeezenet", "features.10.", "features.11.", "features.12."
+    )
     assert names("squeezenet", trainable="all") == below("squeezenet", "")
     norms = [n for n, m in lower("resnet").backbone.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert names("resnet", trainable="norm") == {f"{n}.{p}" for n in norms for p in ("weight", "bias")}
@@ -93,7 +98,9 @@ def test_the_frozen_segment_is_not_touched() -> None:
     with torch.no_grad():
         for p in segment.parameters():
             p.add_(1.0)
-    assert weights_sha256(own.backbone) == own.spec.weights_sha256 and not any(p.requires_grad for p in own.parameters())
+    assert weights_sha256(own.backbone) == own.spec.weights_sha256 and not any(
+        p.requires_grad for p in own.parameters()
+    )
 
 
 def test_batch_statistics_and_dropout_stay_out() -> None:
@@ -138,13 +145,19 @@ def test_more_blocks_than_there_are_before_the_cut() -> None:
 def test_the_bottleneck_is_the_projection_that_it_starts_from() -> None:
     start = projection(lower("resnet").spec.dim)
     segment = TrainableSegment(lower("resnet"), InteractiveConfig(features=32), start)
-    raw = 20 * torch.randn(7, start.dim, generator=torch.Generator().manual_seed(2))  # beyond the clip of values and of the norm
+    raw = 20 * torch.randn(
+        7, start.dim, generator=torch.Generator().manual_seed(2)
+    )  # beyond the clip of values and of the norm
     weights = np.random.default_rng(0).normal(size=(32, 5))
-    np.testing.assert_allclose(segment.bottleneck(raw).detach().numpy(), start.apply(raw.numpy()), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        segment.bottleneck(raw).detach().numpy(), start.apply(raw.numpy()), rtol=1e-12, atol=1e-12
+    )
     with torch.no_grad():
         segment.bottleneck.matrix.mul_(1.5)
     released = segment.head(weights, "multiclass")
-    np.testing.assert_allclose(released(raw).numpy(), segment.bottleneck(raw).detach().numpy() @ weights, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        released(raw).numpy(), segment.bottleneck(raw).detach().numpy() @ weights, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_activations_are_bounded_whatever_was_learned() -> None:
@@ -180,7 +193,9 @@ def test_the_vector_holds_what_trains_and_comes_back() -> None:
     one, other = (TrainableSegment(lower("vit"), config, seed=s) for s in (0, 1))
     again = TrainableSegment(lower("vit"), config, seed=0)
     assert (one.vector() == again.vector()).all() and not (one.vector() == other.vector()).all()
-    assert one.vector().shape == (one.count,) and one.count == 12 * 2 * (192 + 576 + 2 * 192 + 2 * (192 + 768)) + 31 * 193
+    assert (
+        one.vector().shape == (one.count,) and one.count == 12 * 2 * (192 + 576 + 2 * 192 + 2 * (192 + 768)) + 31 * 193
+    )
     assert one.check_average(one.count * 8.01e-6) == 8 * one.count
     other.load_vector(one.vector())
     assert all(torch.equal(p, q) for p, q in zip(one.trained().values(), other.trained().values(), strict=True))

@@ -1,4 +1,5 @@
-"""The released head: the same numbers as the projection that was trained on, a file that loads anywhere and refuses what is not one."""
+"""The released head: the same numbers as the projection that was trained on,
+a file that loads anywhere and refuses what is not one."""
 
 from __future__ import annotations
 
@@ -45,7 +46,15 @@ def meta(task: str = "multiclass", classes: tuple[str, ...] = ("N", "D", "G")) -
         weights_sha256="ab" * 32, dim=DIM,
     )  # fmt: skip
     return ModelMeta.model_validate(
-        dict(dataset="set", classes=classes, task=task, lower=lower, weights="random:0", run_id="01" * 32, manifest_hash="02" * 32)
+        dict(
+            dataset="set",
+            classes=classes,
+            task=task,
+            lower=lower,
+            weights="random:0",
+            run_id="01" * 32,
+            manifest_hash="02" * 32,
+        )
     )
 
 
@@ -58,9 +67,12 @@ def test_matches_the_projection_that_was_trained_on(dim: int) -> None:
     x, p = raw(dim=dim), projection(dim)
     columns = p.apply(x)
     norms = np.linalg.norm(columns[:, :-1], axis=1)
-    assert (np.abs(x) > p.bound).any() and (norms > 2 * np.sqrt(R) - 1e-9).any() and (norms < 2 * np.sqrt(R) - 1e-3).any()
+    assert (
+        (np.abs(x) > p.bound).any() and (norms > 2 * np.sqrt(R) - 1e-9).any() and (norms < 2 * np.sqrt(R) - 1e-3).any()
+    )
     module = UpperHead.from_projection(p, weights(3), "multiclass")
-    # Both in float64 on the same float32 constants; only the order of at most 2048 additions of numbers below 100 differs.
+    # Both in float64 on the same float32 constants; only the order of at most 2048 additions
+    # of numbers below 100 differs.
     np.testing.assert_allclose(module.project(torch.from_numpy(x)).numpy(), columns, atol=1e-10)
     # float32 logits of size below 40: half a unit in the last place is 2e-6.
     np.testing.assert_allclose(module(torch.from_numpy(x)).numpy(), columns @ weights(3), atol=1e-5)
@@ -97,7 +109,8 @@ def test_loads_without_openfhe_and_without_the_rest_of_the_product(tmp_path: Pat
         "import sys; sys.modules['openfhe'] = None\n"
         "from focal.segments.upper import load\n"
         f"head, meta = load({str(tmp_path)!r})\n"
-        "import torch; print(head(torch.zeros(1, 40)).shape, any(m.startswith(('focal.ckks', 'focal.net', 'timm')) for m in sys.modules))"
+        "import torch; print(head(torch.zeros(1, 40)).shape, "
+        "any(m.startswith(('focal.ckks', 'focal.net', 'timm')) for m in sys.modules))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ran.stdout.strip() == "torch.Size([1, 3]) False"
@@ -113,7 +126,12 @@ def test_what_is_not_a_released_model_is_refused_by_name(tmp_path: Path) -> None
         file.write_bytes(damaged)
         with pytest.raises(FocalError, match="model.pt: is not a released FOCAL model"):
             upper.load(file)
-    for content in ({"format": "focal-model-0"}, [1, 2], {"format": upper.FORMAT}, {"format": upper.FORMAT, "meta": {}}):
+    for content in (
+        {"format": "focal-model-0"},
+        [1, 2],
+        {"format": upper.FORMAT},
+        {"format": upper.FORMAT, "meta": {}},
+    ):
         torch.save(content, file)
         with pytest.raises(FocalError, match="model.pt"):
             upper.load(file)
@@ -133,7 +151,9 @@ def test_shapes_and_values_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         upper.save(Path("never-written.pt"), good, meta(classes=("A", "B")))
     with pytest.raises(ValueError, match="lower segment gives 40"):
-        upper.save(Path("never-written.pt"), UpperHead.from_projection(projection(DIM + 1), weights(3), "multiclass"), meta())
+        upper.save(
+            Path("never-written.pt"), UpperHead.from_projection(projection(DIM + 1), weights(3), "multiclass"), meta()
+        )
 
 
 def test_released_model_is_lower_then_head() -> None:

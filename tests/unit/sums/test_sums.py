@@ -21,12 +21,21 @@ from focal.sums.masked import MaskedSum, new_group_key, participants_digest
 RUN = bytes(range(32))
 SECRETS = [bytes([i + 1]) * 32 for i in range(6)]
 NAMES = tuple(f"hospital-{i}" for i in range(6))
-PUBLICS = {name: X25519PrivateKey.from_private_bytes(s).public_key().public_bytes_raw() for name, s in zip(NAMES, SECRETS, strict=True)}
+PUBLICS = {
+    name: X25519PrivateKey.from_private_bytes(s).public_key().public_bytes_raw()
+    for name, s in zip(NAMES, SECRETS, strict=True)
+}
 GROUP = b"g" * 32
 
 
 def member(
-    i: int, members: int, *, run_id: bytes = RUN, label: str = "moments", group: bytes = GROUP, names: tuple[str, ...] | None = None
+    i: int,
+    members: int,
+    *,
+    run_id: bytes = RUN,
+    label: str = "moments",
+    group: bytes = GROUP,
+    names: tuple[str, ...] | None = None,
 ) -> MaskedSum:
     return MaskedSum(run_id, label, NAMES[i], names or NAMES[:members], SECRETS[i], PUBLICS, group)
 
@@ -42,7 +51,8 @@ def framed(*fields: bytes) -> bytes:
 
 
 def stream(secret: bytes, purpose: bytes, members: int, *names: str) -> np.ndarray:
-    """Words 8 to 15 of a mask by other means: HKDF from HMAC (RFC 5869), block 1 of ChaCha20 as libsodium's AEAD uses it (RFC 8439)."""
+    """Words 8 to 15 of a mask by other means: HKDF from HMAC (RFC 5869), block 1 of ChaCha20 as libsodium's AEAD
+    uses it (RFC 8439)."""
     listed = hashlib.sha256(framed(b"focal/sum/participants/v1", *(n.encode() for n in NAMES[:members]))).digest()
     info = framed(purpose, RUN, b"moments", listed, *(n.encode() for n in names))
     extracted = hmac.digest(bytes(32), secret, "sha256")
@@ -68,7 +78,9 @@ tables = st.tuples(st.integers(2, 6), st.integers(1, 5)).flatmap(
 class TestFixed:
     @given(st.lists(st.floats(-31.9, 31.9), min_size=1, max_size=20))
     def test_rounds_to_half_a_unit(self, values: list[float]) -> None:
-        assert np.abs(decode(encode(values)) - values).max() <= 2.0**-49  # half of 2^-48; ldexp and the conversions are exact
+        assert (
+            np.abs(decode(encode(values)) - values).max() <= 2.0**-49
+        )  # half of 2^-48; ldexp and the conversions are exact
 
     def test_two_complement(self) -> None:
         assert encode([-(2.0**-48), 0.0, 2.0**-48]).tolist() == [2**64 - 1, 0, 1]
@@ -85,7 +97,9 @@ class TestFixed:
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 32.0, -32.0, 1e300])
     def test_refuses_without_telling_the_value(self, bad: float) -> None:
-        with pytest.raises(FocalError, match="value 2 of 3 to be summed is not a finite number below 32 in magnitude") as e:
+        with pytest.raises(
+            FocalError, match="value 2 of 3 to be summed is not a finite number below 32 in magnitude"
+        ) as e:
             encode([0.5, -0.25, bad])
         assert "0.5" not in str(e.value)
 
@@ -127,7 +141,9 @@ class TestOpening:
 
     @settings(max_examples=40, deadline=None)
     @given(tables, st.data())
-    def test_an_altered_contribution_changes_the_digest_or_is_refused(self, table: list[list[int]], data: st.DataObject) -> None:
+    def test_an_altered_contribution_changes_the_digest_or_is_refused(
+        self, table: list[list[int]], data: st.DataObject
+    ) -> None:
         sides, contributions = summed(np.array(table, np.uint64))
         honest = sides[0].digest(sides[0].open(contributions))
         victim = data.draw(st.sampled_from(sorted(contributions)))
@@ -144,7 +160,9 @@ class TestOpening:
 
     @settings(max_examples=40, deadline=None)
     @given(tables, st.data())
-    def test_a_duplicated_contribution_changes_the_digest_or_is_refused(self, table: list[list[int]], data: st.DataObject) -> None:
+    def test_a_duplicated_contribution_changes_the_digest_or_is_refused(
+        self, table: list[list[int]], data: st.DataObject
+    ) -> None:
         sides, contributions = summed(np.array(table, np.uint64))
         honest = sides[0].digest(sides[0].open(contributions))
         source, target = data.draw(st.permutations(sorted(contributions)))[:2]
@@ -196,17 +214,22 @@ class TestMasks:
         assert (np.frombuffer(member(1, 3).contribution(values), "<u8")[8:] == expected).all()
 
     def test_what_a_coalition_is_left_with(self) -> None:
-        """Members 2 and 3 and the server strip everything they can compute: the stream that 0 and 1 share still covers each of the two."""
+        """Members 2 and 3 and the server strip everything they can compute:
+        the stream that 0 and 1 share still covers each of the two."""
         values = np.arange(64, dtype=np.uint64).reshape(4, 16)
         _, contributions = summed(values)
         left = [np.frombuffer(contributions[NAMES[i]], "<u8")[8:] - group_stream(i, 4) for i in (0, 1)]
         for i in (0, 1):
             left[i] = left[i] - pair_stream(i, 2, 4) - pair_stream(i, 3, 4)
-        assert (left[0] == values[0, 8:] + pair_stream(0, 1, 4)).all() and (left[1] == values[1, 8:] - pair_stream(0, 1, 4)).all()
+        assert (left[0] == values[0, 8:] + pair_stream(0, 1, 4)).all() and (
+            left[1] == values[1, 8:] - pair_stream(0, 1, 4)
+        ).all()
         assert (left[0] + left[1] == values[0, 8:] + values[1, 8:]).all()  # what any sum tells a coalition
 
     def test_streams_are_all_different(self) -> None:
-        streams = [group_stream(i, 4) for i in range(4)] + [pair_stream(i, j, 4) for i in range(4) for j in range(i + 1, 4)]
+        streams = [group_stream(i, 4) for i in range(4)] + [
+            pair_stream(i, j, 4) for i in range(4) for j in range(i + 1, 4)
+        ]
         assert len({stream.tobytes() for stream in streams}) == 10
 
     @pytest.mark.parametrize(
@@ -222,7 +245,9 @@ class TestMasks:
     )
     def test_masks_depend_on(self, other: MaskedSum) -> None:
         zero = np.zeros(64, np.uint64)
-        difference = np.frombuffer(other.contribution(zero), "<u8") - np.frombuffer(member(0, 3).contribution(zero), "<u8")
+        difference = np.frombuffer(other.contribution(zero), "<u8") - np.frombuffer(
+            member(0, 3).contribution(zero), "<u8"
+        )
         assert difference.all()  # one of 64 uniform words is zero with probability 2^-58
 
     def test_digest_is_bound_to_the_sum(self) -> None:
@@ -239,7 +264,11 @@ class TestMadeOnce:
     def test_same_values_same_bytes_other_values_refused(self) -> None:
         side = member(0, 3)
         first = side.contribution(np.array([1, 2], np.uint64))
-        assert side.contribution(np.array([1, 2], np.uint64)) == first == member(0, 3).contribution(np.array([1, 2], np.uint64))
+        assert (
+            side.contribution(np.array([1, 2], np.uint64))
+            == first
+            == member(0, 3).contribution(np.array([1, 2], np.uint64))
+        )
         with pytest.raises(Refused, match="already contributed other values to sum 'moments'"):
             side.contribution(np.array([1, 3], np.uint64))
 

@@ -1,4 +1,5 @@
-"""Feature extraction: right, cached by content, private, shared between processes, quiet, and honest about bad input."""
+"""Feature extraction: right, cached by content, private, shared between processes, quiet,
+and honest about bad input."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def test_features_are_the_segments_outputs(segment: LowerSegment, table: Table, 
     rows = np.array([7, 70, 3])
     got = compute_features(segment, table, rows, device="cpu", cache=tmp_path / "c")
     with torch.inference_mode():
-        one_by_one = torch.cat([segment(preprocess(table.images.read(int(r)), LOWER).unsqueeze(0)) for r in rows]).numpy()
+        one_by_one = torch.cat(
+            [segment(preprocess(table.images.read(int(r)), LOWER).unsqueeze(0)) for r in rows]
+        ).numpy()
     assert got.shape == (3, segment.spec.dim) and got.dtype == np.float32
     np.testing.assert_allclose(got, one_by_one, atol=1e-5)  # another batch size, another order of float32 sums
 
@@ -66,7 +69,9 @@ def test_progress_counts_every_row_once(segment: LowerSegment, table: Table, tmp
     seen: list[tuple[int, int]] = []
     compute_features(segment, table, np.arange(30), device="cpu", cache=tmp_path)
     rows = np.concatenate([np.arange(80), [79, 78]])  # 30 are cached, the last two are the same images again
-    got = compute_features(segment, table, rows, device="cpu", cache=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    got = compute_features(
+        segment, table, rows, device="cpu", cache=tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen[0] == (30, 82) and seen[-1] == (82, 82) and sorted(seen) == seen and len(seen) >= 3
     assert (got[-2:] == got[[79, 78]]).all()
 
@@ -120,7 +125,8 @@ def report(done, total):
         os.kill(os.getpid(), getattr(signal, sys.argv[3]))
 
 try:
-    features.compute_features(segment, generate(80, 0), np.arange(80), device="cpu", cache=Path(sys.argv[1]), progress=report)
+    features.compute_features(segment, generate(80, 0), np.arange(80), device="cpu", cache=Path(sys.argv[1]), \
+progress=report)
 except KeyboardInterrupt:
     print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
@@ -131,13 +137,17 @@ def worker(cache: Path, stop_at: int = -1, how: str = "SIGKILL") -> subprocess.P
     return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
 
 
-def test_a_killed_process_leaves_what_it_finished_and_two_may_write_at_once(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_what_it_finished_and_two_may_write_at_once(
+    segment: LowerSegment, table: Table, tmp_path: Path
+) -> None:
     killed = worker(tmp_path, stop_at=24)
     killed.communicate(timeout=PATIENCE)
     assert killed.returncode == -signal.SIGKILL
     other = worker(tmp_path)
     seen: list[int] = []
-    stored = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path, progress=lambda done, _: seen.append(done))
+    stored = compute_features(
+        segment, table, np.arange(80), device="cpu", cache=tmp_path, progress=lambda done, _: seen.append(done)
+    )
     assert seen[0] == 24, "what was finished is not computed again"
     out, err = other.communicate(timeout=PATIENCE)
     assert other.returncode == 0 and out.split()[-1] == "80", err
@@ -158,7 +168,9 @@ def test_several_processes_may_open_a_new_cache_at_once(segment: LowerSegment, t
     fork = multiprocessing.get_context("fork")
     for attempt in range(4):
         start = fork.Barrier(4)
-        processes = [fork.Process(target=_fill, args=(tmp_path / str(attempt), segment.spec, str(k), start)) for k in range(4)]
+        processes = [
+            fork.Process(target=_fill, args=(tmp_path / str(attempt), segment.spec, str(k), start)) for k in range(4)
+        ]
         for process in processes:
             process.start()
         for process in processes:
@@ -217,7 +229,8 @@ def test_grey_images_pass(segment: LowerSegment, table: Table, tmp_path: Path) -
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
-    "config", [LOWER, LowerConfig(family="torchvision", model="squeezenet1_1"), LowerConfig(model="test_vit", image_size=160)]
+    "config",
+    [LOWER, LowerConfig(family="torchvision", model="squeezenet1_1"), LowerConfig(model="test_vit", image_size=160)],
 )
 def test_a_gpu_gives_the_features_of_a_cpu(config: LowerConfig, table: Table, tmp_path: Path) -> None:
     one, _ = build_lower(config, "random:0")

@@ -1,4 +1,5 @@
-"""Split training: the seam changes no gradient, the twin is plain PyTorch, and whoever was away is right again from the next step on."""
+"""Split training: the seam changes no gradient, the twin is plain PyTorch, and whoever was away is right again
+from the next step on."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def table() -> Table:
 def sites(table: Table, k: int) -> dict[str, Site]:
     """Unequal parts of the train rows."""
     cuts = np.cumsum(np.arange(1, k + 1)) * len(table.train_rows) // (k * (k + 1) // 2)
-    return {name: Site(table, rows) for name, rows in zip("abcdefgh", np.split(table.train_rows, cuts[:-1]), strict=False)}
+    return {
+        name: Site(table, rows) for name, rows in zip("abcdefgh", np.split(table.train_rows, cuts[:-1]), strict=False)
+    }
 
 
 class Fixed:
@@ -87,7 +90,9 @@ def institution(
 
 
 @pytest.mark.parametrize("based", [False, True])
-def test_gradients_through_the_seam_are_autograds(lower: LowerSegment, table: Table, tmp_path: Path, based: bool) -> None:
+def test_gradients_through_the_seam_are_autograds(
+    lower: LowerSegment, table: Table, tmp_path: Path, based: bool
+) -> None:
     """One step without Lightning's optimizer: p.grad against one graph from the images to the loss."""
     upper = Fixed(table.labels.shape[1])
     base = Base(np.random.default_rng(1).normal(size=upper.weights.shape), upper.weights * 0.1, 0.9)
@@ -111,13 +116,19 @@ def test_gradients_through_the_seam_are_autograds(lower: LowerSegment, table: Ta
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-7)  # float32 sums in another order
 
 
-def plain_training(lower: LowerSegment, table: Table, config: InteractiveConfig, head: torch.Tensor) -> tuple[Array, Array]:
-    """The same training of one institution in a dozen lines of PyTorch: torch's SGD for the head, torch's OneCycleLR for the rest."""
+def plain_training(
+    lower: LowerSegment, table: Table, config: InteractiveConfig, head: torch.Tensor
+) -> tuple[Array, Array]:
+    """The same training of one institution in a dozen lines of PyTorch: torch's SGD for the head,
+    torch's OneCycleLR for the rest."""
     segment, head = TrainableSegment(lower, config), nn.Parameter(head)
     batches = Batches(table, table.train_rows, lower.spec, config, name="a")
     loss = Loss(table.task, table.labels[table.train_rows].sum(0), config)
     lower_part = [p for p in segment.lower.parameters() if p.requires_grad]
-    groups = [{"params": lower_part, "lr": config.rate}, {"params": segment.bottleneck.parameters(), "lr": config.bottleneck_rate}]
+    groups = [
+        {"params": lower_part, "lr": config.rate},
+        {"params": segment.bottleneck.parameters(), "lr": config.bottleneck_rate},
+    ]
     adam = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     sgd = torch.optim.SGD([head], lr=config.head_rate, momentum=config.momentum)
     peaks = [config.rate, config.bottleneck_rate]
@@ -134,17 +145,23 @@ def plain_training(lower: LowerSegment, table: Table, config: InteractiveConfig,
 
 
 @pytest.mark.parametrize("trainable", ["norm", "all"])
-def test_the_twin_of_one_institution_is_plain_pytorch(lower: LowerSegment, table: Table, tmp_path: Path, trainable: str) -> None:
+def test_the_twin_of_one_institution_is_plain_pytorch(
+    lower: LowerSegment, table: Table, tmp_path: Path, trainable: str
+) -> None:
     config = CONFIG.model_copy(update={"trainable": trainable, "steps": 9})
     trained = train_jointly(lower, config, {"a": Site(table, table.train_rows)}, folder=tmp_path, device="cpu")
-    vector, head = plain_training(lower, table, config, torch.zeros(config.features, table.labels.shape[1], dtype=torch.float64))
+    vector, head = plain_training(
+        lower, table, config, torch.zeros(config.features, table.labels.shape[1], dtype=torch.float64)
+    )
     start = TrainableSegment(lower, config).vector()
     assert np.abs(vector - start).max() > 1e-3, "nothing was learned"
     np.testing.assert_allclose(trained.weights, head, atol=1e-4)
     np.testing.assert_allclose(trained.segment.vector() - start, vector - start, atol=1e-4)
 
 
-def test_a_run_that_starts_from_a_head_and_its_velocity_continues_it(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
+def test_a_run_that_starts_from_a_head_and_its_velocity_continues_it(
+    lower: LowerSegment, table: Table, tmp_path: Path
+) -> None:
     """The encrypted head trains only the difference; together they are SGD with momentum that never stopped."""
     rng = np.random.default_rng(8)
     w, v = rng.normal(size=(2, CONFIG.features, table.labels.shape[1])) * 0.1
@@ -180,9 +197,13 @@ def test_a_run_that_starts_from_a_head_and_its_velocity_continues_it(lower: Lowe
     np.testing.assert_allclose(trained.velocity, heads[-1] - heads[-2], atol=1e-7)
 
 
-def test_averages_are_weighted_by_rows_and_give_everybody_the_same(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
+def test_averages_are_weighted_by_rows_and_give_everybody_the_same(
+    lower: LowerSegment, table: Table, tmp_path: Path
+) -> None:
     """Average after every step of three unequal institutions, against each institution's step done by hand."""
-    config = CONFIG.model_copy(update={"steps": 2, "average_every": 1, "augment": False, "schedule": "constant", "label_smoothing": 0.0})
+    config = CONFIG.model_copy(
+        update={"steps": 2, "average_every": 1, "augment": False, "schedule": "constant", "label_smoothing": 0.0}
+    )
     data, heads, averages = sites(table, 3), [], []
     trained = train_jointly(
         lower,
@@ -222,19 +243,25 @@ def test_averages_are_weighted_by_rows_and_give_everybody_the_same(lower: LowerS
 
 
 def test_a_run_repeats_to_the_bit(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
-    runs = [train_jointly(lower, CONFIG, sites(table, 3), folder=tmp_path / str(i), device="cpu", seed=4) for i in range(2)]
+    runs = [
+        train_jointly(lower, CONFIG, sites(table, 3), folder=tmp_path / str(i), device="cpu", seed=4) for i in range(2)
+    ]
     assert (runs[0].weights == runs[1].weights).all() and (runs[0].segment.vector() == runs[1].segment.vector()).all()
     other = train_jointly(lower, CONFIG, sites(table, 3), folder=tmp_path / "other", device="cpu", seed=5)
     assert not (other.weights == runs[0].weights).all()
 
 
-def test_it_learns_and_the_released_model_scores_what_was_trained(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
+def test_it_learns_and_the_released_model_scores_what_was_trained(
+    lower: LowerSegment, table: Table, tmp_path: Path
+) -> None:
     rows = table.train_rows
     images = torch.stack([preprocess(table.images.read(int(r)), lower.spec) for r in rows])
     with torch.no_grad():
         raw = lower(images).numpy()
     bound, n, ridge = 8.0, len(rows), 0.1
-    start = whiten(pooled_moments(moment_values(raw, bound, n), lower.spec.dim, bound, n), CONFIG.features, bound, ridge)
+    start = whiten(
+        pooled_moments(moment_values(raw, bound, n), lower.spec.dim, bound, n), CONFIG.features, bound, ridge
+    )
     config = CONFIG.model_copy(update={"steps": 25, "augment": False})
     trained = train_jointly(lower, config, sites(table, 3), folder=tmp_path, start=start, device="cpu")
     found = scores(trained.segment, trained.weights, table, rows)
@@ -251,7 +278,16 @@ def test_callbacks_precision_and_logging_are_lightnings(lower: LowerSegment, tab
     module, batches = institution(lower, table, upper)
     module.segment.lower.backbone.layer4.register_forward_hook(lambda _m, _i, y: dtypes.add(y.dtype))
     bar = lightning.pytorch.callbacks.RichProgressBar()
-    fit(module, batches, folder=tmp_path, device="cpu", precision="bf16-mixed", loggers=[logger], callbacks=[bar], enable_progress_bar=True)
+    fit(
+        module,
+        batches,
+        folder=tmp_path,
+        device="cpu",
+        precision="bf16-mixed",
+        loggers=[logger],
+        callbacks=[bar],
+        enable_progress_bar=True,
+    )
     assert dtypes == {torch.bfloat16} and module.segment.vector().any()
     assert bar.get_metrics(module.trainer, module)["loss"] > 0 and list((tmp_path / "elsewhere").rglob("metrics.csv"))
     assert len([call for call, _ in upper.calls if call == "gradients"]) == CONFIG.steps
@@ -282,7 +318,9 @@ def test_a_skipped_step_costs_the_update_and_nothing_else(lower: LowerSegment, t
     rows = list(csv.DictReader(log.open()))
     assert [int(r["step"]) for r in rows] == list(range(6))
     assert [math.isnan(float(r["loss"])) for r in rows] == [False, True, False, True, False, False]
-    np.testing.assert_allclose([float(r["rate"]) for r in rows], [1e-3 * rate_factor(s, CONFIG) for s in range(6)], rtol=1e-6)
+    np.testing.assert_allclose(
+        [float(r["rate"]) for r in rows], [1e-3 * rate_factor(s, CONFIG) for s in range(6)], rtol=1e-6
+    )
 
 
 def test_a_straggler_jumps_to_where_the_others_are(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
@@ -312,7 +350,9 @@ def test_an_abandoned_average_is_not_repeated(lower: LowerSegment, table: Table,
 def test_the_absent_do_not_count_and_get_the_average(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"steps": 4, "average_every": 4})
     data = sites(table, 3)
-    with_absent = train_jointly(lower, config, data, folder=tmp_path / "1", device="cpu", absent=lambda step, name: name == "a")
+    with_absent = train_jointly(
+        lower, config, data, folder=tmp_path / "1", device="cpu", absent=lambda step, name: name == "a"
+    )
     (tmp_path / "2").mkdir()
     # the same class counts for the loss, but 'a' never existed
     loss = Loss(table.task, table.labels[table.train_rows].sum(0), config)
@@ -329,7 +369,9 @@ def test_the_absent_do_not_count_and_get_the_average(lower: LowerSegment, table:
 
     upper.run({name: work(name) for name in ("b", "c")})
     assert (upper.weights == with_absent.weights).all() and np.abs(upper.weights).max() > 0
-    assert (ended["b"].segment.vector() == with_absent.segment.vector()).all(), "'a' ends with the average of 'b' and 'c'"
+    assert (ended["b"].segment.vector() == with_absent.segment.vector()).all(), (
+        "'a' ends with the average of 'b' and 'c'"
+    )
 
 
 class Killed(Exception):
@@ -338,7 +380,8 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("at", [("logits", 2), ("gradients", 3), ("average", 1), ("logits", 5), ("average", 2)])
 def test_a_run_continues_to_the_bit(lower: LowerSegment, table: Table, tmp_path: Path, at: tuple[str, int]) -> None:
-    """Killed anywhere in a step, also in an average: the checkpoint is of the step before, and the average is asked for again."""
+    """Killed anywhere in a step, also in an average: the checkpoint is of the step before,
+    and the average is asked for again."""
     config = CONFIG.model_copy(update={"proximal": 0.5})
     whole, batches = institution(lower, table, Fixed(table.labels.shape[1]), config)
     fit(whole, batches, folder=tmp_path / "whole", device="cpu", checkpoint_every=0)
@@ -348,7 +391,11 @@ def test_a_run_continues_to_the_bit(lower: LowerSegment, table: Table, tmp_path:
             raise Killed
 
     with pytest.raises(Killed):
-        fit(*institution(lower, table, Fixed(table.labels.shape[1], kill), config), folder=tmp_path / "run", device="cpu")
+        fit(
+            *institution(lower, table, Fixed(table.labels.shape[1], kill), config),
+            folder=tmp_path / "run",
+            device="cpu",
+        )
     upper = Fixed(table.labels.shape[1])
     module, batches = institution(lower, table, upper, config)
     fit(module, batches, folder=tmp_path / "run", device="cpu")
@@ -417,7 +464,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(lower: LowerSegment, table: Tabl
     assert "rate" in e.value.hint and ("gradients", 2) not in upper.calls
 
 
-def test_gradients_that_are_not_finite_do_not_reach_the_segment(lower: LowerSegment, table: Table, tmp_path: Path) -> None:
+def test_gradients_that_are_not_finite_do_not_reach_the_segment(
+    lower: LowerSegment, table: Table, tmp_path: Path
+) -> None:
     upper = Fixed(table.labels.shape[1])
     module, batches = institution(lower, table, upper)
     before = module.segment.vector()
@@ -451,7 +500,9 @@ def test_an_average_above_the_limit_is_known_before_the_run(lower: LowerSegment,
         institution(lower, table, Fixed(2), CONFIG.model_copy(update={"trainable": "all", "max_average_mb": 1.0}))
 
 
-def test_the_first_failure_ends_everybodys_run(lower: LowerSegment, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_failure_ends_everybodys_run(
+    lower: LowerSegment, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Batches.__getitem__
 
     def broken(self: Batches, step: int) -> Any:
@@ -494,7 +545,9 @@ def test_a_small_institution_brings_what_it_has(lower: LowerSegment, table: Tabl
 
 
 def test_augmentation_flips_and_lights(lower: LowerSegment, table: Table) -> None:
-    plain = Batches(table, table.train_rows, lower.spec, CONFIG.model_copy(update={"augment": False}), name="a")[0].images
+    plain = Batches(table, table.train_rows, lower.spec, CONFIG.model_copy(update={"augment": False}), name="a")[
+        0
+    ].images
     images = augmented(plain.repeat(8, 1, 1, 1), np.random.default_rng(0))
     seen = set()
     for got, own in zip(images, plain.repeat(8, 1, 1, 1), strict=True):
