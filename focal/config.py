@@ -250,6 +250,8 @@ class ConsortiumConfig(Model):
     which answers last."""
     accept_leak: bool = False
     """Allow fewer than three institutions although each then learns the other's pooled moments."""
+    threshold: int | None = Field(None, ge=2, le=8)
+    """How many custodians suffice to use the key; default: all (:attr:`Manifest.threshold`)."""
     share_blocks: bool = False
     """Put rows of several institutions into one block (:attr:`Manifest.share_blocks`)."""
     pooled_roc: bool = False
@@ -258,6 +260,8 @@ class ConsortiumConfig(Model):
 
     @model_validator(mode="after")
     def _names_differ(self) -> ConsortiumConfig:
+        if self.threshold is not None and self.threshold > self.custodians:
+            raise ValueError(f"threshold {self.threshold} is more than the {self.custodians} custodians")
         names = ["server", *self.custodian_names(), *self.institution_names()]
         if len(set(names)) != len(names):
             raise ValueError("institutions need different names, other than 'server' and 'custodian-N'")
@@ -389,6 +393,8 @@ class Manifest(Model):
     """Interactive: SHA-256 of the released model from which all begin."""
     approve: Literal["auto", "human"] = "auto"
     accept_leak: bool = False
+    threshold: int | None = Field(None, ge=2, le=8)
+    """t of a t-of-N key: any t custodians can use it, and N - t of them may be lost. None: all N are needed, and no fewer have the key."""
     share_blocks: bool = False
     """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions, and an
     institution that puts data into others' rows is not stopped (``focal manifest check`` says what it can do)."""
@@ -426,6 +432,10 @@ class Manifest(Model):
             raise ConfigError("a manifest needs exactly one server (focal manifest add --role server)")
         if not 2 <= len(self.custodians) <= 8:
             raise ConfigError(f"a manifest needs 2 to 8 custodians, this one has {len(self.custodians)}")
+        if self.needed > len(self.custodians):
+            raise ConfigError(
+                f"threshold: {self.threshold} custodians are to suffice, this manifest has {len(self.custodians)}"
+            )
         guards = [m.name for m in self.custodians if m.guard]
         verifiers = [m.name for m in self.custodians if m.verify == "lockstep"]
         if len(guards) > 1:
@@ -462,6 +472,11 @@ class Manifest(Model):
         return self.by_role("custodian")
 
     @property
+    def needed(self) -> int:
+        """t: how many custodians it takes to use the key."""
+        return self.threshold or len(self.custodians)
+
+    @property
     def guard(self) -> Member | None:
         """The custodian that answers every refresh last; None where nobody verifies."""
         return next((m for m in self.custodians if m.guard), None)
@@ -490,7 +505,8 @@ class Manifest(Model):
 
     def canonical(self) -> bytes:
         """The bytes that are signed and hashed: JSON, sorted keys, no spaces, without the signatures."""
-        return canonical_json(self.model_dump(mode="json", exclude={"signatures"}))
+        unsaid = {"threshold"} if self.threshold is None else set()  # as it was spelled before there were such keys
+        return canonical_json(self.model_dump(mode="json", exclude={"signatures", *unsaid}))
 
     @property
     def hash(self) -> bytes:
@@ -525,6 +541,9 @@ class LocalConfig(Model):
     """Custodian: must repeat what the manifest says of it."""
     approve: Literal["auto", "human"] | None = None
     """Custodian: may be stricter than the manifest, never laxer."""
+    lost_seconds: float | None = Field(None, ge=30)
+    """Server: a custodian that was not heard of for so long is given up, where the manifest's threshold allows it; by default people say
+    so (``focal epoch lost``)."""
     bind: str | None = None
     """Server: where to listen when it differs from the manifest's endpoint, ``tcp://*:port``."""
     cache: Path | None = None

@@ -67,6 +67,14 @@ MASKED = Kind(8, "masked message", 1, 0)
 MASKED_BYTES = 16
 
 
+PIECE = Kind(10, "piece of a key share", 1, LIMBS)
+
+
+def check_values(count: int) -> Kind:
+    """What a dealer of key shares shows of its pieces (:mod:`focal.custody.sharing`)."""
+    return Kind(11, f"check of {count} pieces of a key share", count, LIMBS)
+
+
 def input_b(limbs: int) -> Kind:
     """A custodian's contribution to an input with ``limbs`` limbs."""
     return Kind(9, f"contribution to an input with {limbs} limbs", 1, limbs)

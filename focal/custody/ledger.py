@@ -41,21 +41,39 @@ class Ledger:
                 "UNIQUE (protocol, item), UNIQUE (protocol, digest))"
             )
             self._db.execute("CREATE TABLE IF NOT EXISTS pins (topic TEXT PRIMARY KEY, digest TEXT NOT NULL)")
+            entered = self._db.execute("SELECT topic FROM pins WHERE topic LIKE 'epoch/%'").fetchall()
+            self.epoch: int = max((int(topic.removeprefix("epoch/")) for (topic,) in entered), default=0)
+            """The newest that this custodian has agreed to."""
         except (OSError, sqlite3.Error) as e:
             raise FocalError(
                 f"{path}: the ledger cannot be opened ({e})",
                 hint="without its ledger a custodian must not go on: start a new run",
             ) from None
 
+    def enter(self, epoch: int, digest: str) -> None:
+        """From here on nothing new is given in an older epoch (:mod:`focal.protocols.common.epochs`).
+
+        Raises :class:`Refused` (``second-answers``) when another epoch of this number was entered before.
+        """
+        self.pin(f"epoch/{epoch}", digest)
+        self.epoch = max(self.epoch, epoch)
+
     def answer(
-        self, protocol: str, item: str, digest: str, make: Callable[[], bytes], limit: int | None = None
+        self,
+        protocol: str,
+        item: str,
+        digest: str,
+        make: Callable[[], bytes],
+        limit: int | None = None,
+        epoch: int | None = None,
     ) -> bytes:
         """The share for (item, digest): made now and stored, or the bytes that were stored before.
 
         Raises :class:`Refused`: ``second-digest``, ``second-item`` when either was answered together with another;
-        ``limit`` when this protocol has given ``limit`` shares.
+        ``limit`` when this protocol has given ``limit`` shares; ``old-epoch`` for a new one in an ``epoch`` (default:
+        the newest) before one that was entered.
         """
-        return self.answers(protocol, [(item, digest)], lambda missing: [make()], limit)[0]
+        return self.answers(protocol, [(item, digest)], lambda missing: [make()], limit, epoch)[0]
 
     def answers(
         self,
@@ -63,6 +81,7 @@ class Ledger:
         asked: Sequence[tuple[str, str]],
         make: Callable[[list[int]], list[bytes]],
         limit: int | None = None,
+        epoch: int | None = None,
     ) -> list[bytes]:
         """The shares for a batch of (item, digest), all of them on disk in one transaction. ``make``: those that are
         missing, by their places in ``asked``. Raises as :meth:`answer` does, and stores nothing then."""
@@ -70,6 +89,8 @@ class Ledger:
             _check_distinct(asked)
             shares = [self._find(protocol, item, digest) for item, digest in asked]
             missing = [i for i, share in enumerate(shares) if share is None]
+            if missing and epoch is not None and epoch < self.epoch:
+                raise Refused("old-epoch", f"a share in epoch {epoch} is asked for, {self.epoch} was entered")
             if limit is not None and missing and self._given(protocol) + len(missing) > limit:
                 raise Refused(
                     "limit", f"{limit} shares were given in '{protocol}', which is all that this key may give"

@@ -70,7 +70,13 @@ class Answers:
             msg.Beat: self._beat,
         }
 
+    def silent(self, seconds: float) -> list[str]:
+        """Members that were not heard of for so long, as far as this server has been listening."""
+        since = time.monotonic() - seconds
+        return [name for name in self._members if self.seen.get(name, (self._began, ""))[0] < since]
+
     def _open(self) -> None:
+        self._began = time.monotonic()
         self._audiences = Audiences(self.blobs.folder / "audience.sqlite")
         self._writers = ThreadPoolExecutor(self.WRITERS, thread_name_prefix="focal-disk")
 

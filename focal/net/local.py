@@ -76,11 +76,18 @@ class LocalHub(Answers):
         self._close()
 
     def behind(self, seconds: float) -> list[str]:
+        self._look()
+        return super().behind(seconds)
+
+    def silent(self, seconds: float) -> list[str]:
+        self._look()
+        return super().silent(seconds)
+
+    def _look(self) -> None:
         """Here a member is there as long as its link is open."""
         with self._network.changed:
             for name, link in self._network.links.items():
                 self.seen[name] = (time.monotonic(), link.doing)
-        return super().behind(seconds)
 
     def answer(self, link: LocalLink, message: Model, payload: bytes, size: int) -> tuple[Model, bytes, int] | None:
         """The answer to a request of ``size`` bytes, and its size; None when hub or link end before there is one."""

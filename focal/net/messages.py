@@ -154,6 +154,24 @@ class KeyTranscript(Model):
     digest: Digest
 
 
+class ShareCheck(Model):
+    """t-of-N: what a custodian shows of the pieces of its key share that it dealt."""
+
+    kind: Literal["share-check"] = "share-check"
+    blob: Digest
+
+
+class Epoch(Model):
+    """Which custodians answer from here on, as some are lost. The server proposes it; custodians agree and institutions consent by saying
+    the same."""
+
+    kind: Literal["epoch"] = "epoch"
+    number: Annotated[int, Field(ge=1, le=8)]
+    after: Digest
+    """Of the proposal before, or the run id."""
+    active: Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)]
+
+
 class JointKeys(Model):
     """Digests of the joint relinearisation and rotation keys, as this custodian added them up."""
 
@@ -400,6 +418,8 @@ Body = Annotated[
         KeyCommit,
         KeyReveal,
         KeyTranscript,
+        ShareCheck,
+        Epoch,
         JointKeys,
         InputKey,
         Upload,

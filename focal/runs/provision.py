@@ -39,6 +39,7 @@ from focal.errors import FocalError
 from focal.extras import require
 from focal.net.identity import Identity, check_signatures, read_public, sign_manifest
 from focal.protocols import check_complete, of
+from focal.protocols.common import epochs
 from focal.segments.projection import check_features
 from focal.task import Task
 
@@ -121,6 +122,7 @@ def draft(
         start=released_digest(c.start) if c.start else None,
         approve=c.consortium.approve,
         accept_leak=c.consortium.accept_leak,
+        threshold=c.consortium.threshold,
         share_blocks=c.consortium.share_blocks,
         pooled_roc=c.consortium.pooled_roc,
         **of(c).plan.own_fields(c),
@@ -199,6 +201,7 @@ def describe(m: Manifest, say: Say, warn: Say) -> None:
     check_complete(m)
     plan = of(m).plan
     say(plan.describe(m))
+    say(f"key          {epochs.tolerance(m)}")
     for warning in plan.warnings(m):
         warn(warning)
     say(f"hash         {m.hash.hex()}")

@@ -21,6 +21,7 @@ SMALL leaves room for errors, 2^26 of 2^45; eight coefficients are small by chan
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 from focal.ckks import codec, ring
 from focal.ckks.scheme import DIGITS, LIMBS, Scheme
 from focal.config import Manifest, read
-from focal.custody import inputs, keys, refresh
+from focal.custody import inputs, keys, refresh, sharing
 from focal.custody.inputs import Input, Words
 from focal.net import messages as msg
 from focal.net.identity import Identity
@@ -39,6 +40,7 @@ from focal.net.store import Blobs
 from focal.protocols import of
 from focal.protocols.blind import uploads
 from focal.protocols.common.audit import recorded
+from focal.protocols.common.epochs import Epoch, Epochs, unspelled
 from focal.protocols.common.inputs import KEY
 from focal.protocols.interactive import plan as joint_plan
 from focal.protocols.interactive.plan import opening_context
@@ -72,9 +74,19 @@ class Published:
     """(institution, input) -> what it sent: integers of 128 bits."""
     masks: dict[tuple[str, str, str], Words] = field(default_factory=dict)
     """(custodian, institution, input) -> the mask that both know, of custodians whose keys for masks were kept."""
+    weights: dict[str, int] = field(default_factory=dict)
+    """Family -> what its next elements are multiplied by: in another epoch a custodian of a t-of-N key uses lambda times
+    the same share, and with these factors once more one secret stands in all."""
 
     def add(self, family: str, name: str, kind: codec.Kind, data: bytes) -> None:
+        weight = self.weights.get(family, 1)
         for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
+            if weight != 1:
+                primes = codec.moduli(self.scheme, kind)
+                polynomial = [
+                    ring.multiply(x, np.full(self.scheme.n, weight % q, np.uint64), q)
+                    for x, q in zip(polynomial, primes, strict=True)
+                ]
             self.families.setdefault(family, []).append((f"{name}[{i}]", polynomial))
 
     def add_answer(self, family: str, item: str, h0: bytes, h1: bytes, how: refresh.Map) -> None:
@@ -127,10 +139,13 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
     with all of them, also what the owners of inputs see.
     """
     board, blobs = recorded(manifest, parties / "server"), Blobs(parties / "server" / "blobs")
-    bodies = [(r.sender, r.topic, r.body) for r in board]
-    run_id = next(b.run_id for _, _, b in bodies if isinstance(b, msg.RunStart))
+    bodies = [(r.sender, *unspelled(r.topic), r.body) for r in board]
+    run_id = next(b.run_id for _, _, _, b in bodies if isinstance(b, msg.RunStart))
+    epochs = Epochs(manifest, of(manifest).plan, bytes.fromhex(run_id))
+    list(map(epochs.take, board))
+    at = {epoch.suffix: epoch for epoch in epochs.in_force}
     scheme = Scheme(manifest.ckks, run_id)
-    joint = next(b for _, _, b in bodies if isinstance(b, msg.JointKeys))
+    joint = next(b for _, _, _, b in bodies if isinstance(b, msg.JointKeys))
     out = Published(scheme, sorted(map(int, joint.rotations)))
     out.add_keys(bytes.fromhex(run_id))
     for i, polynomial in enumerate(codec.unpack(scheme, codec.SWITCHING_B, blobs.get(joint.relinearisation_h1), "h1")):
@@ -142,67 +157,98 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
     def unsealed(sender: str, reader: str, digest: str, context: bytes) -> bytes:
         return identities[reader].unseal(manifest.member(sender), blobs.get(digest), context)
 
-    for sender, _, body in bodies:
-        if isinstance(body, msg.KeyReveal):
+    for sender, _, suffix, body in bodies:
+        if isinstance(body, msg.KeyReveal) and body.round in kinds:
             for (name, kind), digest in zip(kinds[body.round], body.blobs, strict=True):
                 out.add(sender, name, kind, blobs.get(digest))
-        elif isinstance(body, msg.RefreshRequest):
+        elif isinstance(body, msg.ShareCheck):
+            count = len(manifest.custodians) + manifest.needed
+            out.add(sender, "pieces", codec.check_values(count), blobs.get(body.blob))
+        if suffix not in at:  # no share was given in it
+            continue
+        epoch = at[suffix]
+        if weight := share_weights(manifest, epochs).get((sender, epoch.number)):
+            out.weights[sender] = weight
+        if isinstance(body, msg.RefreshRequest):
             for item, digest in zip(body.items, body.ciphertexts, strict=True):
-                how = layout.refresh_map(item)
-                out.public[f"a/{item}"] = refresh.common_random(scheme, bytes.fromhex(run_id), item, digest, how.limbs)
-                out.requests[item] = codec.unpack(scheme, codec.ciphertext(how.request), blobs.get(digest), "")
-                out.public[f"c1/{item}"] = out.requests[item][1]
+                how, name = layout.refresh_map(item), item + suffix
+                out.public[f"a/{name}"] = refresh.common_random(scheme, epoch.seed, item, digest, how.limbs)
+                out.requests[name] = codec.unpack(scheme, codec.ciphertext(how.request), blobs.get(digest), "")
+                out.public[f"c1/{name}"] = out.requests[name][1]
         elif isinstance(body, msg.RefreshShares):
             for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
-                out.add_answer(sender, item, blobs.get(h0), blobs.get(h1), layout.refresh_map(item))
+                out.add_answer(sender, item + suffix, blobs.get(h0), blobs.get(h1), layout.refresh_map(item))
         elif isinstance(body, msg.ReleaseShares):
             reader = manifest.institutions[0].name
-            data = unsealed(sender, reader, body.sealed[reader], f"release/{reader}".encode() + bytes.fromhex(run_id))
+            data = unsealed(sender, reader, body.sealed[reader], f"release/{reader}".encode() + epoch.seed)
             size = codec.size(scheme, codec.DECRYPTION)
             for i, item in enumerate(body.items):
-                out.add(sender, item, codec.DECRYPTION, data[i * size : (i + 1) * size])
+                out.add(sender, item + suffix, codec.DECRYPTION, data[i * size : (i + 1) * size])
         elif isinstance(body, msg.OpeningShares):
             for item in body.items:
                 reader = item.rpartition("/")[2]
-                data = unsealed(sender, reader, body.sealed[reader], opening_context(item, bytes.fromhex(run_id)))
-                out.add(sender, item, codec.OPENING_SHARE, data)
-    said = {(sender, topic): body for sender, topic, body in bodies}
-    custodians = [m.name for m in manifest.custodians]
-    for round, wanted, chunks in rounds(manifest, said):
+                data = unsealed(sender, reader, body.sealed[reader], opening_context(item, epoch.seed))
+                out.add(sender, item + suffix, codec.OPENING_SHARE, data)
+        out.weights.clear()
+    said = {(sender, topic, suffix): body for sender, topic, suffix, body in bodies}
+    for epoch, round, wanted, chunks in rounds(manifest, said, epochs):
         for i, one in enumerate(wanted):
+            named = one.item if one.item.endswith(epoch.suffix) else one.item + epoch.suffix
             for (name, label), digest in zip(one.owners, chunks[i], strict=True):
-                out.add_rows(name, one.item, blobs.get(digest), one.limbs, one.factor)
+                out.add_rows(name, named, blobs.get(digest), one.limbs, one.factor)
                 for custodian, private in (kept or {}).items():
-                    key = inputs.pair_key(private, said[name, KEY].public, bytes.fromhex(run_id), name, custodian)
-                    out.masks[custodian, name, one.item] = inputs.mask(key, label, one.item, scheme.n)
-            for custodian in custodians:
-                revealed: msg.InputReveal = said[custodian, f"{round}/reveal"]
-                lists = said[custodian, f"{round}/commit"].lists
-                a = inputs.public_random(scheme, bytes.fromhex(run_id), lists, one.item, one.limbs)
+                    public = said[name, KEY, epochs.at(KEY).suffix].public
+                    key = inputs.pair_key(private, public, bytes.fromhex(run_id), name, custodian)
+                    out.masks[custodian, name, named] = inputs.mask(key, label, one.item, scheme.n)
+            for custodian in epoch.active:
+                revealed: msg.InputReveal = said[custodian, f"{round}/reveal", epoch.suffix]
+                lists = said[custodian, f"{round}/commit", epoch.suffix].lists
+                a = inputs.public_random(scheme, epoch.seed, lists, one.item, one.limbs)
                 masks = (
-                    [out.masks[custodian, name, one.item] for name, _ in one.owners]
-                    if kept and custodian in kept
-                    else []
+                    [out.masks[custodian, name, named] for name, _ in one.owners] if kept and custodian in kept else []
                 )
-                out.add_input(custodian, one.item, a, blobs.get(revealed.blobs[i]), masks, one.factor)
+                if weight := share_weights(manifest, epochs).get((custodian, epoch.number)):
+                    out.weights[custodian] = weight
+                out.add_input(custodian, named, a, blobs.get(revealed.blobs[i]), masks, one.factor)
+                out.weights.clear()
+    return out
+
+
+def share_weights(manifest: Manifest, epochs: Epochs) -> dict[tuple[str, int], int]:
+    """(custodian, epoch) -> what its elements of that epoch are multiplied by; nothing for a key of all."""
+    names = [m.name for m in manifest.custodians]
+    if manifest.needed == len(names):
+        return {}
+    points = {name: i + 1 for i, name in enumerate(names)}
+    out = {}
+    for name in names:
+        used = {
+            e.number: sharing.coefficient([points[n] for n in e.active], 0, points[name])
+            for e in epochs.in_force
+            if name in e.active
+        }
+        common = math.lcm(*(used[n].numerator for n in used))
+        out |= {(name, number): int(common / weight) for number, weight in used.items()}
     return out
 
 
 def rounds(
-    manifest: Manifest, said: Mapping[tuple[str, str], Any]
-) -> Iterator[tuple[str, Sequence[Input], Sequence[Sequence[str]]]]:
-    """(round, inputs, digests of their owners' masked messages) of every round of contributions."""
+    manifest: Manifest, said: Mapping[tuple[str, str, str], Any], epochs: Epochs
+) -> Iterator[tuple[Epoch, str, Sequence[Input], Sequence[Sequence[str]]]]:
+    """(epoch, round, inputs, digests of their owners' masked messages) of every round of contributions that was ended."""
     if manifest.interactive is None:
-        lists = {m.name: said[m.name, "upload"] for m in manifest.institutions}
+        epoch = epochs.at(uploads.ROUND)
+        lists = {m.name: said[m.name, "upload", epoch.suffix] for m in manifest.institutions}
         placed = uploads.inputs(manifest, of(manifest).plan.layout(manifest), lists)
-        yield uploads.ROUND, [p.input for p in placed], [p.chunks for p in placed]
+        yield epoch, uploads.ROUND, [p.input for p in placed], [p.chunks for p in placed]
         return
     for step in range(joint_plan.total(manifest)):
         for decided, what in (("present", "activations"), ("answered", "derivatives")):
-            owners = said[manifest.server.name, f"{decided}/{step}"].owners
-            headers = {name: said[name, f"{what}/{step}"] for name in owners}
-            round, _, wanted, _ = joint_plan.inputs(manifest, bytes(32), step, what, headers)
-            yield round, wanted, [(header.chunk,) for header in headers.values()]
+            epoch = epochs.at(f"{decided}/{step}")
+            owners = said[manifest.server.name, f"{decided}/{step}", epoch.suffix].owners
+            headers = {name: said[name, f"{what}/{step}", epoch.suffix] for name in owners}
+            round, _, wanted, _ = joint_plan.inputs(manifest, epoch, step, what, headers)
+            yield epoch, round, wanted, [(header.chunk,) for header in headers.values()]
 
 
 def under_one_mask(published: Published) -> list[str]:

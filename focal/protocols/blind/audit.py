@@ -15,18 +15,15 @@ class BlindAudit(Audit):
     def compute(self, joint: msg.JointKeys) -> BlindCompute:
         layout, keys = plan.layout(self.manifest), ceremony.joint_digest(joint)
         lists = self.recall_all(self.institutions, "upload", msg.Upload)
-        said = self.recall_all([*self.institutions, *self.custodians], inputs.KEY, msg.InputKey)
-        inputs.check_keys(uploads.mask_keys(lists), self.custodians, said)
+        active, seed = self.active("upload"), self.seed("upload")
+        said = self.recall_all([*self.institutions, *active], inputs.KEY, msg.InputKey)
+        inputs.check_keys(uploads.mask_keys(lists), active, said)
         digest = uploads.inputs_digest(self.manifest, self.scheme, layout, lists, keys)
-        uploads.check_accepted(digest, self.recall_all(self.custodians, "uploads/accepted", msg.UploadsAccepted))
+        uploads.check_accepted(digest, self.recall_all(active, "uploads/accepted", msg.UploadsAccepted))
         self.say(
             f"uploads    {sum(len(u.chunks) for u in lists.values())} masked messages of {len(lists)} institutions"
         )
         wanted = [placed.input for placed in uploads.inputs(self.manifest, layout, lists)]
-        given = self.contributions(
-            uploads.ROUND, digest, wanted, uploads.claims(self.manifest, layout, self.run_id, lists)
-        )
+        given = self.contributions(uploads.ROUND, digest, wanted, uploads.claims(self.manifest, layout, seed, lists))
         self.say(f"inputs     {len(wanted)} ciphertexts, from what {len(given)} custodians gave for them")
-        return BlindCompute(
-            self.manifest, self.scheme, layout, self.run_id, lists, digest, given, self.blob, self.threads
-        )
+        return BlindCompute(self.manifest, self.scheme, layout, seed, lists, digest, given, self.blob, self.threads)

@@ -49,7 +49,7 @@ class BlindCompute:
         manifest: Manifest,
         scheme: Scheme,
         layout: Layout,
-        run_id: bytes,
+        seed: bytes,
         lists: dict[str, msg.Upload],
         digest: str,
         given: Given,
@@ -58,7 +58,7 @@ class BlindCompute:
         memory: int = BLOCK_MEMORY,
     ) -> None:
         self.manifest, self.scheme, self.layout, self.fetch = manifest, scheme, layout, fetch
-        self.run_id, self.lists, self.digest = run_id, lists, digest
+        self.seed, self.lists, self.digest = seed, lists, digest
         self.total = manifest.training.steps
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
         self.kept = kept_blocks(layout, memory)
@@ -156,7 +156,7 @@ class BlindCompute:
         names = [name for name, _ in placed.input.owners]
         uploads = [(f"'{name}'", self.fetch(digest)) for name, digest in zip(names, placed.chunks, strict=True)]
         return self.scheme.evaluator.load(
-            combined(self.scheme, self.run_id, self.digest, placed.input, uploads, given, self.fetch)
+            combined(self.scheme, self.seed, self.digest, placed.input, uploads, given, self.fetch)
         )
 
 

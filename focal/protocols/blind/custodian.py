@@ -17,12 +17,13 @@ class BlindCustodian(Custodian):
     def answer(self) -> None:
         with self.report.phase("upload"):
             self.enter("upload")
-            self.catch_up()
+            if self.epochs.at(inputs.KEY).number:  # rows are masked anew, with other keys
+                self.masks.say()
             if self.verifies:
                 self.install_keys()  # while the institutions mask their rows
             lists, digest = self._accept_uploads()
             wanted = [placed.input for placed in uploads.inputs(self.manifest, self.layout, lists)]
-            claims = uploads.claims(self.manifest, self.layout, self.run_id, lists)
+            claims = uploads.claims(self.manifest, self.layout, self.seed(uploads.ROUND), lists)
             self._fetch(digest for upload in lists.values() for digest in (*upload.chunks, *upload.proofs))
             if self.verifies:
                 given = self.contributions(uploads.ROUND, digest, wanted, claims)
@@ -38,7 +39,7 @@ class BlindCustodian(Custodian):
                     self.manifest,
                     self.scheme,
                     self.layout,
-                    self.run_id,
+                    self.seed(uploads.ROUND),
                     lists,
                     digest,
                     given,
@@ -54,14 +55,14 @@ class BlindCustodian(Custodian):
         """Exactly one valid list from every institution, and the same lists at every custodian,
         before anything is made for them."""
         lists = self.hear_all(self.names, "upload", msg.Upload)
-        inputs.check_keys(
-            uploads.mask_keys(lists), self.peers, self.hear_all([*self.names, *self.peers], inputs.KEY, msg.InputKey)
-        )
+        active = self.active("upload")
+        said = self.hear_all([*self.names, *active], inputs.KEY, msg.InputKey)
+        inputs.check_keys(uploads.mask_keys(lists), active, said)
         digest = uploads.inputs_digest(
             self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint)
         )
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
-        uploads.check_accepted(digest, self.hear_all(self.peers, "uploads/accepted", msg.UploadsAccepted))
+        uploads.check_accepted(digest, self.hear_all(active, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest
 
     def _fetch(self, digests: Iterable[str]) -> None:

@@ -55,6 +55,15 @@ class BlindInstitution(Institution):
             self.enter("moments")
             self.compare_test_features()
             self.projection, _ = self.agree_projection(self.manifest.projection.features)
+        answers = self.through_epochs(self._upload_and_wait)
+        with self.report.phase("release"):
+            self._receive(answers)
+        with self.report.phase("score"):
+            self.score()
+        self.finish()
+        self.keep_traffic()
+
+    def _upload_and_wait(self) -> dict[str, msg.ReleaseShares]:
         with self.report.phase("upload"):
             self.enter("keys")
             joint = self.joint_keys()
@@ -62,13 +71,7 @@ class BlindInstitution(Institution):
             self._upload(joint)
         with self.report.phase("train"):
             self.enter("release")
-            answers = self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
-        with self.report.phase("release"):
-            self._receive(answers)
-        with self.report.phase("score"):
-            self.score()
-        self.finish()
-        self.keep_traffic()
+            return self.hear_all(self.active("release/shares"), "release/shares", msg.ReleaseShares)
 
     # ----------------------------------------------------------------- features
 
@@ -102,7 +105,7 @@ class BlindInstitution(Institution):
         if not self.repeat("upload"):
             keys = MaskKeys(self)
             keys.say()
-            keys.meet(self.custodians)
+            keys.meet(self.active("upload"))
             body = self._masked_rows(scheme, keys, joint)
             self.send_stored([*body.chunks, *body.proofs], "custodians")
             self.say("upload", body)
@@ -113,7 +116,7 @@ class BlindInstitution(Institution):
 
     def _masked_rows(self, scheme: Scheme, keys: MaskKeys, joint: msg.JointKeys) -> msg.Upload:
         """The list of all chunks, which are in the own store."""
-        layout = plan.layout(self.manifest)
+        layout, active, seed = plan.layout(self.manifest), self.active("upload"), self.seed("upload")
         start, stop = plan.row_table(self.manifest, layout)[self.me.name]
         columns, targets = self.projection.apply(self.raw), 0.5 - self.labels.astype(np.float64)
         uploads.check_size(self.me.name, columns)
@@ -127,14 +130,14 @@ class BlindInstitution(Institution):
             )
 
         def chunk(place: uploads.Place) -> str:
-            return self.blobs.put(keys.masked(scheme, message(place), label, uploads.item(place, self.me.name)))
+            return self.blobs.put(keys.masked(scheme, message(place), label, uploads.item(place, self.me.name), active))
 
         def proof(what: str) -> str:
             own = [i for i, place in enumerate(places) if place[1] == what]
             statement = uploads.statement_of(
-                self.manifest, layout, self.run_id, self.me.name, what, tuple(digests[i] for i in own)
+                self.manifest, layout, seed, self.me.name, what, tuple(digests[i] for i in own)
             )
-            return self.blobs.put(keys.proof(statement, lambda: (message(places[i]) for i in own)))
+            return self.blobs.put(keys.proof(statement, lambda: (message(places[i]) for i in own), active))
 
         digests: list[str] = []
         for digest in self.pool.map(chunk, places):
@@ -146,7 +149,7 @@ class BlindInstitution(Institution):
             eta_hex=self.projection.eta_hex,
             rows=stop - start,
             first_row=start,
-            mask_keys=keys.digest(self.custodians),
+            mask_keys=keys.digest(active),
             label=label,
             chunks=tuple(digests),
             proofs=tuple(self.pool.map(proof, uploads.PROVEN)),

@@ -14,6 +14,7 @@ from focal.heads.linear.layout import Layout
 from focal.heads.linear.twin import Scalars
 from focal.net import messages as msg
 from focal.protocols import Released
+from focal.protocols.common import refreshing
 from focal.protocols.common.facts import common_facts
 
 CARRIED_NOISE = release.CARRIED_NOISE
@@ -67,6 +68,26 @@ def batches(manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:
         kinds = cost.KINDS[manifest.training.degree][int(t == 0) :]
         out += [(f"refresh/{t}/{kind}", tuple(shape.items(t, kind))) for kind in kinds]
     return out
+
+
+def stages(manifest: Manifest) -> int:
+    """The inputs, then every step (:mod:`focal.protocols.common.epochs`)."""
+    return 1 + manifest.training.steps
+
+
+def stage(manifest: Manifest, topic: str) -> int | None:
+    """The stage of a topic; None for what is said before the inputs."""
+    what, _, rest = topic.partition("/")
+    if what == "inputs" or topic in ("upload", "uploads/accepted"):
+        return 0
+    if what == "release" or topic == refreshing.AGAIN:
+        return stages(manifest)
+    return 1 + int(rest.partition("/")[0]) if what in ("refresh", "step") else None
+
+
+def stage_end(manifest: Manifest, stage: int) -> tuple[bool, str]:
+    """Inputs are there when every custodian has shown its part of them; a step is done when the server says so."""
+    return (True, f"step/{stage - 1}") if stage else (False, "inputs/reveal")
 
 
 def refreshes(manifest: Manifest) -> int:

@@ -23,7 +23,7 @@ class BlindServer(Server):
                 self.manifest,
                 self.scheme,
                 self.layout,
-                self.run_id,
+                self.seed(uploads.ROUND),
                 lists,
                 digest,
                 given,
@@ -35,8 +35,9 @@ class BlindServer(Server):
 
     def _uploads(self, joint: msg.JointKeys) -> tuple[dict[str, msg.Upload], str]:
         lists = self.hear_all(self.names, "upload", msg.Upload)
-        keys = self.hear_all([*self.names, *self.custodians], inputs.KEY, msg.InputKey)
-        inputs.check_keys(uploads.mask_keys(lists), self.custodians, keys)
+        active = self.active("upload")
+        keys = self.hear_all([*self.names, *active], inputs.KEY, msg.InputKey)
+        inputs.check_keys(uploads.mask_keys(lists), active, keys)
         digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
-        uploads.check_accepted(digest, self.hear_all(self.custodians, "uploads/accepted", msg.UploadsAccepted))
+        uploads.check_accepted(digest, self.hear_all(active, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest

@@ -96,20 +96,20 @@ def item(place: Place, name: str) -> str:
     return "/".join(map(str, (*place, name if place[1] == "target" else "-")))
 
 
-def claims(manifest: Manifest, shape: Layout, run_id: bytes, lists: dict[str, msg.Upload]) -> list[Claim]:
+def claims(manifest: Manifest, shape: Layout, seed: bytes, lists: dict[str, msg.Upload]) -> list[Claim]:
     """What every institution proves of its uploads, in manifest order; of each, data and targets."""
     found, table = [], row_table(manifest, shape)
     for name, upload in lists.items():
         places = shape.chunks(*table[name])
         for what, proof in zip(PROVEN, upload.proofs, strict=True):
             own = [i for i, place in enumerate(places) if place[1] == what]
-            statement = statement_of(manifest, shape, run_id, name, what, tuple(upload.chunks[i] for i in own))
+            statement = statement_of(manifest, shape, seed, name, what, tuple(upload.chunks[i] for i in own))
             found.append(Claim(statement, tuple(item(places[i], name) for i in own), upload.label, proof))
     return found
 
 
 def statement_of(
-    manifest: Manifest, shape: Layout, run_id: bytes, name: str, what: str, digests: tuple[str, ...]
+    manifest: Manifest, shape: Layout, seed: bytes, name: str, what: str, digests: tuple[str, ...]
 ) -> Statement:
     """That the data, or the targets, of institution ``name`` have columns of root mean square :data:`MAX_RMS`,
     or targets of 1/2, at most, over its own rows: a bound on all their slots together."""
@@ -117,7 +117,7 @@ def statement_of(
     filled = (stop - start) / (len(shape.touched(start, stop)) * shape.block_rows)
     largest = 2**0.5 * MAX_RMS / shape.divisor if what == "data" else TARGET_SCALE / 2
     n, scale = manifest.ckks.ring, 2.0**manifest.ckks.scale_bits
-    return Statement(run_id, name, what, digests, projections.norm_bound(scale, n, len(digests), largest * filled**0.5))
+    return Statement(seed, name, what, digests, projections.norm_bound(scale, n, len(digests), largest * filled**0.5))
 
 
 def mask_keys(lists: dict[str, msg.Upload]) -> dict[str, str]:

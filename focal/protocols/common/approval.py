@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,6 +17,7 @@ from pydantic import ValidationError
 from focal.config import Hex32, Model
 from focal.errors import FocalError
 from focal.files import canonical_json, private_write
+from focal.net.messages import Epoch
 
 AWAITED, APPROVED = "awaits-approval.json", "approved.json"
 """In a custodian's folder: the release that waits for a person, and the one that a person has approved last."""
@@ -36,6 +39,56 @@ class Release(Model):
     def short(self) -> str:
         """For a person's eyes."""
         return f"{self.run_id[:16]}, release {self.digest[:16]}"
+
+
+LOST, EPOCH_AWAITED, EPOCH_SIGNED = "lost.json", "awaits-epoch.json", "signed-epoch.json"
+"""In the server's folder: the custodians that are given up. In an institution's: the epoch that waits for a person, and the one that a
+person has signed last."""
+
+
+def declare_lost(folder: Path, names: Sequence[str]) -> list[str]:
+    """Tell the server, whose state folder this is, to go on without these custodians too; returns all that are given up."""
+    lost = [*read_lost(folder), *(n for n in names if n not in read_lost(folder))]
+    private_write(folder / LOST, canonical_json(lost))
+    return lost
+
+
+def read_lost(folder: Path) -> list[str]:
+    """Custodians that people have given up."""
+    try:
+        return [str(name) for name in json.loads((folder / LOST).read_bytes())]
+    except FileNotFoundError:
+        return []
+
+
+class Consent(Model):
+    """What a person consents to: that a run goes on without certain custodians."""
+
+    run_id: Hex32
+    epoch: Epoch
+
+
+def read_consent(path: Path) -> Consent | None:
+    """What stands in ``path``; None when there is no such file, or something else in it."""
+    try:
+        return Consent.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def sign_epoch(folder: Path) -> Consent:
+    """Let this institution consent to the epoch that it waits with, and to no other one; returns it.
+
+    Raises :class:`FocalError` when it waits with none.
+    """
+    wanted = read_consent(folder / EPOCH_AWAITED)
+    if wanted is None:
+        raise FocalError(
+            f"{folder}: no epoch waits for a signature there",
+            hint="when the others want to go on without a custodian, the institution says 'focal epoch sign'",
+        )
+    private_write(folder / EPOCH_SIGNED, wanted.model_dump_json().encode())
+    return wanted
 
 
 def read_release(path: Path) -> Release | None:

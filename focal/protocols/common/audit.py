@@ -31,6 +31,7 @@ from focal.net.identity import check_signatures
 from focal.net.store import Blobs, check_format
 from focal.protocols import of
 from focal.protocols.common import ceremony, inputs, refreshing
+from focal.protocols.common.epochs import Epochs
 from focal.protocols.common.hearing import B, Heard, check_opens, derive_run_id
 from focal.protocols.common.inputs import Claim
 from focal.protocols.common.voice import Compute, Given
@@ -53,6 +54,7 @@ class Audit(abc.ABC):
         self.institutions = [m.name for m in manifest.institutions]
         self.server = manifest.server.name
         self.plan = of(manifest).plan
+        self.epochs = Epochs(manifest, self.plan, b"")
         self.layout = self.plan.layout(manifest)
 
     def run(self) -> str:
@@ -83,12 +85,12 @@ class Audit(abc.ABC):
 
     # ----------------------------------------------------------------- parts
 
-    def recall_all(self, names: list[str], topic: str, kind: Any) -> Any:
-        return self.heard.get_all(self.scope, names, topic, kind)
+    def recall_all(self, names: Sequence[str], topic: str, kind: Any) -> Any:
+        return self.heard.get_all(self.scope, names, self.epochs.spelled(topic), kind)
 
     def recall(self, topic: str, kind: type[B]) -> B:
         """What the server said under ``topic``."""
-        return self.heard.get(self.scope, self.server, topic, kind)
+        return self.heard.get(self.scope, self.server, self.epochs.spelled(topic), kind)
 
     def _run_id(self) -> None:
         names = [m.name for m in self.manifest.members if m.role != "server"]
@@ -100,6 +102,9 @@ class Audit(abc.ABC):
         )
         self.run_id = derive_run_id(self.manifest, session, commits, reveals)
         self.scope = self.run_id.hex()
+        self.epochs = Epochs(self.manifest, self.plan, self.run_id)
+        for record in self.heard:
+            self.epochs.take(record)
         for name, start in self.recall_all(names, "run/start", msg.RunStart).items():
             if start.run_id != self.scope:
                 raise Refused("run-id", f"'{name}' worked under another run id")
@@ -125,6 +130,9 @@ class Audit(abc.ABC):
                 self.pool,
                 lambda done, total: None,
             )
+            if number == 1 and self.manifest.needed < len(self.custodians):
+                checks = self.recall_all(self.custodians, "keys/3/check", msg.ShareCheck)
+                ceremony.check_dealing(self.scheme, self.manifest.needed, reveals, checks, self.blob)
         joint = ceremony.joint(sums, sums)
         for name, theirs in self.recall_all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():
             if theirs != joint:
@@ -134,8 +142,8 @@ class Audit(abc.ABC):
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
         """What every custodian had committed to and gave for the inputs of a round, whose claims are checked again."""
-        commits = self.recall_all(self.custodians, f"{round}/commit", msg.InputCommit)
-        reveals = self.recall_all(self.custodians, f"{round}/reveal", msg.InputReveal)
+        commits = self.recall_all(self.active(round), f"{round}/commit", msg.InputCommit)
+        reveals = self.recall_all(self.active(round), f"{round}/reveal", msg.InputReveal)
         proofs = [Proof.load(self.blob(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
         uploads = list(
             self.pool.map(lambda claim, proof: inputs.uploaded(self.scheme, claim, proof, self.blob), claims, proofs)
@@ -143,7 +151,7 @@ class Audit(abc.ABC):
         inputs.check_range(
             claims, proofs, uploads, {name: self.blob(theirs.shares) for name, theirs in commits.items()}
         )
-        return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)
+        return inputs.check(self.scope, self.epochs.spelled(round), lists, len(wanted), commits, reveals)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         if self.recall(f"step/{step}", msg.StepDone) != statement:
@@ -161,16 +169,36 @@ class Audit(abc.ABC):
                 raise Refused(
                     "request", f"'{item}': the server asked for the refresh of another ciphertext than its inputs give"
                 )
-        answers = self.recall_all(self.custodians, topic, msg.RefreshShares)
-        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blob, self.pool, self.layout)
+        return self.refreshed(topic)
+
+    def refreshed(self, topic: str) -> list[Any]:
+        """What a recorded batch of refreshes gave."""
+        asked, answers = (
+            self.recall(topic, msg.RefreshRequest),
+            self.recall_all(self.active(topic), topic, msg.RefreshShares),
+        )
+        return refreshing.combine(self.scheme, self.seed(topic), asked, answers, self.blob, self.pool, self.layout)
+
+    def active(self, topic: str) -> tuple[str, ...]:
+        """The custodians who answered under this topic."""
+        return self.epochs.at(topic).active
+
+    def seed(self, topic: str) -> bytes:
+        """What stood for the run id in what was derived for this topic."""
+        return self.epochs.at(topic).seed
 
     def _release(self, done: list[msg.StepDone]) -> None:
         released, asked = self.plan.released(self.manifest), self.recall("release/request", msg.ReleaseRequest)
         if asked.items != released.items:
             raise Refused("release", "the server asked to release something that is not in the plan")
-        if asked.ciphertexts != released.ciphertexts(done):
+        ciphertexts = released.ciphertexts(done)
+        if self.epochs.released_again:
+            weights = [w for topic in released.topics for w in self.refreshed(topic)]
+            lowered = refreshing.lowered(self.scheme, weights, self.layout)
+            ciphertexts = refreshing.digests(self.scheme, self.refresh(list(refreshing.again(len(weights))), lowered))
+        if asked.ciphertexts != ciphertexts:
             raise Refused("release", "the server asked to release something else than the last refreshed weights")
-        for name, answer in self.recall_all(self.custodians, "release/shares", msg.ReleaseShares).items():
+        for name, answer in self.recall_all(self.active("release/shares"), "release/shares", msg.ReleaseShares).items():
             if (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts):
                 raise Refused("release", f"'{name}' released something else than the last refreshed weights")
 

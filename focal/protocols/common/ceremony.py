@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
-from focal.custody import keys
+from focal.custody import keys, sharing
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
+from focal.protocols.common.hearing import Heard
 
 
 def blobs_digest(digests: Sequence[str]) -> bytes:
@@ -24,6 +25,24 @@ def check_shape(name: str, reveal: msg.KeyReveal, kinds: Sequence[tuple[str, cod
         raise ProtocolError(
             f"'{name}' contributed {len(reveal.blobs)} keys to round {reveal.round}, {len(kinds)} are needed"
         )
+
+
+def transcript(heard: Heard, custodians: Sequence[str], number: int) -> str:
+    """Digest of all that custodians committed to and revealed in a key round."""
+    seen = "".join(heard.digest(p, f"keys/{number}/{part}") for part in ("commit", "reveal") for p in custodians)
+    return hashlib.sha256(b"focal/transcript/v1" + seen.encode()).hexdigest()
+
+
+def check_dealing(
+    scheme: Scheme,
+    needed: int,
+    first: Mapping[str, msg.KeyReveal],
+    checks: Mapping[str, msg.ShareCheck],
+    fetch: Callable[[str], bytes],
+) -> None:
+    """What everybody can check of the dealing of a t-of-N key. Raises :class:`focal.errors.Refused` naming the dealer."""
+    for name, reveal in first.items():
+        sharing.check_dealer(scheme, fetch(checks[name].blob), fetch(reveal.blobs[1]), needed, len(first), name)
 
 
 def sums(

@@ -3,7 +3,7 @@ keys of masks, contributions, and who checks them.
 
 ::
 
-    inputs/key            institutions and custodians: a public key for masks, one a run
+    inputs/key            institutions and custodians: a public key for masks, one a run (a blind one: one an epoch that begins here)
     (lists or headers)    the institutions' masked rows are named, and everybody who answers has
                           agreed to the same names
     ROUND/commit          every custodian: its shares of the range checks, and a commitment to its contributions
@@ -63,7 +63,7 @@ class MaskKeys:
 
     def __init__(self, party: Party) -> None:
         self.party = party
-        self.file = party.folder / f"masks-{party.scope[:16]}.key"
+        self.file = party.folder / f"masks-{party.scope[:16]}{party.epochs.at(KEY).suffix.replace('/', '-')}.key"
         self._shared: dict[str, bytes] = {}
 
     def say(self) -> None:
@@ -76,7 +76,7 @@ class MaskKeys:
         """Drawn once; the file (0600) is the only copy. Raises :class:`FocalError` when the public key was told
         and the file is gone."""
         if not self.file.exists():
-            if self.party.journal.get(f"{self.party.session}/said/{KEY}") is not None:
+            if self.party.journal.get(f"{self.party.session}/said/{self.party.spelled(KEY)}") is not None:
                 raise FocalError(
                     f"'{self.party.me.name}': the key {self.file} is gone",
                     hint="the masks of this run need it: start a new run",
@@ -97,12 +97,14 @@ class MaskKeys:
         """What tells the masks of these rows from those of any others."""
         return inputs.label(self.private, item, *rows)
 
-    def masked(self, scheme: Scheme, message: Message, label: str, item: str) -> bytes:
-        """An institution's message under a mask of every custodian it has met. The same again at each call."""
-        masks = [inputs.mask(key, label, item, scheme.n) for key in self._shared.values()]
+    def masked(self, scheme: Scheme, message: Message, label: str, item: str, custodians: Sequence[str]) -> bytes:
+        """An institution's message under a mask of each of these custodians, whom it has met. The same again at each call."""
+        masks = [inputs.mask(self._shared[name], label, item, scheme.n) for name in custodians]
         return inputs.masked(scheme, message, masks)
 
-    def proof(self, statement: Statement, messages: Callable[[], Iterable[Message]]) -> bytes:
+    def proof(
+        self, statement: Statement, messages: Callable[[], Iterable[Message]], custodians: Sequence[str]
+    ) -> bytes:
         """An institution's proof of ``statement``; ``messages`` anew at each call. The same again after a restart.
 
         Raises :class:`FocalError` when it is not true.
@@ -113,7 +115,7 @@ class MaskKeys:
             secret = hmac.digest(self.private, framed(b"focal/range/attempt/v1", item.encode()), "sha256")
             return projections.Attempt.draw(statement.sigma, SystemBelow(projections.derived(secret))).dump()
 
-        return projections.prove(statement, list(self._shared.values()), messages, attempt).dump()
+        return projections.prove(statement, [self._shared[name] for name in custodians], messages, attempt).dump()
 
     def projected(self, scheme: Scheme, claim: Claim, proof: Proof, fetch: Fetch) -> tuple[list[int], list[int]]:
         """A custodian's two projections: of its own masks, and of what was uploaded."""
@@ -133,9 +135,9 @@ class MaskKeys:
         """A custodian's share of the check: for one proof of a statement, ever."""
         return projections.share(claim.statement, proof, self._shared[claim.statement.institution], masks)
 
-    def contribution(self, scheme: Scheme, secret: Sequence[Limb], run_id: bytes, lists: str, wanted: Input) -> bytes:
+    def contribution(self, scheme: Scheme, secret: Sequence[Limb], seed: bytes, lists: str, wanted: Input) -> bytes:
         """A custodian's contribution to one input. Anew at each call: through the ledger only."""
-        a = inputs.public_random(scheme, run_id, lists, wanted.item, wanted.limbs)
+        a = inputs.public_random(scheme, seed, lists, wanted.item, wanted.limbs)
         masks = [inputs.mask(self._shared[name], label, wanted.item, scheme.n) for name, label in wanted.owners]
         return inputs.contribution(scheme, secret, a, masks, wanted.factor)
 
@@ -240,7 +242,7 @@ def check_range(
 
 def combined(
     scheme: Scheme,
-    run_id: bytes,
+    seed: bytes,
     lists: str,
     wanted: Input,
     uploads: Sequence[tuple[str, bytes]],
@@ -248,5 +250,5 @@ def combined(
     fetch: Fetch,
 ) -> list[list[Limb]]:
     """(c0, c1) of an input from its owners' (name, masked rows) and the custodians' (name, digest)."""
-    a = inputs.public_random(scheme, run_id, lists, wanted.item, wanted.limbs)
+    a = inputs.public_random(scheme, seed, lists, wanted.item, wanted.limbs)
     return inputs.combine(scheme, a, uploads, [(f"'{name}'", fetch(digest)) for name, digest in given], wanted.factor)

@@ -26,10 +26,11 @@ from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest
 from focal.custody import release
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.files import private_write
 from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import bound_hash, open_for_group, seal_for_group
-from focal.protocols.common import ceremony
+from focal.protocols.common import approval, ceremony, epochs
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.hearing import check_opens
 from focal.protocols.common.inputs import MaskKeys
@@ -89,6 +90,27 @@ class Institution(Party):
     def close(self) -> None:
         super().close()
         self.pool.shutdown(cancel_futures=True)
+
+    def idle(self) -> None:
+        """Consent to go on without lost custodians, where it takes people's word and a person here has given it."""
+        if not self.epochs.pending:
+            return
+        proposal = self.epochs.proposed[-1]
+        wanted, topic = approval.Consent(run_id=self.scope, epoch=proposal), f"epoch/{proposal.number}/consent"
+        enough = len(proposal.active) >= epochs.quorum(self.manifest)
+        if enough or self.journal.get(f"{self.session}/said/{topic}") is not None:
+            return
+        if approval.read_consent(self.folder / approval.EPOCH_SIGNED) == wanted:
+            self.say(topic, proposal)
+            return
+        awaited = self.folder / approval.EPOCH_AWAITED
+        if approval.read_consent(awaited) != wanted:
+            private_write(awaited, wanted.model_dump_json().encode())
+            lost = [m.name for m in self.manifest.custodians if m.name not in proposal.active]
+            self.report.warn(
+                f"{self.me.name}: the others want to go on without {', '.join(lost)}; ask there, and if that is so: "
+                f"focal epoch sign {self.folder}"
+            )
 
     # ----------------------------------------------------------------- the script
 
@@ -268,15 +290,16 @@ class Institution(Party):
     def opened_slots(self, answers: dict[str, msg.ReleaseShares], count: int) -> list[Slots]:
         """Open the sealed shares of every custodian, add them up, decode:
         slots of each of ``count`` released ciphertexts."""
-        first = answers[self.custodians[0]]
+        lead, *_ = answers
+        first, epoch = answers[lead], self.epochs.at("release/shares")
         size = codec.size(self.scheme, codec.DECRYPTION)
         opened: dict[str, bytes] = {}
         for name, answer in answers.items():
             if (answer.items, answer.ciphertexts) != (first.items, first.ciphertexts) or len(answer.items) != count:
-                raise ProtocolError(f"'{name}' released another ciphertext than '{self.custodians[0]}'")
+                raise ProtocolError(f"'{name}' released another ciphertext than '{lead}'")
             if self.me.name not in answer.sealed:
                 raise ProtocolError(f"'{name}' sealed no share for us")
-            context = f"release/{self.me.name}".encode() + self.run_id
+            context = f"release/{self.me.name}".encode() + epoch.seed
             opened[name] = self.identity.unseal(
                 self.manifest.member(name), self.net.get(answer.sealed[self.me.name]), context
             )

@@ -32,10 +32,12 @@ from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, commitment
 from focal.net.store import Blobs, Journal, Recent
 from focal.protocols import check_complete, of
+from focal.protocols.common.epochs import EpochChanged, Epochs
 from focal.protocols.common.hearing import Heard, derive_run_id
 from focal.protocols.common.progress import Reporter
 
 B = TypeVar("B", bound=Model)
+T = TypeVar("T")
 Audience = Literal["server", "custodians", "all"]
 
 
@@ -94,6 +96,12 @@ class Party(abc.ABC):
         self.scope = ""
         self.run_id = b""
         self.heard = Heard(manifest)
+        self.epochs = Epochs(manifest, self.plan, b"")
+        """Which custodians answer, and from when on."""
+        self._bound = False
+        """Does what is under way end with its epoch?"""
+        self._turned = 0
+        """How many proposals of epochs were heeded."""
         self.ended = False
         """Another member has ended the run."""
         self._aborts: list[msg.Record] = []
@@ -115,6 +123,7 @@ class Party(abc.ABC):
 
     def _decided(self, topic: str, body: Any) -> bytes:
         """The signed record, which is in the journal from here on."""
+        topic = self.spelled(topic)
         signed = self.identity.sign_record(self.scope, topic, body)
         if self.journal.once(f"{self.session}/said/{topic}", lambda: signed) != signed:
             raise Refused("second-record", f"'{self.me.name}' was about to say a second thing under '{topic}'")
@@ -122,7 +131,7 @@ class Party(abc.ABC):
 
     def repeat(self, topic: str) -> bool:
         """Post again what was said under ``topic`` before a restart; False when nothing was."""
-        signed = self.journal.get(f"{self.session}/said/{topic}")
+        signed = self.journal.get(f"{self.session}/said/{self.spelled(topic)}")
         if signed is not None:
             self.net.post(signed)
         return signed is not None
@@ -133,7 +142,7 @@ class Party(abc.ABC):
 
     def said(self, sender: str, topic: str) -> bool:
         """Has ``sender`` said something under ``topic`` (as far as the board was read)?"""
-        return (sender, topic) in self.heard
+        return (sender, self.spelled(topic)) in self.heard
 
     def hear(self, sender: str, topic: str, kind: type[B]) -> B:
         """What ``sender`` said under ``topic``; waits for it. Raises ProtocolError when it is of another kind."""
@@ -147,7 +156,7 @@ class Party(abc.ABC):
             if time.monotonic() - told > 5.0 and any(not self.said(n, topic) for n in missing):
                 told = time.monotonic()
                 self.report.waiting(missing, topic)
-        return self.heard.get_all(self.scope, names, topic, kind)
+        return self.heard.get_all(self.scope, names, self.spelled(topic), kind)
 
     def read_all(self) -> None:
         """Read the board to its present end."""
@@ -160,10 +169,13 @@ class Party(abc.ABC):
         for data in batch:
             self._count += 1
             record = self.heard.add(data)
+            self.epochs.take(record)
             if isinstance(record.body, msg.Abort) and record.sender != self.me.name:
                 self._aborts.append(record)
                 self._heed_aborts()
         self.idle()
+        if self._bound and self.epochs.proposed[self._turned :]:
+            raise EpochChanged
         return len(batch)
 
     def _heed_aborts(self) -> None:
@@ -190,6 +202,38 @@ class Party(abc.ABC):
 
     def idle(self) -> None:  # noqa: B027
         """Called whenever the board was read; for roles that answer questions at any time."""
+
+    # ----------------------------------------------------------------- epochs
+
+    def spelled(self, topic: str) -> str:
+        """A topic as it is said in its epoch."""
+        return self.epochs.spelled(topic)
+
+    def active(self, topic: str) -> list[str]:
+        """The custodians who answer under this topic, in manifest order."""
+        return list(self.epochs.at(topic).active)
+
+    def seed(self, topic: str) -> bytes:
+        """What stands for the run id wherever something is derived for this topic."""
+        return self.epochs.at(topic).seed
+
+    def through_epochs(self, act: Callable[[], T]) -> T:
+        """``act``'s value; from its beginning again whenever a new epoch is proposed, once that is in force. It must be of the kind that a
+        restart goes through again: what was made comes back from the journal."""
+        while True:
+            self.turn()
+            self._turned, self._bound = len(self.epochs.proposed), True
+            try:
+                return act()
+            except EpochChanged:
+                continue
+            finally:
+                self._bound = False
+
+    def turn(self) -> None:
+        """Wait while a proposed epoch is still to come into force."""
+        while self.epochs.pending:
+            self.read_board(seconds=2.0)
 
     # ----------------------------------------------------------------- blobs
 
@@ -223,6 +267,7 @@ class Party(abc.ABC):
         only that list counts. Returns the own salt and the commitments by name.
         Raises :class:`Refused` (``second-list``) when the server now shows another list.
         """
+        plain, round = round, self.spelled(round)
         salt = self.journal.once(f"{self.session}/{round}/salt", lambda: secrets.token_bytes(32))
         own = commitment(bytes.fromhex(self.scope), round, self.me.name, salt, digest)
         if self.journal.once(f"{self.session}/{round}/commitment", lambda: own) != own:
@@ -230,8 +275,8 @@ class Party(abc.ABC):
                 "second-contribution", f"'{self.me.name}' was about to make a second contribution to '{round}'"
             )
         body = say(own.hex())
-        self.say(f"{round}/commit", body)
-        commits = self.hear_all(names, f"{round}/commit", type(body))
+        self.say(f"{plain}/commit", body)
+        commits = self.hear_all(names, f"{plain}/commit", type(body))
         listed = canonical_json({name: c.commitment for name, c in commits.items()})
         if self.journal.once(f"{self.session}/{round}/commits", lambda: listed) != listed:
             raise Refused("second-list", f"the server shows another list of commitments for '{round}' than before")
@@ -255,6 +300,9 @@ class Party(abc.ABC):
         if self.journal.once(f"used/{self.run_id.hex()}", self.session.encode) != self.session.encode():
             raise Refused("replayed-run", "the server replays a run that this party has taken part in before")
         self.scope = self.run_id.hex()
+        self.epochs = Epochs(self.manifest, self.plan, self.run_id)
+        for record in self.heard:
+            self.epochs.take(record)
         self._heed_aborts()
         if self.me.name in names:
             self.say("run/start", msg.RunStart(run_id=self.scope))

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.custody import refresh
 from focal.errors import ProtocolError
 from focal.heads.moves import HeadLayout
 from focal.net import messages as msg
 from focal.protocols.common.voice import Fetch
+
+AGAIN = "refresh/again/release"
+"""Topic of the one more refresh that weights pass before their release is asked for in another epoch."""
+
+
+def again(count: int) -> tuple[str, ...]:
+    """The plan items of that batch."""
+    return tuple(f"train/again/release/{i}/-/-" for i in range(count))
 
 
 def topic(item: str) -> str:
@@ -32,6 +41,18 @@ def requests(
     return list(pool.map(lambda item, ct: refresh.request(scheme, ct, layout.refresh_map(item)), items, ciphertexts))
 
 
+def lowered(scheme: Scheme, weights: list[Any], layout: HeadLayout) -> list[Any]:
+    """Weights with as many limbs as their refresh for a second release takes."""
+    items = again(len(weights))
+    return [scheme.evaluator.drop(w, layout.refresh_map(i).request) for i, w in zip(items, weights, strict=True)]
+
+
+def digests(scheme: Scheme, ciphertexts: list[Any]) -> tuple[str, ...]:
+    """Digests of ciphertexts, as they stand."""
+    shown = map(scheme.evaluator.limbs, ciphertexts)
+    return tuple(codec.digest(codec.pack(scheme, codec.ciphertext(len(p[0])), p)) for p in shown)
+
+
 def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShares]) -> None:
     """Raise unless every custodian answered exactly what was asked."""
     for name, answer in answers.items():
@@ -42,7 +63,7 @@ def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShare
 
 def expand_ahead(
     scheme: Scheme,
-    run_id: bytes,
+    seed: bytes,
     items: Sequence[str],
     digests: Sequence[str],
     pool: ThreadPoolExecutor,
@@ -51,12 +72,12 @@ def expand_ahead(
     """Have the pool derive the first ``a`` of a batch (:func:`focal.custody.refresh.common_random`)
     while answers are on their way."""
     for item, digest in list(zip(items, digests, strict=True))[: refresh.EXPANDED]:
-        pool.submit(refresh.common_random, scheme, run_id, item, digest, layout.refresh_map(item).limbs)
+        pool.submit(refresh.common_random, scheme, seed, item, digest, layout.refresh_map(item).limbs)
 
 
 def combine(
     scheme: Scheme,
-    run_id: bytes,
+    seed: bytes,
     asked: msg.RefreshRequest,
     answers: dict[str, msg.RefreshShares],
     fetch: Fetch,
@@ -72,7 +93,7 @@ def combine(
 
     def one(i: int) -> Any:
         data, how = fetch(asked.ciphertexts[i]), layout.refresh_map(asked.items[i])
-        a = refresh.common_random(scheme, run_id, asked.items[i], asked.ciphertexts[i], how.limbs)
+        a = refresh.common_random(scheme, seed, asked.items[i], asked.ciphertexts[i], how.limbs)
         return refresh.combine(
             scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()], how
         )

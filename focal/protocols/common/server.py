@@ -23,7 +23,7 @@ from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig, Manifest
 from focal.custody import keys
 from focal.custody.inputs import Input
-from focal.errors import ProtocolError
+from focal.errors import FocalError, ProtocolError
 from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg
 from focal.net.answers import Answers
@@ -31,6 +31,7 @@ from focal.net.local import LocalHub, LocalNetwork
 from focal.net.store import Board
 from focal.net.transport import Hub
 from focal.protocols.common import ceremony, inputs, refreshing
+from focal.protocols.common.approval import read_lost
 from focal.protocols.common.hearing import check_opens
 from focal.protocols.common.inputs import Claim
 from focal.protocols.common.party import Audience, Party
@@ -100,6 +101,10 @@ class Server(Party):
         else:
             self.hub = LocalHub(network, manifest, self.board, self.blobs, self.session)
         self.net = _OwnBoard(self.hub)
+        self._told: set[str] = set()
+        """What was warned of."""
+        self._may_go_on = False
+        """May the run go on without some of its custodians? From when their keys are made until all is given."""
 
     # ----------------------------------------------------------------- the script
 
@@ -112,9 +117,8 @@ class Server(Party):
             with self.report.phase("keys"):
                 self.scheme = Scheme(self.manifest.ckks, self.scope)
                 joint = self._install_keys()
-            done = self.serve(joint)
-            with self.report.phase("release"):
-                self._release(done)
+            self._may_go_on = True
+            self.through_epochs(lambda: self._serve_all(joint))
         except ProtocolError as e:
             self.report.error(str(e))
             self.abort(e)
@@ -123,6 +127,11 @@ class Server(Party):
         finally:
             self.keep_traffic()
             self.hub.stop()
+
+    def _serve_all(self, joint: msg.JointKeys) -> None:
+        done = self.serve(joint)
+        with self.report.phase("release"):
+            self._release(done)
 
     def _farewell(self) -> None:
         """Stay until every member that is there has been sent the end of the board (one that makes keys asks late),
@@ -165,9 +174,9 @@ class Server(Party):
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
         """What every custodian committed to and gave for the inputs of a round; waits for all.
         The claims are for them to check."""
-        commits = self.hear_all(self.custodians, f"{round}/commit", msg.InputCommit)
-        reveals = self.hear_all(self.custodians, f"{round}/reveal", msg.InputReveal)
-        return inputs.check(self.scope, round, lists, len(wanted), commits, reveals)
+        commits = self.hear_all(self.active(round), f"{round}/commit", msg.InputCommit)
+        reveals = self.hear_all(self.active(round), f"{round}/reveal", msg.InputReveal)
+        return inputs.check(self.scope, self.spelled(round), lists, len(wanted), commits, reveals)
 
     # ----------------------------------------------------------------- steps
 
@@ -210,9 +219,38 @@ class Server(Party):
         )
         asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
         self.say(topic, asked)
-        refreshing.expand_ahead(self.scheme, self.run_id, items, digests, self.pool, self.layout)
-        answers = self.hear_all(self.custodians, topic, msg.RefreshShares)
-        return refreshing.combine(self.scheme, self.run_id, asked, answers, self.blobs.get, self.pool, self.layout)
+        refreshing.expand_ahead(self.scheme, self.seed(topic), items, digests, self.pool, self.layout)
+        return self.refreshed(topic)
+
+    def refreshed(self, topic: str) -> list[Any]:
+        """What a batch of refreshes gave, from its request and every custodian's answer."""
+        asked = self.hear(self.me.name, topic, msg.RefreshRequest)
+        answers = self.hear_all(self.active(topic), topic, msg.RefreshShares)
+        return refreshing.combine(self.scheme, self.seed(topic), asked, answers, self.blobs.get, self.pool, self.layout)
+
+    # ----------------------------------------------------------------- custodians that are lost
+
+    def idle(self) -> None:
+        """Propose an epoch without the custodians that people, or a silence, have declared lost."""
+        if not self._may_go_on or not (lost := self._lost()):
+            return
+        try:
+            proposal = self.epochs.next(lost)
+        except FocalError as e:
+            if e.message not in self._told:
+                self._told.add(e.message)
+                self.report.warn(f"{e.message}; {e.hint}")
+            return
+        self.report.warn(f"{', '.join(lost)} given up: epoch {proposal.number} with {', '.join(proposal.active)}")
+        self.say(f"epoch/{proposal.number}", proposal)
+        self.read_all()
+
+    def _lost(self) -> list[str]:
+        """Custodians that are active, or were to be, and are given up."""
+        active = (self.epochs.proposed[-1] if self.epochs.proposed else self.epochs.now).active
+        declared, seconds = read_lost(self.folder), self.local.lost_seconds
+        silent = self.hub.silent(seconds) if seconds is not None else []
+        return [name for name in active if name in declared or name in silent]
 
     def keep_traffic(self) -> None:
         super().keep_traffic()
@@ -239,14 +277,20 @@ class Server(Party):
     def _release(self, done: list[msg.StepDone]) -> None:
         """Ask for the release and stay until every member has what it needs."""
         released = self.plan.released(self.manifest)
-        self.say("release/request", msg.ReleaseRequest(items=released.items, ciphertexts=released.ciphertexts(done)))
-        self.hear_all(self.custodians, "release/shares", msg.ReleaseShares)
+        ciphertexts = released.ciphertexts(done)
+        if self.epochs.released_again:
+            weights = [w for topic in released.topics for w in self.refreshed(topic)]
+            lowered = refreshing.lowered(self.scheme, weights, self.layout)
+            ciphertexts = refreshing.digests(self.scheme, self.refresh(list(refreshing.again(len(weights))), lowered))
+        self.say("release/request", msg.ReleaseRequest(items=released.items, ciphertexts=ciphertexts))
+        self.hear_all(self.active("release/shares"), "release/shares", msg.ReleaseShares)
         if not self.repeat("traffic"):
             self.say(
                 "traffic",
                 msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}),
             )
-        everybody = [*self.custodians, *self.names]
+        everybody = [*self.active("release/shares"), *self.names]
+        self._may_go_on = False  # all is given: who is lost now does not matter any more
         while missing := [n for n in everybody if not self.said(n, "finished")]:
             self.read_board(seconds=2.0)
             self.report.progress(len(everybody) - len(missing), len(everybody))

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from focal.custody.inputs import Input
 from focal.net import messages as msg
+from focal.protocols.common.epochs import Epochs
 
 Fetch = Callable[[str], bytes]
 """Digest -> the blob's bytes."""
@@ -32,6 +33,9 @@ Given = Mapping[str, Sequence[str]]
 
 class Voice(Protocol):
     """How a party answers for a step."""
+
+    epochs: Epochs
+    """Which custodians answer, and from when on."""
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Any]) -> Given:
         """What every custodian gave for the inputs of a round, once all had committed to it and found

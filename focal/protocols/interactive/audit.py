@@ -20,14 +20,15 @@ class JointAudit(Audit):
 
     def compute(self, joint: msg.JointKeys) -> JointCompute:
         self.joint_keys = ceremony.joint_digest(joint)
-        return JointCompute(self.manifest, self.scheme, self.run_id, self.joint_keys, self.blob, self.threads)
+        return JointCompute(self.manifest, self.scheme, self.joint_keys, self.blob, self.threads)
 
     def present(self, step: int) -> dict[str, msg.Activations]:
         headers: dict[str, msg.Activations] = self._headers(step, "present", "activations", msg.Activations)
         if any(header.joint_keys != self.joint_keys for header in headers.values()):
             raise Refused("upload", f"step {step}: somebody masked rows under other joint keys")
-        keys = self.recall_all([*headers, *self.custodians], inputs.KEY, msg.InputKey)
-        inputs.check_keys({name: header.mask_keys for name, header in headers.items()}, self.custodians, keys)
+        active = self.active(f"present/{step}")
+        keys = self.recall_all([*headers, *active], inputs.KEY, msg.InputKey)
+        inputs.check_keys({name: header.mask_keys for name, header in headers.items()}, active, keys)
         return headers
 
     def answered(self, step: int, present: Mapping[str, msg.Activations]) -> dict[str, msg.Derivatives]:
@@ -46,6 +47,6 @@ class JointAudit(Audit):
         if not items:
             return
         digests = tuple(map(codec.digest, packed))
-        for name, answer in self.recall_all(self.custodians, topic, msg.OpeningShares).items():
+        for name, answer in self.recall_all(self.active(topic), topic, msg.OpeningShares).items():
             if (answer.items, answer.ciphertexts) != (items, digests):
                 raise Refused("opening", f"'{name}' opened something else under '{topic}' than the step gives")

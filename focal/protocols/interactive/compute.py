@@ -52,10 +52,8 @@ class JointCompute:
     """Joint steps on ciphertexts from signed headers. ``fetch`` yields masked chunks and contributions;
     they are checked here."""
 
-    def __init__(
-        self, manifest: Manifest, scheme: Scheme, run_id: bytes, joint_keys: str, fetch: Fetch, threads: int
-    ) -> None:
-        self.manifest, self.scheme, self.run_id, self.fetch = manifest, scheme, run_id, fetch
+    def __init__(self, manifest: Manifest, scheme: Scheme, joint_keys: str, fetch: Fetch, threads: int) -> None:
+        self.manifest, self.scheme, self.fetch = manifest, scheme, fetch
         self.total = plan.total(manifest)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
         self.engine = InteractiveEngine(
@@ -142,12 +140,13 @@ class JointCompute:
 
     def _uploads(self, voice: JointVoice, step: int, what: str, headers: Mapping[str, Header]) -> Uploads:
         """Each owner's ciphertext, from its masked chunk and what the custodians give for it."""
-        round, lists, wanted, claims = plan.inputs(self.manifest, self.run_id, step, what, headers)
+        epoch = voice.epochs.at(f"{what}/{step}")
+        round, lists, wanted, claims = plan.inputs(self.manifest, epoch, step, what, headers)
         given = voice.contributions(round, lists, wanted, claims)
 
         def one(i: int, name: str) -> Ciphertext:
             chunk, blobs = self.fetch(headers[name].chunk), [(custodian, own[i]) for custodian, own in given.items()]
-            made = combined(self.scheme, self.run_id, lists, wanted[i], [(f"'{name}'", chunk)], blobs, self.fetch)
+            made = combined(self.scheme, epoch.seed, lists, wanted[i], [(f"'{name}'", chunk)], blobs, self.fetch)
             return self.scheme.evaluator.load(made)
 
         return dict(zip(headers, self.pool.map(one, range(len(headers)), headers), strict=True))

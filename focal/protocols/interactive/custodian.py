@@ -7,6 +7,7 @@ of a step in which an owner could single out another's gradient; its ledger ends
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from focal.custody import opening
 from focal.errors import Refused
 from focal.heads.joint.layout import OPENING
 from focal.net import messages as msg
-from focal.protocols.common import ceremony, inputs
+from focal.protocols.common import ceremony, inputs, resuming
 from focal.protocols.common.custodian import Custodian
 from focal.protocols.interactive import plan
 from focal.protocols.interactive.compute import JointCompute
@@ -31,26 +32,30 @@ class JointCustodian(Custodian):
     def answer(self) -> None:
         with self.report.phase("train"):
             self.enter("refresh")
-            self.catch_up()
             self.joint_keys = ceremony.joint_digest(self.joint)
             if self.verifies:
                 self.install_keys()
-                self.verify(
-                    JointCompute(self.manifest, self.scheme, self.run_id, self.joint_keys, self.fetch, self.threads)
-                )
+                self.verify(JointCompute(self.manifest, self.scheme, self.joint_keys, self.fetch, self.threads))
             else:
                 self._answer_plan()
 
     def _answer_plan(self) -> None:
         """``verify: off``: answer each step's openings and refresh, for whatever ciphertexts the server presents."""
         total = plan.total(self.manifest)
-        for step in range(int(self.journal.read(f"{self.session}/joint") or b"0"), total):
+        first = int(self.journal.read(f"{self.session}/joint") or b"0")
+        if self.epochs.now.number:  # what was not done in the epoch before is done in this one
+            first = min(first, self.epochs.now.stage // len(plan.PARTS))
+        for step in range(first, total):
             self.report.progress(step, total)
             present = self.present(step)
-            self.contribute(*plan.inputs(self.manifest, self.run_id, step, "activations", present))
+            self.contribute(
+                *plan.inputs(self.manifest, self.epochs.at(f"activations/{step}"), step, "activations", present)
+            )
             self.open(f"open/{step}/logits", plan.opening_items(step, "logits", tuple(present)))
             answered = self.answered(step, present)
-            self.contribute(*plan.inputs(self.manifest, self.run_id, step, "derivatives", answered))
+            self.contribute(
+                *plan.inputs(self.manifest, self.epochs.at(f"derivatives/{step}"), step, "derivatives", answered)
+            )
             self.open(f"open/{step}/gradients", plan.opening_items(step, "input-gradient", tuple(answered)))
             self.answer_batch(f"refresh/{step}/weights", (plan.weights_item(step),))
             self.journal.set(f"{self.session}/joint", str(step + 1).encode())
@@ -62,8 +67,9 @@ class JointCustodian(Custodian):
         headers: dict[str, msg.Activations] = self._headers(step, "present", "activations", msg.Activations)
         if other := [name for name, header in headers.items() if header.joint_keys != self.joint_keys]:
             raise Refused("upload", f"'{other[0]}' masked its rows under other joint keys than we signed")
-        keys = self.hear_all([*headers, *self.peers], inputs.KEY, msg.InputKey)
-        inputs.check_keys({name: header.mask_keys for name, header in headers.items()}, self.peers, keys)
+        active = self.active(f"present/{step}")
+        keys = self.hear_all([*headers, *active], inputs.KEY, msg.InputKey)
+        inputs.check_keys({name: header.mask_keys for name, header in headers.items()}, active, keys)
         return headers
 
     def answered(self, step: int, present: Mapping[str, msg.Activations]) -> dict[str, msg.Derivatives]:
@@ -108,11 +114,10 @@ class JointCustodian(Custodian):
         self.net.phase = "openings"
         data = packed or [self.net.get(d) for d in asked.ciphertexts]
         owners = [item.rpartition("/")[2] for item in items]
-        shares = list(
-            map(self._opening_share, items, asked.ciphertexts, data)
-        )  # in order: the ledger's order is the plan's
+        one, seed = functools.partial(self._opening_share, topic), self.seed(topic)
+        shares = list(map(one, items, asked.ciphertexts, data))  # in order: the ledger's order is the plan's
         boxes = [
-            self.identity.seal(self.manifest.member(owner), share, plan.opening_context(item, self.run_id))
+            self.identity.seal(self.manifest.member(owner), share, plan.opening_context(item, seed))
             for item, owner, share in zip(items, owners, shares, strict=True)
         ]
         digests = self.share_blobs(boxes, "all")
@@ -124,15 +129,21 @@ class JointCustodian(Custodian):
         )
         self.net.phase = "refresh"
 
-    def _opening_share(self, item: str, digest: str, data: bytes) -> bytes:
+    def _opening_share(self, topic: str, item: str, digest: str, data: bytes) -> bytes:
         """Made once, the stored bytes ever after, and no more of them than the key may give."""
+        epoch = self.epochs.at(topic)
 
         def make() -> bytes:
             polynomials = codec.unpack(self.scheme, OPENING, data, f"'{self.manifest.server.name}'")
             ciphertext = self.scheme.evaluator.load(polynomials)
-            return opening.share(self.scheme, self.share.limbs, ciphertext, lead=self.me.name == self.peers[0])
+            return opening.share(self.scheme, self.limbs(topic), ciphertext, lead=self.me.name == epoch.active[0])
 
-        return self.ledger.answer("open", item, digest, make, limit=plan.settings(self.manifest).max_openings_per_key)
+        given, limit = resuming.entry(msg.OpeningShares, item, epoch.suffix), self._openings
+        return self.ledger.answer(*given, digest, make, limit, epoch.number)
+
+    @property
+    def _openings(self) -> int:
+        return plan.settings(self.manifest).max_openings_per_key
 
     def added(self) -> NDArray[np.float64] | None:
         """Noise on the head (``dp_head_noise``). It goes into a share that is made once and recorded:

@@ -121,11 +121,14 @@ class JointInstitution(Institution):
             self._fine_tune(joint, counts)
         with self.report.phase("release"):
             self.enter("release")
-            self._receive(self.hear_all(self.custodians, "release/shares", msg.ReleaseShares))
+            self._receive(self.through_epochs(self._released))
         with self.report.phase("score"):
             self.score()
         self.finish()
         self.keep_traffic()
+
+    def _released(self) -> dict[str, msg.ReleaseShares]:
+        return self.hear_all(self.active("release/shares"), "release/shares", msg.ReleaseShares)
 
     def agree_start(self) -> Array:
         """(C,) rows of each class over all institutions; where no model is given to start from, also the bottleneck:
@@ -192,6 +195,7 @@ class JointInstitution(Institution):
 
     def idle(self) -> None:
         """An averaging round may be closed without a result while this institution waits in it."""
+        super().idle()
         from focal.protocols.interactive.upper import Abandoned
 
         server, topic = self.manifest.server.name, f"average/{self.round}/closed"

@@ -95,12 +95,14 @@ def _agree(party: PlainServer | PlainInstitution) -> None:
 class PlainUpper(EncryptedUpper):
     """Arrays travel instead of ciphertexts; all else is the same, averages by secure sum included."""
 
-    mask_keys = NO_KEYS
-
     def __init__(self, party: PlainInstitution) -> None:
         self.party, self.server, self.joint_keys = party, party.manifest.server.name, NO_KEYS
         self.layout = plan.layout(party.manifest)
+        self.opened_in = 0
         self.columns = {"logits": self.layout.outputs, "gradients": self.layout.features}
+
+    def mask_keys(self, topic: str) -> str:
+        return NO_KEYS
 
     def send(self, step: int, what: str, values: Array) -> tuple[str, str, str]:
         return NO_KEYS, self.party.net.put_many([np.ascontiguousarray(values, "<f8").tobytes()], "server")[0], NO_KEYS

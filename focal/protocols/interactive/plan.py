@@ -23,6 +23,7 @@ from focal.heads.linear.cost import blob_bytes, masked_bytes
 from focal.net import messages as msg
 from focal.protocols import Released
 from focal.protocols.common import refreshing
+from focal.protocols.common.epochs import Epoch
 from focal.protocols.common.facts import common_facts
 from focal.protocols.common.inputs import Claim
 
@@ -98,12 +99,13 @@ def opening_items(step: int, kind: str, owners: tuple[str, ...]) -> tuple[str, .
     return () if step == 0 else tuple(f"train/{step}/{kind}/-/-/{owner}" for owner in owners)
 
 
-def input_item(step: int, what: str, owner: str) -> str:
-    """What an institution's ``activations`` or ``derivatives`` of a step are called."""
-    return f"{step}/{what}/{owner}"
+def input_item(epoch: Epoch, step: int, what: str, owner: str) -> str:
+    """What an institution's ``activations`` or ``derivatives`` of a step are called: in another epoch otherwise, so
+    that they are masked anew."""
+    return f"{step}/{what}/{owner}{epoch.suffix}"
 
 
-def statement(manifest: Manifest, run_id: bytes, name: str, step: int, what: str, rows: int, chunk: str) -> Statement:
+def statement(manifest: Manifest, seed: bytes, name: str, step: int, what: str, rows: int, chunk: str) -> Statement:
     """That the activations or derivatives of ``rows`` rows are as large as honest ones, at most,
     in root mean square."""
     n, scale, largest = (
@@ -112,11 +114,11 @@ def statement(manifest: Manifest, run_id: bytes, name: str, step: int, what: str
         MAX_ACTIVATION if what == "activations" else MAX_DERIVATIVE,
     )
     rms = largest * (rows / layout(manifest).rows) ** 0.5
-    return Statement(run_id, name, f"{step}/{what}", (chunk,), projections.norm_bound(scale, n, 1, rms))
+    return Statement(seed, name, f"{step}/{what}", (chunk,), projections.norm_bound(scale, n, 1, rms))
 
 
 def inputs(
-    manifest: Manifest, run_id: bytes, step: int, what: str, headers: Mapping[str, Header]
+    manifest: Manifest, epoch: Epoch, step: int, what: str, headers: Mapping[str, Header]
 ) -> tuple[str, str, list[Input], list[Claim]]:
     """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the
     digest of all that is put in, the inputs, and what is claimed of them: one for each owner, whose rows
@@ -129,12 +131,13 @@ def inputs(
         )
     ).hexdigest()
     wanted = [
-        Input(input_item(step, what, name), LIMBS, ((name, header.label),), FACTOR) for name, header in headers.items()
+        Input(input_item(epoch, step, what, name), LIMBS, ((name, header.label),), FACTOR)
+        for name, header in headers.items()
     ]
     claims = [
         Claim(
-            statement(manifest, run_id, name, step, what, h.rows, h.chunk),
-            (input_item(step, what, name),),
+            statement(manifest, epoch.seed, name, step, what, h.rows, h.chunk),
+            (input_item(epoch, step, what, name),),
             h.label,
             h.proof,
         )
@@ -143,9 +146,9 @@ def inputs(
     return f"inputs/{step}/{what}", lists, wanted, claims
 
 
-def opening_context(item: str, run_id: bytes) -> bytes:
+def opening_context(item: str, seed: bytes) -> bytes:
     """What a sealed opening share is bound to."""
-    return f"open/{item}".encode() + run_id
+    return f"open/{item}".encode() + seed
 
 
 def total(manifest: Manifest) -> int:
@@ -172,6 +175,41 @@ def released(manifest: Manifest) -> Released:
     last = range(max(0, steps - 2), steps)
     items = tuple(f"train/{t}/release/-/merged/-" for t in last)
     return Released(items, (0,) * len(last), tuple(f"refresh/{t}/weights" for t in last))
+
+
+PARTS = ("logits", "gradients", "head")
+"""The three stages of a joint step."""
+
+
+def stages(manifest: Manifest) -> int:
+    """Three for every step: activations until logits are opened, derivatives until gradients are, the head's refresh."""
+    return len(PARTS) * total(manifest)
+
+
+def stage(manifest: Manifest, topic: str) -> int | None:
+    """The stage of a topic; None for what concerns no custodian (:mod:`focal.protocols.common.epochs`)."""
+    what, *rest = topic.split("/")
+    if what == "release" or topic == refreshing.AGAIN:
+        return stages(manifest)
+    parts = {
+        **dict.fromkeys(("activations", "present", "logits"), 0),
+        **dict.fromkeys(("derivatives", "answered", "gradients"), 1),
+        **dict.fromkeys(("step", "refresh"), 2),
+    }
+    if what in ("inputs", "open"):  # inputs/STEP/activations/commit, open/STEP/logits; but one key for masks serves all
+        what = rest[1] if len(rest) > 1 else ""
+    part = parts.get(what)
+    return None if part is None else len(PARTS) * int(rest[0]) + part
+
+
+def stage_end(manifest: Manifest, stage: int) -> tuple[bool, str]:
+    """What was sent is done with when every custodian has opened what came of it; of the first step nothing is."""
+    step, part = divmod(stage, len(PARTS))
+    if part == 2:
+        return True, f"step/{step}"
+    if step:
+        return False, f"open/{step}/{PARTS[part]}"
+    return False, f"inputs/0/{('activations', 'derivatives')[part]}/reveal"
 
 
 def refreshes(manifest: Manifest) -> int:

@@ -27,7 +27,7 @@ class JointServer(Server):
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
         with self.report.phase("train"):
             compute = JointCompute(
-                self.manifest, self.scheme, self.run_id, ceremony.joint_digest(joint), self.blobs.get, self.threads
+                self.manifest, self.scheme, ceremony.joint_digest(joint), self.blobs.get, self.threads
             )
             return self.train(compute)
 

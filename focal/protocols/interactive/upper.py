@@ -52,11 +52,10 @@ class EncryptedUpper:
         self.server = party.manifest.server.name
         self.on_the_wire = 0.0
         """Seconds that activations and derivatives took to the server."""
-
-    @property
-    def mask_keys(self) -> str:
-        """Digest over the keys for masks that were met."""
-        return self.keys.digest(self.party.custodians)
+        self.brought: Array
+        """The activations of the step that is under way."""
+        self.opened_in = 0
+        """The epoch in which its logits were opened."""
 
     # ----------------------------------------------------------------- the seam
 
@@ -64,33 +63,48 @@ class EncryptedUpper:
         """Activations (n, R) -> own logits (n, C). Raises :class:`Skipped` when the step went on without us."""
         self.party.report.progress(step, plan.total(self.party.manifest))
         limits.check_activations(activations)
+        self.brought = activations
+        return self.party.through_epochs(lambda: self._logits(step))
+
+    def gradients(self, step: int, derivatives: Array) -> Array:
+        """d loss / d logit (n, C) -> d loss / d activation (n, R). Raises :class:`Skipped` likewise."""
+        limits.check_derivatives(derivatives, self.layout.lanes)
+        gradients = self.party.through_epochs(lambda: self._gradients(step, derivatives))
+        limits.check_head(gradients, derivatives)
+        return gradients
+
+    def _logits(self, step: int) -> Array:
+        topic = f"activations/{step}"
         self._still_wanted(f"present/{step}")
-        label, chunk, proof = self.send(step, "activations", activations)
-        rows = len(activations)
+        label, chunk, proof = self.send(step, "activations", self.brought)
         header = msg.Activations(
             step=step,
-            rows=rows,
+            rows=len(self.brought),
             joint_keys=self.joint_keys,
-            mask_keys=self.mask_keys,
+            mask_keys=self.mask_keys(topic),
             label=label,
             chunk=chunk,
             proof=proof,
         )
-        self.party.say(f"activations/{step}", header)
+        self.party.say(topic, header)
         self._still_wanted(f"present/{step}", wait=True)
-        return self.receive(step, "logits", len(activations))
+        logits = self.receive(step, "logits", len(self.brought))
+        self.opened_in = self.party.epochs.at(topic).number
+        return logits
 
-    def gradients(self, step: int, derivatives: Array) -> Array:
-        """d loss / d logit (n, C) -> d loss / d activation (n, R). Raises :class:`Skipped` likewise."""
+    def _gradients(self, step: int, derivatives: Array) -> Array:
+        if self.opened_in != self.party.epochs.at(f"activations/{step}").number:  # the step has begun anew
+            self._logits(step)
         self._still_wanted(f"answered/{step}")
-        limits.check_derivatives(derivatives, self.layout.lanes)
         label, chunk, proof = self.send(step, "derivatives", derivatives)
         header = msg.Derivatives(step=step, rows=len(derivatives), label=label, chunk=chunk, proof=proof)
         self.party.say(f"derivatives/{step}", header)
         self._still_wanted(f"answered/{step}", wait=True)
-        gradients = self.receive(step, "gradients", len(derivatives))
-        limits.check_head(gradients, derivatives)
-        return gradients
+        return self.receive(step, "gradients", len(derivatives))
+
+    def mask_keys(self, topic: str) -> str:
+        """Digest over the keys for masks that were met."""
+        return self.keys.digest(self.party.active(topic))
 
     # ----------------------------------------------------------------- messages, to and fro
 
@@ -101,17 +115,20 @@ class EncryptedUpper:
             self.party,
             {"activations": self.layout.activation_slots, "derivatives": self.layout.derivative_slots}[what],
         )
-        item = plan.input_item(step, what, party.me.name)
+        epoch, active = party.epochs.at(f"{what}/{step}"), party.active(f"{what}/{step}")
+        item = plan.input_item(epoch, step, what, party.me.name)
 
         def make() -> bytes:
-            self.keys.meet(party.custodians)
+            self.keys.meet(active)
             message = inputs.message(self.scheme, slots(values, self.first))
             label = self.keys.label(item, message.tobytes())
-            digest = party.blobs.put(self.keys.masked(self.scheme, message, label, item))
-            statement = plan.statement(party.manifest, party.run_id, party.me.name, step, what, len(values), digest)
-            return " ".join((label, digest, party.blobs.put(self.keys.proof(statement, lambda: [message])))).encode()
+            digest = party.blobs.put(self.keys.masked(self.scheme, message, label, item, active))
+            statement = plan.statement(party.manifest, epoch.seed, party.me.name, step, what, len(values), digest)
+            proof = party.blobs.put(self.keys.proof(statement, lambda: [message], active))
+            return " ".join((label, digest, proof)).encode()
 
-        label, digest, proof = party.journal.once(f"{party.session}/chunk/{what}/{step}", make).decode().split()
+        made = party.journal.once(f"{party.session}/chunk/{what}/{step}{epoch.suffix}", make)
+        label, digest, proof = made.decode().split()
         self.party.net.phase = "upload"
         data, start = [self.party.blobs.get(d) for d in (digest, proof)], time.monotonic()
         self.party.net.put_many(data, "custodians")
@@ -155,21 +172,20 @@ class EncryptedUpper:
             return np.zeros(self.layout.slots, np.complex128)
         (item,) = plan.opening_items(step, kind, (party.me.name,))
         party.net.phase = "openings"
-        answers = party.hear_all(party.custodians, topic, msg.OpeningShares)
-        first = answers[party.custodians[0]]
+        answers = party.hear_all(party.active(topic), topic, msg.OpeningShares)
+        lead, *_ = answers
+        first, seed = answers[lead], party.seed(topic)
         shares = []
         for name, answer in answers.items():
             if (answer.items, answer.ciphertexts) != (first.items, first.ciphertexts) or item not in answer.items:
-                raise Refused(
-                    "opening", f"'{name}' opened another ciphertext than '{party.custodians[0]}' under '{topic}'"
-                )
+                raise Refused("opening", f"'{name}' opened another ciphertext than '{lead}' under '{topic}'")
             if party.me.name not in answer.sealed:
                 raise Refused("opening", f"'{name}' sealed no share for us under '{topic}'")
             box = party.net.get(answer.sealed[party.me.name])
             shares.append(
                 (
                     name,
-                    party.identity.unseal(party.manifest.member(name), box, plan.opening_context(item, party.run_id)),
+                    party.identity.unseal(party.manifest.member(name), box, plan.opening_context(item, seed)),
                 )
             )
         return release.open_slots(self.scheme, shares, codec.OPENING_SHARE)

@@ -1,0 +1,198 @@
+"""t-of-N keys: the joint secret shared once more, so that any t custodians do what all N did, and fewer learn nothing of it.
+
+After the key rounds s = s_1 + ... + s_N, and every s_i is lost with its custodian. So each deals its own, by Shamir's polynomials over
+R_Q, and keeps the sum of what it was dealt::
+
+    custodian i     f_i(Y) = s_i + r_i1 Y + ... + r_i(t-1) Y^(t-1)          coefficients uniform in R_Q, alpha_j = 1, ..., N
+         |
+         +-- sealed to j:  f_i(alpha_j)          committed, then revealed
+         +-- to all:       check values of every piece (below)
+    custodian j     S_j = f_1(alpha_j) + ... + f_N(alpha_j)                 kept; s_j, f_j and all pieces are erased
+
+    whoever is active, A:   sum over A of lambda_j(A) S_j = s,     lambda_j(A) = product over k in A, k != j, of alpha_k / (alpha_k - alpha_j)
+
+lambda_j S_j takes the place of s_j in every share (:mod:`focal.custody.refresh`, ``inputs``, ``opening``, ``release``), before fresh noise is
+added: noise does not grow with lambda. Residues of lambda are large, and that costs nothing. Points differ by less than 8, so their
+differences are units modulo every prime. A may be any set of t custodians or more; all N, as long as nobody is lost.
+
+**Check values.** A dealer whose pieces lie on no polynomial of degree t - 1, or not around the s_i of its key contributions, would share
+another secret with every A, by a difference that it knows. So it also shows, of every piece, a sample under it::
+
+    v_ij = f_i(alpha_j) a_v + e     a_v = SHAKE-256(run id, digest of all sealed pieces): nobody's choice, and after the pieces
+    w_ij = f_i(alpha_j) a' + e      a' of the relinearisation key's first digit, for the first t pieces: with h1_i = a' s_i + e'
+
+and everybody checks that D times (v_ij minus its interpolation from the first t) is small for each other j, and so is D times (the
+interpolation of w_ij at 0, minus h1_i); D = 5040 makes the coefficients of Lagrange whole. Whoever was dealt a piece checks it against its
+v_ij. Each failure names the dealer. What remains possible: a dealer that shifts its secret by small / a', which it could as well do to its
+key contributions (custodians are assumed to follow the protocol: SECURITY.md).
+
+**Who could have made these without the secret.** t - 1 pieces of a dealer are uniform, whatever s_i is (Shamir 1979; here to what 32
+random bytes expand to). Check values are ring-LWE samples with errors of deviation 2^34: as one a_v meets several pieces, their mean would
+have a smaller error than each, so each has one that stays above 3.19 whatever is averaged. Beside h1_i, whose error is 3.19, w_ij is another
+sample of s_i under the same a': it tells the error of h1_i to within 2^34, N 8 (3.19 / 2^34)^2 / 2 < 2^-46 nats.
+
+Sources: Shamir, CACM 1979; Mouchet, Bertrand and Hubaux, "An Efficient Threshold Access-Structure for RLWE-Based Multiparty Homomorphic
+Encryption", J. Cryptology 2023, for substitute shares that keep noise small.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from focal.ckks import codec, integers, ring, sampling
+from focal.ckks.ring import Limb
+from focal.ckks.scheme import Scheme
+from focal.custody.keys import public_random
+from focal.errors import FocalError, Refused
+from focal.framing import framed
+
+DENOMINATOR = 5040
+"""7!: times a coefficient of Lagrange for points 1 ... 8 it is whole."""
+SIGMA = 2.0**34
+"""Standard deviation of the errors of check values."""
+SEED_BYTES = 32
+
+
+def new_seed() -> bytes:
+    """What a dealer's polynomial is expanded from: secret, and erased when the pieces are dealt and checked."""
+    return secrets.token_bytes(SEED_BYTES)
+
+
+def pieces(scheme: Scheme, secret: Sequence[Limb], seed: bytes, threshold: int, custodians: int) -> list[list[Limb]]:
+    """f(1), ..., f(``custodians``) for the polynomial of degree ``threshold`` - 1 around ``secret`` (limbs modulo Q) that ``seed`` gives.
+
+    By Horner's rule, limb by limb; evaluation form throughout.
+    """
+    primes = scheme.moduli
+    random = [
+        ring.expand(framed(b"focal/threshold/polynomial/v1", seed, bytes([k])), primes, scheme.n)
+        for k in range(1, threshold)
+    ]
+    out = []
+    for point in range(1, custodians + 1):
+        value: list[Limb] = [np.zeros(scheme.n, np.uint64) for _ in primes]
+        for coefficient in [*reversed(random), secret]:
+            value = [ring.add(_times(v, point, q), c, q) for v, c, q in zip(value, coefficient, primes, strict=False)]
+        out.append(value)
+    return out
+
+
+def coefficient(points: Sequence[int], at: int, point: int) -> Fraction:
+    """Lagrange's coefficient of the value at ``point``, one of ``points``, in that at ``at``."""
+    return math.prod((Fraction(at - k, point - k) for k in points if k != point), start=Fraction(1))
+
+
+def substitute(scheme: Scheme, share: Sequence[Limb], point: int, active: Sequence[int]) -> list[Limb]:
+    """lambda S: what the holder of ``share`` uses instead of an additive share while the points ``active`` are. Limbs modulo Q.
+
+    Raises ValueError when ``point`` is not active.
+    """
+    if point not in active:
+        raise ValueError(f"point {point} is not among the active ones")
+    weight = coefficient(active, 0, point)
+    return [_times(limb, _residue(weight, q), q) for limb, q in zip(share, scheme.moduli, strict=True)]
+
+
+def add_up(scheme: Scheme, dealt: Sequence[Sequence[Limb]]) -> list[Limb]:
+    """S_j: the sum of all pieces that one custodian was dealt."""
+    return ring.total(dealt, scheme.moduli)
+
+
+def pack(scheme: Scheme, piece: Sequence[Limb]) -> bytes:
+    """Canonical bytes of a piece, or of a share: secret."""
+    return codec.pack(scheme, codec.PIECE, [piece])
+
+
+def unpack(scheme: Scheme, data: bytes, source: str) -> list[Limb]:
+    """The other way; raises :class:`Refused` naming ``source``."""
+    return codec.unpack(scheme, codec.PIECE, data, source)[0]
+
+
+# --------------------------------------------------------------------------- check values
+
+
+def challenge(scheme: Scheme, run_id: bytes, transcript: bytes) -> list[Limb]:
+    """a_v; ``transcript``: digest of all sealed pieces, as everybody has signed it."""
+    return ring.expand(framed(b"focal/threshold/check/v1", run_id, transcript), scheme.moduli, scheme.n)
+
+
+def check_values(
+    scheme: Scheme, run_id: bytes, transcript: bytes, dealt: Sequence[Sequence[Limb]], threshold: int
+) -> bytes:
+    """v_i1, ..., v_iN, w_i1, ..., w_it as canonical bytes. Anew at each call: call it once, and keep it."""
+    drawn, fixed = challenge(scheme, run_id, transcript), _bound(scheme, run_id)
+    shown = [*((piece, drawn) for piece in dealt), *((piece, fixed) for piece in dealt[:threshold])]
+    return codec.pack(scheme, codec.check_values(len(shown)), [_sample(scheme, piece, a) for piece, a in shown])
+
+
+def check_dealer(
+    scheme: Scheme, data: bytes, h1: bytes, threshold: int, custodians: int, name: str
+) -> list[list[Limb]]:
+    """The v_ij of dealer ``name``, once its check values fit one polynomial around the secret of its ``h1`` (first round of keys).
+
+    Raises :class:`Refused` (``threshold``) naming it.
+    """
+    values = codec.unpack(scheme, codec.check_values(custodians + threshold), data, f"'{name}'")
+    drawn, fixed = values[:custodians], values[custodians:]
+    first = range(1, threshold + 1)
+    for j in range(threshold + 1, custodians + 1):
+        parts = [(drawn[k - 1], -coefficient(first, j, k)) for k in first]
+        if not _small(scheme, [(drawn[j - 1], Fraction(1)), *parts]):
+            raise Refused("threshold", f"'{name}' dealt pieces of its key share that do not fit together")
+    own = codec.unpack(scheme, codec.SWITCHING_B, h1, f"'{name}'")[0]
+    parts = [(fixed[k - 1], coefficient(first, 0, k)) for k in first]
+    if not _small(scheme, [(own[: len(scheme.moduli)], Fraction(-1)), *parts]):
+        raise Refused("threshold", f"'{name}' dealt another key share than its keys are made with")
+    return drawn
+
+
+def check_piece(scheme: Scheme, piece: Sequence[Limb], shown: Sequence[Limb], a: Sequence[Limb], name: str) -> None:
+    """Raise :class:`Refused` (``threshold``) unless the ``piece`` that dealer ``name`` sealed to us is the one it ``shown``."""
+    expected = [ring.multiply(x, y, q) for x, y, q in zip(piece, a, scheme.moduli, strict=True)]
+    if not _small(scheme, [(shown, Fraction(1)), (expected, Fraction(-1))]):
+        raise Refused("threshold", f"'{name}' sealed another piece to us than it shows to all")
+
+
+def _bound(scheme: Scheme, run_id: bytes) -> list[Limb]:
+    """a' of the first digit of the relinearisation key."""
+    return public_random(scheme, run_id, "relinearisation", 1)[0][: len(scheme.moduli)]
+
+
+def _sample(scheme: Scheme, piece: Sequence[Limb], a: Sequence[Limb]) -> list[Limb]:
+    error = sampling.wide_gaussian(scheme.n, SIGMA, scheme.moduli)
+    own = zip(piece, a, error, scheme.moduli, strict=True)
+    return [ring.add(ring.multiply(x, y, q), ring.ntt(e, q, scheme.roots[q]), q) for x, y, e, q in own]
+
+
+def _small(scheme: Scheme, parts: Sequence[tuple[Sequence[Limb], Fraction]]) -> bool:
+    """Is D times the sum of limbs times coefficients below 14 deviations of what honest check values leave, in every coefficient?"""
+    primes = scheme.moduli[:3]  # 150 bits are plenty: whatever is not small is not small modulo these
+    weights = [weight * DENOMINATOR for _, weight in parts]
+    if any(w.denominator != 1 for w in weights):
+        raise FocalError("a threshold key has points 1 to 8")
+    bound = math.ceil(14 * 1.02 * SIGMA * math.sqrt(sum(float(w) ** 2 for w in weights)))
+    total = ring.total(
+        [
+            [_times(limbs[i], int(w) % q, q) for i, q in enumerate(primes)]
+            for (limbs, _), w in zip(parts, weights, strict=True)
+        ],
+        primes,
+    )
+    values = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(total, primes, strict=True)]
+    raised = [
+        ring.add(v, np.full(scheme.n, (bound - 1) % q, np.uint64), q) for v, q in zip(values, primes, strict=True)
+    ]
+    return bool(integers.less(integers.digits(raised, primes), primes, 2 * bound - 1).all())
+
+
+def _residue(weight: Fraction, q: int) -> int:
+    return weight.numerator * pow(weight.denominator, -1, q) % q
+
+
+def _times(limb: Limb, factor: int, q: int) -> Limb:
+    return limb if factor == 1 else ring.multiply(limb, np.full(len(limb), factor, np.uint64), q)

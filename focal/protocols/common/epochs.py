@@ -1,0 +1,252 @@
+"""Epochs: which custodians answer from when on, as some of a t-of-N key are lost (:mod:`focal.custody.sharing`).
+
+A run begins in epoch 0, with every custodian. An epoch only ever takes custodians away, so that there are N - t of them at most::
+
+    server       epoch/1: active = those who are left, and the digest of the epoch before
+    custodian    writes it down: no answer in an older epoch any more    -->    epoch/1/agreed, the same record
+    institution  only where a person says that the lost are lost: focal epoch sign    -->    epoch/1/consent
+    everybody    all active have agreed, and enough others consented: it is in force, and goes on from the first stage that had not ended
+                 on the board before epoch/1 stood there
+
+A run has stages (``plan.stage``): what is begun in a stage whose end was not on the board is made anew in the new epoch, under topics,
+randomness and ledger entries of its own (``refresh/3/logits/e1``); what had ended stays. So a ciphertext may be refreshed once more, with
+another ``a`` and other masks, and is never opened twice: openings of a stage that is made anew are of other ciphertexts, and before a
+release is asked for again the weights pass one more refresh.
+
+**Against forks.** A server with t - 1 liars needs one honest custodian to use the key. It must not have two of them in two runs, each told
+that the other is lost. So an epoch needs more than (N + t - 1) / 2 custodians who agree: two such sets share an honest one, who signs one
+record under one number and then answers in no older epoch; and an older epoch needs all of its active ones. Where fewer are left, more than
+two thirds of the institutions must consent, by a person who has asked the lost custodian: two such sets share more than a third.
+
+Sources: docs of t-of-N in SECURITY.md; quorums as in Castro and Liskov, "Practical Byzantine Fault Tolerance", OSDI 1999.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from focal.config import Manifest
+from focal.errors import FocalError, Refused
+from focal.framing import framed
+from focal.net import messages as msg
+
+SUFFIX = re.compile(r"/e[0-9]{1,2}$")
+"""Of topics after epoch 0."""
+
+
+class EpochChanged(Exception):
+    """The server has proposed a new epoch: what is under way is left, and the script goes on from its beginning (its journal knows what
+    was made)."""
+
+
+class LeftOut(FocalError):
+    """The others go on without this custodian."""
+
+
+class Stages(Protocol):
+    """What a protocol's plan says of the stages of a run."""
+
+    def stages(self, manifest: Manifest) -> int:
+        """How many there are before the release."""
+        ...
+
+    def stage(self, manifest: Manifest, topic: str) -> int | None:
+        """In which one something is said under ``topic``, spelled as in epoch 0; None where epochs do not matter."""
+        ...
+
+    def stage_end(self, manifest: Manifest, stage: int) -> tuple[bool, str]:
+        """The topic that ends a stage, and whether the server says it, or else every active custodian."""
+        ...
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch that is, or was, in force."""
+
+    number: int
+    active: tuple[str, ...]
+    """Custodians who answer, in manifest order."""
+    stage: int
+    """The first that is taken in it."""
+    seed: bytes
+    """What stands for the run id wherever something is derived that must be another one in another epoch."""
+
+    @property
+    def suffix(self) -> str:
+        return f"/e{self.number}" if self.number else ""
+
+
+class Epochs:
+    """The epochs of one run, as records tell; every party that reads the board derives the same."""
+
+    def __init__(self, manifest: Manifest, stages: Stages, run_id: bytes) -> None:
+        self.manifest, self.stages, self.run_id, self.scope = manifest, stages, run_id, run_id.hex()
+        names = tuple(m.name for m in manifest.custodians)
+        self.in_force = [Epoch(0, names, 0, run_id)]
+        self.proposed: list[msg.Epoch] = []
+        """All that the server has proposed."""
+        self._stage = 0
+        """Where the newest proposal goes on."""
+        self._said: set[tuple[str, str]] = set()
+        self._words: set[str] = set()
+        """Who has said the newest proposal too."""
+
+    # ----------------------------------------------------------------- from records
+
+    def take(self, record: msg.Record) -> None:
+        """One record more, in the board's order. Raises :class:`Refused` (``epoch``) for a proposal that no server may make."""
+        if record.scope != self.scope:
+            return
+        self._said.add((record.sender, record.topic))
+        if isinstance(record.body, msg.Epoch) and record.sender == self.manifest.server.name:
+            self._check(record.topic, record.body)
+            self._stage = self._reached()
+            self.proposed.append(record.body)
+            self._words = set()
+        elif isinstance(record.body, msg.Epoch) and self.pending:
+            number = self.proposed[-1].number
+            role = self.manifest.member(record.sender).role
+            if record.topic == f"epoch/{number}/{'agreed' if role == 'custodian' else 'consent'}":
+                if record.body != self.proposed[-1]:
+                    raise Refused("epoch", f"'{record.sender}' was shown another epoch {number} than we were")
+                self._words.add(record.sender)
+                if self.warranted():
+                    newest = self.proposed[-1]
+                    self.in_force.append(Epoch(number, newest.active, self._stage, digest(self.run_id, newest)))
+
+    def _check(self, topic: str, proposal: msg.Epoch) -> None:
+        number, before = len(self.proposed) + 1, self.proposed[-1] if self.proposed else None
+        active = before.active if before else self.in_force[0].active
+        after = digest(self.run_id, before).hex() if before else self.scope
+        if topic != f"epoch/{number}" or (proposal.number, proposal.after) != (number, after):
+            raise Refused("epoch", f"the server proposes an epoch that does not follow from the one before ('{topic}')")
+        if not set(proposal.active) < set(active) or list(proposal.active) != [
+            n for n in active if n in proposal.active
+        ]:
+            raise Refused(
+                "epoch",
+                f"the server proposes epoch {number} with other custodians than some of the {len(active)} before",
+            )
+        if why := impossible(self.manifest, proposal.active):
+            raise Refused("epoch", f"the server proposes epoch {number}, in which {why}")
+
+    def _reached(self) -> int:
+        """The first stage that has not ended: those from the newest epoch's on belong to it."""
+        now = self.in_force[-1]
+        stage, count = now.stage, self.stages.stages(self.manifest)
+        while stage < count:
+            by_server, topic = self.stages.stage_end(self.manifest, stage)
+            names = (self.manifest.server.name,) if by_server else now.active
+            if not all((name, topic + now.suffix) in self._said for name in names):
+                break
+            stage += 1
+        return stage
+
+    @property
+    def pending(self) -> bool:
+        """Is the newest proposal still to come into force?"""
+        return bool(self.proposed) and self.proposed[-1].number != self.in_force[-1].number
+
+    def warranted(self, without: str | None = None) -> bool:
+        """Have all active custodians of the newest proposal agreed, ``without`` one, and do enough others say so too?"""
+        newest = self.proposed[-1]
+        if not all(name in self._words for name in newest.active if name != without):
+            return False
+        consents = sum(m.name in self._words for m in self.manifest.institutions)
+        return len(newest.active) >= quorum(self.manifest) or consents >= consents_needed(self.manifest)
+
+    def trusted(self, without: str) -> tuple[str, ...]:
+        """Who is active, or would be if ``without`` agreed too, in the newest epoch for which enough others speak."""
+        return self.proposed[-1].active if self.pending and self.warranted(without) else self.now.active
+
+    def next(self, lost: Sequence[str]) -> msg.Epoch:
+        """The proposal of an epoch without ``lost``. Raises :class:`FocalError` when there can be none."""
+        newest = self.proposed[-1] if self.proposed else None
+        before = newest.active if newest else self.in_force[0].active
+        active = tuple(name for name in before if name not in lost)
+        if why := impossible(self.manifest, active):
+            raise FocalError(f"without {', '.join(lost)} {why}", hint="bring one of them back, or start a new run")
+        after = digest(self.run_id, newest).hex() if newest else self.scope
+        return msg.Epoch(number=len(self.proposed) + 1, after=after, active=active)
+
+    # ----------------------------------------------------------------- what follows from them
+
+    @property
+    def now(self) -> Epoch:
+        return self.in_force[-1]
+
+    def at(self, topic: str) -> Epoch:
+        """The epoch that something said under ``topic``, spelled as in epoch 0, belongs to."""
+        stage = self.stages.stage(self.manifest, topic)
+        if stage is None:
+            return self.in_force[0]
+        return next(epoch for epoch in reversed(self.in_force) if epoch.stage <= stage)
+
+    @property
+    def released_again(self) -> bool:
+        """Did the newest epoch begin after the last step, when the release may have been asked for already?"""
+        return self.now.number > 0 and self.now.stage == self.stages.stages(self.manifest)
+
+    def spelled(self, topic: str) -> str:
+        """``topic`` as it is said: after epoch 0 with the epoch's number."""
+        return topic + self.at(topic).suffix
+
+
+def digest(run_id: bytes, epoch: msg.Epoch) -> bytes:
+    """Of a proposal, in this run."""
+    return hashlib.sha256(framed(b"focal/epoch/v1", run_id, msg.encode(epoch))).digest()
+
+
+def guard(manifest: Manifest, active: Sequence[str]) -> str | None:
+    """The custodian that answers every refresh last: the manifest's guard, or the first other one that verifies, should it be lost."""
+    if manifest.guard is None:
+        return None
+    verifiers = [m.name for m in manifest.custodians if m.verify == "lockstep" and m.name in active]
+    return manifest.guard.name if manifest.guard.name in active else next(iter(verifiers), None)
+
+
+def impossible(manifest: Manifest, active: Sequence[str]) -> str | None:
+    """Why no epoch can have these custodians only; None when one can."""
+    needed = manifest.needed
+    if len(active) < needed:
+        return f"{len(active)} custodians are left of the {needed} that this key needs"
+    if manifest.guard is not None and guard(manifest, active) is None:
+        return "no custodian is left that verifies, and the manifest names one"
+    return None
+
+
+def quorum(manifest: Manifest) -> int:
+    """So many custodians may go on by themselves: two such sets share one that is honest, should t - 1 not be."""
+    return (len(manifest.custodians) + manifest.needed - 1) // 2 + 1
+
+
+def consents_needed(manifest: Manifest) -> int:
+    """So many institutions must consent where fewer custodians are left: more than two thirds."""
+    return 2 * len(manifest.institutions) // 3 + 1
+
+
+def unspelled(topic: str) -> tuple[str, str]:
+    """A topic as in epoch 0, and what was added to it."""
+    plain = SUFFIX.sub("", topic)
+    return plain, topic[len(plain) :]
+
+
+def tolerance(manifest: Manifest) -> str:
+    """How many custodians may collude, and be lost, in a line that a person can check."""
+    n, t = len(manifest.custodians), manifest.needed
+    if t == n:
+        return f"all {n} custodians together have the key; none may be lost"
+    alone, people = max(0, n - max(t, quorum(manifest))), n - t
+    by_itself = (
+        f"{alone} may be lost and the run goes on by itself" if alone else "none may be lost without people's word"
+    )
+    more = f", {people} when {consents_needed(manifest)} of {len(manifest.institutions)} institutions sign it (focal epoch sign)"
+    text = f"any {t} of {n} custodians together have the key; {by_itself}{more if people > alone else ''}"
+    verifiers = sum(m.verify == "lockstep" for m in manifest.custodians)
+    if 0 < verifiers <= people:
+        text += f"; {verifiers} verif{'ies' if verifiers == 1 else 'y'}, and one that does must be left"
+    return text
