@@ -394,7 +394,8 @@ class Manifest(Model):
     approve: Literal["auto", "human"] = "auto"
     accept_leak: bool = False
     threshold: int | None = Field(None, ge=2, le=8)
-    """t of a t-of-N key: any t custodians can use it, and N - t of them may be lost. None: all N are needed, and no fewer have the key."""
+    """t of a t-of-N key: any t custodians can use it, and N - t of them may be lost. None: all N are needed, and no
+    fewer have the key."""
     share_blocks: bool = False
     """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions, and an
     institution that puts data into others' rows is not stopped (``focal manifest check`` says what it can do)."""
@@ -542,8 +543,8 @@ class LocalConfig(Model):
     approve: Literal["auto", "human"] | None = None
     """Custodian: may be stricter than the manifest, never laxer."""
     lost_seconds: float | None = Field(None, ge=30)
-    """Server: a custodian that was not heard of for so long is given up, where the manifest's threshold allows it; by default people say
-    so (``focal epoch lost``)."""
+    """Server: a custodian that was not heard of for so long is given up, where the manifest's threshold allows it; by
+    default people say so (``focal epoch lost``)."""
     bind: str | None = None
     """Server: where to listen when it differs from the manifest's endpoint, ``tcp://*:port``."""
     cache: Path | None = None

@@ -1,38 +1,43 @@
-"""t-of-N keys: the joint secret shared once more, so that any t custodians do what all N did, and fewer learn nothing of it.
+"""t-of-N keys: the joint secret shared once more, so that any t custodians do what all N did, and fewer learn nothing
+of it.
 
-After the key rounds s = s_1 + ... + s_N, and every s_i is lost with its custodian. So each deals its own, by Shamir's polynomials over
-R_Q, and keeps the sum of what it was dealt::
+After the key rounds s = s_1 + ... + s_N, and every s_i is lost with its custodian. So each deals its own, by Shamir's
+polynomials over R_Q, and keeps the sum of what it was dealt::
 
-    custodian i     f_i(Y) = s_i + r_i1 Y + ... + r_i(t-1) Y^(t-1)          coefficients uniform in R_Q, alpha_j = 1, ..., N
+    custodian i     f_i(Y) = s_i + r_i1 Y + ... + r_i(t-1) Y^(t-1)      coefficients uniform in R_Q, alpha_j = 1, ..., N
          |
-         +-- sealed to j:  f_i(alpha_j)          committed, then revealed
+         +-- sealed to j:  f_i(alpha_j)          committed, then revealed; under keys of this run, which are erased
          +-- to all:       check values of every piece (below)
     custodian j     S_j = f_1(alpha_j) + ... + f_N(alpha_j)                 kept; s_j, f_j and all pieces are erased
 
-    whoever is active, A:   sum over A of lambda_j(A) S_j = s,     lambda_j(A) = product over k in A, k != j, of alpha_k / (alpha_k - alpha_j)
+    active, A:      sum over A of lambda_j(A) S_j = s,   lambda_j(A): product of alpha_k / (alpha_k - alpha_j), k in A not j
 
-lambda_j S_j takes the place of s_j in every share (:mod:`focal.custody.refresh`, ``inputs``, ``opening``, ``release``), before fresh noise is
-added: noise does not grow with lambda. Residues of lambda are large, and that costs nothing. Points differ by less than 8, so their
-differences are units modulo every prime. A may be any set of t custodians or more; all N, as long as nobody is lost.
+lambda_j S_j takes the place of s_j in every share (:mod:`focal.custody.refresh`, ``inputs``, ``opening``, ``release``),
+before fresh noise is added: noise does not grow with lambda. Residues of lambda are large, and that costs nothing.
+Points differ by less than 8, so their differences are units modulo every prime. A may be any set of t custodians or
+more; all N, as long as nobody is lost.
 
-**Check values.** A dealer whose pieces lie on no polynomial of degree t - 1, or not around the s_i of its key contributions, would share
-another secret with every A, by a difference that it knows. So it also shows, of every piece, a sample under it::
+**Check values.** A dealer whose pieces lie on no polynomial of degree t - 1, or not around the s_i of its key
+contributions, would share another secret with every A, by a difference that it knows. So it also shows, of every piece,
+a sample under it::
 
-    v_ij = f_i(alpha_j) a_v + e     a_v = SHAKE-256(run id, digest of all sealed pieces): nobody's choice, and after the pieces
-    w_ij = f_i(alpha_j) a' + e      a' of the relinearisation key's first digit, for the first t pieces: with h1_i = a' s_i + e'
+    v_ij = f_i(alpha_j) a_v + e     a_v = SHAKE-256(run id, digest of all sealed pieces): drawn after these are fixed
+    w_ij = f_i(alpha_j) a' + e      a' of the relinearisation key's first digit, of t pieces: with h1_i = a' s_i + e'
 
-and everybody checks that D times (v_ij minus its interpolation from the first t) is small for each other j, and so is D times (the
-interpolation of w_ij at 0, minus h1_i); D = 5040 makes the coefficients of Lagrange whole. Whoever was dealt a piece checks it against its
-v_ij. Each failure names the dealer. What remains possible: a dealer that shifts its secret by small / a', which it could as well do to its
-key contributions (custodians are assumed to follow the protocol: SECURITY.md).
+and everybody checks that D times (v_ij minus its interpolation from the first t) is small for each other j, and so is D
+times (the interpolation of w_ij at 0, minus h1_i); D = 5040 makes the coefficients of Lagrange whole. Whoever was dealt
+a piece checks it against its v_ij. Each failure names the dealer. What remains possible: a dealer that shifts its
+secret by small / a', which it could as well do to its key contributions (custodians are assumed to follow the protocol:
+SECURITY.md).
 
-**Who could have made these without the secret.** t - 1 pieces of a dealer are uniform, whatever s_i is (Shamir 1979; here to what 32
-random bytes expand to). Check values are ring-LWE samples with errors of deviation 2^34: as one a_v meets several pieces, their mean would
-have a smaller error than each, so each has one that stays above 3.19 whatever is averaged. Beside h1_i, whose error is 3.19, w_ij is another
-sample of s_i under the same a': it tells the error of h1_i to within 2^34, N 8 (3.19 / 2^34)^2 / 2 < 2^-46 nats.
+**Who could have made these without the secret.** t - 1 pieces of a dealer are uniform, whatever s_i is (Shamir 1979;
+here to what 32 random bytes expand to). Check values are ring-LWE samples with errors of deviation 2^34: as one a_v
+meets several pieces, their mean would have a smaller error than each, so each has one that stays above 3.19 whatever is
+averaged. Beside h1_i, whose error is 3.19, w_ij is another sample of s_i under the same a': it tells the error of h1_i
+to within 2^34, N 8 (3.19 / 2^34)^2 / 2 < 2^-46 nats.
 
-Sources: Shamir, CACM 1979; Mouchet, Bertrand and Hubaux, "An Efficient Threshold Access-Structure for RLWE-Based Multiparty Homomorphic
-Encryption", J. Cryptology 2023, for substitute shares that keep noise small.
+Sources: Shamir, CACM 1979; Mouchet, Bertrand and Hubaux, "An Efficient Threshold Access-Structure for RLWE-Based
+Multiparty Homomorphic Encryption", J. Cryptology 2023, for substitute shares that keep noise small.
 """
 
 from __future__ import annotations
@@ -64,7 +69,8 @@ def new_seed() -> bytes:
 
 
 def pieces(scheme: Scheme, secret: Sequence[Limb], seed: bytes, threshold: int, custodians: int) -> list[list[Limb]]:
-    """f(1), ..., f(``custodians``) for the polynomial of degree ``threshold`` - 1 around ``secret`` (limbs modulo Q) that ``seed`` gives.
+    """f(1), ..., f(``custodians``) for the polynomial of degree ``threshold`` - 1 around ``secret`` (limbs modulo Q)
+    that ``seed`` gives.
 
     By Horner's rule, limb by limb; evaluation form throughout.
     """
@@ -88,7 +94,8 @@ def coefficient(points: Sequence[int], at: int, point: int) -> Fraction:
 
 
 def substitute(scheme: Scheme, share: Sequence[Limb], point: int, active: Sequence[int]) -> list[Limb]:
-    """lambda S: what the holder of ``share`` uses instead of an additive share while the points ``active`` are. Limbs modulo Q.
+    """lambda S: what the holder of ``share`` uses instead of an additive share while the points ``active`` are. Limbs
+    modulo Q.
 
     Raises ValueError when ``point`` is not active.
     """
@@ -133,7 +140,8 @@ def check_values(
 def check_dealer(
     scheme: Scheme, data: bytes, h1: bytes, threshold: int, custodians: int, name: str
 ) -> list[list[Limb]]:
-    """The v_ij of dealer ``name``, once its check values fit one polynomial around the secret of its ``h1`` (first round of keys).
+    """The v_ij of dealer ``name``, once its check values fit one polynomial around the secret of its ``h1`` (first
+    round of keys).
 
     Raises :class:`Refused` (``threshold``) naming it.
     """
@@ -152,7 +160,8 @@ def check_dealer(
 
 
 def check_piece(scheme: Scheme, piece: Sequence[Limb], shown: Sequence[Limb], a: Sequence[Limb], name: str) -> None:
-    """Raise :class:`Refused` (``threshold``) unless the ``piece`` that dealer ``name`` sealed to us is the one it ``shown``."""
+    """Raise :class:`Refused` (``threshold``) unless the ``piece`` that dealer ``name`` sealed to us is the one it
+    ``shown``."""
     expected = [ring.multiply(x, y, q) for x, y, q in zip(piece, a, scheme.moduli, strict=True)]
     if not _small(scheme, [(shown, Fraction(1)), (expected, Fraction(-1))]):
         raise Refused("threshold", f"'{name}' sealed another piece to us than it shows to all")
@@ -170,7 +179,8 @@ def _sample(scheme: Scheme, piece: Sequence[Limb], a: Sequence[Limb]) -> list[Li
 
 
 def _small(scheme: Scheme, parts: Sequence[tuple[Sequence[Limb], Fraction]]) -> bool:
-    """Is D times the sum of limbs times coefficients below 14 deviations of what honest check values leave, in every coefficient?"""
+    """Is D times the sum of limbs times coefficients below 14 deviations of what honest check values leave, in every
+    coefficient?"""
     primes = scheme.moduli[:3]  # 150 bits are plenty: whatever is not small is not small modulo these
     weights = [weight * DENOMINATOR for _, weight in parts]
     if any(w.denominator != 1 for w in weights):

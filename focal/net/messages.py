@@ -162,8 +162,8 @@ class ShareCheck(Model):
 
 
 class Epoch(Model):
-    """Which custodians answer from here on, as some are lost. The server proposes it; custodians agree and institutions consent by saying
-    the same."""
+    """Which custodians answer from here on, as some are lost. The server proposes it; custodians agree and institutions
+    consent by saying the same."""
 
     kind: Literal["epoch"] = "epoch"
     number: Annotated[int, Field(ge=1, le=8)]

@@ -75,8 +75,8 @@ class Published:
     masks: dict[tuple[str, str, str], Words] = field(default_factory=dict)
     """(custodian, institution, input) -> the mask that both know, of custodians whose keys for masks were kept."""
     weights: dict[str, int] = field(default_factory=dict)
-    """Family -> what its next elements are multiplied by: in another epoch a custodian of a t-of-N key uses lambda times
-    the same share, and with these factors once more one secret stands in all."""
+    """Family -> what its next elements are multiplied by: in another epoch a custodian of a t-of-N key uses lambda
+    times the same share, and with these factors once more one secret stands in all."""
 
     def add(self, family: str, name: str, kind: codec.Kind, data: bytes) -> None:
         weight = self.weights.get(family, 1)
@@ -235,7 +235,8 @@ def share_weights(manifest: Manifest, epochs: Epochs) -> dict[tuple[str, int], i
 def rounds(
     manifest: Manifest, said: Mapping[tuple[str, str, str], Any], epochs: Epochs
 ) -> Iterator[tuple[Epoch, str, Sequence[Input], Sequence[Sequence[str]]]]:
-    """(epoch, round, inputs, digests of their owners' masked messages) of every round of contributions that was ended."""
+    """(epoch, round, inputs, digests of their owners' masked messages) of every round of contributions that was
+    ended."""
     if manifest.interactive is None:
         epoch = epochs.at(uploads.ROUND)
         lists = {m.name: said[m.name, "upload", epoch.suffix] for m in manifest.institutions}

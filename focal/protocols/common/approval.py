@@ -42,12 +42,13 @@ class Release(Model):
 
 
 LOST, EPOCH_AWAITED, EPOCH_SIGNED = "lost.json", "awaits-epoch.json", "signed-epoch.json"
-"""In the server's folder: the custodians that are given up. In an institution's: the epoch that waits for a person, and the one that a
-person has signed last."""
+"""In the server's folder: the custodians that are given up. In an institution's: the epoch that waits for a person, and
+the one that a person has signed last."""
 
 
 def declare_lost(folder: Path, names: Sequence[str]) -> list[str]:
-    """Tell the server, whose state folder this is, to go on without these custodians too; returns all that are given up."""
+    """Tell the server, whose state folder this is, to go on without these custodians too; returns all that are given
+    up."""
     lost = [*read_lost(folder), *(n for n in names if n not in read_lost(folder))]
     private_write(folder / LOST, canonical_json(lost))
     return lost

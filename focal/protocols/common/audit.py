@@ -34,6 +34,7 @@ from focal.protocols.common import ceremony, inputs, refreshing
 from focal.protocols.common.epochs import Epochs
 from focal.protocols.common.hearing import B, Heard, check_opens, derive_run_id
 from focal.protocols.common.inputs import Claim
+from focal.protocols.common.keyholder import DEALING
 from focal.protocols.common.voice import Compute, Given
 
 
@@ -131,7 +132,7 @@ class Audit(abc.ABC):
                 lambda done, total: None,
             )
             if number == 1 and self.manifest.needed < len(self.custodians):
-                checks = self.recall_all(self.custodians, "keys/3/check", msg.ShareCheck)
+                checks = self.recall_all(self.custodians, f"{DEALING}/check", msg.ShareCheck)
                 ceremony.check_dealing(self.scheme, self.manifest.needed, reveals, checks, self.blob)
         joint = ceremony.joint(sums, sums)
         for name, theirs in self.recall_all([*self.custodians, self.server], "keys/joint", msg.JointKeys).items():

@@ -40,7 +40,8 @@ def check_dealing(
     checks: Mapping[str, msg.ShareCheck],
     fetch: Callable[[str], bytes],
 ) -> None:
-    """What everybody can check of the dealing of a t-of-N key. Raises :class:`focal.errors.Refused` naming the dealer."""
+    """What everybody can check of the dealing of a t-of-N key. Raises :class:`focal.errors.Refused` naming the
+    dealer."""
     for name, reveal in first.items():
         sharing.check_dealer(scheme, fetch(checks[name].blob), fetch(reveal.blobs[1]), needed, len(first), name)
 

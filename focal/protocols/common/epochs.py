@@ -1,24 +1,28 @@
 """Epochs: which custodians answer from when on, as some of a t-of-N key are lost (:mod:`focal.custody.sharing`).
 
-A run begins in epoch 0, with every custodian. An epoch only ever takes custodians away, so that there are N - t of them at most::
+A run begins in epoch 0, with every custodian. An epoch only ever takes custodians away, so that there are N - t of them
+at most::
 
     server       epoch/1: active = those who are left, and the digest of the epoch before
-    custodian    writes it down: no answer in an older epoch any more    -->    epoch/1/agreed, the same record
-    institution  only where a person says that the lost are lost: focal epoch sign    -->    epoch/1/consent
-    everybody    all active have agreed, and enough others consented: it is in force, and goes on from the first stage that had not ended
-                 on the board before epoch/1 stood there
+    custodian    writes it down: no answer in an older epoch any more   -->   epoch/1/agreed, the same record
+    institution  only where a person says that the lost are lost: focal epoch sign   -->   epoch/1/consent
+    everybody    all active have agreed, and enough others consented: it is in force, and goes on from the first stage
+                 that had not ended on the board before epoch/1 stood there
 
-A run has stages (``plan.stage``): what is begun in a stage whose end was not on the board is made anew in the new epoch, under topics,
-randomness and ledger entries of its own (``refresh/3/logits/e1``); what had ended stays. So a ciphertext may be refreshed once more, with
-another ``a`` and other masks, and is never opened twice: openings of a stage that is made anew are of other ciphertexts, and before a
-release is asked for again the weights pass one more refresh.
+A run has stages (``plan.stage``): what is begun in a stage whose end was not on the board is made anew in the new
+epoch, under topics, randomness and ledger entries of its own (``refresh/3/logits/e1``); what had ended stays. So a
+ciphertext may be refreshed once more, with another ``a`` and other masks, and is never opened twice: openings of a
+stage that is made anew are of other ciphertexts, and before a release is asked for again the weights pass one more
+refresh.
 
-**Against forks.** A server with t - 1 liars needs one honest custodian to use the key. It must not have two of them in two runs, each told
-that the other is lost. So an epoch needs more than (N + t - 1) / 2 custodians who agree: two such sets share an honest one, who signs one
-record under one number and then answers in no older epoch; and an older epoch needs all of its active ones. Where fewer are left, more than
-two thirds of the institutions must consent, by a person who has asked the lost custodian: two such sets share more than a third.
+**Against forks.** A server with t - 1 liars needs one honest custodian to use the key. It must not have two of them in
+two runs, each told that the other is lost. So an epoch needs more than (N + t - 1) / 2 custodians who agree: two such
+sets share an honest one, who signs one record under one number and then answers in no older epoch; and an older epoch
+needs all of its active ones. Where fewer are left, more than two thirds of the institutions must consent, by a person
+who has asked the lost custodian: two such sets share more than a third.
 
-Sources: docs of t-of-N in SECURITY.md; quorums as in Castro and Liskov, "Practical Byzantine Fault Tolerance", OSDI 1999.
+Quorums as in Castro and Liskov, "Practical Byzantine Fault Tolerance", OSDI
+1999.
 """
 
 from __future__ import annotations
@@ -39,8 +43,8 @@ SUFFIX = re.compile(r"/e[0-9]{1,2}$")
 
 
 class EpochChanged(Exception):
-    """The server has proposed a new epoch: what is under way is left, and the script goes on from its beginning (its journal knows what
-    was made)."""
+    """The server has proposed a new epoch: what is under way is left, and the script goes on from its beginning (its
+    journal knows what was made)."""
 
 
 class LeftOut(FocalError):
@@ -98,7 +102,8 @@ class Epochs:
     # ----------------------------------------------------------------- from records
 
     def take(self, record: msg.Record) -> None:
-        """One record more, in the board's order. Raises :class:`Refused` (``epoch``) for a proposal that no server may make."""
+        """One record more, in the board's order. Raises :class:`Refused` (``epoch``) for a proposal that no server may
+        make."""
         if record.scope != self.scope:
             return
         self._said.add((record.sender, record.topic))
@@ -152,7 +157,8 @@ class Epochs:
         return bool(self.proposed) and self.proposed[-1].number != self.in_force[-1].number
 
     def warranted(self, without: str | None = None) -> bool:
-        """Have all active custodians of the newest proposal agreed, ``without`` one, and do enough others say so too?"""
+        """Have all active custodians of the newest proposal agreed, ``without`` one, and do enough others say so
+        too?"""
         newest = self.proposed[-1]
         if not all(name in self._words for name in newest.active if name != without):
             return False
@@ -202,7 +208,8 @@ def digest(run_id: bytes, epoch: msg.Epoch) -> bytes:
 
 
 def guard(manifest: Manifest, active: Sequence[str]) -> str | None:
-    """The custodian that answers every refresh last: the manifest's guard, or the first other one that verifies, should it be lost."""
+    """The custodian that answers every refresh last: the manifest's guard, or the first other one that verifies, should
+    it be lost."""
     if manifest.guard is None:
         return None
     verifiers = [m.name for m in manifest.custodians if m.verify == "lockstep" and m.name in active]
@@ -244,7 +251,8 @@ def tolerance(manifest: Manifest) -> str:
     by_itself = (
         f"{alone} may be lost and the run goes on by itself" if alone else "none may be lost without people's word"
     )
-    more = f", {people} when {consents_needed(manifest)} of {len(manifest.institutions)} institutions sign it (focal epoch sign)"
+    consents = f"{consents_needed(manifest)} of {len(manifest.institutions)} institutions"
+    more = f", {people} when {consents} sign it (focal epoch sign)"
     text = f"any {t} of {n} custodians together have the key; {by_itself}{more if people > alone else ''}"
     verifiers = sum(m.verify == "lockstep" for m in manifest.custodians)
     if 0 < verifiers <= people:

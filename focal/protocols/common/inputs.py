@@ -3,7 +3,8 @@ keys of masks, contributions, and who checks them.
 
 ::
 
-    inputs/key            institutions and custodians: a public key for masks, one a run (a blind one: one an epoch that begins here)
+    inputs/key            institutions and custodians: a public key for masks, one a run (where rows are masked anew in
+                          another epoch of a blind run: another one)
     (lists or headers)    the institutions' masked rows are named, and everybody who answers has
                           agreed to the same names
     ROUND/commit          every custodian: its shares of the range checks, and a commitment to its contributions
@@ -98,7 +99,8 @@ class MaskKeys:
         return inputs.label(self.private, item, *rows)
 
     def masked(self, scheme: Scheme, message: Message, label: str, item: str, custodians: Sequence[str]) -> bytes:
-        """An institution's message under a mask of each of these custodians, whom it has met. The same again at each call."""
+        """An institution's message under a mask of each of these custodians, whom it has met. The same again at each
+        call."""
         masks = [inputs.mask(self._shared[name], label, item, scheme.n) for name in custodians]
         return inputs.masked(scheme, message, masks)
 

@@ -4,7 +4,8 @@
 
     secret-RUN.key       s_i, from the first round on: N-of-N keeps it until the release
     ephemeral-RUN.key    u_i of the relinearisation key, until round 2 is on disk
-    dealing-RUN.key      t-of-N: what the polynomial around s_i is expanded from, until all pieces are checked
+    dealing-RUN.key      t-of-N: what the polynomial around s_i is expanded from, and a private key for pieces, until
+                         all are checked: whoever has stored the boxes has no use for an identity that is stolen later
     share-RUN.key        t-of-N: S_i, the sum of what it was dealt (focal.custody.sharing); s_i is erased then
 
     round 1, 2           focal.custody.keys: committed, revealed, the same transcript
@@ -24,13 +25,17 @@ from pathlib import Path
 from focal.ckks import codec
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
-from focal.custody import keys, sharing
+from focal.custody import inputs, keys, sharing
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import forget, private_write
 from focal.net import messages as msg
+from focal.net.identity import open_for_group, seal_for_group
 from focal.protocols.common import ceremony
 from focal.protocols.common.hearing import check_opens
 from focal.protocols.common.party import Party
+
+DEALING = "keys/3"
+"""Topics of the round in which shares of a t-of-N key are dealt."""
 
 
 class KeyHolder:
@@ -44,7 +49,8 @@ class KeyHolder:
         """Is it a t-of-N key?"""
 
     def limbs(self, topic: str) -> list[Limb]:
-        """What multiplies c1 in shares given under ``topic``: adds up to the joint secret over those who are active there."""
+        """What multiplies c1 in shares given under ``topic``: adds up to the joint secret over those who are active
+        there."""
         return self._substitute(tuple(self.party.active(topic))) if self.shared else self.share.limbs
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 (one holder a process)
@@ -69,8 +75,8 @@ class KeyHolder:
             if self.party.journal.get(key) is not None:
                 raise FocalError(
                     f"'{me}': the key share {file} is gone",
-                    hint="restore the newest copy; without one a t-of-N key goes on without this custodian (focal epoch lost), "
-                    "and an N-of-N key cannot do without it: start a new run",
+                    hint="restore the newest copy; without one a t-of-N key goes on without this custodian "
+                    "(focal epoch lost), and an N-of-N key cannot do without it: start a new run",
                 )
             private_write(file, make())
         data = file.read_bytes()
@@ -125,8 +131,10 @@ class KeyHolder:
         revealed = self._round(1, first)
         sums = self._sums(1, first_kinds, revealed)
         joint = ceremony.joint(sums, self._sums(2, keys.SECOND_ROUND, self._round(2, second)))
-        if self.shared and not self._file("share").exists():
-            self._deal({name: reveal.blobs[1] for name, reveal in revealed.items()})
+        if self.shared:
+            if not self._file("share").exists():
+                self._deal({name: reveal.blobs[1] for name, reveal in revealed.items()})
+            forget(*(self._file(what) for what in ("secret", "dealing")))
         party.say("keys/joint", joint)
         for name, theirs in party.hear_all(self.peers, "keys/joint", msg.JointKeys).items():
             if theirs != joint:
@@ -134,7 +142,8 @@ class KeyHolder:
         return joint
 
     def _round(self, number: int, make: Callable[[], list[str]]) -> dict[str, msg.KeyReveal]:
-        """One commit-then-reveal round; returns what everybody revealed, once all have signed the same transcript of it."""
+        """One commit-then-reveal round; returns what everybody revealed, once all have signed the same transcript of
+        it."""
         party, round = self.party, f"keys/{number}"
         own = party.remembered(f"{round}/blobs", make)
         if number == 2:  # u_i has done its work, and what was made with it is on disk
@@ -178,16 +187,25 @@ class KeyHolder:
     # ----------------------------------------------------------------- t-of-N
 
     def _deal(self, h1: dict[str, str]) -> None:
-        """Share s_i with all, and keep the sum of what all shared with us. ``h1``: custodian -> digest of that part of its first round."""
+        """Share s_i with all, and keep the sum of what all shared with us. ``h1``: custodian -> digest of that part of
+        its first round."""
         party, count = self.party, len(self.peers)
-        seed = self._kept("dealing", sharing.new_seed)
+        drawn = self._kept("dealing", lambda: sharing.new_seed() + inputs.new_key())
+        seed, private = drawn[: sharing.SEED_BYTES], drawn[sharing.SEED_BYTES :]
+        party.say(f"{DEALING}/key", msg.InputKey(public=inputs.public_key(private)))
+        publics = party.hear_all(self.peers, f"{DEALING}/key", msg.InputKey)
         own = sharing.pieces(self.scheme, self.share.limbs, seed, self.needed, count)
+        others = [name for name in self.peers if name != party.me.name]
+
+        def key(dealer: str, receiver: str) -> bytes:
+            other = receiver if dealer == party.me.name else dealer
+            return inputs.pair_key(private, publics[other].public, party.run_id, dealer, receiver)
 
         def sealed() -> list[str]:
             boxes = []
-            for name, piece in zip(self.peers, own, strict=True):
-                data = sharing.pack(self.scheme, piece)
-                boxes.append(party.identity.seal(party.manifest.member(name), data, self._context(party.me.name, name)))
+            for name in others:
+                data = sharing.pack(self.scheme, own[self.peers.index(name)])
+                boxes.append(seal_for_group(key(party.me.name, name), data, self._context(party.me.name, name)))
             return list(map(party.blobs.put, boxes))
 
         reveals = self._round(3, sealed)
@@ -196,30 +214,30 @@ class KeyHolder:
         def shown() -> str:
             return party.blobs.put(sharing.check_values(self.scheme, party.run_id, transcript, own, self.needed))
 
-        check = party.remembered("keys/3/check", shown)
+        check = party.remembered(f"{DEALING}/check", shown)
         party.send_stored([check], "custodians")
-        party.say("keys/3/check", msg.ShareCheck(blob=check))
-        checks = party.hear_all(self.peers, "keys/3/check", msg.ShareCheck)
+        party.say(f"{DEALING}/check", msg.ShareCheck(blob=check))
+        checks = party.hear_all(self.peers, f"{DEALING}/check", msg.ShareCheck)
         a = sharing.challenge(self.scheme, party.run_id, transcript)
 
         def dealt(name: str) -> list[Limb]:
             values = sharing.check_dealer(
                 self.scheme, party.fetch(checks[name].blob), party.fetch(h1[name]), self.needed, count, name
             )
-            if len(reveals[name].blobs) != count:
-                raise ProtocolError(
-                    f"'{name}' dealt {len(reveals[name].blobs)} pieces of its key share to {count} custodians"
-                )
-            box = party.fetch(reveals[name].blobs[self.point - 1])
-            data = party.identity.unseal(party.manifest.member(name), box, self._context(name, party.me.name))
+            if name == party.me.name:
+                return own[self.point - 1]
+            boxes, receivers = reveals[name].blobs, [other for other in self.peers if other != name]
+            if len(boxes) != len(receivers):
+                raise ProtocolError(f"'{name}' dealt {len(boxes)} pieces of its key share to {len(receivers)} others")
+            box = party.fetch(boxes[receivers.index(party.me.name)])
+            data = open_for_group(key(name, party.me.name), box, self._context(name, party.me.name), name)
             piece = sharing.unpack(self.scheme, data, f"'{name}'")
             sharing.check_piece(self.scheme, piece, values[self.point - 1], a, name)
             return piece
 
         shares = sharing.pack(self.scheme, sharing.add_up(self.scheme, list(map(dealt, self.peers))))
         self._kept("share", lambda: shares)
-        forget(*(self._file(what) for what in ("secret", "dealing")))
-        self.__dict__.pop("share", None)
+        self.__dict__.pop("share", None)  # s_i, whose file goes now
         party.report.say(
             f"{party.me.name}: any {self.needed} of {count} custodians can use the key; its own part of it is erased"
         )

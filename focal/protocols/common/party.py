@@ -218,8 +218,8 @@ class Party(abc.ABC):
         return self.epochs.at(topic).seed
 
     def through_epochs(self, act: Callable[[], T]) -> T:
-        """``act``'s value; from its beginning again whenever a new epoch is proposed, once that is in force. It must be of the kind that a
-        restart goes through again: what was made comes back from the journal."""
+        """``act``'s value; from its beginning again whenever a new epoch is proposed, once that is in force. It must be
+        of the kind that a restart goes through again: what was made comes back from the journal."""
         while True:
             self.turn()
             self._turned, self._bound = len(self.epochs.proposed), True

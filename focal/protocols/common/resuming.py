@@ -2,11 +2,12 @@
 
 ::
 
-    custodian      resume/NONCE                                     at every start: an old copy does not know that it was restarted
-    its peers      resume-answer/CUSTODIAN/NONCE                    number and digest of its shares on the board
-    custodian      its ledger has no fewer, and these first?        else it gives nothing: a second share costs the key
+    custodian      resume/NONCE                            at every start: an old copy does not know that it is one
+    its peers      resume-answer/CUSTODIAN/NONCE           number and digest of its shares on the board
+    custodian      its ledger has no fewer, these first?   else it gives nothing: a second share costs the key
 
-Who is asked: all that are active, or would be in an epoch for which enough others speak (:mod:`focal.protocols.common.epochs`).
+Who is asked: all that are active, or would be in an epoch for which enough others speak
+(:mod:`focal.protocols.common.epochs`).
 """
 
 from __future__ import annotations

@@ -182,7 +182,8 @@ PARTS = ("logits", "gradients", "head")
 
 
 def stages(manifest: Manifest) -> int:
-    """Three for every step: activations until logits are opened, derivatives until gradients are, the head's refresh."""
+    """Three for every step: activations until logits are opened, derivatives until gradients are, the head's
+    refresh."""
     return len(PARTS) * total(manifest)
 
 
