@@ -19,6 +19,8 @@ app = typer.Typer(
 keys_app = typer.Typer(no_args_is_help=True, help="This party's identity.")
 manifest_app = typer.Typer(no_args_is_help=True, help="What a consortium agrees on and signs.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measurements on this machine.")
+epoch_app = typer.Typer(no_args_is_help=True, help="A run that goes on without custodians that are lost.")
+app.add_typer(epoch_app, name="epoch")
 app.add_typer(keys_app, name="keys")
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(bench_app, name="bench")

@@ -45,6 +45,7 @@ def manifest_add(
     guard: Annotated[
         bool | None, typer.Option(help="Custodian: answers last (default: the first that verifies).")
     ] = None,
+    threshold: Annotated[int | None, typer.Option(help="How many custodians suffice to use the key.")] = None,
     class_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
     feature_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
 ) -> None:
@@ -55,7 +56,17 @@ def manifest_add(
     before = read(Manifest, manifest)
     wish = LayoutConfig(class_lanes=class_lanes, feature_lanes=feature_lanes)
     grown = provision.add_member(
-        before, manifest, public, role, rows=rows, endpoint=endpoint, verify=verify, guard=guard, wish=wish, say=say
+        before,
+        manifest,
+        public,
+        role,
+        rows=rows,
+        endpoint=endpoint,
+        verify=verify,
+        guard=guard,
+        threshold=threshold,
+        wish=wish,
+        say=say,
     )
     void = "; earlier signatures are void" if before.signatures else ""
     say(f"{manifest}: {', '.join(f'{x.name} ({x.role})' for x in grown.members)}{void}")

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from focal.cli.common import app, console, keys_app, say, warn
+from focal.cli.common import app, console, epoch_app, keys_app, say, warn
 from focal.cli.progress import Board
+from focal.errors import FocalError
 from focal.extras import require
 
 ManifestOption = Annotated[Path, typer.Option("--manifest", help="The signed manifest.")]
@@ -65,6 +66,34 @@ def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60
         print_results(read_summary(result), console)
         say(f"result: {result}, {result.with_name('model.pt')}")
     sys.exit(status)
+
+
+@epoch_app.command("lost")
+def epoch_lost(
+    folder: Annotated[Path, typer.Argument(help="The server's state folder (the 'state' of its local file).")],
+    names: Annotated[list[str], typer.Argument(help="The custodians that are lost, by their names in the manifest.")],
+) -> None:
+    """Tell the server to go on without these custodians: the key must be t-of-N, and they cannot come back."""
+    from focal.protocols.common import approval
+
+    if not (folder / "board.sqlite").exists():
+        raise FocalError(f"{folder} is no server's state folder", hint="name the 'state' of the server's local file")
+    lost = approval.declare_lost(folder, names)
+    say(f"given up: {', '.join(lost)}; the server proposes to go on without, as far as the key's threshold allows it")
+
+
+@epoch_app.command("sign")
+def epoch_sign(
+    folder: Annotated[Path, typer.Argument(help="This institution's state folder (the 'state' of its local file).")],
+) -> None:
+    """Consent to go on without the custodians that are said to be lost. Ask them first.
+
+    Whoever has more than two thirds of the institutions sign may choose which custodians answer.
+    """
+    from focal.protocols.common import approval
+
+    signed = approval.sign_epoch(folder).epoch
+    say(f"signed: epoch {signed.number} goes on with {', '.join(signed.active)}")
 
 
 @keys_app.command("new")

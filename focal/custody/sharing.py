@@ -10,12 +10,18 @@ polynomials over R_Q, and keeps the sum of what it was dealt::
          +-- to all:       check values of every piece (below)
     custodian j     S_j = f_1(alpha_j) + ... + f_N(alpha_j)                 kept; s_j, f_j and all pieces are erased
 
-    active, A:      sum over A of lambda_j(A) S_j = s,   lambda_j(A): product of alpha_k / (alpha_k - alpha_j), k in A not j
+    active, A       s^_j = lambda_j S_j + sum over k in A of +- F(key_jk, epoch)         their sum over A is s
 
-lambda_j S_j takes the place of s_j in every share (:mod:`focal.custody.refresh`, ``inputs``, ``opening``, ``release``),
-before fresh noise is added: noise does not grow with lambda. Residues of lambda are large, and that costs nothing.
-Points differ by less than 8, so their differences are units modulo every prime. A may be any set of t custodians or
-more; all N, as long as nobody is lost.
+lambda_j is the product of alpha_k / (alpha_k - alpha_j) over the other k in A. s^_j takes the place of s_j in every
+share (:mod:`focal.custody.refresh`, ``inputs``, ``opening``, ``release``), before fresh noise is added: noise does not
+grow with lambda. Residues of lambda are large, and that costs nothing. Points differ by less than 8, so their
+differences are units modulo every prime. A may be any set of t custodians or more; all N, as long as nobody is lost.
+
+**Zero-shares.** Where more than t are active, their lambda_j S_j depend on each other, and with t - 1 known, on s
+alone: two honest refresh shares of one item, under one ``a``, would then show a combination of both masks, and with it
+the request modulo a small number. So every two have a key, and one adds what the other subtracts (F: SHAKE-256 to
+R_Q, another element in every epoch). The s^_j of honest ones are uniform but for their sum, as additive shares are, and
+in another epoch they are other ones.
 
 **Check values.** A dealer whose pieces lie on no polynomial of degree t - 1, or not around the s_i of its key
 contributions, would share another secret with every A, by a difference that it knows. So it also shows, of every piece,
@@ -37,14 +43,17 @@ averaged. Beside h1_i, whose error is 3.19, w_ij is another sample of s_i under 
 to within 2^34, N 8 (3.19 / 2^34)^2 / 2 < 2^-46 nats.
 
 Sources: Shamir, CACM 1979; Mouchet, Bertrand and Hubaux, "An Efficient Threshold Access-Structure for RLWE-Based
-Multiparty Homomorphic Encryption", J. Cryptology 2023, for substitute shares that keep noise small.
+Multiparty Homomorphic Encryption", J. Cryptology 2023, for substitute shares that keep noise small; zero-shares as in
+Cramer, Damgard and Ishai, TCC 2005.
 """
 
 from __future__ import annotations
 
+import hmac
 import math
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -61,6 +70,7 @@ DENOMINATOR = 5040
 SIGMA = 2.0**34
 """Standard deviation of the errors of check values."""
 SEED_BYTES = 32
+KEY_BYTES = 32
 
 
 def new_seed() -> bytes:
@@ -93,16 +103,46 @@ def coefficient(points: Sequence[int], at: int, point: int) -> Fraction:
     return math.prod((Fraction(at - k, point - k) for k in points if k != point), start=Fraction(1))
 
 
-def substitute(scheme: Scheme, share: Sequence[Limb], point: int, active: Sequence[int]) -> list[Limb]:
-    """lambda S: what the holder of ``share`` uses instead of an additive share while the points ``active`` are. Limbs
-    modulo Q.
+@dataclass(frozen=True)
+class Share:
+    """What a custodian keeps of a t-of-N key."""
 
-    Raises ValueError when ``point`` is not active.
-    """
-    if point not in active:
-        raise ValueError(f"point {point} is not among the active ones")
-    weight = coefficient(active, 0, point)
-    return [_times(limb, _residue(weight, q), q) for limb, q in zip(share, scheme.moduli, strict=True)]
+    limbs: list[Limb]
+    """S_j modulo Q, evaluation form."""
+    point: int
+    keys: dict[int, bytes]
+    """Another custodian's point -> the key of the zero-shares of both."""
+
+    def substitute(self, scheme: Scheme, active: Sequence[int], seed: bytes) -> list[Limb]:
+        """s^: what is used instead of an additive share while the points ``active`` are, limbs modulo Q; ``seed``: the
+        epoch's. Raises ValueError when the own point is not active."""
+        if self.point not in active:
+            raise ValueError(f"point {self.point} is not among the active ones")
+        primes, weight = scheme.moduli, coefficient(active, 0, self.point)
+        out = [_times(limb, _residue(weight, q), q) for limb, q in zip(self.limbs, primes, strict=True)]
+        for other in active:
+            if other != self.point:
+                zero = ring.expand(framed(b"focal/threshold/zero/v1", self.keys[other], seed), primes, scheme.n)
+                move = ring.add if self.point < other else ring.subtract
+                out = [move(x, z, q) for x, z, q in zip(out, zero, primes, strict=True)]
+        return out
+
+    def dump(self, scheme: Scheme) -> bytes:
+        """Bytes for the custodian's own key file (0600)."""
+        return pack(scheme, self.limbs) + b"".join(self.keys[point] for point in sorted(self.keys))
+
+    @classmethod
+    def load(cls, scheme: Scheme, data: bytes, point: int, custodians: int) -> Share:
+        """Read what :meth:`dump` wrote; only ever this party's own file."""
+        size = len(data) - KEY_BYTES * (custodians - 1)
+        others = [k for k in range(1, custodians + 1) if k != point]
+        keys = {k: data[size + KEY_BYTES * i : size + KEY_BYTES * (i + 1)] for i, k in enumerate(others)}
+        return cls(unpack(scheme, data[:size], "the own disk"), point, keys)
+
+
+def zero_key(pair: bytes) -> bytes:
+    """The key of two custodians' zero-shares, from the one under which the first seals a piece to the second."""
+    return hmac.digest(pair, b"focal/threshold/zero-key/v1", "sha256")
 
 
 def add_up(scheme: Scheme, dealt: Sequence[Sequence[Limb]]) -> list[Limb]:

@@ -147,6 +147,7 @@ def add_member(
     endpoint: str | None = None,
     verify: Literal["off", "lockstep"] = "off",
     guard: bool | None = None,
+    threshold: int | None = None,
     wish: LayoutConfig,
     say: Say,
 ) -> Manifest:
@@ -163,6 +164,8 @@ def add_member(
         "members": [*(x.model_dump(mode="json") for x in m.members), member.model_dump(mode="json")],
         "signatures": {},
     }
+    if threshold is not None:
+        grown["threshold"] = threshold
     new = _validated(grown, path)
     if new.institutions and new.custodians:
         new, cost = of(new).plan.settled(new, wish, 64e9)

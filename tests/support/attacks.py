@@ -868,7 +868,7 @@ def dies_when_it_has_refused() -> None:
 
     def forgotten(self: Custodian, *files: Any) -> None:
         forget(self, *files)
-        if len(files) == 3:  # key share, ephemeral, masks
+        if len(files) > 3:  # all that is secret
             os.kill(os.getpid(), signal.SIGKILL)
 
     replace(Custodian, _forget=forgotten)
@@ -879,8 +879,8 @@ def lies_in(half: str, bits: int, item: str) -> None:
     and a verifier takes both as input."""
     made = Custodian._made
 
-    def lying(self: Custodian, about: str, digest: str) -> bytes:
-        stored = made(self, about, digest)
+    def lying(self: Custodian, topic: str, about: str, digest: str) -> bytes:
+        stored = made(self, topic, about, digest)
         if about != item:
             return stored
         scheme, end = self.scheme, 8 + int.from_bytes(stored[:8], "little")
@@ -906,8 +906,8 @@ def sends_a_huge(what: str) -> None:
     those of ``what``: 16 bytes that a format cannot refuse."""
     masked = speaking.MaskKeys.masked
 
-    def huge(self: speaking.MaskKeys, scheme: Scheme, message: Any, label: str, item: str) -> bytes:
-        data = bytearray(masked(self, scheme, message, label, item))
+    def huge(self: speaking.MaskKeys, scheme: Scheme, message: Any, label: str, item: str, custodians: Any) -> bytes:
+        data = bytearray(masked(self, scheme, message, label, item, custodians))
         if f"/{what}/" in item:
             data[codec.HEADER.size + 15] = 0x80
         return bytes(data)

@@ -21,7 +21,6 @@ SMALL leaves room for errors, 2^26 of 2^45; eight coefficients are small by chan
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +31,7 @@ import numpy as np
 from focal.ckks import codec, ring
 from focal.ckks.scheme import DIGITS, LIMBS, Scheme
 from focal.config import Manifest, read
-from focal.custody import inputs, keys, refresh, sharing
+from focal.custody import inputs, keys, refresh
 from focal.custody.inputs import Input, Words
 from focal.net import messages as msg
 from focal.net.identity import Identity
@@ -74,19 +73,9 @@ class Published:
     """(institution, input) -> what it sent: integers of 128 bits."""
     masks: dict[tuple[str, str, str], Words] = field(default_factory=dict)
     """(custodian, institution, input) -> the mask that both know, of custodians whose keys for masks were kept."""
-    weights: dict[str, int] = field(default_factory=dict)
-    """Family -> what its next elements are multiplied by: in another epoch a custodian of a t-of-N key uses lambda
-    times the same share, and with these factors once more one secret stands in all."""
 
     def add(self, family: str, name: str, kind: codec.Kind, data: bytes) -> None:
-        weight = self.weights.get(family, 1)
         for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
-            if weight != 1:
-                primes = codec.moduli(self.scheme, kind)
-                polynomial = [
-                    ring.multiply(x, np.full(self.scheme.n, weight % q, np.uint64), q)
-                    for x, q in zip(polynomial, primes, strict=True)
-                ]
             self.families.setdefault(family, []).append((f"{name}[{i}]", polynomial))
 
     def add_answer(self, family: str, item: str, h0: bytes, h1: bytes, how: refresh.Map) -> None:
@@ -167,8 +156,6 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
         if suffix not in at:  # no share was given in it
             continue
         epoch = at[suffix]
-        if weight := share_weights(manifest, epochs).get((sender, epoch.number)):
-            out.weights[sender] = weight
         if isinstance(body, msg.RefreshRequest):
             for item, digest in zip(body.items, body.ciphertexts, strict=True):
                 how, name = layout.refresh_map(item), item + suffix
@@ -189,7 +176,6 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
                 reader = item.rpartition("/")[2]
                 data = unsealed(sender, reader, body.sealed[reader], opening_context(item, epoch.seed))
                 out.add(sender, item + suffix, codec.OPENING_SHARE, data)
-        out.weights.clear()
     said = {(sender, topic, suffix): body for sender, topic, suffix, body in bodies}
     for epoch, round, wanted, chunks in rounds(manifest, said, epochs):
         for i, one in enumerate(wanted):
@@ -207,28 +193,7 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
                 masks = (
                     [out.masks[custodian, name, named] for name, _ in one.owners] if kept and custodian in kept else []
                 )
-                if weight := share_weights(manifest, epochs).get((custodian, epoch.number)):
-                    out.weights[custodian] = weight
                 out.add_input(custodian, named, a, blobs.get(revealed.blobs[i]), masks, one.factor)
-                out.weights.clear()
-    return out
-
-
-def share_weights(manifest: Manifest, epochs: Epochs) -> dict[tuple[str, int], int]:
-    """(custodian, epoch) -> what its elements of that epoch are multiplied by; nothing for a key of all."""
-    names = [m.name for m in manifest.custodians]
-    if manifest.needed == len(names):
-        return {}
-    points = {name: i + 1 for i, name in enumerate(names)}
-    out = {}
-    for name in names:
-        used = {
-            e.number: sharing.coefficient([points[n] for n in e.active], 0, points[name])
-            for e in epochs.in_force
-            if name in e.active
-        }
-        common = math.lcm(*(used[n].numerator for n in used))
-        out |= {(name, number): int(common / weight) for number, weight in used.items()}
     return out
 
 

@@ -6,7 +6,8 @@
     ephemeral-RUN.key    u_i of the relinearisation key, until round 2 is on disk
     dealing-RUN.key      t-of-N: what the polynomial around s_i is expanded from, and a private key for pieces, until
                          all are checked: whoever has stored the boxes has no use for an identity that is stolen later
-    share-RUN.key        t-of-N: S_i, the sum of what it was dealt (focal.custody.sharing); s_i is erased then
+    share-RUN.key        t-of-N: S_i, the sum of what it was dealt, and keys of zero-shares (focal.custody.sharing);
+                         s_i is erased then
 
     round 1, 2           focal.custody.keys: committed, revealed, the same transcript
     round 3              t-of-N: sealed pieces, likewise; then everybody's check values, and the checks
@@ -31,6 +32,7 @@ from focal.files import forget, private_write
 from focal.net import messages as msg
 from focal.net.identity import open_for_group, seal_for_group
 from focal.protocols.common import ceremony
+from focal.protocols.common.epochs import Epoch
 from focal.protocols.common.hearing import check_opens
 from focal.protocols.common.party import Party
 
@@ -51,12 +53,12 @@ class KeyHolder:
     def limbs(self, topic: str) -> list[Limb]:
         """What multiplies c1 in shares given under ``topic``: adds up to the joint secret over those who are active
         there."""
-        return self._substitute(tuple(self.party.active(topic))) if self.shared else self.share.limbs
+        return self._substitute(self.party.epochs.at(topic)) if self.shared else self.share.limbs
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 (one holder a process)
-    def _substitute(self, active: tuple[str, ...]) -> list[Limb]:
-        points = [1 + self.peers.index(name) for name in active]
-        return sharing.substitute(self.scheme, self._shamir, self.point, points)
+    def _substitute(self, epoch: Epoch) -> list[Limb]:
+        points = [1 + self.peers.index(name) for name in epoch.active]
+        return self._dealt.substitute(self.scheme, points, epoch.seed)
 
     # ----------------------------------------------------------------- files
 
@@ -103,13 +105,14 @@ class KeyHolder:
         return keys.SecretShare.load(self.scheme, self.party.run_id, data, read)
 
     @functools.cached_property
-    def _shamir(self) -> list[Limb]:
-        """S_i, once it was dealt."""
+    def _dealt(self) -> sharing.Share:
+        """S_i and the keys of zero-shares, once it was dealt."""
 
         def missing() -> bytes:
             raise FocalError(f"'{self.party.me.name}': no share of this key was dealt to it yet")
 
-        return sharing.unpack(self.scheme, self._kept("share", missing), "the own disk")
+        data = self._kept("share", missing)
+        return sharing.Share.load(self.scheme, data, self.point, len(self.peers))
 
     # ----------------------------------------------------------------- rounds
 
@@ -235,8 +238,12 @@ class KeyHolder:
             sharing.check_piece(self.scheme, piece, values[self.point - 1], a, name)
             return piece
 
-        shares = sharing.pack(self.scheme, sharing.add_up(self.scheme, list(map(dealt, self.peers))))
-        self._kept("share", lambda: shares)
+        pairs = {
+            1 + i: sorted((party.me.name, n), key=self.peers.index) for i, n in enumerate(self.peers) if n in others
+        }
+        zeros = {point: sharing.zero_key(key(*pair)) for point, pair in pairs.items()}
+        made = sharing.Share(sharing.add_up(self.scheme, list(map(dealt, self.peers))), self.point, zeros)
+        self._kept("share", lambda: made.dump(self.scheme))
         self.__dict__.pop("share", None)  # s_i, whose file goes now
         party.report.say(
             f"{party.me.name}: any {self.needed} of {count} custodians can use the key; its own part of it is erased"
