@@ -428,15 +428,15 @@ def _says(role: type[Party], topic: str, change: Callable[[Any, Any], Any], afte
 
 def _believes_itself() -> None:
     """A liar does not stumble over its own lie."""
-    from focal.protocols.common import custodian
+    from focal.protocols.common import keyholder
 
-    check = custodian.check_opens
+    check = keyholder.check_opens
 
     def lenient(scope: str, round: str, name: str, *rest: Any) -> None:
         if name != "custodian-3":
             check(scope, round, name, *rest)
 
-    replace(custodian, check_opens=lenient)
+    replace(keyholder, check_opens=lenient)
 
 
 # --------------------------------------------------------------------------- lies about sums and the projection

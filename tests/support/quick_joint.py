@@ -96,14 +96,16 @@ class JointConsortium(Consortium):
     """Four institutions, two custodians, the first of them lockstep; six steps of eight rows each,
     five of hospital-d."""
 
-    def __init__(self, name: str, *, verify: str = "first", **interactive: Any) -> None:
+    def __init__(
+        self, name: str, *, verify: str = "first", consortium: dict[str, Any] | None = None, **interactive: Any
+    ) -> None:
         chosen = {
             "steps": 6, "batch": 8, "features": 32, "head_rate": UPDATE.rate, "momentum": UPDATE.momentum,
             "average_every": 2, "batches": {"hospital-d": 5}, "straggler_seconds": 60, "min_rows_of_others": 16,
             **interactive,
         }  # fmt: skip
-        consortium = {"institutions": 4, "custodians": 2, "verify": verify}
-        super().__init__(name, quick=False, protocol="interactive", interactive=chosen, consortium=consortium)
+        members = {"institutions": 4, "custodians": 2, "verify": verify, **(consortium or {})}
+        super().__init__(name, quick=False, protocol="interactive", interactive=chosen, consortium=members)
         for name_ in self.institutions:
             rng, n = np.random.default_rng(ord(name_[-1])), batch(self.manifest, name_)
             x = np.hstack([rng.uniform(-1, 1, (n, 31)), np.ones((n, 1))])

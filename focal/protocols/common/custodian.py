@@ -49,7 +49,7 @@ from focal.protocols.common import ceremony, epochs, inputs, refreshing, resumin
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
 from focal.protocols.common.epochs import LeftOut
 from focal.protocols.common.inputs import Claim, MaskKeys
-from focal.protocols.common.keyholder import KeyHolder
+from focal.protocols.common.keyholder import KeyHolder, key_files
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute, Given
@@ -159,7 +159,7 @@ class Custodian(Party):
         """Nobody may go on with the run, so its key share has no use but a thief's:
         others' shares may be known by now."""
         if "key" in self.__dict__:  # the scope is the run's, and there is a share
-            self._forget(*self._secret_files)
+            self._forget(*key_files(self))
 
     def _forget(self, *files: Path) -> None:
         """Unlink key files. What is in memory ends with the process."""
@@ -178,7 +178,7 @@ class Custodian(Party):
                 break
             self.read_board(seconds=2.0)
         if self.me.name not in self.epochs.now.active:
-            self._forget(*self._secret_files)
+            self._forget(*key_files(self))
             raise LeftOut(
                 f"'{self.me.name}' was given up: the others go on without it (epoch {self.epochs.now.number})",
                 hint="its key share is deleted; the run needs nothing from here any more",
@@ -194,10 +194,6 @@ class Custodian(Party):
             f"{self.me.name}: goes on with {', '.join(proposal.active)} in epoch {proposal.number}, "
             "and answers in no older one"
         )
-
-    @property
-    def _secret_files(self) -> list[Path]:
-        return [*self.key.files, *(masks.file for masks in (self.masks, *self._masks.values()))]
 
     def guards(self, topic: str) -> bool:
         """Does this custodian answer the refreshes of this topic last?"""
@@ -410,7 +406,7 @@ class Custodian(Party):
 
     def _refuse(self) -> None:
         """End the run without a key share; again after a restart, should the word not have got out."""
-        self._forget(*self._secret_files)
+        self._forget(*key_files(self))
         raise Refused(
             "range",
             "what is to be refreshed is larger than anything a training step gives: "
@@ -485,7 +481,7 @@ class Custodian(Party):
         # the others may still be lost, it has not before all have given theirs.
         if self.manifest.needed < len(self.peers):
             self.hear_all(self.active(topic), topic, msg.ReleaseShares)
-        self._forget(*self._secret_files)
+        self._forget(*key_files(self))
         self.report.say("the key share was used for the last time and is deleted")
         self.hear_all(self.active(topic), topic, msg.ReleaseShares)  # stay until then: a peer may restart and ask
         self.finish()

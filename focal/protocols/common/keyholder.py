@@ -40,6 +40,13 @@ DEALING = "keys/3"
 """Topics of the round in which shares of a t-of-N key are dealt."""
 
 
+def key_files(party: Party) -> list[Path]:
+    """All files of this run with something secret of the key, there or not, and those with keys for masks."""
+    run = party.scope[:16]
+    whole = [party.folder / f"{what}-{run}.key" for what in ("secret", "ephemeral", "dealing", "share")]
+    return [*whole, *party.folder.glob(f"masks-{run}*.key")]
+
+
 class KeyHolder:
     """``party``'s share of this run's key."""
 
@@ -64,11 +71,6 @@ class KeyHolder:
 
     def _file(self, what: str) -> Path:
         return self.party.folder / f"{what}-{self.party.scope[:16]}.key"
-
-    @property
-    def files(self) -> list[Path]:
-        """All that is secret of it, there or not."""
-        return [self._file(what) for what in ("secret", "ephemeral", "dealing", "share")]
 
     def _kept(self, what: str, make: Callable[[], bytes]) -> bytes:
         """The file's bytes, made at the first call. Raises :class:`FocalError` when it is gone, or another one."""
