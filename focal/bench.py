@@ -67,7 +67,7 @@ def head(
     y = np.eye(classes)[(x @ rng.standard_normal((features, classes))).argmax(1)]
     eta = 1 / (np.linalg.eigvalsh(x.T @ x / rows)[-1] / 4 + 0.1)
     scalars = Scalars.derive(degree, float(eta), 0.1, rows)
-    layout = layout_for(8192, features, classes, rows, k, feature_lanes)
+    layout = layout_for(8192, features, classes, rows, k, feature_lanes, (rows,))
     run = Rehearsal(layout, threads=threads)
     engine = run.engine(x, 0.5 - y, scalars)
     weights = zero_weights(run.scheme, layout)

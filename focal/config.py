@@ -397,8 +397,8 @@ class Manifest(Model):
     """t of a t-of-N key: any t custodians can use it, and N - t of them may be lost. None: all N are needed, and no
     fewer have the key."""
     share_blocks: bool = False
-    """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions, and an
-    institution that puts data into others' rows is not stopped (``focal manifest check`` says what it can do)."""
+    """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions. Each is kept
+    to its own rows by a mask (``focal manifest check`` says how well), for which custodians contribute more."""
     pooled_roc: bool = False
     """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites,
     and no site's scores shown. Every institution has to come back for it."""

@@ -142,7 +142,7 @@ def digests(c: Consortium, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("how", "words"), [("other lists", "refused (inputs)"), ("fewer", "to 7 inputs of 'inputs', there are 8")]
+    ("how", "words"), [("other lists", "refused (inputs)"), ("fewer", "to 11 inputs of 'inputs', there are 12")]
 )
 def test_contributions_to_other_lists_or_to_fewer_inputs(stage: Stages, how: str, words: str) -> None:
     with stage.at("accepted") as c:

@@ -163,8 +163,8 @@ def test_manifest_check_says_whose_blocks_are_whose_and_what_sharing_them_costs(
     text = " ".join(said(cli("manifest", "check", path)).split())
     assert "1 shared block(s)" in text and "blocks north 0, south 0, west 0" in text
     assert (
-        "share_blocks: true: an institution that writes data into others' rows" in text
-        and "of ordinary size only" in text
+        "share_blocks: true: masks keep every institution to its own rows" in text
+        and "leave 2^-79 of what it writes into others'" in text
     )
     many = tuple(member(f"clinic-{i}", "institution", 1000 + i, rows=1) for i in range(101))
     write(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from consortium import cli
+from consortium import said as words
 from stages import Stages, prelude, reason, said, shares, stages
 
 from focal.heads.released import MAX_ERROR
@@ -15,7 +17,8 @@ def stage() -> Stages:
 
 
 def test_a_verifier_killed_in_training_goes_on_and_the_run_ends_well(stage: Stages) -> None:
-    """It was killed after its first step (stages.py). The weights are the twin's within what the planner promises."""
+    """It was killed after its first step (stages.py). The weights are the twin's within what the planner promises, and
+    an audit finds the same: also where institutions share a block, as they do here."""
     at_the_kill = stage.verifier_ledger_at_the_kill
     assert 1 < len(at_the_kill) < 7, "it was not killed in the middle of training"
     with stage.at("trained") as c:
@@ -25,7 +28,9 @@ def test_a_verifier_killed_in_training_goes_on_and_the_run_ends_well(stage: Stag
         )  # 3 refreshes in 2 steps, of 2 class groups each
         c.start_all()
         c.finish()
-        assert np.abs(c.weights() - c.twin()).max() < MAX_ERROR
+        assert c.manifest.share_blocks and np.abs(c.weights() - c.twin()).max() < MAX_ERROR
+        audited = cli("audit", c.run.folder)
+        assert audited.returncode == 0 and "every digest is the same" in words(audited)
 
 
 @pytest.mark.parametrize("server", ["wrong_rate()", "wrong_limb()"])

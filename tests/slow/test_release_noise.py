@@ -15,6 +15,8 @@ from carried import assert_carried_noise
         (8, 1, 575, 8, 0, 3),
         (8, 1, 1100, 3, 0, 7),
         (8, 1, 1151, 3, 60, 3),
+        (1, 8, 324, 3, 25, 3),  # of all rows those whose divisor is nearest to sqrt(n)
+        (8, 1, 1100, 3, 10, 7),
     ],
 )
 def test_trained_weights_carry_less_noise_in_every_layout(

@@ -797,7 +797,7 @@ class ForgedRefresh(LyingServer):
             bytes.fromhex(self.run_id),
             self.body(names[0], f"{uploads.ROUND}/commit").lists,
             wanted.input,
-            [(wanted.input.owners[0][0], self.hub.blobs.get(wanted.chunks[0]))],
+            [(wanted.input.owners[0][0], self.hub.blobs.get(wanted.chunk))],
             [(name, reveal.blobs[i]) for name, reveal in given.items()],
             self.hub.blobs.get,
         )

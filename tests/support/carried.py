@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -12,34 +11,12 @@ from focal.ckks import ring
 from focal.custody import release
 from focal.heads.linear import twin
 from focal.heads.linear.cost import layout_for
-from focal.heads.linear.engine import Block, chunk_limbs, rate, zero_weights
+from focal.heads.linear.engine import zero_weights
 from focal.heads.linear.layout import WEIGHT_SCALE
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars
-from focal.heads.masks import OwnerMasks
 
 STEPS = 5
-
-
-class Shared(Rehearsal):
-    """A rehearsal in which ``sharing`` institutions fill each block together."""
-
-    sharing = 1
-
-    def block(self, x: np.ndarray, targets: np.ndarray, b: int, scalars: Scalars) -> Block:
-        """Data are one ciphertext, whoever sends them. Of the targets everybody's own rows are kept,
-        and then added up."""
-        made, layout = super().block(x, targets, b, scalars), self.layout
-        if self.sharing == 1:
-            return made
-        owners = OwnerMasks(self.scheme, layout, rate(layout, scalars))
-        edges = np.linspace(0, len(x), self.sharing + 1).astype(int)
-        table = {str(i): (int(first), int(last)) for i, (first, last) in enumerate(itertools.pairwise(edges))}
-        wanted = layout.block_of(targets, 0, b)
-        for u in range(layout.class_groups):
-            own = {name: self.encrypt(layout.target_slots(wanted, u), chunk_limbs("target")) for name in table}
-            made.targets[u] = owners.total(own, table, b, u)
-        return made
 
 
 def carried_noise(
@@ -65,7 +42,9 @@ def carried_noise(
     layout = layout_for(8192, features, outputs, rows, class_lanes, feature_lanes, () if sharing else (rows,))
     found = []
     for draw in range(draws):
-        run = Shared(layout, custodians=custodians, threads=2, run=f"carried {class_lanes} {rows} {custodians} {draw}")
+        run = Rehearsal(
+            layout, custodians=custodians, threads=2, run=f"carried {class_lanes} {rows} {custodians} {draw}"
+        )
         run.sharing = max(1, sharing)
         engine, carried = run.engine(x, targets, scalars), zero_weights(run.scheme, layout)
         for step in range(STEPS):

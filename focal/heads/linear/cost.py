@@ -16,8 +16,9 @@ from focal.ckks.codec import HEADER, MASKED_BYTES
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, LayoutConfig
 from focal.errors import FocalError
+from focal.heads.linear.engine import chunk_limbs
 from focal.heads.linear.layout import DATA_LIMBS, Layout, power_of_two
-from focal.heads.masks import TARGET_LIMBS, UPLOADED_TARGET_LIMBS
+from focal.heads.masks import TARGET_LIMBS
 from focal.heads.released import MAX_ERROR, expected_error
 
 # Milliseconds at N = 2^14 on one thread of an AMD EPYC without AVX-512, native kernels with AVX2, nothing beside it.
@@ -29,6 +30,8 @@ PRODUCT = 0.17
 """One product and its addition, not relinearised; 4 limbs."""
 RESIDUAL = {3: 13.5, 5: 25.0, 7: 30.0}
 """The sigmoid of one ciphertext of logits, by degree."""
+MASKED = 11.0
+"""One owner's data at one place of a shared block: made of its message and three contributions, 6 limbs, and masked."""
 REFRESH_SERVER, REFRESH_CUSTODIAN = 11.0, 10.0
 """One collective refresh at the server and at each custodian, packing included."""
 CROWDED = 1.35
@@ -46,9 +49,9 @@ MAX_SHARING = 200
 does not grow with them (tests/slow/test_release_noise.py: 60 institutions, 3 custodians)."""
 
 SHARED_BLOCKS = (
-    "share_blocks: true: an institution that writes data into others' rows of a block "
-    "can move the weights by sums over these rows and, with luck, read such sums off the model, and nothing notices; "
-    "owners' masks stop targets there, of ordinary size only (SECURITY.md)"
+    "share_blocks: true: masks keep every institution to its own rows of a block, and leave 2^-79 of what it writes "
+    "into others'; of nothing that the size check lets pass can that be seen, but the check needs custodians that "
+    "follow the protocol (SECURITY.md)"
 )
 """What everybody must be told who signs a manifest with shared blocks."""
 
@@ -68,6 +71,8 @@ class Cost:
     """One custodian and step, up and down."""
     memory_bytes: int
     """The server's ciphertexts and keys."""
+    mask_seconds: float
+    """Masking the data of shared blocks, once, on ``threads`` threads (where they fit the memory)."""
     step_seconds: float
     """Training step on ``threads`` threads, refresh included."""
     link_seconds: float
@@ -78,15 +83,13 @@ class Cost:
         """What the planner chose, in three lines a person can check. ``computing`` parties train on the same
         threads: the server, and the custodians that verify it where all run on one machine, of which
         :func:`slowness` has been measured."""
-        chosen, mb, seconds = (
-            self.layout,
-            1e6,
-            self.step_seconds * computing * slowness * (CROWDED if computing > 1 else 1.0),
-        )
+        chosen, mb, longer = self.layout, 1e6, computing * slowness * (CROWDED if computing > 1 else 1.0)
+        seconds, masked = self.step_seconds * longer, self.mask_seconds * longer
         word = "about" if computing > 1 else "at least"  # several machines wait for each other's messages besides
         sharing = f" ({computing} parties compute on the same cores)" if computing > 1 else ""
         largest = max(self.upload_bytes.values())
-        own = "own" if chosen.owners else "shared"
+        own = "shared" if chosen.shared else "own"
+        masking = f", {masked:.0f} s to mask shared data" if chosen.shared else ""
         return (
             f"layout: k = {chosen.class_lanes} class lanes, f = {chosen.feature_lanes} feature lanes, "
             f"{chosen.blocks} {own} block(s) of {chosen.block_rows} rows, {chosen.class_groups} class group(s), "
@@ -94,7 +97,7 @@ class Cost:
             f"bytes:  upload {largest / mb:.0f} MB per institution at most; keys {self.key_bytes / mb:.0f} and inputs "
             f"{self.input_bytes / mb:.0f} MB up per custodian, refresh {self.refresh_bytes / mb:.1f} MB per custodian "
             f"and step; server memory {self.memory_bytes / 1e9:.1f} GB\n"
-            f"time:   {word} {seconds:.1f} s per step, {seconds * steps:.0f} s for {steps} steps{sharing}; "
+            f"time:   {word} {seconds:.1f} s per step, {seconds * steps:.0f} s for {steps} steps{masking}{sharing}; "
             f"upload {self.link_seconds:.0f} s on the slowest link; expected release error {self.release_error:.1e}"
         )
 
@@ -134,9 +137,10 @@ def cost(
     step = (switching / threads + len(items) * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
     touched = {name: len(layout.touched(*owned)) for name, owned in layout.row_table(rows).items()}
     upload = {name: count * (layout.lane + groups) * masked_bytes(n) for name, count in touched.items()}
-    inputs = blocks * layout.lane * blob_bytes(n, DATA_LIMBS, 1) + sum(touched.values()) * groups * blob_bytes(
-        n, UPLOADED_TARGET_LIMBS, 1
-    )
+    given = {what: blob_bytes(n, chunk_limbs(layout, what), 1) for what in ("data", "target")}
+    filled = sum(touched.values())
+    inputs = filled * (layout.lane * given["data"] + groups * given["target"])
+    masking = filled * layout.lane * MASKED * unit / threads / 1e3 if layout.shared else 0.0
     keys = (3 + len(layout.rotations)) * blob_bytes(n, LIMBS, DIGITS, extended=True)
     asked = blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1)
     refresh = sum(asked + blob_bytes(n, layout.refresh_map(item).limbs, 1) for item in items)
@@ -151,6 +155,7 @@ def cost(
         keys,
         refresh,
         held,
+        masking,
         step,
         max(upload.values()) / 1e6 / link_mbyte_s,
         expected_error(params.ring // 2, 2.0**params.scale_bits, layout, custodians),
@@ -262,5 +267,8 @@ def choose(
             hint="fewer projection features, fewer class lanes or a larger ckks ring",
         )
     return min(
-        priced, key=lambda c: c.step_seconds * steps + c.link_seconds + 2 * c.key_bytes / 1e6 / wish.link_mbyte_s
+        priced,
+        key=lambda c: (
+            c.mask_seconds + c.step_seconds * steps + c.link_seconds + 2 * c.key_bytes / 1e6 / wish.link_mbyte_s
+        ),
     )

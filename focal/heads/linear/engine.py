@@ -69,9 +69,9 @@ def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
     return [scheme.evaluator.zero(DATA_LIMBS) for _ in range(layout.class_groups)]
 
 
-def chunk_limbs(name: str) -> int:
-    """What is uploaded becomes ciphertexts with so many limbs: data with 4, targets with 6."""
-    return DATA_LIMBS if name == "data" else masks.UPLOADED_TARGET_LIMBS
+def chunk_limbs(layout: Layout, name: str) -> int:
+    """What is uploaded becomes ciphertexts with so many limbs: targets with 6, data with 4, of shared blocks with 6."""
+    return DATA_LIMBS if name == "data" and not layout.shared else masks.UPLOADED_LIMBS
 
 
 def rate(layout: Layout, scalars: Scalars) -> float:

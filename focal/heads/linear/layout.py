@@ -34,8 +34,8 @@ own rows and encrypts zeros elsewhere. Each has blocks of its own, its first row
     owners 5, 3, 6; m = 4        | a a a a | a . . . | b b b . | c c c c | c c . . |        start: 0, 8, 12
 
 so that nobody can put data into another's rows. With ``share_blocks`` in the manifest rows follow each other
-without a gap, several institutions fill one block, and the server adds their ciphertexts up: fewer blocks, and
-nothing but honesty keeps data apart.
+without a gap, several institutions fill one block, and the server adds their ciphertexts up: fewer blocks. Their
+owners' masks keep data apart there (focal/heads/masks.py).
 """
 
 from __future__ import annotations
@@ -145,6 +145,11 @@ class Layout:
         return sum(-(-n // self.block_rows) for n in self.owners or (self.rows,))
 
     @property
+    def shared(self) -> bool:
+        """Whether a block may hold rows of several institutions, whose data are masked before they are added up."""
+        return not self.owners
+
+    @property
     def class_groups(self) -> int:
         return -(-self.outputs // self.class_lanes)
 
@@ -162,9 +167,12 @@ class Layout:
         rows. With sqrt(n) / 2 little more can be gained (measured: t of 2^10.8 at sqrt(n) / 8, 2^9.2 here, 2^8.8 at
         sqrt(n)). Each rotation that copies the residual to more lanes adds about one more rounding. At most 256: the
         logits' refresh multiplies by it, and a division by 2^8 is all that it has to give (:meth:`refresh_map`).
+
+        Data of shared blocks are rounded after their masks, to nine times what is fresh (focal/heads/masks.py): there
+        sqrt(n) / 4.
         """
         roundings = self.rows * (1 + len(self.lane_folds))
-        return float(min(256, power_of_two(max(1, math.isqrt(roundings // 4)))))
+        return float(min(256, power_of_two(max(1, math.isqrt(roundings // (16 if self.shared else 4))))))
 
     @property
     def copies(self) -> int:
@@ -291,6 +299,15 @@ class Layout:
         """1 where targets of the global rows [start, stop) stand in ``block`` and one class group; else 0."""
         own = self.block_of(np.ones((stop - start, self.outputs)), start, block)
         return self.target_slots(own, group) / TARGET_SCALE
+
+    def data_mask(self, start: int, stop: int, block: int, g: int) -> Array:
+        """1 where data of the global rows [start, stop) stand in ``block``, real and imaginary part, else 0.
+
+        It is the same for every h: another diagonal has other features of a row in the same slots. By g they are
+        rotated.
+        """
+        own = self.block_of(np.ones((stop - start, self.features)), start, block)
+        return self.data_slots(own, g, 0).real * self.divisor
 
     def class_mask(self, group: int) -> Array | None:
         """1 on lanes of a weight ciphertext that hold a class, 0 on those that pad C to whole groups;

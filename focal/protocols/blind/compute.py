@@ -144,17 +144,15 @@ class BlindCompute:
         return list(self.pool.map(self._ciphertext, places))
 
     def _ciphertext(self, place: Place) -> Any:
-        """All rows at this place; of targets what their owners may write (4 limbs)."""
-        block, what, group, _ = place
-        made = [(placed, self._combined(placed, given)) for placed, given in self._placed[place]]
-        if what == "data":
-            ((_, ciphertext),) = made
-            return ciphertext
-        return self.masks.total({placed.input.owners[0][0]: ct for placed, ct in made}, self.row_table, block, group)
+        """What the owners may write at this place, added up (4 limbs)."""
+        block, what, index, _ = place
+        kept = self.masks.data if what == "data" else self.masks.targets
+        # one after the other: of many owners no more than two ciphertexts are there at a time
+        made = ((placed.owner, self._combined(placed, given)) for placed, given in self._placed[place])
+        return kept(made, self.row_table, block, index)
 
     def _combined(self, placed: Placed, given: list[tuple[str, str]]) -> Any:
-        names = [name for name, _ in placed.input.owners]
-        uploads = [(f"'{name}'", self.fetch(digest)) for name, digest in zip(names, placed.chunks, strict=True)]
+        uploads = [(f"'{placed.owner}'", self.fetch(placed.chunk))]
         return self.scheme.evaluator.load(
             combined(self.scheme, self.seed, self.digest, placed.input, uploads, given, self.fetch)
         )

@@ -130,7 +130,8 @@ class BlindInstitution(Institution):
             )
 
         def chunk(place: uploads.Place) -> str:
-            return self.blobs.put(keys.masked(scheme, message(place), label, uploads.item(place, self.me.name), active))
+            called = uploads.item(layout, place, self.me.name)
+            return self.blobs.put(keys.masked(scheme, message(place), label, called, active))
 
         def proof(what: str) -> str:
             own = [i for i, place in enumerate(places) if place[1] == what]

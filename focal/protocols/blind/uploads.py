@@ -63,37 +63,34 @@ Place = tuple[int, str, int, int]
 
 @dataclass(frozen=True)
 class Placed:
-    """An input of the run: where its ciphertext belongs, and whose chunks it adds up."""
+    """An input of the run: where its ciphertext belongs, and what its owner uploaded for it."""
 
     place: Place
+    owner: str
     input: Input
-    chunks: tuple[str, ...]
-    """Digests of its owners' masked messages, in their order."""
+    chunk: str
+    """Digest of the owner's masked message."""
 
 
 def inputs(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload]) -> list[Placed]:
     """All inputs, in the order in which custodians contribute to them.
 
-    Data of a block are one input for all its owners. Targets are one for each: their owner's mask comes before the sum.
+    Each has one owner, in blocks that several share too: their owners' masks come before the sum.
     """
     table = row_table(manifest, shape)
-    chunks: dict[tuple[Place, str], dict[str, str]] = {}
-    for name, upload in lists.items():
-        for place, digest in zip(shape.chunks(*table[name]), upload.chunks, strict=True):
-            chunks.setdefault((place, item(place, name)), {})[name] = digest
     return [
         Placed(
-            place,
-            Input(called, chunk_limbs(place[1]), tuple((name, lists[name].label) for name in own)),
-            tuple(own.values()),
+            place, name, Input(item(shape, place, name), chunk_limbs(shape, place[1]), ((name, upload.label),)), digest
         )
-        for (place, called), own in chunks.items()
+        for name, upload in lists.items()
+        for place, digest in zip(shape.chunks(*table[name]), upload.chunks, strict=True)
     ]
 
 
-def item(place: Place, name: str) -> str:
-    """What the input at ``place`` is called to which institution ``name`` contributes."""
-    return "/".join(map(str, (*place, name if place[1] == "target" else "-")))
+def item(shape: Layout, place: Place, name: str) -> str:
+    """What the input of institution ``name`` at ``place`` is called, once in a run: data of a block that has one owner
+    do without its name."""
+    return "/".join(map(str, (*place, name if shape.shared or place[1] == "target" else "-")))
 
 
 def claims(manifest: Manifest, shape: Layout, seed: bytes, lists: dict[str, msg.Upload]) -> list[Claim]:
@@ -104,7 +101,7 @@ def claims(manifest: Manifest, shape: Layout, seed: bytes, lists: dict[str, msg.
         for what, proof in zip(PROVEN, upload.proofs, strict=True):
             own = [i for i, place in enumerate(places) if place[1] == what]
             statement = statement_of(manifest, shape, seed, name, what, tuple(upload.chunks[i] for i in own))
-            found.append(Claim(statement, tuple(item(places[i], name) for i in own), upload.label, proof))
+            found.append(Claim(statement, tuple(item(shape, places[i], name) for i in own), upload.label, proof))
     return found
 
 

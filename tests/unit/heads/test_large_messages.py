@@ -13,11 +13,11 @@ import pytest
 from focal.ckks import codec, ring
 from focal.custody import inputs, refresh
 from focal.errors import FocalError
-from focal.heads.linear.engine import Block, Engine, chunk_limbs, rate, zero_weights
+from focal.heads.linear.engine import Block, Engine, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, TARGET_SCALE, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars
-from focal.heads.masks import OwnerMasks
+from focal.heads.masks import UPLOADED_LIMBS, OwnerMasks
 
 LAYOUT = Layout(8192, 32, 1, 8192, 1, 1, 8)
 SCALARS = Scalars.derive(3, 1.0, 0.1, LAYOUT.rows)
@@ -32,7 +32,7 @@ def run() -> Rehearsal:
 def test_the_guard_refuses_messages_beyond_its_bound(run: Rehearsal, bits: int, refused: bool) -> None:
     """One target holds 2^bits in its constant coefficient, the first data message is 1:
     the first gradient is that, times the rate."""
-    scheme, ev, limbs = run.scheme, run.scheme.evaluator, chunk_limbs("target")
+    scheme, ev, limbs = run.scheme, run.scheme.evaluator, UPLOADED_LIMBS
     large = ev.load([_constant(run, 1 << bits, limbs), scheme.zero(limbs)])
     target = ev.add(run.encrypt(np.zeros(1), limbs), large)
     one = ev.add(
@@ -41,7 +41,7 @@ def test_the_guard_refuses_messages_beyond_its_bound(run: Rehearsal, bits: int, 
     )
     data = [[one if g == h == 0 else ev.zero(DATA_LIMBS) for h in range(LAYOUT.babies)] for g in range(LAYOUT.giants)]
     factor = rate(LAYOUT, SCALARS)
-    block = Block(data, [OwnerMasks(scheme, LAYOUT, factor).total({"a": target}, {"a": (0, LAYOUT.rows)}, 0, 0)])
+    block = Block(data, [OwnerMasks(scheme, LAYOUT, factor).targets([("a", target)], {"a": (0, LAYOUT.rows)}, 0, 0)])
     limit, expected = refresh.guard(scheme, 2).limit, 2.0**bits * factor / TARGET_SCALE
     assert (expected > 4 * limit) == refused and (expected < limit / 4) == (not refused), (
         "the sizes are not on either side of the bound"

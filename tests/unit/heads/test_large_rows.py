@@ -49,7 +49,7 @@ def test_rows_of_extraordinary_size_show_slots_of_the_secret_after_one_step() ->
     data = [[encrypt_any(run, slots, DATA_LIMBS) for slots in row] for row in rows]
     uploaded, masks = run.encrypt(nothing), OwnerMasks(scheme, LAYOUT, rate(LAYOUT, scalars))
     owned = LAYOUT.row_table({"a": ATTACKER, "b": HONEST})["a"]
-    blocks = [Block(data, [masks.total({"a": uploaded}, {"a": owned}, 0, 0)]), run.block(x, targets, 1, scalars)]
+    blocks = [Block(data, [masks.targets([("a", uploaded)], {"a": owned}, 0, 0)]), run.block(x, targets, 1, scalars)]
     engine = Engine(scheme, LAYOUT, scalars, blocks.__getitem__, 2)
     weights = engine.step(0, zero_weights(scheme, LAYOUT), run.refresh)  # the guard lets the refresh pass
     engine.close()

@@ -218,10 +218,29 @@ def test_masks_are_one_where_an_owner_may_write(layout: Layout) -> None:
     assert (lanes is None) == (layout.outputs % layout.class_lanes == 0)
 
 
+def test_masks_of_data_are_one_where_rows_of_ones_stand(layout: Layout) -> None:
+    """For every place, real and imaginary part: an owner's own rows go through, and nothing of another's does."""
+    cuts = [0, layout.rows // 5, layout.rows // 5 + 1, layout.rows]
+    owners, everything = list(zip(cuts, cuts[1:], strict=False)), np.ones((layout.rows, layout.features))
+    for block in range(layout.blocks):
+        for g in range(layout.giants):
+            masks = [layout.data_mask(a, b, block, g) for a, b in owners]
+            for h in range(layout.babies):
+                whole = layout.data_slots(layout.block_of(everything, 0, block), g, h)
+                for (a, b), mask in zip(owners, masks, strict=True):
+                    own = layout.data_slots(layout.block_of(everything[a:b], a, block), g, h)
+                    assert np.array_equal(whole * mask, own) and np.array_equal(own * mask, own)
+            assert set(np.unique(masks)) <= {0.0, 1.0} and np.max(np.sum(masks, axis=0)) == 1
+    (a, b), g = owners[-1], layout.giants - 1
+    mask = np.roll(layout.data_mask(a, b, 0, g), -g * layout.babies * layout.class_lanes)  # as the formula has it
+    for j, i0, q, c in places(layout):
+        assert mask[slot(layout, j, i0, q, c)] == (a <= i0 * layout.lane + q < min(b, layout.block_rows))
+
+
 def test_the_divisor_follows_the_square_root_of_the_rows() -> None:
     counts = (1, 15, 16, 300, 1151, 5000, 20_000, 10**8)
-    for owners in (lambda n: (), lambda n: (n,)):
-        assert [Layout(8192, 64, 8, n, 8, 1, 8, owners(n)).divisor for n in counts] == [1, 1, 2, 8, 16, 64, 128, 256]
+    assert [Layout(8192, 64, 8, n, 8, 1, 8, (n,)).divisor for n in counts] == [1, 1, 2, 8, 16, 64, 128, 256]
+    assert [Layout(8192, 64, 8, n, 8, 1, 8).divisor for n in counts] == [1, 1, 1, 4, 8, 32, 64, 256]
 
 
 def test_chunks_are_the_plan_of_one_upload(layout: Layout) -> None:

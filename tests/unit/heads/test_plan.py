@@ -14,6 +14,7 @@ from focal.errors import FocalError
 from focal.heads.linear import cost as planner
 from focal.heads.linear.cost import Cost, choose, cost, layout_for
 from focal.heads.linear.engine import chunk_limbs
+from focal.heads.linear.layout import DATA_LIMBS
 from focal.heads.linear.rehearsal import Rehearsal
 
 ODIR = {"north": 1279, "south": 1278, "west": 1278}
@@ -114,6 +115,20 @@ def test_blocks_are_shared_only_where_that_is_asked_for() -> None:
     assert planner.whose(own, ODIR).startswith(f"north 0-{blocks[0][-1]}, south {blocks[1][0]}")
 
 
+def test_masking_data_costs_time_in_shared_blocks_only() -> None:
+    """For every owner and place; and the more owners share the same rows, the more custodians contribute."""
+    own = cost(layout_for(8192, 64, 8, 3835, 8, 1, OWNERS), CkksConfig(), ODIR, 3, 3, 12.5, 2)
+    assert own.mask_seconds == 0 and "to mask" not in own.describe(5)
+    layout, many = layout_for(8192, 64, 8, 3835, 8, 1), {str(i): 767 for i in range(5)}
+    few, more = (cost(layout, CkksConfig(), rows, 3, 3, 12.5, 2) for rows in (ODIR, many))
+    touched = [sum(len(layout.touched(*owned)) for owned in layout.row_table(rows).values()) for rows in (ODIR, many)]
+    assert [c.mask_seconds for c in (few, more)] == [
+        pytest.approx(count * layout.lane * planner.MASKED / 2 / 1e3) for count in touched
+    ]
+    assert f"for 5 steps, {few.mask_seconds:.0f} s to mask shared data; " in few.describe(5)
+    assert touched[0] < touched[1] and few.input_bytes < more.input_bytes
+
+
 @pytest.mark.parametrize(("custodians", "fit"), [(3, 66), (8, 25)])
 def test_institutions_that_share_a_block_are_counted(custodians: int, fit: int) -> None:
     wish = LayoutConfig(class_lanes=1, feature_lanes=1)  # 128 groups of 64 rows: one block for all
@@ -153,8 +168,9 @@ def test_predicted_bytes_are_those_on_the_wire(
     for name, owned in layout.row_table(ODIR).items():
         assert predicted.upload_bytes[name] == codec.size(scheme, codec.MASKED) * len(layout.chunks(*owned))
     touched = [layout.touched(*owned) for owned in layout.row_table(ODIR).values()]
-    inputs = [codec.input_b(chunk_limbs("data"))] * (layout.lane * layout.blocks)
-    inputs += [codec.input_b(chunk_limbs("target"))] * (layout.class_groups * sum(map(len, touched)))
+    assert chunk_limbs(layout, "data") == (4 if owners else 6)
+    inputs = [codec.input_b(chunk_limbs(layout, "data"))] * (layout.lane * sum(map(len, touched)))
+    inputs += [codec.input_b(chunk_limbs(layout, "target"))] * (layout.class_groups * sum(map(len, touched)))
     assert predicted.input_bytes == sum(codec.size(scheme, kind) for kind in inputs)
     assert predicted.key_bytes == keys.contribution_bytes(scheme, len(layout.rotations))
     kinds = ["logits", "weights"] if degree == 3 else ["logits", "residual", "weights"]
@@ -163,7 +179,7 @@ def test_predicted_bytes_are_those_on_the_wire(
     assert predicted.refresh_bytes == sum(
         asked + codec.size(scheme, codec.refresh_h1(layout.refresh_map(i).limbs)) for i in items
     )
-    data = codec.size(scheme, codec.ciphertext(chunk_limbs("data")))
+    data = codec.size(scheme, codec.ciphertext(DATA_LIMBS))
     assert predicted.memory_bytes > layout.blocks * layout.lane * data, "the server holds at least the packed data"
 
 

@@ -76,7 +76,7 @@ class Uploaded:
         for block, what, g, h in LAYOUT.chunks(start, stop):
             rows = LAYOUT.block_of(x if what == "data" else targets, start, block)
             slots = LAYOUT.data_slots(rows, g, h) if what == "data" else LAYOUT.target_slots(rows, g)
-            item = uploads.item((block, what, g, h), name)
+            item = uploads.item(LAYOUT, (block, what, g, h), name)
             chunks.append(self.blobs.put(self.masking.upload(name, item, slots)))
         nothing = "0" * 64
         return msg.Upload(
@@ -131,18 +131,33 @@ def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
 
 
 def test_each_input_has_its_owners_and_its_name_once(uploaded: Uploaded) -> None:
-    """Data of a block are one input for all who have rows there, targets one for each."""
+    """Data and targets of a block are an input for each who has rows there, also where they share it."""
     placed = uploads.inputs(uploaded.manifest, LAYOUT, uploaded.lists)
     assert len({p.input.item for p in placed}) == len(placed)
     listed = Counter(digest for upload in uploaded.lists.values() for digest in upload.chunks)
-    assert Counter(digest for p in placed for digest in p.chunks) == listed
+    assert Counter(p.chunk for p in placed) == listed
     for p in placed:
-        b, what, _, _ = p.place
-        here = [name for name, owned in uploaded.row_table.items() if b in LAYOUT.touched(*owned)]
-        names = [name for name, _ in p.input.owners]
-        assert p.input.limbs == (DATA_LIMBS if what == "data" else 6) and len(names) == len(p.chunks)
-        assert names == here if what == "data" else len(names) == 1 and names[0] in here
-    assert any(len(p.input.owners) > 1 for p in placed), "no block is shared"
+        assert p.input.limbs == 6 and p.input.owners == ((p.owner, LABEL),) and p.input.item.endswith(f"/{p.owner}")
+        assert p.place[0] in LAYOUT.touched(*uploaded.row_table[p.owner])
+    assert max(Counter(p.place for p in placed).values()) == 3, "no block is shared"
+    proven = uploads.claims(uploaded.manifest, LAYOUT, b"", uploaded.lists)
+    called = Counter(item for claim in proven for item in claim.items)
+    assert called == Counter(p.input.item for p in placed), "custodians check other masks than they take off"
+
+
+def test_data_of_an_institutions_own_block_need_no_mask_and_no_name(uploaded: Uploaded) -> None:
+    layout = layout_for(8192, 32, 8, sum(ROWS), 8, 4, ROWS)
+    chunks = {
+        name: tuple(layout.chunks(*owned)) for name, owned in layout.row_table(uploaded.manifest.row_counts).items()
+    }
+    lists = {
+        name: upload.model_copy(update={"chunks": ("0" * 64,) * len(chunks[name])})
+        for name, upload in uploaded.lists.items()
+    }
+    declared = uploaded.manifest.model_copy(update={"share_blocks": False})
+    for p in uploads.inputs(declared, layout, lists):
+        data = p.place[1] == "data"
+        assert p.input.limbs == (DATA_LIMBS if data else 6) and p.input.item.endswith("/-" if data else f"/{p.owner}")
 
 
 class Alive:
