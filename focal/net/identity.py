@@ -31,7 +31,8 @@ from pydantic import Field, ValidationError
 from focal.config import Hex32, Manifest, Member, Model, Name, explain
 from focal.errors import FocalError, ProtocolError
 from focal.files import private_write
-from focal.net.messages import Body, Record, Signed, decode, encode
+from focal.net.encoding import decode, encode
+from focal.net.messages import Body, Record, Signed
 
 RECORD_DOMAIN = b"focal/record/v2"
 MANIFEST_DOMAIN = b"focal/manifest-signature/v2"

@@ -21,6 +21,7 @@ from focal.heads.joint.limits import check_contributors as check
 from focal.heads.joint.twin import Update
 from focal.heads.linear.cost import blob_bytes, masked_bytes
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.protocols import Released
 from focal.protocols.common import refreshing
 from focal.protocols.common.epochs import Epoch
@@ -127,7 +128,7 @@ def inputs(
         framed(
             b"focal/joint-inputs/v1",
             what.encode(),
-            *(f for n, h in headers.items() for f in (n.encode(), msg.encode(h))),
+            *(f for n, h in headers.items() for f in (n.encode(), encode(h))),
         )
     ).hexdigest()
     wanted = [
