@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from focal.config import ANEW, VERSION, Manifest, Model, earlier, printable
+from focal.config import ANEW, VERSION, Model, earlier, printable
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.frames import PIECE
 from focal.net.store import Audiences, Blobs, Board, DiskError

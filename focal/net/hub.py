@@ -16,8 +16,9 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
-from focal.config import Manifest, Model
+from focal.config import Model
 from focal.errors import FocalError, ProtocolError
+from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.answers import Answers, Asker, fault
 from focal.net.encoding import decode, encode

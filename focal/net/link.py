@@ -18,8 +18,9 @@ from pathlib import Path
 
 import zmq
 
-from focal.config import ANEW, VERSION, Manifest, Model, earlier, printable
+from focal.config import ANEW, VERSION, Model, earlier, printable
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.encoding import decode, encode
 from focal.net.identity import Identity

@@ -18,8 +18,9 @@ import threading
 import time
 from typing import Any
 
-from focal.config import VERSION, Manifest, Model
+from focal.config import VERSION, Model
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.answers import Answers, Asker
 from focal.net.encoding import encode

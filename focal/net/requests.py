@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from focal.config import Manifest, Model
+from focal.config import Model
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.frames import MAX_BLOB, PIECE
 from focal.net.wire import Audience, Directions, Meter

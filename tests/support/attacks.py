@@ -32,9 +32,9 @@ import numpy as np
 
 from focal.ckks import codec, ring
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
-from focal.config import Manifest
 from focal.custody import inputs, keys, refresh
 from focal.custody.ledger import ledger_digest
+from focal.manifest import Manifest
 from focal.net import frames
 from focal.net import messages as msg
 from focal.net.encoding import encode

@@ -23,12 +23,12 @@ from typing import Any
 
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
-from focal.config import Manifest
 from focal.heads.linear.cost import BLOCK_MEMORY
 from focal.heads.linear.engine import WEIGHTS, Block, Engine, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.masks import TARGET_LIMBS, OwnerMasks
 from focal.heads.moves import Refresh
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.protocols.blind.plan import row_table, scalars_of

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks.scheme import Scheme
-from focal.config import Manifest
 from focal.custody import projections
 from focal.custody.inputs import Input
 from focal.custody.projections import Statement
 from focal.errors import FocalError, Refused
 from focal.heads.linear.engine import chunk_limbs, mask_digest
 from focal.heads.linear.layout import TARGET_SCALE, Layout
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.protocols.blind.plan import row_table, scalars_of

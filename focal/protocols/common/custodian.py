@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from focal.ckks import codec
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
-from focal.config import LocalConfig, Manifest, Member
+from focal.config import LocalConfig
 from focal.custody import refresh, release
 from focal.custody.inputs import Input
 from focal.custody.ledger import Ledger
@@ -44,6 +44,7 @@ from focal.custody.refresh import Guard
 from focal.errors import FocalError, Refused
 from focal.files import forget, private_write
 from focal.heads.masks import only_classes
+from focal.manifest import Manifest, Member
 from focal.net import messages as msg
 from focal.net.encoding import decode, encode
 from focal.protocols.common import ceremony, epochs, inputs, refreshing, resuming

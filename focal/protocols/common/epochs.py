@@ -33,9 +33,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from focal.config import Manifest
 from focal.errors import FocalError, Refused
 from focal.framing import framed
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 

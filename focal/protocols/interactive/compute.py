@@ -15,10 +15,10 @@ from typing import Protocol
 
 from focal.ckks import codec
 from focal.ckks.scheme import LIMBS, Scheme
-from focal.config import Manifest
 from focal.heads.joint.engine import Backward, Forward, InteractiveEngine, Weights, zero_weights
 from focal.heads.joint.layout import OPENING
 from focal.heads.moves import Ciphertext, Refresh
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.protocols.common.inputs import combined

@@ -13,8 +13,8 @@ import pytest
 from parties import SCOPE, identities, manifest_of
 from patience import PATIENCE
 
-from focal.config import Manifest
 from focal.errors import FocalError, Refused
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.frames import PIECE
 from focal.net.identity import Identity

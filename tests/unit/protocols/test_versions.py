@@ -18,8 +18,9 @@ from serving import PEOPLE as DIALLING
 from serving import Raw, Server
 
 from focal.ckks import native
-from focal.config import ANEW, OLD, OTHER, VERSION, LocalConfig, Manifest, RunConfig, read, write
+from focal.config import ANEW, OLD, OTHER, VERSION, LocalConfig, RunConfig
 from focal.errors import ConfigError, FocalError, Refused
+from focal.manifest import Manifest
 from focal.net import answers, frames
 from focal.net import messages as msg
 from focal.net.encoding import decode, encode
@@ -29,6 +30,7 @@ from focal.net.link import Link
 from focal.net.store import Board, Journal
 from focal.protocols.common.audit import recorded
 from focal.protocols.start import run_role
+from focal.reading import read, write
 from focal.runs import local
 
 PEOPLE = identities()
