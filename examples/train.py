@@ -15,8 +15,8 @@ from pathlib import Path
 
 import focal
 from focal import configs
-from focal.config import read
 from focal.data.synthetic import CLASSES, generate
+from focal.reading import read
 
 SMALL = {
     "name": "demo-small",

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from focal import configs
-from focal.config import Manifest, read
+from focal.config import InteractiveRunConfig
 from focal.config import RunConfig as RunConfig
 from focal.errors import FocalError as FocalError
 from focal.extras import require
+from focal.manifest import Manifest
+from focal.reading import read
 from focal.runs.folder import Run as Run
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def train(
         file = configs.find(config)
         config, beside = read(RunConfig, file), file.parent
     _check_data(config)
-    if config.start is not None and config.start.suffix == ".yaml":
+    if isinstance(config, InteractiveRunConfig) and config.start is not None and config.start.suffix == ".yaml":
         earlier = beside / config.start
         wanted = read(RunConfig, earlier)
         if (start := local.newest_finished(wanted, Path(runs))) is None:

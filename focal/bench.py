@@ -22,7 +22,7 @@ import numpy as np
 
 from focal.ckks import codec
 from focal.ckks.scheme import LIMBS
-from focal.config import RunConfig, read
+from focal.config import InteractiveRunConfig, RunConfig
 from focal.custody import keys
 from focal.custody.projections import PROOF_BYTES
 from focal.errors import FocalError
@@ -40,6 +40,7 @@ from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars
 from focal.heads.rehearsal import Rehearsal as AnyRehearsal
 from focal.measure.summary import read_summary
+from focal.reading import read
 from focal.runs import local
 
 
@@ -284,6 +285,8 @@ def split(config_file: Path, runs: Path, steps: int) -> Result:
     Counted is from the second step on, when all have started and the head is not zero any more.
     """
     config = read(RunConfig, config_file)
+    if not isinstance(config, InteractiveRunConfig):
+        raise FocalError(f"{config_file} is of protocol {config.protocol}", hint="name an interactive configuration")
     settings = config.interactive.model_copy(update={"steps": steps})
     took, traffic = {}, {}
     for name, module, roles in (

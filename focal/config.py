@@ -1,32 +1,33 @@
-"""What a run is: the configuration a person writes, the manifest a consortium signs, the local file that stays at home.
+"""What a run is: the configuration a person writes, and the local file that stays at home.
 
 ::
 
     retina.yaml  --focal train-->  manifest.json   + one local file per party   (all on this machine)
-    RunConfig                      Manifest          LocalConfig
+    RunConfig                      focal.manifest    LocalConfig
 
     several machines:  focal manifest new | add | sign  ->  manifest.json  (the same bytes everywhere)
                        each party writes its own LocalConfig by hand: data, keys, device, policy
 
-All models are frozen and reject unknown keys, so that a misspelt option is an error and never silently a default.
-Below it stand :mod:`focal.errors`, :mod:`focal.files` and :mod:`focal.task` only: every other module may import it.
+A run is of one protocol, and a configuration has the settings that this protocol reads::
+
+    RunConfig                 what both read
+    +- BlindRunConfig         protocol: blind, which is what a file means that names none
+    +- InteractiveRunConfig   protocol: interactive
+
+All models are frozen and reject unknown keys, so that a misspelt option, or one that the run's protocol does not read,
+is an error and never silently a default. Below it stands :mod:`focal.task` only: every other module may import it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
-from focal.errors import ConfigError
-from focal.files import canonical_json, load_yaml, private_write
-from focal.task import Task, fits, output_count
+from focal.task import Task
 
 OLD = (
     "was made by a version of FOCAL before 2, whose key ceremony let whoever kept its messages read everything: "
@@ -71,8 +72,6 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Protocol = Literal["blind", "interactive"]
-OWN_FIELD: dict[Protocol, str] = {"blind": "layout", "interactive": "interactive"}
-"""The field that a manifest of this protocol needs, and no other has."""
 
 
 class Model(BaseModel):
@@ -144,23 +143,34 @@ class LowerConfig(Model):
     """``pretrained`` (timm's hub), ``random:SEED``, or a file with a state dict."""
 
 
-class ProjectionConfig(Model):
-    """From raw features to the R columns that are encrypted."""
+class AnyProjectionConfig(Model):
+    """From raw features to columns, in both protocols. The interactive one begins with it, where it has no start;
+    how many columns it has say its own settings."""
 
     kind: Literal["whiten", "random"] = "whiten"
-    features: Literal[32, 64, 128, 256] = 64
-    """R: R - 1 components and the bias column."""
     bound: float = Field(32.0, gt=0)
     """B: every raw feature is clipped to [-B, B]; a constant of the manifest, never computed from patients' data."""
 
 
-class TrainingConfig(Model):
+class ProjectionConfig(AnyProjectionConfig):
+    """From raw features to the R columns that are encrypted."""
+
+    features: Literal[32, 64, 128, 256] = 64
+    """R: R - 1 components and the bias column."""
+
+
+class AnyTrainingConfig(Model):
+    """What the step size depends on that is agreed with a projection, in both protocols."""
+
+    ridge: float = Field(0.1, gt=0, le=1)
+
+
+class TrainingConfig(AnyTrainingConfig):
     """Full-batch gradient descent of the one-vs-rest head."""
 
     steps: int = Field(5, ge=2, le=50)
     """One step alone would release a gradient whose noise its institution knows (SECURITY.md,
     "What is not protected")."""
-    ridge: float = Field(0.1, gt=0, le=1)
     degree: Literal[3, 5, 7] = 3
     """Degree of the sigmoid polynomial; 5 and 7 cost one more refresh per block and class group."""
 
@@ -276,29 +286,45 @@ class ConsortiumConfig(Model):
         return tuple(f"custodian-{i + 1}" for i in range(self.custodians))
 
 
+class _Said(BaseModel):
+    """What a configuration says of its protocol, whatever else it holds."""
+
+    protocol: Protocol = "blind"
+
+
 class RunConfig(Model):
-    """A whole local run: ``focal train --config retina``."""
+    """A whole local run: ``focal train --config retina``.
+
+    Whoever makes one gets that of its protocol: ``RunConfig(name="eyes", dataset=...)`` is a :class:`BlindRunConfig`.
+    """
 
     name: Name
-    protocol: Protocol = "blind"
+    protocol: Protocol
     dataset: DatasetConfig
     lower: LowerConfig = LowerConfig()
-    projection: ProjectionConfig = ProjectionConfig()
-    training: TrainingConfig = TrainingConfig()
-    interactive: InteractiveConfig = InteractiveConfig()
-    start: Path | None = None
-    """Interactive: where this run begins. The folder of a finished run, or another configuration (``.yaml``,
-    beside this one): its newest finished run, which is made first when there is none."""
+    projection: AnyProjectionConfig = AnyProjectionConfig()
+    training: AnyTrainingConfig = AnyTrainingConfig()
     ckks: CkksConfig = CkksConfig()
-    layout: LayoutConfig = LayoutConfig()
     consortium: ConsortiumConfig = ConsortiumConfig()
     device: str = "auto"
     """Where lower segments run: ``auto``, ``cpu`` or ``cuda``."""
-    precision: str = "32-true"
-    """Interactive: Lightning's precision flag (``bf16-mixed`` on a GPU that has it)."""
-    logger: Literal["csv", "tensorboard"] = "csv"
-    """Interactive: where each institution's loss and rate are logged, in its own folder."""
     seed: int = 0
+
+    def __new__(cls, **fields: Any) -> Any:
+        return super().__new__(cls.kind(fields) if cls is RunConfig else cls)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_protocol(cls, fields: Any, handler: ModelWrapValidatorHandler[RunConfig]) -> RunConfig:
+        if cls is RunConfig and not isinstance(fields, RunConfig):
+            return cls.kind(fields).model_validate(fields)
+        return handler(fields)
+
+    @staticmethod
+    def kind(fields: Mapping[str, Any]) -> type[RunConfig]:
+        """That of the protocol which the fields of a configuration say."""
+        said = _Said.model_validate(fields).protocol
+        return next(kind for kind in RUN_CONFIGS if kind.model_fields["protocol"].default == said)
 
     @property
     def dataset_name(self) -> str:
@@ -307,212 +333,36 @@ class RunConfig(Model):
         return source.stem if source else "synthetic"
 
 
-# --------------------------------------------------------------------------- manifest
+class BlindRunConfig(RunConfig):
+    """A run of the blind protocol."""
+
+    protocol: Literal["blind"] = "blind"
+    projection: ProjectionConfig = ProjectionConfig()
+    training: TrainingConfig = TrainingConfig()
+    layout: LayoutConfig = LayoutConfig()
 
 
-class Member(Model):
-    """One party of the consortium with its public keys."""
+class InteractiveRunConfig(RunConfig):
+    """A run of the interactive protocol."""
 
-    name: Name
-    role: Literal["server", "institution", "custodian"]
-    sign: Hex32
-    """Ed25519 verification key."""
-    seal: Hex32
-    """X25519 public key: sealed messages and pairwise masks."""
-    curve: Annotated[Text, Field(min_length=40, max_length=40)]
-    """CurveZMQ public key (Z85)."""
-    endpoint: Text | None = None
-    """Server: where the others dial to, ``tcp://host:port``."""
-    rows: int | None = Field(None, ge=1)
-    """Institution: the number of its training rows."""
-    verify: Literal["off", "lockstep"] | None = None
-    """Custodian: whether it re-runs every step before it answers."""
-    guard: bool = False
-    """Custodian that verifies: it answers every refresh last, and only when what is to be refreshed is small
-    (focal.custody.refresh)."""
+    protocol: Literal["interactive"] = "interactive"
+    interactive: InteractiveConfig = InteractiveConfig()
+    start: Path | None = None
+    """Where this run begins. The folder of a finished run, or another configuration (``.yaml``, beside this one):
+    its newest finished run, which is made first when there is none."""
+    precision: str = "32-true"
+    """Lightning's precision flag (``bf16-mixed`` on a GPU that has it)."""
+    logger: Literal["csv", "tensorboard"] = "csv"
+    """Where each institution's loss and rate are logged, in its own folder."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Member:
-        if self.guard and self.verify != "lockstep":
-            raise ValueError(f"member '{self.name}': a guard is a custodian with verify: lockstep")
-        for field, role in (("endpoint", "server"), ("rows", "institution"), ("verify", "custodian")):
-            if (getattr(self, field) is not None) != (self.role == role):
-                raise ValueError(f"member '{self.name}': '{field}' belongs to a {role}, and every {role} needs it")
+    def _shares_no_blocks(self) -> InteractiveRunConfig:
+        if self.consortium.share_blocks:
+            raise ValueError("'consortium.share_blocks' belongs to protocol blind")
         return self
 
 
-class LowerSpec(Model):
-    """The lower segment as the consortium pins it."""
-
-    family: Literal["timm", "torchvision"]
-    model: Text
-    cut: Text
-    image_size: int
-    interpolation: Literal["bilinear", "bicubic"]
-    mean: tuple[float, float, float]
-    std: tuple[Positive, Positive, Positive]
-    weights_sha256: Hex32
-    """SHA-256 over the names and tensors of the segment's state dict, not of a file: formats differ, weights do not."""
-    dim: int = Field(ge=1)
-    """Length of the raw feature vector."""
-
-
-class LayoutSpec(Model):
-    """The layout that was planned: k class lanes, f feature lanes."""
-
-    class_lanes: int = Field(ge=1)
-    feature_lanes: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _powers(self) -> LayoutSpec:
-        for field, value in self:
-            if value & (value - 1):
-                raise ValueError(f"{field} must be a power of two, not {value}")
-        return self
-
-
-class Manifest(Model):
-    """Everything the members agree on before anything secret exists.
-    Signed by each over a domain and :meth:`canonical`."""
-
-    version: Literal[3] = 3
-    name: Name
-    protocol: Protocol = "blind"
-    dataset: Text
-    members: tuple[Member, ...]
-    classes: tuple[Text, ...]
-    task: Task
-    lower: LowerSpec
-    projection: ProjectionConfig
-    training: TrainingConfig
-    ckks: CkksConfig
-    layout: LayoutSpec | None = None
-    """Blind: the layout that was planned."""
-    interactive: InteractiveConfig | None = None
-    start: Hex32 | None = None
-    """Interactive: SHA-256 of the released model from which all begin."""
-    approve: Literal["auto", "human"] = "auto"
-    accept_leak: bool = False
-    threshold: int | None = Field(None, ge=2, le=8)
-    """t of a t-of-N key: any t custodians can use it, and N - t of them may be lost. None: all N are needed, and no
-    fewer have the key."""
-    share_blocks: bool = False
-    """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions. Each is kept
-    to its own rows by a mask (``focal manifest check`` says how well), for which custodians contribute more."""
-    pooled_roc: bool = False
-    """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites,
-    and no site's scores shown. Every institution has to come back for it."""
-    signatures: dict[Name, Text] = {}
-    """Member name -> Ed25519 signature (hex), :func:`focal.net.identity.sign_manifest`."""
-
-    @model_validator(mode="after")
-    def _members_fit(self) -> Manifest:
-        names = [m.name for m in self.members]
-        if len(set(names)) != len(names):
-            raise ValueError("two members have the same name")
-        for field in ("sign", "seal", "curve"):
-            if len({getattr(m, field) for m in self.members}) != len(names):
-                raise ValueError(
-                    f"two members have the same '{field}' key; every member needs its own (focal keys new)"
-                )
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("two classes have the same name")
-        if not fits(len(self.classes), self.task):
-            raise ValueError(f"task '{self.task}' does not fit {len(self.classes)} classes")
-        needed = OWN_FIELD[self.protocol]
-        if getattr(self, needed) is None:
-            raise ValueError(f"protocol '{self.protocol}' needs '{needed}'")
-        return self
-
-    def check_complete(self) -> None:
-        """Raise unless the members can run any protocol: one server, 2 to 8 custodians, enough institutions.
-
-        What its own protocol needs of them as well: :func:`focal.protocols.check_complete`.
-        """
-        if len(self.by_role("server")) != 1:
-            raise ConfigError("a manifest needs exactly one server (focal manifest add --role server)")
-        if not 2 <= len(self.custodians) <= 8:
-            raise ConfigError(f"a manifest needs 2 to 8 custodians, this one has {len(self.custodians)}")
-        if self.needed > len(self.custodians):
-            raise ConfigError(
-                f"threshold: {self.threshold} custodians are to suffice, this manifest has {len(self.custodians)}"
-            )
-        guards = [m.name for m in self.custodians if m.guard]
-        verifiers = [m.name for m in self.custodians if m.verify == "lockstep"]
-        if len(guards) > 1:
-            raise ConfigError(
-                f"{' and '.join(guards)} are both marked as guard; a run has one, "
-                "because only one custodian can answer last (focal manifest add --no-guard for the others)"
-            )
-        if verifiers and not guards:
-            raise ConfigError(
-                f"{', '.join(verifiers)} verifies, but no custodian is the guard, so "
-                "that one hospital with malformed ciphertexts and one reader of the shares would have the joint key; "
-                f"add {verifiers[0]} with focal manifest add --guard"
-            )
-        least = 2 if self.accept_leak else 3
-        if len(self.institutions) < least:
-            raise ConfigError(
-                f"a manifest needs at least {least} institutions, this one has {len(self.institutions)}; "
-                "with two, each learns the other's pooled moments (accept_leak: true, or --accept-leak, allows it)"
-            )
-
-    def by_role(self, role: str) -> tuple[Member, ...]:
-        return tuple(m for m in self.members if m.role == role)
-
-    @property
-    def server(self) -> Member:
-        return self.by_role("server")[0]
-
-    @property
-    def institutions(self) -> tuple[Member, ...]:
-        return self.by_role("institution")
-
-    @property
-    def custodians(self) -> tuple[Member, ...]:
-        return self.by_role("custodian")
-
-    @property
-    def needed(self) -> int:
-        """t: how many custodians it takes to use the key."""
-        return self.threshold or len(self.custodians)
-
-    @property
-    def guard(self) -> Member | None:
-        """The custodian that answers every refresh last; None where nobody verifies."""
-        return next((m for m in self.custodians if m.guard), None)
-
-    def member(self, name: str) -> Member:
-        for m in self.members:
-            if m.name == name:
-                return m
-        raise ConfigError(f"'{name}' is not a member of the manifest ({', '.join(m.name for m in self.members)})")
-
-    @property
-    def rows(self) -> int:
-        """n: training rows of all institutions together."""
-        return sum(m.rows or 0 for m in self.institutions)
-
-    @property
-    def outputs(self) -> int:
-        """C: columns of the head; a binary task trains its positive class only."""
-        return output_count(len(self.classes), self.task)
-
-    @property
-    def row_counts(self) -> dict[str, int]:
-        """Institution -> its training rows, in manifest order. Where they lie in blocks:
-        :func:`focal.protocols.blind.plan.row_table`."""
-        return {m.name: m.rows or 0 for m in self.institutions}
-
-    def canonical(self) -> bytes:
-        """The bytes that are signed and hashed: JSON, sorted keys, no spaces, without the signatures."""
-        unsaid = {"threshold"} if self.threshold is None else set()  # as it was spelled before there were such keys
-        return canonical_json(self.model_dump(mode="json", exclude={"signatures", *unsaid}))
-
-    @property
-    def hash(self) -> bytes:
-        """SHA-256 of :meth:`canonical`."""
-        return hashlib.sha256(b"focal/manifest/v2" + self.canonical()).digest()
+RUN_CONFIGS: tuple[type[RunConfig], ...] = (BlindRunConfig, InteractiveRunConfig)
 
 
 # --------------------------------------------------------------------------- local file
@@ -554,79 +404,3 @@ class LocalConfig(Model):
     start: Path | None = None
     """Institution, interactive: the released model (a run's folder or ``model.pt``)
     that the manifest's ``start`` pins."""
-
-
-# --------------------------------------------------------------------------- reading and writing
-
-M = TypeVar("M", bound=Model)
-
-
-def expand(value: Any, path: Path) -> Any:
-    """Replace ``${NAME}`` in strings by the environment; an unset one is an error that names it and the file."""
-    if isinstance(value, dict):
-        return {k: expand(v, path) for k, v in value.items()}
-    if isinstance(value, list):
-        return [expand(v, path) for v in value]
-    if not isinstance(value, str):
-        return value
-
-    def lookup(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise ConfigError(f"{path}: uses ${{{match[1]}}}, which is not set (export {match[1]}=/path/to/folder)")
-        return found
-
-    return re.sub(r"\$\{(\w+)\}", lookup, value)
-
-
-def explain(error: ValidationError, path: Path | str, model: type[Model] | None = None) -> ConfigError:
-    """A pydantic error as lines of ``file: field: what is wrong``; an unknown key is shown with the keys that exist."""
-    lines = []
-    for e in error.errors():
-        field = ".".join(str(x) for x in e["loc"] if "[" not in str(x)) or "(whole file)"
-        text = e["msg"].removeprefix("Value error, ")
-        if e["type"] == "extra_forbidden":
-            known = _keys(model, e["loc"][:-1]) if model else []
-            text = "unknown key" + (f"; known are {', '.join(known)}" if known else "")
-        got = f" (got {e['input']!r})" if isinstance(e["input"], str | int | float) else ""
-        lines.append(f"{path}: {printable(f'{field}: {text}')}{got}")  # keys and tags may be another member's
-    return ConfigError("\n".join(lines))
-
-
-def _keys(model: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """Field names of the (nested) model that an error's location points to."""
-    for part in loc:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        model = field.annotation
-    return list(getattr(model, "model_fields", {}))
-
-
-def read(model: type[M], path: Path | str) -> M:
-    """Read YAML or JSON into ``model``. Raises :class:`ConfigError` naming file, field and allowed values;
-    first of all where a manifest is of an old run.
-
-    ``${NAME}`` stands for the environment's value in what people write. A manifest is what all have signed,
-    and a random key of a member may spell ``${HA}``: Z85 has these characters.
-    """
-    path = Path(path)
-    try:
-        raw = load_yaml(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be read ({e.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: is neither YAML nor JSON ({printable(str(e), keep=chr(10))})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must hold a mapping of options")
-    if model is Manifest and (why := earlier(raw.get("version"))):  # before all else that may be wrong with it
-        raise ConfigError(f"{path}: {why}", hint=ANEW)
-    try:
-        return model.model_validate(raw if model is Manifest else expand(raw, path))
-    except ValidationError as e:
-        raise explain(e, path, model) from None
-
-
-def write(model: Model, path: Path) -> None:
-    """Write ``model`` as JSON (which is YAML too), 0600."""
-    private_write(path, json.dumps(model.model_dump(mode="json", exclude_none=True), indent=2).encode() + b"\n")

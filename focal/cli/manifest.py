@@ -23,7 +23,8 @@ def manifest_new(
     """Begin a manifest: model, training, parameters; no members yet. Needs the lower segment's weights to pin them."""
     require("site", "focal manifest new")
     from focal import configs
-    from focal.config import RunConfig, read
+    from focal.config import RunConfig
+    from focal.reading import read
     from focal.runs import provision
 
     made, source = provision.begin(read(RunConfig, configs.find(config)), out)
@@ -50,7 +51,9 @@ def manifest_add(
     feature_lanes: Annotated[int | None, typer.Option(help="Override the planner.")] = None,
 ) -> None:
     """Add a member and plan the layout again. Signatures given before are void."""
-    from focal.config import LayoutConfig, Manifest, read
+    from focal.config import LayoutConfig
+    from focal.manifest import Manifest
+    from focal.reading import read
     from focal.runs import provision
 
     before = read(Manifest, manifest)
@@ -89,7 +92,8 @@ def manifest_sign(
 @manifest_app.command("check")
 def manifest_check(manifest: ManifestArgument) -> None:
     """What is about to be signed or run: members, parameters, bytes, memory, time, who verifies, who has signed."""
-    from focal.config import Manifest, read
+    from focal.manifest import Manifest
+    from focal.reading import read
     from focal.runs import provision
 
     m = read(Manifest, manifest)

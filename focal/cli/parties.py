@@ -43,9 +43,11 @@ def institution(
 
 
 def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60.0) -> None:
-    from focal.config import LocalConfig, Manifest, read
+    from focal.config import LocalConfig
+    from focal.manifest import Manifest
     from focal.protocols.common.progress import json_lines
     from focal.protocols.start import run_role
+    from focal.reading import read
 
     if events:
         sys.exit(run_role(role, manifest, local, json_lines, wait=wait, launched=True))
@@ -113,7 +115,9 @@ def keys_new(
 @app.command()
 def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0) -> None:
     """Test this party's keys, data, weights and link without starting a run."""
-    from focal.config import LocalConfig, Manifest, read
+    from focal.config import LocalConfig
+    from focal.manifest import Manifest
+    from focal.reading import read
     from focal.runs import provision
 
     provision.check_party(read(Manifest, manifest), read(LocalConfig, local), local, wait, say)

@@ -199,6 +199,11 @@ def _expanded(seed: bytes, moduli: tuple[int, ...], n: int) -> list[Limb]:
     return ring.expand(seed, moduli, n)
 
 
+def lowered(scheme: Scheme, ciphertext: Any, how: Map) -> Any:
+    """The same message with no more limbs than this map's request has."""
+    return scheme.evaluator.drop(ciphertext, how.request)
+
+
 def request(scheme: Scheme, ciphertext: Any, how: Map = IDENTITY) -> bytes:
     """Canonical bytes of a ciphertext that is to be refreshed by ``how``;
     it must have exactly that map's limbs, at scale degree 1."""

@@ -20,10 +20,11 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from focal.config import Model, Name, Protocol, explain
+from focal.config import Model, Name, Protocol
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.traffic import Traffic
+from focal.reading import explain
 
 FILE = "summary.json"
 

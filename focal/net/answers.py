@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from focal.config import ANEW, VERSION, Manifest, Model, earlier, printable
+from focal.config import ANEW, VERSION, Model, earlier, printable
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.net import messages as msg
-from focal.net.messages import PIECE
+from focal.manifest import Manifest
+from focal.net import frames
+from focal.net.frames import PIECE
 from focal.net.store import Audiences, Blobs, Board, DiskError
 from focal.net.wire import Audience, Directions, Meter
 
@@ -62,12 +63,12 @@ class Answers:
         self._audiences: Audiences
         self._writers: ThreadPoolExecutor
         self._handlers: dict[type[Model], Callable[[Asker, Any, bytes], tuple[Model, bytes]]] = {
-            msg.Hello: self._hello,
-            msg.Post: self._post,
-            msg.Have: self._have,
-            msg.Put: self._put,
-            msg.Get: self._get,
-            msg.Beat: self._beat,
+            frames.Hello: self._hello,
+            frames.Post: self._post,
+            frames.Have: self._have,
+            frames.Put: self._put,
+            frames.Get: self._get,
+            frames.Beat: self._beat,
         }
 
     def silent(self, seconds: float) -> list[str]:
@@ -121,12 +122,12 @@ class Answers:
             return fault("internal", FocalError("the server failed to answer", hint=log_hint)), b""
 
     def _was_told(self, name: str, header: Model) -> None:
-        if isinstance(header, msg.Records):
+        if isinstance(header, frames.Records):
             self.told[name] = header.first - 1 + len(header.signed)
 
     # ---- handlers, one a request
 
-    def _hello(self, asker: Asker, hello: msg.Hello, _: bytes) -> tuple[Model, bytes]:
+    def _hello(self, asker: Asker, hello: frames.Hello, _: bytes) -> tuple[Model, bytes]:
         if why := earlier(hello.version):
             raise Refused("version", f"'{asker.name}' speaks version {hello.version}: any run of it {why}", hint=ANEW)
         if hello.version != VERSION:
@@ -144,29 +145,29 @@ class Answers:
                 f"'{asker.name}' holds another manifest ({hello.manifest[:12]}) than the server ({ours[:12]})",
                 hint="copy the signed manifest to both again: it must be the same everywhere",
             )
-        return msg.Welcome(version=VERSION, session=self.session), b""
+        return frames.Welcome(version=VERSION, session=self.session), b""
 
-    def _post(self, asker: Asker, _: msg.Post, payload: bytes) -> tuple[Model, bytes]:
-        return msg.Posted(seq=self.board.append(payload, asker.name)), b""
+    def _post(self, asker: Asker, _: frames.Post, payload: bytes) -> tuple[Model, bytes]:
+        return frames.Posted(seq=self.board.append(payload, asker.name)), b""
 
     def _records(self, after: int) -> tuple[Model, bytes]:
-        return msg.Records(first=after + 1, signed=tuple(self.board.since(after, BATCH))), b""
+        return frames.Records(first=after + 1, signed=tuple(self.board.since(after, BATCH))), b""
 
-    def _have(self, asker: Asker, have: msg.Have, _: bytes) -> tuple[Model, bytes]:
-        return msg.Stored(sizes=tuple(self.blobs.stored(d, asker.name) for d in have.digests)), b""
+    def _have(self, asker: Asker, have: frames.Have, _: bytes) -> tuple[Model, bytes]:
+        return frames.Stored(sizes=tuple(self.blobs.stored(d, asker.name) for d in have.digests)), b""
 
-    def _put(self, asker: Asker, put: msg.Put, payload: bytes) -> tuple[Model, bytes]:
+    def _put(self, asker: Asker, put: frames.Put, payload: bytes) -> tuple[Model, bytes]:
         if not 0 < len(payload) <= PIECE:
             raise Refused("size", f"a piece has 1 to {PIECE} bytes, not {len(payload)}")
 
         def allow() -> None:  # only who has sent the whole blob says who may fetch it, and before anybody can
             self._audiences.widen([put.digest], put.audience)
 
-        return msg.PutOk(
+        return frames.PutOk(
             stored=self.blobs.write_piece(put.digest, put.size, put.offset, payload, owner=asker.name, before=allow)
         ), b""
 
-    def _get(self, asker: Asker, get: msg.Get, _: bytes) -> tuple[Model, bytes]:
+    def _get(self, asker: Asker, get: frames.Get, _: bytes) -> tuple[Model, bytes]:
         if get.digest not in self.blobs:
             raise Refused("unknown-blob", f"the server has no blob {get.digest[:12]}")
         audience = self._audiences.of(get.digest)
@@ -175,13 +176,13 @@ class Answers:
         size = self.blobs.size(get.digest)
         if get.offset >= size:
             raise Refused("offset", f"blob {get.digest[:12]} ends at {size}")
-        return msg.Piece(size=size, offset=get.offset), self.blobs.read_piece(get.digest, get.offset, PIECE)
+        return frames.Piece(size=size, offset=get.offset), self.blobs.read_piece(get.digest, get.offset, PIECE)
 
-    def _beat(self, asker: Asker, beat: msg.Beat, _: bytes) -> tuple[Model, bytes]:
+    def _beat(self, asker: Asker, beat: frames.Beat, _: bytes) -> tuple[Model, bytes]:
         self.seen[asker.name] = (time.monotonic(), beat.doing)
-        return msg.BeatOk(), b""
+        return frames.BeatOk(), b""
 
 
-def fault(reason: str, error: FocalError) -> msg.Fault:
+def fault(reason: str, error: FocalError) -> frames.Fault:
     text = error.message.removeprefix(f"refused ({reason}): ")
-    return msg.Fault(reason=reason, message=printable(f"{text}; {error.hint}" if error.hint else text)[:2000])
+    return frames.Fault(reason=reason, message=printable(f"{text}; {error.hint}" if error.hint else text)[:2000])

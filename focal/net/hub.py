@@ -16,10 +16,12 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
-from focal.config import Manifest, Model
+from focal.config import Model
 from focal.errors import FocalError, ProtocolError
-from focal.net import messages as msg
+from focal.manifest import Manifest
+from focal.net import frames
 from focal.net.answers import Answers, Asker, fault
+from focal.net.encoding import decode, encode
 from focal.net.identity import Identity
 from focal.net.store import Blobs, Board
 from focal.net.wire import PHASE, Recorder, Wake, secure
@@ -33,7 +35,7 @@ MAX_WRITES = 32
 """Pieces that wait for the disk. Beyond them nothing is received, so that what is not, waits at those who send."""
 
 
-Write = tuple[Asker, msg.Put, bytes]
+Write = tuple[Asker, frames.Put, bytes]
 """Who sent a piece, which one, its bytes."""
 
 
@@ -160,11 +162,11 @@ class Hub(Answers):
             if self._stopping:
                 return
             try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+                parts = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             try:
-                self._serve(frames)
+                self._serve(parts)
             except _Malformed as e:
                 self._count_malformed(e.message)
 
@@ -173,36 +175,36 @@ class Hub(Answers):
         if self.malformed & (self.malformed - 1) == 0:  # 1, 2, 4, 8, ...: a flood must not fill the log
             log.warning("malformed frame number %d: %s", self.malformed, ascii(why)[:300])
 
-    def _serve(self, frames: list[zmq.Frame]) -> None:
+    def _serve(self, parts: list[zmq.Frame]) -> None:
         try:
-            name = str(frames[-1].get("User-Id"))
+            name = str(parts[-1].get("User-Id"))
         except zmq.ZMQError:
             name = ""
         if name not in self._members:
             raise _Malformed("a frame of nobody on the allow-list")
-        if len(frames) != 5 or len(frames[1]) != 8 or not PHASE.fullmatch(frames[2].bytes):
-            raise _Malformed(f"'{name}' sent {len(frames) - 1} parts that are no request")
-        route, request, phase, header, payload = (f.bytes for f in frames)
+        if len(parts) != 5 or len(parts[1]) != 8 or not PHASE.fullmatch(parts[2].bytes):
+            raise _Malformed(f"'{name}' sent {len(parts) - 1} parts that are no request")
+        route, request, phase, header, payload = (f.bytes for f in parts)
         asker = Asker(route, request, name, phase.decode())
         self._meters[name].count(asker.phase, "up", len(header) + len(payload))
         self._recorder.add(header, payload)
         self.seen[name] = (time.monotonic(), self.seen.get(name, (0.0, ""))[1])
         try:
-            message = msg.decode(msg.REQUEST, header)
+            message = decode(frames.REQUEST, header)
         except ProtocolError as e:
             self._reply(asker, fault("malformed", e))
             raise _Malformed(f"'{name}': {e.message}") from None
-        if payload and not isinstance(message, msg.Post | msg.Put):
+        if payload and not isinstance(message, frames.Post | frames.Put):
             self._reply(asker, fault("malformed", FocalError("this request takes no payload")))
-        elif isinstance(message, msg.Put):
+        elif isinstance(message, frames.Put):
             self._enqueue(asker, message, payload)
-        elif isinstance(message, msg.Have):
+        elif isinstance(message, frames.Have):
             while any(
                 digest in self._writes for digest in message.digests
             ):  # what arrived counts: it shall not be sent again
                 self._finish_write(*self._written.get())
-            self._answer(asker, lambda: self._handlers[msg.Have](asker, message, payload))
-        elif not isinstance(message, msg.Wait):
+            self._answer(asker, lambda: self._handlers[frames.Have](asker, message, payload))
+        elif not isinstance(message, frames.Wait):
             self._answer(asker, lambda: self._handlers[type(message)](asker, message, payload))
         elif not self._hold(asker, message):
             self._answer(asker, lambda: self._records(message.after))
@@ -214,11 +216,11 @@ class Hub(Answers):
         self._was_told(asker.name, header)
 
     def _reply(self, asker: Asker, header: Model, payload: bytes = b"") -> None:
-        data = msg.encode(header)
+        data = encode(header)
         self._meters[asker.name].count(asker.phase, "down", len(data) + len(payload))
         self._router.send_multipart([asker.route, asker.request, data, payload])
 
-    def _enqueue(self, asker: Asker, put: msg.Put, payload: bytes) -> None:
+    def _enqueue(self, asker: Asker, put: frames.Put, payload: bytes) -> None:
         """Have a piece written. Pieces of one blob are written one after the other;
         different blobs do not wait for each other."""
         waiting = self._writes.setdefault(put.digest, collections.deque())
@@ -227,10 +229,10 @@ class Hub(Answers):
         if len(waiting) == 1:
             self._write(*waiting[0])
 
-    def _write(self, asker: Asker, put: msg.Put, payload: bytes) -> None:
+    def _write(self, asker: Asker, put: frames.Put, payload: bytes) -> None:
         def write() -> None:
             self._written.put(
-                (put.digest, asker, *self._attempt(asker, lambda: self._handlers[msg.Put](asker, put, payload)))
+                (put.digest, asker, *self._attempt(asker, lambda: self._handlers[frames.Put](asker, put, payload)))
             )
             self._wake()
 
@@ -252,7 +254,7 @@ class Hub(Answers):
             del self._writes[digest]
         self._reply(asker, header, payload)
 
-    def _hold(self, asker: Asker, wait: msg.Wait) -> bool:
+    def _hold(self, asker: Asker, wait: frames.Wait) -> bool:
         """Keep a long poll for later, unless it can be answered at once or the member has too many open."""
         mine = sum(other.name == asker.name for other in self._waits)
         if len(self.board) > wait.after or wait.seconds == 0 or mine >= MAX_WAITS:

@@ -6,7 +6,7 @@
     X25519   seal ---> boxes for one member   the server relays them and sees nothing of them
     CURVE    dial ---> the ZeroMQ connection  the server knows who is calling
 
-The public halves stand in the manifest (:class:`focal.config.Member`); the private halves stay in a file that only
+The public halves stand in the manifest (:class:`focal.manifest.Member`); the private halves stay in a file that only
 its owner can read. Every use has its own domain: a signature or box made for one purpose is refused for another.
 """
 
@@ -28,10 +28,13 @@ from nacl.secret import SecretBox
 from nacl.signing import SigningKey, VerifyKey
 from pydantic import Field, ValidationError
 
-from focal.config import Hex32, Manifest, Member, Model, Name, explain
+from focal.config import Hex32, Model, Name
 from focal.errors import FocalError, ProtocolError
 from focal.files import private_write
-from focal.net.messages import Body, Record, Signed, decode, encode
+from focal.manifest import Manifest, Member
+from focal.net.encoding import decode, encode
+from focal.net.messages import Body, Record, Signed
+from focal.reading import explain
 
 RECORD_DOMAIN = b"focal/record/v2"
 MANIFEST_DOMAIN = b"focal/manifest-signature/v2"

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import zmq
 
-from focal.config import ANEW, VERSION, Manifest, Model, earlier, printable
+from focal.config import ANEW, VERSION, Model, earlier, printable
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.net import messages as msg
+from focal.manifest import Manifest
+from focal.net import frames
+from focal.net.encoding import decode, encode
 from focal.net.identity import Identity
 from focal.net.requests import Future, Lost, Requests
 from focal.net.wire import Recorder, Wake, secure
@@ -144,7 +146,7 @@ class Link(Requests):
 
     # ---- life
 
-    def open(self, timeout: float) -> msg.Welcome:
+    def open(self, timeout: float) -> frames.Welcome:
         """Connect and say hello. Once: to try again after an error, make a new link.
 
         Raises:
@@ -165,7 +167,7 @@ class Link(Requests):
         self._thread = threading.Thread(target=self._run, name="focal-link", daemon=True)
         self._thread.start()
         try:
-            welcome: msg.Welcome = self._greet().result(timeout)[0]
+            welcome: frames.Welcome = self._greet().result(timeout)[0]
             if welcome.version != VERSION:
                 raise self._other_version(welcome.version)
         except concurrent.futures.TimeoutError:
@@ -216,8 +218,8 @@ class Link(Requests):
     def _submit(self, message: Model, expect: type[Model], payload: bytes = b"", *, bulk: bool = False) -> Future:
         # Pieces of a blob are not repeated blindly: how much of it arrived is asked first,
         # so that nothing travels twice. A heartbeat is worth nothing later.
-        repeat = not isinstance(message, msg.Put | msg.Beat)
-        call = _Call(msg.encode(message), payload, self.phase, expect, repeat)
+        repeat = not isinstance(message, frames.Put | frames.Beat)
+        call = _Call(encode(message), payload, self.phase, expect, repeat)
         with self._lock:
             if self._dead is not None:
                 raise self._dead
@@ -226,7 +228,9 @@ class Link(Requests):
         return call.future
 
     def _greet(self) -> Future:
-        return self._submit(msg.Hello(version=VERSION, name=self.name, manifest=self.manifest.hash.hex()), msg.Welcome)
+        return self._submit(
+            frames.Hello(version=VERSION, name=self.name, manifest=self.manifest.hash.hex()), frames.Welcome
+        )
 
     def _die(self, error: FocalError) -> None:
         """No request is taken from now on; the I/O thread ends and fails those under way."""
@@ -283,22 +287,22 @@ class Link(Requests):
     def _receive(self, line: _Line) -> None:
         for _ in range(64):
             try:
-                frames = line.socket.recv_multipart(zmq.NOBLOCK)
+                parts = line.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             self._sign_of_life()
-            call = line.calls.pop(frames[0], None)
-            header, payload = frames[1:] if len(frames) == 3 else (b"", b"")
+            call = line.calls.pop(parts[0], None)
+            header, payload = parts[1:] if len(parts) == 3 else (b"", b"")
             self._recorder.add(header, payload)
             if call is None:  # the answer to a request that was repeated
                 continue
             self._meter.count(call.phase, "down", len(header) + len(payload))
             try:
-                reply = msg.decode(msg.REPLY, header)
+                reply = decode(frames.REPLY, header)
             except ProtocolError as e:
                 call.fail(self._broke(f"sent a malformed answer: {e.message}"))
                 continue
-            if isinstance(reply, msg.Fault):
+            if isinstance(reply, frames.Fault):
                 call.fail(Refused(reply.reason, reply.message))
             elif not isinstance(reply, call.expect):
                 call.fail(self._broke(f"answered with '{type(reply).__name__}' where '{call.expect.__name__}' belongs"))
@@ -368,7 +372,7 @@ class Link(Requests):
         if self.session and now >= self._next_beat and (self._pulse is None or self._pulse.done()):
             self._next_beat = now + self.BEAT
             with contextlib.suppress(FocalError):  # closed in this moment
-                self._pulse = self._submit(msg.Beat(doing=printable(self.doing)[:100]), msg.BeatOk)
+                self._pulse = self._submit(frames.Beat(doing=printable(self.doing)[:100]), frames.BeatOk)
         if now - max(self._heard, self._repeated) > self.QUIET:
             self._repeated = now
             if not self._silent:

@@ -18,10 +18,12 @@ import threading
 import time
 from typing import Any
 
-from focal.config import VERSION, Manifest, Model
+from focal.config import VERSION, Model
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.net import messages as msg
+from focal.manifest import Manifest
+from focal.net import frames
 from focal.net.answers import Answers, Asker
+from focal.net.encoding import encode
 from focal.net.identity import Identity
 from focal.net.requests import Future, Requests
 from focal.net.store import Blobs, Board
@@ -99,7 +101,7 @@ class LocalHub(Answers):
             asker = Asker(b"", b"", link.name, link.phase)
             self._meters[link.name].count(link.phase, "up", size)
             self.seen[link.name] = (time.monotonic(), link.doing)
-            if isinstance(message, msg.Wait):
+            if isinstance(message, frames.Wait):
                 if not self._grown(link, message):
                     return None
                 after = message.after
@@ -107,7 +109,7 @@ class LocalHub(Answers):
             else:
                 with self._turns[link.name]:
                     header, data = self._attempt(asker, lambda: self._handlers[type(message)](asker, message, payload))
-            answered = len(msg.encode(header)) + len(data)
+            answered = len(encode(header)) + len(data)
             self._meters[link.name].count(link.phase, "down", answered)
             self._was_told(link.name, header)
             return header, data, answered
@@ -117,7 +119,7 @@ class LocalHub(Answers):
                 if self._stopping:
                     self._network.changed.notify_all()
 
-    def _grown(self, link: LocalLink, wait: msg.Wait) -> bool:
+    def _grown(self, link: LocalLink, wait: frames.Wait) -> bool:
         """Wait for a record that ``link`` has not seen, or until its time is up; False when hub or link end."""
         with self._network.changed:
             over = self._network.changed.wait_for
@@ -134,14 +136,14 @@ class LocalLink(Requests):
         self.closed = False
         self._network = network
 
-    def open(self, timeout: float) -> msg.Welcome:
+    def open(self, timeout: float) -> frames.Welcome:
         """Say hello. Raises :class:`FocalError` when nobody serves within ``timeout`` seconds, or :class:`Refused`."""
         with self._network.changed:
             if not self._network.changed.wait_for(lambda: self._network.hub is not None or self.closed, timeout):
                 raise FocalError(f"no server in this process within {timeout:g} s", hint="start the server's thread")
             self._network.links[self.name] = self
-        hello = msg.Hello(version=VERSION, name=self.name, manifest=self.manifest.hash.hex())
-        welcome = self._ask(hello, msg.Welcome)[0]
+        hello = frames.Hello(version=VERSION, name=self.name, manifest=self.manifest.hash.hex())
+        welcome = self._ask(hello, frames.Welcome)[0]
         self.session = welcome.session
         return welcome
 
@@ -162,7 +164,7 @@ class LocalLink(Requests):
         return future
 
     def _answered(self, message: Model, expect: type[Model], payload: bytes) -> tuple[Any, bytes]:
-        size = len(msg.encode(message)) + len(payload)
+        size = len(encode(message)) + len(payload)
         while True:
             hub = self._serving()
             self._meter.count(self.phase, "up", size)
@@ -171,7 +173,7 @@ class LocalLink(Requests):
                 break
         reply, data, answered = answer
         self._meter.count(self.phase, "down", answered)
-        if isinstance(reply, msg.Fault):
+        if isinstance(reply, frames.Fault):
             raise Refused(reply.reason, reply.message)
         if not isinstance(reply, expect):
             raise ProtocolError(f"the server answered with '{type(reply).__name__}' where '{expect.__name__}' belongs")

@@ -1,8 +1,8 @@
-"""Every message of the system, versioned and typed, in one file.
+"""Every record of the system, versioned and typed, in one file.
 
-Two kinds of message exist. A **record** is something one member says to the whole consortium, once, under its
-signature. Records go to the server's board, an append-only list that everybody reads; large data stays beside
-it as blobs named by their SHA-256. A **frame** carries records and blobs between one party and the server.
+A **record** is something one member says to the whole consortium, once, under its signature. Records go to the
+server's board, an append-only list that everybody reads; large data stays beside it as blobs named by their SHA-256.
+**Frames** carry both between one party and the server (:mod:`focal.net.frames`).
 
 ::
 
@@ -14,27 +14,20 @@ it as blobs named by their SHA-256. A **frame** carries records and blobs betwee
 A member may say one thing under one topic: a second, different record of the same (sender, topic) is refused by the
 server, and by every reader that sees both. That makes a resend harmless and a change of mind impossible.
 
-Encoding is msgpack with sorted keys. A decoder accepts only bytes that encode back to themselves, so that a record
-has one spelling, one digest and one signature. Nor does it accept text that could steer a reader's terminal: all
-words of others are of a few letters (:data:`Topic`, :data:`Item`, :data:`Label`, ...) or without control
-characters (:data:`focal.config.Text`).
+A record has one spelling (:mod:`focal.net.encoding`), and no text that could steer a reader's terminal: all words of
+others are of a few letters (:data:`Topic`, :data:`Item`, :data:`Label`, ...) or without control characters
+(:data:`focal.config.Text`).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, Union
 
-import msgpack
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, model_validator
 
-from focal.config import ANEW, Hex32, Model, Name, Text, earlier, printable
-from focal.errors import ProtocolError, Refused
-
-MAX_RECORD = 4 << 20
-"""Bytes of one encoded record; anything larger belongs into a blob."""
-MAX_BLOB = 64 << 20
-PIECE = 1 << 20
-"""Bytes of a blob that travel in one frame: the unit that a resumed transfer repeats at most."""
+from focal.config import ANEW, Hex32, Model, Name, Text, earlier
+from focal.errors import Refused
+from focal.net.encoding import MAX_RECORD
 
 Digest = Hex32
 Topic = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}(/[A-Za-z0-9_.-]{1,64}){0,4}$")]
@@ -46,8 +39,6 @@ HexFloat = Annotated[str, Field(pattern=r"^0x[01]\.[0-9a-f]{1,13}p[+-][0-9]{1,4}
 """A positive double as ``float.hex`` spells it."""
 Rotation = Annotated[str, Field(pattern=r"^-?[0-9]{1,6}$")]
 Phase = Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,31}$")]
-Reason = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
-"""Short name of a refusal."""
 Index = Annotated[int, Field(ge=0, le=1 << 31)]
 Bytes = Annotated[bytes, Field(max_length=1 << 20)]
 Digests = Annotated[tuple[Digest, ...], Field(max_length=1 << 16)]
@@ -459,180 +450,17 @@ class Record(Model):
     topic: Topic
     body: Body
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_this_version(cls, fields: Any) -> Any:
+        """Whatever else a record of an old run holds: it is not to be trusted."""
+        if isinstance(fields, dict) and (why := earlier(fields.get("version"))):
+            raise Refused("old-version", f"the record {why}", hint=ANEW)
+        return fields
+
 
 class Signed(Model):
     """A record's bytes and the sender's Ed25519 signature over them."""
 
     record: Annotated[bytes, Field(max_length=MAX_RECORD)]
     signature: Annotated[bytes, Field(min_length=64, max_length=64)]
-
-
-# --------------------------------------------------------------------------- frames: party <-> server
-
-
-class Hello(Model):
-    """First frame of a party: who it is and which manifest it holds."""
-
-    kind: Literal["hello"] = "hello"
-    version: int
-    name: Name
-    manifest: Hex32
-
-
-class Welcome(Model):
-    kind: Literal["welcome"] = "welcome"
-    version: int
-    session: Hex32
-    """Random name of this attempt at the manifest; nonces are exchanged under it."""
-
-
-class Post(Model):
-    """Payload: an encoded :class:`Signed`."""
-
-    kind: Literal["post"] = "post"
-
-
-class Posted(Model):
-    """The record is on the server's disk."""
-
-    kind: Literal["posted"] = "posted"
-    seq: Index
-
-
-class Wait(Model):
-    """Ask for records after ``after``; the server answers at once when there are some, else within ``seconds``."""
-
-    kind: Literal["wait"] = "wait"
-    after: Index
-    seconds: float = Field(ge=0, le=30)
-
-
-class Records(Model):
-    kind: Literal["records"] = "records"
-    first: Index
-    """Sequence number of the first one; numbers have no gaps."""
-    signed: tuple[Bytes | Annotated[bytes, Field(max_length=MAX_RECORD + 1024)], ...]
-
-
-class Have(Model):
-    """Ask how many bytes of each blob the server has stored."""
-
-    kind: Literal["have"] = "have"
-    digests: Digests
-
-
-class Stored(Model):
-    kind: Literal["stored"] = "stored"
-    sizes: tuple[int, ...]
-    """Bytes on disk; -1 for a complete blob."""
-
-
-class Put(Model):
-    """Payload: the bytes of blob ``digest`` from ``offset`` on."""
-
-    kind: Literal["put"] = "put"
-    digest: Digest
-    size: int = Field(ge=1, le=MAX_BLOB)
-    offset: int = Field(ge=0, le=MAX_BLOB)
-    audience: Literal["server", "custodians", "all"] = "all"
-    """Who may fetch it: nobody but the server, the custodians, every member."""
-
-
-class PutOk(Model):
-    """Bytes of the blob on disk now; -1: complete, its digest was checked."""
-
-    kind: Literal["put-ok"] = "put-ok"
-    stored: int
-
-
-class Get(Model):
-    kind: Literal["get"] = "get"
-    digest: Digest
-    offset: int = Field(ge=0, le=MAX_BLOB)
-
-
-class Piece(Model):
-    """Payload: up to :data:`PIECE` bytes from ``offset`` on; ``size`` is the whole blob's."""
-
-    kind: Literal["piece"] = "piece"
-    size: int = Field(ge=1, le=MAX_BLOB)
-    offset: int = Field(ge=0, le=MAX_BLOB)
-
-
-class Beat(Model):
-    """I am alive, whatever my bulk transfers do."""
-
-    kind: Literal["beat"] = "beat"
-    doing: Text = Field("", max_length=100)
-
-
-class BeatOk(Model):
-    kind: Literal["beat-ok"] = "beat-ok"
-
-
-class Fault(Model):
-    """The request was refused; nothing of it was used."""
-
-    kind: Literal["fault"] = "fault"
-    reason: Reason
-    message: Text = Field(max_length=2000)
-
-
-Request = Annotated[Union[Hello, Post, Wait, Have, Put, Get, Beat], Field(discriminator="kind")]  # noqa: UP007
-Reply = Annotated[Union[Welcome, Posted, Records, Stored, PutOk, Piece, BeatOk, Fault], Field(discriminator="kind")]  # noqa: UP007
-
-REQUEST: TypeAdapter[Any] = TypeAdapter(Request)
-REPLY: TypeAdapter[Any] = TypeAdapter(Reply)
-
-# --------------------------------------------------------------------------- encoding
-
-M = TypeVar("M", bound=Model)
-
-
-def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _sorted(value[k]) for k in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [_sorted(v) for v in value]
-    return value
-
-
-def encode(message: Model) -> bytes:
-    """The one msgpack spelling of a message."""
-    packed: bytes = msgpack.packb(_sorted(message.model_dump(mode="python")), use_bin_type=True)
-    return packed
-
-
-def decode(adapter: TypeAdapter[Any] | type[M], data: bytes, *, limit: int = MAX_RECORD + 4096) -> Any:
-    """Decode bytes of another party into a checked message.
-
-    Raises :class:`ProtocolError` when they are too long, no msgpack, of no known kind, out of range, or
-    not the canonical spelling of what they say; :class:`Refused` (``old-version``) for a record of a run
-    that is not to be trusted.
-    """
-    if len(data) > limit:
-        raise ProtocolError(f"a message of {len(data)} bytes is longer than the {limit} allowed")
-    raw: Any = None
-    try:
-        raw = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_bin_len=limit,
-            max_str_len=1 << 20,
-            max_array_len=1 << 17,
-            max_map_len=1 << 12,
-        )
-        message = adapter.validate_python(raw) if isinstance(adapter, TypeAdapter) else adapter.model_validate(raw)
-        same = encode(message) == data
-    except ValidationError as e:
-        if adapter is Record and isinstance(raw, dict) and (why := earlier(raw.get("version"))):
-            raise Refused("old-version", f"the record {why}", hint=ANEW) from None
-        first = e.errors()[0]
-        where = ascii(".".join(map(str, first["loc"])))[1:-1]  # a key may be half a megabyte long or hold escape codes
-        raise ProtocolError(f"a message is malformed: {where[:100]}: {printable(first['msg'][:200])}") from None
-    except Exception as e:  # msgpack raises many kinds; every one means the same here
-        raise ProtocolError(f"a message is malformed ({type(e).__name__})") from None
-    if not same:
-        raise ProtocolError("a message is not in its canonical spelling")
-    return message

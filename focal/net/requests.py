@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from focal.config import Manifest, Model
+from focal.config import Model
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.net import messages as msg
-from focal.net.messages import MAX_BLOB, PIECE
+from focal.manifest import Manifest
+from focal.net import frames
+from focal.net.frames import MAX_BLOB, PIECE
 from focal.net.wire import Audience, Directions, Meter
 
 Future = concurrent.futures.Future[tuple[Any, bytes]]
@@ -58,7 +59,7 @@ class Requests(abc.ABC):
 
     def post(self, signed: bytes) -> int:
         """Put an encoded signed record on the board; returns its number. It is on the server's disk."""
-        return self._ask(msg.Post(), msg.Posted, signed, bulk=len(signed) > PIECE)[0].seq
+        return self._ask(frames.Post(), frames.Posted, signed, bulk=len(signed) > PIECE)[0].seq
 
     def wait(self, after: int, seconds: float) -> list[bytes]:
         """Signed records after number ``after``, as soon as there are some; empty when none came within ``seconds``.
@@ -68,7 +69,7 @@ class Requests(abc.ABC):
         deadline = time.monotonic() + seconds
         while True:
             left = min(30.0, max(0.0, deadline - time.monotonic()))
-            records = self._ask(msg.Wait(after=after, seconds=left), msg.Records)[0]
+            records = self._ask(frames.Wait(after=after, seconds=left), frames.Records)[0]
             if records.first != after + 1:
                 raise self._broke(f"answered with records from {records.first} on instead of {after + 1}")
             if records.signed or time.monotonic() >= deadline:
@@ -79,7 +80,7 @@ class Requests(abc.ABC):
         sizes: list[int] = []
         for i in range(0, len(digests), 4096):
             part = tuple(digests[i : i + 4096])
-            stored = self._ask(msg.Have(digests=part), msg.Stored)[0]
+            stored = self._ask(frames.Have(digests=part), frames.Stored)[0]
             if len(stored.sizes) != len(part):
                 raise self._broke("answered for another number of blobs than it was asked about")
             sizes += stored.sizes
@@ -107,7 +108,7 @@ class Requests(abc.ABC):
             stored = dict(zip(todo, self.have(list(todo)), strict=True))
             todo = {d: b for d, b in todo.items() if stored[d] >= 0}
             try:
-                for put, piece, reply, _ in self._pipeline(_pieces(dict(todo), stored, audience), msg.PutOk):
+                for put, piece, reply, _ in self._pipeline(_pieces(dict(todo), stored, audience), frames.PutOk):
                     end = put.offset + len(piece)
                     if reply.stored == -1:
                         todo.pop(put.digest, None)
@@ -128,9 +129,11 @@ class Requests(abc.ABC):
     def get(self, digest: str) -> bytes:
         """Fetch a blob. Raises :class:`Refused`: ``unknown-blob``, ``audience``, or ``digest`` for other bytes."""
         parts: list[bytes] = []
-        first, data = self._ask(msg.Get(digest=digest, offset=0), msg.Piece, bulk=True)
-        rest = ((msg.Get(digest=digest, offset=offset), b"") for offset in range(PIECE, first.size, PIECE))
-        for piece, part in itertools.chain([(first, data)], ((r, p) for _, _, r, p in self._pipeline(rest, msg.Piece))):
+        first, data = self._ask(frames.Get(digest=digest, offset=0), frames.Piece, bulk=True)
+        rest = ((frames.Get(digest=digest, offset=offset), b"") for offset in range(PIECE, first.size, PIECE))
+        for piece, part in itertools.chain(
+            [(first, data)], ((r, p) for _, _, r, p in self._pipeline(rest, frames.Piece))
+        ):
             at = PIECE * len(parts)
             if (piece.size, piece.offset, len(part)) != (first.size, at, min(PIECE, first.size - at)):
                 raise self._broke(f"answered with another piece of blob {digest[:12]} than it was asked for")
@@ -166,12 +169,12 @@ class Requests(abc.ABC):
         return ProtocolError(f"the server '{self.manifest.server.name}' at {self.endpoint} {what}")
 
 
-def _pieces(blobs: dict[str, bytes], stored: dict[str, int], audience: Audience) -> Iterator[tuple[msg.Put, bytes]]:
+def _pieces(blobs: dict[str, bytes], stored: dict[str, int], audience: Audience) -> Iterator[tuple[frames.Put, bytes]]:
     """What is missing of each blob. The last piece always goes: it makes the server check and keep the whole."""
     for digest, data in blobs.items():
         start = min(stored[digest], (len(data) - 1) // PIECE * PIECE)
         for offset in range(start, len(data), PIECE):
             yield (
-                msg.Put(digest=digest, size=len(data), offset=offset, audience=audience),
+                frames.Put(digest=digest, size=len(data), offset=offset, audience=audience),
                 data[offset : offset + PIECE],
             )

@@ -26,8 +26,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from focal.config import ANEW, VERSION, Manifest, earlier
+from focal.config import ANEW, VERSION, earlier
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.manifest import Manifest
 from focal.net.identity import open_record
 
 AUDIENCES = ("server", "custodians", "all")

@@ -12,8 +12,9 @@ from typing import Literal
 
 import zmq
 
+from focal.net.encoding import MAX_RECORD
+from focal.net.frames import PIECE
 from focal.net.identity import Identity
-from focal.net.messages import MAX_RECORD, PIECE
 
 Audience = Literal["server", "custodians", "all"]
 Directions = dict[str, dict[str, int]]

@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from focal.config import LayoutConfig, Manifest, RunConfig
+from focal.config import LayoutConfig, RunConfig
+from focal.manifest import Manifest
 from focal.net import messages as msg
 
 
@@ -57,6 +58,8 @@ class Plan(Protocol):
     def refreshes(self, manifest: Manifest) -> int: ...
     def released(self, manifest: Manifest) -> Released: ...
     def own_fields(self, config: RunConfig) -> dict[str, Any]: ...
+    def own_local_fields(self, config: RunConfig) -> dict[str, Any]: ...
+    def wish(self, config: RunConfig) -> LayoutConfig: ...
     def features(self, manifest: Manifest) -> int: ...
     def settled(
         self, manifest: Manifest, wish: LayoutConfig, memory_bytes: float, computing: int = 0
@@ -83,8 +86,6 @@ class Kind:
     joint: bool
     """Do institutions take every step together? Then their lower segments train with the head, and gradients are opened
     on the way. Otherwise each gives its rows once, and nothing but the final weights is opened."""
-    unread: frozenset[str]
-    """Settings that a :class:`RunConfig` of it has and that it does not read."""
 
     @property
     def plan(self) -> Plan:
@@ -109,7 +110,6 @@ PROTOCOLS: Mapping[str, Kind] = {
             prefix="Blind",
             compared="focal.runs.compare_blind",
             joint=False,
-            unread=frozenset({"interactive", "precision", "logger"}),
         ),
         Kind(
             "interactive",
@@ -117,7 +117,6 @@ PROTOCOLS: Mapping[str, Kind] = {
             prefix="Joint",
             compared="focal.runs.compare_joint",
             joint=True,
-            unread=frozenset({"projection", "training", "layout"}),
         ),
     )
 }

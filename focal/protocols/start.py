@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from focal.ckks import native
-from focal.config import LocalConfig, Manifest, printable, read
+from focal.config import LocalConfig, printable
 from focal.errors import FocalError, ProtocolError
 from focal.files import private_write
+from focal.manifest import Manifest
 from focal.net.local import LocalLink
 from focal.net.transport import Link
 from focal.protocols import of
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter, Sink
+from focal.reading import read
 
 CONNECT_SECONDS = 60.0
 """How long a party looks for the server before it says what may be wrong."""

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from focal.config import LocalConfig, Manifest
+from focal.config import LocalConfig
 from focal.errors import FocalError, ProtocolError
+from focal.manifest import Manifest
 from focal.net.local import LocalLink, LocalNetwork
 from focal.protocols import of, start
 from focal.protocols.common.party import Party

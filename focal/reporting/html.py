@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from focal.baselines.logistic import baseline_scores
-from focal.config import RunConfig, read
+from focal.config import RunConfig
 from focal.data.rows import FILE as ROWS
 from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
@@ -45,6 +45,7 @@ from focal.measure.subgroups import score_subgroup
 from focal.measure.summary import Summary, read_summary
 from focal.measure.traffic import human_bytes
 from focal.protocols import of
+from focal.reading import read
 from focal.reporting import plots
 from focal.reporting.losses import plot_losses
 from focal.reporting.table import model_rows
@@ -151,7 +152,7 @@ def write_report(
         overlays=overlays,
         overlays_absent=absent,
         verdict=overlays.verdict if overlays else None,
-        config=_flat(config.model_dump(exclude=set(of(summary).unread))) if config else {},
+        config=_flat(config.model_dump()) if config else {},
         params=_flat(summary.params),
         pinned=_pinned(folder),
         version=version("focal"),

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import ConsortiumConfig, PartitionConfig, RunConfig, read
+from focal.config import BlindRunConfig, ConsortiumConfig, PartitionConfig, RunConfig
 from focal.data import load
 from focal.data.partition import partition
 from focal.data.rows import InstitutionRows
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.measure.metrics import Floats
+from focal.reading import read
 from focal.segments.projection import Projection, moment_values, pooled_moments, whiten
 from focal.task import Task, scored_classes
 
@@ -124,7 +125,7 @@ TABLES = (
 class Case:
     """One table dealt one way with one seed: what every method gets."""
 
-    config: RunConfig
+    config: BlindRunConfig
     """What the encrypted run is made from."""
     runs: Path
     """Where encrypted runs lie, with the cache of features."""
@@ -167,7 +168,9 @@ class Source:
 
     def __init__(self, paper: PaperTable, configs: Path, runs: Path) -> None:
         self.paper, self.runs = paper, runs
-        self.config = read(RunConfig, configs / paper.config)
+        config = read(RunConfig, configs / paper.config)
+        assert isinstance(config, BlindRunConfig)
+        self.config = config
         weights = self.config.lower.weights
         needed = [self.config.dataset.table, self.config.dataset.images]
         needed += [] if weights == "pretrained" or weights.startswith("random:") else [Path(weights)]
@@ -176,7 +179,7 @@ class Source:
             raise FocalError(f"not found: {', '.join(absent)}", hint="set FOCAL_DATA to the folder that holds it")
         self.table = load(self.config.dataset, self.config.seed)
 
-    def run_config(self, dealing: Dealing, seed: int) -> RunConfig:
+    def run_config(self, dealing: Dealing, seed: int) -> BlindRunConfig:
         """The configuration of the encrypted run."""
         consortium = self.config.consortium.model_dump() | {
             "institutions": dealing.institutions,
@@ -246,7 +249,7 @@ class Source:
         )
 
 
-def pooled_projection(rows: Mapping[str, InstitutionRows], config: RunConfig) -> Projection:
+def pooled_projection(rows: Mapping[str, InstitutionRows], config: BlindRunConfig) -> Projection:
     """The whitening of all institutions' train rows, as a run makes it from a secure sum."""
     settings = config.projection
     train = [own.features[own.split == "train"] for own in rows.values()]

@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from focal.config import Hex32, Model, write
+from focal.config import Hex32, Model
 from focal.errors import FocalError
 from focal.files import canonical_json, private_write
 from focal.measure.metrics import Floats, auroc_per_class, macro_auroc, resampled_auroc
 from focal.measure.summary import Interval, Score, Seconds_
 from focal.measure.traffic import Traffic
+from focal.reading import write
 from focal.task import Task
 
 REPEATS = 1000

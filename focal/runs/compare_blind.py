@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from focal.config import Manifest
 from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
 from focal.heads.linear import twin
+from focal.manifest import Manifest
 from focal.protocols.common.institution import PROJECTION
 from focal.runs.compare import LocalScores, score_local_run
 from focal.runs.folder import Run

@@ -17,17 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from focal.config import DatasetConfig, LocalConfig, Manifest, read
+from focal.config import DatasetConfig, InteractiveRunConfig, LocalConfig
 from focal.data import load
 from focal.data.rows import InstitutionRows
 from focal.data.table import Table
 from focal.errors import FocalError
+from focal.manifest import Manifest
 from focal.measure.losses import loss_difference, read_losses
 from focal.net import messages as msg
 from focal.protocols.common.audit import recorded
 from focal.protocols.common.institution import PROJECTION
 from focal.protocols.interactive import plan
 from focal.protocols.interactive.beginning import beginning
+from focal.reading import read
 from focal.runs.compare import LocalScores, compare_scores
 from focal.runs.folder import Run
 from focal.segments.lower import build_lower
@@ -58,6 +60,7 @@ def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[L
         assert local.data is not None and local.weights is not None
         members[m.name] = Member(local.data, local.weights, run.party(m.name))
     config = run.config
+    assert isinstance(config, InteractiveRunConfig)
     return _compared(
         manifest,
         members,

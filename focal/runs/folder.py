@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focal.config import Manifest, RunConfig, read
+from focal.config import RunConfig
+from focal.manifest import Manifest
+from focal.reading import read
 
 if TYPE_CHECKING:
     from focal.measure.summary import Summary

@@ -24,13 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from focal.ckks import native
 from focal.ckks.scheme import Scheme
-from focal.config import LocalConfig, Manifest, Member, RunConfig, read, write
+from focal.config import LocalConfig, RunConfig
 from focal.errors import FocalError
 from focal.files import private_write
+from focal.manifest import Manifest, Member
 from focal.measure.traffic import merge, mirrored
 from focal.net.identity import Identity, sign_manifest
 from focal.protocols import check_complete, of
 from focal.protocols.common.progress import timeline
+from focal.reading import read, write
 from focal.runs.folder import Run
 from focal.runs.provision import draft, half_of_memory, members
 from focal.task import scored_classes
@@ -130,7 +132,8 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     manifest = draft(config, everybody, table.classes, table.task, spec)
     check_complete(manifest)
     computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
-    manifest, cost = of(config).plan.settled(manifest, config.layout, half_of_memory(), computing)
+    plan = of(config).plan
+    manifest, cost = plan.settled(manifest, plan.wish(config), half_of_memory(), computing)
     say(cost)
     for name, at in parts.items():
         private_write(run.party(name) / "rows.txt", "".join(f"{i}\n" for i in at).encode())
@@ -157,12 +160,10 @@ def _local_file(run: Run, name: str, role: str) -> LocalConfig:
         data=config.dataset.model_copy(update={**paths, "rows": folder / "rows.txt"}),
         weights=weights,
         device=config.device,
-        precision=config.precision,
-        logger=config.logger,
         threads=max(1, cores // len(config.consortium.institution_names())),
         cache=run.folder.absolute().parent / "cache",
         seed=config.seed,
-        start=config.start.absolute() if config.start else None,
+        **of(config).plan.own_local_fields(config),
     )
 
 

@@ -28,9 +28,9 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from focal.config import Member
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import private_write
+from focal.manifest import Member
 from focal.measure import histogram
 from focal.net.identity import Identity, bound_hash, read_public, verify
 from focal.reporting.pooled import plot_pooled

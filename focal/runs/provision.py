@@ -22,24 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from focal.config import (
-    ConsortiumConfig,
-    LayoutConfig,
-    LocalConfig,
-    LowerSpec,
-    Manifest,
-    Member,
-    Name,
-    RunConfig,
-    explain,
-    read,
-    write,
-)
+from focal.config import ConsortiumConfig, LayoutConfig, LocalConfig, Name, ProjectionConfig, RunConfig, TrainingConfig
 from focal.errors import FocalError
 from focal.extras import require
+from focal.manifest import LowerSpec, Manifest, Member
 from focal.net.identity import Identity, check_signatures, read_public, sign_manifest
 from focal.protocols import check_complete, of
 from focal.protocols.common import epochs
+from focal.reading import explain, read, write
 from focal.segments.projection import check_features
 from focal.task import Task
 
@@ -106,8 +96,6 @@ def draft(
     c: RunConfig, members: tuple[Member, ...], classes: tuple[str, ...], task: Task, lower: LowerSpec
 ) -> Manifest:
     """A manifest of a configuration, not yet settled, nor signed."""
-    from focal.segments.upper import released_digest
-
     manifest = Manifest(
         name=c.name,
         protocol=c.protocol,
@@ -116,14 +104,12 @@ def draft(
         classes=classes,
         task=task,
         lower=lower,
-        projection=c.projection,
-        training=c.training,
+        projection=ProjectionConfig(**c.projection.model_dump()),
+        training=TrainingConfig(**c.training.model_dump()),
         ckks=c.ckks,
-        start=released_digest(c.start) if c.start else None,
         approve=c.consortium.approve,
         accept_leak=c.consortium.accept_leak,
         threshold=c.consortium.threshold,
-        share_blocks=c.consortium.share_blocks,
         pooled_roc=c.consortium.pooled_roc,
         **of(c).plan.own_fields(c),
     )

@@ -26,19 +26,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from focal.config import (
-    CkksConfig,
-    ConsortiumConfig,
-    LayoutConfig,
-    LayoutSpec,
-    LocalConfig,
-    LowerSpec,
-    Manifest,
-    ProjectionConfig,
-    TrainingConfig,
-)
+from focal.config import CkksConfig, ConsortiumConfig, LayoutConfig, LocalConfig, ProjectionConfig, TrainingConfig
 from focal.errors import FocalError
 from focal.heads.linear import twin
+from focal.manifest import LayoutSpec, LowerSpec, Manifest
 from focal.net.identity import Identity, sign_manifest
 from focal.protocols import of
 from focal.protocols.blind.institution import BlindInstitution

@@ -38,8 +38,9 @@ from PIL import Image
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from focal.config import LowerConfig, LowerSpec
+from focal.config import LowerConfig
 from focal.errors import FocalError
+from focal.manifest import LowerSpec
 
 FEATURE_TOLERANCE = 1e-3
 """Largest deviation of a test-image feature between two members: other processors round differently,

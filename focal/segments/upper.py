@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from focal.config import Hex32, InteractiveConfig, LowerSpec, Model
+from focal.config import Hex32, InteractiveConfig, Model
 from focal.errors import FocalError
 from focal.files import private_write
+from focal.manifest import LowerSpec
 from focal.task import Task, one_output, output_count
 
 if TYPE_CHECKING:

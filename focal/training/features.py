@@ -34,10 +34,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from focal.config import LowerSpec
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.files import canonical_json
+from focal.manifest import LowerSpec
 from focal.segments.lower import LowerSegment, preprocess
 
 BATCH = 32

@@ -36,9 +36,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from focal.config import InteractiveConfig, LowerSpec
+from focal.config import InteractiveConfig
 from focal.data.table import Table
 from focal.errors import FocalError
+from focal.manifest import LowerSpec
 from focal.segments.lower import preprocess
 from focal.segments.trainable import TrainableSegment, sendable
 from focal.task import Task, outcomes, output_count

@@ -21,10 +21,12 @@ import torch
 from consortium import LOWER, SAMPLES, Consortium, Process, cli, dataset, runs, said, write_config, write_csv
 from stages import Stages, prelude, shares, stages
 
-from focal.config import LocalConfig, Manifest, read, write
+from focal.config import LocalConfig
 from focal.errors import FocalError
+from focal.manifest import Manifest
 from focal.net.identity import MANIFEST_DOMAIN, Identity, sign_manifest
 from focal.protocols.together import Together
+from focal.reading import read, write
 
 # --------------------------------------------------------------------------- before anything starts
 

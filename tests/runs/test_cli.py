@@ -16,7 +16,9 @@ from consortium import ENV, Dataset, Finished, cli, config, dataset, finished, f
 from manifests import MEMBERS, manifest, member
 from patience import PATIENCE
 
-from focal.config import LayoutConfig, LayoutSpec, Manifest, RunConfig, read, write
+from focal.config import LayoutConfig, RunConfig
+from focal.manifest import LayoutSpec, Manifest
+from focal.reading import read, write
 from focal.runs import local
 
 

@@ -19,8 +19,9 @@ from patience import PATIENCE
 import focal as face
 from focal import api, configs
 from focal.cli import runs as commands
-from focal.config import RunConfig, read
+from focal.config import RunConfig
 from focal.errors import ConfigError, FocalError
+from focal.reading import read
 
 FUNCTIONS = [name for name in face.__all__ if inspect.isfunction(getattr(face, name))]
 SEEN = {"progress", "say", "show", "done"}
@@ -90,7 +91,7 @@ def test_training_tells_its_onlookers_and_returns_the_run_that_it_finished(
 
     monkeypatch.setattr(local, "train", pretend)
     (tmp_path / "first.yaml").write_text(yaml.safe_dump(config("first")))
-    second = {**config("second"), "protocol": "interactive", "start": "first.yaml"}
+    second = config("second", protocol="interactive", start="first.yaml")
     (tmp_path / "second.yaml").write_text(yaml.safe_dump(second))
     lines: list[str] = []
     events: list[dict[str, Any]] = []

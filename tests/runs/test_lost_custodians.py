@@ -1,4 +1,4 @@
-"""Custodians whose machines are wiped in the middle of a run: it goes on without them, and comes to the same weights."""
+"""Custodians whose machines are wiped in the middle of a run: it goes on without them, to the same weights."""
 
 from __future__ import annotations
 

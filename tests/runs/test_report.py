@@ -305,8 +305,8 @@ def test_the_loss_is_that_of_the_logs(joint: Path, joint_page: Path, tmp_path: P
 
 
 def test_overlays_are_drawn_by_the_fine_tuned_segment(joint: Path, joint_page: Path) -> None:
-    from focal.config import read
     from focal.data import load
+    from focal.reading import read
 
     tuned, settings = ReleasedModel.load(joint), read(RunConfig, joint / "config.json")
     before = ReleasedModel(

@@ -33,7 +33,7 @@ def write_joint(folder: Path, name: str, start: str | None, *, logger: str = "cs
         folder / f"{name}.yaml",
         {"protocol": "interactive", "interactive": {**JOINT, **changes}, "start": start},
     )
-    path.write_text(yaml.safe_dump({**config(name), **joint, "logger": logger}))
+    path.write_text(yaml.safe_dump(config(name, **joint, logger=logger)))
     return path
 
 

@@ -18,7 +18,7 @@ from consortium import ENV, Consortium, focal, runs, said, write_config
 from patience import PATIENCE
 
 from focal.net import messages as msg
-from focal.net.messages import PIECE
+from focal.net.frames import PIECE
 
 
 class Memory:

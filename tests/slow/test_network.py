@@ -29,8 +29,9 @@ from patience import PATIENCE
 from places import ROOT
 
 from focal.heads.released import MAX_ERROR
+from focal.net.frames import PIECE
 from focal.net.link import Link
-from focal.net.messages import PIECE, InputReveal, Upload
+from focal.net.messages import InputReveal, Upload
 from focal.net.store import Journal
 from focal.protocols.common.progress import timeline
 

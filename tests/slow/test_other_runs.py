@@ -17,7 +17,8 @@ import yaml
 from agreement import train
 from consortium import LOWER, Dataset, Process, cli, config, dataset, runs, said
 
-from focal.config import Manifest, read
+from focal.manifest import Manifest
+from focal.reading import read
 
 
 def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from focal.baselines.spe_fl import (
     measure,
     spe_fl,
 )
-from focal.config import RunConfig, read
+from focal.config import RunConfig
 from focal.data import load
 from focal.data.table import Table
+from focal.reading import read
 from focal.segments.lower import build_lower
 from focal.training.features import compute_features
 

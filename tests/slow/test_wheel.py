@@ -134,8 +134,8 @@ def test_every_name_of_the_face_resolves(installed: Installed) -> None:
 
 
 def test_every_packaged_configuration_loads(installed: Installed) -> None:
-    program = "from focal import configs, config\n"
-    program += "for name in configs.names(): print(config.read(config.RunConfig, configs.find(name)).name)"
+    program = "from focal import config, configs, reading\n"
+    program += "for name in configs.names(): print(reading.read(config.RunConfig, configs.find(name)).name)"
     assert installed.python(program, FOCAL_DATA="/data").split() == configs.names()
 
 

@@ -32,10 +32,12 @@ import numpy as np
 
 from focal.ckks import codec, ring
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
-from focal.config import Manifest
 from focal.custody import inputs, keys, refresh
 from focal.custody.ledger import ledger_digest
+from focal.manifest import Manifest
+from focal.net import frames
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.net.hub import Hub
 from focal.net.identity import RECORD_DOMAIN, Identity, commitment, open_record
 from focal.net.store import Board
@@ -182,11 +184,11 @@ def install(lying: LyingServer) -> None:
         lying.heard(record)
         return number
 
-    def answer(hub: Hub, asker: Any, wait: msg.Wait) -> None:
+    def answer(hub: Hub, asker: Any, wait: frames.Wait) -> None:
         lines = tuple(lying.view(asker.name)[wait.after :])
-        hub._answer(asker, lambda: (msg.Records(first=wait.after + 1, signed=lines), b""))
+        hub._answer(asker, lambda: (frames.Records(first=wait.after + 1, signed=lines), b""))
 
-    def hold(hub: Hub, asker: Any, wait: msg.Wait) -> bool:
+    def hold(hub: Hub, asker: Any, wait: frames.Wait) -> bool:
         if wait.seconds and len(lying.view(asker.name)) <= wait.after:
             hub._waits[asker] = (time.monotonic() + wait.seconds, wait.after)
         else:
@@ -197,9 +199,9 @@ def install(lying: LyingServer) -> None:
         for asker, (deadline, after) in list(hub._waits.items()):
             if time.monotonic() >= deadline or len(lying.view(asker.name)) > after:
                 del hub._waits[asker]
-                answer(hub, asker, msg.Wait(after=after, seconds=0))
+                answer(hub, asker, frames.Wait(after=after, seconds=0))
 
-    def gotten(hub: Hub, asker: Any, wanted: msg.Get, payload: bytes) -> Any:
+    def gotten(hub: Hub, asker: Any, wanted: frames.Get, payload: bytes) -> Any:
         digest = lying.swapped.get((asker.name, wanted.digest), wanted.digest)
         return get(hub, asker, wanted.model_copy(update={"digest": digest}), payload)
 
@@ -324,13 +326,11 @@ class SteersTerminals(LyingServer):
 
     def begins(self) -> None:
         body = msg.Abort.model_construct(reason="\x1b[2J\x1b]0;all is well\x07\u202etxt.exe")
-        record = msg.encode(
-            msg.Record.model_construct(scope=self.run_id, sender="custodian-3", topic="abort", body=body)
-        )
+        record = encode(msg.Record.model_construct(scope=self.run_id, sender="custodian-3", topic="abort", body=body))
         signature = Identity.load(self.server.folder.parent / "custodian-3" / "identity.json").sign(
             RECORD_DOMAIN + record
         )
-        ended = msg.encode(msg.Signed(record=record, signature=signature))
+        ended = encode(msg.Signed(record=record, signature=signature))
         self.lie("custodian-1", "custodian-1", "run/start", lambda data: [data, ended])
 
 

@@ -46,8 +46,10 @@ from patience import PATIENCE
 from places import ROOT
 from shared import copy, once, worker_folder
 
-from focal.config import LocalConfig, Manifest, RunConfig, read, write
+from focal.config import LocalConfig, RunConfig
+from focal.manifest import Manifest
 from focal.net.identity import Identity, open_record, sign_manifest
+from focal.reading import read, write
 from focal.runs import local
 
 SAMPLES = 120
@@ -137,7 +139,8 @@ def runs() -> Path:
 
 
 def config(name: str, **changes: Any) -> dict[str, Any]:
-    """A run configuration as a mapping: the four-class table, 3 institutions, 2 custodians, R = 32, 2 steps."""
+    """A run configuration as a mapping: the four-class table, 3 institutions, 2 custodians; a blind one has R = 32
+    and 2 steps."""
     base: dict[str, Any] = {
         "name": name,
         "dataset": {"kind": "table", "table": str(dataset().table), "images": str(dataset().images)},
@@ -148,6 +151,8 @@ def config(name: str, **changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "seed": SEED,
     }
+    if changes.get("protocol") == "interactive":
+        del base["projection"]["features"], base["training"]
     return {
         k: {**v, **changes[k]} if isinstance(v, dict) and k in changes else changes.get(k, v)
         for k, v in {**changes, **base}.items()
@@ -284,7 +289,7 @@ def _make_finished(made: Path) -> None:
 QUICK = """
 import os, types
 import numpy as np
-from focal.config import private_write
+from focal.files import private_write
 from focal.protocols.blind.institution import BlindInstitution as Institution
 
 def _features(self):

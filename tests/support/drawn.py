@@ -8,6 +8,7 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 
 from focal.config import Model, printable
+from focal.net import frames
 from focal.net import messages as msg
 
 HEX = st.binary(min_size=32, max_size=32).map(bytes.hex)
@@ -27,18 +28,20 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "sealed": st.dictionaries(NAME, st.binary(max_size=40), max_size=3),
     "participants": st.lists(NAME, max_size=3).map(tuple),
     "owners": st.lists(NAME, max_size=3).map(tuple),
+    "active": st.lists(NAME, min_size=1, max_size=3).map(tuple),
+    "number": st.integers(1, 8),
     "done": st.booleans(),
     "items": st.lists(ITEM, max_size=3).map(tuple),
     "eta_hex": st.floats(1e-300, 1e300).map(float.hex),
     "rotations": st.dictionaries(st.integers(-(1 << 14), 1 << 14).map(str), HEX, max_size=3),
-    "sizes": st.lists(st.integers(-1, msg.MAX_BLOB), max_size=4).map(tuple),
+    "sizes": st.lists(st.integers(-1, frames.MAX_BLOB), max_size=4).map(tuple),
     "signed": st.lists(st.binary(max_size=60), max_size=3).map(tuple),
     "features": st.binary(max_size=40),
     "seconds": st.floats(0, 30),
-    "size": st.integers(1, msg.MAX_BLOB),
-    "offset": st.integers(0, msg.MAX_BLOB),
+    "size": st.integers(1, frames.MAX_BLOB),
+    "offset": st.integers(0, frames.MAX_BLOB),
     "highest": st.integers(-1, 1 << 31),
-    "stored": st.integers(-1, msg.MAX_BLOB),
+    "stored": st.integers(-1, frames.MAX_BLOB),
     "audience": st.sampled_from(["server", "custodians", "all"]),
     "sender": NAME,
     "about": NAME,
@@ -78,7 +81,7 @@ def union(annotated: Any) -> tuple[type[Model], ...]:
     return get_args(get_args(annotated)[0])
 
 
-BODIES, REQUESTS, REPLIES = union(msg.Body), union(msg.Request), union(msg.Reply)
+BODIES, REQUESTS, REPLIES = union(msg.Body), union(frames.Request), union(frames.Reply)
 RECORDS = st.builds(msg.Record, scope=HEX, sender=NAME, topic=TOPIC, body=st.one_of([strategy(b) for b in BODIES]))
 
 

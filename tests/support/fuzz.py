@@ -30,7 +30,9 @@ from focal.ckks import codec, ring
 from focal.ckks.scheme import Scheme
 from focal.config import CkksConfig
 from focal.errors import ProtocolError
+from focal.net import frames
 from focal.net import messages as msg
+from focal.net.encoding import decode, encode
 from focal.net.identity import open_record
 from focal.segments.projection import Projection
 
@@ -59,9 +61,9 @@ def targets() -> list[Target]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NonInteractiveExampleWarning)
         bodies = [strategy(b).example() for b in BODIES]
-        requests = [msg.encode(strategy(r).example()) for r in REQUESTS]
-        replies = [msg.encode(strategy(r).example()) for r in REPLIES]
-        records = [msg.encode(RECORDS.example()) for _ in range(10)]
+        requests = [encode(strategy(r).example()) for r in REQUESTS]
+        replies = [encode(strategy(r).example()) for r in REPLIES]
+        records = [encode(RECORDS.example()) for _ in range(10)]
     signed = [people["north"].sign_record(SCOPE, "nonce/commit", body) for body in bodies]
     north, south = people["north"], people["south"]
     sealed = [north.seal(manifest.member("south"), b"share" * n, b"context") for n in (1, 100)]
@@ -81,9 +83,9 @@ def targets() -> list[Target]:
         return data
 
     return [
-        Target("request frame", requests, lambda d: msg.encode(msg.decode(msg.REQUEST, d))),
-        Target("reply frame", replies, lambda d: msg.encode(msg.decode(msg.REPLY, d))),
-        Target("record", records, lambda d: msg.encode(msg.decode(msg.Record, d))),
+        Target("request frame", requests, lambda d: encode(decode(frames.REQUEST, d))),
+        Target("reply frame", replies, lambda d: encode(decode(frames.REPLY, d))),
+        Target("record", records, lambda d: encode(decode(msg.Record, d))),
         Target("signed record", signed, opened, authentic=True),
         Target("sealed message", sealed, unsealed, authentic=True),
         Target("projection", [projection], lambda d: Projection.from_bytes(d).to_bytes()),

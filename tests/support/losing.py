@@ -27,7 +27,7 @@ from focal.protocols.common import approval, epochs
 
 KEYS = [(2, 3), (3, 5)]
 RECORDS = {False: 20, True: 60}
-"""About as many records does a run have after its keys were made, for every custodian, of a joint one and of another."""
+"""About as many records does a run have after its keys were made, for each custodian; by whether it is a joint one."""
 
 
 def consortium(name: str, threshold: int, count: int, joint: bool = False, verify: str = "all") -> Consortium:

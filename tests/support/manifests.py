@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from focal.config import LayoutSpec, LowerSpec, Manifest, Member, ProjectionConfig, TrainingConfig
+from focal.config import ProjectionConfig, TrainingConfig
+from focal.manifest import LayoutSpec, LowerSpec, Manifest, Member
 
 
 def key(i: int) -> str:

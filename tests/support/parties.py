@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from focal.config import CkksConfig, LayoutSpec, LowerSpec, Manifest, Member, ProjectionConfig, TrainingConfig
+from focal.config import CkksConfig, ProjectionConfig, TrainingConfig
+from focal.manifest import LayoutSpec, LowerSpec, Manifest, Member
 from focal.net.identity import Identity
 
 ROLES = {

@@ -48,10 +48,12 @@ from quick_joint import PRELUDE  # noqa: E402
 from zmq.utils import z85  # noqa: E402
 
 import focal  # noqa: E402
-from focal.config import DatasetConfig, LocalConfig, Manifest, write  # noqa: E402
+from focal.config import DatasetConfig, LocalConfig  # noqa: E402
+from focal.manifest import Manifest  # noqa: E402
 from focal.net import messages as msg  # noqa: E402
 from focal.net.identity import Identity, open_record, sign_manifest  # noqa: E402
 from focal.protocols.interactive.plan import batch as batch_of  # noqa: E402
+from focal.reading import write  # noqa: E402
 
 PINS = Path(__file__).with_name("pins.json")
 ENDPOINT = "tcp://127.0.0.1:1"

@@ -26,7 +26,7 @@ class Skipped(Exception):
         self.resume = resume
 split.Skipped = Skipped
 sys.modules["focal.training.split"] = split
-from focal.config import private_write
+from focal.files import private_write
 from focal.protocols.common.institution import Institution
 from focal.protocols.interactive import plan
 from focal.protocols.interactive.institution import JointInstitution as J

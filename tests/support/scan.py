@@ -30,9 +30,9 @@ import numpy as np
 
 from focal.ckks import codec, ring
 from focal.ckks.scheme import DIGITS, LIMBS, Scheme
-from focal.config import Manifest, read
 from focal.custody import inputs, keys, refresh
 from focal.custody.inputs import Input, Words
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import Identity
 from focal.net.store import Blobs
@@ -43,6 +43,7 @@ from focal.protocols.common.epochs import Epoch, Epochs, unspelled
 from focal.protocols.common.inputs import KEY
 from focal.protocols.interactive import plan as joint_plan
 from focal.protocols.interactive.plan import opening_context
+from focal.reading import read
 
 LOOK = 8
 FIRST = np.arange(1, LOOK + 1)

@@ -10,7 +10,8 @@ from typing import Any
 import zmq
 from parties import identities, manifest_of
 
-from focal.net import messages as msg
+from focal.net import frames
+from focal.net.encoding import decode, encode
 from focal.net.store import Blobs, Board
 from focal.net.transport import Hub
 
@@ -54,11 +55,11 @@ class Raw:
 
     def ask(self, message: Any, payload: bytes = b"") -> Any:
         request = os.urandom(8)
-        self.socket.send_multipart([request, b"setup", msg.encode(message), payload])
+        self.socket.send_multipart([request, b"setup", encode(message), payload])
         while True:
-            frames = self.socket.recv_multipart()
-            if frames[0] == request:
-                return msg.decode(msg.REPLY, frames[1])
+            parts = self.socket.recv_multipart()
+            if parts[0] == request:
+                return decode(frames.REPLY, parts[1])
 
     def close(self) -> None:
         self.context.destroy(linger=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from focal import bench
+from focal import bench, configs
 from focal.errors import ConfigError, FocalError
 
 
@@ -30,3 +30,9 @@ def test_only_what_a_person_can_mend_is_skipped(tmp_path: Path, monkeypatch: pyt
         ]
     with pytest.raises(ValueError, match="shapes"):
         raising(ValueError("shapes do not fit"))
+
+
+def test_joint_steps_are_those_of_an_interactive_configuration(tmp_path: Path) -> None:
+    with pytest.raises(FocalError, match="demo.yaml is of protocol blind"):
+        bench.split(configs.find("demo"), tmp_path, steps=2)
+    assert not list(tmp_path.iterdir())

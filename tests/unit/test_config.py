@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -16,25 +17,25 @@ from manifests import MEMBERS, key, manifest, member
 from patience import PATIENCE
 from pydantic import ValidationError
 
+from focal import configs
 from focal.config import (
+    BlindRunConfig,
     ConsortiumConfig,
     DatasetConfig,
-    LayoutSpec,
+    InteractiveRunConfig,
     LocalConfig,
-    Manifest,
-    Member,
     ProjectionConfig,
     RunConfig,
     TrainingConfig,
-    expand,
-    read,
-    write,
 )
 from focal.errors import ConfigError
 from focal.files import canonical_json, private_write
+from focal.manifest import LayoutSpec, Manifest, Member
 from focal.protocols import check_complete
+from focal.reading import expand, read, write
 
 BASE = "name: retina\ndataset: {kind: synthetic}\n"
+JOINT = BASE + "protocol: interactive\n"
 
 
 def refused(tmp_path: Path, text: str, model: type = RunConfig) -> str:
@@ -92,6 +93,62 @@ class TestReading:
     )
     def test_names_the_field_and_what_is_allowed(self, tmp_path: Path, text: str, message: str) -> None:
         assert message in refused(tmp_path, text)
+
+    @pytest.mark.parametrize(
+        ("text", "key", "owner"),
+        [
+            (BASE + "interactive: {steps: 3}\n", "interactive", "interactive"),
+            (BASE + "start: other.yaml\n", "start", "interactive"),
+            (BASE + "precision: bf16-mixed\n", "precision", "interactive"),
+            (BASE + "protocol: blind\nlogger: csv\n", "logger", "interactive"),
+            (JOINT + "layout: {class_lanes: 2}\n", "layout", "blind"),
+            (JOINT + "training: {steps: 3}\n", "training.steps", "blind"),
+            (JOINT + "training: {degree: 5}\n", "training.degree", "blind"),
+            (JOINT + "projection: {features: 64}\n", "projection.features", "blind"),
+        ],
+    )
+    def test_a_setting_of_the_other_protocol_is_refused(self, tmp_path: Path, text: str, key: str, owner: str) -> None:
+        """It would not be read: whoever wrote it must hear that."""
+        (other,) = {"blind", "interactive"} - {owner}
+        said = f"{key}: '{key.split('.')[-1]}' belongs to protocol {owner}, and this run is of protocol {other}"
+        assert refused(tmp_path, text).split(" (got")[0] == said
+
+    def test_an_interactive_run_shares_no_blocks(self, tmp_path: Path) -> None:
+        message = refused(tmp_path, JOINT + "consortium: {share_blocks: true}\n")
+        assert message == "(whole file): 'consortium.share_blocks' belongs to protocol blind"
+
+    def test_known_keys_are_those_of_the_protocol(self, tmp_path: Path) -> None:
+        blind, joint = (refused(tmp_path, text + "colour: red\n") for text in (BASE, JOINT))
+        assert "layout" in blind and "interactive" not in blind
+        assert "interactive" in joint and "layout" not in joint
+
+    @pytest.mark.parametrize("protocol", ["open", "[blind]", "null"])
+    def test_of_an_unknown_protocol_nothing_else_is_said(self, tmp_path: Path, protocol: str) -> None:
+        message = refused(tmp_path, BASE + f"protocol: {protocol}\nlayout: {{}}\ncolour: red\n")
+        assert message.split(" (got")[0] == "protocol: Input should be 'blind' or 'interactive'"
+
+    def test_a_configuration_is_one_of_its_protocol(self) -> None:
+        """However it is made; and it stays one."""
+        data = DatasetConfig(kind="synthetic")
+        for protocol, kind in (("blind", BlindRunConfig), ("interactive", InteractiveRunConfig)):
+            made = RunConfig(name="a", protocol=protocol, dataset=data)  # type: ignore[arg-type]
+            again = [
+                RunConfig.model_validate(made.model_dump()),
+                RunConfig.model_validate_json(made.model_dump_json()),
+                made.model_copy(update={"seed": 0}),
+                pickle.loads(pickle.dumps(made)),
+            ]
+            assert type(made) is kind and made.protocol == protocol
+            assert all(type(one) is kind and one == made for one in again)
+        assert type(RunConfig(name="a", dataset=data)) is BlindRunConfig  # type: ignore[call-arg]
+
+    @pytest.mark.parametrize("name", configs.names())
+    def test_packaged_configurations_hold_what_their_protocol_reads(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FOCAL_DATA", "/data")
+        config = read(RunConfig, configs.find(name))
+        assert config.name == name and isinstance(config, InteractiveRunConfig) == (name == "finetune-retina")
 
     def test_every_problem_is_listed(self, tmp_path: Path) -> None:
         lines = refused(tmp_path, BASE + "projection: {kind: pca}\ntraining: {steps: 0}\nextra: 1\n").splitlines()
@@ -268,6 +325,15 @@ class TestManifest:
             ({"task": "multiclass", "classes": ("one",)}, "task 'multiclass' does not fit 1 classes"),
             ({"layout": {"class_lanes": 3, "feature_lanes": 1}}, "class_lanes must be a power of two, not 3"),
             ({"layout": {"class_lanes": 8, "feature_lanes": 0}}, "greater than or equal to 1"),
+            ({"layout": None}, "protocol 'blind' needs 'layout'"),
+            ({"interactive": {}}, "'interactive' belongs to protocol interactive"),
+            ({"start": key(1)}, "'start' belongs to protocol interactive"),
+            ({"protocol": "interactive", "layout": None}, "protocol 'interactive' needs 'interactive'"),
+            ({"protocol": "interactive", "interactive": {}}, "'layout' belongs to protocol blind"),
+            (
+                {"protocol": "interactive", "interactive": {}, "layout": None, "share_blocks": True},
+                "'share_blocks' belongs to protocol blind",
+            ),
             ({"version": 1}, "version"),
             ({"bonus": 1}, "bonus"),
         ],
@@ -384,10 +450,10 @@ class TestPrivateWrite:
         assert stat.S_IMODE((tmp_path / "m.json").stat().st_mode) == 0o600
 
 
-def test_config_stands_on_errors_files_and_tasks_alone() -> None:
+def test_config_stands_on_tasks_alone() -> None:
     code = (
         "import sys, focal.config; "
         "print(sorted(m for m in sys.modules if m.startswith('focal.') or m in ('torch', 'openfhe')))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
-    assert found.stdout.strip() == "['focal.config', 'focal.errors', 'focal.files', 'focal.task']"
+    assert found.stdout.strip() == "['focal.config', 'focal.task']"

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from places import ROOT
 
-from focal.config import RunConfig, read
+from focal.config import RunConfig
 from focal.data import load
 from focal.data.partition import partition
+from focal.reading import read
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "simulate.ipynb"

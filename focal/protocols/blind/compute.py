@@ -23,13 +23,14 @@ from typing import Any
 
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
-from focal.config import Manifest
 from focal.heads.linear.cost import BLOCK_MEMORY
 from focal.heads.linear.engine import WEIGHTS, Block, Engine, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.masks import TARGET_LIMBS, OwnerMasks
 from focal.heads.moves import Refresh
+from focal.manifest import Manifest
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.protocols.blind.plan import row_table, scalars_of
 from focal.protocols.blind.uploads import Place, Placed, inputs
 from focal.protocols.common.inputs import combined
@@ -95,7 +96,7 @@ class BlindCompute:
 
     def start(self) -> tuple[list[Any], str]:
         """Weights before the first step, and the chain's beginning."""
-        chain = hashlib.sha256(b"focal/chain/v1" + b"".join(msg.encode(u) for u in self.lists.values())).hexdigest()
+        chain = hashlib.sha256(b"focal/chain/v1" + b"".join(encode(u) for u in self.lists.values())).hexdigest()
         return zero_weights(self.scheme, self.layout), chain
 
     def step(

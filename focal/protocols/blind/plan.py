@@ -6,12 +6,13 @@ import os
 from typing import Any
 
 from focal.ckks.scheme import Scheme
-from focal.config import LayoutConfig, LayoutSpec, Manifest, RunConfig
+from focal.config import BlindRunConfig, LayoutConfig
 from focal.custody import release
 from focal.heads.linear import cost
 from focal.heads.linear.cost import check_sharing, layout_for
 from focal.heads.linear.layout import Layout
 from focal.heads.linear.twin import Scalars
+from focal.manifest import LayoutSpec, Manifest
 from focal.net import messages as msg
 from focal.protocols import Released
 from focal.protocols.common import refreshing
@@ -102,9 +103,19 @@ def released(manifest: Manifest) -> Released:
     return Released(items, tuple(range(shape.class_groups)), (f"refresh/{last}/weights",))
 
 
-def own_fields(config: RunConfig) -> dict[str, Any]:
+def own_fields(config: BlindRunConfig) -> dict[str, Any]:
     """What a manifest of this protocol has beside what all have: a layout, any, until :func:`settled`."""
-    return {"layout": LayoutSpec(class_lanes=1, feature_lanes=1)}
+    return {"layout": LayoutSpec(class_lanes=1, feature_lanes=1), "share_blocks": config.consortium.share_blocks}
+
+
+def own_local_fields(config: BlindRunConfig) -> dict[str, Any]:
+    """What an institution's local file has of this protocol: nothing."""
+    return {}
+
+
+def wish(config: BlindRunConfig) -> LayoutConfig:
+    """What the configuration says of the layout."""
+    return config.layout
 
 
 def features(manifest: Manifest) -> int:

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks.scheme import Scheme
-from focal.config import Manifest
 from focal.custody import projections
 from focal.custody.inputs import Input
 from focal.custody.projections import Statement
 from focal.errors import FocalError, Refused
 from focal.heads.linear.engine import chunk_limbs, mask_digest
 from focal.heads.linear.layout import TARGET_SCALE, Layout
+from focal.manifest import Manifest
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.protocols.blind.plan import row_table, scalars_of
 from focal.protocols.common.inputs import Claim
 
@@ -46,7 +47,7 @@ def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload],
                 raise Refused(
                     "upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})"
                 )
-        running.update(msg.encode(upload))
+        running.update(encode(upload))
     return running.hexdigest()
 
 

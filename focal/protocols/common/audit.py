@@ -21,11 +21,11 @@ from typing import Any
 
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
-from focal.config import Manifest
 from focal.custody import keys
 from focal.custody.inputs import Input
 from focal.custody.projections import Proof
 from focal.errors import FocalError, Refused
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import check_signatures
 from focal.net.store import Blobs, check_format

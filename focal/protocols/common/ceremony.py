@@ -11,6 +11,7 @@ from focal.ckks.scheme import Scheme
 from focal.custody import keys, sharing
 from focal.errors import ProtocolError, Refused
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.protocols.common.hearing import Heard
 
 
@@ -90,7 +91,7 @@ def install(scheme: Scheme, run_id: bytes, keys_: msg.JointKeys, fetch: Callable
 
 def joint_digest(keys_: msg.JointKeys) -> str:
     """One digest over all joint keys."""
-    return hashlib.sha256(b"focal/joint-keys/v1" + msg.encode(keys_)).hexdigest()
+    return hashlib.sha256(b"focal/joint-keys/v1" + encode(keys_)).hexdigest()
 
 
 def disagreement(name: str) -> Refused:

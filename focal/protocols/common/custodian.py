@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from focal.ckks import codec
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
-from focal.config import LocalConfig, Manifest, Member
+from focal.config import LocalConfig
 from focal.custody import refresh, release
 from focal.custody.inputs import Input
 from focal.custody.ledger import Ledger
@@ -44,7 +44,9 @@ from focal.custody.refresh import Guard
 from focal.errors import FocalError, Refused
 from focal.files import forget, private_write
 from focal.heads.masks import only_classes
+from focal.manifest import Manifest, Member
 from focal.net import messages as msg
+from focal.net.encoding import decode, encode
 from focal.protocols.common import ceremony, epochs, inputs, refreshing, resuming
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
 from focal.protocols.common.epochs import LeftOut
@@ -267,7 +269,7 @@ class Custodian(Party):
         """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
         number = int(self.journal.read(f"{self.session}/verified") or b"0")
         done = [
-            msg.decode(msg.StepDone, self.journal.once(f"{self.session}/{self.spelled(f'step/{step}')}", bytes))
+            decode(msg.StepDone, self.journal.once(f"{self.session}/{self.spelled(f'step/{step}')}", bytes))
             for step in range(number)
         ]
         try:
@@ -284,7 +286,7 @@ class Custodian(Party):
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         """Kept on disk; then the server must say the same."""
         keeping = [self.pool.submit(self.blobs.put, weights) for weights in data]
-        self.journal.once(f"{self.session}/{self.spelled(f'step/{step}')}", functools.partial(msg.encode, statement))
+        self.journal.once(f"{self.session}/{self.spelled(f'step/{step}')}", functools.partial(encode, statement))
         if self.hear(self.manifest.server.name, f"step/{step}", msg.StepDone) != statement:
             raise Refused("lockstep", f"the server's step {step} has another outcome than our own computation")
         for kept in keeping:
@@ -383,7 +385,7 @@ class Custodian(Party):
         as when they were weighed."""
         others = self.hear_all([p for p in self.active(topic) if p != self.me.name], topic, msg.RefreshShares)
         refreshing.check_answers(asked, others)
-        weighed = hashlib.sha256(b"focal/guard/v1" + b"".join(map(msg.encode, (asked, *others.values()))))
+        weighed = hashlib.sha256(b"focal/guard/v1" + b"".join(map(encode, (asked, *others.values()))))
         self.ledger.pin(self.spelled(topic), weighed.hexdigest())
         return others
 

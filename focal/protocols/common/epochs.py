@@ -33,10 +33,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from focal.config import Manifest
 from focal.errors import FocalError, Refused
 from focal.framing import framed
+from focal.manifest import Manifest
 from focal.net import messages as msg
+from focal.net.encoding import encode
 
 SUFFIX = re.compile(r"/e[0-9]{1,2}$")
 """Of topics after epoch 0."""
@@ -204,7 +205,7 @@ class Epochs:
 
 def digest(run_id: bytes, epoch: msg.Epoch) -> bytes:
     """Of a proposal, in this run."""
-    return hashlib.sha256(framed(b"focal/epoch/v1", run_id, msg.encode(epoch))).digest()
+    return hashlib.sha256(framed(b"focal/epoch/v1", run_id, encode(epoch))).digest()
 
 
 def guard(manifest: Manifest, active: Sequence[str]) -> str | None:

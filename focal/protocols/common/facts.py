@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from focal.ckks.scheme import Scheme
-from focal.config import Manifest
 from focal.custody import release
 from focal.heads import released
 from focal.heads.moves import HeadLayout
+from focal.manifest import Manifest
 from focal.protocols.common import refreshing
 from focal.protocols.common.progress import timeline
 

@@ -7,8 +7,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from focal.config import Manifest, Model
+from focal.config import Model
 from focal.errors import ProtocolError, Refused
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import commitment, open_record
 

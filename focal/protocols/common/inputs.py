@@ -33,6 +33,7 @@ from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import forget, private_write
 from focal.framing import framed
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.protocols.common.hearing import check_opens
 from focal.protocols.common.party import Party
 from focal.protocols.common.voice import Fetch, Given
@@ -173,7 +174,7 @@ def check_keys(said: Mapping[str, str], custodians: Sequence[str], keys: Mapping
 
 def commits_digest(commits: Mapping[str, msg.InputCommit]) -> str:
     """One digest over what every custodian committed to in a round, and its shares of range checks."""
-    fields = [field for name, commit in commits.items() for field in (name.encode(), msg.encode(commit))]
+    fields = [field for name, commit in commits.items() for field in (name.encode(), encode(commit))]
     return hashlib.sha256(framed(b"focal/input-commits/v1", *fields)).hexdigest()
 
 

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from focal.ckks import codec
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
-from focal.config import LocalConfig, Manifest
+from focal.config import LocalConfig
 from focal.custody import release
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import private_write
+from focal.manifest import Manifest
 from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import bound_hash, open_for_group, seal_for_group

@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from focal.config import LocalConfig, Manifest, Member, Model, printable
+from focal.config import LocalConfig, Model, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import canonical_json
+from focal.manifest import Manifest, Member
 from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, commitment

@@ -44,7 +44,7 @@ def requests(
 def lowered(scheme: Scheme, weights: list[Any], layout: HeadLayout) -> list[Any]:
     """Weights with as many limbs as their refresh for a second release takes."""
     items = again(len(weights))
-    return [scheme.evaluator.drop(w, layout.refresh_map(i).request) for i, w in zip(items, weights, strict=True)]
+    return [refresh.lowered(scheme, w, layout.refresh_map(i)) for i, w in zip(items, weights, strict=True)]
 
 
 def digests(scheme: Scheme, ciphertexts: list[Any]) -> tuple[str, ...]:

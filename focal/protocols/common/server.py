@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from focal.ckks.scheme import Scheme
-from focal.config import LocalConfig, Manifest
+from focal.config import LocalConfig
 from focal.custody import keys
 from focal.custody.inputs import Input
 from focal.errors import FocalError, ProtocolError
+from focal.manifest import Manifest
 from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg
 from focal.net.answers import Answers

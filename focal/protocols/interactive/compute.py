@@ -15,11 +15,12 @@ from typing import Protocol
 
 from focal.ckks import codec
 from focal.ckks.scheme import LIMBS, Scheme
-from focal.config import Manifest
 from focal.heads.joint.engine import Backward, Forward, InteractiveEngine, Weights, zero_weights
 from focal.heads.joint.layout import OPENING
 from focal.heads.moves import Ciphertext, Refresh
+from focal.manifest import Manifest
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Voice
 from focal.protocols.interactive import plan
@@ -123,7 +124,7 @@ class JointCompute:
         before = self.engine.finish(step, weights, run, ask)
         data = self.dump(before.now)
         headers: list[Header] = [*present.values(), *answered.values()]
-        said = hashlib.sha256(b"".join(map(msg.encode, headers))).digest()
+        said = hashlib.sha256(b"".join(map(encode, headers))).digest()
         link = hashlib.sha256(b"focal/joint-chain/v1" + bytes.fromhex(chain) + said + data).hexdigest()
         inputs = tuple(h.chunk for h in headers)
         return before, msg.StepDone(step=step, inputs=inputs, outputs=(codec.digest(data),), chain=link), data

@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks.scheme import Scheme
-from focal.config import InteractiveConfig, LocalConfig, Manifest
+from focal.config import InteractiveConfig, LocalConfig
 from focal.errors import FocalError
 from focal.extras import require
 from focal.files import private_write
 from focal.heads.linear.layout import WEIGHT_SCALE
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.protocols.common import ceremony
 from focal.protocols.common.institution import MOMENTS, PROJECTION, Array, Institution

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import LocalConfig, Manifest, read
+from focal.config import LocalConfig
 from focal.heads.joint.twin import twin_step
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.transport import Link
 from focal.protocols.common.progress import Reporter, json_lines
@@ -27,6 +28,7 @@ from focal.protocols.interactive import plan
 from focal.protocols.interactive.institution import JointInstitution
 from focal.protocols.interactive.server import JointServer
 from focal.protocols.interactive.upper import EncryptedUpper
+from focal.reading import read
 
 Array = NDArray[np.float64]
 NO_KEYS = "0" * 64

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from focal.ckks.scheme import LIMBS, Scheme
-from focal.config import InteractiveConfig, LayoutConfig, Manifest, RunConfig
+from focal.config import InteractiveConfig, InteractiveRunConfig, LayoutConfig
 from focal.custody import projections
 from focal.custody.inputs import Input
 from focal.custody.projections import Statement
@@ -20,7 +20,9 @@ from focal.heads.joint.limits import HEAD_NOISE, MAX_ACTIVATION, MAX_DERIVATIVE,
 from focal.heads.joint.limits import check_contributors as check
 from focal.heads.joint.twin import Update
 from focal.heads.linear.cost import blob_bytes, masked_bytes
+from focal.manifest import Manifest
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.protocols import Released
 from focal.protocols.common import refreshing
 from focal.protocols.common.epochs import Epoch
@@ -127,7 +129,7 @@ def inputs(
         framed(
             b"focal/joint-inputs/v1",
             what.encode(),
-            *(f for n, h in headers.items() for f in (n.encode(), msg.encode(h))),
+            *(f for n, h in headers.items() for f in (n.encode(), encode(h))),
         )
     ).hexdigest()
     wanted = [
@@ -218,9 +220,22 @@ def refreshes(manifest: Manifest) -> int:
     return total(manifest)
 
 
-def own_fields(config: RunConfig) -> dict[str, Any]:
+def own_fields(config: InteractiveRunConfig) -> dict[str, Any]:
     """What a manifest of this protocol has beside what all have."""
-    return {"interactive": config.interactive}
+    from focal.segments.upper import released_digest
+
+    return {"interactive": config.interactive, "start": released_digest(config.start) if config.start else None}
+
+
+def own_local_fields(config: InteractiveRunConfig) -> dict[str, Any]:
+    """What an institution's local file has of this protocol: how it trains, and what it begins with."""
+    start = config.start.absolute() if config.start else None
+    return {"precision": config.precision, "logger": config.logger, "start": start}
+
+
+def wish(config: InteractiveRunConfig) -> LayoutConfig:
+    """What the configuration says of the layout: nothing, for there is no choice."""
+    return LayoutConfig()
 
 
 def features(manifest: Manifest) -> int:

@@ -15,11 +15,13 @@ from summaries import summary
 
 from focal.cli import common
 from focal.cli.progress import Board
-from focal.config import Manifest, printable, read
+from focal.config import printable
 from focal.errors import ConfigError, FocalError
+from focal.manifest import Manifest
 from focal.net.answers import fault as answered
 from focal.protocols.common.progress import Reporter
 from focal.protocols.start import run_role
+from focal.reading import read
 from focal.reporting.table import print_results
 
 MARKUP = "[red]all is well[/red] \\[bold] [link=http://example.org]x[/link]"

@@ -14,12 +14,13 @@ from recover import composed
 
 from focal.ckks import codec, ring, sampling
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
-from focal.config import CkksConfig, Member
+from focal.config import CkksConfig
 from focal.custody import refresh
 from focal.custody.ledger import Ledger
 from focal.errors import ConfigError, FocalError, Refused
 from focal.heads.joint.layout import InteractiveLayout
 from focal.heads.linear.rehearsal import Rehearsal
+from focal.manifest import Member
 
 KIND = codec.ciphertext(REFRESH_LIMBS)
 RANDOM_REFRESHES = 1000

@@ -25,7 +25,6 @@ from masked import LABEL, LISTS, Masking, encrypt_any
 from polynomials import rms
 
 from focal.ckks import codec
-from focal.config import LayoutSpec
 from focal.custody import release
 from focal.errors import Refused
 from focal.heads import masks
@@ -34,6 +33,7 @@ from focal.heads.linear.layout import DATA_LIMBS, TARGET_SCALE, WEIGHT_SCALE, La
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars, train
 from focal.heads.masks import UPLOADED_LIMBS, OwnerMasks, only_classes
+from focal.manifest import LayoutSpec
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute

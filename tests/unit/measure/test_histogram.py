@@ -149,7 +149,7 @@ def test_the_institutions_command_draws_what_its_role_left(tmp_path: Path, monke
 
     monkeypatch.setattr("focal.protocols.start.run_role", role)
     monkeypatch.setattr("focal.runs.provision.who_verifies", lambda manifest, say, warn: None)
-    monkeypatch.setattr("focal.config.read", lambda model, path: SimpleNamespace(state=tmp_path))
+    monkeypatch.setattr("focal.reading.read", lambda model, path: SimpleNamespace(state=tmp_path))
     with pytest.raises(SystemExit) as ended:
         parties._role("institution", tmp_path / "manifest.json", tmp_path / "local.json", events=False)
     assert ended.value.code == 0 and (tmp_path / "pooled_roc.png").stat().st_size > 10_000

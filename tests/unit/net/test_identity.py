@@ -12,6 +12,7 @@ from parties import SCOPE, identities, manifest_of
 
 from focal.errors import FocalError, ProtocolError
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.net.identity import (
     MANIFEST_DOMAIN,
     RECORD_DOMAIN,
@@ -163,7 +164,7 @@ def test_a_flipped_bit_in_any_byte_of_a_record_is_noticed() -> None:
 
 
 def test_signature_for_another_purpose_does_not_make_a_record() -> None:
-    record = msg.encode(msg.Record(scope=SCOPE, sender="north", topic="finished", body=msg.Finished()))
+    record = encode(msg.Record(scope=SCOPE, sender="north", topic="finished", body=msg.Finished()))
     data = msgpack.packb({"record": record, "signature": NORTH.sign(record)})
     with pytest.raises(ProtocolError, match="signature of 'north'"):
         open_record(MANIFEST, data)

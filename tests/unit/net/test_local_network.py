@@ -13,12 +13,12 @@ import pytest
 from parties import SCOPE, identities, manifest_of
 from patience import PATIENCE
 
-from focal.config import Manifest
 from focal.errors import FocalError, Refused
+from focal.manifest import Manifest
 from focal.net import messages as msg
+from focal.net.frames import PIECE
 from focal.net.identity import Identity
 from focal.net.local import LocalHub, LocalLink, LocalNetwork
-from focal.net.messages import PIECE
 from focal.net.store import Blobs, Board
 
 SESSION = "ab" * 32

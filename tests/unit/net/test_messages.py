@@ -13,15 +13,17 @@ from pydantic import ValidationError
 
 from focal.config import ANEW, Model
 from focal.errors import ProtocolError, Refused
+from focal.net import frames
 from focal.net import messages as msg
+from focal.net.encoding import MAX_RECORD, decode, encode
 
 
 @settings(max_examples=120, deadline=None)
 @given(RECORDS)
 def test_records_round_trip(record: msg.Record) -> None:
-    data = msg.encode(record)
-    assert msg.decode(msg.Record, data) == record
-    assert msg.encode(msg.decode(msg.Record, data)) == data
+    data = encode(record)
+    assert decode(msg.Record, data) == record
+    assert encode(decode(msg.Record, data)) == data
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda b: b.__name__)
@@ -30,7 +32,7 @@ def test_every_kind_of_record_round_trips(body: type[Model]) -> None:
     @given(strategy(body))
     def check(message: Model) -> None:
         record = msg.Record(scope="00" * 32, sender="a", topic="t", body=message)  # type: ignore[arg-type]
-        assert type(msg.decode(msg.Record, msg.encode(record)).body) is body
+        assert type(decode(msg.Record, encode(record)).body) is body
 
     check()
 
@@ -38,19 +40,19 @@ def test_every_kind_of_record_round_trips(body: type[Model]) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.one_of([strategy(r) for r in REQUESTS]), st.one_of([strategy(r) for r in REPLIES]))
 def test_frames_round_trip(request: Model, reply: Model) -> None:
-    assert msg.decode(msg.REQUEST, msg.encode(request)) == request
-    assert msg.decode(msg.REPLY, msg.encode(reply)) == reply
+    assert decode(frames.REQUEST, encode(request)) == request
+    assert decode(frames.REPLY, encode(reply)) == reply
 
 
-ADAPTERS: list[Any] = [msg.REQUEST, msg.REPLY, msg.Record, msg.Signed]
+ADAPTERS: list[Any] = [frames.REQUEST, frames.REPLY, msg.Record, msg.Signed]
 
 
 def decodes_or_refuses(adapter: Any, data: bytes) -> None:
     try:
-        message = msg.decode(adapter, data)
+        message = decode(adapter, data)
     except ProtocolError:
         return
-    assert msg.encode(message) == data
+    assert encode(message) == data
 
 
 PACKABLE = st.recursive(
@@ -70,7 +72,7 @@ def test_random_bytes_raise_protocol_error_only(adapter: Any, data: bytes) -> No
 
 
 @settings(max_examples=150, deadline=None)
-@given(RECORDS.map(msg.encode), st.data())
+@given(RECORDS.map(encode), st.data())
 def test_mutated_records_raise_protocol_error_only(data: bytes, draw: st.DataObject) -> None:
     at = draw.draw(st.integers(0, len(data) - 1))
     how = draw.draw(st.sampled_from(["flip", "cut", "drop", "insert", "append"]))
@@ -101,7 +103,7 @@ def ordered(value: Any) -> Any:
 
 def test_the_sorted_spelling_is_accepted() -> None:
     data = msgpack.packb(ordered(REVEAL))
-    assert msg.encode(msg.decode(msg.Record, data)) == data
+    assert encode(decode(msg.Record, data)) == data
 
 
 @pytest.mark.parametrize(
@@ -123,30 +125,30 @@ def test_the_sorted_spelling_is_accepted() -> None:
         pytest.param(b"\x86" + msgpack.packb(ordered(REVEAL))[1:] + b"\xa7version\x02", id="key twice"),
         pytest.param(b"\x91" * 5000 + b"\xc0", id="deep nesting"),
         pytest.param(b"\xdd\xff\xff\xff\xff", id="announces four thousand million elements"),
-        pytest.param(bytes(msg.MAX_RECORD + 5000), id="too long"),
+        pytest.param(bytes(MAX_RECORD + 5000), id="too long"),
     ],
 )
 def test_other_spellings_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
-        msg.decode(msg.Record, data)
+        decode(msg.Record, data)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 31.0])
 def test_wait_takes_only_sane_times(seconds: float) -> None:
     with pytest.raises(ProtocolError):
-        msg.decode(msg.REQUEST, msgpack.packb({"after": 0, "kind": "wait", "seconds": seconds}))
+        decode(frames.REQUEST, msgpack.packb({"after": 0, "kind": "wait", "seconds": seconds}))
 
 
 def test_error_of_a_hostile_message_is_short_and_printable() -> None:
     """Its text goes into logs and replies."""
     data = msgpack.packb({"\x1b[2J\n" * 90_000: 1, "kind": "wait", "after": 0, "seconds": 1.0})
     for adapter, bad in (
-        (msg.REQUEST, data),
-        (msg.REQUEST, msgpack.packb({"kind": "\x1b[2J\u202e"})),  # pydantic quotes an unknown kind
+        (frames.REQUEST, data),
+        (frames.REQUEST, msgpack.packb({"kind": "\x1b[2J\u202e"})),  # pydantic quotes an unknown kind
         (msg.Record, msgpack.packb(ordered({**REVEAL, "sender": "a\x1b[2J"}))),
     ):
         with pytest.raises(ProtocolError) as e:
-            msg.decode(adapter, bad)
+            decode(adapter, bad)
         assert len(str(e.value)) < 400 and str(e.value).isprintable()
 
 
@@ -200,5 +202,5 @@ def test_a_record_of_an_old_run_says_what_it_is() -> None:
     """Whatever else it holds: its messages are readable by its server."""
     for body in (BODY, {"kind": "sum-contribution", "label": "moments"}):
         with pytest.raises(Refused, match="readable by its server") as e:
-            msg.decode(msg.Record, msgpack.packb(ordered({**REVEAL, "version": 1, "body": body})))
+            decode(msg.Record, msgpack.packb(ordered({**REVEAL, "version": 1, "body": body})))
         assert e.value.reason == "old-version" and ANEW in str(e.value)

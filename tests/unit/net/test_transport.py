@@ -22,10 +22,11 @@ from serving import MANIFEST, PEOPLE, SESSION, Raw, Server
 
 from focal.config import VERSION
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.net import hub
+from focal.net import frames, hub
 from focal.net import messages as msg
+from focal.net.encoding import encode
+from focal.net.frames import PIECE
 from focal.net.identity import Identity
-from focal.net.messages import PIECE
 from focal.net.store import Blobs, Board, DiskError
 from focal.net.transport import Hub, Link
 
@@ -114,7 +115,7 @@ class SlowLink:
 
 def test_welcome_names_the_session(server: Server) -> None:
     with Link(MANIFEST, PEOPLE["north"], server.endpoint) as link:
-        assert link.open(10) == msg.Welcome(version=VERSION, session=SESSION)
+        assert link.open(10) == frames.Welcome(version=VERSION, session=SESSION)
 
 
 def test_key_off_the_allow_list_is_refused_and_told_so(server: Server) -> None:
@@ -172,11 +173,11 @@ def test_another_manifest_stops_the_party_by_name(server: Server) -> None:
 
 def test_hello_under_anothers_name_or_version_is_refused(raw: Raw) -> None:
     ours = MANIFEST.hash.hex()
-    name = raw.ask(msg.Hello(version=VERSION, name="south", manifest=ours))
+    name = raw.ask(frames.Hello(version=VERSION, name="south", manifest=ours))
     assert name.reason == "name" and "'north'" in name.message and "'south'" in name.message
-    version = raw.ask(msg.Hello(version=VERSION + 1, name="north", manifest=ours))
+    version = raw.ask(frames.Hello(version=VERSION + 1, name="north", manifest=ours))
     assert version.reason == "version"
-    assert isinstance(raw.ask(msg.Hello(version=VERSION, name="north", manifest=ours)), msg.Welcome)
+    assert isinstance(raw.ask(frames.Hello(version=VERSION, name="north", manifest=ours)), frames.Welcome)
 
 
 def test_port_in_use(server: Server, tmp_path: Path) -> None:
@@ -309,26 +310,26 @@ def test_naming_a_blob_does_not_open_it(server: Server, raw: Raw) -> None:
     """North knows a digest from the board but not the bytes: claiming 'all' for it must change nothing."""
     data = os.urandom(1000)
     digest = hashlib.sha256(data).hexdigest()
-    claim = msg.Put(digest=digest, size=1000, offset=0, audience="all")
+    claim = frames.Put(digest=digest, size=1000, offset=0, audience="all")
     assert raw.ask(claim, bytes(1000)).reason == "digest"  # before south's upload
     with dial(server, "south") as south:
         south.put(data, "custodians")
     raw.ask(claim, bytes(1000))  # and after it
-    assert raw.ask(msg.Get(digest=digest, offset=0)).reason == "audience"
+    assert raw.ask(frames.Get(digest=digest, offset=0)).reason == "audience"
 
 
 def test_unknown_blob_and_wrong_pieces_are_refused(server: Server, raw: Raw) -> None:
     with dial(server, "south") as south, pytest.raises(Refused) as e:
         south.get("00" * 32)
     assert e.value.reason == "unknown-blob"
-    put = msg.Put(digest="00" * 32, size=10, offset=0)
+    put = frames.Put(digest="00" * 32, size=10, offset=0)
     assert raw.ask(put, b"").reason == "size"
     assert raw.ask(put, bytes(11)).reason == "size"
-    assert raw.ask(msg.Put(digest="00" * 32, size=msg.MAX_BLOB, offset=0), bytes(PIECE + 1)).reason == "size"
-    assert raw.ask(msg.Put(digest="00" * 32, size=10, offset=5), bytes(5)).reason == "offset"
-    assert raw.ask(msg.Beat(), b"payload").reason == "malformed"
+    assert raw.ask(frames.Put(digest="00" * 32, size=frames.MAX_BLOB, offset=0), bytes(PIECE + 1)).reason == "size"
+    assert raw.ask(frames.Put(digest="00" * 32, size=10, offset=5), bytes(5)).reason == "offset"
+    assert raw.ask(frames.Beat(), b"payload").reason == "malformed"
     with dial(server, "south") as south:
-        for bad in (b"", bytes(msg.MAX_BLOB + 1)):
+        for bad in (b"", bytes(frames.MAX_BLOB + 1)):
             with pytest.raises(FocalError, match="64 Mi bytes"):
                 south.put(bad)
 
@@ -489,13 +490,13 @@ def test_server_that_lost_its_state_ends_the_link(tmp_path: Path) -> None:
 def test_silence_is_reported_once_and_requests_are_repeated(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """The hub's thread is held, as by a machine that sleeps: no connection breaks, nothing is answered."""
     release = threading.Event()
-    real = server.hub._handlers[msg.Have]
+    real = server.hub._handlers[frames.Have]
 
     def hold(*args: Any) -> Any:
         release.wait(20)
         return real(*args)
 
-    server.hub._handlers[msg.Have] = hold
+    server.hub._handlers[frames.Have] = hold
     with dial(server, "north") as north:
         north.BEAT, north.QUIET = 0.05, 0.3
         with caplog.at_level(logging.WARNING, "focal.net"):
@@ -544,7 +545,7 @@ def test_heartbeats_pass_a_slow_send(server: Server) -> None:
         thread.start()
         eventually(lambda: server.hub.traffic["north"].get("setup", {}).get("up", 0) > 2 * PIECE)
         gaps, last, beats = [], None, 0
-        real = server.hub._handlers[msg.Beat]
+        real = server.hub._handlers[frames.Beat]
 
         def beat(*args: Any) -> Any:
             nonlocal last, beats
@@ -553,7 +554,7 @@ def test_heartbeats_pass_a_slow_send(server: Server) -> None:
             last, beats = now, beats + 1
             return real(*args)
 
-        server.hub._handlers[msg.Beat] = beat
+        server.hub._handlers[frames.Beat] = beat
         time.sleep(2)
         began = time.monotonic()
         assert north.post(record("north", "a")) == 1
@@ -575,8 +576,13 @@ def test_hub_answers_after_thousands_of_malformed_frames(
 ) -> None:
     header = st.binary(max_size=60) | st.sampled_from(
         [
-            msg.encode(m)
-            for m in (msg.Post(), msg.Beat(), msg.Have(digests=("00" * 32,)), msg.Get(digest="00" * 32, offset=0))
+            encode(m)
+            for m in (
+                frames.Post(),
+                frames.Beat(),
+                frames.Have(digests=("00" * 32,)),
+                frames.Get(digest="00" * 32, offset=0),
+            )
         ]
     )
     frame = st.lists(st.binary(max_size=40), min_size=0, max_size=7) | st.tuples(
@@ -588,11 +594,11 @@ def test_hub_answers_after_thousands_of_malformed_frames(
 
     @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(frame, min_size=20, max_size=40))
-    def throw(frames: list[list[bytes]]) -> None:
-        for parts in frames:
+    def throw(noise: list[list[bytes]]) -> None:
+        for parts in noise:
             if parts:
                 raw.socket.send_multipart(parts)
-        assert isinstance(raw.ask(msg.Beat(doing="alive")), msg.BeatOk)
+        assert isinstance(raw.ask(frames.Beat(doing="alive")), frames.BeatOk)
 
     with caplog.at_level(logging.WARNING, "focal.net"):
         throw()
@@ -616,9 +622,9 @@ def test_tcp_noise_at_the_port_does_not_disturb(server: Server) -> None:
 def test_phases_cannot_fill_the_servers_memory(server: Server, raw: Raw) -> None:
     for i in range(200):
         raw.socket.send_multipart(
-            [os.urandom(8), b"p" + b"abcdefghij"[i % 10 : i % 10 + 1] * (i // 10 + 1), msg.encode(msg.Beat()), b""]
+            [os.urandom(8), b"p" + b"abcdefghij"[i % 10 : i % 10 + 1] * (i // 10 + 1), encode(frames.Beat()), b""]
         )
-    assert isinstance(raw.ask(msg.Beat()), msg.BeatOk)
+    assert isinstance(raw.ask(frames.Beat()), frames.BeatOk)
     assert len(server.hub.traffic["north"]) <= 33
 
 
@@ -639,13 +645,13 @@ def test_full_disk_at_the_server_is_told_to_both_sides(server: Server, caplog: p
 
 
 def test_a_mistake_in_a_handler_does_not_silence_the_server(server: Server) -> None:
-    real = server.hub._handlers[msg.Have]
-    server.hub._handlers[msg.Have] = lambda *_: 1 / 0  # type: ignore[assignment, return-value]
+    real = server.hub._handlers[frames.Have]
+    server.hub._handlers[frames.Have] = lambda *_: 1 / 0  # type: ignore[assignment, return-value]
     with dial(server, "north") as north:
         with pytest.raises(Refused) as e:
             north.have(["00" * 32])
         assert e.value.reason == "internal"
-        server.hub._handlers[msg.Have] = real
+        server.hub._handlers[frames.Have] = real
         assert north.have(["00" * 32]) == [0]
 
 

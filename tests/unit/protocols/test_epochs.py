@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from parties import ROLES, manifest_of
 
-from focal.config import InteractiveConfig, Manifest
+from focal.config import InteractiveConfig
 from focal.errors import FocalError, Refused
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import Identity
 from focal.protocols.blind import plan as blind

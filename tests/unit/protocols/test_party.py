@@ -12,7 +12,9 @@ from parties import identities, manifest_of
 
 from focal.config import VERSION, LocalConfig
 from focal.errors import ProtocolError, Refused
+from focal.net import frames
 from focal.net import messages as msg
+from focal.net.encoding import decode
 from focal.net.identity import sign_manifest
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter
@@ -190,8 +192,8 @@ def test_a_session_named_like_a_run(tmp_path: Path) -> None:
 class Here(Net):
     """A server that answers."""
 
-    def open(self, timeout: float) -> msg.Welcome:
-        return msg.Welcome(version=VERSION, session=SESSION)
+    def open(self, timeout: float) -> frames.Welcome:
+        return frames.Welcome(version=VERSION, session=SESSION)
 
 
 class Ending(Here):
@@ -214,4 +216,4 @@ def test_a_party_that_has_finished_and_starts_again_waits_for_nobody(tmp_path: P
         again.prepare = lambda: pytest.fail("it goes through its script again")  # type: ignore[method-assign]
         assert not enter(again, network, 0.2)  # type: ignore[arg-type]
         again.close()
-    assert [msg.decode(msg.Record, msg.decode(msg.Signed, data).record).topic for data in board] == ["finished"]
+    assert [decode(msg.Record, decode(msg.Signed, data).record).topic for data in board] == ["finished"]

@@ -20,13 +20,13 @@ from manifests import manifest
 from masked import LABEL, LISTS, Masking
 
 from focal.ckks import codec
-from focal.config import Manifest
 from focal.custody import refresh
 from focal.errors import Refused
 from focal.heads.linear.cost import layout_for
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.masks import TARGET_LIMBS
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import uploads

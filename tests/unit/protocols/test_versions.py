@@ -18,16 +18,19 @@ from serving import PEOPLE as DIALLING
 from serving import Raw, Server
 
 from focal.ckks import native
-from focal.config import ANEW, OLD, OTHER, VERSION, LocalConfig, Manifest, RunConfig, read, write
+from focal.config import ANEW, OLD, OTHER, VERSION, LocalConfig, RunConfig
 from focal.errors import ConfigError, FocalError, Refused
-from focal.net import answers
+from focal.manifest import Manifest
+from focal.net import answers, frames
 from focal.net import messages as msg
+from focal.net.encoding import decode, encode
 from focal.net.hub import Hub
 from focal.net.identity import Identity, open_record, sign_manifest
 from focal.net.link import Link
 from focal.net.store import Board, Journal
 from focal.protocols.common.audit import recorded
 from focal.protocols.start import run_role
+from focal.reading import read, write
 from focal.runs import local
 
 PEOPLE = identities()
@@ -200,7 +203,7 @@ def test_what_version_2_made_has_a_sentence_of_its_own(tmp_path: Path, server: S
         )
     raw = Raw(server, "north")
     try:
-        fault = raw.ask(msg.Hello(version=2, name="north", manifest=SERVED.hash.hex()))
+        fault = raw.ask(frames.Hello(version=2, name="north", manifest=SERVED.hash.hex()))
     finally:
         raw.close()
     for told in (manifest.value, journal.value, record.value, fault):
@@ -211,10 +214,10 @@ def test_what_version_2_made_has_a_sentence_of_its_own(tmp_path: Path, server: S
 def test_a_signature_of_version_1_is_not_one_of_version_2() -> None:
     """The number is the new one, the domain is the old one."""
     data = PEOPLE["north"].sign_record("5e" * 32, "finished", msg.Finished())
-    signed = msg.decode(msg.Signed, data)
+    signed = decode(msg.Signed, data)
     old = msg.Signed(record=signed.record, signature=PEOPLE["north"].sign(b"focal/record/v1" + signed.record))
     with pytest.raises(FocalError, match="signature of 'north'"):
-        open_record(MANIFEST, msg.encode(old))
+        open_record(MANIFEST, encode(old))
 
 
 @pytest.fixture
@@ -227,14 +230,14 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_an_old_party_is_told(server: Server) -> None:
     raw = Raw(server, "north")
     try:
-        fault = raw.ask(msg.Hello(version=1, name="north", manifest=SERVED.hash.hex()))
+        fault = raw.ask(frames.Hello(version=1, name="north", manifest=SERVED.hash.hex()))
     finally:
         raw.close()
     assert fault.reason == "version" and fault.message.startswith("'north' speaks version 1")
     assert OLD in fault.message and ANEW in fault.message
 
 
-def faults(hub: Hub, asker: Any, hello: msg.Hello, _: bytes) -> Any:
+def faults(hub: Hub, asker: Any, hello: frames.Hello, _: bytes) -> Any:
     """What a server of version 1 answers."""
     raise Refused(
         "version",
@@ -244,7 +247,7 @@ def faults(hub: Hub, asker: Any, hello: msg.Hello, _: bytes) -> Any:
 
 
 def welcomes(hub: Hub, *_: Any) -> Any:
-    return msg.Welcome(version=1, session=hub.session), b""
+    return frames.Welcome(version=1, session=hub.session), b""
 
 
 @pytest.mark.parametrize("answer", [faults, welcomes])
@@ -268,7 +271,7 @@ def test_a_newer_server_is_not_called_an_old_one(tmp_path: Path, monkeypatch: py
     server = Server(tmp_path, SERVED)
     raw = Raw(server, "north")
     try:
-        fault = raw.ask(msg.Hello(version=3, name="north", manifest=SERVED.hash.hex()))
+        fault = raw.ask(frames.Hello(version=3, name="north", manifest=SERVED.hash.hex()))
     finally:
         raw.close()
         server.stop()

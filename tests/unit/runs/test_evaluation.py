@@ -19,11 +19,12 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from focal.baselines.logistic import baseline_scores
-from focal.config import InteractiveConfig, LowerConfig, read
+from focal.config import InteractiveConfig, LowerConfig
 from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import ConfigError, FocalError
 from focal.measure.metrics import MEASURES, macro_auroc
 from focal.measure.scores import score_outputs
+from focal.reading import read
 from focal.runs.compare import score_local_run
 from focal.runs.evaluate import LabelMap, evaluate, predict
 from focal.segments import upper

@@ -16,8 +16,9 @@ from PIL import Image
 from places import DATA
 
 from focal import configs
-from focal.config import LowerConfig, RunConfig, read
+from focal.config import LowerConfig, RunConfig
 from focal.errors import FocalError
+from focal.reading import read
 from focal.segments import lower
 from focal.segments.lower import (
     build_lower,

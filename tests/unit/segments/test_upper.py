@@ -14,8 +14,8 @@ import torch
 from places import ROOT
 from torch import nn
 
-from focal.config import LowerSpec
 from focal.errors import FocalError
+from focal.manifest import LowerSpec
 from focal.segments import upper
 from focal.segments.projection import Projection
 from focal.segments.upper import ModelMeta, ReleasedModel, UpperHead, class_probabilities

@@ -20,10 +20,11 @@ import torch
 from patience import PATIENCE
 from places import ROOT
 
-from focal.config import LowerConfig, LowerSpec
+from focal.config import LowerConfig
 from focal.data.synthetic import generate
 from focal.data.table import ArrayImages, Table
 from focal.errors import FocalError
+from focal.manifest import LowerSpec
 from focal.segments.lower import LowerSegment, build_lower, preprocess
 from focal.training import features
 from focal.training.features import FeatureCache, compute_features
