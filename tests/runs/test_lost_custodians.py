@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,14 @@ def test_a_guard_that_is_lost_while_it_trains_has_a_successor(tmp_path: Path) ->
         shutil.copytree(c.folder("custodian-1"), tmp_path / "copy", ignore=shutil.ignore_patterns("*.tmp"))
         lose(c, "custodian-1")
         go_on_without(c, "custodian-1")
-        wait_for(c, lambda board: ("custodian-2", "refresh/2/logits/e1") in board)
+        wait_for(c, lambda board: ("custodian-3", "epoch/1/agreed") in board)
+        c.processes["custodian-3"].child.send_signal(signal.SIGSTOP)  # or the run would be over
         shutil.rmtree(c.folder("custodian-1"))
         shutil.copytree(tmp_path / "copy", c.folder("custodian-1"))
         restored = c.start("custodian-1")
         assert restored.end() == 1 and "'custodian-1' was given up" in restored.errors
         assert not list(c.folder("custodian-1").glob("*.key"))
+        c.processes["custodian-3"].child.send_signal(signal.SIGCONT)
         c.processes.pop("custodian-1")
         ends_well(c, "custodian-1")
         topics = {topic for _, topic in c.board()}

@@ -172,6 +172,7 @@ class Custodian(Party):
     def turn(self) -> None:
         """Agree to what is proposed, first of all on disk, and wait until it is in force."""
         self.read_all()
+        self._check_not_given_up()
         self.catch_up()
         while True:
             if self.epochs.proposed and self.me.name in self.epochs.proposed[-1].active:
@@ -179,6 +180,9 @@ class Custodian(Party):
             if not self.epochs.pending:
                 break
             self.read_board(seconds=2.0)
+        self._check_not_given_up()
+
+    def _check_not_given_up(self) -> None:
         if self.me.name not in self.epochs.now.active:
             self._forget(*key_files(self))
             raise LeftOut(

@@ -16,7 +16,7 @@ import os
 import time
 
 from focal.custody.ledger import Ledger, ledger_digest
-from focal.errors import Refused
+from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.protocols.common.epochs import unspelled
 from focal.protocols.common.party import Party
@@ -39,8 +39,8 @@ def entry(kind: type, item: str, suffix: str) -> tuple[str, str]:
 
 
 def check_ledger(party: Party, ledger: Ledger) -> None:
-    """Raise :class:`Refused` (``old-ledger``) when a peer knows of shares that ``ledger`` does not.
-    Waits for everybody's answer."""
+    """Raise :class:`Refused` (``old-ledger``; :class:`FocalError` where the others can go on without us) when a peer
+    knows of shares that ``ledger`` does not. Waits for everybody's answer."""
     nonce, me = os.urandom(32).hex(), party.me.name
     topic, told = f"resume-answer/{me}/{nonce[:16]}", time.monotonic()
     party.say(f"resume/{nonce[:16]}", msg.ResumeNonce(nonce=nonce))
@@ -54,12 +54,14 @@ def check_ledger(party: Party, ledger: Ledger) -> None:
         if answer.nonce != nonce or answer.about != me:
             raise Refused("stale-answer", f"'{name}' answered another question about our ledger")
         if answer.highest + 1 > ledger.count or ledger.digest(answer.highest + 1) != answer.digest:
-            raise Refused(
-                "old-ledger",
+            told = (
                 f"'{name}' has seen {answer.highest + 1} of our shares, {ledger.path} holds {ledger.count}: "
-                "it is an old copy",
-                hint="restore the newest copy, or start a new run",
+                "it is an old copy"
             )
+            if party.manifest.needed < len(party.manifest.custodians):  # no reason to end the run for all
+                hint = "restore the newest copy, or have the others go on without this custodian (focal epoch lost)"
+                raise FocalError(f"'{me}': {told}", hint=hint)
+            raise Refused("old-ledger", told, hint="restore the newest copy, or start a new run")
 
 
 def answer_peers(party: Party, peers: list[str]) -> None:
