@@ -21,7 +21,7 @@ used twice, test_scan.py adds up all that a run publishes, and SECURITY.md says 
 Only b halves travel. Round 2 depends on round 1, and that is where a custodian that answers last could choose its
 round-1 part so that the others' answers spell out their secrets (h1 = 0 would show P g s_i): rounds are therefore
 committed before they are revealed, and round 2 is answered only after all signed the same transcript of round 1
-(focal.protocols.common.custodian). References: Mouchet et al., "Multiparty Homomorphic Encryption from RLWE", PoPETs
+(focal.protocols.common.keyholder). References: Mouchet et al., "Multiparty Homomorphic Encryption from RLWE", PoPETs
 2021, protocols 1 to 3 (relinearisation: protocol 2).
 """
 

@@ -53,7 +53,7 @@ POINTS: dict[str, list[Point]] = {
     ],
     "custodian-2": [  # it does not
         ("gather", "focal.net.store:Journal.once", 2),
-        ("keys", "focal.protocols.common.custodian:private_write", 1),
+        ("keys", "focal.protocols.common.keyholder:private_write", 1),
         ("keys", "focal.net.link:Link.put_many", 1),
         ("upload", "focal.protocols.common.party:Party.say", 1),
         ("upload", "focal.protocols.common.party:Party.commit", 1),

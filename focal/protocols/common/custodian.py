@@ -9,13 +9,8 @@
 Every answer is a function of the plan, of public digests and of the own share, is made once, and is on disk before it
 leaves (focal.custody.ledger). With ``verify: lockstep`` the custodian re-runs every step with the project's own
 engine and answers only for limbs equal to its own: it is the voice that *checks*
-(:mod:`focal.protocols.common.voice`). With ``verify: off`` it trusts the server to compute what was agreed. One
-verifier is the guard. It answers each batch of refreshes last::
-
-    server  request --+--------------------------------------------------------------------------------------> combine
-    others            +--> shares, masks of 98 bits ---------------+                                              ^
-    guard             +--> lockstep --> all of these, pinned, then weighed (focal.custody.refresh) --> its shares ---+
-                                                                                        `-----> or ``range``, and no key
+(:mod:`focal.protocols.common.voice`). With ``verify: off`` it trusts the server to compute what was agreed.
+How refreshes are answered: :mod:`focal.protocols.common.answering`.
 """
 
 from __future__ import annotations
@@ -25,51 +20,35 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from focal.ckks import codec
-from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig
-from focal.custody import refresh, release
+from focal.custody import release
 from focal.custody.inputs import Input
 from focal.custody.ledger import Ledger
 from focal.custody.projections import Proof
-from focal.custody.refresh import Guard
 from focal.errors import FocalError, Refused
-from focal.files import forget, private_write
+from focal.files import private_write
 from focal.heads.masks import only_classes
 from focal.manifest import Manifest, Member
 from focal.net import messages as msg
 from focal.net.encoding import decode, encode
 from focal.protocols.common import ceremony, epochs, inputs, refreshing, resuming
+from focal.protocols.common.answering import REFUSED, Answering
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
 from focal.protocols.common.epochs import LeftOut
 from focal.protocols.common.inputs import Claim, MaskKeys
 from focal.protocols.common.keyholder import KeyHolder, key_files
-from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute, Given
 
-REFUSED = "refused"
-"""In the journal: the run that this guard has refused to go on with."""
 FETCHING = 6
 """Blobs that are fetched at a time: each waits for the server, the wire and the own disk, one after the other."""
-AHEAD = 16
-"""Items of a batch whose request and others' shares are sent before they are used: they fit into
-:data:`focal.protocols.common.party.RECENT`."""
-GROUP = 4
-"""Shares that become durable, and then leave, together."""
-H0_FIRST = 8
-"""A stored refresh share is h0's length (8 bytes, little-endian), h0, h1."""
 
 
-class Custodian(Party):
+class Custodian(Answering):
     """``run()`` takes part in one run from the nonces to the release; interrupted, the same call continues it.
     What lies between the keys and the release is its protocol's: :meth:`answer`."""
 
@@ -91,7 +70,6 @@ class Custodian(Party):
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="custodian")
         self.fetching = ThreadPoolExecutor(FETCHING, thread_name_prefix="fetching")
         self.sending = ThreadPoolExecutor(1, thread_name_prefix="sending")
-        self._coming: dict[str, Future[bytes]] = {}
         self._masks: dict[int, MaskKeys] = {}
         self._caught_up = False
 
@@ -153,19 +131,11 @@ class Custodian(Party):
             self._masks[number] = MaskKeys(self)
         return self._masks[number]
 
-    def limbs(self, topic: str) -> list[Limb]:
-        """The key share that shares under ``topic`` are made with."""
-        return self.key.limbs(topic)
-
     def forget_secrets(self) -> None:
         """Nobody may go on with the run, so its key share has no use but a thief's:
         others' shares may be known by now."""
         if "key" in self.__dict__:  # the scope is the run's, and there is a share
             self._forget(*key_files(self))
-
-    def _forget(self, *files: Path) -> None:
-        """Unlink key files. What is in memory ends with the process."""
-        forget(*files)
 
     # ----------------------------------------------------------------- epochs
 
@@ -200,10 +170,6 @@ class Custodian(Party):
             f"{self.me.name}: goes on with {', '.join(proposal.active)} in epoch {proposal.number}, "
             "and answers in no older one"
         )
-
-    def guards(self, topic: str) -> bool:
-        """Does this custodian answer the refreshes of this topic last?"""
-        return epochs.guard(self.manifest, self.active(topic)) == self.me.name
 
     # ----------------------------------------------------------------- inputs
 
@@ -296,170 +262,6 @@ class Custodian(Party):
         for kept in keeping:
             kept.result()
         self.journal.set(f"{self.session}/verified", str(step + 1).encode())
-
-    # ----------------------------------------------------------------- refresh
-
-    def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
-        """Answer the server's request only when it is, limb for limb, what we computed;
-        then combine everybody's answers."""
-        own = [
-            self._passed(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)
-        ]
-        topic = refreshing.topic(items[0])
-        refreshing.expand_ahead(self.scheme, self.seed(topic), items, own, self.pool, self.layout)
-        self.answer_batch(topic, tuple(items), own)
-        return self.refreshed(topic)
-
-    def refreshed(self, topic: str) -> list[Any]:
-        """What a batch of refreshes gave, from its request and everybody's answers."""
-        asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
-        answers = self.hear_all(self.active(topic), topic, msg.RefreshShares)
-        return refreshing.combine(self.scheme, self.seed(topic), asked, answers, self.fetch, self.pool, self.layout)
-
-    def _passed(self, data: bytes) -> str:
-        """Keep at hand what the server has too, and is asked for if it is forgotten here; returns its digest."""
-        digest = codec.digest(data)
-        self.passing.add(digest, data)
-        return digest
-
-    def answer_batch(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
-        """Answer one batch: the plan's items in the plan's order, and with ``own`` digests nothing
-        but these ciphertexts."""
-        asked = self.hear(self.manifest.server.name, topic, msg.RefreshRequest)
-        if asked.items != items or len(asked.ciphertexts) != len(items):
-            raise Refused("plan", f"the server asks for {asked.items[:1]} under '{topic}', the plan has {items[:1]}")
-        if own is not None and tuple(own) != asked.ciphertexts:
-            differs = next(
-                item for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True) if mine != theirs
-            )
-            raise Refused(
-                "lockstep", f"the server presents another ciphertext for '{differs}' than our own computation yields"
-            )
-        guards = self.guards(topic)
-        others = self._pinned(topic, asked) if guards else {}
-        if not self.repeat(topic):
-            theirs = others.values()
-            self._fetch_ahead(
-                [
-                    *asked.ciphertexts[:AHEAD],
-                    *(d for o in theirs for d in o.h0[:AHEAD]),
-                    *(d for o in theirs for d in o.h1[:AHEAD]),
-                ]
-            )
-            if guards:
-                self._weigh(topic, asked, others)
-            digests = self._answered(topic, items, asked.ciphertexts)
-            self.say(
-                topic,
-                msg.RefreshShares(
-                    items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])
-                ),
-            )
-        return asked
-
-    def _answered(self, topic: str, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> list[str]:
-        """Digests of h0, h1, h0, h1, ..., which the server has: some are made while those before them,
-        which are on disk, are sent."""
-        # of a batch that is refused no share leaves
-        self.ledger.check("refresh" + self.epochs.at(topic).suffix, list(zip(items, ciphertexts, strict=True)))
-        sent = []
-        for i in range(0, len(items), GROUP):
-            shares = self._refresh_shares(topic, items[i : i + GROUP], ciphertexts[i : i + GROUP])
-            made = [half for pair in shares for half in pair]
-            sent.append((made, self.sending.submit(self.share_blobs, made, "custodians")))
-        digests = []
-        for made, future in sent:
-            digests += future.result()
-            if self.verifies:  # it adds them up itself
-                list(map(self.passing.add, digests[-len(made) :], made))
-        return digests
-
-    def _fetch_ahead(self, digests: list[str]) -> None:
-        """Have these sent; whoever asks for one waits for what is under way already."""
-        for digest in digests:
-            if self.passing.get(digest) is None and digest not in self.blobs:
-                self._coming[digest] = self.fetching.submit(super().fetch, digest)
-
-    def fetch(self, digest: str) -> bytes:
-        coming = self._coming.pop(digest, None)
-        return coming.result() if coming is not None else super().fetch(digest)
-
-    def _pinned(self, topic: str, asked: msg.RefreshRequest) -> dict[str, msg.RefreshShares]:
-        """Everybody else's answers, which the guard waits for. They are the same after a restart
-        as when they were weighed."""
-        others = self.hear_all([p for p in self.active(topic) if p != self.me.name], topic, msg.RefreshShares)
-        refreshing.check_answers(asked, others)
-        weighed = hashlib.sha256(b"focal/guard/v1" + b"".join(map(encode, (asked, *others.values()))))
-        self.ledger.pin(self.spelled(topic), weighed.hexdigest())
-        return others
-
-    def _weigh(self, topic: str, asked: msg.RefreshRequest, others: dict[str, msg.RefreshShares]) -> None:
-        """The guard's part: what all the others leave to be seen is small in every item, or the run ends here.
-
-        The request and all answers were pinned before, and all of a batch is weighed before any of it is answered:
-        every decision is one bit, and nobody may have two for one batch. On ``range`` the key share is gone before the
-        word is out, and the word says neither item nor size.
-        """
-
-        def small(i: int) -> bool:
-            h0 = [(name, self.fetch(theirs.h0[i])) for name, theirs in others.items()]
-            bounds, data = self.bounds(topic, asked.items[i]), self.fetch(asked.ciphertexts[i])
-            return refresh.small_enough(self.scheme, bounds, self.limbs(topic), data, h0)
-
-        if not all(list(self.pool.map(small, range(len(asked.items))))):
-            self.journal.set(REFUSED, self.scope.encode())
-            self._refuse()
-
-    def _refuse(self) -> None:
-        """End the run without a key share; again after a restart, should the word not have got out."""
-        self._forget(*key_files(self))
-        raise Refused(
-            "range",
-            "what is to be refreshed is larger than anything a training step gives: "
-            "an upload, a share or the request is malformed",
-            hint="the key share is deleted, and this run is over; 'focal audit' tells whether it was the server",
-        )
-
-    def _refresh_shares(
-        self, topic: str, items: tuple[str, ...], digests: tuple[str, ...]
-    ) -> list[tuple[bytes, bytes]]:
-        """(h0, h1) for each plan item: made once, several at a time, the stored bytes ever after;
-        stored in the plan's order."""
-        asked = list(zip(items, digests, strict=True))
-
-        def make(missing: list[int]) -> list[bytes]:
-            return list(self.pool.map(lambda i: self._made(topic, *asked[i]), missing))
-
-        out, epoch = [], self.epochs.at(topic)
-        for stored in self.ledger.answers("refresh" + epoch.suffix, asked, make, epoch=epoch.number):
-            end = H0_FIRST + int.from_bytes(stored[:H0_FIRST], "little")
-            out.append((stored[H0_FIRST:end], stored[end:]))
-        return out
-
-    def _made(self, topic: str, item: str, digest: str) -> bytes:
-        """A fresh share, as the ledger stores it."""
-        data = self.fetch(digest)
-        how = self.layout.refresh_map(item)
-        c1 = codec.unpack(self.scheme, codec.ciphertext(how.request), data, f"'{self.manifest.server.name}'")[1]
-        a = refresh.common_random(self.scheme, self.seed(topic), item, codec.digest(data), how.limbs)
-        bits = self._mask_bits(topic, item)
-        h0, h1 = refresh.share(self.scheme, self.limbs(topic), c1, a, bits, how, self.added())
-        return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
-
-    def bounds(self, topic: str, item: str) -> Guard:
-        """Widths of masks and the guard's bound for a plan item."""
-        return refresh.guard(self.scheme, len(self.active(topic)), self.layout.refresh_map(item))
-
-    def _mask_bits(self, topic: str, item: str) -> int:
-        """How wide this custodian's masks are: the guard's hide what it has let pass, the others' an honest message."""
-        bounds = self.bounds(topic, item)
-        if self.manifest.guard is None:
-            return bounds.alone_bits
-        return bounds.guard_bits if self.guards(topic) else bounds.others_bits
-
-    def added(self) -> NDArray[np.float64] | None:
-        """Slots that this custodian adds to what is refreshed: nothing, unless its protocol says so."""
-        return None
 
     # ----------------------------------------------------------------- after a restart
 

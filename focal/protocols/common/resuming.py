@@ -54,14 +54,17 @@ def check_ledger(party: Party, ledger: Ledger) -> None:
         if answer.nonce != nonce or answer.about != me:
             raise Refused("stale-answer", f"'{name}' answered another question about our ledger")
         if answer.highest + 1 > ledger.count or ledger.digest(answer.highest + 1) != answer.digest:
-            told = (
-                f"'{name}' has seen {answer.highest + 1} of our shares, {ledger.path} holds {ledger.count}: "
-                "it is an old copy"
-            )
             if party.manifest.needed < len(party.manifest.custodians):  # no reason to end the run for all
-                hint = "restore the newest copy, or have the others go on without this custodian (focal epoch lost)"
-                raise FocalError(f"'{me}': {told}", hint=hint)
-            raise Refused("old-ledger", told, hint="restore the newest copy, or start a new run")
+                raise FocalError(
+                    f"'{me}': '{name}' has seen shares that {ledger.path} does not hold: it is an old copy",
+                    hint="restore the newest, or have the others go on without this custodian (focal epoch lost)",
+                )
+            raise Refused(
+                "old-ledger",
+                f"'{name}' has seen {answer.highest + 1} of our shares, {ledger.path} holds {ledger.count}: "
+                "it is an old copy",
+                hint="restore the newest copy, or start a new run",
+            )
 
 
 def answer_peers(party: Party, peers: list[str]) -> None:

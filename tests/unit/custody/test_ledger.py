@@ -12,6 +12,8 @@ import pytest
 
 from focal.custody.ledger import Ledger, ledger_digest
 from focal.errors import FocalError, Refused
+from focal.net import messages as msg
+from focal.protocols.common.resuming import entry
 
 
 def never() -> bytes:
@@ -188,3 +190,35 @@ def test_a_limit_ends_a_protocol_and_repeats_nothing(tmp_path: Path) -> None:
         ledger.answer("open", "item-3", f"{3:064x}", lambda: b"share", limit=3)
     assert ledger.answer("open", "item-1", f"{1:064x}", lambda: b"another", limit=3) == b"share"
     assert ledger.answer("refresh", "item-3", f"{3:064x}", lambda: b"share") == b"share"
+
+
+def test_nothing_new_is_given_in_an_older_epoch(ledger: Ledger) -> None:
+    """What was given before comes back, in whatever epoch; and after a restart the epoch is still there."""
+    ledger.answer("refresh", "old", "aa", lambda: b"share", epoch=0)
+    ledger.enter(1, "11" * 32)
+    assert ledger.answer("refresh", "old", "aa", never, epoch=0) == b"share"
+    for again in (ledger, Ledger(ledger.path)):
+        with pytest.raises(Refused) as caught:
+            again.answer("refresh", "new", "bb", never, epoch=0)
+        assert caught.value.reason == "old-epoch"
+    assert ledger.answer("refresh/e1", "old", "aa", lambda: b"another", epoch=1) == b"another"
+
+
+def test_an_epoch_is_entered_once(ledger: Ledger) -> None:
+    ledger.enter(1, "11" * 32)
+    ledger.enter(1, "11" * 32)
+    with pytest.raises(Refused) as caught:
+        ledger.enter(1, "22" * 32)
+    assert caught.value.reason == "second-answers"
+
+
+def test_what_was_opened_is_opened_in_no_other_epoch(ledger: Ledger) -> None:
+    """Refreshes have a protocol of their own in every epoch, openings and releases one for all."""
+    assert entry(msg.RefreshShares, "item", "/e1") == ("refresh/e1", "item")
+    ledger.answer(*entry(msg.ReleaseShares, "item", ""), "aa", lambda: b"share")
+    ledger.answer(*entry(msg.OpeningShares, "item", ""), "aa", lambda: b"share")
+    ledger.enter(1, "11" * 32)
+    for kind in (msg.ReleaseShares, msg.OpeningShares):
+        with pytest.raises(Refused) as caught:
+            ledger.answer(*entry(kind, "item", "/e1"), "aa", never, epoch=1)
+        assert caught.value.reason == "second-item"
