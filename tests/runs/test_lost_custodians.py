@@ -101,6 +101,18 @@ def test_two_of_three_go_on_when_people_say_that_the_third_is_lost() -> None:
         ends_well(c, "custodian-3")
 
 
+def test_one_may_be_lost_as_soon_as_the_keys_are_made() -> None:
+    """The others have just been started, and ask each other what they have seen before they agree to anything."""
+    with consortium("lost-first", 2, 3, verify="first") as c:
+        role = "from focal.protocols.common.custodian import Custodian\n"
+        dies = f"import os\n{role}Custodian.turn = lambda self: os._exit(9)\n"
+        c.start("server", "custodian-1", "custodian-3", *c.institutions)
+        assert c.start("custodian-2", prelude=dies).end() == 9
+        lose(c, "custodian-2")
+        go_on_without(c, "custodian-2")
+        ends_well(c, "custodian-2")
+
+
 def test_commands_about_epochs_say_what_they_need(tmp_path: Path) -> None:
     assert "no server's state folder" in said(cli("epoch", "lost", tmp_path, "custodian-1"))
     assert "no epoch waits for a signature" in said(cli("epoch", "sign", tmp_path))

@@ -120,8 +120,8 @@ class Epochs:
                 if record.body != self.proposed[-1]:
                     raise Refused("epoch", f"'{record.sender}' was shown another epoch {number} than we were")
                 self._words.add(record.sender)
-                if self.warranted():
-                    newest = self.proposed[-1]
+                newest = self.proposed[-1]
+                if self._backed and self._words.issuperset(newest.active):
                     self.in_force.append(Epoch(number, newest.active, self._stage, digest(self.run_id, newest)))
 
     def _check(self, topic: str, proposal: msg.Epoch) -> None:
@@ -157,18 +157,20 @@ class Epochs:
         """Is the newest proposal still to come into force?"""
         return bool(self.proposed) and self.proposed[-1].number != self.in_force[-1].number
 
-    def warranted(self, without: str | None = None) -> bool:
-        """Have all active custodians of the newest proposal agreed, ``without`` one, and do enough others say so
-        too?"""
-        newest = self.proposed[-1]
-        if not all(name in self._words for name in newest.active if name != without):
-            return False
+    @property
+    def _backed(self) -> bool:
+        """Are those of the newest proposal enough to go on by themselves, or do institutions consent?"""
         consents = sum(m.name in self._words for m in self.manifest.institutions)
-        return len(newest.active) >= quorum(self.manifest) or consents >= consents_needed(self.manifest)
+        return len(self.proposed[-1].active) >= quorum(self.manifest) or consents >= consents_needed(self.manifest)
 
-    def trusted(self, without: str) -> tuple[str, ...]:
-        """Who is active, or would be if ``without`` agreed too, in the newest epoch for which enough others speak."""
-        return self.proposed[-1].active if self.pending and self.warranted(without) else self.now.active
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Who must have answered before a custodian that was started gives anything: those who are active, or will be.
+
+        Nobody waits for one that is lost, and nobody has agreed yet where all have just been started. Of a proposal
+        that custodians back by themselves, t others at least are asked, an honest one among them.
+        """
+        return self.proposed[-1].active if self.pending and self._backed else self.now.active
 
     def next(self, lost: Sequence[str]) -> msg.Epoch:
         """The proposal of an epoch without ``lost``. Raises :class:`FocalError` when there can be none."""

@@ -44,12 +44,12 @@ def check_ledger(party: Party, ledger: Ledger) -> None:
     nonce, me = os.urandom(32).hex(), party.me.name
     topic, told = f"resume-answer/{me}/{nonce[:16]}", time.monotonic()
     party.say(f"resume/{nonce[:16]}", msg.ResumeNonce(nonce=nonce))
-    while missing := [n for n in party.epochs.trusted(me) if n != me and not party.said(n, topic)]:
+    while missing := [n for n in party.epochs.asked if n != me and not party.said(n, topic)]:
         party.read_board(seconds=2.0)
         if time.monotonic() - told > 5.0:
             told = time.monotonic()
             party.report.waiting(missing, topic)
-    others = [name for name in party.epochs.trusted(me) if name != me]
+    others = [name for name in party.epochs.asked if name != me]
     for name, answer in party.hear_all(others, topic, msg.ResumeAnswer).items():
         if answer.nonce != nonce or answer.about != me:
             raise Refused("stale-answer", f"'{name}' answered another question about our ledger")

@@ -18,7 +18,7 @@ from focal.protocols.common.epochs import Epochs
 from focal.protocols.interactive import plan as joint
 
 RUN = b"\x05" * 32
-C = [f"custodian-{i}" for i in range(1, 6)]
+C = [f"custodian-{i}" for i in range(1, 9)]
 INSTITUTIONS = [name for name, (role, _) in ROLES.items() if role == "institution"]
 
 
@@ -88,8 +88,7 @@ def test_an_epoch_is_in_force_when_all_that_are_left_have_agreed() -> None:
     assert proposal.active == (C[0], C[2], C[3]) and board.epochs.pending
     board.agree(proposal, C[0], C[2])
     assert board.epochs.pending and board.epochs.now.number == 0
-    assert board.epochs.trusted(C[3]) == proposal.active, "for the third, who asks before it agrees, they are enough"
-    assert board.epochs.trusted(C[0]) == tuple(C[:4]), "not for one of the two"
+    assert board.epochs.asked == proposal.active, "who has just been started asks these, and agrees then"
     board.agree(proposal, C[3])
     assert not board.epochs.pending and board.epochs.now.active == proposal.active
 
@@ -99,9 +98,23 @@ def test_where_too_few_are_left_people_must_consent() -> None:
     proposal = board.propose(C[0])
     board.agree(proposal)
     for name in INSTITUTIONS:
-        assert board.epochs.pending
+        assert board.epochs.pending and board.epochs.asked == tuple(C[:3])
         board.say(name, "epoch/1/consent", proposal)
     assert board.epochs.now.active == (C[1], C[2])
+
+
+def test_two_that_have_just_been_started_do_not_wait_for_each_others_word() -> None:
+    board = Board(manifest(3, 2))
+    proposal = board.propose(C[0])
+    for name in INSTITUTIONS:
+        board.say(name, "epoch/1/consent", proposal)
+    assert board.epochs.pending and board.epochs.asked == (C[1], C[2])
+
+
+@pytest.mark.parametrize("count", range(3, 9))
+def test_an_honest_one_is_asked_where_custodians_go_on_by_themselves(count: int) -> None:
+    for threshold in range(2, count):
+        assert epochs.quorum(manifest(count, threshold)) - 1 >= threshold, "not all of so many others lie"
 
 
 def test_consents_do_not_stand_for_custodians_that_are_left() -> None:
