@@ -5,7 +5,7 @@ A place's upload is y = m + r_1 + ... + r_N + 2^120, over the integers, coeffici
 known to its institution H, the mask r_i, uniform in [0, 2^124), to H and custodian i. Both sides of a projection are
 linear in these parts, so custodians check the sum without seeing any part but their own::
 
-    H          mu: exact integer Gaussian                        journaled before anything leaves (:class:`Attempt`)
+    H          mu: exact integer Gaussian                        the same again after a restart (:class:`Attempt`)
                y_mu = mu + rho_1 + ... + rho_N        mod 2^192   rho_i: stream of a key shared with custodian i
     anybody    Pi = expand(SHA-256(run, H, name, bound, digests of all y, attempt, y_mu))      256 rows of -1 and 1
     H          p = Pi m + mu, sent with y_mu if accepted, else the next attempt (Lyubashevsky 2012, rejection sampling)
@@ -282,8 +282,7 @@ def _stream(key: bytes, index: int, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Attempt:
-    """All that is random in one attempt of a proof. The same at each call:
-    :func:`derived`, or journalled before it is used."""
+    """All that is random in one attempt of a proof. The same at each call: :func:`derived`."""
 
     mu: tuple[tuple[int, ...], ...]
     """Per candidate 256 exact integer Gaussians of the statement's sigma."""
@@ -296,21 +295,6 @@ class Attempt:
         below = below or SystemBelow()
         mu = tuple(tuple(integer_gaussian(sigma, below) for _ in range(ROWS)) for _ in range(CANDIDATES))
         return cls(mu, tuple(below(1 << _COIN_BITS) for _ in range(CANDIDATES)))
-
-    def dump(self) -> bytes:
-        """Bytes for the institution's own journal."""
-        coins = (coin.to_bytes(_COIN_BITS // 8, "little") for coin in self.coins)
-        return b"".join([*map(_signed, self.mu), *coins])
-
-    @classmethod
-    def load(cls, data: bytes) -> Attempt:
-        """Read what :meth:`dump` wrote; only ever one's own journal. ValueError for anything else."""
-        numbers, coin = CANDIDATES * ROWS * _WIDTH, _COIN_BITS // 8
-        if len(data) != numbers + CANDIDATES * coin:
-            raise ValueError(f"{len(data)} bytes are no attempt of a range proof")
-        mu = _numbers(data[:numbers], signed=True)
-        coins = (int.from_bytes(data[numbers + i * coin :][:coin], "little") for i in range(CANDIDATES))
-        return cls(tuple(mu[i * ROWS :][:ROWS] for i in range(CANDIDATES)), tuple(coins))
 
 
 def derived(secret: bytes) -> Callable[[int], int]:
@@ -359,19 +343,19 @@ def prove(
     statement: Statement,
     keys: Sequence[bytes],
     messages: Callable[[], Iterable[NDArray[np.int64]]],
-    journal: Callable[[str, Callable[[], bytes]], bytes],
+    attempts: Callable[[str], Attempt],
 ) -> Proof:
-    """The institution's proof. The same at each call, as long as its journal is the same.
+    """The institution's proof. The same at each call, as long as its attempts are the same.
 
     ``keys``: 32 bytes shared with each custodian, for masks of mu. ``messages``: the coefficients (n,) of all places in
-    the statement's order, anew at each call; one pass in 96 % of all proofs. ``journal(item, make)``: the bytes of the
-    attempt ``item``, the same at each call: derived from a key, or else those of ``make()``, on disk when it returns.
+    the statement's order, anew at each call; one pass in 96 % of all proofs. ``attempts(item)``: the attempt ``item``,
+    the same at each call.
 
     Raises :class:`FocalError` when the messages are longer than the statement's norm; nothing has been shown then.
     """
     for number in itertools.count():
         item = f"range/{statement.name}/{statement.hash.hex()}/{number}"
-        attempt = Attempt.load(journal(item, lambda: Attempt.draw(statement.sigma).dump()))
+        attempt = attempts(item)
         masked = masked_mu(statement, keys, number, attempt)
         squares: list[float] = []
         (projected,) = project(statement, challenge(statement, number, masked), _measured(messages(), squares))

@@ -28,7 +28,7 @@ from focal.ckks.scheme import Scheme
 from focal.custody import inputs, projections
 from focal.custody.inputs import Input, Message
 from focal.custody.integer_gaussian import SystemBelow
-from focal.custody.projections import Lanes, Proof, Statement
+from focal.custody.projections import Attempt, Lanes, Proof, Statement
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import forget, private_write
 from focal.framing import framed
@@ -113,10 +113,10 @@ class MaskKeys:
         Raises :class:`FocalError` when it is not true.
         """
 
-        def attempt(item: str, make: object) -> bytes:
+        def attempt(item: str) -> Attempt:
             # drawn from the key and the statement: even a folder that was restored from a copy makes no second one
             secret = hmac.digest(self.private, framed(b"focal/range/attempt/v1", item.encode()), "sha256")
-            return projections.Attempt.draw(statement.sigma, SystemBelow(projections.derived(secret))).dump()
+            return Attempt.draw(statement.sigma, SystemBelow(projections.derived(secret)))
 
         return projections.prove(statement, [self._shared[name] for name in custodians], messages, attempt).dump()
 
