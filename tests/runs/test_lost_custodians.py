@@ -124,8 +124,9 @@ def test_an_n_of_n_key_goes_on_without_nobody() -> None:
         c.start_all()
         wait_for(c, lambda board: ("server", "step/0") in board)
         c.processes["custodian-2"].kill()
-        assert "given up: custodian-2" in said(cli("epoch", "lost", c.folder("server"), "custodian-2"))
+        assert "given up: custodian-2" in said(cli("epoch", "lost", c.folder("server"), "custodian-2", "custodian-9"))
         c.processes["server"].reach(lambda e: "1 custodians are left of the 2" in e.get("text", ""))
+        c.processes["server"].reach(lambda e: "custodian-9 cannot be given up" in e.get("text", ""))
         c.start("custodian-2")
         c.finish()
         assert error(c) < MAX_ERROR

@@ -238,18 +238,23 @@ class Server(Party):
         try:
             proposal = self.epochs.next(lost)
         except FocalError as e:
-            if e.message not in self._told:
-                self._told.add(e.message)
-                self.report.warn(f"{e.message}; {e.hint}")
+            self._warn_once(f"{e.message}; {e.hint}")
             return
         self.report.warn(f"{', '.join(lost)} given up: epoch {proposal.number} with {', '.join(proposal.active)}")
         self.say(f"epoch/{proposal.number}", proposal)
         self.read_all()
 
+    def _warn_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.report.warn(text)
+
     def _lost(self) -> list[str]:
         """Custodians that are active, or were to be, and are given up."""
         active = (self.epochs.proposed[-1] if self.epochs.proposed else self.epochs.now).active
         declared, seconds = read_lost(self.folder), self.local.lost_seconds
+        if unknown := [name for name in declared if name not in self.custodians]:
+            self._warn_once(f"{', '.join(unknown)} cannot be given up: no custodian of this run has such a name")
         silent = self.hub.silent(seconds) if seconds is not None else []
         return [name for name in active if name in declared or name in silent]
 
