@@ -87,6 +87,7 @@ def epoch_lost(
 @epoch_app.command("sign")
 def epoch_sign(
     folder: Annotated[Path, typer.Argument(help="This institution's state folder (the 'state' of its local file).")],
+    names: Annotated[list[str], typer.Argument(help="All the custodians that are lost, whom you have asked.")],
 ) -> None:
     """Consent to go on without the custodians that are said to be lost. Ask them first.
 
@@ -94,7 +95,7 @@ def epoch_sign(
     """
     from focal.protocols.common import approval
 
-    signed = approval.sign_epoch(folder).epoch
+    signed = approval.sign_epoch(folder, names).epoch
     say(f"signed: epoch {signed.number} goes on with {', '.join(signed.active)}")
 
 

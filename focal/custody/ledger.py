@@ -16,6 +16,8 @@ from pathlib import Path
 
 from focal.errors import FocalError, Refused
 
+_SAID = "number NOT IN (SELECT number FROM unsaid)"
+
 
 class Ledger:
     """Given shares of one custodian in one run, for the protocols ``refresh``, ``open`` (interactive) and ``release``.
@@ -41,8 +43,9 @@ class Ledger:
                 "UNIQUE (protocol, item), UNIQUE (protocol, digest))"
             )
             self._db.execute("CREATE TABLE IF NOT EXISTS pins (topic TEXT PRIMARY KEY, digest TEXT NOT NULL)")
-            entered = self._db.execute("SELECT topic FROM pins WHERE topic LIKE 'epoch/%'").fetchall()
-            self.epoch: int = max((int(topic.removeprefix("epoch/")) for (topic,) in entered), default=0)
+            self._db.execute("CREATE TABLE IF NOT EXISTS unsaid (number INTEGER PRIMARY KEY)")
+            entered = self._db.execute("SELECT item FROM shares WHERE protocol = 'epoch'").fetchall()
+            self.epoch: int = max((int(item) for (item,) in entered), default=0)
             """The newest that this custodian has agreed to."""
         except (OSError, sqlite3.Error) as e:
             raise FocalError(
@@ -50,13 +53,24 @@ class Ledger:
                 hint="without its ledger a custodian must not go on: start a new run",
             ) from None
 
-    def enter(self, epoch: int, digest: str) -> None:
+    def enter(self, epoch: int, digest: str, said: Sequence[tuple[str, str, str]]) -> None:
         """From here on nothing new is given in an older epoch (:mod:`focal.protocols.common.epochs`).
 
-        Raises :class:`Refused` (``second-answers``) when another epoch of this number was entered before.
+        It counts as a share given does. What was made and is not in ``said`` (protocol, item, digest) has never left,
+        and never will: it stays, lest it be made anew, but peers are not asked about it.
+
+        Raises :class:`Refused` (``second-digest``) when another epoch of this number was entered before.
         """
-        self.pin(f"epoch/{epoch}", digest)
+        if epoch > self.epoch:
+            self._set_aside(set(said))
+        self.answer("epoch", str(epoch), digest, lambda: b"")
         self.epoch = max(self.epoch, epoch)
+
+    def _set_aside(self, said: set[tuple[str, str, str]]) -> None:
+        with self._lock:
+            rows = self._db.execute("SELECT number, protocol, item, digest FROM shares").fetchall()
+            unsaid = [(number,) for number, *row in rows if tuple(row) not in said]
+            self._db.executemany("INSERT OR IGNORE INTO unsaid (number) VALUES (?)", unsaid)
 
     def answer(
         self,
@@ -157,7 +171,7 @@ class Ledger:
     def count(self) -> int:
         """Number of shares given."""
         with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM shares").fetchone()[0])
+            return int(self._db.execute(f"SELECT count(*) FROM shares WHERE {_SAID}").fetchone()[0])
 
     def _given(self, protocol: str) -> int:
         return int(self._db.execute("SELECT count(*) FROM shares WHERE protocol = ?", (protocol,)).fetchone()[0])
@@ -166,7 +180,9 @@ class Ledger:
         """Digest over the ``first`` shares given: what peers are asked about after a restart."""
         with self._lock:
             return ledger_digest(
-                self._db.execute("SELECT protocol, item, digest FROM shares ORDER BY number LIMIT ?", (first,))
+                self._db.execute(
+                    f"SELECT protocol, item, digest FROM shares WHERE {_SAID} ORDER BY number LIMIT ?", (first,)
+                )
             )
 
     def close(self) -> None:

@@ -27,20 +27,22 @@ in another epoch they are other ones.
 contributions, would share another secret with every A, by a difference that it knows. So it also shows, of every piece,
 a sample under it::
 
-    v_ij = f_i(alpha_j) a_v + e     a_v = SHAKE-256(run id, digest of all sealed pieces): drawn after these are fixed
-    w_ij = f_i(alpha_j) a' + e      a' of the relinearisation key's first digit, of t pieces: with h1_i = a' s_i + e'
+    v_ij = D f_i(alpha_j) a_v + e    a_v = SHAKE-256(run id, digest of all sealed pieces): drawn after these are fixed
+    w_ij = D f_i(alpha_j) a' + e     a' of the relinearisation key's first digit, of t pieces: with h1_i = a' s_i + e'
 
-and everybody checks that D times (v_ij minus its interpolation from the first t) is small for each other j, and so is D
-times (the interpolation of w_ij at 0, minus h1_i); D = 5040 makes the coefficients of Lagrange whole. Whoever was dealt
-a piece checks it against its v_ij. Each failure names the dealer. What remains possible: a dealer that shifts its
-secret by small / a', which it could as well do to its key contributions (custodians are assumed to follow the protocol:
-SECURITY.md).
+D = 8! makes every coefficient of Lagrange whole. Everybody checks that D times (v_ij minus its interpolation from the
+first t) is small for each other j, and so is D times (the interpolation of w_ij at 0, minus D h1_i), modulo every
+prime. Whoever was dealt a piece checks it against its v_ij. All sign one digest over all check values before anybody's
+s_i is erased. Each failure names the dealer. What remains possible: a dealer that shifts its secret by small / a',
+which it could as well do to its key contributions (custodians are assumed to follow the protocol: SECURITY.md).
 
 **Who could have made these without the secret.** t - 1 pieces of a dealer are uniform, whatever s_i is (Shamir 1979;
-here to what 32 random bytes expand to). Check values are ring-LWE samples with errors of deviation 2^34: as one a_v
-meets several pieces, their mean would have a smaller error than each, so each has one that stays above 3.19 whatever is
-averaged. Beside h1_i, whose error is 3.19, w_ij is another sample of s_i under the same a': it tells the error of h1_i
-to within 2^34, N 8 (3.19 / 2^34)^2 / 2 < 2^-46 nats.
+here to what 32 random bytes expand to). Check values are ring-LWE samples. Whoever knows t - 1 pieces knows the part of
+them in every other, f_i(alpha_j) = c_j s_i + known, and so e - D c_j e' of every w_ij, exactly. D c_j is whole
+(:func:`part`), so that this is an integer multiple of e' under a Gaussian of 2^60, in all N - t + 1 of them together
+2^-60 nats or less (:func:`information`); were c_j a fraction, and pieces not taken D times, they would know e' modulo
+its denominator, however wide e is, and with e' the share (an independent reader had the joint secret so, of seven
+custodians from two). Values under one a_v tell combinations of their errors, and leave each as wide.
 
 Sources: Shamir, CACM 1979; Mouchet, Bertrand and Hubaux, "An Efficient Threshold Access-Structure for RLWE-Based
 Multiparty Homomorphic Encryption", J. Cryptology 2023, for substitute shares that keep noise small; zero-shares as in
@@ -65,9 +67,9 @@ from focal.custody.keys import public_random
 from focal.errors import FocalError, Refused
 from focal.framing import framed
 
-DENOMINATOR = 5040
-"""7!: times a coefficient of Lagrange for points 1 ... 8 it is whole."""
-SIGMA = 2.0**34
+DENOMINATOR = 40320
+"""D = 8!: times a coefficient of Lagrange for points 0 ... 8 it is whole."""
+SIGMA = 2.0**60
 """Standard deviation of the errors of check values."""
 SEED_BYTES = 32
 KEY_BYTES = 32
@@ -145,6 +147,18 @@ def zero_key(pair: bytes) -> bytes:
     return hmac.digest(pair, b"focal/threshold/zero-key/v1", "sha256")
 
 
+def part(known: Sequence[int], point: int) -> Fraction:
+    """c: what s_i is multiplied by in the piece at ``point``, for those who know the pieces at t - 1 points."""
+    return coefficient((0, *known), point, 0)
+
+
+def information(known: Sequence[int], custodians: int, n: int) -> float:
+    """Kullback-Leibler divergence in nats of all w_ij of a dealer from what does not depend on the errors e' of its key
+    contributions, for those who know the pieces at t - 1 points."""
+    others = [j for j in range(1, custodians + 1) if j not in known]
+    return sum(n * (DENOMINATOR * float(part(known, j)) * sampling.ERROR) ** 2 / (2 * SIGMA**2) for j in others)
+
+
 def add_up(scheme: Scheme, dealt: Sequence[Sequence[Limb]]) -> list[Limb]:
     """S_j: the sum of all pieces that one custodian was dealt."""
     return ring.total(dealt, scheme.moduli)
@@ -194,7 +208,7 @@ def check_dealer(
             raise Refused("threshold", f"'{name}' dealt pieces of its key share that do not fit together")
     own = codec.unpack(scheme, codec.SWITCHING_B, h1, f"'{name}'")[0]
     parts = [(fixed[k - 1], coefficient(first, 0, k)) for k in first]
-    if not _small(scheme, [(own[: len(scheme.moduli)], Fraction(-1)), *parts]):
+    if not _small(scheme, [(_whole(scheme, own), Fraction(-1)), *parts]):
         raise Refused("threshold", f"'{name}' dealt another key share than its keys are made with")
     return drawn
 
@@ -202,7 +216,7 @@ def check_dealer(
 def check_piece(scheme: Scheme, piece: Sequence[Limb], shown: Sequence[Limb], a: Sequence[Limb], name: str) -> None:
     """Raise :class:`Refused` (``threshold``) unless the ``piece`` that dealer ``name`` sealed to us is the one it
     ``shown``."""
-    expected = [ring.multiply(x, y, q) for x, y, q in zip(piece, a, scheme.moduli, strict=True)]
+    expected = [ring.multiply(x, y, q) for x, y, q in zip(_whole(scheme, piece), a, scheme.moduli, strict=True)]
     if not _small(scheme, [(shown, Fraction(1)), (expected, Fraction(-1))]):
         raise Refused("threshold", f"'{name}' sealed another piece to us than it shows to all")
 
@@ -214,14 +228,14 @@ def _bound(scheme: Scheme, run_id: bytes) -> list[Limb]:
 
 def _sample(scheme: Scheme, piece: Sequence[Limb], a: Sequence[Limb]) -> list[Limb]:
     error = sampling.wide_gaussian(scheme.n, SIGMA, scheme.moduli)
-    own = zip(piece, a, error, scheme.moduli, strict=True)
+    own = zip(_whole(scheme, piece), a, error, scheme.moduli, strict=True)
     return [ring.add(ring.multiply(x, y, q), ring.ntt(e, q, scheme.roots[q]), q) for x, y, e, q in own]
 
 
 def _small(scheme: Scheme, parts: Sequence[tuple[Sequence[Limb], Fraction]]) -> bool:
     """Is D times the sum of limbs times coefficients below 14 deviations of what honest check values leave, in every
     coefficient?"""
-    primes = scheme.moduli[:3]  # 150 bits are plenty: whatever is not small is not small modulo these
+    primes = scheme.moduli  # all: whoever lies may do so modulo some of them only
     weights = [weight * DENOMINATOR for _, weight in parts]
     if any(w.denominator != 1 for w in weights):
         raise FocalError("a threshold key has points 1 to 8")
@@ -238,6 +252,11 @@ def _small(scheme: Scheme, parts: Sequence[tuple[Sequence[Limb], Fraction]]) -> 
         ring.add(v, np.full(scheme.n, (bound - 1) % q, np.uint64), q) for v, q in zip(values, primes, strict=True)
     ]
     return bool(integers.less(integers.digits(raised, primes), primes, 2 * bound - 1).all())
+
+
+def _whole(scheme: Scheme, limbs: Sequence[Limb]) -> list[Limb]:
+    """D times an element, modulo Q."""
+    return [_times(limb, DENOMINATOR, q) for limb, q in zip(limbs, scheme.moduli, strict=False)]
 
 
 def _residue(weight: Fraction, q: int) -> int:

@@ -161,6 +161,8 @@ class Epoch(Model):
     after: Digest
     """Of the proposal before, or the run id."""
     active: Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)]
+    stage: Index
+    """The first that is made in it."""
 
 
 class JointKeys(Model):

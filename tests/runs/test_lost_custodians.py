@@ -34,8 +34,8 @@ def ends_well(c: Consortium, *lost: str) -> list[str]:
 
 
 def test_a_guard_that_is_lost_while_it_trains_has_a_successor(tmp_path: Path) -> None:
-    """Two of four do. The old copy of the lost one is told that the others go on without it,
-    and what it still has of the key is erased."""
+    """Two of four do, and institutions consent to another guard. The old copy of the lost one is told that the others
+    go on without it, and what it still has of the key is erased."""
     with consortium("lost-guard", 2, 4) as c:
         c.start_all()
         wait_for(c, lambda board: ("custodian-1", "refresh/1/weights") in board)
@@ -92,12 +92,14 @@ def test_two_of_three_go_on_when_people_say_that_the_third_is_lost() -> None:
         told = said(cli("epoch", "lost", c.folder("server"), "custodian-3"))
         assert "given up: custodian-3" in told
         for name in c.institutions[:2]:
-            sign(c, name)
+            sign(c, name, "custodian-3")
         c.processes["custodian-1"].reach(lambda e: "goes on with custodian-1, custodian-2" in e.get("text", ""))
         assert not any("/e1" in topic for _, topic in c.board() if topic.startswith("refresh"))
         third = c.institutions[2]
         c.processes[third].reach(lambda e: "focal epoch sign" in e.get("text", ""))
-        assert "goes on with custodian-1, custodian-2" in said(cli("epoch", "sign", c.folder(third)))
+        assert "goes on without custodian-3" in said(cli("epoch", "sign", c.folder(third), "custodian-2"))
+        signed = said(cli("epoch", "sign", c.folder(third), "custodian-3"))
+        assert "goes on with custodian-1, custodian-2" in signed
         ends_well(c, "custodian-3")
 
 
@@ -115,7 +117,7 @@ def test_one_may_be_lost_as_soon_as_the_keys_are_made() -> None:
 
 def test_commands_about_epochs_say_what_they_need(tmp_path: Path) -> None:
     assert "no server's state folder" in said(cli("epoch", "lost", tmp_path, "custodian-1"))
-    assert "no epoch waits for a signature" in said(cli("epoch", "sign", tmp_path))
+    assert "no epoch waits for a signature" in said(cli("epoch", "sign", tmp_path, "custodian-1"))
 
 
 def test_an_n_of_n_key_goes_on_without_nobody() -> None:

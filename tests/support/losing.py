@@ -61,18 +61,18 @@ def lose(c: Consortium, *names: str) -> None:
 def go_on_without(c: Consortium, *names: str) -> None:
     """People tell the server, and where it takes their word, the institutions sign."""
     approval.declare_lost(c.folder("server"), names)
-    if len(c.custodians) - len(names) < epochs.quorum(c.manifest):
+    if epochs.needs_people(c.manifest, [name for name in c.custodians if name not in names]):
         for name in c.institutions:
-            sign(c, name)
+            sign(c, name, *names)
 
 
-def sign(c: Consortium, name: str) -> None:
+def sign(c: Consortium, name: str, *lost: str) -> None:
     """A person at an institution signs what it waits with."""
     deadline, awaited = time.monotonic() + PATIENCE, c.folder(name) / approval.EPOCH_AWAITED
-    while not awaited.exists():
+    while (waiting := approval.read_consent(awaited)) is None or set(waiting.lost) != set(lost):
         assert time.monotonic() < deadline and c.processes[name].child.poll() is None, c.processes[name].stands()
         time.sleep(0.02)
-    approval.sign_epoch(c.folder(name))
+    approval.sign_epoch(c.folder(name), lost)
 
 
 def error(c: Consortium) -> float:

@@ -9,6 +9,7 @@ from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
 from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.custodian import Custodian
+from focal.protocols.common.inputs import mask_files
 
 
 class BlindCustodian(Custodian):
@@ -30,7 +31,7 @@ class BlindCustodian(Custodian):
                 self._fetch(digest for own in given.values() for digest in own)
             else:
                 self.contribute(uploads.ROUND, digest, wanted, claims)
-            self._forget(self.masks.file)  # all that it masks is made
+            self._forget(*mask_files(self))  # all that they mask is made
         with self.report.phase("train"):
             self.enter("refresh")
             if self.verifies:

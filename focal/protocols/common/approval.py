@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from focal.config import Hex32, Model
+from focal.config import Hex32, Model, Name
 from focal.errors import FocalError
 from focal.files import canonical_json, private_write
 from focal.net.messages import Epoch
@@ -67,6 +67,7 @@ class Consent(Model):
 
     run_id: Hex32
     epoch: Epoch
+    lost: tuple[Name, ...]
 
 
 def read_consent(path: Path) -> Consent | None:
@@ -77,16 +78,21 @@ def read_consent(path: Path) -> Consent | None:
         return None
 
 
-def sign_epoch(folder: Path) -> Consent:
+def sign_epoch(folder: Path, lost: Sequence[str]) -> Consent:
     """Let this institution consent to the epoch that it waits with, and to no other one; returns it.
 
-    Raises :class:`FocalError` when it waits with none.
+    Raises :class:`FocalError` when it waits with none, or with one that goes on without others than ``lost``.
     """
     wanted = read_consent(folder / EPOCH_AWAITED)
     if wanted is None:
         raise FocalError(
             f"{folder}: no epoch waits for a signature there",
             hint="when the others want to go on without a custodian, the institution says 'focal epoch sign'",
+        )
+    if set(lost) != set(wanted.lost):
+        raise FocalError(
+            f"{folder}: the epoch that waits there goes on without {', '.join(wanted.lost)}",
+            hint="name all of these, once you have asked each",
         )
     private_write(folder / EPOCH_SIGNED, wanted.model_dump_json().encode())
     return wanted

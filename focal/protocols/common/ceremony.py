@@ -10,6 +10,7 @@ from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.custody import keys, sharing
 from focal.errors import ProtocolError, Refused
+from focal.framing import framed
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.protocols.common.hearing import Heard
@@ -32,6 +33,12 @@ def transcript(heard: Heard, custodians: Sequence[str], number: int) -> str:
     """Digest of all that custodians committed to and revealed in a key round."""
     seen = "".join(heard.digest(p, f"keys/{number}/{part}") for part in ("commit", "reveal") for p in custodians)
     return hashlib.sha256(b"focal/transcript/v1" + seen.encode()).hexdigest()
+
+
+def checks_digest(checks: Mapping[str, msg.ShareCheck]) -> str:
+    """Over what every custodian shows of the pieces that it dealt."""
+    fields = [field for name, check in checks.items() for field in (name.encode(), bytes.fromhex(check.blob))]
+    return hashlib.sha256(framed(b"focal/share-checks/v1", *fields)).hexdigest()
 
 
 def check_dealing(

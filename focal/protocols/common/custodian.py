@@ -164,7 +164,8 @@ class Custodian(Answering):
         topic = f"epoch/{proposal.number}/agreed"
         if self.said(self.me.name, topic):
             return
-        self.ledger.enter(proposal.number, epochs.digest(self.run_id, proposal).hex())
+        said = resuming.shares_seen(self, self.me.name)
+        self.ledger.enter(proposal.number, epochs.digest(self.run_id, proposal).hex(), said)
         self.say(topic, proposal)
         self.report.warn(
             f"{self.me.name}: goes on with {', '.join(proposal.active)} in epoch {proposal.number}, "
@@ -237,17 +238,22 @@ class Custodian(Answering):
 
     def verify(self, compute: Compute) -> None:
         """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
-        number = int(self.journal.read(f"{self.session}/verified") or b"0")
-        done = [
-            decode(msg.StepDone, self.journal.once(f"{self.session}/{self.spelled(f'step/{step}')}", bytes))
-            for step in range(number)
-        ]
+        done: list[msg.StepDone] = []
+        limit = int(self.journal.read(f"{self.session}/verified") or b"0")
+        if self.epochs.now.number:  # a step that ended while the server proposed the epoch is taken again
+            limit = min(limit, self.plan.steps_before(self.manifest, self.epochs.now.stage))
+        while len(done) < limit and (kept := self.journal.get(self._kept_step(len(done)))) is not None:
+            done.append(decode(msg.StepDone, kept))
+        number = len(done)
         try:
             self.report.progress(number, compute.total)
             for statement in compute.steps(self, done, self.blobs.get):
                 self.report.progress(statement.step + 1, compute.total)
         finally:
             compute.close()
+
+    def _kept_step(self, step: int) -> str:
+        return f"{self.session}/{self.spelled(f'step/{step}')}"
 
     def install_keys(self) -> None:
         """Give OpenFHE the joint evaluation keys, as this custodian added them up."""
@@ -256,7 +262,7 @@ class Custodian(Answering):
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         """Kept on disk; then the server must say the same."""
         keeping = [self.pool.submit(self.blobs.put, weights) for weights in data]
-        self.journal.once(f"{self.session}/{self.spelled(f'step/{step}')}", functools.partial(encode, statement))
+        self.journal.once(self._kept_step(step), functools.partial(encode, statement))
         if self.hear(self.manifest.server.name, f"step/{step}", msg.StepDone) != statement:
             raise Refused("lockstep", f"the server's step {step} has another outcome than our own computation")
         for kept in keeping:

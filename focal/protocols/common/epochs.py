@@ -18,8 +18,9 @@ refresh.
 **Against forks.** A server with t - 1 liars needs one honest custodian to use the key. It must not have two of them in
 two runs, each told that the other is lost. So an epoch needs more than (N + t - 1) / 2 custodians who agree: two such
 sets share an honest one, who signs one record under one number and then answers in no older epoch; and an older epoch
-needs all of its active ones. Where fewer are left, more than two thirds of the institutions must consent, by a person
-who has asked the lost custodian: two such sets share more than a third.
+needs all of its active ones. Where fewer are left, or the guard is lost, more than two thirds of the institutions must
+consent, by a person who has asked the lost custodian: two such sets share more than a third. A custodian that is
+restored from an old copy may sign twice: it counts as one of the t - 1.
 
 Quorums as in Castro and Liskov, "Practical Byzantine Fault Tolerance", OSDI
 1999.
@@ -94,8 +95,6 @@ class Epochs:
         self.in_force = [Epoch(0, names, 0, run_id)]
         self.proposed: list[msg.Epoch] = []
         """All that the server has proposed."""
-        self._stage = 0
-        """Where the newest proposal goes on."""
         self._said: set[tuple[str, str]] = set()
         self._words: set[str] = set()
         """Who has said the newest proposal too."""
@@ -110,7 +109,6 @@ class Epochs:
         self._said.add((record.sender, record.topic))
         if isinstance(record.body, msg.Epoch) and record.sender == self.manifest.server.name:
             self._check(record.topic, record.body)
-            self._stage = self._reached()
             self.proposed.append(record.body)
             self._words = set()
         elif isinstance(record.body, msg.Epoch) and self.pending:
@@ -122,7 +120,7 @@ class Epochs:
                 self._words.add(record.sender)
                 newest = self.proposed[-1]
                 if self._backed and self._words.issuperset(newest.active):
-                    self.in_force.append(Epoch(number, newest.active, self._stage, digest(self.run_id, newest)))
+                    self.in_force.append(Epoch(number, newest.active, newest.stage, digest(self.run_id, newest)))
 
     def _check(self, topic: str, proposal: msg.Epoch) -> None:
         number, before = len(self.proposed) + 1, self.proposed[-1] if self.proposed else None
@@ -139,6 +137,9 @@ class Epochs:
             )
         if why := impossible(self.manifest, proposal.active):
             raise Refused("epoch", f"the server proposes epoch {number}, in which {why}")
+        reached, least = self._reached(), self.in_force[-1].stage
+        if not max(least, reached - 1) <= proposal.stage <= reached:  # one may have ended while the server spoke
+            raise Refused("epoch", f"the server proposes epoch {number} from stage {proposal.stage} on, not {reached}")
 
     def _reached(self) -> int:
         """The first stage that has not ended: those from the newest epoch's on belong to it."""
@@ -161,7 +162,12 @@ class Epochs:
     def _backed(self) -> bool:
         """Are those of the newest proposal enough to go on by themselves, or do institutions consent?"""
         consents = sum(m.name in self._words for m in self.manifest.institutions)
-        return len(self.proposed[-1].active) >= quorum(self.manifest) or consents >= consents_needed(self.manifest)
+        return not self.needs_people or consents >= consents_needed(self.manifest)
+
+    @property
+    def needs_people(self) -> bool:
+        """Must institutions consent to the newest proposal?"""
+        return needs_people(self.manifest, self.proposed[-1].active)
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -180,7 +186,7 @@ class Epochs:
         if why := impossible(self.manifest, active):
             raise FocalError(f"without {', '.join(lost)} {why}", hint="bring one of them back, or start a new run")
         after = digest(self.run_id, newest).hex() if newest else self.scope
-        return msg.Epoch(number=len(self.proposed) + 1, after=after, active=active)
+        return msg.Epoch(number=len(self.proposed) + 1, after=after, active=active, stage=self._reached())
 
     # ----------------------------------------------------------------- what follows from them
 
@@ -229,6 +235,12 @@ def impossible(manifest: Manifest, active: Sequence[str]) -> str | None:
     return None
 
 
+def needs_people(manifest: Manifest, active: Sequence[str]) -> bool:
+    """Do these go on with institutions' consent only? Where they are no quorum, and where the manifest's guard is not
+    among them: a server that could take the guard away by itself would choose who guards."""
+    return len(active) < quorum(manifest) or guard(manifest, active) != (manifest.guard and manifest.guard.name)
+
+
 def quorum(manifest: Manifest) -> int:
     """So many custodians may go on by themselves: two such sets share one that is honest, should t - 1 not be."""
     return (len(manifest.custodians) + manifest.needed - 1) // 2 + 1
@@ -257,7 +269,10 @@ def tolerance(manifest: Manifest) -> str:
     consents = f"{consents_needed(manifest)} of {len(manifest.institutions)} institutions"
     more = f", {people} when {consents} sign it (focal epoch sign)"
     text = f"any {t} of {n} custodians together have the key; {by_itself}{more if people > alone else ''}"
-    verifiers = sum(m.verify == "lockstep" for m in manifest.custodians)
-    if 0 < verifiers <= people:
-        text += f"; {verifiers} verif{'ies' if verifiers == 1 else 'y'}, and one that does must be left"
+    if manifest.guard is not None:
+        others = [m.name for m in manifest.custodians if m.verify == "lockstep" and m is not manifest.guard]
+        after = f"; should {manifest.guard.name} be lost, "
+        text += after + (
+            f"{others[0]} guards, with institutions' consent" if others else "the run ends: nobody else verifies"
+        )
     return text

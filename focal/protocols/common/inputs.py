@@ -21,6 +21,7 @@ import hmac
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from focal.ckks import codec
 from focal.ckks.ring import Limb
@@ -92,8 +93,8 @@ class MaskKeys:
         return keys_digest(self.party.me.name, custodians, keys)
 
     def forget(self) -> None:
-        """Erase the key: all that it masks is made and sent."""
-        forget(self.file)
+        """Erase the key, and those of earlier epochs: all that they mask is made and sent."""
+        forget(*mask_files(self.party))
 
     def label(self, item: str, *rows: bytes) -> str:
         """What tells the masks of these rows from those of any others."""
@@ -151,6 +152,11 @@ class MaskKeys:
             institution, custodian = (me.name, other) if me.role == "institution" else (other, me.name)
             if other not in self._shared:
                 self._shared[other] = inputs.pair_key(self.private, theirs.public, run_id, institution, custodian)
+
+
+def mask_files(party: Party) -> list[Path]:
+    """This run's keys for masks, of all epochs."""
+    return list(party.folder.glob(f"masks-{party.scope[:16]}*.key"))
 
 
 def keys_digest(institution: str, custodians: Sequence[str], keys: Mapping[str, msg.InputKey]) -> str:

@@ -31,7 +31,7 @@ from focal.manifest import Manifest
 from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.identity import bound_hash, open_for_group, seal_for_group
-from focal.protocols.common import approval, ceremony, epochs
+from focal.protocols.common import approval, ceremony
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.hearing import check_opens
 from focal.protocols.common.inputs import MaskKeys
@@ -97,9 +97,10 @@ class Institution(Party):
         if not self.epochs.pending:
             return
         proposal = self.epochs.proposed[-1]
-        wanted, topic = approval.Consent(run_id=self.scope, epoch=proposal), f"epoch/{proposal.number}/consent"
-        enough = len(proposal.active) >= epochs.quorum(self.manifest)
-        if enough or self.journal.get(f"{self.session}/said/{topic}") is not None:
+        lost = tuple(m.name for m in self.manifest.custodians if m.name not in proposal.active)
+        wanted = approval.Consent(run_id=self.scope, epoch=proposal, lost=lost)
+        topic = f"epoch/{proposal.number}/consent"
+        if not self.epochs.needs_people or self.journal.get(f"{self.session}/said/{topic}") is not None:
             return
         if approval.read_consent(self.folder / approval.EPOCH_SIGNED) == wanted:
             self.say(topic, proposal)
@@ -107,10 +108,9 @@ class Institution(Party):
         awaited = self.folder / approval.EPOCH_AWAITED
         if approval.read_consent(awaited) != wanted:
             private_write(awaited, wanted.model_dump_json().encode())
-            lost = [m.name for m in self.manifest.custodians if m.name not in proposal.active]
             self.report.warn(
                 f"{self.me.name}: the others want to go on without {', '.join(lost)}; ask there, and if that is so: "
-                f"focal epoch sign {self.folder}"
+                f"focal epoch sign {self.folder} {' '.join(lost)}"
             )
 
     # ----------------------------------------------------------------- the script

@@ -34,6 +34,7 @@ from focal.net.identity import open_for_group, seal_for_group
 from focal.protocols.common import ceremony
 from focal.protocols.common.epochs import Epoch
 from focal.protocols.common.hearing import check_opens
+from focal.protocols.common.inputs import mask_files
 from focal.protocols.common.party import Party
 
 DEALING = "keys/3"
@@ -44,7 +45,7 @@ def key_files(party: Party) -> list[Path]:
     """All files of this run with something secret of the key, there or not, and those with keys for masks."""
     run = party.scope[:16]
     whole = [party.folder / f"{what}-{run}.key" for what in ("secret", "ephemeral", "dealing", "share")]
-    return [*whole, *party.folder.glob(f"masks-{run}*.key")]
+    return [*whole, *mask_files(party)]
 
 
 class KeyHolder:
@@ -180,14 +181,17 @@ class KeyHolder:
         """Go on only when all custodians signed the same list of commitments and reveals; returns its digest."""
         party, round = self.party, f"keys/{number}"
         digest = ceremony.transcript(party.heard, self.peers, number)
-        party.say(f"{round}/transcript", msg.KeyTranscript(round=number, digest=digest))
-        for name, theirs in party.hear_all(self.peers, f"{round}/transcript", msg.KeyTranscript).items():
+        self._same(f"{round}/transcript", number, digest)
+        return bytes.fromhex(digest)
+
+    def _same(self, topic: str, number: int, digest: str) -> None:
+        self.party.say(topic, msg.KeyTranscript(round=number, digest=digest))
+        for name, theirs in self.party.hear_all(self.peers, topic, msg.KeyTranscript).items():
             if theirs.digest != digest:
                 raise Refused(
                     "transcript",
                     f"'{name}' saw other messages in key round {number}: the server told us different things",
                 )
-        return bytes.fromhex(digest)
 
     # ----------------------------------------------------------------- t-of-N
 
@@ -223,6 +227,7 @@ class KeyHolder:
         party.send_stored([check], "custodians")
         party.say(f"{DEALING}/check", msg.ShareCheck(blob=check))
         checks = party.hear_all(self.peers, f"{DEALING}/check", msg.ShareCheck)
+        self._same(f"{DEALING}/checked", 3, ceremony.checks_digest(checks))
         a = sharing.challenge(self.scheme, party.run_id, transcript)
 
         def dealt(name: str) -> list[Limb]:

@@ -18,6 +18,7 @@ import time
 from focal.custody.ledger import Ledger, ledger_digest
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
+from focal.protocols.common import epochs
 from focal.protocols.common.epochs import unspelled
 from focal.protocols.common.party import Party
 
@@ -83,7 +84,8 @@ def answer_peers(party: Party, peers: list[str]) -> None:
 
 
 def shares_seen(party: Party, peer: str) -> list[tuple[str, str, str]]:
-    """(protocol, item, digest) of every share of ``peer`` on the board, in order."""
+    """(protocol, item, digest) of every share of ``peer`` on the board, and of every epoch that it agreed to, in
+    order."""
     seen = []
     for record in party.heard:
         if record.sender != peer:
@@ -92,6 +94,8 @@ def shares_seen(party: Party, peer: str) -> list[tuple[str, str, str]]:
         body = record.body
         if isinstance(body, msg.InputCommit):  # its contributions exist from then on
             seen.append(("input", topic.removesuffix("/commit") + suffix, body.lists))
+        if isinstance(body, msg.Epoch):
+            seen.append(("epoch", str(body.number), epochs.digest(party.run_id, body).hex()))
         if isinstance(body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares):
             seen += [(*entry(type(body), i, suffix), d) for i, d in zip(body.items, body.ciphertexts, strict=True)]
     return seen

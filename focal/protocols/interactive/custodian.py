@@ -44,7 +44,7 @@ class JointCustodian(Custodian):
         total = plan.total(self.manifest)
         first = int(self.journal.read(f"{self.session}/joint") or b"0")
         if self.epochs.now.number:  # what was not done in the epoch before is done in this one
-            first = min(first, self.epochs.now.stage // len(plan.PARTS))
+            first = min(first, plan.steps_before(self.manifest, self.epochs.now.stage))
         for step in range(first, total):
             self.report.progress(step, total)
             present = self.present(step)

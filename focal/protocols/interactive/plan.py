@@ -157,7 +157,9 @@ def total(manifest: Manifest) -> int:
     """Joint steps of the run: as many as were asked for and as the openings of one key allow,
     two for each institution and step."""
     config = settings(manifest)
-    return min(config.steps, 1 + config.max_openings_per_key // (2 * len(manifest.institutions)))
+    each = 2 * len(manifest.institutions)
+    spare = each * (len(manifest.custodians) - manifest.needed)  # a step that is made anew opens once more
+    return min(config.steps, 1 + max(0, config.max_openings_per_key - spare) // each)
 
 
 def schedule(manifest: Manifest) -> InteractiveConfig:
@@ -203,6 +205,11 @@ def stage(manifest: Manifest, topic: str) -> int | None:
         what = rest[1] if len(rest) > 1 else ""
     part = parts.get(what)
     return None if part is None else len(PARTS) * int(rest[0]) + part
+
+
+def steps_before(manifest: Manifest, stage: int) -> int:
+    """Steps that are done where a stage begins."""
+    return stage // len(PARTS)
 
 
 def stage_end(manifest: Manifest, stage: int) -> tuple[bool, str]:

@@ -52,10 +52,12 @@ class EncryptedUpper:
         self.server = party.manifest.server.name
         self.on_the_wire = 0.0
         """Seconds that activations and derivatives took to the server."""
-        self.brought: Array
-        """The activations of the step that is under way."""
-        self.opened_in = 0
-        """The epoch in which its logits were opened."""
+        self.brought: dict[int, Array] = {}
+        self.derived: dict[int, Array] = {}
+        """Activations and derivatives of the last two steps: what has not ended when a custodian is lost is made
+        anew."""
+        self.opened: dict[tuple[str, int], int] = {}
+        """(logits or gradients, step) -> the epoch in which they were opened."""
 
     # ----------------------------------------------------------------- the seam
 
@@ -63,23 +65,26 @@ class EncryptedUpper:
         """Activations (n, R) -> own logits (n, C). Raises :class:`Skipped` when the step went on without us."""
         self.party.report.progress(step, plan.total(self.party.manifest))
         limits.check_activations(activations)
-        self.brought = activations
+        self.brought = {step: activations, **{t: x for t, x in self.brought.items() if t == step - 1}}
         return self.party.through_epochs(lambda: self._logits(step))
 
     def gradients(self, step: int, derivatives: Array) -> Array:
         """d loss / d logit (n, C) -> d loss / d activation (n, R). Raises :class:`Skipped` likewise."""
         limits.check_derivatives(derivatives, self.layout.lanes)
-        gradients = self.party.through_epochs(lambda: self._gradients(step, derivatives))
+        self.derived = {step: derivatives, **{t: x for t, x in self.derived.items() if t == step - 1}}
+        gradients = self.party.through_epochs(lambda: self._gradients(step))
         limits.check_head(gradients, derivatives)
         return gradients
 
     def _logits(self, step: int) -> Array:
-        topic = f"activations/{step}"
+        topic, brought = f"activations/{step}", self.brought[step]
+        if self._anew("gradients", step - 1, f"derivatives/{step - 1}"):
+            self._gradients(step - 1)
         self._still_wanted(f"present/{step}")
-        label, chunk, proof = self.send(step, "activations", self.brought)
+        label, chunk, proof = self.send(step, "activations", brought)
         header = msg.Activations(
             step=step,
-            rows=len(self.brought),
+            rows=len(brought),
             joint_keys=self.joint_keys,
             mask_keys=self.mask_keys(topic),
             label=label,
@@ -88,19 +93,27 @@ class EncryptedUpper:
         )
         self.party.say(topic, header)
         self._still_wanted(f"present/{step}", wait=True)
-        logits = self.receive(step, "logits", len(self.brought))
-        self.opened_in = self.party.epochs.at(topic).number
+        logits = self.receive(step, "logits", len(brought))
+        self.opened["logits", step] = self.party.epochs.at(topic).number
         return logits
 
-    def _gradients(self, step: int, derivatives: Array) -> Array:
-        if self.opened_in != self.party.epochs.at(f"activations/{step}").number:  # the step has begun anew
+    def _gradients(self, step: int) -> Array:
+        topic, derivatives = f"derivatives/{step}", self.derived[step]
+        if self._anew("logits", step, f"activations/{step}"):
             self._logits(step)
         self._still_wanted(f"answered/{step}")
         label, chunk, proof = self.send(step, "derivatives", derivatives)
         header = msg.Derivatives(step=step, rows=len(derivatives), label=label, chunk=chunk, proof=proof)
-        self.party.say(f"derivatives/{step}", header)
+        self.party.say(topic, header)
         self._still_wanted(f"answered/{step}", wait=True)
-        return self.receive(step, "gradients", len(derivatives))
+        gradients = self.receive(step, "gradients", len(derivatives))
+        self.opened["gradients", step] = self.party.epochs.at(topic).number
+        return gradients
+
+    def _anew(self, what: str, step: int, topic: str) -> bool:
+        """Was this opened to us in an epoch before the one that it belongs to now?"""
+        opened = self.opened.get((what, step))
+        return opened is not None and opened != self.party.epochs.at(topic).number
 
     def mask_keys(self, topic: str) -> str:
         """Digest over the keys for masks that were met."""

@@ -195,7 +195,7 @@ def test_a_limit_ends_a_protocol_and_repeats_nothing(tmp_path: Path) -> None:
 def test_nothing_new_is_given_in_an_older_epoch(ledger: Ledger) -> None:
     """What was given before comes back, in whatever epoch; and after a restart the epoch is still there."""
     ledger.answer("refresh", "old", "aa", lambda: b"share", epoch=0)
-    ledger.enter(1, "11" * 32)
+    ledger.enter(1, "11" * 32, [])
     assert ledger.answer("refresh", "old", "aa", never, epoch=0) == b"share"
     for again in (ledger, Ledger(ledger.path)):
         with pytest.raises(Refused) as caught:
@@ -205,11 +205,24 @@ def test_nothing_new_is_given_in_an_older_epoch(ledger: Ledger) -> None:
 
 
 def test_an_epoch_is_entered_once(ledger: Ledger) -> None:
-    ledger.enter(1, "11" * 32)
-    ledger.enter(1, "11" * 32)
+    ledger.enter(1, "11" * 32, [])
+    ledger.enter(1, "11" * 32, [])
     with pytest.raises(Refused) as caught:
-        ledger.enter(1, "22" * 32)
-    assert caught.value.reason == "second-answers"
+        ledger.enter(1, "22" * 32, [])
+    assert caught.value.reason == "second-digest"
+
+
+def test_peers_are_asked_about_what_was_said_and_about_epochs(ledger: Ledger) -> None:
+    """A share that was made and never left, because its epoch ended, stands between others for ever; it is not made
+    again, and peers know nothing of it. An epoch that was agreed to is remembered by them as a share is."""
+    said = ("refresh", "one", "aa")
+    ledger.answer(*said, lambda: b"1")
+    ledger.answer("refresh", "two", "bb", lambda: b"2")
+    ledger.enter(1, "11" * 32, [said])
+    ledger.answer("refresh/e1", "three", "cc", lambda: b"3")
+    seen = [said, ("epoch", "1", "11" * 32), ("refresh/e1", "three", "cc")]
+    assert ledger.count == 3 and ledger.digest(3) == ledger_digest(seen)
+    assert ledger.answer("refresh", "two", "bb", never) == b"2"
 
 
 def test_what_was_opened_is_opened_in_no_other_epoch(ledger: Ledger) -> None:
@@ -217,7 +230,7 @@ def test_what_was_opened_is_opened_in_no_other_epoch(ledger: Ledger) -> None:
     assert entry(msg.RefreshShares, "item", "/e1") == ("refresh/e1", "item")
     ledger.answer(*entry(msg.ReleaseShares, "item", ""), "aa", lambda: b"share")
     ledger.answer(*entry(msg.OpeningShares, "item", ""), "aa", lambda: b"share")
-    ledger.enter(1, "11" * 32)
+    ledger.enter(1, "11" * 32, [])
     for kind in (msg.ReleaseShares, msg.OpeningShares):
         with pytest.raises(Refused) as caught:
             ledger.answer(*entry(kind, "item", "/e1"), "aa", never, epoch=1)

@@ -213,17 +213,79 @@ def check(few: Dealt, data: bytes, h1: bytes) -> list[list[Limb]]:
     return sharing.check_dealer(few.scheme, data, h1, few.threshold, few.count, "custodian-1")
 
 
+def left_of(few: Dealt, piece: Element, value: Element, a: Element) -> np.ndarray:
+    """A check value less D times the piece times a."""
+    left = []
+    for v, p, x, q in zip(value, piece, a, few.primes, strict=True):
+        product = ring.multiply(ring.multiply(p, x, q), np.full(few.scheme.n, sharing.DENOMINATOR, np.uint64), q)
+        left.append(ring.inverse_ntt(ring.subtract(v, product, q), q, few.scheme.roots[q]))
+    return integers.Centred(left, few.primes).rounded
+
+
 def test_honest_pieces_pass_and_their_errors_are_wide(few: Dealt, h1: bytes) -> None:
-    """An error of 2^34 stays above 3.19 in the mean of whatever pieces there are."""
+    """An error of 2^60 stays above 3.19 in the mean of whatever pieces there are."""
     values, a = check(few, shown(few, few.pieces[0]), h1), sharing.challenge(few.scheme, RUN, TRANSCRIPT)
     for piece, value in zip(few.pieces[0], values, strict=True):
         sharing.check_piece(few.scheme, piece, value, a, "custodian-1")
-        primes = few.primes[:2]
-        left = [
-            ring.inverse_ntt(ring.subtract(v, ring.multiply(p, x, q), q), q, few.scheme.roots[q])
-            for v, p, x, q in zip(value, piece, a, primes, strict=False)
-        ]
-        assert integers.Centred(left, primes).rounded.std() == pytest.approx(sharing.SIGMA, rel=0.1)
+        assert left_of(few, piece, value, a).std() == pytest.approx(sharing.SIGMA, rel=0.1)
+
+
+def coalitions() -> list[tuple[int, tuple[int, ...]]]:
+    """(N, the points of t - 1) of every t-of-N key."""
+    return [
+        (n, known) for n in range(3, 9) for t in range(2, n) for known in itertools.combinations(range(1, n + 1), t - 1)
+    ]
+
+
+def test_check_values_tell_nothing_of_the_errors_of_keys_to_whoever_knows_t_minus_1_pieces() -> None:
+    """What is left of h1 in each is whole, for every t-of-N key, coalition and piece: no fraction whose denominator
+    would divide what they know. And a Gaussian of 2^60 hides it."""
+    for count, known in coalitions():
+        for point in range(1, count + 1):
+            parts = [sharing.coefficient((0, *known), point, k) for k in (0, *known)]
+            assert all((sharing.DENOMINATOR * c).denominator == 1 for c in parts), (count, known, point)
+        assert sharing.information(known, count, 1 << 14) < 2.0**-59
+    assert any(sharing.part(known, j).denominator > 30 for n, known in coalitions() for j in range(1, n + 1))
+
+
+def test_pieces_that_were_not_taken_d_times_would_give_the_share_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a 3-of-7 key, 5 and 7 know the errors of custodian 1's key contribution modulo 35, and so the errors."""
+    monkeypatch.setattr(sharing, "DENOMINATOR", 1)
+    case, known, moduli = Dealt(3, 7), (5, 7), {}
+    with ThreadPoolExecutor(1) as pool:
+        _, data = case.own[0].first_round([], pool)
+    (own, *_) = codec.unpack(case.scheme, codec.SWITCHING_B, data, "")
+    a = sharing._bound(case.scheme, RUN)
+    truth = [
+        ring.inverse_ntt(ring.subtract(h, ring.multiply(x, s, q), q), q, case.scheme.roots[q])
+        for h, x, s, q in zip(own, a, case.own[0].limbs, case.primes, strict=False)
+    ]
+    error = integers.Centred(truth, case.primes).rounded.astype(int)
+    values = codec.unpack(case.scheme, codec.check_values(10), shown(case, case.pieces[0]), "")[7:]
+    for j in (1, 2, 3):
+        share = sharing.part(known, j)
+        total = [np.zeros(case.scheme.n, np.uint64) for _ in case.primes]
+        for i, q in enumerate(case.primes):
+            explained = ring.total(
+                [[_times(case.pieces[0][k - 1][i], sharing.coefficient((0, *known), j, k), q)] for k in known],
+                [q],
+            )[0]
+            left = ring.subtract(values[j - 1][i], ring.multiply(a[i], explained, q), q)
+            left = ring.subtract(
+                _times(left, Fraction(share.denominator), q), _times(own[i], Fraction(share.numerator), q), q
+            )
+            total[i] = ring.inverse_ntt(left, q, case.scheme.roots[q])
+        d = share.denominator
+        digits = integers.digits(total, case.primes)  # d e_j - p e', exactly, mod d
+        place, found = 1, np.zeros(case.scheme.n, object)
+        for digit, prime in zip(digits, case.primes, strict=True):
+            found += digit.astype(object) * place
+            place *= prime
+        found = np.where(found > place // 2, found - place, found)
+        moduli[d] = (-found * pow(share.numerator, -1, d)) % d if d > 1 else found * 0
+    for d, residue in moduli.items():
+        assert np.array_equal(residue, error % d), d
+    assert np.lcm.reduce(list(moduli)) == 35
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])

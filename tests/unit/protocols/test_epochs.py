@@ -74,6 +74,20 @@ def test_quorums_are_those_of_the_table(count: int, threshold: int, quorum: int,
     assert 2 * (quorum - 1) - count <= threshold - 1, "and fewer would not do"
 
 
+def test_the_guard_is_not_taken_away_by_custodians_alone() -> None:
+    """Else a server would choose who guards, among those that are trusted with less."""
+    m = manifest(5, 2, verify="lockstep")
+    changed = [c.model_copy(update={"verify": "lockstep"}) if c.name == C[3] else c for c in m.members]
+    m = m.model_copy(update={"members": tuple(changed)})
+    assert epochs.needs_people(m, C[1:5]) and not epochs.needs_people(m, C[:4])
+    board = Board(m)
+    board.change(C[0])
+    assert board.epochs.pending
+    for name in INSTITUTIONS:
+        board.say(name, "epoch/1/consent", board.epochs.proposed[-1])
+    assert not board.epochs.pending
+
+
 def test_two_sets_of_consents_share_more_than_a_third() -> None:
     for count in range(3, 20):
         m = manifest(3, 2).model_copy(update={})
@@ -151,7 +165,7 @@ def test_an_epoch_takes_custodians_away_and_nothing_else() -> None:
     board, after = Board(manifest(4, 2)), RUN.hex()
 
     def proposed(*active: str, number: int = 1, after: str = after, topic: str = "") -> Any:
-        body = msg.Epoch(number=number, after=after, active=active)
+        body = msg.Epoch(number=number, after=after, active=active, stage=0)
         return lambda: board.say("server", topic or f"epoch/{number}", body)
 
     assert "other custodians" in refused(proposed(*C[:4]))  # nobody less
@@ -171,7 +185,7 @@ def test_an_n_of_n_key_has_no_second_epoch() -> None:
     board = Board(manifest(3, None))
     with pytest.raises(FocalError, match="2 custodians are left of the 3"):
         board.epochs.next([C[0]])
-    body = msg.Epoch(number=1, after=RUN.hex(), active=(C[1], C[2]))
+    body = msg.Epoch(number=1, after=RUN.hex(), active=(C[1], C[2]), stage=0)
     assert "of the 3" in refused(lambda: board.say("server", "epoch/1", body))
 
 
@@ -194,13 +208,13 @@ def test_one_who_agreed_to_something_else_was_shown_something_else() -> None:
     """A server that proposes two epochs under one number is found out by whoever sees both sides."""
     board = Board(manifest(5, 2))
     board.propose(C[0])
-    other = msg.Epoch(number=1, after=RUN.hex(), active=(C[0], C[2], C[3], C[4]))
+    other = msg.Epoch(number=1, after=RUN.hex(), active=(C[0], C[2], C[3], C[4]), stage=0)
     assert "shown another epoch 1" in refused(lambda: board.agree(other, C[2]))
 
 
 def test_what_others_than_the_server_propose_is_nothing() -> None:
     board = Board(manifest(4, 2))
-    board.say(C[1], "epoch/1", msg.Epoch(number=1, after=RUN.hex(), active=(C[1], C[2], C[3])))
+    board.say(C[1], "epoch/1", msg.Epoch(number=1, after=RUN.hex(), active=(C[1], C[2], C[3]), stage=0))
     assert not board.epochs.proposed
 
 
@@ -265,6 +279,22 @@ def test_a_joint_step_has_three_stages() -> None:
     assert {board.epochs.spelled(t) for t in again} == {f"{t}/e1" for t in again}
     assert {board.epochs.spelled(t) for t in kept} == kept
     assert board.epochs.spelled("average/1/list") == "average/1/list"
+
+
+def test_a_stage_that_ended_while_the_server_spoke_is_made_anew_and_no_earlier_one() -> None:
+    """All that are shown the board in another order than the server's would go on from elsewhere."""
+    board = Board(manifest(4, 2))
+    for name in C[:4]:
+        board.say(name, "inputs/reveal")
+    proposal = board.epochs.next([C[0]])
+    assert proposal.stage == 1
+    board.say("server", "step/0")
+    for stage in (0, 3):
+        other = proposal.model_copy(update={"stage": stage})
+        assert "from stage" in refused(lambda other=other: board.say("server", "epoch/1", other))
+    board.say("server", "epoch/1", proposal)
+    board.agree(proposal)
+    assert board.epochs.spelled("step/0") == "step/0/e1"
 
 
 def test_randomness_is_another_one_in_every_epoch() -> None:
