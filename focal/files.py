@@ -35,14 +35,15 @@ def private_write(path: Path, data: bytes) -> None:
 
 
 def forget(*files: Path) -> None:
-    """Unlink files of one folder, for good even if the power fails next; those that are not there stay so."""
+    """Unlink files, for good even if the power fails next; those that are not there stay so."""
     for file in files:
         file.unlink(missing_ok=True)
-    folder = os.open(files[0].parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    for parent in {file.parent for file in files}:
+        folder = os.open(parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def canonical_json(value: Any) -> bytes:
