@@ -3,13 +3,13 @@
 A run begins in epoch 0, with every custodian. An epoch only ever takes custodians away, so that there are N - t of them
 at most::
 
-    server       epoch/1: active = those who are left, and the digest of the epoch before
+    server       epoch/1: those who are left, the first stage that has not ended on the board, the digest of epoch/0
     custodian    writes it down: no answer in an older epoch any more   -->   epoch/1/agreed, the same record
     institution  only where a person says that the lost are lost: focal epoch sign   -->   epoch/1/consent
-    everybody    all active have agreed, and enough others consented: it is in force, and goes on from the first stage
-                 that had not ended on the board before epoch/1 stood there
+    everybody    all active have agreed, and enough others consented: it is in force
 
-A run has stages (``plan.stage``): what is begun in a stage whose end was not on the board is made anew in the new
+A run has stages (``plan.stage``), and everybody checks on the own view of the board that the epoch begins with the
+right one (or the one before, which may have ended while the server spoke). From there on all is made anew in the new
 epoch, under topics, randomness and ledger entries of its own (``refresh/3/logits/e1``); what had ended stays. So a
 ciphertext may be refreshed once more, with another ``a`` and other masks, and is never opened twice: openings of a
 stage that is made anew are of other ciphertexts, and before a release is asked for again the weights pass one more
@@ -22,8 +22,7 @@ needs all of its active ones. Where fewer are left, or the guard is lost, more t
 consent, by a person who has asked the lost custodian: two such sets share more than a third. A custodian that is
 restored from an old copy may sign twice: it counts as one of the t - 1.
 
-Quorums as in Castro and Liskov, "Practical Byzantine Fault Tolerance", OSDI
-1999.
+Quorums as in Castro and Liskov, "Practical Byzantine Fault Tolerance", OSDI 1999.
 """
 
 from __future__ import annotations
