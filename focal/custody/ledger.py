@@ -56,8 +56,8 @@ class Ledger:
     def enter(self, epoch: int, digest: str, said: Sequence[tuple[str, str, str]]) -> None:
         """From here on nothing new is given in an older epoch (:mod:`focal.protocols.common.epochs`).
 
-        It counts as a share given does. What was made and is not in ``said`` (protocol, item, digest) has never left,
-        and never will: it stays, lest it be made anew, but peers are not asked about it.
+        It counts as a share given does. What was made and is not in ``said`` (protocol, item, digest) was never said,
+        and never will be: it stays, lest it be made anew, but peers know nothing of it.
 
         Raises :class:`Refused` (``second-digest``) when another epoch of this number was entered before.
         """
@@ -65,6 +65,16 @@ class Ledger:
             self._set_aside(set(said))
         self.answer("epoch", str(epoch), digest, lambda: b"")
         self.epoch = max(self.epoch, epoch)
+
+    def was_said(self, said: Sequence[tuple[str, str, str]]) -> None:
+        """After all: the server had not shown it."""
+        with self._lock:
+            for row in said:
+                self._db.execute(
+                    "DELETE FROM unsaid WHERE number IN "
+                    "(SELECT number FROM shares WHERE protocol = ? AND item = ? AND digest = ?)",
+                    row,
+                )
 
     def _set_aside(self, said: set[tuple[str, str, str]]) -> None:
         with self._lock:

@@ -389,11 +389,12 @@ class Board(_Database):
     def __len__(self) -> int:
         return self._length
 
-    def append(self, data: bytes, sender: str | None) -> int:
+    def append(self, data: bytes, sender: str | None, after: int | None = None) -> int:
         """Store one encoded signed record; returns its number, the same one for the same bytes.
 
         Args:
             sender: who the transport says is speaking; ``None`` for records of this process.
+            after: store it only where so many records are there; 0 is returned where there are more.
 
         Raises:
             ProtocolError: malformed, not by a member, or wrongly signed.
@@ -414,6 +415,8 @@ class Board(_Database):
                         "second-record", f"'{record.sender}' has already said something else under '{record.topic}'"
                     )
                 return int(seq)  # type: ignore[call-overload]
+            if after is not None and after != self._length:
+                return 0
             seq = self._length + 1
             self._run("INSERT INTO record VALUES (?, ?, ?, ?)", seq, record.sender, record.topic, data)
             self._length = seq

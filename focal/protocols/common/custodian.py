@@ -141,8 +141,6 @@ class Custodian(Answering):
 
     def turn(self) -> None:
         """Agree to what is proposed, first of all on disk, and wait until it is in force."""
-        self.read_all()
-        self._check_not_given_up()
         self.catch_up()
         while True:
             if self.epochs.proposed and self.me.name in self.epochs.proposed[-1].active:
@@ -150,9 +148,6 @@ class Custodian(Answering):
             if not self.epochs.pending:
                 break
             self.read_board(seconds=2.0)
-        self._check_not_given_up()
-
-    def _check_not_given_up(self) -> None:
         if self.me.name not in self.epochs.now.active:
             self._forget(*key_files(self))
             raise LeftOut(
@@ -238,11 +233,8 @@ class Custodian(Answering):
 
     def verify(self, compute: Compute) -> None:
         """``verify: lockstep``: take every step ourselves and answer only for limbs equal to our own."""
-        done: list[msg.StepDone] = []
-        limit = int(self.journal.read(f"{self.session}/verified") or b"0")
-        if self.epochs.now.number:  # a step that ended while the server proposed the epoch is taken again
-            limit = min(limit, self.plan.steps_before(self.manifest, self.epochs.now.stage))
-        while len(done) < limit and (kept := self.journal.get(self._kept_step(len(done)))) is not None:
+        verified, done = int(self.journal.read(f"{self.session}/verified") or b"0"), list[msg.StepDone]()
+        while (kept := self.journal.get(self._kept_step(len(done)))) is not None and len(done) < verified:
             done.append(decode(msg.StepDone, kept))
         number = len(done)
         try:

@@ -9,7 +9,7 @@ at most::
     everybody    all active have agreed, and enough others consented: it is in force
 
 A run has stages (``plan.stage``), and everybody checks on the own view of the board that the epoch begins with the
-right one (or the one before, which may have ended while the server spoke). From there on all is made anew in the new
+right one (the server speaks only where its board has not grown meanwhile). From there on all is made anew in the new
 epoch, under topics, randomness and ledger entries of its own (``refresh/3/logits/e1``); what had ended stays. So a
 ciphertext may be refreshed once more, with another ``a`` and other masks, and is never opened twice: openings of a
 stage that is made anew are of other ciphertexts, and before a release is asked for again the weights pass one more
@@ -136,8 +136,7 @@ class Epochs:
             )
         if why := impossible(self.manifest, proposal.active):
             raise Refused("epoch", f"the server proposes epoch {number}, in which {why}")
-        reached, least = self._reached(), self.in_force[-1].stage
-        if not max(least, reached - 1) <= proposal.stage <= reached:  # one may have ended while the server spoke
+        if proposal.stage != (reached := self._reached()):
             raise Refused("epoch", f"the server proposes epoch {number} from stage {proposal.stage} on, not {reached}")
 
     def _reached(self) -> int:

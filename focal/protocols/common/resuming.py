@@ -47,9 +47,12 @@ def check_ledger(party: Party, ledger: Ledger) -> None:
     party.say(f"resume/{nonce[:16]}", msg.ResumeNonce(nonce=nonce))
     while missing := [n for n in party.epochs.asked if n != me and not party.said(n, topic)]:
         party.read_board(seconds=2.0)
+        if me not in party.epochs.now.active:  # given up: nothing is asked of it any more
+            return
         if time.monotonic() - told > 5.0:
             told = time.monotonic()
             party.report.waiting(missing, topic)
+    ledger.was_said(shares_seen(party, me))
     others = [name for name in party.epochs.asked if name != me]
     for name, answer in party.hear_all(others, topic, msg.ResumeAnswer).items():
         if answer.nonce != nonce or answer.about != me:

@@ -240,9 +240,12 @@ class Server(Party):
         except FocalError as e:
             self._warn_once(f"{e.message}; {e.hint}")
             return
-        self.report.warn(f"{', '.join(lost)} given up: epoch {proposal.number} with {', '.join(proposal.active)}")
-        self.say(f"epoch/{proposal.number}", proposal)
-        self.read_all()
+        topic = f"epoch/{proposal.number}"
+        signed = self.identity.sign_record(self.scope, topic, proposal)
+        if self.board.append(signed, None, after=self._count):  # else it has grown: once that is read
+            self.journal.once(f"{self.session}/said/{topic}", lambda: signed)
+            self.report.warn(f"{', '.join(lost)} given up: epoch {proposal.number} with {', '.join(proposal.active)}")
+            self.read_all()
 
     def _warn_once(self, text: str) -> None:
         if text not in self._told:

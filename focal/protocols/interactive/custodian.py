@@ -145,6 +145,13 @@ class JointCustodian(Custodian):
     def _openings(self) -> int:
         return plan.settings(self.manifest).max_openings_per_key
 
+    def answer_batch(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
+        """A head is refreshed when all have opened what there was to open of its step: none is made anew behind it."""
+        step = topic.split("/")[1]
+        for what in plan.PARTS[:2] if step.isdigit() and int(step) else ():
+            self.hear_all(self.active(f"open/{step}/{what}"), f"open/{step}/{what}", msg.OpeningShares)
+        return super().answer_batch(topic, items, own)
+
     def added(self) -> NDArray[np.float64] | None:
         """Noise on the head (``dp_head_noise``). It goes into a share that is made once and recorded:
         verifiers get the same limbs."""

@@ -100,7 +100,6 @@ class PlainUpper(EncryptedUpper):
     def __init__(self, party: PlainInstitution) -> None:
         self.party, self.server, self.joint_keys = party, party.manifest.server.name, NO_KEYS
         self.layout = plan.layout(party.manifest)
-        self.brought, self.derived, self.opened = {}, {}, {}
         self.columns = {"logits": self.layout.outputs, "gradients": self.layout.features}
 
     def mask_keys(self, topic: str) -> str:

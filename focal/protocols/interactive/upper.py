@@ -52,12 +52,6 @@ class EncryptedUpper:
         self.server = party.manifest.server.name
         self.on_the_wire = 0.0
         """Seconds that activations and derivatives took to the server."""
-        self.brought: dict[int, Array] = {}
-        self.derived: dict[int, Array] = {}
-        """Activations and derivatives of the last two steps: what has not ended when a custodian is lost is made
-        anew."""
-        self.opened: dict[tuple[str, int], int] = {}
-        """(logits or gradients, step) -> the epoch in which they were opened."""
 
     # ----------------------------------------------------------------- the seam
 
@@ -65,26 +59,24 @@ class EncryptedUpper:
         """Activations (n, R) -> own logits (n, C). Raises :class:`Skipped` when the step went on without us."""
         self.party.report.progress(step, plan.total(self.party.manifest))
         limits.check_activations(activations)
-        self.brought = {step: activations, **{t: x for t, x in self.brought.items() if t == step - 1}}
-        return self.party.through_epochs(lambda: self._logits(step))
+        return self.party.through_epochs(lambda: self._logits(step, activations))
 
     def gradients(self, step: int, derivatives: Array) -> Array:
         """d loss / d logit (n, C) -> d loss / d activation (n, R). Raises :class:`Skipped` likewise."""
         limits.check_derivatives(derivatives, self.layout.lanes)
-        self.derived = {step: derivatives, **{t: x for t, x in self.derived.items() if t == step - 1}}
-        gradients = self.party.through_epochs(lambda: self._gradients(step))
+        gradients = self.party.through_epochs(lambda: self._gradients(step, derivatives))
         limits.check_head(gradients, derivatives)
         return gradients
 
-    def _logits(self, step: int) -> Array:
-        topic, brought = f"activations/{step}", self.brought[step]
-        if self._anew("gradients", step - 1, f"derivatives/{step - 1}"):
-            self._gradients(step - 1)
+    # What all custodians have opened has ended: in a new epoch only the one that is under way is made anew.
+
+    def _logits(self, step: int, activations: Array) -> Array:
+        topic = f"activations/{step}"
         self._still_wanted(f"present/{step}")
-        label, chunk, proof = self.send(step, "activations", brought)
+        label, chunk, proof = self.send(step, "activations", activations)
         header = msg.Activations(
             step=step,
-            rows=len(brought),
+            rows=len(activations),
             joint_keys=self.joint_keys,
             mask_keys=self.mask_keys(topic),
             label=label,
@@ -93,27 +85,15 @@ class EncryptedUpper:
         )
         self.party.say(topic, header)
         self._still_wanted(f"present/{step}", wait=True)
-        logits = self.receive(step, "logits", len(brought))
-        self.opened["logits", step] = self.party.epochs.at(topic).number
-        return logits
+        return self.receive(step, "logits", len(activations))
 
-    def _gradients(self, step: int) -> Array:
-        topic, derivatives = f"derivatives/{step}", self.derived[step]
-        if self._anew("logits", step, f"activations/{step}"):
-            self._logits(step)
+    def _gradients(self, step: int, derivatives: Array) -> Array:
         self._still_wanted(f"answered/{step}")
         label, chunk, proof = self.send(step, "derivatives", derivatives)
         header = msg.Derivatives(step=step, rows=len(derivatives), label=label, chunk=chunk, proof=proof)
-        self.party.say(topic, header)
+        self.party.say(f"derivatives/{step}", header)
         self._still_wanted(f"answered/{step}", wait=True)
-        gradients = self.receive(step, "gradients", len(derivatives))
-        self.opened["gradients", step] = self.party.epochs.at(topic).number
-        return gradients
-
-    def _anew(self, what: str, step: int, topic: str) -> bool:
-        """Was this opened to us in an epoch before the one that it belongs to now?"""
-        opened = self.opened.get((what, step))
-        return opened is not None and opened != self.party.epochs.at(topic).number
+        return self.receive(step, "gradients", len(derivatives))
 
     def mask_keys(self, topic: str) -> str:
         """Digest over the keys for masks that were met."""
@@ -182,6 +162,8 @@ class EncryptedUpper:
         """Slots of what every custodian opened to us."""
         party, topic = self.party, f"open/{step}/{what}"
         if not plan.opening_items(step, kind, (party.me.name,)):
+            sent = {"logits": "activations", "gradients": "derivatives"}[what]
+            party.hear_all(party.active(topic), f"inputs/{step}/{sent}/reveal", msg.InputReveal)  # they have ended too
             return np.zeros(self.layout.slots, np.complex128)
         (item,) = plan.opening_items(step, kind, (party.me.name,))
         party.net.phase = "openings"

@@ -223,6 +223,8 @@ def test_peers_are_asked_about_what_was_said_and_about_epochs(ledger: Ledger) ->
     seen = [said, ("epoch", "1", "11" * 32), ("refresh/e1", "three", "cc")]
     assert ledger.count == 3 and ledger.digest(3) == ledger_digest(seen)
     assert ledger.answer("refresh", "two", "bb", never) == b"2"
+    ledger.was_said([("refresh", "two", "bb")])
+    assert ledger.count == 4 and ledger.digest(4) == ledger_digest([said, ("refresh", "two", "bb"), *seen[1:]])
 
 
 def test_what_was_opened_is_opened_in_no_other_epoch(ledger: Ledger) -> None:
