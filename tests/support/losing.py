@@ -118,6 +118,7 @@ def loss(name: str, threshold: int, count: int, rng: random.Random, joint: bool)
         check_shares(c, (n for n in c.custodians if n not in lost))
         found = error(c)
         assert found < MAX_ERROR, f"released weights err by {found:.1e}"
+        shutil.rmtree(c.run.folder)  # half a gigabyte
         return f"{threshold}-of-{count}: {', '.join(told) or 'nothing in time'}; weights err by {found:.1e}"
 
 
