@@ -29,7 +29,7 @@ def digits(residues: Sequence[Limb], primes: Sequence[int]) -> list[Limb]:
     for value, q in zip(residues, primes, strict=True):
         for digit, prime in zip(found, primes, strict=False):
             value = ring.subtract(value, _below(digit, prime, q), q)
-            value = _scaled(value, pow(prime, -1, q), q)
+            value = ring.scaled(value, pow(prime, -1, q), q)
         found.append(value)
     return found
 
@@ -42,6 +42,15 @@ def less(found: Sequence[Limb], primes: Sequence[int], bound: int) -> NDArray[np
         below = (digit < wanted) | ((digit == wanted) & below)
         bound //= q
     return below
+
+
+def within(residues: Sequence[Limb], primes: Sequence[int], bound: int) -> bool:
+    """Whether all integers with these residues, centred, are below ``bound`` in magnitude. Exact: the digits of
+    x + bound - 1 are compared with those of 2 bound - 1."""
+    raised = [
+        ring.add(x, np.full(len(x), (bound - 1) % q, np.uint64), q) for x, q in zip(residues, primes, strict=True)
+    ]
+    return bool(less(digits(raised, primes), primes, 2 * bound - 1).all())
 
 
 class Centred:
@@ -58,7 +67,7 @@ class Centred:
             return self._own[q]
         place, value = 1, np.zeros_like(self._digits[0])
         for digit, prime in zip(self._digits, self.primes, strict=True):
-            value = ring.add(value, _scaled(_below(digit, prime, q), place % q, q), q)
+            value = ring.add(value, ring.scaled(_below(digit, prime, q), place % q, q), q)
             place *= prime
         return ring.subtract(value, np.where(self._negative, np.uint64(place % q), np.uint64(0)), q)
 
@@ -99,11 +108,7 @@ def divided(residue: Limb, low: Limb, shift: int, q: int) -> Limb:
     rest = ((low + half) & mask).astype(np.int64) - (1 << shift - 1)  # in [-2^(shift - 1), 2^(shift - 1))
     lifted = rest + np.where(rest < 0, q, 0) if 1 << shift - 1 < q else rest % q  # division is slow
     exact = ring.subtract(residue, lifted.view(np.uint64), q)
-    return _scaled(exact, pow(1 << shift, -1, q), q)
-
-
-def _scaled(x: Limb, factor: int, q: int) -> Limb:
-    return x if factor == 1 else ring.multiply(x, np.full(len(x), factor, np.uint64), q)
+    return ring.scaled(exact, pow(1 << shift, -1, q), q)
 
 
 def _below(digit: Limb, prime: int, q: int) -> Limb:

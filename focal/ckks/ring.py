@@ -98,6 +98,11 @@ def multiply(x: Limb, y: Limb, q: int) -> Limb:
     return np.minimum(rest, rest + np.uint64(q), out=rest)  # as in a difference
 
 
+def scaled(x: Limb, factor: int, q: int) -> Limb:
+    """(``factor`` x) mod q for residues x and any factor."""
+    return x if factor == 1 else multiply(x, np.full(len(x), factor % q, np.uint64), q)
+
+
 def _signed_product(x: Signed, y: Signed, q: int) -> Signed:
     """x y modulo q, in (-q, q), for 0 <= y < q and |x| < 2^63.
 

@@ -187,7 +187,7 @@ def contribution(
         q = scheme.moduli[i]
         small = ring.add(ring.ntt_signed(error, q, scheme.roots[q]), ring.multiply(secret[i], x, q), q)
         r = functools.reduce(functools.partial(ring.add, q=q), (_residues(words, 0, q) for words in masks))
-        total = ring.add(small, _times(ring.ntt(r, q, scheme.roots[q]), factor, q), q)
+        total = ring.add(small, ring.scaled(ring.ntt(r, q, scheme.roots[q]), factor, q), q)
         b.append(ring.subtract(np.zeros_like(total), total, q))
     return codec.pack(scheme, codec.input_b(len(b)), [b])
 
@@ -212,12 +212,10 @@ def combine(
         y = functools.reduce(
             functools.partial(ring.add, q=q), (_residues(words, -(1 << OFFSET_BITS), q) for words in rows)
         )
-        c0.append(ring.total([[_times(ring.ntt(y, q, scheme.roots[q]), factor, q)], *([p[i]] for p in parts)], [q])[0])
+        c0.append(
+            ring.total([[ring.scaled(ring.ntt(y, q, scheme.roots[q]), factor, q)], *([p[i]] for p in parts)], [q])[0]
+        )
     return [c0, list(a)]
-
-
-def _times(limb: Limb, factor: int, q: int) -> Limb:
-    return limb if factor == 1 else ring.multiply(limb, np.full(len(limb), factor % q, np.uint64), q)
 
 
 def _residues(words: Words, offset: int, q: int) -> Limb:

@@ -266,11 +266,7 @@ def small_enough(
     total = ring.total([c0, *(codec.unpack(scheme, half, data, name)[0] for name, data in others)], primes)
     seen = [ring.add(t, ring.multiply(s, x, q), q) for t, s, x, q in zip(total, secret, c1, primes, strict=False)]
     values = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(seen, primes, strict=True)]
-    raised = [
-        ring.add(v, np.full(scheme.n, (bounds.limit - 1) % q, np.uint64), q)
-        for v, q in zip(values, primes, strict=True)
-    ]
-    return bool(integers.less(integers.digits(raised, primes), primes, 2 * bounds.limit - 1).all())
+    return integers.within(values, primes, bounds.limit)
 
 
 def combine(

@@ -95,7 +95,9 @@ def pieces(scheme: Scheme, secret: Sequence[Limb], seed: bytes, threshold: int, 
     for point in range(1, custodians + 1):
         value: list[Limb] = [np.zeros(scheme.n, np.uint64) for _ in primes]
         for coefficient in [*reversed(random), secret]:
-            value = [ring.add(_times(v, point, q), c, q) for v, c, q in zip(value, coefficient, primes, strict=False)]
+            value = [
+                ring.add(ring.scaled(v, point, q), c, q) for v, c, q in zip(value, coefficient, primes, strict=False)
+            ]
         out.append(value)
     return out
 
@@ -121,7 +123,7 @@ class Share:
         if self.point not in active:
             raise ValueError(f"point {self.point} is not among the active ones")
         primes, weight = scheme.moduli, coefficient(active, 0, self.point)
-        out = [_times(limb, _residue(weight, q), q) for limb, q in zip(self.limbs, primes, strict=True)]
+        out = [ring.scaled(limb, _residue(weight, q), q) for limb, q in zip(self.limbs, primes, strict=True)]
         for other in active:
             if other != self.point:
                 zero = ring.expand(framed(b"focal/threshold/zero/v1", self.keys[other], seed), primes, scheme.n)
@@ -242,26 +244,19 @@ def _small(scheme: Scheme, parts: Sequence[tuple[Sequence[Limb], Fraction]]) -> 
     bound = math.ceil(14 * 1.02 * SIGMA * math.sqrt(sum(float(w) ** 2 for w in weights)))
     total = ring.total(
         [
-            [_times(limbs[i], int(w) % q, q) for i, q in enumerate(primes)]
+            [ring.scaled(limbs[i], int(w), q) for i, q in enumerate(primes)]
             for (limbs, _), w in zip(parts, weights, strict=True)
         ],
         primes,
     )
     values = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(total, primes, strict=True)]
-    raised = [
-        ring.add(v, np.full(scheme.n, (bound - 1) % q, np.uint64), q) for v, q in zip(values, primes, strict=True)
-    ]
-    return bool(integers.less(integers.digits(raised, primes), primes, 2 * bound - 1).all())
+    return integers.within(values, primes, bound)
 
 
 def _whole(scheme: Scheme, limbs: Sequence[Limb]) -> list[Limb]:
     """D times an element, modulo Q."""
-    return [_times(limb, DENOMINATOR, q) for limb, q in zip(limbs, scheme.moduli, strict=False)]
+    return [ring.scaled(limb, DENOMINATOR, q) for limb, q in zip(limbs, scheme.moduli, strict=False)]
 
 
 def _residue(weight: Fraction, q: int) -> int:
     return weight.numerator * pow(weight.denominator, -1, q) % q
-
-
-def _times(limb: Limb, factor: int, q: int) -> Limb:
-    return limb if factor == 1 else ring.multiply(limb, np.full(len(limb), factor, np.uint64), q)

@@ -147,6 +147,7 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
     def unsealed(sender: str, reader: str, digest: str, context: bytes) -> bytes:
         return identities[reader].unseal(manifest.member(sender), blobs.get(digest), context)
 
+    asked: set[str] = set()
     for sender, _, suffix, body in bodies:
         if isinstance(body, msg.KeyReveal) and body.round in kinds:
             for (name, kind), digest in zip(kinds[body.round], body.blobs, strict=True):
@@ -162,7 +163,9 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
                 how, name = layout.refresh_map(item), item + suffix
                 out.public[f"a/{name}"] = refresh.common_random(scheme, epoch.seed, item, digest, how.limbs)
                 out.requests[name] = codec.unpack(scheme, codec.ciphertext(how.request), blobs.get(digest), "")
-                out.public[f"c1/{name}"] = out.requests[name][1]
+                if digest not in asked:  # in another epoch the same ciphertext may be asked for again
+                    out.public[f"c1/{name}"] = out.requests[name][1]
+                asked.add(digest)
         elif isinstance(body, msg.RefreshShares):
             for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
                 out.add_answer(sender, item + suffix, blobs.get(h0), blobs.get(h1), layout.refresh_map(item))

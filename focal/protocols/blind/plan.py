@@ -86,11 +86,6 @@ def stage(manifest: Manifest, topic: str) -> int | None:
     return 1 + int(rest.partition("/")[0]) if what in ("refresh", "step") else None
 
 
-def steps_before(manifest: Manifest, stage: int) -> int:
-    """Steps that are done where a stage begins."""
-    return max(0, stage - 1)
-
-
 def stage_end(manifest: Manifest, stage: int) -> tuple[bool, str]:
     """Inputs are there when every custodian has shown its part of them; a step is done when the server says so."""
     return (True, f"step/{stage - 1}") if stage else (False, "inputs/reveal")

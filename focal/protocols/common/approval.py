@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -18,6 +19,8 @@ from focal.config import Hex32, Model, Name
 from focal.errors import FocalError
 from focal.files import canonical_json, private_write
 from focal.net.messages import Epoch
+
+M = TypeVar("M", bound=Model)
 
 AWAITED, APPROVED = "awaits-approval.json", "approved.json"
 """In a custodian's folder: the release that waits for a person, and the one that a person has approved last."""
@@ -72,10 +75,7 @@ class Consent(Model):
 
 def read_consent(path: Path) -> Consent | None:
     """What stands in ``path``; None when there is no such file, or something else in it."""
-    try:
-        return Consent.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
+    return _read(Consent, path)
 
 
 def sign_epoch(folder: Path, lost: Sequence[str]) -> Consent:
@@ -101,8 +101,12 @@ def sign_epoch(folder: Path, lost: Sequence[str]) -> Consent:
 def read_release(path: Path) -> Release | None:
     """What stands in ``path``; None when there is no such file, or something else in it
     (a file of an earlier version)."""
+    return _read(Release, path)
+
+
+def _read(kind: type[M], path: Path) -> M | None:
     try:
-        return Release.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
 

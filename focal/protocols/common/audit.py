@@ -195,8 +195,8 @@ class Audit(abc.ABC):
         ciphertexts = released.ciphertexts(done)
         if self.epochs.released_again:
             weights = [w for topic in released.topics for w in self.refreshed(topic)]
-            lowered = refreshing.lowered(self.scheme, weights, self.layout)
-            ciphertexts = refreshing.digests(self.scheme, self.refresh(list(refreshing.again(len(weights))), lowered))
+            fresh = refreshing.once_more(self, weights, self.scheme, self.layout)
+            ciphertexts = refreshing.digests(self.scheme, fresh)
         if asked.ciphertexts != ciphertexts:
             raise Refused("release", "the server asked to release something else than the last refreshed weights")
         for name, answer in self.recall_all(self.active("release/shares"), "release/shares", msg.ReleaseShares).items():

@@ -318,9 +318,7 @@ class Custodian(Answering):
         released = self.plan.released(self.manifest)
         weights: list[Any] = [w for topic in released.topics for w in self.refreshed(topic)]
         if self.epochs.released_again:
-            weights = self.refresh(
-                list(refreshing.again(len(weights))), refreshing.lowered(self.scheme, weights, self.layout)
-            )
+            weights = refreshing.once_more(self, weights, self.scheme, self.layout)
         digests = refreshing.digests(self.scheme, weights)
         request = self.hear(self.manifest.server.name, "release/request", msg.ReleaseRequest)
         if request.items != released.items or request.ciphertexts != digests:

@@ -122,9 +122,7 @@ class Epochs:
                     self.in_force.append(Epoch(number, newest.active, newest.stage, digest(self.run_id, newest)))
 
     def _check(self, topic: str, proposal: msg.Epoch) -> None:
-        number, before = len(self.proposed) + 1, self.proposed[-1] if self.proposed else None
-        active = before.active if before else self.in_force[0].active
-        after = digest(self.run_id, before).hex() if before else self.scope
+        number, (active, after) = len(self.proposed) + 1, self._before
         if topic != f"epoch/{number}" or (proposal.number, proposal.after) != (number, after):
             raise Refused("epoch", f"the server proposes an epoch that does not follow from the one before ('{topic}')")
         if not set(proposal.active) < set(active) or list(proposal.active) != [
@@ -138,6 +136,13 @@ class Epochs:
             raise Refused("epoch", f"the server proposes epoch {number}, in which {why}")
         if proposal.stage != (reached := self._reached()):
             raise Refused("epoch", f"the server proposes epoch {number} from stage {proposal.stage} on, not {reached}")
+
+    @property
+    def _before(self) -> tuple[tuple[str, ...], str]:
+        """Who is active in what a next proposal follows, and its digest."""
+        if not self.proposed:
+            return self.in_force[0].active, self.scope
+        return self.proposed[-1].active, digest(self.run_id, self.proposed[-1]).hex()
 
     def _reached(self) -> int:
         """The first stage that has not ended: those from the newest epoch's on belong to it."""
@@ -178,12 +183,10 @@ class Epochs:
 
     def next(self, lost: Sequence[str]) -> msg.Epoch:
         """The proposal of an epoch without ``lost``. Raises :class:`FocalError` when there can be none."""
-        newest = self.proposed[-1] if self.proposed else None
-        before = newest.active if newest else self.in_force[0].active
+        before, after = self._before
         active = tuple(name for name in before if name not in lost)
         if why := impossible(self.manifest, active):
             raise FocalError(f"without {', '.join(lost)} {why}", hint="bring one of them back, or start a new run")
-        after = digest(self.run_id, newest).hex() if newest else self.scope
         return msg.Epoch(number=len(self.proposed) + 1, after=after, active=active, stage=self._reached())
 
     # ----------------------------------------------------------------- what follows from them

@@ -177,14 +177,12 @@ class KeyHolder:
         )
         return dict(party.remembered(f"keys/{number}/sums", add))
 
-    def _same_transcript(self, number: int) -> bytes:
-        """Go on only when all custodians signed the same list of commitments and reveals; returns its digest."""
-        party, round = self.party, f"keys/{number}"
-        digest = ceremony.transcript(party.heard, self.peers, number)
-        self._same(f"{round}/transcript", number, digest)
-        return bytes.fromhex(digest)
+    def _same_transcript(self, number: int) -> None:
+        """Go on only when all custodians signed the same list of commitments and reveals."""
+        self._same(f"keys/{number}/transcript", number, ceremony.transcript(self.party.heard, self.peers, number))
 
     def _same(self, topic: str, number: int, digest: str) -> None:
+        """Go on only when all custodians signed the same ``digest`` of what they were shown in a round."""
         self.party.say(topic, msg.KeyTranscript(round=number, digest=digest))
         for name, theirs in self.party.hear_all(self.peers, topic, msg.KeyTranscript).items():
             if theirs.digest != digest:
@@ -218,7 +216,7 @@ class KeyHolder:
             return list(map(party.blobs.put, boxes))
 
         reveals = self._round(3, sealed)
-        transcript = self._same_transcript(3)
+        transcript = bytes.fromhex(ceremony.transcript(party.heard, self.peers, 3))
 
         def shown() -> str:
             return party.blobs.put(sharing.check_values(self.scheme, party.run_id, transcript, own, self.needed))
@@ -245,10 +243,8 @@ class KeyHolder:
             sharing.check_piece(self.scheme, piece, values[self.point - 1], a, name)
             return piece
 
-        pairs = {
-            1 + i: sorted((party.me.name, n), key=self.peers.index) for i, n in enumerate(self.peers) if n in others
-        }
-        zeros = {point: sharing.zero_key(key(*pair)) for point, pair in pairs.items()}
+        place = self.peers.index
+        zeros = {1 + place(name): sharing.zero_key(key(*sorted((party.me.name, name), key=place))) for name in others}
         made = sharing.Share(sharing.add_up(self.scheme, list(map(dealt, self.peers))), self.point, zeros)
         self._kept("share", lambda: made.dump(self.scheme))
         self.__dict__.pop("share", None)  # s_i, whose file goes now

@@ -12,7 +12,7 @@ from focal.custody import refresh
 from focal.errors import ProtocolError
 from focal.heads.moves import HeadLayout
 from focal.net import messages as msg
-from focal.protocols.common.voice import Fetch
+from focal.protocols.common.voice import Fetch, Voice
 
 AGAIN = "refresh/again/release"
 """Topic of the one more refresh that weights pass before their release is asked for in another epoch."""
@@ -41,10 +41,11 @@ def requests(
     return list(pool.map(lambda item, ct: refresh.request(scheme, ct, layout.refresh_map(item)), items, ciphertexts))
 
 
-def lowered(scheme: Scheme, weights: list[Any], layout: HeadLayout) -> list[Any]:
-    """Weights with as many limbs as their refresh for a second release takes."""
+def once_more(voice: Voice, weights: list[Any], scheme: Scheme, layout: HeadLayout) -> list[Any]:
+    """Weights after one more refresh, as a release that is asked for again takes them."""
     items = again(len(weights))
-    return [refresh.lowered(scheme, w, layout.refresh_map(i)) for i, w in zip(items, weights, strict=True)]
+    lowered = [refresh.lowered(scheme, w, layout.refresh_map(i)) for i, w in zip(items, weights, strict=True)]
+    return voice.refresh(list(items), lowered)
 
 
 def digests(scheme: Scheme, ciphertexts: list[Any]) -> tuple[str, ...]:

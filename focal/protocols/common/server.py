@@ -289,8 +289,8 @@ class Server(Party):
         ciphertexts = released.ciphertexts(done)
         if self.epochs.released_again:
             weights = [w for topic in released.topics for w in self.refreshed(topic)]
-            lowered = refreshing.lowered(self.scheme, weights, self.layout)
-            ciphertexts = refreshing.digests(self.scheme, self.refresh(list(refreshing.again(len(weights))), lowered))
+            fresh = refreshing.once_more(self, weights, self.scheme, self.layout)
+            ciphertexts = refreshing.digests(self.scheme, fresh)
         self.say("release/request", msg.ReleaseRequest(items=released.items, ciphertexts=ciphertexts))
         self.hear_all(self.active("release/shares"), "release/shares", msg.ReleaseShares)
         if not self.repeat("traffic"):

@@ -183,6 +183,12 @@ def released(manifest: Manifest) -> Released:
 
 PARTS = ("logits", "gradients", "head")
 """The three stages of a joint step."""
+_SPOKEN = {
+    **dict.fromkeys(("activations", "present", "logits"), 0),
+    **dict.fromkeys(("derivatives", "answered", "gradients"), 1),
+    **dict.fromkeys(("step", "refresh"), 2),
+}
+"""What is spoken of -> in which of them."""
 
 
 def stages(manifest: Manifest) -> int:
@@ -196,14 +202,9 @@ def stage(manifest: Manifest, topic: str) -> int | None:
     what, *rest = topic.split("/")
     if what == "release" or topic == refreshing.AGAIN:
         return stages(manifest)
-    parts = {
-        **dict.fromkeys(("activations", "present", "logits"), 0),
-        **dict.fromkeys(("derivatives", "answered", "gradients"), 1),
-        **dict.fromkeys(("step", "refresh"), 2),
-    }
     if what in ("inputs", "open"):  # inputs/STEP/activations/commit, open/STEP/logits; but one key for masks serves all
         what = rest[1] if len(rest) > 1 else ""
-    part = parts.get(what)
+    part = _SPOKEN.get(what)
     return None if part is None else len(PARTS) * int(rest[0]) + part
 
 

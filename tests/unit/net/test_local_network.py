@@ -158,6 +158,16 @@ def test_a_closed_link_ends_every_wait_with_and_without_a_server(place: Place) -
     place.serve()
 
 
+def test_who_is_silent_is_who_was_not_heard_of_for_so_long(place: Place) -> None:
+    place.link("north")
+    assert place.hub.silent(3600) == [], "nobody, so soon after it began to listen"
+    place.hub._began -= 100
+    silent = place.hub.silent(50)
+    assert "north" not in silent and {"south", "custodian-1"} <= set(silent)
+    place.hub.seen["south"] = (place.hub._began + 90, "")
+    assert "south" not in place.hub.silent(50) and "custodian-1" in place.hub.silent(50)
+
+
 def test_who_is_behind_is_who_is_there_and_was_not_told(place: Place) -> None:
     north, south = place.link("north"), place.link("south")
     north.post(place.said("north"))
