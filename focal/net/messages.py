@@ -163,6 +163,8 @@ class Epoch(Model):
     active: Annotated[tuple[Name, ...], Field(min_length=1, max_length=8)]
     stage: Index
     """The first that is made in it."""
+    since: Index
+    """The number of the epoch in force that it ends."""
 
 
 class JointKeys(Model):

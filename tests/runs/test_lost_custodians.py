@@ -13,6 +13,7 @@ from scan import of_run, under_one_mask
 
 from focal.heads.released import MAX_ERROR
 from focal.net import messages as msg
+from focal.protocols.common import approval
 from focal.protocols.common.audit import audit
 
 
@@ -113,6 +114,23 @@ def test_one_may_be_lost_as_soon_as_the_keys_are_made() -> None:
         lose(c, "custodian-2")
         go_on_without(c, "custodian-2")
         ends_well(c, "custodian-2")
+
+
+def test_a_custodian_that_is_given_up_when_it_has_done_its_work_costs_nothing() -> None:
+    """An institution comes back late, the server was started again, and somebody took a custodian's leaving for a
+    loss."""
+    with consortium("lost-after", 2, 4) as c:
+        late = c.institutions[2]
+        c.start_all()
+        wait_for(c, lambda board: (late, "upload") in board)
+        c.processes.pop(late).kill()
+        wait_for(c, lambda board: all((name, "finished") in board for name in c.custodians))
+        c.processes["server"].kill()
+        approval.declare_lost(c.folder("server"), ["custodian-2"])
+        c.start("server", late)
+        c.finish()
+        assert error(c) < MAX_ERROR
+        assert not any(topic.startswith("epoch") for _, topic in c.board())
 
 
 def test_commands_about_epochs_say_what_they_need(tmp_path: Path) -> None:

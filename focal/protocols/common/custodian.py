@@ -141,8 +141,10 @@ class Custodian(Answering):
 
     def turn(self) -> None:
         """Agree to what is proposed, first of all on disk, and wait until it is in force."""
-        self.catch_up()
+        if self._released:
+            self.read_all()  # it may be asked for again
         while True:
+            self.catch_up()
             if self.epochs.proposed and self.me.name in self.epochs.proposed[-1].active:
                 list(map(self._agree, self.epochs.proposed))
             if not self.epochs.pending:
@@ -264,10 +266,16 @@ class Custodian(Answering):
     # ----------------------------------------------------------------- after a restart
 
     def catch_up(self) -> None:
-        """Give nothing before the peers have said that this folder is no old copy."""
-        if not self._caught_up and self.journal.get(f"{self.session}/said/{self.spelled('release/shares')}") is None:
+        """Give nothing, and agree to nothing, before the peers have said that this folder is no old copy. Where every
+        share was given, only stored bytes leave, and the peers may be gone."""
+        if not self._caught_up and (self.epochs.pending or not self._released):
             resuming.check_ledger(self, self.ledger)
-        self._caught_up = True  # or every share was given: only stored bytes leave, and the peers may be gone
+            self._caught_up = True
+
+    @property
+    def _released(self) -> bool:
+        """Were the shares of the release given, as far as epochs are known?"""
+        return self.journal.get(f"{self.session}/said/{self.spelled('release/shares')}") is not None
 
     def idle(self) -> None:
         resuming.answer_peers(self, self.peers)

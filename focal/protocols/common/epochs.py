@@ -134,6 +134,12 @@ class Epochs:
             )
         if why := impossible(self.manifest, proposal.active):
             raise Refused("epoch", f"the server proposes epoch {number}, in which {why}")
+        if self.given:
+            raise Refused("epoch", f"the server proposes epoch {number} when all shares of the release were given")
+        if proposal.since != self.now.number:
+            raise Refused(
+                "epoch", f"the server proposes epoch {number} after epoch {proposal.since}, not {self.now.number}"
+            )
         if proposal.stage != (reached := self._reached()):
             raise Refused("epoch", f"the server proposes epoch {number} from stage {proposal.stage} on, not {reached}")
 
@@ -155,6 +161,12 @@ class Epochs:
                 break
             stage += 1
         return stage
+
+    @property
+    def given(self) -> bool:
+        """Did all active custodians give their shares of the release? Then nobody who is lost matters any more."""
+        topic = "release/shares" + self.now.suffix
+        return all((name, topic) in self._said for name in self.now.active)
 
     @property
     def pending(self) -> bool:
@@ -187,7 +199,8 @@ class Epochs:
         active = tuple(name for name in before if name not in lost)
         if why := impossible(self.manifest, active):
             raise FocalError(f"without {', '.join(lost)} {why}", hint="bring one of them back, or start a new run")
-        return msg.Epoch(number=len(self.proposed) + 1, after=after, active=active, stage=self._reached())
+        number, stage, since = len(self.proposed) + 1, self._reached(), self.now.number
+        return msg.Epoch(number=number, after=after, active=active, stage=stage, since=since)
 
     # ----------------------------------------------------------------- what follows from them
 

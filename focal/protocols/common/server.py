@@ -105,7 +105,7 @@ class Server(Party):
         self._told: set[str] = set()
         """What was warned of."""
         self._may_go_on = False
-        """May the run go on without some of its custodians? From when their keys are made until all is given."""
+        """May the run go on without some of its custodians? From when their keys are made."""
 
     # ----------------------------------------------------------------- the script
 
@@ -233,7 +233,7 @@ class Server(Party):
 
     def idle(self) -> None:
         """Propose an epoch without the custodians that people, or a silence, have declared lost."""
-        if not self._may_go_on or not (lost := self._lost()):
+        if not self._may_go_on or self.epochs.given or not (lost := self._lost()):
             return
         try:
             proposal = self.epochs.next(lost)
@@ -299,7 +299,6 @@ class Server(Party):
                 msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}),
             )
         everybody = [*self.active("release/shares"), *self.names]
-        self._may_go_on = False  # all is given: who is lost now does not matter any more
         while missing := [n for n in everybody if not self.said(n, "finished")]:
             self.read_board(seconds=2.0)
             self.report.progress(len(everybody) - len(missing), len(everybody))

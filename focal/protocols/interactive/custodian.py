@@ -146,10 +146,11 @@ class JointCustodian(Custodian):
         return plan.settings(self.manifest).max_openings_per_key
 
     def answer_batch(self, topic: str, items: tuple[str, ...], own: list[str] | None = None) -> msg.RefreshRequest:
-        """A head is refreshed when all have opened what there was to open of its step: none is made anew behind it."""
-        step = topic.split("/")[1]
-        for what in plan.PARTS[:2] if step.isdigit() and int(step) else ():
-            self.hear_all(self.active(f"open/{step}/{what}"), f"open/{step}/{what}", msg.OpeningShares)
+        """A head is refreshed when the stages before it have ended: none is made anew behind it."""
+        _, step, kind = topic.split("/")
+        for part in range(2) if kind == "weights" else ():
+            _, ends = plan.stage_end(self.manifest, len(plan.PARTS) * int(step) + part)
+            self.hear_all(self.active(ends), ends, msg.OpeningShares if int(step) else msg.InputReveal)
         return super().answer_batch(topic, items, own)
 
     def added(self) -> NDArray[np.float64] | None:

@@ -165,7 +165,7 @@ def test_an_epoch_takes_custodians_away_and_nothing_else() -> None:
     board, after = Board(manifest(4, 2)), RUN.hex()
 
     def proposed(*active: str, number: int = 1, after: str = after, topic: str = "") -> Any:
-        body = msg.Epoch(number=number, after=after, active=active, stage=0)
+        body = msg.Epoch(number=number, after=after, active=active, stage=0, since=0)
         return lambda: board.say("server", topic or f"epoch/{number}", body)
 
     assert "other custodians" in refused(proposed(*C[:4]))  # nobody less
@@ -185,7 +185,7 @@ def test_an_n_of_n_key_has_no_second_epoch() -> None:
     board = Board(manifest(3, None))
     with pytest.raises(FocalError, match="2 custodians are left of the 3"):
         board.epochs.next([C[0]])
-    body = msg.Epoch(number=1, after=RUN.hex(), active=(C[1], C[2]), stage=0)
+    body = msg.Epoch(number=1, after=RUN.hex(), active=(C[1], C[2]), stage=0, since=0)
     assert "of the 3" in refused(lambda: board.say("server", "epoch/1", body))
 
 
@@ -208,13 +208,13 @@ def test_one_who_agreed_to_something_else_was_shown_something_else() -> None:
     """A server that proposes two epochs under one number is found out by whoever sees both sides."""
     board = Board(manifest(5, 2))
     board.propose(C[0])
-    other = msg.Epoch(number=1, after=RUN.hex(), active=(C[0], C[2], C[3], C[4]), stage=0)
+    other = msg.Epoch(number=1, after=RUN.hex(), active=(C[0], C[2], C[3], C[4]), stage=0, since=0)
     assert "shown another epoch 1" in refused(lambda: board.agree(other, C[2]))
 
 
 def test_what_others_than_the_server_propose_is_nothing() -> None:
     board = Board(manifest(4, 2))
-    board.say(C[1], "epoch/1", msg.Epoch(number=1, after=RUN.hex(), active=(C[1], C[2], C[3]), stage=0))
+    board.say(C[1], "epoch/1", msg.Epoch(number=1, after=RUN.hex(), active=(C[1], C[2], C[3]), stage=0, since=0))
     assert not board.epochs.proposed
 
 
@@ -292,6 +292,28 @@ def test_an_epoch_begins_with_the_stage_that_was_reached_and_no_other() -> None:
     for stage in (0, 1, 3):
         other = proposal.model_copy(update={"stage": stage})
         assert "from stage" in refused(lambda other=other: board.say("server", "epoch/1", other))
+
+
+def test_an_epoch_says_which_one_it_ends() -> None:
+    """Readers who were shown agreements in another order would have other epochs behind it."""
+    board = Board(manifest(5, 2))
+    board.change(C[4])
+    proposal = board.epochs.next([C[3]])
+    assert proposal.since == 1
+    other = proposal.model_copy(update={"since": 0})
+    assert "after epoch 0, not 1" in refused(lambda: board.say("server", "epoch/2", other))
+
+
+def test_when_all_shares_of_the_release_are_given_nobody_who_is_lost_matters() -> None:
+    """They have erased their keys and left, and nobody would ever agree; institutions may still come."""
+    board = Board(manifest(4, 2))
+    for name in C[:3]:
+        board.say(name, "release/shares")
+    assert not board.epochs.given
+    proposal = board.epochs.next([C[0]])
+    board.say(C[3], "release/shares")
+    assert board.epochs.given
+    assert "shares of the release" in refused(lambda: board.say("server", "epoch/1", proposal))
 
 
 def test_randomness_is_another_one_in_every_epoch() -> None:

@@ -18,7 +18,7 @@ from focal.protocols.interactive.custodian import JointCustodian
 @pytest.mark.parametrize(
     ("topic", "heard"),
     [
-        ("refresh/0/weights", []),  # of the first step nothing is opened
+        ("refresh/0/weights", ["inputs/0/activations/reveal", "inputs/0/derivatives/reveal"]),  # nothing is opened
         ("refresh/3/weights", ["open/3/logits", "open/3/gradients"]),
         ("refresh/again/release", []),
     ],
@@ -33,7 +33,9 @@ def test_a_head_is_refreshed_when_all_have_opened_what_there_was(
     monkeypatch.setattr(
         Answering, "answer_batch", lambda self, about, items, own=None: events.append(f"answers {about}")
     )
-    JointCustodian.answer_batch(object.__new__(JointCustodian), topic, ("item",))
+    custodian = object.__new__(JointCustodian)
+    custodian.manifest = None  # type: ignore[assignment]
+    custodian.answer_batch(topic, ("item",))
     assert events == [*heard, f"answers {topic}"]
 
 
