@@ -25,7 +25,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
 
 from focal.task import Task
 
@@ -264,6 +272,10 @@ class ConsortiumConfig(Model):
     """How many custodians suffice to use the key; default: all (:attr:`Manifest.threshold`)."""
     share_blocks: bool = False
     """Put rows of several institutions into one block (:attr:`Manifest.share_blocks`)."""
+    clinics: tuple[Name, ...] = ()
+    """Institutions, beside the others, that come once, and may stay away (:attr:`Member.clinic`)."""
+    closing: AwareDatetime | None = None
+    """Until when rows may be uploaded, in a blind run (:attr:`Manifest.closing`)."""
     pooled_roc: bool = False
     """A ROC curve over all institutions' test rows, from histograms that they add up by secure sum
     (:attr:`Manifest.pooled_roc`)."""
@@ -272,10 +284,14 @@ class ConsortiumConfig(Model):
     def _names_differ(self) -> ConsortiumConfig:
         if self.threshold is not None and self.threshold > self.custodians:
             raise ValueError(f"threshold {self.threshold} is more than the {self.custodians} custodians")
-        names = ["server", *self.custodian_names(), *self.institution_names()]
+        names = ["server", *self.custodian_names(), *self.institution_names(), *self.clinics]
         if len(set(names)) != len(names):
             raise ValueError("institutions need different names, other than 'server' and 'custodian-N'")
         return self
+
+    def site_names(self) -> tuple[str, ...]:
+        """Founders and clinics."""
+        return (*self.institution_names(), *self.clinics)
 
     def institution_names(self) -> tuple[str, ...]:
         if isinstance(self.institutions, tuple):
@@ -356,9 +372,10 @@ class InteractiveRunConfig(RunConfig):
     """Where each institution's loss and rate are logged, in its own folder."""
 
     @model_validator(mode="after")
-    def _shares_no_blocks(self) -> InteractiveRunConfig:
-        if self.consortium.share_blocks:
-            raise ValueError("'consortium.share_blocks' belongs to protocol blind")
+    def _takes_every_step_with_all(self) -> InteractiveRunConfig:
+        for field in ("share_blocks", "clinics", "closing"):
+            if getattr(self.consortium, field):
+                raise ValueError(f"'consortium.{field}' belongs to protocol blind")
         return self
 
 
@@ -401,6 +418,8 @@ class LocalConfig(Model):
     """Institution: folder for cached features; default: inside ``state``."""
     seed: int = 0
     """Institution: seeds the split of a table that has no ``split`` column, and its batches."""
+    stay: bool = False
+    """Clinic: stay until the model is there. By default it leaves after its upload, and comes back for it."""
     start: Path | None = None
     """Institution, interactive: the released model (a run's folder or ``model.pt``)
     that the manifest's ``start`` pins."""

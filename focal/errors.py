@@ -23,6 +23,10 @@ class ConfigError(FocalError):
     """A configuration file that cannot be used: names the file, the field and what is allowed."""
 
 
+class LeftOut(FocalError):
+    """The others go on without this party."""
+
+
 class ProtocolError(FocalError):
     """Another party sent something that the protocol forbids. Nothing of it was used."""
 

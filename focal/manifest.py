@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from focal.config import (
     CkksConfig,
@@ -32,7 +32,7 @@ from focal.files import canonical_json
 from focal.task import Task, fits, output_count
 
 OWN_FIELDS: dict[Protocol, tuple[str, ...]] = {
-    "blind": ("layout", "share_blocks"),
+    "blind": ("layout", "share_blocks", "closing"),
     "interactive": ("interactive", "start"),
 }
 """The fields that only a manifest of this protocol has. It needs the first."""
@@ -55,6 +55,9 @@ class Member(Model):
     """Institution: the number of its training rows."""
     verify: Literal["off", "lockstep"] | None = None
     """Custodian: whether it re-runs every step before it answers."""
+    clinic: bool = False
+    """Institution that comes once: it takes no part in the run id, nor in what is agreed from everybody's features,
+    need not sign, and may stay away. Its ``rows`` are as many as it may bring."""
     guard: bool = False
     """Custodian that verifies: it answers every refresh last, and only when what is to be refreshed is small
     (focal.custody.refresh)."""
@@ -63,6 +66,8 @@ class Member(Model):
     def _fits(self) -> Member:
         if self.guard and self.verify != "lockstep":
             raise ValueError(f"member '{self.name}': a guard is a custodian with verify: lockstep")
+        if self.clinic and self.role != "institution":
+            raise ValueError(f"member '{self.name}': a clinic is an institution")
         for field, role in (("endpoint", "server"), ("rows", "institution"), ("verify", "custodian")):
             if (getattr(self, field) is not None) != (self.role == role):
                 raise ValueError(f"member '{self.name}': '{field}' belongs to a {role}, and every {role} needs it")
@@ -127,6 +132,9 @@ class Manifest(Model):
     share_blocks: bool = False
     """Blind: rows of several institutions share blocks of data: fewer blocks for many small institutions. Each is kept
     to its own rows by a mask (``focal manifest check`` says how well), for which custodians contribute more."""
+    closing: AwareDatetime | None = None
+    """Blind: until when rows may be uploaded. Who has not come by then is left out. None: until everybody has come, or
+    people close (``focal close``)."""
     pooled_roc: bool = False
     """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites,
     and no site's scores shown. Every institution has to come back for it."""
@@ -182,10 +190,10 @@ class Manifest(Model):
                 "that one hospital with malformed ciphertexts and one reader of the shares would have the joint key; "
                 f"add {verifiers[0]} with focal manifest add --guard"
             )
-        least = 2 if self.accept_leak else 3
-        if len(self.institutions) < least:
+        if len(self.founders) < self.least:
+            what = "institutions that are no clinics" if self.clinics else "institutions"
             raise ConfigError(
-                f"a manifest needs at least {least} institutions, this one has {len(self.institutions)}; "
+                f"a manifest needs at least {self.least} {what}, this one has {len(self.founders)}; "
                 "with two, each learns the other's pooled moments (accept_leak: true, or --accept-leak, allows it)"
             )
 
@@ -199,6 +207,26 @@ class Manifest(Model):
     @property
     def institutions(self) -> tuple[Member, ...]:
         return self.by_role("institution")
+
+    @property
+    def founders(self) -> tuple[Member, ...]:
+        """Institutions that are there from the beginning."""
+        return tuple(m for m in self.institutions if not m.clinic)
+
+    @property
+    def clinics(self) -> tuple[Member, ...]:
+        """Institutions that come once."""
+        return tuple(m for m in self.institutions if m.clinic)
+
+    @property
+    def openers(self) -> tuple[Member, ...]:
+        """Custodians and founders, in manifest order: a run begins when all of them are there."""
+        return tuple(m for m in self.members if m.role != "server" and not m.clinic)
+
+    @property
+    def least(self) -> int:
+        """So many institutions' rows at least go into a model."""
+        return 2 if self.accept_leak else 3
 
     @property
     def custodians(self) -> tuple[Member, ...]:
@@ -238,8 +266,15 @@ class Manifest(Model):
 
     def canonical(self) -> bytes:
         """The bytes that are signed and hashed: JSON, sorted keys, no spaces, without the signatures."""
-        unsaid = {"threshold"} if self.threshold is None else set()  # as it was spelled before there were such keys
-        return canonical_json(self.model_dump(mode="json", exclude={"signatures", *unsaid}))
+        said = self.model_dump(mode="json", exclude={"signatures"})
+        # what is not used is spelled as it was before it could be
+        for field in ("threshold", "closing"):
+            if said[field] is None:
+                del said[field]
+        for member in said["members"]:
+            if not member["clinic"]:
+                del member["clinic"]
+        return canonical_json(said)
 
     @property
     def hash(self) -> bytes:

@@ -39,6 +39,9 @@ def manifest_add(
     ],
     public: Annotated[Path, typer.Option(help="The member's NAME.public.json.")],
     rows: Annotated[int | None, typer.Option(help="Institution: its number of training rows.")] = None,
+    clinic: Annotated[
+        bool, typer.Option("--clinic", help="Institution: comes once, with at most so many rows, or not at all.")
+    ] = False,
     endpoint: Annotated[str | None, typer.Option(help="Server: tcp://host:port that the others dial.")] = None,
     verify: Annotated[
         Literal["off", "lockstep"], typer.Option(help="Custodian: whether it re-runs every step.")
@@ -64,6 +67,7 @@ def manifest_add(
         public,
         role,
         rows=rows,
+        clinic=clinic,
         endpoint=endpoint,
         verify=verify,
         guard=guard,
@@ -84,7 +88,7 @@ def manifest_sign(
     from focal.runs import provision
 
     signed = provision.sign(manifest, keys)
-    left = [x.name for x in signed.members if x.name not in signed.signatures]
+    left = [x.name for x in signed.members if x.name not in signed.signatures and not x.clinic]
     state = f"still to sign: {', '.join(left)}" if left else "signed by all"
     say(f"{manifest}: hash {signed.hash.hex()[:16]}, {state}")
 
@@ -98,6 +102,6 @@ def manifest_check(manifest: ManifestArgument) -> None:
 
     m = read(Manifest, manifest)
     provision.describe(m, say, warn)
-    missing = [x.name for x in m.members if x.name not in m.signatures]
+    missing = [x.name for x in m.members if x.name not in m.signatures and not x.clinic]
     if missing:
         console.print(f"[yellow]still to sign: {', '.join(missing)}[/] (focal manifest sign)")

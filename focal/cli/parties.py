@@ -99,6 +99,25 @@ def epoch_sign(
     say(f"signed: epoch {signed.number} goes on with {', '.join(signed.active)}")
 
 
+@app.command()
+def close(
+    folder: Annotated[
+        Path, typer.Argument(help="A server's or custodian's state folder (the 'state' of its local file).")
+    ],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Who is expected to be missing; default: whoever is.")
+    ] = None,
+) -> None:
+    """Let this party go on without the institutions whose uploads it waits for.
+
+    The server and every custodian must let it, unless the manifest's closing date is over.
+    """
+    from focal.protocols.common import approval
+
+    closed = approval.close_uploads(folder, names or ())
+    say(f"closed: run {closed.run_id[:16]} goes on without {', '.join(closed.missing)}")
+
+
 @keys_app.command("new")
 def keys_new(
     name: Annotated[str, typer.Option(help="The party's name in the manifest.")],

@@ -78,6 +78,11 @@ def write_kept(party: Path, rows: InstitutionRows, weights: NDArray[np.float64])
         )
 
 
+def has_kept(party: Path) -> bool:
+    """Did :func:`write_kept` keep anything there? It does at institutions that have the result."""
+    return (party / FILE).exists()
+
+
 def read_kept(party: Path) -> tuple[InstitutionRows, NDArray[np.float64]]:
     """What :func:`write_kept` kept. Raises :class:`FocalError` when there is none, or it is damaged."""
     path = party / FILE

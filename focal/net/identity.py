@@ -265,12 +265,14 @@ def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
 
 
 def check_signatures(manifest: Manifest, need_all: bool = True) -> None:
-    """Raise :class:`FocalError` naming every member whose signature is wrong or (with ``need_all``) missing."""
+    """Raise :class:`FocalError` naming every member whose signature is wrong or (with ``need_all``) missing.
+    A clinic agrees by coming: what it uploads is signed under a run of this very manifest."""
     members = {m.name: m for m in manifest.members}
     wrong = [
         name for name, signature in manifest.signatures.items() if not _signed(members.get(name), manifest, signature)
     ]
-    missing = [name for name in members if name not in manifest.signatures] if need_all else []
+    missing = [m.name for m in manifest.members if m.name not in manifest.signatures and not m.clinic]
+    missing = missing if need_all else []
     problems = [f"the signature of {_names(wrong)} is not valid for these bytes"] if wrong else []
     problems += [f"{_names(missing)} has not signed"] if missing else []
     if problems:

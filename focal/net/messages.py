@@ -202,8 +202,21 @@ class Upload(Model):
     """That data and targets are as large as agreed, at most."""
 
 
+class Roster(Model):
+    """The server's word that the uploads are closed: whose rows training starts from, in manifest order.
+
+    Everybody can check it against the board: these are the institutions whose lists stand on it before this record, as
+    agreed and complete.
+    """
+
+    kind: Literal["roster"] = "roster"
+    present: tuple[Name, ...]
+    incomplete: tuple[Name, ...]
+    """Those whose lists name what the server was not given."""
+
+
 class UploadsAccepted(Model):
-    """A custodian holds one valid list from every institution; training starts with exactly these.
+    """A custodian holds one valid list from every institution of the roster; training starts with exactly these.
 
     ``digest`` covers the lists and the encoded plaintext mask, which depends on a floating-point unit:
     all need the same bits.
@@ -233,6 +246,8 @@ class InputReveal(Model):
     """Over every custodian's commitment and shares of range checks, as this one saw them."""
     salt: Hex32
     blobs: Digests
+    left_out: tuple[Name, ...] = ()
+    """Institutions whose proofs do not hold: what was made for their rows is never shown."""
 
 
 class RefreshRequest(Model):
@@ -418,6 +433,7 @@ Body = Annotated[
         JointKeys,
         InputKey,
         Upload,
+        Roster,
         UploadsAccepted,
         InputCommit,
         InputReveal,

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from focal.ckks import native
 from focal.config import LocalConfig, printable
-from focal.errors import FocalError, ProtocolError
+from focal.errors import FocalError, LeftOut, ProtocolError
 from focal.files import private_write
 from focal.manifest import Manifest
 from focal.net.local import LocalLink
@@ -24,6 +24,8 @@ from focal.reading import read
 
 CONNECT_SECONDS = 60.0
 """How long a party looks for the server before it says what may be wrong."""
+LEFT_OUT = 3
+"""Exit status of a party without which the others go on."""
 PASSING = ("disk", "internal", "manifest", "name", "version")
 """Refusals by the server that say nothing against the run: when their cause is gone, the same command goes on."""
 
@@ -59,7 +61,7 @@ def run_role(
         print(f"{name}: {told}", file=sys.stderr)
         if party is not None:
             give_up(party, e)
-        return 1
+        return LEFT_OUT if isinstance(e, LeftOut) else 1
     except OSError as e:  # a file outside the stores, such as the key share or the model
         text = f"{e.filename or (party.folder if party is not None else local_file)}: {e.strerror or type(e).__name__}"
         hint = "free space or check the folder, then give the same command again"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from focal.data.rows import InstitutionRows, read_kept
+from focal.data.rows import InstitutionRows, has_kept, read_kept
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.manifest import Manifest
@@ -20,7 +20,7 @@ from focal.task import outcomes
 
 def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
     """Scores of the released head beside its twin and the baselines; nothing else that the summary should say."""
-    names = [m.name for m in manifest.institutions]
+    names = [m.name for m in manifest.institutions if has_kept(run.party(m.name))]
     kept = {name: read_kept(run.party(name)) for name in names}
     rows = {name: own for name, (own, _) in kept.items()}
     projection = Projection.from_bytes((run.party(names[0]) / PROJECTION).read_bytes())
@@ -43,5 +43,5 @@ def _twin(manifest: Manifest, projection: Projection, rows: dict[str, Institutio
         columns.append(projection.apply(own.features[train]))
         targets.append(0.5 - outcomes(own.labels[train], manifest.task))
     training = manifest.training
-    scalars = twin.Scalars.derive(training.degree, projection.eta, training.ridge, manifest.rows)
+    scalars = twin.Scalars.derive(training.degree, projection.eta, training.ridge, sum(map(len, columns)))
     return twin.train(np.concatenate(columns), np.concatenate(targets), scalars, training.steps)[0]

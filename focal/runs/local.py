@@ -32,6 +32,7 @@ from focal.measure.traffic import merge, mirrored
 from focal.net.identity import Identity, sign_manifest
 from focal.protocols import check_complete, of
 from focal.protocols.common.progress import timeline
+from focal.protocols.start import LEFT_OUT
 from focal.reading import read, write
 from focal.runs.folder import Run
 from focal.runs.provision import draft, half_of_memory, members
@@ -101,7 +102,7 @@ def prepare(run: Run, say: Callable[[str], None]) -> Manifest:
 def _identities(run: Run) -> dict[str, Identity]:
     consortium = run.config.consortium
     out = {}
-    for name in ("server", *consortium.custodian_names(), *consortium.institution_names()):
+    for name in ("server", *consortium.custodian_names(), *consortium.site_names()):
         path = run.party(name) / "identity.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -118,7 +119,7 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     config = run.config
     consortium = config.consortium
     table = load(config.dataset, config.seed)
-    names = consortium.institution_names()
+    names = consortium.site_names()
     parts = partition(table, consortium.partition, names, config.seed)
     rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
     segment, source = build_lower(config.lower, config.lower.weights)
@@ -160,7 +161,8 @@ def _local_file(run: Run, name: str, role: str) -> LocalConfig:
         data=config.dataset.model_copy(update={**paths, "rows": folder / "rows.txt"}),
         weights=weights,
         device=config.device,
-        threads=max(1, cores // len(config.consortium.institution_names())),
+        threads=max(1, cores // len(config.consortium.site_names())),
+        stay=name in config.consortium.clinics,
         cache=run.folder.absolute().parent / "cache",
         seed=config.seed,
         **of(config).plan.own_local_fields(config),
@@ -254,7 +256,7 @@ class Processes:
                 self.errors[event["party"]] = event["text"]
             elif event["event"] == "exit":
                 running.discard(event["party"])
-                if event["code"] != 0:
+                if event["code"] not in (0, LEFT_OUT):  # the others go on without one that was left out
                     self._failed(event["party"], event["code"])
             show(event)
 
@@ -340,11 +342,12 @@ def _spent(run: Run) -> float:
 
 def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]) -> None:
     """Compare with the twin and the baselines, write summary, plots and model."""
+    from focal.data.rows import has_kept
     from focal.measure.summary import build_summary, write_summary
     from focal.reporting import plots
     from focal.reporting.pooled import plot_pooled
 
-    names = [m.name for m in manifest.institutions]
+    names = [m.name for m in manifest.institutions if has_kept(run.party(m.name))]
     scores, own = of(manifest).compare(run, manifest, say)
     facts = of(manifest).plan.facts(manifest, Scheme(manifest.ckks, "summary"))
     facts["params"] |= own

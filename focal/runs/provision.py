@@ -83,7 +83,10 @@ def members(
         identities[name].member("custodian", verify="lockstep" if i < verifiers else "off", guard=i == 0 < verifiers)
         for i, name in enumerate(consortium.custodian_names())
     )
-    institutions = (identities[name].member("institution", rows=count) for name, count in rows.items())
+    institutions = (
+        identities[name].member("institution", rows=count, clinic=name in consortium.clinics)
+        for name, count in rows.items()
+    )
     return identities["server"].member("server", endpoint=endpoint), *custodians, *institutions
 
 
@@ -130,6 +133,7 @@ def add_member(
     role: Literal["server", "institution", "custodian"],
     *,
     rows: int | None = None,
+    clinic: bool = False,
     endpoint: str | None = None,
     verify: Literal["off", "lockstep"] = "off",
     guard: bool | None = None,
@@ -142,7 +146,7 @@ def add_member(
     guards = guard if guard is not None else verify == "lockstep" and m.guard is None
     own: dict[str, dict[str, Any]] = {
         "server": {"endpoint": endpoint},
-        "institution": {"rows": rows},
+        "institution": {"rows": rows, "clinic": clinic},
         "custodian": {"verify": verify, "guard": guards},
     }
     member = read_public(public, role=role, **own[role])
@@ -182,8 +186,10 @@ def describe(m: Manifest, say: Say, warn: Say) -> None:
     check_columns(m)
     for member in m.members:
         policy = f"verify: {member.verify}{', guard' * member.guard}"
-        facts = {"server": member.endpoint, "institution": f"{member.rows} training rows", "custodian": policy}
-        signed = "signed" if member.name in m.signatures else "not signed yet"
+        rows = f"{'at most ' * member.clinic}{member.rows} training rows"
+        facts = {"server": member.endpoint, "institution": rows, "custodian": policy}
+        unsigned = "comes once" if member.clinic else "not signed yet"
+        signed = "signed" if member.name in m.signatures else unsigned
         say(f"{member.role:<12} {member.name:<16} {facts[member.role]:<28} {signed}")
     say(f"model        {m.lower.model} up to '{m.lower.cut}', weights sha256 {m.lower.weights_sha256[:16]}")
     say(f"classes      {', '.join(m.classes)} ({m.task})")
@@ -191,6 +197,8 @@ def describe(m: Manifest, say: Say, warn: Say) -> None:
     plan = of(m).plan
     say(plan.describe(m))
     say(f"key          {epochs.tolerance(m)}")
+    if m.closing is not None:
+        say(f"uploads      until {m.closing:%Y-%m-%d %H:%M %Z}; who has not come by then is left out")
     for warning in plan.warnings(m):
         warn(warning)
     say(f"hash         {m.hash.hex()}")
@@ -232,9 +240,10 @@ def check_party(m: Manifest, mine: LocalConfig, local: Path, wait: float, say: S
         table = load(mine.data.model_copy(update={"classes": m.classes, "task": m.task}), mine.seed)
         train = int(np.sum(table.split == "train"))
         table.images.read(0)
-        if train != me.rows:
+        if train != me.rows and not (me.clinic and 0 < train <= (me.rows or 0)):
             hint = "use the declared data, or agree on a new manifest"
-            raise FocalError(f"{local}: {train} training rows, the manifest declares {me.rows}", hint=hint)
+            most = "at most " * me.clinic
+            raise FocalError(f"{local}: {train} training rows, the manifest declares {most}{me.rows}", hint=hint)
         say(f"data     {len(table)} images, {train} training rows, as declared")
         _, source = build_lower(m.lower, mine.weights)
         say(f"weights  {str(source).removeprefix('weights ')}, as pinned")

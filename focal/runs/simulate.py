@@ -262,11 +262,13 @@ def _agreed(
         training=training,
         ckks=CkksConfig(),
         layout=LayoutSpec(class_lanes=1, feature_lanes=1),
+        share_blocks=consortium.share_blocks,
+        closing=consortium.closing,
     )
     # making, adding up and installing a key costs about what sending it on a slow link does
     manifest, _ = of(manifest).plan.settled(manifest, LayoutConfig(), half_of_memory())
-    for identity in identities.values():
-        manifest = sign_manifest(manifest, identity)
+    for name in (n for n in identities if n not in consortium.clinics):
+        manifest = sign_manifest(manifest, identities[name])
     return manifest, files
 
 

@@ -292,7 +292,7 @@ def check_whiten(projection: Projection, moments: Moments, features: int, bound:
 
     and offset and eta within 1e-3. Raises :class:`Refused` ('projection') naming the row and the inequality that fails.
     """
-    _check_frame(projection, "whiten", features, moments.dim, bound)
+    check_frame(projection, "whiten", features, moments.dim, bound)
     covariance = moments.covariance
     values = np.linalg.eigvalsh(covariance)[::-1][: features - 1]
     largest = _resolved(float(values[0]), bound)
@@ -369,7 +369,7 @@ def check_random(
 ) -> None:
     """Accept ``projection`` only if it is, to 1e-3, the one that is computed here.
     Raises :class:`Refused` like :func:`check_whiten`."""
-    _check_frame(projection, "random", features, dim, bound)
+    check_frame(projection, "random", features, dim, bound)
     expected = random_projection(moments, run_id, features, dim, bound, ridge)
     rows, wanted = projection.matrix.astype(np.float64), expected.matrix.astype(np.float64)
     distance = np.linalg.norm(rows - wanted, axis=1)
@@ -424,7 +424,8 @@ def _joined(matrix: Real, offset: Real, moments: Moments) -> Real:
     return joined
 
 
-def _check_frame(projection: Projection, kind: Kind, features: int, dim: int, bound: float) -> None:
+def check_frame(projection: Projection, kind: Kind, features: int, dim: int, bound: float) -> None:
+    """Raise :class:`Refused` (``projection``) unless a projection has the agreed kind, sizes and bound."""
     for name, got, agreed in (
         ("kind", projection.kind, kind),
         ("features", projection.features, features),

@@ -152,7 +152,7 @@ def test_without_its_guard_a_run_waits_says_for_whom_and_goes_on(stage: Stages) 
 def test_the_guard_answered_last_in_an_honest_run(stage: Stages) -> None:
     with stage.at("trained") as c:
         order = [(who, topic) for who, topic, _ in c.bodies(msg.RefreshShares)]
-        topics = [topic for topic, _ in plan.batches(c.manifest)]
+        topics = [topic for topic, _ in plan.batches(c.manifest, plan.layout(c.manifest))]
         assert topics and [who for who, _ in order].count("custodian-1") == len(topics)
         for topic in topics:
             assert [who for who, about in order if about == topic][-1] == "custodian-1"

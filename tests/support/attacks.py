@@ -41,7 +41,7 @@ from focal.net.encoding import encode
 from focal.net.hub import Hub
 from focal.net.identity import RECORD_DOMAIN, Identity, commitment, open_record
 from focal.net.store import Board
-from focal.protocols.blind import plan, uploads
+from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.blind.custodian import BlindCustodian
 from focal.protocols.blind.institution import BlindInstitution
 from focal.protocols.common import ceremony
@@ -89,7 +89,11 @@ class LyingServer:
 
     def heard(self, record: msg.Record) -> None:
         """After each record that was posted. Here: puppets tell a restarted custodian that they
-        never saw a share of it."""
+        never saw a share of it, and the uploads are closed when all institutions have said what theirs are."""
+        if isinstance(record.body, msg.Upload):
+            said = {r.sender for r in self.records() if isinstance(r.body, msg.Upload)}
+            if (names := tuple(m.name for m in self.manifest.institutions if m.name in said)) and len(names) == 3:
+                self.post("server", roster.CLOSED, msg.Roster(present=names, incomplete=()))
         if isinstance(record.body, msg.ResumeNonce):
             for name in self.puppets:
                 if self.manifest.member(name).role == "custodian":
@@ -610,13 +614,13 @@ class TwoLists(FalseUploads):
 
 class OtherProjectionOrLeftOut(FalseUploads):
     """custodian-1: hospital-c masked rows under a projection of its own. custodian-2:
-    hospital-c is left out and training begins."""
+    hospital-c's list is kept from it, and training begins."""
 
     def begins(self) -> None:
         super().begins()
         self.show("custodian-1", "hospital-c", "upload", self.upload("hospital-c", projection="44" * 32))
         self.lie("custodian-2", "hospital-c", "upload", lambda _: [])
-        topic, items = plan.batches(self.manifest)[0]
+        topic, items = plan.batches(self.manifest, plan.layout(self.manifest))[0]
         kind = codec.ciphertext(REFRESH_LIMBS)
         zeros = codec.header(self.scheme, kind) + bytes(codec.size(self.scheme, kind) - codec.HEADER.size - 1)
         asked = tuple(self.hub.publish(zeros + bytes([i]), "custodians") for i in range(len(items)))
@@ -759,7 +763,7 @@ class ForgedRefresh(LyingServer):
         self.kinds = kinds
 
     def begins(self) -> None:
-        topic, items = plan.batches(self.manifest)[0]
+        topic, items = plan.batches(self.manifest, plan.layout(self.manifest))[0]
         self.post("server", topic, self.request(items, self.kinds))
 
     def request(self, items: tuple[str, ...], kinds: tuple[str, ...]) -> msg.RefreshRequest:
@@ -788,7 +792,7 @@ class ForgedRefresh(LyingServer):
         lists = {m.name: self.body(m.name, "upload") for m in self.manifest.institutions}
         names = [m.name for m in self.manifest.custodians]
         given: dict[str, msg.InputReveal] = {name: self.body(name, f"{uploads.ROUND}/reveal") for name in names}
-        placed = list(enumerate(uploads.inputs(self.manifest, plan.layout(self.manifest), lists)))
+        placed = list(enumerate(uploads.inputs(plan.layout(self.manifest), lists)))
         order = ("hospital-b", "hospital-a", "hospital-c")
         found = [(i, p) for name in order for i, p in placed if p.place[1] == "target" and p.input.owners[0][0] == name]
         i, wanted = found[which]
@@ -841,7 +845,7 @@ class TwoAnswers(AnsweredForgery):
     def begins(self) -> None:
         if not self.restarted:
             return super().begins()
-        topic, _ = plan.batches(self.manifest)[0]
+        topic, _ = plan.batches(self.manifest, plan.layout(self.manifest))[0]
         self.show("custodian-1", "custodian-3", topic, self.answer(self.body("custodian-3", topic)))
         return None
 
@@ -919,7 +923,7 @@ class OutOfPlan(ForgedRefresh):
     """custodian-1 is asked for the plan's items in another order, custodian-2 for one ciphertext under both."""
 
     def begins(self) -> None:
-        topic, items = plan.batches(self.manifest)[0]
+        topic, items = plan.batches(self.manifest, plan.layout(self.manifest))[0]
         self.post("server", topic, self.request(items, ("same", "same")))
         self.show("custodian-1", "server", topic, self.request(items[::-1], ("one", "two")))
 
@@ -935,7 +939,7 @@ class TwoRequests(ForgedRefresh):
         self.restarted = restarted
 
     def begins(self) -> None:
-        topic, items = plan.batches(self.manifest)[0]
+        topic, items = plan.batches(self.manifest, plan.layout(self.manifest))[0]
         self.post("server", topic, self.request(items, ("one", "two")))
         second = self.sign("server", topic, self.request(items, ("three", "two")))
         self.lie("custodian-1", "server", topic, lambda data: [data, second])

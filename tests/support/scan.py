@@ -209,7 +209,7 @@ def rounds(
     if manifest.interactive is None:
         epoch = epochs.at(uploads.ROUND)
         lists = {m.name: said[m.name, "upload", epoch.suffix] for m in manifest.institutions}
-        placed = uploads.inputs(manifest, of(manifest).plan.layout(manifest), lists)
+        placed = uploads.inputs(of(manifest).plan.layout(manifest), lists)
         yield epoch, uploads.ROUND, [p.input for p in placed], [(p.chunk,) for p in placed]
         return
     for step in range(joint_plan.total(manifest)):

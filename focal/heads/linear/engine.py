@@ -130,13 +130,13 @@ class Engine(Moves):
     def step(self, step: int, weights: list[Ciphertext], refresh: Refresh) -> list[Ciphertext]:
         """One full-batch step: weights (one ciphertext per class group, 4 limbs) -> new weights, refreshed."""
         layout = self.layout
-        pairs = [(b, u) for b in range(layout.blocks) for u in range(layout.class_groups)]
+        pairs = [(b, u) for b in layout.live_blocks for u in range(layout.class_groups)]
         residuals = [self.block(b).targets[u] for b, u in pairs]
         if step > 0:  # before the first step W = 0, so z = 0 and p(z) = 0: the residual is the target
             conjugates = self._map(lambda w: self.ev.rotate(w, layout.conjugation), weights)
             turned = self._turned(conjugates, layout.baby_rotations)
             logits: list[Ciphertext] = []
-            for b in range(layout.blocks):
+            for b in layout.live_blocks:
                 logits += self._forward(self.block(b), turned)
             logits = refresh(list(layout.items(step, "logits")), logits)
             residuals = self._map(self._residual, logits, residuals)
@@ -192,8 +192,8 @@ class Engine(Moves):
         ev, layout = self.ev, self.layout
         groups, babies = range(layout.class_groups), range(layout.babies)
         sums: list[list[Ciphertext | None]] = [[None] * layout.babies for _ in groups]
-        for b in range(layout.blocks):
-            self._accumulate(self.block(b).data, deltas[b * len(groups) : (b + 1) * len(groups)], sums)
+        for i, b in enumerate(layout.live_blocks):
+            self._accumulate(self.block(b).data, deltas[i * len(groups) : (i + 1) * len(groups)], sums)
         flat = self._map(ev.relinearise, [sums[u][h] for u in groups for h in babies])
 
         def horner(u: int) -> Ciphertext:

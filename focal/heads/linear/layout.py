@@ -41,7 +41,7 @@ owners' masks keep data apart there (focal/heads/masks.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,8 @@ class Layout:
     feature_lanes: int
     babies: int
     owners: tuple[int, ...] = ()
+    live: tuple[int, ...] | None = None
+    """Blocks that hold rows of anybody who has come, ascending; None: all do. The others are in no step."""
 
     def __post_init__(self) -> None:
         for name in ("features", "class_lanes", "feature_lanes", "babies"):
@@ -143,6 +145,11 @@ class Layout:
     @property
     def blocks(self) -> int:
         return sum(-(-n // self.block_rows) for n in self.owners or (self.rows,))
+
+    @property
+    def live_blocks(self) -> Sequence[int]:
+        """The blocks that every step takes."""
+        return range(self.blocks) if self.live is None else self.live
 
     @property
     def shared(self) -> bool:
@@ -337,7 +344,7 @@ class Layout:
 
     def items(self, step: int, kind: str) -> Iterator[str]:
         """Plan items of one batch of refreshes, in the order in which they are answered."""
-        blocks = ["-"] if kind == "weights" else [str(b) for b in range(self.blocks)]
+        blocks = ["-"] if kind == "weights" else map(str, self.live_blocks)
         for b in blocks:
             for u in range(self.class_groups):
                 yield f"train/{step}/{kind}/{b}/{u}/-"

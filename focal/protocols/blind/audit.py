@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from focal.errors import Refused
 from focal.net import messages as msg
-from focal.protocols.blind import plan, uploads
+from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.blind.compute import BlindCompute
-from focal.protocols.common import ceremony, inputs
+from focal.protocols.blind.uploads import Agreed
+from focal.protocols.common import ceremony
 from focal.protocols.common.audit import Audit
 
 
@@ -13,17 +17,27 @@ class BlindAudit(Audit):
     """The re-execution of one finished blind run."""
 
     def compute(self, joint: msg.JointKeys) -> BlindCompute:
-        layout, keys = plan.layout(self.manifest), ceremony.joint_digest(joint)
-        lists = self.recall_all(self.institutions, "upload", msg.Upload)
-        active, seed = self.active("upload"), self.seed("upload")
-        said = self.recall_all([*self.institutions, *active], inputs.KEY, msg.InputKey)
-        inputs.check_keys(uploads.mask_keys(lists), active, said)
-        digest = uploads.inputs_digest(self.manifest, self.scheme, layout, lists, keys)
+        layout, active, seed = plan.layout(self.manifest), self.active("upload"), self.seed("upload")
+        agreed, spelled = self._agreed(joint), self.epochs.spelled
+        found = roster.came(self.manifest, layout, agreed, self.heard, self.scope, spelled, active)
+        self.lists = lists = roster.read(self.manifest, found, self.recall(roster.CLOSED, msg.Roster))
+        digest = uploads.inputs_digest(self.manifest, self.scheme, layout, lists)
         uploads.check_accepted(digest, self.recall_all(active, "uploads/accepted", msg.UploadsAccepted))
         self.say(
             f"uploads    {sum(len(u.chunks) for u in lists.values())} masked messages of {len(lists)} institutions"
         )
-        wanted = [placed.input for placed in uploads.inputs(self.manifest, layout, lists)]
+        wanted = [placed.input for placed in uploads.inputs(layout, lists)]
         given = self.contributions(uploads.ROUND, digest, wanted, uploads.claims(self.manifest, layout, seed, lists))
-        self.say(f"inputs     {len(wanted)} ciphertexts, from what {len(given)} custodians gave for them")
+        self.say(f"inputs     {len(wanted)} ciphertexts, from what {len(given.blobs)} custodians gave for them")
         return BlindCompute(self.manifest, self.scheme, layout, seed, lists, digest, given, self.blob, self.threads)
+
+    def _agreed(self, joint: msg.JointKeys) -> Agreed:
+        founders = [m.name for m in self.manifest.founders]
+        accepted = list(self.recall_all(founders, "projection/accepted", msg.ProjectionAccepted).values())
+        if any(theirs != accepted[0] for theirs in accepted):
+            raise Refused("projection", f"{', '.join(founders)} accepted different projections or step sizes")
+        return Agreed(ceremony.joint_digest(joint), accepted[0].digest, accepted[0].eta_hex)
+
+    def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
+        roster.check_enough(self.manifest, {n: u for n, u in self.lists.items() if n not in failed}, failed)
+        return list(failed)

@@ -32,7 +32,7 @@ from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.protocols.blind.plan import row_table, scalars_of
-from focal.protocols.blind.uploads import Place, Placed, inputs
+from focal.protocols.blind.uploads import Place, Placed, inputs, live
 from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Given, Voice
 
@@ -58,21 +58,25 @@ class BlindCompute:
         threads: int,
         memory: int = BLOCK_MEMORY,
     ) -> None:
-        self.manifest, self.scheme, self.layout, self.fetch = manifest, scheme, layout, fetch
-        self.seed, self.lists, self.digest = seed, lists, digest
+        # whom the custodians left out has rows in no block
+        self.lists = {name: upload for name, upload in lists.items() if name not in given.left_out}
+        self.layout = layout = live(layout, self.lists.values())
+        self.manifest, self.scheme, self.fetch = manifest, scheme, fetch
+        self.seed, self.digest = seed, digest
         self.total = manifest.training.steps
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
-        self.kept = kept_blocks(layout, memory)
+        self.kept = set(layout.live_blocks[: kept_blocks(layout, memory)])
         self.row_table = row_table(manifest, layout)
         self._placed: dict[Place, list[tuple[Placed, list[tuple[str, str]]]]] = {}
         """Place -> its inputs, each with what every custodian gave for it."""
-        for i, placed in enumerate(inputs(manifest, layout, lists)):
-            self._placed.setdefault(placed.place, []).append(
-                (placed, [(name, blobs[i]) for name, blobs in given.items()])
-            )
+        for i, placed in enumerate(inputs(layout, lists)):
+            if placed.owner in self.lists:
+                self._placed.setdefault(placed.place, []).append(
+                    (placed, [(name, blobs[i]) for name, blobs in given.blobs.items()])
+                )
         self._targets: dict[int, list[Any]] = {}
         self._blocks: dict[int, Block] = {}
-        scalars = scalars_of(manifest, lists)
+        scalars = scalars_of(manifest, self.lists)
         self.masks = OwnerMasks(scheme, layout, rate(layout, scalars))
         self.engine = Engine(scheme, layout, scalars, self.block, threads)
 
@@ -131,7 +135,7 @@ class BlindCompute:
         if b not in self._targets:
             data = self._data(b)
             self._targets[b] = self._read([(b, "target", u, 0) for u in range(self.layout.class_groups)])
-            if b < self.kept:
+            if b in self.kept:
                 self._blocks[b] = Block(data, self._targets[b])
         return self._blocks.get(b) or StreamedBlock(self._targets[b], lambda: self._data(b))
 
@@ -180,6 +184,6 @@ def kept_blocks(layout: Layout, memory: int) -> int:
     """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks
     on their way through."""
     limb = 2 * (2 * layout.slots) * 8  # both polynomials of a ciphertext
-    data = layout.lane * DATA_LIMBS * limb
-    fit = (memory - layout.blocks * layout.class_groups * TARGET_LIMBS * limb) // data
-    return layout.blocks if fit >= layout.blocks else max(0, fit - 2)
+    data, blocks = layout.lane * DATA_LIMBS * limb, len(layout.live_blocks)
+    fit = (memory - blocks * layout.class_groups * TARGET_LIMBS * limb) // data
+    return blocks if fit >= blocks else max(0, fit - 2)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from focal.errors import Refused
 from focal.net import messages as msg
-from focal.protocols.blind import plan, uploads
+from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.blind.compute import BlindCompute
-from focal.protocols.common import ceremony, inputs
+from focal.protocols.blind.gathering import Gathering
+from focal.protocols.common import inputs
 from focal.protocols.common.custodian import Custodian
 from focal.protocols.common.inputs import mask_files
 
 
-class BlindCustodian(Custodian):
+class BlindCustodian(Gathering, Custodian):
     """``run()`` takes part in one blind run from the nonces to the release; interrupted, the same call continues it."""
 
     def answer(self) -> None:
@@ -22,15 +24,16 @@ class BlindCustodian(Custodian):
                 self.masks.say()
             if self.verifies:
                 self.install_keys()  # while the institutions mask their rows
-            lists, digest = self._accept_uploads()
-            wanted = [placed.input for placed in uploads.inputs(self.manifest, self.layout, lists)]
+            self.lists, digest = self._accept_uploads()
+            lists = self.lists
+            wanted = [placed.input for placed in uploads.inputs(self.layout, lists)]
             claims = uploads.claims(self.manifest, self.layout, self.seed(uploads.ROUND), lists)
             self._fetch(digest for upload in lists.values() for digest in (*upload.chunks, *upload.proofs))
+            given = self.contributions(uploads.ROUND, digest, wanted, claims)
+            self.attending = [name for name in lists if name not in given.left_out]
             if self.verifies:
-                given = self.contributions(uploads.ROUND, digest, wanted, claims)
-                self._fetch(digest for own in given.values() for digest in own)
-            else:
-                self.contribute(uploads.ROUND, digest, wanted, claims)
+                shown = (inputs.shown(wanted, own, given.left_out) for own in given.blobs.values())
+                self._fetch(digest for own in shown for digest in own)
             self._forget(*mask_files(self))  # all that they mask is made
         with self.report.phase("train"):
             self.enter("refresh")
@@ -53,18 +56,27 @@ class BlindCustodian(Custodian):
                 self._answer_plan()
 
     def _accept_uploads(self) -> tuple[dict[str, msg.Upload], str]:
-        """Exactly one valid list from every institution, and the same lists at every custodian,
+        """Exactly one valid list from every institution of the roster, and the same lists at every custodian,
         before anything is made for them."""
-        lists = self.hear_all(self.names, "upload", msg.Upload)
-        active = self.active("upload")
-        said = self.hear_all([*self.names, *active], inputs.KEY, msg.InputKey)
-        inputs.check_keys(uploads.mask_keys(lists), active, said)
-        digest = uploads.inputs_digest(
-            self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(self.joint)
-        )
+        closed = self.hear(self.manifest.server.name, roster.CLOSED, msg.Roster)
+        found = self.came(self.agreed(self.joint))
+        lists = roster.read(self.manifest, found, closed)
+        while missing := found.missing(self.manifest):
+            if self.may_close(missing):
+                self.say_left_out(missing, found, closed)
+                break
+            self.read_board(seconds=2.0)
+        digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)
         self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
+        active = self.active("uploads/accepted")
         uploads.check_accepted(digest, self.hear_all(active, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest
+
+    def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
+        roster.check_enough(self.manifest, {n: u for n, u in self.lists.items() if n not in failed}, failed)
+        for name, fault in failed.items():
+            self.report.warn(f"{self.me.name}: the run goes on without '{name}': {fault.message}")
+        return list(failed)
 
     def _fetch(self, digests: Iterable[str]) -> None:
         """Every custodian checks all masked rows, a verifier computes with them. Kept on disk:
@@ -77,7 +89,8 @@ class BlindCustodian(Custodian):
 
     def _answer_plan(self) -> None:
         """``verify: off``: answer the plan's batches in order, for whatever ciphertexts the server presents."""
-        batches = plan.batches(self.manifest)
+        present = (self.lists[name] for name in self.attending)
+        batches = plan.batches(self.manifest, uploads.live(self.layout, present))
         for i, (topic, items) in enumerate(batches):
             self.answer_batch(topic, items)
             self.report.progress(i + 1, len(batches))

@@ -13,6 +13,8 @@ After the upload it may go offline; the sealed result waits at the server.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,15 +23,19 @@ from focal.config import DatasetConfig
 from focal.custody import inputs
 from focal.custody.inputs import Message
 from focal.data.rows import InstitutionRows, write_kept
+from focal.errors import LeftOut
 from focal.files import private_write
 from focal.heads import released
 from focal.net import messages as msg
-from focal.protocols.blind import plan, uploads
+from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.common import ceremony
 from focal.protocols.common.inputs import MaskKeys
 from focal.protocols.common.institution import PROJECTION, Array, Institution
 from focal.segments import projection as proj
 from focal.task import outcomes
+
+SHARES = "release/shares"
+"""Topic of custodians' sealed shares of the result."""
 
 
 class BlindInstitution(Institution):
@@ -54,8 +60,11 @@ class BlindInstitution(Institution):
         with self.report.phase("moments"):
             self.enter("moments")
             self.compare_test_features()
-            self.projection, _ = self.agree_projection(self.manifest.projection.features)
+            size = self.manifest.projection.features
+            self.projection = self.adopt_projection(size) if self.me.clinic else self.agree_projection(size)[0]
         answers = self.through_epochs(self._upload_and_wait)
+        if answers is None:
+            return
         with self.report.phase("release"):
             self._receive(answers)
         with self.report.phase("score"):
@@ -63,7 +72,8 @@ class BlindInstitution(Institution):
         self.finish()
         self.keep_traffic()
 
-    def _upload_and_wait(self) -> dict[str, msg.ReleaseShares]:
+    def _upload_and_wait(self) -> dict[str, msg.ReleaseShares] | None:
+        """The sealed shares of the result; None for a clinic that leaves before they are there."""
         with self.report.phase("upload"):
             self.enter("keys")
             joint = self.joint_keys()
@@ -71,7 +81,46 @@ class BlindInstitution(Institution):
             self._upload(joint)
         with self.report.phase("train"):
             self.enter("release")
-            return self.hear_all(self.active("release/shares"), "release/shares", msg.ReleaseShares)
+            if self.me.clinic and not self.local.stay and not self._has_ended():
+                self.report.say(
+                    f"{self.me.name}: nothing is awaited from here any more; the same command fetches the model once "
+                    "it is there"
+                )
+                return None
+            self._wait_for_inputs()
+            return self.hear_all(self.active(SHARES), SHARES, msg.ReleaseShares)
+
+    def _has_ended(self) -> bool:
+        """Has the run gone on without us, or to its end?"""
+        self.read_all()
+        closed = self.said(self.manifest.server.name, roster.CLOSED)
+        return all(self.said(name, SHARES) for name in self.active(SHARES)) or (
+            closed and self.me.name not in self._roster().present
+        )
+
+    def _roster(self) -> msg.Roster:
+        return self.hear(self.manifest.server.name, roster.CLOSED, msg.Roster)
+
+    def _wait_for_inputs(self) -> None:
+        """Learn who is in. Raises :class:`LeftOut` where we are not."""
+        closed = self._roster()
+        if self.me.name in closed.incomplete:
+            self._left_out("the server says that it was not given all of its rows")
+        if self.me.name not in closed.present:
+            self._left_out("its upload came too late, or was not as agreed")
+        topic = f"{uploads.ROUND}/reveal"
+        reveals = self.hear_all(self.active(topic), topic, msg.InputReveal)
+        for name, reveal in reveals.items():
+            if self.me.name in reveal.left_out:
+                self._left_out(f"by the word of '{name}' its proof of the size of its rows does not hold")
+        without = {name for reveal in reveals.values() for name in reveal.left_out}
+        self.attending = [name for name in closed.present if name not in without]
+
+    def _left_out(self, why: str) -> NoReturn:
+        raise LeftOut(
+            f"'{self.me.name}': the run goes on without it: {why}",
+            hint="it gets no model of this run, and nothing of its rows was decrypted; ask for a new run",
+        )
 
     # ----------------------------------------------------------------- features
 
@@ -102,13 +151,16 @@ class BlindInstitution(Institution):
     def _upload(self, joint: msg.JointKeys) -> None:
         """Mask every chunk once, store it, send it, and sign the one list of them."""
         self.scheme = scheme = Scheme(self.manifest.ckks, self.scope)
-        if not self.repeat("upload"):
+        if not self.repeat(roster.UPLOAD):
+            self.read_all()
+            if self.said(self.manifest.server.name, roster.CLOSED):
+                self._left_out("the uploads were closed before it came")
             keys = MaskKeys(self)
             keys.say()
             keys.meet(self.active("upload"))
             body = self._masked_rows(scheme, keys, joint)
             self.send_stored([*body.chunks, *body.proofs], "custodians")
-            self.say("upload", body)
+            self.say(roster.UPLOAD, body)
         MaskKeys(self).forget()
         self.report.say(
             f"{self.me.name}: the rows are uploaded; the rest needs nothing from here, the result can be fetched later"
@@ -117,7 +169,8 @@ class BlindInstitution(Institution):
     def _masked_rows(self, scheme: Scheme, keys: MaskKeys, joint: msg.JointKeys) -> msg.Upload:
         """The list of all chunks, which are in the own store."""
         layout, active, seed = plan.layout(self.manifest), self.active("upload"), self.seed("upload")
-        start, stop = plan.row_table(self.manifest, layout)[self.me.name]
+        start, _ = plan.row_table(self.manifest, layout)[self.me.name]
+        stop = start + len(self.raw)
         columns, targets = self.projection.apply(self.raw), 0.5 - self.labels.astype(np.float64)
         uploads.check_size(self.me.name, columns)
         places, label = layout.chunks(start, stop), keys.label("rows", columns.tobytes(), targets.tobytes())
@@ -136,7 +189,7 @@ class BlindInstitution(Institution):
         def proof(what: str) -> str:
             own = [i for i, place in enumerate(places) if place[1] == what]
             statement = uploads.statement_of(
-                self.manifest, layout, seed, self.me.name, what, tuple(digests[i] for i in own)
+                self.manifest, layout, seed, self.me.name, (start, stop), what, tuple(digests[i] for i in own)
             )
             return self.blobs.put(keys.proof(statement, lambda: (message(places[i]) for i in own), active))
 

@@ -56,14 +56,18 @@ def row_table(manifest: Manifest, shape: Layout) -> dict[str, tuple[int, int]]:
 
 
 def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
-    """The scalars of every step, from the step size that all upload lists carry."""
+    """The scalars of every step, from the step size that all upload lists carry, and the rows that have come."""
     eta = float.fromhex(next(iter(lists.values())).eta_hex)
-    return Scalars.derive(manifest.training.degree, eta, manifest.training.ridge, manifest.rows)
+    rows = sum(upload.rows for upload in lists.values())
+    return Scalars.derive(manifest.training.degree, eta, manifest.training.ridge, rows)
 
 
-def batches(manifest: Manifest) -> list[tuple[str, tuple[str, ...]]]:
-    """Every batch of refreshes of the run, in order: (topic, plan items). Nothing else is ever refreshed."""
-    shape, out = layout(manifest), []
+def batches(manifest: Manifest, shape: Layout) -> list[tuple[str, tuple[str, ...]]]:
+    """Every batch of refreshes of the run, in order: (topic, plan items). Nothing else is ever refreshed.
+
+    ``shape``: the manifest's layout, with the blocks of those who have come.
+    """
+    out = []
     for t in range(manifest.training.steps):
         # the first step knows its logits: they are zero (heads/linear/engine.py)
         kinds = cost.KINDS[manifest.training.degree][int(t == 0) :]
@@ -79,7 +83,7 @@ def stages(manifest: Manifest) -> int:
 def stage(manifest: Manifest, topic: str) -> int | None:
     """The stage of a topic; None for what is said before the inputs."""
     what, _, rest = topic.partition("/")
-    if what == "inputs" or topic in ("upload", "uploads/accepted"):
+    if what in ("inputs", "upload", "uploads"):
         return 0
     if what == "release" or topic == refreshing.AGAIN:
         return stages(manifest)
@@ -92,8 +96,8 @@ def stage_end(manifest: Manifest, stage: int) -> tuple[bool, str]:
 
 
 def refreshes(manifest: Manifest) -> int:
-    """Collective refreshes of the run."""
-    return sum(len(items) for _, items in batches(manifest))
+    """Collective refreshes of the run, at most: where everybody comes."""
+    return sum(len(items) for _, items in batches(manifest, layout(manifest)))
 
 
 def released(manifest: Manifest) -> Released:
@@ -105,7 +109,8 @@ def released(manifest: Manifest) -> Released:
 
 def own_fields(config: BlindRunConfig) -> dict[str, Any]:
     """What a manifest of this protocol has beside what all have: a layout, any, until :func:`settled`."""
-    return {"layout": LayoutSpec(class_lanes=1, feature_lanes=1), "share_blocks": config.consortium.share_blocks}
+    own, lanes = config.consortium, LayoutSpec(class_lanes=1, feature_lanes=1)
+    return {"layout": lanes, "share_blocks": own.share_blocks, "closing": own.closing}
 
 
 def own_local_fields(config: BlindRunConfig) -> dict[str, Any]:

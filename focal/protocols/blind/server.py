@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from focal.net import messages as msg
-from focal.protocols.blind import uploads
+from focal.protocols.blind import roster, uploads
 from focal.protocols.blind.compute import BlindCompute
-from focal.protocols.common import ceremony, inputs
+from focal.protocols.blind.gathering import Gathering
+from focal.protocols.blind.uploads import Agreed
 from focal.protocols.common.server import Server
 
 
-class BlindServer(Server):
+class BlindServer(Gathering, Server):
     """``run()`` serves one blind run to its end; interrupted, the same call continues it."""
 
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:
         with self.report.phase("upload"):
             lists, digest = self._uploads(joint)
-            wanted = [placed.input for placed in uploads.inputs(self.manifest, self.layout, lists)]
+            wanted = [placed.input for placed in uploads.inputs(self.layout, lists)]
             given = self.contributions(uploads.ROUND, digest, wanted, ())
+            self.attending = [name for name in lists if name not in given.left_out]
         with self.report.phase("train"):
             memory = int(self.local.memory_gb * 1e9)
             compute = BlindCompute(
@@ -34,10 +36,33 @@ class BlindServer(Server):
             return self.train(compute)
 
     def _uploads(self, joint: msg.JointKeys) -> tuple[dict[str, msg.Upload], str]:
-        lists = self.hear_all(self.names, "upload", msg.Upload)
-        active = self.active("upload")
-        keys = self.hear_all([*self.names, *active], inputs.KEY, msg.InputKey)
-        inputs.check_keys(uploads.mask_keys(lists), active, keys)
-        digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists, ceremony.joint_digest(joint))
+        """The lists of all who have come, once the uploads are closed, and their digest, as custodians accepted it."""
+        agreed = self.agreed(joint)
+        self._close(agreed)
+        closed = self.hear(self.me.name, roster.CLOSED, msg.Roster)
+        found = self.came(agreed)
+        lists = roster.read(self.manifest, found, closed)
+        self.say_left_out(found.missing(self.manifest), found, closed)
+        digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)
+        active = self.active("uploads/accepted")
         uploads.check_accepted(digest, self.hear_all(active, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest
+
+    def _close(self, agreed: Agreed) -> None:
+        """Close the uploads when all have come, or when those who have not may be left out."""
+        while not self.said(self.me.name, roster.CLOSED):
+            found = self.came(agreed)
+            missing = found.missing(self.manifest)
+            if missing and not self.may_close(missing):
+                self.report.progress(len(self.names) - len(missing), len(self.names))
+                self.read_board(seconds=2.0)
+                continue
+            incomplete = tuple(name for name, upload in found.lists.items() if not self._complete(upload))
+            present = tuple(name for name in found.lists if name not in incomplete)
+            roster.check_enough(self.manifest, {name: found.lists[name] for name in present}, found.refused)
+            self._say_as_read(roster.CLOSED, msg.Roster(present=present, incomplete=incomplete))
+            self.read_all()
+
+    def _complete(self, upload: msg.Upload) -> bool:
+        """Was the server given all that a list names?"""
+        return all(digest in self.blobs for digest in (*upload.chunks, *upload.proofs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,31 +24,41 @@ from focal.protocols.blind.plan import row_table, scalars_of
 from focal.protocols.common.inputs import Claim
 
 
-def check_lists(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload], joint_keys: str) -> str:
-    """Check every institution's signed list against the manifest; returns one digest over all lists.
+@dataclass(frozen=True)
+class Agreed:
+    """What every institution's list repeats."""
+
+    joint_keys: str
+    projection: str
+    eta_hex: str
+
+
+def check_list(manifest: Manifest, shape: Layout, agreed: Agreed, name: str, upload: msg.Upload) -> None:
+    """Check an institution's signed list against the manifest and what was agreed in the run.
 
     Raises :class:`Refused` (``upload``) naming the institution and what differs. A list may name what another names:
     under its own masks that is noise, and no rows of anybody's.
     """
-    eta = {u.eta_hex for u in lists.values()}
-    projection = {u.projection for u in lists.values()}
-    if len(eta) != 1 or len(projection) != 1:
-        raise Refused("upload", f"the institutions ({', '.join(lists)}) do not agree on projection and step size")
+    start, stop = row_table(manifest, shape)[name]
+    most, rows = stop - start, upload.rows
+    fits = 0 < rows <= most if manifest.member(name).clinic else rows == most
+    for what, found, wanted in (
+        ("projection", upload.projection, agreed.projection),
+        ("step size", upload.eta_hex, agreed.eta_hex),
+        ("joint keys", upload.joint_keys, agreed.joint_keys),
+        ("rows", rows, rows if fits else most),
+        ("first row", upload.first_row, start),
+        ("number of chunks", len(upload.chunks), len(shape.chunks(start, start + max(1, rows))) if fits else -1),
+        ("number of proofs", len(upload.proofs), len(PROVEN)),
+    ):
+        if found != wanted:
+            raise Refused("upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})")
+
+
+def lists_digest(lists: Mapping[str, msg.Upload]) -> str:
+    """One digest over the lists of all institutions that have come, in manifest order."""
     running = hashlib.sha256(b"focal/uploads/v1")
-    table = row_table(manifest, shape)
-    for name, upload in lists.items():
-        start, stop = table[name]
-        for what, found, wanted in (
-            ("joint keys", upload.joint_keys, joint_keys),
-            ("rows", upload.rows, stop - start),
-            ("first row", upload.first_row, start),
-            ("number of chunks", len(upload.chunks), len(shape.chunks(start, stop))),
-            ("number of proofs", len(upload.proofs), len(PROVEN)),
-        ):
-            if found != wanted:
-                raise Refused(
-                    "upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})"
-                )
+    for upload in lists.values():
         running.update(encode(upload))
     return running.hexdigest()
 
@@ -73,19 +85,29 @@ class Placed:
     """Digest of the owner's masked message."""
 
 
-def inputs(manifest: Manifest, shape: Layout, lists: dict[str, msg.Upload]) -> list[Placed]:
+def inputs(shape: Layout, lists: dict[str, msg.Upload]) -> list[Placed]:
     """All inputs, in the order in which custodians contribute to them.
 
     Each has one owner, in blocks that several share too: their owners' masks come before the sum.
     """
-    table = row_table(manifest, shape)
     return [
         Placed(
             place, name, Input(item(shape, place, name), chunk_limbs(shape, place[1]), ((name, upload.label),)), digest
         )
         for name, upload in lists.items()
-        for place, digest in zip(shape.chunks(*table[name]), upload.chunks, strict=True)
+        for place, digest in zip(shape.chunks(*span(upload)), upload.chunks, strict=True)
     ]
+
+
+def span(upload: msg.Upload) -> tuple[int, int]:
+    """First global row of a list's owner, one past its last."""
+    return upload.first_row, upload.first_row + upload.rows
+
+
+def live(shape: Layout, lists: Iterable[msg.Upload]) -> Layout:
+    """The layout in which blocks of nobody who has come are in no step."""
+    blocks = sorted({block for upload in lists for block in shape.touched(*span(upload))})
+    return shape if len(blocks) == shape.blocks else dataclasses.replace(shape, live=tuple(blocks))
 
 
 def item(shape: Layout, place: Place, name: str) -> str:
@@ -96,31 +118,33 @@ def item(shape: Layout, place: Place, name: str) -> str:
 
 def claims(manifest: Manifest, shape: Layout, seed: bytes, lists: dict[str, msg.Upload]) -> list[Claim]:
     """What every institution proves of its uploads, in manifest order; of each, data and targets."""
-    found, table = [], row_table(manifest, shape)
+    found = []
     for name, upload in lists.items():
-        places = shape.chunks(*table[name])
+        places = shape.chunks(*span(upload))
         for what, proof in zip(PROVEN, upload.proofs, strict=True):
             own = [i for i, place in enumerate(places) if place[1] == what]
-            statement = statement_of(manifest, shape, seed, name, what, tuple(upload.chunks[i] for i in own))
+            digests = tuple(upload.chunks[i] for i in own)
+            statement = statement_of(manifest, shape, seed, name, span(upload), what, digests)
             found.append(Claim(statement, tuple(item(shape, places[i], name) for i in own), upload.label, proof))
     return found
 
 
 def statement_of(
-    manifest: Manifest, shape: Layout, seed: bytes, name: str, what: str, digests: tuple[str, ...]
+    manifest: Manifest,
+    shape: Layout,
+    seed: bytes,
+    name: str,
+    rows: tuple[int, int],
+    what: str,
+    digests: tuple[str, ...],
 ) -> Statement:
     """That the data, or the targets, of institution ``name`` have columns of root mean square :data:`MAX_RMS`,
-    or targets of 1/2, at most, over its own rows: a bound on all their slots together."""
-    start, stop = row_table(manifest, shape)[name]
+    or targets of 1/2, at most, over its own global ``rows``: a bound on all their slots together."""
+    start, stop = rows
     filled = (stop - start) / (len(shape.touched(start, stop)) * shape.block_rows)
     largest = 2**0.5 * MAX_RMS / shape.divisor if what == "data" else TARGET_SCALE / 2
     n, scale = manifest.ckks.ring, 2.0**manifest.ckks.scale_bits
     return Statement(seed, name, what, digests, projections.norm_bound(scale, n, len(digests), largest * filled**0.5))
-
-
-def mask_keys(lists: dict[str, msg.Upload]) -> dict[str, str]:
-    """Institution -> the digest over keys for masks that it signed."""
-    return {name: upload.mask_keys for name, upload in lists.items()}
 
 
 def check_size(name: str, columns: NDArray[np.float64]) -> None:
@@ -147,11 +171,10 @@ def check_accepted(digest: str, answers: dict[str, msg.UploadsAccepted]) -> None
             )
 
 
-def inputs_digest(
-    manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload], joint_keys: str
-) -> str:
-    """One digest over all that training starts from: the upload lists, checked against the manifest,
-    and the encoded masks."""
-    digest = check_lists(manifest, layout, lists, joint_keys)
-    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists), row_table(manifest, layout))
-    return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(digest) + bytes.fromhex(encoded)).hexdigest()
+def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload]) -> str:
+    """One digest over all that training starts from: the lists of all who have come, and the encoded masks."""
+    table = row_table(manifest, layout)
+    present = {name: table[name] for name in lists}
+    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists), present)
+    listed = lists_digest(lists)
+    return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(listed) + bytes.fromhex(encoded)).hexdigest()

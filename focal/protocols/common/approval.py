@@ -98,6 +98,52 @@ def sign_epoch(folder: Path, lost: Sequence[str]) -> Consent:
     return wanted
 
 
+CLOSING_AWAITED, CLOSING_SIGNED = "awaits-closing.json", "closed.json"
+"""In a server's or custodian's folder: for whose uploads it waits, and without whom a person lets it go on."""
+
+
+class Closing(Model):
+    """Without whose uploads a run may go on."""
+
+    run_id: Hex32
+    missing: tuple[Name, ...]
+
+
+def await_closing(folder: Path, run_id: str, missing: Sequence[str]) -> bool:
+    """Write down for whom a party waits; False where that stands there already."""
+    wanted = Closing(run_id=run_id, missing=tuple(missing))
+    if _read(Closing, folder / CLOSING_AWAITED) == wanted:
+        return False
+    private_write(folder / CLOSING_AWAITED, wanted.model_dump_json().encode())
+    return True
+
+
+def may_close(folder: Path, run_id: str, missing: Sequence[str]) -> bool:
+    """Has a person let this party go on without all of ``missing``?"""
+    signed = _read(Closing, folder / CLOSING_SIGNED)
+    return signed is not None and signed.run_id == run_id and set(missing) <= set(signed.missing)
+
+
+def close_uploads(folder: Path, names: Sequence[str] = ()) -> Closing:
+    """Let this server or custodian go on without those for whom it waits now; returns them.
+
+    ``names``: who they are expected to be. Raises :class:`FocalError` when it waits for nobody, or for others.
+    """
+    wanted = _read(Closing, folder / CLOSING_AWAITED)
+    if wanted is None:
+        raise FocalError(
+            f"{folder}: nobody waits there for uploads",
+            hint="when it does, the server or custodian says 'waits for the uploads of'",
+        )
+    if names and set(names) != set(wanted.missing):
+        raise FocalError(
+            f"{folder}: uploads are missing of {', '.join(wanted.missing)}",
+            hint="name all of these, or none: then it is without whoever is missing",
+        )
+    private_write(folder / CLOSING_SIGNED, wanted.model_dump_json().encode())
+    return wanted
+
+
 def read_release(path: Path) -> Release | None:
     """What stands in ``path``; None when there is no such file, or something else in it
     (a file of an earlier version)."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.custody import keys
 from focal.custody.inputs import Input
-from focal.custody.projections import Proof
 from focal.errors import FocalError, Refused
 from focal.manifest import Manifest
 from focal.net import messages as msg
@@ -94,7 +93,7 @@ class Audit(abc.ABC):
         return self.heard.get(self.scope, self.server, self.epochs.spelled(topic), kind)
 
     def _run_id(self) -> None:
-        names = [m.name for m in self.manifest.members if m.role != "server"]
+        names = [m.name for m in self.manifest.openers]
         session = next((r.scope for r in self.heard if r.topic == "nonce/commit"), "")
         self.scope = session
         commits, reveals = (
@@ -145,14 +144,18 @@ class Audit(abc.ABC):
         """What every custodian had committed to and gave for the inputs of a round, whose claims are checked again."""
         commits = self.recall_all(self.active(round), f"{round}/commit", msg.InputCommit)
         reveals = self.recall_all(self.active(round), f"{round}/reveal", msg.InputReveal)
-        proofs = [Proof.load(self.blob(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
-        uploads = list(
-            self.pool.map(lambda claim, proof: inputs.uploaded(self.scheme, claim, proof, self.blob), claims, proofs)
-        )
-        inputs.check_range(
-            claims, proofs, uploads, {name: self.blob(theirs.shares) for name, theirs in commits.items()}
-        )
+        weighed = list(self.pool.map(lambda claim: inputs.weigh(self.scheme, claim, self.blob), claims))
+        shares = {name: self.blob(theirs.shares) for name, theirs in commits.items()}
+        left_out = self.leave_out(inputs.unproven(claims, weighed, shares))
+        for name, reveal in reveals.items():
+            inputs.check_left_out(round, name, reveal, left_out)
         return inputs.check(self.scope, self.epochs.spelled(round), lists, len(wanted), commits, reveals)
+
+    def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
+        """Whom the run went on without, as their claims do not hold. By default there is no run then: raises."""
+        for fault in failed.values():
+            raise fault
+        return []
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         if self.recall(f"step/{step}", msg.StepDone) != statement:

@@ -19,7 +19,7 @@ import abc
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,8 +28,7 @@ from focal.config import LocalConfig
 from focal.custody import release
 from focal.custody.inputs import Input
 from focal.custody.ledger import Ledger
-from focal.custody.projections import Proof
-from focal.errors import FocalError, Refused
+from focal.errors import FocalError, LeftOut, Refused
 from focal.files import private_write
 from focal.heads.masks import only_classes
 from focal.manifest import Manifest, Member
@@ -38,8 +37,7 @@ from focal.net.encoding import decode, encode
 from focal.protocols.common import ceremony, epochs, inputs, refreshing, resuming
 from focal.protocols.common.answering import REFUSED, Answering
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
-from focal.protocols.common.epochs import LeftOut
-from focal.protocols.common.inputs import Claim, MaskKeys
+from focal.protocols.common.inputs import Claim, MaskKeys, Weighed
 from focal.protocols.common.keyholder import KeyHolder, key_files
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute, Given
@@ -65,6 +63,8 @@ class Custodian(Answering):
         self.verifies = declared == "lockstep"
         self.peers = [m.name for m in manifest.custodians]
         self.names = [m.name for m in manifest.institutions]
+        self.attending = self.names
+        """Institutions whose rows the run has, and who get its result."""
         self.layout = self.plan.layout(manifest)
         self.threads = local.threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="custodian")
@@ -173,7 +173,7 @@ class Custodian(Answering):
 
     def contribute(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> None:
         """This custodian's part of the inputs of a round: made once, committed to before any custodian shows one,
-        and shown once every institution's claim was found to hold.
+        and shown where the claims of the institutions whose inputs they are were found to hold.
 
         ``lists`` is a digest of all that is put in; everybody must have agreed to it before.
         """
@@ -193,19 +193,15 @@ class Custodian(Answering):
             return bytes.fromhex("".join(digests))
 
         @functools.cache
-        def weighed() -> tuple[list[Proof], list[tuple[list[int], list[int]]]]:
+        def weighed() -> list[tuple[bytes, Weighed | Refused]]:
             meet()
-            proofs = [Proof.load(self.fetch(claim.proof), f"'{claim.statement.institution}'") for claim in claims]
             for claim in claims:  # one proof gets a share; two of them would show the masks
                 digest = hashlib.sha256(claim.statement.hash + bytes.fromhex(claim.proof)).hexdigest()
                 self.ledger.pin(claim.topic + epoch.suffix, digest)
-            one = functools.partial(self.masks.projected, self.scheme, fetch=self.fetch)
-            return proofs, list(self.pool.map(one, claims, proofs))
+            return list(self.pool.map(functools.partial(self.masks.weighed, self.scheme, fetch=self.fetch), claims))
 
         def shares() -> bytes:
-            checks = zip(claims, *weighed(), strict=True)
-            made = b"".join(self.masks.range_share(claim, proof, masks) for claim, proof, (masks, _) in checks)
-            return self.share_blobs([made], "all")[0].encode()
+            return self.share_blobs([b"".join(share for share, _ in weighed())], "all")[0].encode()
 
         made = self.ledger.answer("input", topic, lists, make, epoch=epoch.number)
         own = tuple(made[at : at + 32].hex() for at in range(0, len(made), 32))
@@ -217,12 +213,21 @@ class Custodian(Answering):
             lambda c: msg.InputCommit(lists=lists, commitment=c, shares=given),
         )
         inputs.check_lists(topic, lists, commits)
-        if self.journal.get(f"{self.session}/said/{self.spelled(f'{round}/reveal')}") is None:
-            proofs, projected = weighed()
+
+        def left_out() -> list[str]:
             others = {name: self.net.get(theirs.shares) for name, theirs in commits.items()}
-            inputs.check_range(claims, proofs, [uploads for _, uploads in projected], others)
-        self.send_stored(list(own), "custodians")
-        self.say(f"{round}/reveal", msg.InputReveal(commits=inputs.commits_digest(commits), salt=salt.hex(), blobs=own))
+            return self.leave_out(inputs.unproven(claims, [found for _, found in weighed()], others))
+
+        without = tuple(self.remembered(f"{topic}/left-out", left_out))
+        self.send_stored(inputs.shown(wanted, own, without), "custodians")
+        seen = inputs.commits_digest(commits)
+        self.say(f"{round}/reveal", msg.InputReveal(commits=seen, salt=salt.hex(), blobs=own, left_out=without))
+
+    def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
+        """Whom the run goes on without, as their claims do not hold. By default there is no run then: raises."""
+        for fault in failed.values():
+            raise fault
+        return []
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
         """Everybody's, after our own."""
@@ -289,7 +294,7 @@ class Custodian(Answering):
             items, ciphertexts, weights = self._last_weights()
             self._wait_for_approval(items, ciphertexts)
             shares = b"".join(map(self._release_share, items, ciphertexts, weights))
-            sealed = {m.name: self._sealed(m, shares) for m in self.manifest.institutions}
+            sealed = {name: self._sealed(self.manifest.member(name), shares) for name in self.attending}
             self.say(topic, msg.ReleaseShares(items=items, ciphertexts=ciphertexts, sealed=sealed))
         # Every sealed share is on our disk and acknowledged from the server's: the key has done its work. Where one of
         # the others may still be lost, it has not before all have given theirs.

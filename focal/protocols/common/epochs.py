@@ -48,10 +48,6 @@ class EpochChanged(Exception):
     journal knows what was made)."""
 
 
-class LeftOut(FocalError):
-    """The others go on without this custodian."""
-
-
 class Stages(Protocol):
     """What a protocol's plan says of the stages of a run."""
 
@@ -176,7 +172,7 @@ class Epochs:
     @property
     def _backed(self) -> bool:
         """Are those of the newest proposal enough to go on by themselves, or do institutions consent?"""
-        consents = sum(m.name in self._words for m in self.manifest.institutions)
+        consents = sum(m.name in self._words for m in self.manifest.founders)
         return not self.needs_people or consents >= consents_needed(self.manifest)
 
     @property
@@ -261,8 +257,8 @@ def quorum(manifest: Manifest) -> int:
 
 
 def consents_needed(manifest: Manifest) -> int:
-    """So many institutions must consent where fewer custodians are left: more than two thirds."""
-    return 2 * len(manifest.institutions) // 3 + 1
+    """So many institutions must consent where fewer custodians are left: more than two thirds, clinics aside."""
+    return 2 * len(manifest.founders) // 3 + 1
 
 
 def unspelled(topic: str) -> tuple[str, str]:
@@ -280,7 +276,7 @@ def tolerance(manifest: Manifest) -> str:
     by_itself = (
         f"{alone} may be lost and the run goes on by itself" if alone else "none may be lost without people's word"
     )
-    consents = f"{consents_needed(manifest)} of {len(manifest.institutions)} institutions"
+    consents = f"{consents_needed(manifest)} of {len(manifest.founders)} institutions"
     more = f", {people} when {consents} sign it (focal epoch sign)"
     text = f"any {t} of {n} custodians together have the key; {by_itself}{more if people > alone else ''}"
     if manifest.guard is not None:

@@ -75,12 +75,10 @@ def check_opens(scope: str, round: str, name: str, committed: Any, salt: str, di
 def derive_run_id(
     manifest: Manifest, session: str, commits: dict[str, msg.NonceCommit], reveals: dict[str, msg.NonceReveal]
 ) -> bytes:
-    """H('focal/run/v2' || manifest hash || nonces in manifest order),
+    """H('focal/run/v2' || manifest hash || nonces of custodians and founders in manifest order),
     after every nonce was found to open its commitment."""
     nonces = b""
-    for member in manifest.members:
-        if member.role == "server":
-            continue
+    for member in manifest.openers:
         nonce = bytes.fromhex(reveals[member.name].nonce)
         check_opens(
             session,

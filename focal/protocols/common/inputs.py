@@ -60,6 +60,20 @@ class Claim:
         return f"range/{self.statement.institution}/{self.statement.name}"
 
 
+Weighed = tuple[Proof, list[int]]
+"""A claim's proof and the projection of what was uploaded."""
+MALFORMED = ("length", "header", "range-form", "range-size")
+"""Why an institution's blobs are refused: what is in them, which is the same for whoever looks. All else that goes
+wrong with a blob is between this party and the server."""
+
+
+def _its_own(fault: Refused) -> Refused:
+    """``fault`` if it is that of the institution whose blobs these are; else raised."""
+    if fault.reason not in MALFORMED:
+        raise fault
+    return fault
+
+
 class MaskKeys:
     """``party``'s own key for masks, drawn for this run, and the keys that it shares
     with institutions or custodians."""
@@ -121,23 +135,24 @@ class MaskKeys:
 
         return projections.prove(statement, [self._shared[name] for name in custodians], messages, attempt).dump()
 
-    def projected(self, scheme: Scheme, claim: Claim, proof: Proof, fetch: Fetch) -> tuple[list[int], list[int]]:
-        """A custodian's two projections: of its own masks, and of what was uploaded."""
-        key, names = self._shared[claim.statement.institution], zip(claim.items, claim.statement.digests, strict=True)
+    def weighed(self, scheme: Scheme, claim: Claim, fetch: Fetch) -> tuple[bytes, Weighed | Refused]:
+        """A custodian's share of the check of a claim, for one proof of a statement, ever; and what it weighs the claim
+        by itself. Of one that is malformed: zeros, and what is wrong with it."""
+        statement, who = claim.statement, f"'{claim.statement.institution}'"
+        key, names = self._shared[statement.institution], zip(claim.items, statement.digests, strict=True)
 
         def place(item: str, digest: str) -> tuple[Lanes, Lanes]:
             own = inputs.mask(key, claim.label, item, scheme.n)
-            uploaded = codec.unpack_masked(scheme, fetch(digest), f"'{claim.statement.institution}'")
+            uploaded = codec.unpack_masked(scheme, fetch(digest), who)
             return projections.mask_lanes(own), projections.upload_lanes(uploaded)
 
-        masks, uploads = projections.project(
-            claim.statement, proof.challenge(claim.statement), itertools.starmap(place, names)
-        )
-        return masks, uploads
-
-    def range_share(self, claim: Claim, proof: Proof, masks: Sequence[int]) -> bytes:
-        """A custodian's share of the check: for one proof of a statement, ever."""
-        return projections.share(claim.statement, proof, self._shared[claim.statement.institution], masks)
+        try:
+            proof = Proof.load(fetch(claim.proof), who)
+            projections.check_size(statement, proof)
+            masks, uploads = projections.project(statement, proof.challenge(statement), itertools.starmap(place, names))
+        except Refused as e:
+            return bytes(projections.SHARE_BYTES), _its_own(e)
+        return projections.share(statement, proof, key, masks), (proof, uploads)
 
     def contribution(self, scheme: Scheme, secret: Sequence[Limb], seed: bytes, lists: str, wanted: Input) -> bytes:
         """A custodian's contribution to one input. Anew at each call: through the ledger only."""
@@ -171,7 +186,9 @@ def check_keys(said: Mapping[str, str], custodians: Sequence[str], keys: Mapping
     """Raise :class:`Refused` (``mask-keys``) unless each institution met the public keys that we were shown.
     ``said``: institution -> the digest that it signed."""
     for name, digest in said.items():
-        if digest != keys_digest(name, custodians, keys):
+        if name in keys and not inputs.usable(keys[name].public):
+            raise Refused("mask-keys", f"the key for masks of '{name}' is not a usable X25519 key")
+        if not keys.keys() >= {name, *custodians} or digest != keys_digest(name, custodians, keys):
             raise Refused(
                 "mask-keys",
                 f"'{name}' masked its rows with other keys than we were shown: the server told us different things",
@@ -191,6 +208,12 @@ def check_lists(round: str, lists: str, commits: Mapping[str, msg.InputCommit]) 
             raise Refused("inputs", f"'{name}' contributes to other lists than we were shown ('{round}')")
 
 
+def shown(wanted: Sequence[Input], blobs: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """Those of a custodian's contributions that it shows: to inputs of nobody who is left out."""
+    without = set(left_out)
+    return [blob for one, blob in zip(wanted, blobs, strict=True) if without.isdisjoint(name for name, _ in one.owners)]
+
+
 def committed(lists: str, blobs: Sequence[str]) -> bytes:
     """What a custodian commits to before anybody shows a contribution."""
     return hashlib.sha256(
@@ -208,45 +231,65 @@ def check(
 ) -> Given:
     """Contributions of every custodian to the ``count`` inputs of ``round``.
 
-    Raises :class:`Refused`: ``inputs`` for contributions to other lists or another number of them,
-    ``commitment`` for one that does not open its own or was made in view of others.
+    Raises :class:`Refused`: ``inputs`` for contributions to other lists, another number of them or where other
+    institutions are left out, ``commitment`` for one that does not open its own or was made in view of others.
     """
     seen = commits_digest(commits)
     check_lists(round, lists, commits)
+    left_out = next(iter(reveals.values())).left_out
     for name, reveal in reveals.items():
+        check_left_out(round, name, reveal, left_out)
         if reveal.commits != seen:
             raise Refused("commitment", f"'{name}' was shown other commitments to the inputs of '{round}' than we were")
         if len(reveal.blobs) != count:
             raise ProtocolError(f"'{name}' contributed to {len(reveal.blobs)} inputs of '{round}', there are {count}")
         check_opens(scope, round, name, commits[name], reveal.salt, committed(lists, reveal.blobs))
-    return {name: reveal.blobs for name, reveal in reveals.items()}
+    return Given({name: reveal.blobs for name, reveal in reveals.items()}, left_out)
 
 
-def uploaded(scheme: Scheme, claim: Claim, proof: Proof, fetch: Fetch) -> list[int]:
-    """The projection of what was uploaded."""
+def check_left_out(round: str, name: str, reveal: msg.InputReveal, left_out: Sequence[str]) -> None:
+    """Raise :class:`Refused` (``inputs``) unless a custodian leaves out whom others leave out."""
+    if reveal.left_out != tuple(left_out):
+        theirs, ours = (", ".join(found) or "nobody" for found in (reveal.left_out, left_out))
+        raise Refused("inputs", f"'{name}' leaves out {theirs} of '{round}', where its range checks say {ours}")
+
+
+def weigh(scheme: Scheme, claim: Claim, fetch: Fetch) -> Weighed | Refused:
+    """A claim's proof and the projection of what was uploaded; or what is malformed about it."""
     who, statement = f"'{claim.statement.institution}'", claim.statement
     lanes = (
         (projections.upload_lanes(codec.unpack_masked(scheme, fetch(digest), who)),) for digest in statement.digests
     )
-    (found,) = projections.project(statement, proof.challenge(statement), lanes)
-    return found
+    try:
+        proof = Proof.load(fetch(claim.proof), who)
+        (found,) = projections.project(statement, proof.challenge(statement), lanes)
+    except Refused as e:
+        return _its_own(e)
+    return proof, found
 
 
-def check_range(
-    claims: Sequence[Claim], proofs: Sequence[Proof], uploads: Sequence[Sequence[int]], shares: Mapping[str, bytes]
-) -> None:
-    """Raise :class:`Refused` naming an institution unless every claim holds. ``uploads``: projections of what was
-    uploaded; ``shares``: custodian -> its shares of all checks."""
-    size = projections.SHARE_BYTES
+def unproven(
+    claims: Sequence[Claim], weighed: Sequence[Weighed | Refused], shares: Mapping[str, bytes]
+) -> dict[str, Refused]:
+    """Institutions with a claim that does not hold, and why. ``weighed``: of each claim, or what is malformed about
+    it; ``shares``: custodian -> its shares of all checks. Raises :class:`Refused` (``length``) naming a custodian."""
+    size, failed = projections.SHARE_BYTES, dict[str, Refused]()
     for name, data in shares.items():
         if len(data) != size * len(claims):
             raise Refused(
                 "length",
                 f"'{name}': its shares of {len(claims)} range checks have {size * len(claims)} bytes, not {len(data)}",
             )
-    for i, (claim, proof, uploaded) in enumerate(zip(claims, proofs, uploads, strict=True)):
+    for i, (claim, found) in enumerate(zip(claims, weighed, strict=True)):
         own = [(f"'{name}'", data[i * size : (i + 1) * size]) for name, data in shares.items()]
-        projections.check(claim.statement, proof, uploaded, own)
+        try:
+            if isinstance(found, Refused):
+                raise found
+            proof, uploaded = found
+            projections.check(claim.statement, proof, uploaded, own)
+        except Refused as e:
+            failed.setdefault(claim.statement.institution, e)
+    return failed
 
 
 def combined(

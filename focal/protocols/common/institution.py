@@ -50,6 +50,8 @@ Array = NDArray[np.float64]
 MOMENTS = "moments"
 """Label of a run's first secure sum, over all institutions: class counts, and feature moments before them where
 a projection is made."""
+ACCEPTED = "projection/accepted"
+"""Topic of a founder's word that a projection follows from the pooled moments."""
 PROJECTION = "projection.bin"
 """In an institution's folder: the agreed projection."""
 HISTOGRAM = "histogram"
@@ -71,7 +73,10 @@ class Institution(Party):
     def __init__(self, manifest: Manifest, local: LocalConfig, report: Reporter) -> None:
         super().__init__(manifest, local, report)
         self.check_source()
-        self.names = [m.name for m in manifest.institutions]
+        self.names = [m.name for m in manifest.founders]
+        """Institutions that agree on what all begin with."""
+        self.attending = [m.name for m in manifest.institutions]
+        """Those whose rows the run has, and who get its result."""
         self.custodians = [m.name for m in manifest.custodians]
         self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
 
@@ -116,10 +121,13 @@ class Institution(Party):
     # ----------------------------------------------------------------- the script
 
     def check_rows(self, count: int) -> None:
-        """Raise unless the data set has as many training rows as the manifest declares."""
+        """Raise unless the data set has as many training rows as the manifest declares; a clinic's, no more."""
+        if self.me.clinic and 0 < count <= (self.me.rows or 0):
+            return
         if count != self.me.rows:
             raise FocalError(
-                f"'{self.me.name}': the manifest declares {self.me.rows} training rows, the data set has {count}",
+                f"'{self.me.name}': the manifest declares {'at most ' * self.me.clinic}{self.me.rows} training rows, "
+                f"the data set has {count}",
                 hint="use the data that was declared, or agree on a new manifest (focal manifest new, add, sign)",
             )
 
@@ -129,7 +137,8 @@ class Institution(Party):
         """Everybody runs the same lower segment: the features of the embedded test image agree to 1e-3."""
         from focal.segments.lower import check_test_features
 
-        self.say("test-features", msg.TestFeatures(features=self.test_features.astype("<f4").tobytes()))
+        if not self.me.clinic:
+            self.say("test-features", msg.TestFeatures(features=self.test_features.astype("<f4").tobytes()))
         for name, theirs in self.hear_all(self.names, "test-features", msg.TestFeatures).items():
             try:
                 check_test_features(self.test_features, np.frombuffer(theirs.features, "<f4"), name)
@@ -146,22 +155,22 @@ class Institution(Party):
         m = self.manifest
         dim, bound, ridge = m.lower.dim, m.projection.bound, m.training.ridge
         proj.check_features(size, dim)
+        rows = sum(f.rows or 0 for f in m.founders)
         whiten = m.projection.kind == "whiten"
         own = (
-            proj.moment_values(self.raw, bound, m.rows)
+            proj.moment_values(self.raw, bound, rows)
             if whiten
-            else proj.random_moment_values(self.raw, self.run_id, size, bound, m.rows)
+            else proj.random_moment_values(self.raw, self.run_id, size, bound, rows)
         )
-        opened = self.secure_sum(MOMENTS, tuple(self.names), np.concatenate([own, self.labels.sum(axis=0) / m.rows]))
-        opened, counts = opened[: len(own)], np.rint(opened[len(own) :] * m.rows)
+        opened = self.secure_sum(MOMENTS, tuple(self.names), np.concatenate([own, self.labels.sum(axis=0) / rows]))
+        opened, counts = opened[: len(own)], np.rint(opened[len(own) :] * rows)
         if whiten:
-            moments = proj.pooled_moments(opened, dim, bound, m.rows)
+            moments = proj.pooled_moments(opened, dim, bound, rows)
         else:
-            moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, m.rows)
-        self.check_classes(counts)
+            moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, rows)
+        self.check_classes(counts, rows)
 
-        key = self._group_key(MOMENTS, tuple(self.names))
-        first, context = self.names[0], b"projection" + self.run_id  # sealed: for institutions' eyes only
+        key, first, context = self._projection_key(), self.names[0], self._projection_context
         if self.me.name == first:
             made = (
                 proj.whiten(moments, size, bound, ridge)
@@ -173,25 +182,59 @@ class Institution(Party):
             )
             (blob,) = self.share_blobs([sealed], "all")
             self.say("projection/proposed", msg.ProjectionProposed(blob=blob, eta_hex=made.eta_hex))
-        proposed = self.hear(first, "projection/proposed", msg.ProjectionProposed)
-        projection = Projection.from_bytes(open_for_group(key, self.net.get(proposed.blob), context, first))
-        if proposed.eta_hex != projection.eta_hex:
-            raise Refused("projection", f"'{first}' states another step size than its projection has")
+        projection = self._proposed_projection(key)
         if whiten:
             proj.check_whiten(projection, moments, size, bound, ridge)
         else:
             proj.check_random(projection, moments, self.run_id, size, dim, bound, ridge)
+        mine = self._accepts(projection, key)
+        self.say(ACCEPTED, mine)
+        self._check_accepted(mine)
+        return projection, counts
+
+    def adopt_projection(self, size: int) -> Projection:
+        """A clinic's: that which all founders have checked and signed. It cannot check it against pooled moments, of
+        which it has no part: it trusts that one of the founders did."""
+        m = self.manifest
+        proj.check_features(size, m.lower.dim)
+        key = self._projection_key()
+        projection = self._proposed_projection(key)
+        proj.check_frame(projection, m.projection.kind, size, m.lower.dim, m.projection.bound)
+        self._check_accepted(self._accepts(projection, key))
+        return projection
+
+    @property
+    def _projection_context(self) -> bytes:
+        return b"projection" + self.run_id
+
+    def _projection_key(self) -> bytes:
+        """What the projection is sealed with, for institutions' eyes only: the key of the group that has its moments.
+        Clinics must not have that; where there are any, all have another one."""
+        everybody = tuple(m.name for m in self.manifest.institutions)
+        return self._group_key("projection" if self.manifest.clinics else MOMENTS, everybody)
+
+    def _proposed_projection(self, key: bytes) -> Projection:
+        first = self.names[0]
+        proposed = self.hear(first, "projection/proposed", msg.ProjectionProposed)
+        opened = open_for_group(key, self.net.get(proposed.blob), self._projection_context, first)
+        projection = Projection.from_bytes(opened)
+        if proposed.eta_hex != projection.eta_hex:
+            raise Refused("projection", f"'{first}' states another step size than its projection has")
+        return projection
+
+    def _accepts(self, projection: Projection, key: bytes) -> msg.ProjectionAccepted:
+        """What whoever accepts this projection says, and what uploads repeat."""
         # under the group's key: everybody reads this, and a plain hash would confirm a guess
         self.projection_digest = bound_hash(b"focal/projection/v2", key, projection.to_bytes()).hex()
-        mine = msg.ProjectionAccepted(digest=self.projection_digest, eta_hex=projection.eta_hex)
-        self.say("projection/accepted", mine)
-        for name, theirs in self.hear_all(self.names, "projection/accepted", msg.ProjectionAccepted).items():
+        return msg.ProjectionAccepted(digest=self.projection_digest, eta_hex=projection.eta_hex)
+
+    def _check_accepted(self, mine: msg.ProjectionAccepted) -> None:
+        for name, theirs in self.hear_all(self.names, ACCEPTED, msg.ProjectionAccepted).items():
             if theirs != mine:
                 raise Refused(
                     "projection",
-                    f"'{name}' accepted another projection: '{first}' or the server told us different things",
+                    f"'{name}' accepted another projection: '{self.names[0]}' or the server told us different things",
                 )
-        return projection, counts
 
     def secure_sum(
         self, label: str, names: tuple[str, ...], values: Array, fraction_bits: int = fixed.FRACTION_BITS
@@ -259,10 +302,10 @@ class Institution(Party):
             raise ProtocolError(f"'{first.name}' sealed no group key for us")
         return self.identity.unseal(first, box, context)
 
-    def check_classes(self, positives: Array) -> None:
-        """Is there something to learn over all institutions together?"""
+    def check_classes(self, positives: Array, rows: int) -> None:
+        """Is there something to learn over all ``rows`` together?"""
         classes = scored_classes(self.manifest.classes, self.manifest.task)
-        empty = [c for c, n in zip(classes, positives, strict=True) if not 0 < n < self.manifest.rows]
+        empty = [c for c, n in zip(classes, positives, strict=True) if not 0 < n < rows]
         if len(empty) == len(classes) or (self.manifest.task == "multiclass" and len(empty) >= len(classes) - 1 > 0):
             raise Refused(
                 "one-class",
@@ -341,13 +384,12 @@ class Institution(Party):
         m = self.manifest
         self.enter("release")
         counts = histogram.score_histogram(labels, outputs, m.task)
-        self.report.waiting(self.names, "histograms of everybody's test rows, for the ROC curve over all of them")
-        pooled = histogram.from_sum(
-            self.secure_sum(HISTOGRAM, tuple(self.names), counts.ravel().astype(float), 0), len(counts)
-        )
+        together = tuple(self.attending)
+        self.report.waiting(self.attending, "histograms of everybody's test rows, for the ROC curve over all of them")
+        pooled = histogram.from_sum(self.secure_sum(HISTOGRAM, together, counts.ravel().astype(float), 0), len(counts))
         names = scored_classes(m.classes, m.task)
-        told = histogram.write_pooled(histogram.pooled_roc(pooled), names, len(self.names), self.folder)
-        if self.me.name == self.names[0]:  # the others have the same
+        told = histogram.write_pooled(histogram.pooled_roc(pooled), names, len(together), self.folder)
+        if self.me.name == together[0]:  # the others have the same
             self.report.say(told)
 
     def _score(self, labels: NDArray[np.uint8], outputs: Array, groups: NDArray[np.str_]) -> None:

@@ -171,7 +171,7 @@ class Party(abc.ABC):
             self._count += 1
             record = self.heard.add(data)
             self.epochs.take(record)
-            if isinstance(record.body, msg.Abort) and record.sender != self.me.name:
+            if isinstance(record.body, msg.Abort) and record.sender != self.me.name and self._ends_runs(record.sender):
                 self._aborts.append(record)
                 self._heed_aborts()
         self.idle()
@@ -197,6 +197,10 @@ class Party(abc.ABC):
                 f"'{record.sender}' ended the run: {record.body.reason}",
                 hint="settle the cause, then start a new run: this one has used up its keys",
             )
+
+    def _ends_runs(self, name: str) -> bool:
+        """Is there no run without this member? A clinic that gives up is one that does not come."""
+        return not self.manifest.member(name).clinic
 
     def forget_secrets(self) -> None:  # noqa: B027
         """The run was ended for good: delete what has a use in it only."""
@@ -286,8 +290,8 @@ class Party(abc.ABC):
     # ----------------------------------------------------------------- the run id
 
     def agree_run(self) -> None:
-        """Nonces of every custodian and institution, committed, then revealed; their hash is the run id."""
-        names = [m.name for m in self.manifest.members if m.role != "server"]
+        """Nonces of every custodian and founder, committed, then revealed; their hash is the run id."""
+        names = [m.name for m in self.manifest.openers]
         if self.me.name in names:
             nonce = self.journal.once(f"{self.session}/nonce", lambda: secrets.token_bytes(32))
             salt, commits = self.commit(
@@ -363,7 +367,7 @@ class Party(abc.ABC):
 
     def abort(self, error: Exception) -> None:
         """Tell the others that this party will not go on, as far as they can be reached within a few seconds."""
-        if not self.scope or self.ended:
+        if not self.scope or self.ended or not self._ends_runs(self.me.name):
             return
 
         record = self.identity.sign_record(self.scope, "abort", msg.Abort(reason=_without_paths(str(error))[:500]))

@@ -90,6 +90,8 @@ class Server(Party):
         self.threads = local.threads or os.cpu_count() or 1
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="server")
         self.names = [m.name for m in manifest.institutions]
+        self.attending = self.names
+        """Institutions whose rows the run has, and who get its result."""
         self.layout = self.plan.layout(manifest)
         self.custodians = [m.name for m in manifest.custodians]
         self.session = self.scope = self.journal.once("session", lambda: secrets.token_hex(32).encode()).decode()
@@ -240,12 +242,18 @@ class Server(Party):
         except FocalError as e:
             self._warn_once(f"{e.message}; {e.hint}")
             return
-        topic = f"epoch/{proposal.number}"
-        signed = self.identity.sign_record(self.scope, topic, proposal)
-        if self.board.append(signed, None, after=self._count):  # else it has grown: once that is read
-            self.journal.once(f"{self.session}/said/{topic}", lambda: signed)
+        if self._say_as_read(f"epoch/{proposal.number}", proposal):
             self.report.warn(f"{', '.join(lost)} given up: epoch {proposal.number} with {', '.join(proposal.active)}")
             self.read_all()
+
+    def _say_as_read(self, topic: str, body: Any) -> bool:
+        """Say what follows from the board as we have read it; False where it has grown since, and nothing was said."""
+        topic = self.spelled(topic)
+        signed = self.identity.sign_record(self.scope, topic, body)
+        said = bool(self.board.append(signed, None, after=self._count))
+        if said:
+            self.journal.once(f"{self.session}/said/{topic}", lambda: signed)
+        return said
 
     def _warn_once(self, text: str) -> None:
         if text not in self._told:
@@ -298,7 +306,7 @@ class Server(Party):
                 "traffic",
                 msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}),
             )
-        everybody = [*self.active("release/shares"), *self.names]
+        everybody = [*self.active("release/shares"), *self.attending]
         while missing := [n for n in everybody if not self.said(n, "finished")]:
             self.read_board(seconds=2.0)
             self.report.progress(len(everybody) - len(missing), len(everybody))

@@ -19,6 +19,7 @@ with what a protocol adds. The loop is ``steps`` of the protocol's ``compute`` m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from focal.custody.inputs import Input
@@ -27,8 +28,16 @@ from focal.protocols.common.epochs import Epochs
 
 Fetch = Callable[[str], bytes]
 """Digest -> the blob's bytes."""
-Given = Mapping[str, Sequence[str]]
-"""Custodian -> digests of its contributions to the inputs of a round, in their order."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What custodians gave for the inputs of a round."""
+
+    blobs: Mapping[str, Sequence[str]]
+    """Custodian -> digests of its contributions, in the inputs' order."""
+    left_out: tuple[str, ...] = ()
+    """Institutions whose claims do not hold: contributions to their inputs are never shown."""
 
 
 class Voice(Protocol):
@@ -38,8 +47,8 @@ class Voice(Protocol):
     """Which custodians answer, and from when on."""
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Any]) -> Given:
-        """What every custodian gave for the inputs of a round, once all had committed to it and found
-        the institutions' claims to hold."""
+        """What every custodian gave for the inputs of a round, once all had committed to it and weighed
+        the institutions' claims."""
         ...
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:

@@ -146,7 +146,10 @@ class JointCompute:
         given = voice.contributions(round, lists, wanted, claims)
 
         def one(i: int, name: str) -> Ciphertext:
-            chunk, blobs = self.fetch(headers[name].chunk), [(custodian, own[i]) for custodian, own in given.items()]
+            chunk, blobs = (
+                self.fetch(headers[name].chunk),
+                [(custodian, own[i]) for custodian, own in given.blobs.items()],
+            )
             made = combined(self.scheme, epoch.seed, lists, wanted[i], [(f"'{name}'", chunk)], blobs, self.fetch)
             return self.scheme.evaluator.load(made)
 

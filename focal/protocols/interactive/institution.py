@@ -145,7 +145,7 @@ class JointInstitution(Institution):
             self.secure_sum(MOMENTS, tuple(self.names), self.labels.sum(axis=0) / self.manifest.rows)
             * self.manifest.rows
         )
-        self.check_classes(counts)
+        self.check_classes(counts, self.manifest.rows)
         return counts
 
     def _fine_tune(self, joint: msg.JointKeys, counts: Array) -> None:

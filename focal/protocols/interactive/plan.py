@@ -53,6 +53,11 @@ def check_members(manifest: Manifest) -> None:
         raise ConfigError(
             f"interactive.batches names {', '.join(sorted(unknown))}, which is no institution of the manifest"
         )
+    if manifest.clinics:
+        raise ConfigError(
+            f"{', '.join(m.name for m in manifest.clinics)}: a clinic comes once, and in protocol interactive "
+            "institutions take every step (focal manifest add without --clinic)"
+        )
     if len(manifest.institutions) < 3:
         raise ConfigError(
             "an interactive run needs at least three institutions: with two, each would learn the other's gradient"

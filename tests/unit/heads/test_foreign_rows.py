@@ -37,6 +37,7 @@ from focal.manifest import LayoutSpec
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
+from focal.protocols.common.voice import Given
 
 CLASSES, ROWS, STEPS = 5, 300, 2
 LAYOUT = Layout(8192, 32, CLASSES, ROWS, 8, 1, 8)
@@ -322,13 +323,15 @@ def test_blocks_of_ones_own_hold_no_row_of_another() -> None:
     lists = lists_of(
         table, {n: tuple(f"{i:02x}" + codec.digest(n.encode())[2:] for i in range(c)) for n, c in counts.items()}
     )
-    uploads.check_lists(declared, shape, lists, nothing)
+    agreed = uploads.Agreed(joint_keys=nothing, projection=nothing, eta_hex=(2.0).hex())
+    for name, upload in lists.items():
+        uploads.check_list(declared, shape, agreed, name, upload)
     more = lists["north"].model_copy(update={"chunks": lists["north"].chunks + lists["south"].chunks})
     with pytest.raises(Refused, match="'north' has another number of chunks"):
-        uploads.check_lists(declared, shape, {**lists, "north": more}, nothing)
+        uploads.check_list(declared, shape, agreed, "north", more)
     moved = lists["north"].model_copy(update={"first_row": table["south"][0]})
     with pytest.raises(Refused, match="'north' has another first row"):
-        uploads.check_lists(declared, shape, {**lists, "north": moved}, nothing)
+        uploads.check_list(declared, shape, agreed, "north", moved)
 
 
 def test_training_masks_what_each_institution_uploads_by_its_own_rows(shared: Shared) -> None:
@@ -350,8 +353,8 @@ def test_training_masks_what_each_institution_uploads_by_its_own_rows(shared: Sh
             keep(masking.upload(name, uploads.item(layout, place, name), everywhere)) for place in layout.chunks(*owned)
         )
     lists = lists_of(table, chunks)
-    wanted = [placed.input for placed in uploads.inputs(declared, layout, lists)]
-    given = {name: list(map(keep, own)) for name, own in masking.given(wanted).items()}
+    wanted = [placed.input for placed in uploads.inputs(layout, lists)]
+    given = Given({name: list(map(keep, own)) for name, own in masking.given(wanted).items()})
     training = BlindCompute(declared, scheme, layout, shared.run.run_id, lists, LISTS, given, kept.__getitem__, 1)
     opened = Opened(shared.run)
     own = layout.target_mask(*table["south"], 0, 0)

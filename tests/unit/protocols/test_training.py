@@ -31,6 +31,7 @@ from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import uploads
 from focal.protocols.blind.compute import BlindCompute, kept_blocks
+from focal.protocols.common.voice import Given
 
 STEPS = 3
 ROWS = (300, 160, 340)
@@ -60,8 +61,8 @@ class Uploaded:
         self.row_table = LAYOUT.row_table(self.manifest.row_counts)
         self.masking = Masking(self.rehearsal)
         self.lists = {name: self._list(name, start, stop) for name, (start, stop) in self.row_table.items()}
-        given = self.masking.given([placed.input for placed in uploads.inputs(self.manifest, LAYOUT, self.lists)])
-        self.given = {name: [self.blobs.put(data) for data in own] for name, own in given.items()}
+        given = self.masking.given([placed.input for placed in uploads.inputs(LAYOUT, self.lists)])
+        self.given = Given({name: [self.blobs.put(data) for data in own] for name, own in given.items()})
         self.asked: dict[str, str] = {}
         self.answered: dict[str, Any] = {}
         self.steps, self.chain = self.train(1 << 40, self._ask)
@@ -132,7 +133,7 @@ def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Uploaded:
 
 def test_each_input_has_its_owners_and_its_name_once(uploaded: Uploaded) -> None:
     """Data and targets of a block are an input for each who has rows there, also where they share it."""
-    placed = uploads.inputs(uploaded.manifest, LAYOUT, uploaded.lists)
+    placed = uploads.inputs(LAYOUT, uploaded.lists)
     assert len({p.input.item for p in placed}) == len(placed)
     listed = Counter(digest for upload in uploaded.lists.values() for digest in upload.chunks)
     assert Counter(p.chunk for p in placed) == listed
@@ -147,15 +148,13 @@ def test_each_input_has_its_owners_and_its_name_once(uploaded: Uploaded) -> None
 
 def test_data_of_an_institutions_own_block_need_no_mask_and_no_name(uploaded: Uploaded) -> None:
     layout = layout_for(8192, 32, 8, sum(ROWS), 8, 4, ROWS)
-    chunks = {
-        name: tuple(layout.chunks(*owned)) for name, owned in layout.row_table(uploaded.manifest.row_counts).items()
-    }
     lists = {
-        name: upload.model_copy(update={"chunks": ("0" * 64,) * len(chunks[name])})
-        for name, upload in uploaded.lists.items()
+        name: uploaded.lists[name].model_copy(
+            update={"first_row": owned[0], "chunks": ("0" * 64,) * len(layout.chunks(*owned))}
+        )
+        for name, owned in layout.row_table(uploaded.manifest.row_counts).items()
     }
-    declared = uploaded.manifest.model_copy(update={"share_blocks": False})
-    for p in uploads.inputs(declared, layout, lists):
+    for p in uploads.inputs(layout, lists):
         data = p.place[1] == "data"
         assert p.input.limbs == (DATA_LIMBS if data else 6) and p.input.item.endswith("/-" if data else f"/{p.owner}")
 
@@ -218,9 +217,9 @@ def test_what_stays_in_memory_is_within_the_budget() -> None:
 
 def test_an_ill_formed_chunk_of_the_last_block_is_refused_before_anything_is_asked(uploaded: Uploaded) -> None:
     """Data of streamed blocks are needed long after the first refresh, and are checked before it all the same."""
-    placed = [p.place for p in uploads.inputs(uploaded.manifest, LAYOUT, uploaded.lists)]
+    placed = [p.place for p in uploads.inputs(LAYOUT, uploaded.lists)]
     last = max(i for i, (_, what, _, _) in enumerate(placed) if what == "data")
-    bad = uploaded.given["custodian 1"][last]
+    bad = uploaded.given.blobs["custodian 1"][last]
 
     def fetch(digest: str) -> bytes:
         data = uploaded.blobs.get(digest)

@@ -1,0 +1,57 @@
+"""What server and custodians of a blind run do until the uploads are closed (:mod:`focal.protocols.blind.roster`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from focal.errors import Refused
+from focal.heads.linear.layout import Layout
+from focal.net import messages as msg
+from focal.protocols.blind import roster
+from focal.protocols.blind.roster import Came
+from focal.protocols.blind.uploads import Agreed
+from focal.protocols.common import approval, ceremony
+from focal.protocols.common.party import Party
+
+
+class Gathering(Party):
+    """A server or custodian as far as it waits for institutions that come, or do not."""
+
+    layout: Layout
+
+    def agreed(self, joint: msg.JointKeys) -> Agreed:
+        """What every list repeats. Raises :class:`Refused` (``projection``) where the founders have not agreed."""
+        founders = [m.name for m in self.manifest.founders]
+        accepted = self.hear_all(founders, "projection/accepted", msg.ProjectionAccepted)
+        first = accepted[founders[0]]
+        for name, theirs in accepted.items():
+            if theirs != first:
+                raise Refused("projection", f"'{name}' accepted another projection or step size than '{founders[0]}'")
+        return Agreed(ceremony.joint_digest(joint), first.digest, first.eta_hex)
+
+    def came(self, agreed: Agreed) -> Came:
+        """Who has come, as far as the board was read, before the uploads were closed."""
+        active = tuple(self.active(roster.UPLOAD))
+        return roster.came(self.manifest, self.layout, agreed, self.heard, self.scope, self.spelled, active)
+
+    def may_close(self, missing: Sequence[str]) -> bool:
+        """May the run go on without these? At the closing date, or where a person here has said so; asks for it."""
+        if roster.due(self.manifest) or approval.may_close(self.folder, self.scope, missing):
+            return True
+        if approval.await_closing(self.folder, self.scope, missing):
+            when = f"until {self.manifest.closing:%Y-%m-%d %H:%M} UTC; " if self.manifest.closing else ""
+            self.report.say(
+                f"{self.me.name}: waits for the uploads of {', '.join(missing[:10])}"
+                f"{f' and {len(missing) - 10} others' if len(missing) > 10 else ''}, {when}to go on without them: "
+                f"focal close {self.folder}"
+            )
+        return False
+
+    def say_left_out(self, missing: Sequence[str], found: Came, closed: msg.Roster) -> None:
+        """Whose rows the run goes on without, and why."""
+        why = {name: "has not come" for name in missing} | {n: e.message for n, e in found.refused.items()}
+        why |= {name: "its list names what the server was not given" for name in closed.incomplete}
+        for name, reason in list(why.items())[:20]:
+            self.report.warn(f"the run goes on without '{name}': {reason}")
+        if len(why) > 20:
+            self.report.warn(f"and without {len(why) - 20} others")

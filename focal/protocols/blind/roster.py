@@ -1,0 +1,128 @@
+"""Who has come: the roster of a blind run, with which the uploads are closed.
+
+::
+
+    institutions   upload  upload  ...                          who does not come by then is left out
+    server                               uploads/closed         when all have come, at the closing date, or by people
+    custodians                                  uploads/accepted      the same roster, read off the board
+    range checks                                      inputs/commit, inputs/reveal        whose proofs fail, neither
+
+Nobody waits for an institution after that, nor does one that sends something else than was agreed end the run: it is
+left out, by name and with the reason. What a roster must be follows from the board (:func:`read`), but for one thing,
+which only the server knows: whether it was given all that a list names. It says so for all to see, and can leave
+somebody out thus; it could as well not have shown the list.
+
+A roster has at least the institutions that a model needs (three; two where the manifest says so), and a quarter of the
+manifest's rows (:data:`FEWEST`).
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from focal.errors import Refused
+from focal.heads.linear.layout import Layout
+from focal.manifest import Manifest
+from focal.net import messages as msg
+from focal.protocols.blind.uploads import Agreed, check_list
+from focal.protocols.common import inputs
+from focal.protocols.common.hearing import Heard
+
+UPLOAD, CLOSED = "upload", "uploads/closed"
+"""Topics of an institution's list, and of the server's roster."""
+FEWEST = 4
+"""One in so many of the manifest's rows must be there. What weights carry was bounded for all of them
+(:attr:`Layout.divisor`) and grows, with a quarter of the rows, to twice that: 2^2 below what their release hides."""
+
+
+@dataclass
+class Came:
+    """Who has an upload on the board, up to some record."""
+
+    lists: dict[str, msg.Upload] = field(default_factory=dict)
+    """Those that are as agreed, in manifest order."""
+    refused: dict[str, Refused] = field(default_factory=dict)
+    """The others, and what is wrong with each."""
+
+    def missing(self, manifest: Manifest) -> list[str]:
+        """Who has not come."""
+        return [m.name for m in manifest.institutions if m.name not in self.lists and m.name not in self.refused]
+
+
+def came(
+    manifest: Manifest,
+    shape: Layout,
+    agreed: Agreed,
+    heard: Heard,
+    scope: str,
+    spelled: Callable[[str], str],
+    active: tuple[str, ...],
+) -> Came:
+    """Who has come before the uploads were closed, or until now.
+
+    ``spelled``: a topic as it is said in its epoch; ``active``: the custodians whose masks the rows are under.
+    """
+    found: dict[str, msg.Upload] = {}
+    keys: dict[str, msg.InputKey] = {}
+    for record in heard:
+        if record.scope != scope:
+            continue
+        if record.topic == spelled(CLOSED) and record.sender == manifest.server.name:
+            break
+        if isinstance(record.body, msg.InputKey) and record.topic == spelled(inputs.KEY):
+            keys[record.sender] = record.body
+        if isinstance(record.body, msg.Upload) and record.topic == spelled(UPLOAD):
+            found[record.sender] = record.body
+    out = Came()
+    for member in manifest.institutions:
+        if (upload := found.get(member.name)) is None:
+            continue
+        try:
+            check_list(manifest, shape, agreed, member.name, upload)
+            inputs.check_keys({member.name: upload.mask_keys}, active, keys)
+            out.lists[member.name] = upload
+        except Refused as e:
+            out.refused[member.name] = e
+    return out
+
+
+def read(manifest: Manifest, found: Came, roster: msg.Roster) -> dict[str, msg.Upload]:
+    """The lists of all on the server's roster, in manifest order.
+
+    Raises :class:`Refused`: ``roster`` where it is not what the board says, or where too few have come (``upload``,
+    ``mask-keys``: where it is for what one of them sent).
+    """
+    for name in roster.present:
+        if name in found.refused:
+            raise found.refused[name]
+    lists = {name: upload for name, upload in found.lists.items() if name not in roster.incomplete}
+    if tuple(lists) != roster.present or not set(roster.incomplete) <= set(found.lists):
+        differ = sorted(set(lists) ^ set(roster.present)) or list(roster.present)
+        raise Refused(
+            "roster", f"the server closes the uploads with another roster than its board has ({', '.join(differ)})"
+        )
+    check_enough(manifest, lists, found.refused)
+    return lists
+
+
+def check_enough(manifest: Manifest, lists: Mapping[str, msg.Upload], refused: Mapping[str, Refused]) -> None:
+    """Raise unless these lists are enough to train on: :class:`Refused` for what one of those left out has sent, or
+    else (``roster``) as too few have come."""
+    rows = sum(upload.rows for upload in lists.values())
+    if len(lists) >= manifest.least and FEWEST * rows >= manifest.rows:
+        return
+    for fault in refused.values():
+        raise fault
+    raise Refused(
+        "roster",
+        f"{len(lists)} institutions have come, with {rows} of {manifest.rows} rows: a model needs {manifest.least} at "
+        f"least, and a quarter of the rows",
+        hint="start a new run with those who do come, and with a later closing date",
+    )
+
+
+def due(manifest: Manifest) -> bool:
+    """Is the closing date over, by our own clock?"""
+    return manifest.closing is not None and datetime.datetime.now(datetime.timezone.utc) >= manifest.closing

@@ -1,0 +1,311 @@
+"""Who does not come is left out, and a clinic comes once: whole blind runs, every role a thread on one board."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from patience import PATIENCE
+
+from focal.config import ConsortiumConfig, LocalConfig, ProjectionConfig, TrainingConfig
+from focal.errors import FocalError, LeftOut
+from focal.heads.linear import twin
+from focal.heads.released import MAX_ERROR
+from focal.net import messages as msg
+from focal.net.identity import open_record
+from focal.protocols.blind import roster
+from focal.protocols.common import approval
+from focal.protocols.common.audit import audit, recorded
+from focal.protocols.common.progress import Reporter
+from focal.protocols.common.server import Server
+from focal.protocols.together import Together
+from focal.runs.simulate import ArrayInstitution, _agreed
+
+WIDTH, CLASSES = 31, 3
+ROWS = {"a": 40, "b": 30, "c": 50}
+STEPS = 2
+
+
+def given(name: str, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Features that carry the label; (n, d), (n, K)."""
+    rng = np.random.default_rng(sum(name.encode()))
+    labels = np.eye(CLASSES, dtype=np.uint8)[np.arange(count) % CLASSES]
+    features = rng.normal(size=(count, WIDTH)) + 2 * np.pad(labels, ((0, 0), (0, WIDTH - CLASSES)))
+    return features.astype(np.float32), labels
+
+
+class Consortium(Together):
+    """Founders a, b, c and others, clinics among them; two custodians, the first of which verifies."""
+
+    def __init__(self, folder: Path, others: dict[str, int], clinics: tuple[str, ...] = (), **settings: Any) -> None:
+        self.folder, self.events = folder, list[dict[str, Any]]()
+        counts = {name: ROWS[name] for name in "abc"} | others
+        consortium = ConsortiumConfig(
+            institutions=tuple(n for n in counts if n not in clinics), clinics=clinics, custodians=2, **settings
+        )
+        manifest, files = _agreed(
+            folder, counts, WIDTH, tuple("xyz"), "multiclass", consortium,
+            ProjectionConfig(features=32), TrainingConfig(steps=STEPS),
+        )  # fmt: skip
+        self.rows = {name: given(name, count) for name, count in counts.items()}
+        self.kinds: dict[str, type[ArrayInstitution]] = {}
+        super().__init__(manifest, files, self.events.append, dict.fromkeys(counts, self._institution))
+
+    def _institution(self, local: LocalConfig, report: Reporter) -> ArrayInstitution:
+        kind = self.kinds.get(local.name, ArrayInstitution)
+        return kind(self.manifest, *self.rows[local.name], local, report)
+
+    def play(self, name: str, kind: type[ArrayInstitution]) -> None:
+        """What an institution is from its next start on."""
+        self.kinds[name] = kind
+
+    def close_uploads(self, *names: str) -> None:
+        """``focal close`` at the server and at every custodian, once they wait for exactly these."""
+        for party in ("server", "custodian-1", "custodian-2"):
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    approval.close_uploads(self.folder / party, names)
+                    break
+                except FocalError:
+                    unexpected = {n: e for n, e in self.errors.items() if n not in names}
+                    assert not unexpected and time.monotonic() < deadline, unexpected or f"{party} never waits"
+                    time.sleep(0.05)
+
+    def check(self, *names: str) -> None:
+        """These have the weights that their rows alone give."""
+        ended = [self.parties[name] for name in names]
+        assert all(isinstance(party, ArrayInstitution) for party in ended)
+        columns = np.concatenate([ended[0].projection.apply(self.rows[n][0]) for n in names])
+        targets = np.concatenate([0.5 - self.rows[n][1].astype(float) for n in names])
+        scalars = twin.Scalars.derive(3, ended[0].projection.eta, 0.1, len(columns))
+        exact = twin.train(columns, targets, scalars, STEPS)[0]
+        for party in ended:
+            assert np.abs(party.weights - exact).max() < MAX_ERROR, party.me.name
+
+    def said(self, kind: type) -> dict[str, Any]:
+        """Sender -> what it said of a kind that each says once."""
+        if self.alive("server"):
+            server = self.parties["server"]
+            assert isinstance(server, Server)
+            records = [open_record(self.manifest, data) for data in server.board.since(0, 1 << 40)]
+        else:
+            records = list(recorded(self.manifest, self.folder / "server"))
+        return {r.sender: r.body for r in records if isinstance(r.body, kind)}
+
+    def audited(self) -> str:
+        lines: list[str] = []
+        audit(self.manifest, self.folder / "server", lines.append, threads=2)
+        return "\n".join(lines)
+
+
+def consortium(folder: Path, others: dict[str, int], clinics: tuple[str, ...] = (), **settings: Any) -> Consortium:
+    return Consortium(folder, others, clinics, **settings)
+
+
+class Stops(ArrayInstitution):
+    """Goes away before it uploads anything."""
+
+    def _upload(self, joint: msg.JointKeys) -> None:
+        raise FocalError("the power is out")
+
+
+class DiesInUpload(ArrayInstitution):
+    """Goes away when half of what its list names is sent."""
+
+    def send_stored(self, digests: list[str], audience: Any) -> None:
+        super().send_stored(digests[: len(digests) // 2], audience)
+        raise FocalError("the power is out")
+
+
+class SendsLess(ArrayInstitution):
+    """Lists more than it sends."""
+
+    def send_stored(self, digests: list[str], audience: Any) -> None:
+        super().send_stored(digests[1:] or digests, audience)
+
+
+class LiesAboutSizes(ArrayInstitution):
+    """Its proof is about other rows than it uploads."""
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        body = super()._masked_rows(scheme, keys, joint)
+        proof = bytearray(self.blobs.get(body.proofs[0]))
+        proof[-24] ^= 1  # the lowest byte of its last number
+        return body.model_copy(update={"proofs": (self.blobs.put(bytes(proof)), body.proofs[1])})
+
+
+class SendsNoProof(ArrayInstitution):
+    """What it calls a proof is none."""
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        body = super()._masked_rows(scheme, keys, joint)
+        return body.model_copy(update={"proofs": (body.proofs[0], self.blobs.put(b"no proof"))})
+
+
+class OtherStepSize(ArrayInstitution):
+    """Its list carries another step size than was agreed."""
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        return super()._masked_rows(scheme, keys, joint).model_copy(update={"eta_hex": (3.0).hex()})
+
+
+# --------------------------------------------------------------------------- who does not come
+
+
+@pytest.mark.parametrize("share_blocks", [False, True])
+def test_who_does_not_come_is_left_out_when_people_close(tmp_path: Path, share_blocks: bool) -> None:
+    """Nobody waits: the others have the weights that their own rows give. Who comes afterwards masks nothing."""
+    with consortium(tmp_path, {"d": 20}, share_blocks=share_blocks) as run:
+        run.play("d", Stops)
+        run.play("a", StaysToTheEnd)
+        run.start()
+        run.close_uploads("d")
+        run.finish("b", "c")
+        assert run.said(msg.Roster)["server"] == msg.Roster(present=("a", "b", "c"), incomplete=())
+        run.play("d", ArrayInstitution)
+        run.start("d")
+        with pytest.raises(LeftOut, match="closed before it came"):
+            run.finish("d")
+        StaysToTheEnd.may_end.set()
+        run.finish("a", "server", "custodian-1", "custodian-2")
+        run.check("a", "b", "c")
+        assert not (tmp_path / "d" / "aborted").exists() and "d" not in run.said(msg.Upload)
+        assert "of 3 institutions" in run.audited()
+
+
+class StaysToTheEnd(ArrayInstitution):
+    """Is there, and so is the server, until the test lets it end."""
+
+    may_end: ClassVar[threading.Event]
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        StaysToTheEnd.may_end = threading.Event()
+
+    def score(self) -> None:
+        assert self.may_end.wait(PATIENCE)
+
+
+def test_the_closing_date_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to say anything then; before it, nothing closes without people."""
+    past = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    due, three_have_come = roster.due, threading.Event()
+    monkeypatch.setattr(roster, "due", lambda manifest: due(manifest) and three_have_come.is_set())
+    with consortium(tmp_path, {"d": 20}, closing=past) as run:
+        assert due(run.manifest) and not due(run.manifest.model_copy(update={"closing": None}))
+        assert not due(run.manifest.model_copy(update={"closing": past.replace(year=2126)}))
+        run.play("d", Stops)
+        run.start()
+        deadline = time.monotonic() + PATIENCE
+        while sum("the rows are uploaded" in e.get("text", "") for e in list(run.events)) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        three_have_come.set()
+        run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
+        run.check("a", "b", "c")
+        assert not (tmp_path / "server" / approval.CLOSING_SIGNED).exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (LiesAboutSizes, "its range proof of 'data' does not fit"),
+        (SendsNoProof, "a range proof has"),
+        (OtherStepSize, "another step size"),
+        (SendsLess, "names what the server was not given"),
+    ],
+)
+def test_what_is_not_as_agreed_ends_its_senders_part_only(tmp_path: Path, how: type, why: str) -> None:
+    """The others go on, everybody is told whose part ended and why, and nobody shows what decrypts its rows."""
+    with consortium(tmp_path, {"d": 20}) as run:
+        run.play("d", how)
+        run.start()
+        run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
+        with pytest.raises(LeftOut, match="'d': the run goes on without it"):
+            run.finish("d")
+        run.check("a", "b", "c")
+        assert any("without 'd'" in e["text"] and why in e["text"] for e in run.events if e["event"] == "warn")
+        reveals = run.said(msg.InputReveal)
+        closed = run.said(msg.Roster)["server"]
+        if how in (LiesAboutSizes, SendsNoProof):
+            assert closed.present == ("a", "b", "c", "d")
+            assert {reveal.left_out for reveal in reveals.values()} == {("d",)}
+            shown = [
+                [(tmp_path / "server" / "blobs" / d[:2] / d[2:]).exists() for d in r.blobs] for r in reveals.values()
+            ]
+            own = len(run.said(msg.Upload)["d"].chunks)
+            assert all(found == [True] * (len(found) - own) + [False] * own for found in shown)
+        else:
+            assert closed.present == ("a", "b", "c") and closed.incomplete == (("d",) if how is SendsLess else ())
+        assert "release" in run.audited()
+
+
+def test_too_few_that_are_as_agreed_end_the_run(tmp_path: Path) -> None:
+    with consortium(tmp_path, {}) as run:
+        run.play("c", OtherStepSize)
+        run.start()
+        with pytest.raises(FocalError, match="the list of 'c' has another step size"):
+            run.finish()
+        assert (tmp_path / "custodian-1" / "aborted").exists()
+
+
+# --------------------------------------------------------------------------- clinics
+
+
+def test_clinics_come_once_and_fetch_the_model_later(tmp_path: Path) -> None:
+    """Run id, keys and projection need none of them. One brings fewer rows than it may, one dies in its upload and
+    comes back, one never does."""
+    clinics = {"clinic-1": 25, "clinic-2": 40, "clinic-3": 30}
+    with consortium(tmp_path, clinics, tuple(clinics), share_blocks=True) as run:
+        assert not set(clinics) & set(run.manifest.signatures)
+        run.rows["clinic-2"] = given("clinic-2", 17)
+        run.play("clinic-3", DiesInUpload)
+        run.start(*(n for n in run.files if n not in clinics))
+        for name in clinics:
+            run.start(name)
+        run.finish("clinic-1", "clinic-2")
+        assert not hasattr(run.parties["clinic-1"], "weights"), "it has left"
+        with pytest.raises(FocalError, match="power"):
+            run.finish("clinic-3")
+        assert "clinic-3" not in run.said(msg.Upload)
+        run.play("clinic-3", ArrayInstitution)
+        run.start("clinic-3")
+        run.finish("clinic-3")  # all have come: this closes the uploads
+        run.finish("a", "b", "c", "custodian-1", "custodian-2")
+        assert run.alive("server"), "it stays for those who have still to fetch"
+        run.start(*clinics)
+        run.finish(*clinics, "server")
+        run.check("a", "b", "c", *clinics)
+        assert "of 6 institutions" in run.audited()
+
+
+def test_a_clinic_that_gives_up_ends_nothing(tmp_path: Path) -> None:
+    """With more rows than its ticket it is told so before anything is sent. Its abort is no abort of the run."""
+    with consortium(tmp_path, {"clinic-1": 25}, ("clinic-1",)) as run:
+        run.rows["clinic-1"] = given("clinic-1", 26)
+        run.start()
+        with pytest.raises(FocalError, match="declares at most 25 training rows, the data set has 26"):
+            run.finish("clinic-1")
+        run.play("clinic-1", Aborts)
+        run.rows["clinic-1"] = given("clinic-1", 20)
+        run.start("clinic-1")
+        with pytest.raises(FocalError, match="nothing is right here"):
+            run.finish("clinic-1")
+        assert "clinic-1" in run.said(msg.Abort)
+        run.close_uploads("clinic-1")
+        run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
+        run.check("a", "b", "c")
+
+
+class Aborts(ArrayInstitution):
+    """Tells all that it will not go on, as no clinic of ours does."""
+
+    def _upload(self, joint: msg.JointKeys) -> None:
+        self.net.post(self.identity.sign_record(self.scope, "abort", msg.Abort(reason="nothing is right here")))
+        raise FocalError("nothing is right here")
