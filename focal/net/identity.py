@@ -266,9 +266,9 @@ def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
 
 def check_signatures(manifest: Manifest, need_all: bool = True) -> None:
     """Raise :class:`FocalError` naming every member whose signature is wrong or (with ``need_all``) missing."""
-    members = {m.name: m for m in manifest.members}
+    members, signed = {m.name: m for m in manifest.members}, MANIFEST_DOMAIN + manifest.canonical()
     wrong = [
-        name for name, signature in manifest.signatures.items() if not _signed(members.get(name), manifest, signature)
+        name for name, signature in manifest.signatures.items() if not _signed(members.get(name), signed, signature)
     ]
     missing = [name for name in members if name not in manifest.signatures] if need_all else []
     problems = [f"the signature of {_names(wrong)} is not valid for these bytes"] if wrong else []
@@ -280,10 +280,10 @@ def check_signatures(manifest: Manifest, need_all: bool = True) -> None:
         )
 
 
-def _signed(member: Member | None, manifest: Manifest, signature: str) -> bool:
+def _signed(member: Member | None, message: bytes, signature: str) -> bool:
     try:
         if member is not None:
-            verify(member, MANIFEST_DOMAIN + manifest.canonical(), bytes.fromhex(signature))
+            verify(member, message, bytes.fromhex(signature))
             return True
     except (ProtocolError, ValueError):
         pass
