@@ -47,6 +47,7 @@ class BlindCustodian(Custodian):
                     self.fetch,
                     self.threads,
                     memory,
+                    self.folder,
                 )
                 self.verify(compute)
             else:

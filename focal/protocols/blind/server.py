@@ -30,6 +30,7 @@ class BlindServer(Server):
                 self.blobs.get,
                 self.threads,
                 memory,
+                self.folder,
             )
             return self.train(compute)
 
