@@ -60,6 +60,21 @@ def bench_interactive(
         print(json.dumps(result.numbers))
 
 
+@bench_app.command("refresh")
+def bench_refresh(
+    items: Annotated[int, typer.Option(min=8, help="Ciphertexts, a multiple of 8.")] = 64,
+    custodians: Annotated[int, typer.Option(min=2, max=8)] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """CPU of server and custodians in a collective refresh beside its arithmetic, as processes over sockets."""
+    from focal.bench_refresh import refreshes
+
+    result = refreshes(items, custodians)
+    say(result.text)
+    if as_json:
+        print(json.dumps(result.numbers))
+
+
 @bench_app.command("split")
 def bench_split(
     config: Annotated[str, typer.Option(help="An interactive run configuration.")] = "finetune-retina",

@@ -3,6 +3,11 @@
 Two shares for one ciphertext carry independent noise and publish an average; two ciphertexts under one plan item let a
 server pick what ``a`` is used with. So every row is unique twice over, by plan item and by digest: a request that
 matches both gets the stored bytes, one that matches only one is refused. The row is on disk before the share leaves.
+
+A refresh share has a megabyte. Its row has the SHA-256 of each half, its bytes lie in a file beside, which only grows::
+
+    make --> ledger-RUN.shares, at its end, synced --> rows of a group, in one transaction --> the shares leave
+                    a kill leaves bytes that no row knows ^        ^ from here on these bytes, or none
 """
 
 from __future__ import annotations
@@ -10,13 +15,30 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from focal.errors import FocalError, Refused
 
 _SAID = "number NOT IN (SELECT number FROM unsaid)"
+_RESTORE = "restore the newest copy of this folder; what was given once is never made anew"
+_PLACE = struct.Struct("<32sQQ")
+"""What a row has of each part of a large share: its SHA-256, where it begins in the file, how long it is."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the blobs that make a large share."""
+
+    digest: str
+    data: bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> Part:
+        return cls(hashlib.sha256(data).hexdigest(), data)
 
 
 class Ledger:
@@ -27,13 +49,13 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.file = path.with_suffix(".shares")
+        """Where the bytes of large shares lie."""
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA page_size=65536")  # a share has up to a megabyte
-            self._db.execute("PRAGMA cache_size=-65536")  # a batch that does not fit is synced more than once
             self._db.execute(
                 "PRAGMA synchronous=EXTRA"
             )  # FULL leaves the end of the journal to the next sync: a power cut undoes it
@@ -134,6 +156,72 @@ class Ledger:
             for i, (*_, share) in zip(missing, rows, strict=True):
                 shares[i] = share
             return [bytes(share) for share in shares if share is not None]
+
+    def large(
+        self,
+        protocol: str,
+        asked: Sequence[tuple[str, str]],
+        make: Callable[[list[int]], list[tuple[Part, ...]]],
+        epoch: int | None = None,
+    ) -> list[tuple[Part, ...]]:
+        """:meth:`answers` for shares in parts of hundreds of kilobytes, which are in the file before a row names them.
+
+        Raises :class:`FocalError` besides when the file has lost what a row names: nothing is made in its place.
+        """
+        made: dict[int, tuple[Part, ...]] = {}
+
+        def write(missing: list[int]) -> list[bytes]:
+            made.update(zip(missing, make(missing), strict=True))
+            return self._append([made[i] for i in missing])
+
+        rows = self.answers(protocol, asked, write, epoch=epoch)
+        return [made[i] if i in made else self._read(row) for i, row in enumerate(rows)]
+
+    def _append(self, shares: Sequence[tuple[Part, ...]]) -> list[bytes]:
+        """Put shares at the end of the file, on disk; returns their rows. Under the lock."""
+        rows = []
+        try:
+            fd = os.open(self.file, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                first = at = os.fstat(fd).st_size
+                for share in shares:
+                    row = b""
+                    for part in share:
+                        row += _PLACE.pack(bytes.fromhex(part.digest), at, len(part.data))
+                        left = memoryview(part.data)
+                        while left:
+                            done = os.pwrite(fd, left, at)
+                            left, at = left[done:], at + done
+                    rows.append(row)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            if first == 0:  # the file's name too
+                folder = os.open(self.file.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+        except OSError as e:
+            raise FocalError(
+                f"{self.file}: the ledger cannot be written ({e.strerror})",
+                hint="free space on this disk, then give the same command again",
+            ) from None
+        return rows
+
+    def _read(self, row: bytes) -> tuple[Part, ...]:
+        """A share that was given before."""
+        found = []
+        try:
+            with open(self.file, "rb") as file:
+                for digest, start, length in _PLACE.iter_unpack(row):
+                    file.seek(start)
+                    found.append((Part.of(file.read(length)), digest.hex()))
+        except OSError as e:
+            raise FocalError(f"{self.file}: cannot be read ({e.strerror})", hint=_RESTORE) from None
+        if any(part.digest != digest for part, digest in found):
+            raise FocalError(f"{self.file}: holds other bytes than were given", hint=_RESTORE)
+        return tuple(part for part, _ in found)
 
     def check(self, protocol: str, asked: Sequence[tuple[str, str]]) -> None:
         """Raise as :meth:`answers` would for the whole of a batch that is to be answered in parts."""

@@ -60,8 +60,9 @@ LEAK = 30
 """An answer of the guard may lie 2^-30, at most, from what is made without its share (statistical distance over
 all N coefficients)."""
 
-EXPANDED = 32
-"""How many of the last ``a`` are kept: a party needs one for its share and for the sum of all."""
+EXPANDED = 64
+"""How many of the last ``a`` are kept, 0.8 MB each: a party needs those of a batch for its shares, and again for the
+sums of all."""
 
 
 @dataclass(frozen=True)

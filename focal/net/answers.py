@@ -16,8 +16,9 @@ from focal.config import ANEW, VERSION, Model, earlier, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.manifest import Manifest
 from focal.net import frames
+from focal.net.audiences import Audiences
 from focal.net.frames import PIECE
-from focal.net.store import Audiences, Blobs, Board, DiskError
+from focal.net.store import Blobs, Board, DiskError
 from focal.net.wire import Audience, Directions, Meter
 
 log = logging.getLogger("focal.net")
@@ -89,10 +90,11 @@ class Answers:
         """Store a blob that the server made and let ``audience`` fetch it; returns its digest."""
         return self.publish_all([data], audience)[0]
 
-    def publish_all(self, blobs: list[bytes], audience: Audience) -> list[str]:
-        """:meth:`publish` of several at once."""
-        self._audiences.widen([hashlib.sha256(data).hexdigest() for data in blobs], audience)
-        return list(self._writers.map(self.blobs.put, blobs))
+    def publish_all(self, blobs: list[bytes] | dict[str, bytes], audience: Audience) -> list[str]:
+        """:meth:`publish` of several at once, or of digest -> blob."""
+        digests = list(blobs) if isinstance(blobs, dict) else [hashlib.sha256(data).hexdigest() for data in blobs]
+        self._audiences.widen(digests, audience)
+        return list(self._writers.map(self.blobs.put, blobs.values() if isinstance(blobs, dict) else blobs, digests))
 
     def behind(self, seconds: float) -> list[str]:
         """Members that were heard of in the last ``seconds`` and have not been sent the whole board."""

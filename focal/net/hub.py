@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import queue
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,28 @@ MAX_WAITS = 64
 """Long polls that one member may hold open."""
 MAX_WRITES = 32
 """Pieces that wait for the disk. Beyond them nothing is received, so that what is not, waits at those who send."""
+
+
+OWN_FILES = 64
+"""Files that a server has open without any member: 27 were counted, and every blob on its way has one for a moment."""
+FILES_A_MEMBER = 2
+"""A link has two connections."""
+
+
+def allow_files(server: str, members: int) -> None:
+    """Raise this process's limit of open files as far as the system lets it.
+
+    Raises :class:`FocalError` when that is not enough for a server of so many ``members``.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = OWN_FILES + FILES_A_MEMBER * members
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise FocalError(
+            f"the server '{server}' has {members} members and needs {needed} open files; this system allows it {hard}",
+            hint="raise the hard limit (ulimit -Hn, or LimitNOFILE= of its service), or run with fewer members",
+        )
 
 
 Write = tuple[Asker, frames.Put, bytes]
@@ -64,6 +87,8 @@ class Hub(Answers):
         self._identity = identity
         self._by_key = {m.curve: m.name for m in manifest.members if m.role != "server"}
         self._waits: dict[Asker, tuple[float, int]] = {}
+        self._waiting: collections.Counter[str] = collections.Counter()
+        """How many of them each member has."""
         self._writes: dict[str, collections.deque[Write]] = {}
         """Digest -> pieces of this blob, the first of which is being written."""
         self._written: queue.SimpleQueue[tuple[str, Asker, Model, bytes]] = queue.SimpleQueue()
@@ -73,7 +98,9 @@ class Hub(Answers):
         self._stopping = False
 
     def start(self) -> None:
-        """Bind and serve in a daemon thread. Raises :class:`FocalError` when the endpoint cannot be bound."""
+        """Bind and serve in a daemon thread. Raises :class:`FocalError` when the endpoint cannot be bound, or the
+        system allows too few open files."""
+        allow_files(self._identity.name, len(self._by_key))
         self._open()
         self._context = zmq.Context()
         # Without a ZAP handler libzmq lets every CURVE key in: it must listen before the router does.
@@ -256,9 +283,9 @@ class Hub(Answers):
 
     def _hold(self, asker: Asker, wait: frames.Wait) -> bool:
         """Keep a long poll for later, unless it can be answered at once or the member has too many open."""
-        mine = sum(other.name == asker.name for other in self._waits)
-        if len(self.board) > wait.after or wait.seconds == 0 or mine >= MAX_WAITS:
+        if len(self.board) > wait.after or wait.seconds == 0 or self._waiting[asker.name] >= MAX_WAITS:
             return False
+        self._waiting[asker.name] += asker not in self._waits
         self._waits[asker] = (time.monotonic() + wait.seconds, wait.after)
         return True
 
@@ -267,4 +294,5 @@ class Hub(Answers):
         for asker, (deadline, after) in list(self._waits.items()):
             if length > after or now >= deadline:
                 del self._waits[asker]
+                self._waiting[asker.name] -= 1
                 self._answer(asker, lambda after=after: self._records(after))  # type: ignore[misc]

@@ -267,9 +267,9 @@ def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
 def check_signatures(manifest: Manifest, need_all: bool = True) -> None:
     """Raise :class:`FocalError` naming every member whose signature is wrong or (with ``need_all``) missing.
     A clinic agrees by coming: what it uploads is signed under a run of this very manifest."""
-    members = {m.name: m for m in manifest.members}
+    members, signed = {m.name: m for m in manifest.members}, MANIFEST_DOMAIN + manifest.canonical()
     wrong = [
-        name for name, signature in manifest.signatures.items() if not _signed(members.get(name), manifest, signature)
+        name for name, signature in manifest.signatures.items() if not _signed(members.get(name), signed, signature)
     ]
     missing = [m.name for m in manifest.members if m.name not in manifest.signatures and not m.clinic]
     missing = missing if need_all else []
@@ -282,10 +282,10 @@ def check_signatures(manifest: Manifest, need_all: bool = True) -> None:
         )
 
 
-def _signed(member: Member | None, manifest: Manifest, signature: str) -> bool:
+def _signed(member: Member | None, message: bytes, signature: str) -> bool:
     try:
         if member is not None:
-            verify(member, MANIFEST_DOMAIN + manifest.canonical(), bytes.fromhex(signature))
+            verify(member, message, bytes.fromhex(signature))
             return True
     except (ProtocolError, ValueError):
         pass

@@ -91,15 +91,19 @@ class Requests(abc.ABC):
         return self.put_many([data], audience)[0]
 
     def put_many(
-        self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None
+        self,
+        blobs: list[bytes] | dict[str, bytes],
+        audience: Audience = "all",
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """Store blobs at the server; returns their digests. When it returns they are complete and on its disk.
+        """Store blobs at the server, or digest -> blob where the caller has hashed them; returns their digests.
+        When it returns they are complete and on its disk.
 
         Sends only what the server does not have, also after the connection was lost. ``progress(done, total)`` is
         called with bytes, counting those that were there already.
         """
-        digests = [hashlib.sha256(b).hexdigest() for b in blobs]
-        todo = dict(zip(digests, blobs, strict=True))
+        digests = list(blobs) if isinstance(blobs, dict) else [hashlib.sha256(b).hexdigest() for b in blobs]
+        todo = dict(blobs) if isinstance(blobs, dict) else dict(zip(digests, blobs, strict=True))
         for data in todo.values():
             if not 0 < len(data) <= MAX_BLOB:
                 raise FocalError(f"a blob has 1 to {MAX_BLOB >> 20} Mi bytes, not {len(data)}")

@@ -23,16 +23,13 @@ import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from focal.config import ANEW, VERSION, earlier
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.manifest import Manifest
 from focal.net.identity import open_record
-
-AUDIENCES = ("server", "custodians", "all")
-"""Who may fetch a blob, from the narrowest to the widest."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -43,7 +40,7 @@ class DiskError(FocalError):
 
 
 @contextlib.contextmanager
-def _on_disk(path: Path) -> Iterator[None]:
+def on_disk(path: Path) -> Iterator[None]:
     """Turn what the system says about its disk into one line that names the folder and the way out."""
     again = "free space, then give the same command again"
     try:
@@ -107,24 +104,28 @@ class Blobs:
         self.folder = Path(folder)
         self._recent = Recent(recent)
         self._making = threading.Lock()
-        with _on_disk(self.folder):
+        self._root = str(self.folder)  # a Path is three times as slow to make as the file is to look for
+        with on_disk(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.folder / "partial").mkdir(exist_ok=True, mode=0o700)
+            self._owners = {entry.name for entry in os.scandir(self.folder / "partial") if entry.is_dir()}
+            """Who has sent something, and has a folder in ``partial``."""
 
     def __contains__(self, digest: str) -> bool:
-        return self._recent.get(digest) is not None or self._path(digest).exists()
+        return self._recent.get(digest) is not None or os.path.exists(self._path(digest))
 
-    def put(self, data: bytes) -> str:
-        """Store ``data``; returns its SHA-256 in hex. At once when it is stored already."""
-        digest = hashlib.sha256(data).hexdigest()
+    def put(self, data: bytes, digest: str | None = None) -> str:
+        """Store ``data``; returns its SHA-256 in hex, which is ``digest`` where the caller has computed it.
+        At once when it is stored already."""
+        digest = digest or hashlib.sha256(data).hexdigest()
         if digest in self:
             return digest
-        with _on_disk(self.folder):
+        with on_disk(self.folder):
             fd, name = tempfile.mkstemp(dir=self.folder / "partial")
             try:
                 _write_all(fd, data, 0)
                 os.fsync(fd)
-                self._publish(Path(name), digest)
+                self._publish(name, digest)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name)
@@ -138,8 +139,8 @@ class Blobs:
         """The blob's bytes, checked. Raises :class:`DiskError` when it is missing or no longer what was written."""
         if (kept := self._recent.get(digest)) is not None:
             return kept
-        path = self._path(digest)
-        with _on_disk(path):
+        path = Path(self._path(digest))
+        with on_disk(path):
             data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
             raise DiskError(
@@ -153,14 +154,16 @@ class Blobs:
         """Bytes of a complete blob."""
         if (kept := self._recent.get(digest)) is not None:
             return len(kept)
-        with _on_disk(self._path(digest)):
-            return self._path(digest).stat().st_size
+        path = self._path(digest)
+        with on_disk(Path(path)):
+            return os.stat(path).st_size
 
     def read_piece(self, digest: str, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset`` on, unchecked: the reader checks the digest of the whole."""
         if (kept := self._recent.get(digest)) is not None:
             return kept[offset : offset + length]
-        with _on_disk(self._path(digest)), open(self._path(digest), "rb") as f:
+        path = self._path(digest)
+        with on_disk(Path(path)), open(path, "rb") as f:
             f.seek(offset)
             return f.read(length)
 
@@ -169,7 +172,7 @@ class Blobs:
         if digest in self:
             return -1
         try:
-            return self._partial(digest, owner).stat().st_size
+            return os.stat(self._partial(digest, owner)).st_size
         except FileNotFoundError:
             return 0
 
@@ -198,8 +201,10 @@ class Blobs:
         if offset + len(data) > size:
             raise Refused("size", f"a piece of blob {digest[:12]} reaches beyond its {size} bytes")
         path = self._partial(digest, owner)
-        with _on_disk(self.folder):
-            path.parent.mkdir(exist_ok=True, mode=0o700)
+        with on_disk(self.folder):
+            if (owner or "self") not in self._owners:
+                os.makedirs(os.path.dirname(path), exist_ok=True, mode=0o700)
+                self._owners.add(owner or "self")
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 stored, new = self._append(fd, offset, data, digest)
@@ -210,7 +215,7 @@ class Blobs:
                 os.close(fd)
             whole = data if len(data) == size and new == size else None  # all of it came in this piece
             if (_sha256(path) if whole is None else hashlib.sha256(whole).hexdigest()) != digest:
-                path.unlink()
+                os.unlink(path)
                 raise Refused(
                     "digest",
                     f"the {size} bytes that arrived are not blob {digest[:12]}",
@@ -219,8 +224,9 @@ class Blobs:
             if before is not None:
                 before()
             self._publish(path, digest)
-            for other in (self.folder / "partial").glob(f"*/{digest}"):
-                other.unlink()
+            for other in self._owners.difference([owner or "self"]):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._partial(digest, other))
         if whole is not None:
             self._recent.add(digest, whole)
         return -1
@@ -239,22 +245,22 @@ class Blobs:
             raise
         return stored + len(new), len(new)
 
-    def _path(self, digest: str) -> Path:
+    def _path(self, digest: str) -> str:
         if not _DIGEST.fullmatch(digest):
             raise ProtocolError("a blob's name is not a SHA-256 digest")
-        return self.folder / digest[:2] / digest[2:]
+        return f"{self._root}/{digest[:2]}/{digest[2:]}"
 
-    def _partial(self, digest: str, owner: str) -> Path:
-        return self.folder / "partial" / (owner or "self") / digest
+    def _partial(self, digest: str, owner: str) -> str:
+        return f"{self._root}/partial/{owner or 'self'}/{digest}"
 
-    def _publish(self, written: Path, digest: str) -> None:
-        path = self._path(digest)
+    def _publish(self, written: str, digest: str) -> None:
+        path, folder = self._path(digest), f"{self._root}/{digest[:2]}"
         with self._making:  # who comes second must not go on before the first one's folder is on disk
-            if not path.parent.exists():
-                path.parent.mkdir(mode=0o700)
-                _sync_folder(self.folder)
+            if not os.path.exists(folder):
+                os.mkdir(folder, mode=0o700)
+                _sync_folder(self._root)
         os.replace(written, path)
-        _sync_folder(path.parent)
+        _sync_folder(folder)
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:
@@ -264,7 +270,7 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
-def _sync_folder(path: Path) -> None:
+def _sync_folder(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -272,7 +278,7 @@ def _sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(1 << 20):
@@ -295,7 +301,7 @@ def check_format(path: Path, db: sqlite3.Connection) -> bool:
     return False
 
 
-class _Database:
+class Database:
     """One SQLite file of this process alone; autocommit, and a commit is on disk (WAL, synchronous=FULL).
 
     Raises :class:`FocalError` when the file is of a run of an earlier version.
@@ -306,7 +312,7 @@ class _Database:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._lock = threading.RLock()
-        with _on_disk(self.path):
+        with on_disk(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
@@ -323,7 +329,7 @@ class _Database:
                 raise
 
     def _run(self, sql: str, *values: object) -> list[tuple[object, ...]]:
-        with self._lock, _on_disk(self.path):
+        with self._lock, on_disk(self.path):
             return self._db.execute(sql, values).fetchall()
 
     def close(self) -> None:
@@ -332,46 +338,7 @@ class _Database:
             self._db.close()
 
 
-class Audiences(_Database):
-    """Who may fetch which blob. A blob without an entry may be fetched by nobody."""
-
-    schema = "CREATE TABLE IF NOT EXISTS audience (digest TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID"
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._known: dict[str, str] = {}
-        """What was asked for before: every piece of a blob asks again. Nobody else writes to the file."""
-        self._asked: collections.deque[tuple[str, str]] = collections.deque()
-        """What the next commit takes along."""
-
-    def widen(self, digests: Iterable[str], audience: str) -> None:
-        """Allow ``audience`` all of ``digests``; never takes back what was allowed before. What several threads ask
-        for while another one's commit is under way goes to the disk in one."""
-        self._asked.extend((digest, audience) for digest in digests)
-        with self._lock:
-            wider: dict[str, str] = {}
-            asked = list(self._asked)
-            for digest, wanted in asked:
-                now = wider.get(digest) or self.of(digest)
-                if now is None or AUDIENCES.index(wanted) > AUDIENCES.index(now):
-                    wider[digest] = wanted
-            if wider:
-                with _on_disk(self.path):
-                    self._db.execute("BEGIN")
-                    with self._db:
-                        self._db.executemany("INSERT OR REPLACE INTO audience VALUES (?, ?)", wider.items())
-            self._known.update(wider)
-            for _ in asked:  # last: what a failed commit did not take, is taken by the next one
-                self._asked.popleft()
-
-    def of(self, digest: str) -> str | None:
-        with self._lock:
-            if digest not in self._known and (rows := self._run("SELECT name FROM audience WHERE digest = ?", digest)):
-                self._known[digest] = str(rows[0][0])
-            return self._known.get(digest)
-
-
-class Board(_Database):
+class Board(Database):
     """The consortium's records in the order in which the server stored them: 1, 2, 3, ..., none ever changed."""
 
     schema = (
@@ -430,7 +397,7 @@ class Board(_Database):
         """Records after ``seq`` in order: as many as fit into ``limit_bytes``, at least one when there is one."""
         found: list[bytes] = []
         room = limit_bytes
-        with self._lock, _on_disk(self.path):
+        with self._lock, on_disk(self.path):
             for (data,) in self._db.execute("SELECT data FROM record WHERE seq > ? ORDER BY seq", (seq,)):
                 room -= len(data) + 8
                 if found and room < 0:
@@ -453,7 +420,7 @@ class Board(_Database):
             self._listeners.remove(listener)
 
 
-class Journal(_Database):
+class Journal(Database):
     """A party's private memory.
 
     ``once``/``get``: things made one time and for ever (nonces, shares, uploads).

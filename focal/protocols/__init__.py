@@ -36,11 +36,13 @@ class Released(NamedTuple):
     groups: tuple[int, ...]
     """Class group of each, whose lanes without a class are zeroed before it is opened."""
     topics: tuple[str, ...]
-    """The refreshes that their ciphertexts come from, one of each of the last steps."""
+    """The refreshes that their ciphertexts come from, ``refresh/STEP/...``, of the last steps; several of one where it
+    was asked for in parts."""
 
     def ciphertexts(self, done: Sequence[msg.StepDone]) -> tuple[str, ...]:
         """Digests of what is released, from the statements of all steps."""
-        return tuple(output for statement in done[-len(self.topics) :] for output in statement.outputs)
+        steps = len({topic.split("/")[1] for topic in self.topics})
+        return tuple(output for statement in done[-steps:] for output in statement.outputs)
 
 
 class Plan(Protocol):

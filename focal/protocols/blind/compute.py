@@ -9,8 +9,8 @@ Uploads may be larger than the memory. The engine scans the blocks in ascending 
 a cache of the most recent ones would never hold the next one, so the first blocks stay and the others stream::
 
     in memory     | targets of all blocks | data of blocks 0 1 ... k-1 |  k  | k+1 |    a step reads k, k+1, ... twice:
-    on disk       | every chunk of every institution                      ^     ^       forward, backward
-                                                                          one in use, one on its way
+    on disk       | data of blocks k, k+1, ..., made once                 ^     ^       forward, backward
+                  | every chunk of every institution                      one in use, one on its way
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from focal.ckks import codec
@@ -32,6 +33,7 @@ from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.protocols.blind.plan import row_table, scalars_of
+from focal.protocols.blind.scratch import Scratch
 from focal.protocols.blind.uploads import Place, Placed, inputs, live
 from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Given, Voice
@@ -41,8 +43,9 @@ class BlindCompute:
     """Encrypted training from signed upload lists and what the custodians gave for them.
     ``fetch`` yields masked rows and contributions; they are checked here.
 
-    ``memory``: bytes that blocks may take. What does not fit is fetched again in every pass: slower,
-    with the same limbs. The targets of all blocks and the data of two stay in any case.
+    ``memory``: bytes that blocks may take. What does not fit is kept in ``folder`` and read in every pass
+    (:class:`focal.protocols.blind.scratch.Scratch`); without a folder it is made again: slower, with the same limbs.
+    The targets of all blocks and the data of two stay in any case.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class BlindCompute:
         fetch: Fetch,
         threads: int,
         memory: int = BLOCK_MEMORY,
+        folder: Path | None = None,
     ) -> None:
         # whom the custodians left out has rows in no block
         self.lists = {name: upload for name, upload in lists.items() if name not in given.left_out}
@@ -66,6 +70,8 @@ class BlindCompute:
         self.total = manifest.training.steps
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
         self.kept = set(layout.live_blocks[: kept_blocks(layout, memory)])
+        streams = len(self.kept) < len(layout.live_blocks)
+        self.scratch = Scratch(scheme, codec.ciphertext(DATA_LIMBS), folder) if folder and streams else None
         self.row_table = row_table(manifest, layout)
         self._placed: dict[Place, list[tuple[Placed, list[tuple[str, str]]]]] = {}
         """Place -> its inputs, each with what every custodian gave for it."""
@@ -83,6 +89,8 @@ class BlindCompute:
     def close(self) -> None:
         self.engine.close()
         self.pool.shutdown()
+        if self.scratch is not None:
+            self.scratch.close()
 
     def steps(
         self, voice: Voice, done: Sequence[msg.StepDone] = (), fetch: Fetch | None = None
@@ -150,11 +158,16 @@ class BlindCompute:
 
     def _ciphertext(self, place: Place) -> Any:
         """What the owners may write at this place, added up (4 limbs)."""
+        if self.scratch is not None and place in self.scratch:
+            return self.scratch.get(place)
         block, what, index, _ = place
         kept = self.masks.data if what == "data" else self.masks.targets
         # one after the other: of many owners no more than two ciphertexts are there at a time
         made = ((placed.owner, self._combined(placed, given)) for placed, given in self._placed[place])
-        return kept(made, self.row_table, block, index)
+        ciphertext = kept(made, self.row_table, block, index)
+        if self.scratch is not None and what == "data" and block not in self.kept:
+            self.scratch.put(place, ciphertext)
+        return ciphertext
 
     def _combined(self, placed: Placed, given: list[tuple[str, str]]) -> Any:
         uploads = [(f"'{placed.owner}'", self.fetch(placed.chunk))]

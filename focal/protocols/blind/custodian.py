@@ -50,6 +50,7 @@ class BlindCustodian(Gathering, Custodian):
                     self.fetch,
                     self.threads,
                     memory,
+                    self.folder,
                 )
                 self.verify(compute)
             else:

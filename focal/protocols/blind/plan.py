@@ -63,7 +63,8 @@ def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
 
 
 def batches(manifest: Manifest, shape: Layout) -> list[tuple[str, tuple[str, ...]]]:
-    """Every batch of refreshes of the run, in order: (topic, plan items). Nothing else is ever refreshed.
+    """Every batch of refreshes of the run, or part of one, in order: (topic, plan items). Nothing else is ever
+    refreshed.
 
     ``shape``: the manifest's layout, with the blocks of those who have come.
     """
@@ -71,7 +72,8 @@ def batches(manifest: Manifest, shape: Layout) -> list[tuple[str, tuple[str, ...
     for t in range(manifest.training.steps):
         # the first step knows its logits: they are zero (heads/linear/engine.py)
         kinds = cost.KINDS[manifest.training.degree][int(t == 0) :]
-        out += [(f"refresh/{t}/{kind}", tuple(shape.items(t, kind))) for kind in kinds]
+        for items in (tuple(shape.items(t, kind)) for kind in kinds):
+            out += [(topic, items[place]) for topic, place in refreshing.parts(items)]
     return out
 
 
@@ -85,7 +87,7 @@ def stage(manifest: Manifest, topic: str) -> int | None:
     what, _, rest = topic.partition("/")
     if what in ("inputs", "upload", "uploads"):
         return 0
-    if what == "release" or topic == refreshing.AGAIN:
+    if what == "release" or topic.startswith(refreshing.AGAIN):
         return stages(manifest)
     return 1 + int(rest.partition("/")[0]) if what in ("refresh", "step") else None
 
@@ -103,8 +105,10 @@ def refreshes(manifest: Manifest) -> int:
 def released(manifest: Manifest) -> Released:
     """The weights of the last step, and nothing else."""
     shape, last = layout(manifest), manifest.training.steps - 1
-    items = tuple(item.replace("/weights/", "/release/") for item in shape.items(last, "weights"))
-    return Released(items, tuple(range(shape.class_groups)), (f"refresh/{last}/weights",))
+    weights = tuple(shape.items(last, "weights"))
+    items = tuple(item.replace("/weights/", "/release/") for item in weights)
+    topics = tuple(topic for topic, _ in refreshing.parts(weights))
+    return Released(items, tuple(range(shape.class_groups)), topics)
 
 
 def own_fields(config: BlindRunConfig) -> dict[str, Any]:

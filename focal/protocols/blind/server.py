@@ -32,6 +32,7 @@ class BlindServer(Gathering, Server):
                 self.blobs.get,
                 self.threads,
                 memory,
+                self.folder,
             )
             return self.train(compute)
 

@@ -26,7 +26,7 @@ from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig
 from focal.custody import refresh
-from focal.custody.ledger import Ledger
+from focal.custody.ledger import Ledger, Part
 from focal.custody.refresh import Guard
 from focal.errors import Refused
 from focal.files import forget
@@ -43,10 +43,8 @@ REFUSED = "refused"
 AHEAD = 16
 """Items of a batch whose request and others' shares are sent before they are used: they fit into
 :data:`focal.protocols.common.party.RECENT`."""
-GROUP = 4
+GROUP = 8
 """Shares that become durable, and then leave, together."""
-H0_FIRST = 8
-"""A stored refresh share is h0's length (8 bytes, little-endian), h0, h1."""
 
 
 class Answering(Party):
@@ -79,15 +77,17 @@ class Answering(Party):
         forget(*files)
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
-        """Answer the server's request only when it is, limb for limb, what we computed;
+        """Answer the server's request, or each of its parts, only when it is, limb for limb, what we computed;
         then combine everybody's answers."""
-        own = [
-            self._passed(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)
-        ]
-        topic = refreshing.topic(items[0])
-        refreshing.expand_ahead(self.scheme, self.seed(topic), items, own, self.pool, self.layout)
-        self.answer_batch(topic, tuple(items), own)
-        return self.refreshed(topic)
+        fresh: list[Any] = []
+        for topic, place in refreshing.parts(items):
+            part = items[place]
+            packed = refreshing.requests(self.scheme, part, ciphertexts[place], self.pool, self.layout)
+            own = list(map(self._passed, packed))
+            refreshing.expand_ahead(self.scheme, self.seed(topic), part, own, self.pool, self.layout)
+            self.answer_batch(topic, tuple(part), own)
+            fresh += self.refreshed(topic)
+        return fresh
 
     def refreshed(self, topic: str) -> list[Any]:
         """What a batch of refreshes gave, from its request and everybody's answers."""
@@ -141,16 +141,16 @@ class Answering(Party):
         which are on disk, are sent."""
         # of a batch that is refused no share leaves
         self.ledger.check("refresh" + self.epochs.at(topic).suffix, list(zip(items, ciphertexts, strict=True)))
-        sent = []
+        digests, sent = list[str](), []
         for i in range(0, len(items), GROUP):
             shares = self._refresh_shares(topic, items[i : i + GROUP], ciphertexts[i : i + GROUP])
-            made = [half for pair in shares for half in pair]
-            sent.append((made, self.sending.submit(self.share_blobs, made, "custodians")))
-        digests = []
-        for made, future in sent:
-            digests += future.result()
+            made = {half.digest: half.data for pair in shares for half in pair}
+            digests += made
+            sent.append(self.sending.submit(self.share_blobs, made, "custodians"))
             if self.verifies:  # it adds them up itself
-                list(map(self.passing.add, digests[-len(made) :], made))
+                list(map(self.passing.add, made, made.values()))
+        for future in sent:
+            future.result()
         return digests
 
     def _fetch_ahead(self, digests: list[str]) -> None:
@@ -175,8 +175,9 @@ class Answering(Party):
     def _weigh(self, topic: str, asked: msg.RefreshRequest, others: dict[str, msg.RefreshShares]) -> None:
         """The guard's part: what all the others leave to be seen is small in every item, or the run ends here.
 
-        The request and all answers were pinned before, and all of a batch is weighed before any of it is answered:
-        every decision is one bit, and nobody may have two for one batch. On ``range`` the key share is gone before the
+        The request and all answers were pinned before, and all of a batch (of a large one: each part) is weighed before
+        any of it is answered: every decision is one bit, nobody may have two for one batch, and after a refusal there
+        are no more. On ``range`` the key share is gone before the
         word is out, and the word says neither item nor size.
         """
 
@@ -199,31 +200,25 @@ class Answering(Party):
             hint="the key share is deleted, and this run is over; 'focal audit' tells whether it was the server",
         )
 
-    def _refresh_shares(
-        self, topic: str, items: tuple[str, ...], digests: tuple[str, ...]
-    ) -> list[tuple[bytes, bytes]]:
+    def _refresh_shares(self, topic: str, items: tuple[str, ...], digests: tuple[str, ...]) -> list[tuple[Part, ...]]:
         """(h0, h1) for each plan item: made once, several at a time, the stored bytes ever after;
         stored in the plan's order."""
         asked = list(zip(items, digests, strict=True))
 
-        def make(missing: list[int]) -> list[bytes]:
+        def make(missing: list[int]) -> list[tuple[Part, ...]]:
             return list(self.pool.map(lambda i: self._made(topic, *asked[i]), missing))
 
-        out, epoch = [], self.epochs.at(topic)
-        for stored in self.ledger.answers("refresh" + epoch.suffix, asked, make, epoch=epoch.number):
-            end = H0_FIRST + int.from_bytes(stored[:H0_FIRST], "little")
-            out.append((stored[H0_FIRST:end], stored[end:]))
-        return out
+        epoch = self.epochs.at(topic)
+        return self.ledger.large("refresh" + epoch.suffix, asked, make, epoch.number)
 
-    def _made(self, topic: str, item: str, digest: str) -> bytes:
-        """A fresh share, as the ledger stores it."""
+    def _made(self, topic: str, item: str, digest: str) -> tuple[Part, ...]:
+        """A fresh share."""
         data = self.fetch(digest)
         how = self.layout.refresh_map(item)
         c1 = codec.unpack(self.scheme, codec.ciphertext(how.request), data, f"'{self.manifest.server.name}'")[1]
-        a = refresh.common_random(self.scheme, self.seed(topic), item, codec.digest(data), how.limbs)
+        a = refresh.common_random(self.scheme, self.seed(topic), item, digest, how.limbs)
         bits = self._mask_bits(topic, item)
-        h0, h1 = refresh.share(self.scheme, self.limbs(topic), c1, a, bits, how, self.added())
-        return len(h0).to_bytes(H0_FIRST, "little") + h0 + h1
+        return tuple(map(Part.of, refresh.share(self.scheme, self.limbs(topic), c1, a, bits, how, self.added())))
 
     def bounds(self, topic: str, item: str) -> Guard:
         """Widths of masks and the guard's bound for a plan item."""

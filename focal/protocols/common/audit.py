@@ -163,17 +163,18 @@ class Audit(abc.ABC):
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         """The recorded answers to a refresh, after the recorded request was found to be what we computed."""
-        topic = refreshing.topic(items[0])
-        asked = self.recall(topic, msg.RefreshRequest)
-        own = [
-            codec.digest(data) for data in refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)
-        ]
-        for item, mine, theirs in zip(items, own, asked.ciphertexts, strict=True):
-            if mine != theirs:
-                raise Refused(
-                    "request", f"'{item}': the server asked for the refresh of another ciphertext than its inputs give"
-                )
-        return self.refreshed(topic)
+        fresh: list[Any] = []
+        for topic, place in refreshing.parts(items):
+            asked, part = self.recall(topic, msg.RefreshRequest), items[place]
+            own = refreshing.requests(self.scheme, part, ciphertexts[place], self.pool, self.layout)
+            for item, mine, theirs in zip(part, own, asked.ciphertexts, strict=True):
+                if codec.digest(mine) != theirs:
+                    raise Refused(
+                        "request",
+                        f"'{item}': the server asked for the refresh of another ciphertext than its inputs give",
+                    )
+            fresh += self.refreshed(topic)
+        return fresh
 
     def refreshed(self, topic: str) -> list[Any]:
         """What a recorded batch of refreshes gave."""

@@ -72,6 +72,9 @@ class Custodian(Answering):
         self.sending = ThreadPoolExecutor(1, thread_name_prefix="sending")
         self._masks: dict[int, MaskKeys] = {}
         self._caught_up = False
+        self._nonces: list[msg.Record] = []
+        """Questions of restarted peers, among the records that were looked at."""
+        self._looked_at = 0
 
     # ----------------------------------------------------------------- the script
 
@@ -283,7 +286,9 @@ class Custodian(Answering):
         return self.journal.get(f"{self.session}/said/{self.spelled('release/shares')}") is not None
 
     def idle(self) -> None:
-        resuming.answer_peers(self, self.peers)
+        new, self._looked_at = self.heard.since(self._looked_at), len(self.heard)
+        self._nonces += [record for record in new if isinstance(record.body, msg.ResumeNonce)]
+        resuming.answer_peers(self, self.peers, self._nonces)
 
     # ----------------------------------------------------------------- release
 

@@ -23,6 +23,7 @@ class Heard:
         self.manifest = manifest
         self._records: dict[tuple[str, str], msg.Record] = {}
         self._digests: dict[tuple[str, str], str] = {}
+        self._order: list[msg.Record] = []
 
     def add(self, data: bytes) -> msg.Record:
         """Check and keep one signed record.
@@ -36,6 +37,7 @@ class Heard:
         if key in self._records:
             raise Refused("second-record", f"the server shows two records of '{record.sender}' under '{record.topic}'")
         self._records[key] = record
+        self._order.append(record)
         self._digests[key] = hashlib.sha256(data).hexdigest()
         return record
 
@@ -44,7 +46,14 @@ class Heard:
 
     def __iter__(self) -> Iterator[msg.Record]:
         """All records, in the order in which the board has them."""
-        return iter(list(self._records.values()))
+        return iter(self.since(0))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def since(self, count: int) -> list[msg.Record]:
+        """All records but the first ``count``: whoever looks at every one need not begin anew when some were added."""
+        return self._order[count:]
 
     def get(self, scope: str, sender: str, topic: str, kind: type[B]) -> B:
         """What ``sender`` said. Raises when it is missing, of another run (``other-run``) or of another kind."""

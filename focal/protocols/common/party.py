@@ -43,7 +43,8 @@ Audience = Literal["server", "custodians", "all"]
 
 
 RECENT = 64 << 20
-"""Bytes of the last blobs that a party keeps in memory: those of a batch of refreshes are used more than once."""
+"""Bytes of the last blobs that a party keeps in memory. The requests of a batch of refreshes fit into it, and so does
+one custodian's answer."""
 
 
 class Network(Protocol):
@@ -56,7 +57,10 @@ class Network(Protocol):
     def post(self, signed: bytes) -> int: ...
     def wait(self, after: int, seconds: float) -> list[bytes]: ...
     def put_many(
-        self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None
+        self,
+        blobs: list[bytes] | dict[str, bytes],
+        audience: Audience = "all",
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[str]: ...
     def get(self, digest: str) -> bytes: ...
     @property
@@ -89,8 +93,9 @@ class Party(abc.ABC):
         self.folder = Path(local.state)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.journal = Journal(self.folder / "journal.sqlite")
-        self.blobs = Blobs(self.folder / "blobs", RECENT)
-        self.passing = Recent(RECENT)
+        room = RECENT * (1 + len(manifest.custodians) if self.computes else 1)
+        self.blobs = Blobs(self.folder / "blobs", room)
+        self.passing = Recent(room)
         """Blobs that this party has no copy of on its disk."""
         self.net: Network
         self.session = ""
@@ -115,6 +120,11 @@ class Party(abc.ABC):
     @abc.abstractmethod
     def run(self) -> None:
         """The role, from the first word to the last; interrupted, the same call continues it."""
+
+    @property
+    def computes(self) -> bool:
+        """Does this party add up everybody's answers to a refresh? Then it needs each of them several times."""
+        return self.me.role == "server" or self.me.verify == "lockstep"
 
     # ----------------------------------------------------------------- saying and hearing
 
@@ -242,8 +252,9 @@ class Party(abc.ABC):
 
     # ----------------------------------------------------------------- blobs
 
-    def share_blobs(self, blobs: list[bytes], audience: Audience) -> list[str]:
-        """Send blobs to the server; returns their digests. What the server has is not sent again."""
+    def share_blobs(self, blobs: list[bytes] | dict[str, bytes], audience: Audience) -> list[str]:
+        """Send blobs, or digest -> blob, to the server; returns their digests. What the server has is not sent
+        again."""
         return self.net.put_many(blobs, audience)
 
     def send_stored(self, digests: list[str], audience: Audience) -> None:

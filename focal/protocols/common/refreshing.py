@@ -1,4 +1,13 @@
-"""A collective refresh as its parties speak of it: topics, answers, and the sum that everybody computes."""
+"""A collective refresh as its parties speak of it: topics, answers, and the sum that everybody computes.
+
+What is refreshed together is a batch, ``refresh/STEP/KIND``. One of more than :data:`MOST` items is asked for in parts,
+``refresh/STEP/KIND/1``, ``/2``, ..., so that nobody waits for all of it::
+
+    server       ask 1   ask 2   combine 1   ask 3   combine 2   ...
+    custodians           answer 1   answer 2    answer 3   ...           the guard: each part after all others'
+
+A part is to custodians what a batch is: exactly these items in the plan's order, one record, one decision of the guard.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +23,8 @@ from focal.heads.moves import HeadLayout
 from focal.net import messages as msg
 from focal.protocols.common.voice import Fetch, Voice
 
+MOST = 64
+"""Items of a batch that are asked for at once."""
 AGAIN = "refresh/again/release"
 """Topic of the one more refresh that weights pass before their release is asked for in another epoch."""
 
@@ -23,10 +34,11 @@ def again(count: int) -> tuple[str, ...]:
     return tuple(f"train/again/release/{i}/-/-" for i in range(count))
 
 
-def topic(item: str) -> str:
-    """The topic of the batch that a refresh's plan item belongs to."""
-    _, step, kind, *_ = item.split("/")
-    return f"refresh/{step}/{kind}"
+def parts(items: Sequence[str]) -> list[tuple[str, slice]]:
+    """(topic, where in ``items``) of every part of a batch, in order; of one that needs none, the batch's."""
+    _, step, kind, *_ = items[0].split("/")
+    topic, places = f"refresh/{step}/{kind}", [slice(i, i + MOST) for i in range(0, len(items), MOST)]
+    return [(topic if len(places) == 1 else f"{topic}/{n}", place) for n, place in enumerate(places, 1)]
 
 
 def bounds(scheme: Scheme, custodians: int, layout: HeadLayout) -> refresh.Guard:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 
 from focal.custody.ledger import Ledger, ledger_digest
 from focal.errors import FocalError, Refused
@@ -71,9 +72,9 @@ def check_ledger(party: Party, ledger: Ledger) -> None:
             )
 
 
-def answer_peers(party: Party, peers: list[str]) -> None:
-    """Tell restarted peers what was last seen of them."""
-    for record in party.heard:
+def answer_peers(party: Party, peers: list[str], asked: Iterable[msg.Record]) -> None:
+    """Tell restarted peers what was last seen of them. ``asked``: records among which are all their questions."""
+    for record in asked:
         peer, body = record.sender, record.body
         if not isinstance(body, msg.ResumeNonce) or record.scope != party.scope:
             continue

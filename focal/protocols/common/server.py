@@ -64,7 +64,10 @@ class _OwnBoard:
         return self.hub.board.since(after, 1 << 24)
 
     def put_many(
-        self, blobs: list[bytes], audience: Audience = "all", progress: Callable[[int, int], None] | None = None
+        self,
+        blobs: list[bytes] | dict[str, bytes],
+        audience: Audience = "all",
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         return self.hub.publish_all(blobs, audience)
 
@@ -215,21 +218,28 @@ class Server(Party):
         self.say(f"step/{step}", statement)
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
-        """Ask all custodians for a collective refresh of one batch and combine their shares."""
-        topic = refreshing.topic(items[0])
-        digests = self.net.put_many(
-            refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout), "custodians"
-        )
-        asked = msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests))
-        self.say(topic, asked)
-        refreshing.expand_ahead(self.scheme, self.seed(topic), items, digests, self.pool, self.layout)
-        return self.refreshed(topic)
+        """Ask all custodians for a collective refresh of one batch and combine their shares; each part while they
+        answer the next one."""
+        fresh: list[Any] = []
+        parts = refreshing.parts(items)
+        for i, (topic, place) in enumerate(parts):
+            self._ask(topic, items[place], ciphertexts[place])
+            if i > 0:
+                fresh += self.refreshed(parts[i - 1][0])
+        return fresh + self.refreshed(parts[-1][0])
+
+    def _ask(self, topic: str, items: list[str], ciphertexts: list[Any]) -> None:
+        packed = refreshing.requests(self.scheme, items, ciphertexts, self.pool, self.layout)
+        digests = self.net.put_many(packed, "custodians")
+        self.say(topic, msg.RefreshRequest(items=tuple(items), ciphertexts=tuple(digests)))
 
     def refreshed(self, topic: str) -> list[Any]:
         """What a batch of refreshes gave, from its request and every custodian's answer."""
         asked = self.hear(self.me.name, topic, msg.RefreshRequest)
+        seed = self.seed(topic)
+        refreshing.expand_ahead(self.scheme, seed, asked.items, asked.ciphertexts, self.pool, self.layout)
         answers = self.hear_all(self.active(topic), topic, msg.RefreshShares)
-        return refreshing.combine(self.scheme, self.seed(topic), asked, answers, self.blobs.get, self.pool, self.layout)
+        return refreshing.combine(self.scheme, seed, asked, answers, self.blobs.get, self.pool, self.layout)
 
     # ----------------------------------------------------------------- custodians that are lost
 

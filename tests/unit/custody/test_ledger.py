@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from focal.custody.ledger import Ledger, ledger_digest
+from focal.custody.ledger import Ledger, Part, ledger_digest
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.protocols.common.resuming import entry
@@ -237,3 +238,69 @@ def test_what_was_opened_is_opened_in_no_other_epoch(ledger: Ledger) -> None:
         with pytest.raises(Refused) as caught:
             ledger.answer(*entry(kind, "item", "/e1"), "aa", never, epoch=1)
         assert caught.value.reason == "second-item"
+
+
+# --------------------------------------------------------------------------- large shares
+
+
+def halves(*names: str) -> list[tuple[Part, ...]]:
+    return [(Part.of(f"{name} h0".encode()), Part.of(f"{name} h1".encode() * 1000)) for name in names]
+
+
+def no_more(missing: list[int]) -> list[tuple[Part, ...]]:
+    raise AssertionError("a share was made a second time")
+
+
+def test_large_shares_are_the_same_after_a_restart(ledger: Ledger) -> None:
+    given = ledger.large("refresh", [("one", "aa"), ("two", "bb")], lambda missing: halves("one", "two"))
+    assert given == halves("one", "two")
+    again = Ledger(ledger.path)
+    assert again.large("refresh", [("two", "bb")], no_more) == halves("two")
+    later = [("three", "cc"), ("one", "aa"), ("four", "dd")]
+    assert again.large("refresh", later, lambda missing: halves("three", "four")) == halves("three", "one", "four")
+    assert again.large("refresh", later[::-1], no_more) == halves("four", "one", "three")
+    with pytest.raises(Refused):
+        again.large("refresh", [("one", "bb")], no_more)
+    again.close()
+    assert ledger.file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_bytes_of_large_shares_are_on_disk_before_a_row_names_them(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[bool, int, int]] = []
+
+    def sync(fd: int) -> None:
+        synced.append((os.path.samestat(os.fstat(fd), ledger.file.stat()), ledger.file.stat().st_size, ledger.count))
+
+    ledger.large("refresh", [("one", "aa")], lambda missing: halves("one"))
+    size = ledger.file.stat().st_size
+    lock, ledger._lock = ledger._lock, threading.RLock()  # type: ignore[assignment]  # the count is asked for within
+    monkeypatch.setattr(os, "fsync", sync)
+    ledger.large("refresh", [("two", "bb")], lambda missing: halves("two"))
+    ledger._lock = lock
+    assert synced == [(True, 2 * size, 1)] and ledger.count == 2
+
+
+def test_what_a_kill_left_at_the_files_end_does_no_harm(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(fd: int) -> None:
+        raise OSError(5, "killed")
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(FocalError, match=r"ledger\.shares: the ledger cannot be written"):
+        ledger.large("refresh", [("one", "aa")], lambda missing: halves("lost"))
+    monkeypatch.undo()
+    assert ledger.count == 0 and ledger.file.stat().st_size
+    ledger.large("refresh", [("one", "aa")], lambda missing: halves("one"))
+    assert ledger.large("refresh", [("one", "aa")], no_more) == halves("one")
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "changed"])
+def test_a_share_whose_bytes_are_gone_is_not_made_anew(ledger: Ledger, damage: str) -> None:
+    ledger.large("refresh", [("one", "aa")], lambda missing: halves("one"))
+    data = ledger.file.read_bytes()
+    ledger.file.unlink()
+    if damage != "lost":
+        ledger.file.write_bytes(data[:-1] if damage == "cut" else data[:-1] + b"?")
+    with pytest.raises(FocalError, match=r"ledger\.shares: .*\n.*never made anew"):
+        ledger.large("refresh", [("one", "aa")], no_more)

@@ -11,6 +11,7 @@ import pytest
 from parties import SCOPE, identities, manifest_of
 
 from focal.errors import FocalError, ProtocolError
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.net.identity import (
@@ -205,6 +206,16 @@ def test_commitment_binds_every_part_without_ambiguity() -> None:
     assert len({base, *others}) == 1 + len(others)
     with pytest.raises(ValueError, match="32 bytes"):
         commitment(b"scope", "keys/1", "custodian-1", b"short", digest)
+
+
+def test_the_signed_bytes_are_made_once_for_all_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = MANIFEST
+    for person in PEOPLE.values():
+        manifest = sign_manifest(manifest, person)
+    made, canonical = [], Manifest.canonical
+    monkeypatch.setattr(Manifest, "canonical", lambda self: made.append(0) or canonical(self))
+    check_signatures(manifest)
+    assert len(made) == 1
 
 
 def test_manifest_signatures_are_checked_by_name() -> None:

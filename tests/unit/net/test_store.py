@@ -20,7 +20,8 @@ from patience import PATIENCE
 
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
-from focal.net.store import Audiences, Blobs, Board, DiskError, Journal, Recent
+from focal.net.audiences import Audiences
+from focal.net.store import Blobs, Board, DiskError, Journal, Recent
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)

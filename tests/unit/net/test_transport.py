@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import resource
 import socket
 import stat
 import threading
@@ -671,3 +672,49 @@ def test_view_records_every_byte_received_and_nothing_else(server: Server, tmp_p
     assert secret[:64] not in headers + payloads
     assert len(headers) + len(payloads) >= sum(p["down"] for p in south.traffic.values())
     assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "view").iterdir()} == {0o600}
+
+
+def test_a_member_holds_so_many_long_polls_and_again_when_they_were_answered(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "MAX_WAITS", 3)
+    raw = Raw(server, "north")
+
+    def poll(after: int) -> None:
+        raw.socket.send_multipart([os.urandom(8), b"setup", encode(frames.Wait(after=after, seconds=20)), b""])
+
+    try:
+        for after in (0, 1):  # the second time they are free again
+            for _ in range(4):
+                poll(after)
+            assert raw.socket.recv_multipart(), "the fourth is answered at once"
+            eventually(lambda: len(server.hub._waits) == 3)
+            server.board.append(record("server", f"topic-{after}"), None)
+            assert all(raw.socket.recv_multipart() for _ in range(3))
+    finally:
+        raw.close()
+
+
+# --------------------------------------------------------------------------- open files
+
+
+def test_a_server_raises_its_limit_of_files_as_far_as_it_may(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    server = Server(tmp_path)
+    try:
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        server.stop()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_members_than_files_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    hub.allow_files("server", 480)
+    with pytest.raises(
+        FocalError, match="'server' has 481 members and needs 1026 open files; this system allows it 1024"
+    ):
+        hub.allow_files("server", 481)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    hub.allow_files("server", 10_000)

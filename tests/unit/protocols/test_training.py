@@ -7,6 +7,7 @@ as a verifier repeats the server's run: every request for a refresh, every step 
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import Counter
@@ -21,7 +22,7 @@ from masked import LABEL, LISTS, Masking
 
 from focal.ckks import codec
 from focal.custody import refresh
-from focal.errors import Refused
+from focal.errors import FocalError, Refused
 from focal.heads.linear.cost import layout_for
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.linear.rehearsal import Rehearsal
@@ -106,14 +107,18 @@ class Uploaded:
         assert [self.asked[i] for i in items] == [self._digest(ct) for ct in ciphertexts]
         return [self.answered[i] for i in items]
 
-    def training(self, memory: int, fetch: Callable[[str], bytes] | None = None) -> BlindCompute:
+    def training(
+        self, memory: int, fetch: Callable[[str], bytes] | None = None, folder: Path | None = None
+    ) -> BlindCompute:
         scheme, run_id, fetch = self.rehearsal.scheme, self.rehearsal.run_id, fetch or self.blobs.get
-        return BlindCompute(self.manifest, scheme, LAYOUT, run_id, self.lists, LISTS, self.given, fetch, 2, memory)
+        return BlindCompute(
+            self.manifest, scheme, LAYOUT, run_id, self.lists, LISTS, self.given, fetch, 2, memory, folder
+        )
 
     def train(
-        self, memory: int, ask: Ask, fetch: Callable[[str], bytes] | None = None
+        self, memory: int, ask: Ask, fetch: Callable[[str], bytes] | None = None, folder: Path | None = None
     ) -> tuple[list[msg.StepDone], str]:
-        training = self.training(memory, fetch)
+        training = self.training(memory, fetch, folder)
         try:
             (weights, chain), steps = training.start(), []
             for step in range(STEPS):
@@ -186,21 +191,25 @@ class Alive:
 @pytest.mark.parametrize(
     ("memory", "kept"), [(0, 0), (TARGETS + DATA, 0), (TARGETS + 3 * DATA, 1), (TARGETS + 4 * DATA, 4)]
 )
+@pytest.mark.parametrize("stored", [False, True])
 def test_less_memory_means_more_reading_and_the_same_limbs(
-    uploaded: Uploaded, monkeypatch: pytest.MonkeyPatch, memory: int, kept: int
+    uploaded: Uploaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory: int, kept: int, stored: bool
 ) -> None:
+    """``stored``: blocks that were made are kept on disk, in a file that nobody sees, and no chunk is read twice."""
     alive, read = Alive(monkeypatch), Counter[str]()
 
     def fetch(digest: str) -> bytes:
         read[digest] += 1
         return uploaded.blobs.get(digest)
 
-    assert uploaded.train(memory, uploaded.again, fetch) == (uploaded.steps, uploaded.chain)
+    folder = tmp_path if stored else None
+    assert uploaded.train(memory, uploaded.again, fetch, folder) == (uploaded.steps, uploaded.chain)
+    assert not list(tmp_path.iterdir())
     assert alive.most <= max(2 * DATA, memory - TARGETS) / DATA * LAYOUT.lane
     for name, (start, stop) in uploaded.row_table.items():
         for (block, what, _, _), digest in zip(LAYOUT.chunks(start, stop), uploaded.lists[name].chunks, strict=True):
             # checked before the first step, whose forward pass needs no data
-            passes = 1 if what == "target" or block < kept else 1 + 2 * STEPS - 1
+            passes = 1 if stored or what == "target" or block < kept else 1 + 2 * STEPS - 1
             assert read[digest] == passes
 
 
@@ -230,3 +239,17 @@ def test_an_ill_formed_chunk_of_the_last_block_is_refused_before_anything_is_ask
 
     with pytest.raises(Refused, match="'custodian 1'.*not below its modulus"):
         uploaded.train(0, ask, fetch)
+
+
+def test_a_disk_that_changes_kept_blocks_is_named(uploaded: Uploaded, tmp_path: Path) -> None:
+    training = uploaded.training(0, folder=tmp_path)
+    try:
+        block = training.block(3)
+        assert block.data and training.scratch is not None
+        size = os.fstat(training.scratch._file.fileno()).st_size
+        for at in range(0, size, 4096):
+            os.pwrite(training.scratch._file.fileno(), b"??", at)
+        with pytest.raises(FocalError, match="other bytes than were written"):
+            _ = training.block(3).data
+    finally:
+        training.close()

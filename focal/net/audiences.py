@@ -1,0 +1,51 @@
+"""Who may fetch which blob from the server: on disk before anybody can."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+from pathlib import Path
+
+from focal.net.store import Database, on_disk
+
+AUDIENCES = ("server", "custodians", "all")
+"""Who may fetch a blob, from the narrowest to the widest."""
+
+
+class Audiences(Database):
+    """Who may fetch which blob. A blob without an entry may be fetched by nobody."""
+
+    schema = "CREATE TABLE IF NOT EXISTS audience (digest TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._known: dict[str, str] = {}
+        """What was asked for before: every piece of a blob asks again. Nobody else writes to the file."""
+        self._asked: collections.deque[tuple[str, str]] = collections.deque()
+        """What the next commit takes along."""
+
+    def widen(self, digests: Iterable[str], audience: str) -> None:
+        """Allow ``audience`` all of ``digests``; never takes back what was allowed before. What several threads ask
+        for while another one's commit is under way goes to the disk in one."""
+        self._asked.extend((digest, audience) for digest in digests)
+        with self._lock:
+            wider: dict[str, str] = {}
+            asked = list(self._asked)
+            for digest, wanted in asked:
+                now = wider.get(digest) or self.of(digest)
+                if now is None or AUDIENCES.index(wanted) > AUDIENCES.index(now):
+                    wider[digest] = wanted
+            if wider:
+                with on_disk(self.path):
+                    self._db.execute("BEGIN")
+                    with self._db:
+                        self._db.executemany("INSERT OR REPLACE INTO audience VALUES (?, ?)", wider.items())
+            self._known.update(wider)
+            for _ in asked:  # last: what a failed commit did not take, is taken by the next one
+                self._asked.popleft()
+
+    def of(self, digest: str) -> str | None:
+        with self._lock:
+            if digest not in self._known and (rows := self._run("SELECT name FROM audience WHERE digest = ?", digest)):
+                self._known[digest] = str(rows[0][0])
+            return self._known.get(digest)
