@@ -42,6 +42,42 @@ def run_and_show(config: str | Path, runs: Path) -> None:
         focal.train(config, runs=runs, say=board.line, show=board.show, done=board.done)
 
 
+@app.command("simulate")
+def simulate_clinics(
+    clinics: Annotated[int, typer.Option(min=1, max=1000, help="Institutions that come once.")] = 500,
+    rows: Annotated[str, typer.Option(help="Fewest and most of a clinic: 20..2000.")] = "20..2000",
+    loss: Annotated[float, typer.Option(help="Share of clinics that die in their upload and never come back.")] = 0.05,
+    late: Annotated[float, typer.Option(help="Share that die in their upload and come back in time.")] = 0.1,
+    founders: Annotated[int, typer.Option(min=3, max=10)] = 3,
+    custodians: Annotated[int, typer.Option(min=2, max=8)] = 3,
+    steps: Annotated[int, typer.Option(min=2, max=50)] = 5,
+    seed: Annotated[int, typer.Option(help="Draws rows, features and fates.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for summary, timeline and every party's files.")] = Path(
+        "runs/crowd"
+    ),
+) -> None:
+    """The whole protocol with hundreds of clinics in this process: real keys and records, features that are made up."""
+    from focal.runs.crowd import Crowd, describe, simulate_crowd
+
+    low, _, high = rows.partition("..")
+    if not (low.isdigit() and high.isdigit()):
+        raise FocalError(f"--rows is '{rows}'", hint="write it as 20..2000")
+    crowd = Crowd(
+        clinics=clinics,
+        rows=(int(low), int(high)),
+        loss=loss,
+        late=late,
+        founders=founders,
+        custodians=custodians,
+        steps=steps,
+        seed=seed,
+    )
+    with Board() as board:
+        found = simulate_crowd(crowd, out, board.show, board.line)
+    say(describe(found))
+    say(f"result: {out / 'summary.json'}, {out / 'timeline.png'}, {out / 'visits.json'}")
+
+
 # --------------------------------------------------------------------------- a finished run
 
 

@@ -98,8 +98,9 @@ class Answers:
 
     def behind(self, seconds: float) -> list[str]:
         """Members that were heard of in the last ``seconds`` and have not been sent the whole board."""
-        since, length = time.monotonic() - seconds, len(self.board)
-        return [name for name, (seen, _) in list(self.seen.items()) if seen > since and self.told.get(name, 0) < length]
+        since = time.monotonic() - seconds
+        recent = [name for name, (seen, _) in list(self.seen.items()) if seen > since]
+        return [name for name in recent if self.told.get(name, 0) < self.board.length(name)]
 
     @property
     def traffic(self) -> dict[str, Directions]:
@@ -152,8 +153,8 @@ class Answers:
     def _post(self, asker: Asker, _: frames.Post, payload: bytes) -> tuple[Model, bytes]:
         return frames.Posted(seq=self.board.append(payload, asker.name)), b""
 
-    def _records(self, after: int) -> tuple[Model, bytes]:
-        return frames.Records(first=after + 1, signed=tuple(self.board.since(after, BATCH))), b""
+    def _records(self, reader: str, after: int) -> tuple[Model, bytes]:
+        return frames.Records(first=after + 1, signed=tuple(self.board.since(after, BATCH, reader))), b""
 
     def _have(self, asker: Asker, have: frames.Have, _: bytes) -> tuple[Model, bytes]:
         return frames.Stored(sizes=tuple(self.blobs.stored(d, asker.name) for d in have.digests)), b""

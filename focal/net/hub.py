@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import logging
 import queue
 import resource
@@ -234,7 +235,7 @@ class Hub(Answers):
         elif not isinstance(message, frames.Wait):
             self._answer(asker, lambda: self._handlers[type(message)](asker, message, payload))
         elif not self._hold(asker, message):
-            self._answer(asker, lambda: self._records(message.after))
+            self._answer(asker, lambda: self._records(name, message.after))
 
     def _answer(self, asker: Asker, make: Callable[[], tuple[Model, bytes]]) -> None:
         """Reply with what ``make`` gives, or with why it cannot."""
@@ -283,16 +284,16 @@ class Hub(Answers):
 
     def _hold(self, asker: Asker, wait: frames.Wait) -> bool:
         """Keep a long poll for later, unless it can be answered at once or the member has too many open."""
-        if len(self.board) > wait.after or wait.seconds == 0 or self._waiting[asker.name] >= MAX_WAITS:
+        if self.board.length(asker.name) > wait.after or wait.seconds == 0 or self._waiting[asker.name] >= MAX_WAITS:
             return False
         self._waiting[asker.name] += asker not in self._waits
         self._waits[asker] = (time.monotonic() + wait.seconds, wait.after)
         return True
 
     def _answer_waits(self) -> None:
-        now, length = time.monotonic(), len(self.board)
+        now = time.monotonic()
         for asker, (deadline, after) in list(self._waits.items()):
-            if length > after or now >= deadline:
+            if self.board.length(asker.name) > after or now >= deadline:
                 del self._waits[asker]
                 self._waiting[asker.name] -= 1
-                self._answer(asker, lambda after=after: self._records(after))  # type: ignore[misc]
+                self._answer(asker, functools.partial(self._records, asker.name, after))

@@ -105,7 +105,7 @@ class LocalHub(Answers):
                 if not self._grown(link, message):
                     return None
                 after = message.after
-                header, data = self._attempt(asker, lambda: self._records(after))
+                header, data = self._attempt(asker, lambda: self._records(link.name, after))
             else:
                 with self._turns[link.name]:
                     header, data = self._attempt(asker, lambda: self._handlers[type(message)](asker, message, payload))
@@ -123,7 +123,7 @@ class LocalHub(Answers):
         """Wait for a record that ``link`` has not seen, or until its time is up; False when hub or link end."""
         with self._network.changed:
             over = self._network.changed.wait_for
-            over(lambda: len(self.board) > wait.after or self._stopping or link.closed, wait.seconds)
+            over(lambda: self.board.length(link.name) > wait.after or self._stopping or link.closed, wait.seconds)
             return not (self._stopping or link.closed)
 
 

@@ -339,7 +339,11 @@ class Database:
 
 
 class Board(Database):
-    """The consortium's records in the order in which the server stored them: 1, 2, 3, ..., none ever changed."""
+    """The consortium's records in the order in which the server stored them: 1, 2, 3, ..., none ever changed.
+
+    A clinic is shown those of founders, custodians, server and its own, numbered 1, 2, 3, ... too: what it reads does
+    not grow with the number of clinics.
+    """
 
     schema = (
         "CREATE TABLE IF NOT EXISTS record (\n        seq INTEGER PRIMARY KEY, sender TEXT NOT NULL, "
@@ -351,9 +355,25 @@ class Board(Database):
         self._manifest = manifest
         self._grown = threading.Condition(self._lock)
         self._listeners: list[Callable[[], None]] = []
-        self._length = int(self._run("SELECT count(*) FROM record")[0][0])  # type: ignore[call-overload]
+        self._clinics = {m.name for m in manifest.clinics}
+        self._common: list[int] = []
+        """Numbers of all records that are no clinic's."""
+        self._own: dict[str, list[int]] = {name: [] for name in self._clinics}
+        self._length = 0
+        for _, sender in self._run("SELECT seq, sender FROM record ORDER BY seq"):
+            self._count(str(sender))
 
     def __len__(self) -> int:
+        return self._length
+
+    def length(self, reader: str) -> int:
+        """How many records there are for this member."""
+        return len(self._common) + len(self._own[reader]) if reader in self._clinics else self._length
+
+    def _count(self, sender: str) -> int:
+        """Take one more record into account; returns its number."""
+        self._length += 1
+        self._own.get(sender, self._common).append(self._length)
         return self._length
 
     def append(self, data: bytes, sender: str | None, after: int | None = None) -> int:
@@ -384,21 +404,26 @@ class Board(Database):
                 return int(seq)  # type: ignore[call-overload]
             if after is not None and after != self._length:
                 return 0
-            seq = self._length + 1
-            self._run("INSERT INTO record VALUES (?, ?, ?, ?)", seq, record.sender, record.topic, data)
-            self._length = seq
+            self._run("INSERT INTO record VALUES (?, ?, ?, ?)", self._length + 1, record.sender, record.topic, data)
+            seq = self._count(record.sender)
             self._grown.notify_all()
             listeners = tuple(self._listeners)
         for listener in listeners:
             listener()
         return seq
 
-    def since(self, seq: int, limit_bytes: int) -> list[bytes]:
-        """Records after ``seq`` in order: as many as fit into ``limit_bytes``, at least one when there is one."""
+    def since(self, seq: int, limit_bytes: int, reader: str = "") -> list[bytes]:
+        """Records after number ``seq`` in order, as ``reader`` counts them: as many as fit into ``limit_bytes``,
+        at least one when there is one."""
         found: list[bytes] = []
-        room = limit_bytes
+        room, shown = limit_bytes, None
         with self._lock, on_disk(self.path):
-            for (data,) in self._db.execute("SELECT data FROM record WHERE seq > ? ORDER BY seq", (seq,)):
+            if reader in self._clinics:
+                shown = set(sorted([*self._common, *self._own[reader]])[seq:])
+                seq = min(shown, default=self._length + 1) - 1
+            for number, data in self._db.execute("SELECT seq, data FROM record WHERE seq > ? ORDER BY seq", (seq,)):
+                if shown is not None and number not in shown:
+                    continue
                 room -= len(data) + 8
                 if found and room < 0:
                     break

@@ -1,0 +1,388 @@
+"""Hundreds of clinics in one process: the protocol's own code for all parties, real keys and records, made-up features.
+
+::
+
+    server, custodians, founders   threads to the end (focal.protocols.together)
+    clinic 1, 2, ... 500           one visit after the other: mask, upload, leave
+        some are interrupted in the middle of it: a part comes back before the uploads close, the others never do
+    (uploads close: people say so)
+    clinic 1, 2, ... 500           come for the model
+
+What a visit costs is measured in its own thread: everything of the protocol, the answers of the in-process network
+included, but no backbone, as features are there. Seconds on a link are not measured: bytes over a stated speed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focal.config import ConsortiumConfig, LayoutConfig, LocalConfig, ProjectionConfig, TrainingConfig
+from focal.errors import FocalError
+from focal.files import private_write
+from focal.heads.linear import twin
+from focal.manifest import Manifest
+from focal.measure.metrics import bootstrap_ci, macro_auroc
+from focal.measure.summary import Auroc, AurocInterval, build_summary, write_summary
+from focal.protocols import of
+from focal.protocols.common import approval
+from focal.protocols.common.facts import phase_seconds
+from focal.protocols.common.party import Audience
+from focal.protocols.common.progress import Reporter, Sink, timeline
+from focal.protocols.common.server import Server
+from focal.protocols.together import Together
+from focal.runs.simulate import ArrayInstitution, _agreed
+
+T = TypeVar("T")
+FOUNDER_ROWS = 400
+TEST_ROWS = 4000
+SETTLING = 300.0
+"""Seconds that a party may take until it waits for the uploads to close."""
+Outcome = Literal["once", "came back", "lost"]
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Who takes part, and how many of them fail."""
+
+    clinics: int = 500
+    rows: tuple[int, int] = (20, 2000)
+    """Fewest and most of a clinic; as many small ones as large ones, by orders of magnitude."""
+    loss: float = 0.05
+    """Share of clinics whose visit is interrupted and who never come back."""
+    late: float = 0.1
+    """Share of those whose visit is interrupted, and who come again before the uploads close."""
+    founders: int = 3
+    custodians: int = 3
+    features: Literal[32, 64, 128, 256] = 64
+    classes: int = 8
+    steps: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.rows
+        if not (1 <= low <= high and self.clinics >= 1 and self.founders >= 3 and self.classes >= 2):
+            raise FocalError(
+                f"a crowd of {self.founders} founders and {self.clinics} clinics with {low} to {high} rows, "
+                f"{self.classes} classes: at least three founders, one clinic, one row and two classes"
+            )
+        if not (self.loss >= 0 and self.late >= 0 and self.loss + self.late <= 1):
+            raise FocalError(f"loss {self.loss:g} and late {self.late:g} are shares of all clinics: at most 1 together")
+
+
+@dataclass
+class Visit:
+    """What one clinic did, and what it cost."""
+
+    rows: int
+    outcome: Outcome
+    seconds: float = 0.0
+    """CPU of its complete visit, without a backbone."""
+    up: int = 0
+    down: int = 0
+
+
+class Inline(Executor):
+    """Work in the thread that asks for it, whose CPU time then is all of it."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as e:
+            future.set_exception(e)
+        return future
+
+
+class Visitor(ArrayInstitution):
+    """A clinic whose CPU time is measured."""
+
+    spent = 0.0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.pool.shutdown()
+        self.pool = Inline()  # type: ignore[assignment]
+
+    def run(self) -> None:
+        begun = time.thread_time()
+        super().run()
+        self.spent = time.thread_time() - begun
+
+
+class Interrupted(Visitor):
+    """A clinic that dies when half of its rows are sent."""
+
+    def send_stored(self, digests: list[str], audience: Audience) -> None:
+        super().send_stored(digests[: len(digests) // 2], audience)
+        raise FocalError(f"'{self.me.name}': the simulation ends its visit here")
+
+
+class _Simulation:
+    """One run of a crowd."""
+
+    def __init__(self, crowd: Crowd, folder: Path, show: Sink, say: Callable[[str], None]) -> None:
+        self.crowd, self.folder, self.say = crowd, folder, say
+        deal = random.Random(crowd.seed)
+        low, high = crowd.rows
+        self.counts = {f"founder-{i + 1}": FOUNDER_ROWS for i in range(crowd.founders)}
+        clinics = [f"clinic-{i + 1}" for i in range(crowd.clinics)]
+        self.counts |= {name: round(low * (high / low) ** deal.random()) for name in clinics}
+        fate = deal.sample(clinics, len(clinics))
+        lost, late = round(crowd.loss * len(clinics)), round(crowd.late * len(clinics))
+        self.lost, self.late = set(fate[:lost]), set(fate[lost : lost + late])
+        self.visits = {
+            name: Visit(
+                self.counts[name], "lost" if name in self.lost else "came back" if name in self.late else "once"
+            )
+            for name in clinics
+        }
+        consortium = ConsortiumConfig(
+            institutions=tuple(n for n in self.counts if n not in self.visits),
+            clinics=tuple(clinics),
+            custodians=crowd.custodians,
+            share_blocks=True,
+        )
+        names = tuple(str(c) for c in range(crowd.classes))
+        manifest, files = _agreed(
+            folder, self.counts, self.width, names, "multiclass", consortium,
+            ProjectionConfig(features=crowd.features), TrainingConfig(steps=crowd.steps),
+        )  # fmt: skip
+        (folder / "clinics").mkdir()
+        self.manifest: Manifest = manifest
+        self.kinds: dict[str, type[ArrayInstitution]] = {n: Interrupted for n in self.lost | self.late}
+        self.report = Reporter("clinics", folder / "clinics" / "events.jsonl", show)
+        self.parties = Together(manifest, files, show, dict.fromkeys(self.counts, self._made))
+
+    @property
+    def width(self) -> int:
+        return self.crowd.features
+
+    def given(self, name: str, count: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Features (n, d) around one point a class, moved and stretched a little by each site, and labels (n, K): the
+        same at each call."""
+        site = np.random.default_rng([self.crowd.seed, *name.encode()])
+        centres = np.random.default_rng(self.crowd.seed).normal(size=(self.crowd.classes, self.width))
+        labels = site.integers(self.crowd.classes, size=count)
+        noise = 4 * site.normal(size=(count, self.width)) * site.uniform(0.8, 1.25, self.width)
+        features = centres[labels] + noise + 0.3 * site.normal(size=self.width)
+        return features.astype(np.float32), np.eye(self.crowd.classes, dtype=np.uint8)[labels]
+
+    def _made(self, local: LocalConfig, report: Reporter) -> ArrayInstitution:
+        name = local.name
+        kind = self.kinds.get(name, Visitor if name in self.visits else ArrayInstitution)
+        return kind(self.manifest, *self.given(name, self.counts[name]), local, report)
+
+    # ----------------------------------------------------------------- the run
+
+    def run(self) -> None:
+        openers = [m.name for m in self.manifest.members if not m.clinic]
+        with self.parties as parties:
+            parties.start(*openers)
+            with self.report.phase("upload"):
+                self._visit(self.visits, "visits")
+                for name in self.late:
+                    self.kinds[name] = Visitor
+                self._visit([name for name in self.visits if name in self.late], "visits that were interrupted")
+                self._close([name for name in self.visits if name in self.lost])
+            with self.report.phase("train"):
+                custodians = [m.name for m in self.manifest.custodians]
+                founders = [m.name for m in self.manifest.founders]
+                parties.finish(*custodians, *founders)
+            self.attending = [n for n in self.counts if n not in self.lost]
+            self.weights = self._weights(founders[0])
+            with self.report.phase("release"):
+                self._visit([n for n in self.attending if n in self.visits], "models fetched", fetch=True)
+            parties.finish(self.manifest.server.name)
+
+    def _visit(self, names: Iterable[str], what: str, fetch: bool = False) -> None:
+        """Let these come, as many at a time as there are processors."""
+        wanted = list(names)
+        self.say(f"{len(wanted)} {what}")
+        with ThreadPoolExecutor(os.cpu_count() or 1) as doors:
+            for i, _ in enumerate(doors.map(lambda name: self._come(name, fetch), wanted)):
+                self.report.progress(i + 1, len(wanted))
+
+    def _come(self, name: str, fetch: bool) -> None:
+        self.parties.start(name)
+        try:
+            self.parties.finish(name)
+        except FocalError:
+            if self.kinds.get(name) is not Interrupted:
+                raise
+        party = self.parties.parties.pop(name)  # its records and rows are of no use any more
+        assert isinstance(party, Visitor)
+        if fetch and not np.array_equal(party.weights, self.weights):
+            raise FocalError(f"'{name}' decoded other weights than the others from the same shares", hint="report this")
+        if not fetch:
+            self.visits[name].seconds = party.spent
+
+    def _close(self, missing: Sequence[str]) -> None:
+        """``focal close`` at the server and at all custodians, once they wait for these."""
+        for party in (self.manifest.server, *self.manifest.custodians) if missing else ():
+            folder, deadline = self.folder / party.name, time.monotonic() + SETTLING
+            while True:
+                try:
+                    approval.close_uploads(folder, missing)
+                    break
+                except FocalError:
+                    if self.parties.errors.keys() - set(self.visits) or time.monotonic() > deadline:
+                        self.parties.finish()  # raises what has gone wrong
+                        raise
+                    time.sleep(0.1)
+
+    def _weights(self, name: str) -> NDArray[np.float64]:
+        party = self.parties.parties[name]
+        assert isinstance(party, ArrayInstitution)
+        self.projection, self.scheme = party.projection, party.scheme
+        return party.weights
+
+    # ----------------------------------------------------------------- what is left
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """Write summary, visits and timeline; returns what is told."""
+        from focal.reporting.plots import plot_timeline
+
+        m, server = self.manifest, self.parties.parties[self.manifest.server.name]
+        assert isinstance(server, Server)
+        exact, present = self._twin()
+        traffic = server.members_traffic()
+        for name, visit in self.visits.items():
+            visit.up, visit.down = (sum(both[way] for both in traffic[name].values()) for way in ("up", "down"))
+        columns, labels = self._columns("test", TEST_ROWS)
+        encrypted, plain = columns @ self.weights, columns @ exact
+        own = np.arange(TEST_ROWS).astype(str)
+        auroc = Auroc(
+            encrypted=macro_auroc(labels, encrypted, m.task), plaintext_twin=macro_auroc(labels, plain, m.task)
+        )
+        interval = AurocInterval(encrypted=bootstrap_ci(labels, encrypted, own, m.task, repeats=200, seed=0))
+        facts = of(m).plan.facts(m, self.scheme)
+        facts["params"] |= {"rows": present, "clinics": len(self.visits), "left_out": len(self.lost)}
+        facts["params"].pop("lower")  # there is none
+        error = float(np.abs(self.weights - exact).max())
+        phases = {**phase_seconds(self.folder / server.me.name), "total": seconds}
+        summary = build_summary(
+            protocol=m.protocol, dataset="generated", auroc=auroc, auroc_ci95=interval, max_abs_weight_error=error,
+            seconds=phases, traffic=traffic, **facts,
+        )  # fmt: skip
+        write_summary(summary, self.folder)
+        visits = {name: asdict(visit) for name, visit in self.visits.items()}
+        private_write(self.folder / "visits.json", json.dumps(visits, indent=1).encode())
+        openers = [x.name for x in m.members if not x.clinic]
+        spans = [
+            (name, e["phase"], e["start"], e["start"] + e["seconds"])
+            for name in ("clinics", *openers)
+            for e in timeline(self.folder / name)
+        ]
+        begin = min(start for _, _, start, _ in spans)
+        together = _added(traffic[name] for name in self.visits)
+        shown = {"clinics": together, **{n: traffic[n] for n in openers if n != server.me.name}}
+        plot_timeline([(n, p, s - begin, e - begin) for n, p, s, e in spans], shown, self.folder / "timeline.png")
+        board = sum(len(data) for data in _records(server))
+        return self._told(traffic, error, present, board, auroc, phases)
+
+    def _told(
+        self,
+        traffic: dict[str, dict[str, dict[str, int]]],
+        error: float,
+        present: int,
+        board: int,
+        auroc: Auroc,
+        phases: dict[str, float],
+    ) -> dict[str, Any]:
+        came = [visit for visit in self.visits.values() if visit.outcome != "lost"]
+        link = LayoutConfig().link_mbyte_s
+        worst = max(visit.up + visit.down for visit in came)
+        return {
+            "rows": present,
+            "came": len(came),
+            "lost": len(self.lost),
+            "server_out_gb": sum(both["down"] for own in traffic.values() for both in own.values()) / 1e9,
+            "server_in_gb": sum(both["up"] for own in traffic.values() for both in own.values()) / 1e9,
+            "board_mb": board / 1e6,
+            "visit_cpu_s": max(visit.seconds for visit in came),
+            "visit_mb": worst / 1e6,
+            "smallest_up_mb": min(came, key=lambda visit: visit.rows).up / 1e6,
+            "visit_link_s": worst / 1e6 / link,
+            "error": error,
+            "auroc": auroc.encrypted,
+            "auroc_twin": auroc.plaintext_twin,
+            "seconds": phases,
+        }
+
+    def _columns(self, name: str, count: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+        features, labels = self.given(name, count)
+        return self.projection.apply(features), labels
+
+    def _twin(self) -> tuple[NDArray[np.float64], int]:
+        """The weights of the same training in plaintext on the rows of all who came, and how many rows these are."""
+        parts = [self._columns(name, self.counts[name]) for name in self.attending]
+        columns = np.concatenate([x for x, _ in parts])
+        targets = 0.5 - np.concatenate([y for _, y in parts])
+        training = self.manifest.training
+        scalars = twin.Scalars.derive(training.degree, self.projection.eta, training.ridge, len(columns))
+        return twin.train(columns, targets, scalars, training.steps)[0], len(columns)
+
+
+def _added(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
+    total: dict[str, dict[str, int]] = {}
+    for own in counts:
+        for phase, both in own.items():
+            entry = total.setdefault(phase, {"up": 0, "down": 0})
+            for way in ("up", "down"):
+                entry[way] += both[way]
+    return total
+
+
+def _records(server: Server) -> list[bytes]:
+    from focal.protocols.common.audit import _board
+
+    return _board(server.folder / "board.sqlite")
+
+
+def simulate_crowd(crowd: Crowd, folder: Path, show: Sink, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run a crowd's whole protocol; write ``summary.json``, ``visits.json`` and ``timeline.png`` into ``folder``, which
+    also keeps every party's files. Returns what is told of it, by name.
+
+    Raises :class:`FocalError` for a folder that is not empty, and for whatever ends the run.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise FocalError(f"{folder} holds something already", hint="name another folder, or delete it")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    simulation, begun = _Simulation(crowd, folder, show, say), time.monotonic()
+    rows = sum(simulation.counts.values())
+    say(of(simulation.manifest).plan.describe(simulation.manifest).splitlines()[1])
+    say(
+        f"{crowd.founders} founders, {crowd.clinics} clinics with {rows} rows together; {len(simulation.lost)} will be "
+        f"lost, {len(simulation.late)} interrupted"
+    )
+    simulation.run()
+    return simulation.result(time.monotonic() - begun)
+
+
+def describe(found: dict[str, Any]) -> str:
+    """What a simulated crowd took, in lines that say which figure is measured."""
+    seconds = found["seconds"]
+    return "\n".join(
+        (
+            f"came      {found['came']} clinics, {found['lost']} were lost; {found['rows']} rows in the model",
+            f"result    weights within {found['error']:.1e} of the plaintext twin of these rows; AUROC "
+            f"{found['auroc']:.4f}, the twin's {found['auroc_twin']:.4f}",
+            f"measured  a clinic: at most {found['visit_cpu_s']:.1f} s of CPU and {found['visit_mb']:.1f} MB, the "
+            f"smallest sends {found['smallest_up_mb']:.1f} MB; server: {found['server_out_gb']:.2f} GB out, "
+            f"{found['server_in_gb']:.2f} GB in, board {found['board_mb']:.1f} MB",
+            f"          all parties on this machine: keys {seconds['keys']:.0f} s, uploads {seconds['upload']:.0f} s, "
+            f"training {seconds['train']:.0f} s, release {seconds['release']:.0f} s",
+            f"model     a clinic's link at {LayoutConfig().link_mbyte_s:g} MB/s: {found['visit_link_s']:.1f} s",
+        )
+    )
