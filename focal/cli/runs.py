@@ -75,7 +75,7 @@ def simulate_clinics(
     with Board() as board:
         found = simulate_crowd(crowd, out, board.show, board.line)
     say(describe(found))
-    say(f"result: {out / 'summary.json'}, {out / 'timeline.png'}, {out / 'visits.json'}")
+    say(f"result: {out / 'summary.json'}, {out / 'timeline.png'}, {out / 'crowd.json'}")
 
 
 # --------------------------------------------------------------------------- a finished run

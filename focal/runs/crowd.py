@@ -162,7 +162,8 @@ class _Simulation:
         self.manifest: Manifest = manifest
         self.kinds: dict[str, type[ArrayInstitution]] = {n: Interrupted for n in self.lost | self.late}
         self.report = Reporter("clinics", folder / "clinics" / "events.jsonl", show)
-        self.parties = Together(manifest, files, show, dict.fromkeys(self.counts, self._made))
+        self.parties = Together(manifest, files, self._shown, dict.fromkeys(self.counts, self._made))
+        self._show = show
 
     @property
     def width(self) -> int:
@@ -177,6 +178,11 @@ class _Simulation:
         noise = 4 * site.normal(size=(count, self.width)) * site.uniform(0.8, 1.25, self.width)
         features = centres[labels] + noise + 0.3 * site.normal(size=self.width)
         return features.astype(np.float32), np.eye(self.crowd.classes, dtype=np.uint8)[labels]
+
+    def _shown(self, event: dict[str, Any]) -> None:
+        """What clinics say is too much to read."""
+        if event["party"] not in self.visits:
+            self._show(event)
 
     def _made(self, local: LocalConfig, report: Reporter) -> ArrayInstitution:
         name = local.name
@@ -260,24 +266,20 @@ class _Simulation:
         for name, visit in self.visits.items():
             visit.up, visit.down = (sum(both[way] for both in traffic[name].values()) for way in ("up", "down"))
         columns, labels = self._columns("test", TEST_ROWS)
-        encrypted, plain = columns @ self.weights, columns @ exact
-        own = np.arange(TEST_ROWS).astype(str)
-        auroc = Auroc(
-            encrypted=macro_auroc(labels, encrypted, m.task), plaintext_twin=macro_auroc(labels, plain, m.task)
-        )
-        interval = AurocInterval(encrypted=bootstrap_ci(labels, encrypted, own, m.task, repeats=200, seed=0))
+        encrypted, own = columns @ self.weights, np.arange(TEST_ROWS).astype(str)
+        auroc = macro_auroc(labels, encrypted, m.task), macro_auroc(labels, columns @ exact, m.task)
+        interval = bootstrap_ci(labels, encrypted, own, m.task, repeats=200, seed=0)
         facts = of(m).plan.facts(m, self.scheme)
         facts["params"] |= {"rows": present, "clinics": len(self.visits), "left_out": len(self.lost)}
         facts["params"].pop("lower")  # there is none
         error = float(np.abs(self.weights - exact).max())
         phases = {**phase_seconds(self.folder / server.me.name), "total": seconds}
         summary = build_summary(
-            protocol=m.protocol, dataset="generated", auroc=auroc, auroc_ci95=interval, max_abs_weight_error=error,
-            seconds=phases, traffic=traffic, **facts,
+            protocol=m.protocol, dataset="generated", auroc=Auroc(encrypted=auroc[0]),
+            auroc_ci95=AurocInterval(encrypted=interval), seconds=phases, traffic=traffic, **facts,
         )  # fmt: skip
         write_summary(summary, self.folder)
         visits = {name: asdict(visit) for name, visit in self.visits.items()}
-        private_write(self.folder / "visits.json", json.dumps(visits, indent=1).encode())
         openers = [x.name for x in m.members if not x.clinic]
         spans = [
             (name, e["phase"], e["start"], e["start"] + e["seconds"])
@@ -289,7 +291,9 @@ class _Simulation:
         shown = {"clinics": together, **{n: traffic[n] for n in openers if n != server.me.name}}
         plot_timeline([(n, p, s - begin, e - begin) for n, p, s, e in spans], shown, self.folder / "timeline.png")
         board = sum(len(data) for data in _records(server))
-        return self._told(traffic, error, present, board, auroc, phases)
+        told = self._told(traffic, error, present, board, auroc, phases)
+        private_write(self.folder / "crowd.json", json.dumps({**told, "visits": visits}, indent=1).encode())
+        return told
 
     def _told(
         self,
@@ -297,7 +301,7 @@ class _Simulation:
         error: float,
         present: int,
         board: int,
-        auroc: Auroc,
+        auroc: tuple[float, float],
         phases: dict[str, float],
     ) -> dict[str, Any]:
         came = [visit for visit in self.visits.values() if visit.outcome != "lost"]
@@ -315,8 +319,8 @@ class _Simulation:
             "smallest_up_mb": min(came, key=lambda visit: visit.rows).up / 1e6,
             "visit_link_s": worst / 1e6 / link,
             "error": error,
-            "auroc": auroc.encrypted,
-            "auroc_twin": auroc.plaintext_twin,
+            "auroc": auroc[0],
+            "auroc_twin": auroc[1],
             "seconds": phases,
         }
 
@@ -351,7 +355,7 @@ def _records(server: Server) -> list[bytes]:
 
 
 def simulate_crowd(crowd: Crowd, folder: Path, show: Sink, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run a crowd's whole protocol; write ``summary.json``, ``visits.json`` and ``timeline.png`` into ``folder``, which
+    """Run a crowd's whole protocol; write ``summary.json``, ``crowd.json`` and ``timeline.png`` into ``folder``, which
     also keeps every party's files. Returns what is told of it, by name.
 
     Raises :class:`FocalError` for a folder that is not empty, and for whatever ends the run.

@@ -110,12 +110,11 @@ class Closing(Model):
 
 
 def await_closing(folder: Path, run_id: str, missing: Sequence[str]) -> bool:
-    """Write down for whom a party waits; False where that stands there already."""
-    wanted = Closing(run_id=run_id, missing=tuple(missing))
-    if _read(Closing, folder / CLOSING_AWAITED) == wanted:
-        return False
-    private_write(folder / CLOSING_AWAITED, wanted.model_dump_json().encode())
-    return True
+    """Write down for whom a party waits; False where it has waited in this run before."""
+    wanted, before = Closing(run_id=run_id, missing=tuple(missing)), _read(Closing, folder / CLOSING_AWAITED)
+    if wanted != before:
+        private_write(folder / CLOSING_AWAITED, wanted.model_dump_json().encode())
+    return before is None or before.run_id != run_id
 
 
 def may_close(folder: Path, run_id: str, missing: Sequence[str]) -> bool:
