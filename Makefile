@@ -48,7 +48,7 @@ pytest := OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadfile --no-loadscope-re
 test: setup ## the quick tests: tests/unit and tests/runs
 	$(pytest) tests/unit tests/runs -m "not slow"
 
-test-slow: setup ## the others: stalled links, pulled plugs, long trainings
+test-slow: setup ## the others: attacks, lost custodians, stalled links, pulled plugs, long trainings
 	$(pytest) -m slow
 
 fuzz: setup ## two million mutated messages against every decoder

@@ -18,6 +18,7 @@ from focal.config import ConsortiumConfig, ProjectionConfig, TrainingConfig
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.heads.released import MAX_ERROR
+from focal.protocols.common import server
 from focal.protocols.common.progress import Sink
 from focal.protocols.together import Together
 from focal.runs.simulate import ArrayInstitution, _agreed, simulate
@@ -98,8 +99,10 @@ def consortium(
     return Together(manifest, files, show, make)
 
 
-def test_who_cannot_go_on_tells_everybody(tmp_path: Path) -> None:
+def test_who_cannot_go_on_tells_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels of one class over all institutions: they say so, the others end with it, and nobody goes on afterwards."""
+    # members that are there stay so as long as their links are open; no need to look for those who left
+    monkeypatch.setattr(server, "ALIVE_SECONDS", 0.5)
     with consortium(tmp_path, np.zeros_like(LABELS)) as run:
         run.start()
         with pytest.raises(FocalError, match="same label") as e:
@@ -118,16 +121,19 @@ def test_who_cannot_go_on_tells_everybody(tmp_path: Path) -> None:
 def test_parties_that_stop_in_training_go_on_where_they_stood(tmp_path: Path) -> None:
     """A custodian and the server stop after the first step and start again: no share is made twice, and all decode the
     twin's weights."""
-    stepped = threading.Event()
+    stepped, ending = threading.Event(), threading.Event()
 
     def show(event: dict[str, Any]) -> None:
+        """The server waits after its first step, or all would be over before it stops."""
         if event["party"] == "server" and event["phase"] == "train" and event.get("done", 0) >= 1:
             stepped.set()
+            ending.wait(PATIENCE)
 
-    steps = 12  # fewer are over before it stops
+    steps = 4
     with consortium(tmp_path, show=show, steps=steps) as run:
         run.start()
         assert stepped.wait(PATIENCE), run.errors
+        ending.set()
         run.stop("custodian-2", "server")
         before = shares(tmp_path / "custodian-2")
         assert 1 <= len(before) < 2 * steps - 1, "it was not stopped in training"

@@ -396,6 +396,12 @@ class Process:
         return "".join(self._errors)
 
 
+def failed(process: Process) -> str:
+    """What a party said when it refused to go on."""
+    assert process.end() == 1, process.errors
+    return " ".join(process.errors.split())
+
+
 def elsewhere(endpoint: str, address: str) -> str:
     """Program text: the server of ``endpoint`` listens at, and is found at, ``address``."""
     return f"""

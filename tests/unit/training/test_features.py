@@ -10,9 +10,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import textwrap
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,23 +90,6 @@ def test_the_cache_is_private_and_names_nobody(segment: LowerSegment, table: Tab
     assert b"synthetic-" not in content and b"patient-" not in content and table.images.sha256(0).encode() in content
 
 
-def test_lightning_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
-    code = f"""
-        from pathlib import Path
-        import numpy as np
-        from focal.config import LowerConfig
-        from focal.data.synthetic import generate
-        from focal.segments.lower import build_lower
-        from focal.training.features import compute_features
-        segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
-        compute_features(segment, generate(60, 0), np.arange(4), device="auto", cache=Path({str(tmp_path / "c")!r}))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=ENV)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [p.name for p in tmp_path.iterdir()] == ["c"]
-
-
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 WORKER = """
@@ -120,42 +103,55 @@ from focal.training import features
 features.BATCH = 8
 segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
 
-def report(done, total):
-    print(done, flush=True)
-    if done == int(sys.argv[2]):
-        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
-
-try:
-    features.compute_features(segment, generate(80, 0), np.arange(80), device="cpu", cache=Path(sys.argv[1]), \
+def compute(stop_at=-1, how=None):
+    def report(done, total):
+        print(done, flush=True)
+        if done == stop_at:
+            os.kill(os.getpid(), how)
+    features.compute_features(segment, generate(80, 0), np.arange(80), device="auto", cache=Path(sys.argv[1]), \
 progress=report)
-except KeyboardInterrupt:
-    print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+if sys.argv[2:]:
+    try:
+        compute(16, signal.SIGINT)
+    except KeyboardInterrupt:
+        print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler, flush=True)
+    compute(24, signal.SIGKILL)
+compute()
 """
 
 
-def worker(cache: Path, stop_at: int = -1, how: str = "SIGKILL") -> subprocess.Popen[str]:
-    args = [sys.executable, "-c", WORKER, str(cache), str(stop_at), how]
-    return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+def worker(folder: Path, *stops: str) -> subprocess.Popen[str]:
+    """Fills the cache in ``folder``; with ``stops`` it is interrupted, and killed when it goes on. Its start takes
+    seconds: torch and Lightning."""
+    args = [sys.executable, "-c", WORKER, str(folder / "c"), *stops]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(args, cwd=folder, env=ENV, **pipes)
 
 
-def test_a_killed_process_leaves_what_it_finished_and_two_may_write_at_once(
-    segment: LowerSegment, table: Table, tmp_path: Path
-) -> None:
-    killed = worker(tmp_path, stop_at=24)
-    killed.communicate(timeout=PATIENCE)
-    assert killed.returncode == -signal.SIGKILL
+def test_processes_are_interrupted_killed_and_work_at_once(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    """Ctrl-C stays a KeyboardInterrupt; what was finished before it and before kill -9 is kept; two may write at once;
+    Lightning says nothing and leaves nothing."""
+    killed = worker(tmp_path, "stops")
+    out, err = killed.communicate(timeout=PATIENCE)
+    assert (killed.returncode, err) == (-signal.SIGKILL, "")
+    interrupted, resumed = out.splitlines().index("interrupted True"), out.splitlines().index("24")
+    assert "16" in out.splitlines()[:interrupted] and resumed > interrupted
+    assert out.splitlines()[interrupted + 1] == "16", "what was finished is not computed again"
     other = worker(tmp_path)
     seen: list[int] = []
     stored = compute_features(
-        segment, table, np.arange(80), device="cpu", cache=tmp_path, progress=lambda done, _: seen.append(done)
+        segment, table, np.arange(80), device="cpu", cache=tmp_path / "c", progress=lambda done, _: seen.append(done)
     )
     assert seen[0] == 24, "what was finished is not computed again"
     out, err = other.communicate(timeout=PATIENCE)
-    assert other.returncode == 0 and out.split()[-1] == "80", err
-    database = next(tmp_path.glob("*.sqlite"))
+    assert (other.returncode, err) == (0, "") and out.split()[-1] == "80" and all(x.isdigit() for x in out.split())
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+    database = next((tmp_path / "c").glob("*.sqlite"))
     assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
     fresh = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path / "fresh")
-    np.testing.assert_allclose(stored, fresh, atol=1e-5)
+    # the other may have had a GPU, whose sums are the consortium's tolerance apart at most
+    np.testing.assert_allclose(stored, fresh, atol=1e-3 if torch.cuda.is_available() else 1e-5)
 
 
 def _fill(folder: Path, spec: LowerSpec, mine: str, start: Barrier) -> None:
@@ -179,12 +175,6 @@ def test_several_processes_may_open_a_new_cache_at_once(segment: LowerSegment, t
         assert [p.exitcode for p in processes] == [0] * 4
         database = next((tmp_path / str(attempt)).glob("*.sqlite"))
         assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
-
-
-def test_ctrl_c_stays_a_keyboard_interrupt(tmp_path: Path) -> None:
-    process = worker(tmp_path, stop_at=16, how="SIGINT")
-    out, err = process.communicate(timeout=PATIENCE)
-    assert out.splitlines()[-1] == "interrupted True" and process.returncode == 0, err
 
 
 class Poisoned(torch.nn.Module):
