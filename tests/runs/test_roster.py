@@ -20,7 +20,8 @@ from focal.net import messages as msg
 from focal.net.identity import open_record
 from focal.protocols.blind import roster
 from focal.protocols.common import approval
-from focal.protocols.common.audit import audit, recorded
+from focal.protocols.common.audit import _board as rows
+from focal.protocols.common.audit import audit
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.server import Server
 from focal.protocols.together import Together
@@ -90,13 +91,15 @@ class Consortium(Together):
 
     def said(self, kind: type) -> dict[str, Any]:
         """Sender -> what it said of a kind that each says once."""
+        records = (open_record(self.manifest, data) for data in self.board())
+        return {r.sender: r.body for r in records if isinstance(r.body, kind)}
+
+    def board(self) -> list[bytes]:
         if self.alive("server"):
             server = self.parties["server"]
             assert isinstance(server, Server)
-            records = [open_record(self.manifest, data) for data in server.board.since(0, 1 << 40)]
-        else:
-            records = list(recorded(self.manifest, self.folder / "server"))
-        return {r.sender: r.body for r in records if isinstance(r.body, kind)}
+            return server.board.since(0, 1 << 40)
+        return rows(self.folder / "server" / "board.sqlite")
 
     def audited(self) -> str:
         lines: list[str] = []
@@ -309,3 +312,23 @@ class Aborts(ArrayInstitution):
     def _upload(self, joint: msg.JointKeys) -> None:
         self.net.post(self.identity.sign_record(self.scope, "abort", msg.Abort(reason="nothing is right here")))
         raise FocalError("nothing is right here")
+
+
+def test_clinics_have_the_projection_and_not_the_moments(tmp_path: Path) -> None:
+    """The key that opens the sum of moments is sealed to founders only; clinics' has another name, and opens nothing
+    else."""
+    with consortium(tmp_path, {"clinic-1": 25}, ("clinic-1",)) as run:
+        run.start()
+        run.finish("clinic-1")
+        boxes = {
+            r.topic: r.body.sealed
+            for r in map(lambda data: open_record(run.manifest, data), run.board())
+            if isinstance(r.body, msg.SumGroupKey)
+        }
+        assert set(boxes["sum/moments/group-key"]) == {"b", "c"}
+        assert set(boxes["sum/projection/group-key"]) == {"b", "c", "clinic-1"}
+        run.start("clinic-1")
+        run.finish()
+        run.check("a", "b", "c", "clinic-1")
+        projections = {run.parties[n].projection.to_bytes() for n in ("a", "clinic-1")}
+        assert len(projections) == 1

@@ -21,6 +21,7 @@ from patience import PATIENCE
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.audiences import Audiences
+from focal.net.identity import Identity
 from focal.net.store import Blobs, Board, DiskError, Journal, Recent
 
 PEOPLE = identities()
@@ -215,6 +216,28 @@ def test_full_disk_in_this_process_leaves_the_board_as_it_was(tmp_path: Path) ->
     board.close()
     again = Board(tmp_path / "board.sqlite", MANIFEST)
     assert again.since(0, 1 << 30) == [record("north", f"t/{i}", long) for i in range(stored + 1)]
+
+
+def test_a_clinic_is_shown_its_own_records_and_those_of_openers(tmp_path: Path) -> None:
+    """Numbered without gaps, before and after a restart, in whatever pieces; a founder is shown all."""
+    people = {**PEOPLE, "clinic-1": Identity.new("clinic-1"), "clinic-2": Identity.new("clinic-2")}
+    members = [people[n].member("institution", rows=9, clinic=True) for n in ("clinic-1", "clinic-2")]
+    manifest = MANIFEST.model_copy(update={"members": (*MANIFEST.members, *members)})
+    board, said = Board(tmp_path / "board.sqlite", manifest), list[tuple[str, bytes]]()
+    order = ["north", "clinic-1", "clinic-2", "clinic-2", "server", "clinic-1", "south"]
+    for again in (False, True):
+        for i, name in enumerate(order):
+            data = people[name].sign_record(SCOPE, f"topic/{again}/{i}", msg.Finished())
+            board.append(data, name)
+            said.append((name, data))
+        for reader in ("clinic-1", "clinic-2", "north", "server"):
+            own = [d for n, d in said if not reader.startswith("clinic") or n == reader or not n.startswith("clinic")]
+            assert board.length(reader) == len(own)
+            for after in range(len(own) + 1):
+                assert board.since(after, 1 << 20, reader) == own[after:]
+                assert board.since(after, 1, reader) == own[after : after + 1]
+        board.close()
+        board = Board(tmp_path / "board.sqlite", manifest)
 
 
 # --------------------------------------------------------------------------- board

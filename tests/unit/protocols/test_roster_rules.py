@@ -1,0 +1,234 @@
+"""Who is on a roster, from records alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from parties import ROLES, manifest_of
+
+from focal.custody import inputs as masks
+from focal.errors import ConfigError, FocalError, Refused
+from focal.heads.linear.layout import Layout
+from focal.manifest import LayoutSpec, Manifest
+from focal.net import messages as msg
+from focal.net.identity import Identity, check_signatures, sign_manifest
+from focal.protocols.blind import plan, roster, uploads
+from focal.protocols.blind.roster import CLOSED, UPLOAD
+from focal.protocols.common import inputs
+from focal.protocols.common.hearing import Heard
+
+RUN = "7e" * 32
+NOTHING = "0" * 64
+AGREED = uploads.Agreed(joint_keys=NOTHING, projection=NOTHING, eta_hex=(2.0).hex())
+CLINICS = {"clinic-1": 10, "clinic-2": 20}
+CUSTODIANS = ("custodian-1", "custodian-2")
+PEOPLE = {name: Identity.new(name) for name in [*ROLES, *CLINICS]}
+
+
+def manifest(**changes: Any) -> Manifest:
+    members = [PEOPLE[n].member(role, **own) for n, (role, own) in ROLES.items()]
+    members += [PEOPLE[n].member("institution", rows=rows, clinic=True) for n, rows in CLINICS.items()]
+    lanes = LayoutSpec(class_lanes=4, feature_lanes=1)
+    return manifest_of(PEOPLE, members=tuple(members), layout=lanes, share_blocks=True, **changes)
+
+
+M = manifest()
+SHAPE: Layout = plan.layout(M)
+TABLE = plan.row_table(M, SHAPE)
+
+
+class Board:
+    """Records as somebody hears them."""
+
+    def __init__(self) -> None:
+        self.heard = Heard(M)
+        self.keys: dict[str, msg.InputKey] = {}
+        for i, name in enumerate(CUSTODIANS):
+            self.say(name, inputs.KEY, msg.InputKey(public=masks.public_key(bytes([i + 1]) * 32)))
+
+    def say(self, sender: str, topic: str, body: Any, scope: str = RUN) -> None:
+        if isinstance(body, msg.InputKey):
+            self.keys[sender] = body
+        self.heard.add(PEOPLE[sender].sign_record(scope, topic, body))
+
+    def upload(self, name: str, rows: int | None = None, scope: str = RUN, **changes: Any) -> None:
+        self.say(name, inputs.KEY, msg.InputKey(public=changes.pop("key", masks.public_key(name.encode()[:1] * 32))))
+        start, stop = TABLE[name]
+        count = rows if rows is not None else stop - start
+        body = msg.Upload(
+            joint_keys=NOTHING,
+            projection=NOTHING,
+            eta_hex=(2.0).hex(),
+            rows=count,
+            first_row=start,
+            mask_keys=inputs.keys_digest(name, CUSTODIANS, self.keys),
+            label=NOTHING,
+            chunks=(NOTHING,) * len(SHAPE.chunks(start, start + max(1, count))),
+            proofs=(NOTHING, NOTHING),
+        )
+        self.say(name, UPLOAD, body.model_copy(update=changes), scope)
+
+    def close(self, *present: str, incomplete: tuple[str, ...] = ()) -> None:
+        self.say("server", CLOSED, msg.Roster(present=present, incomplete=incomplete))
+
+    def came(self) -> roster.Came:
+        return roster.came(M, SHAPE, AGREED, self.heard, RUN, lambda topic: topic, CUSTODIANS)
+
+    def read(self) -> dict[str, msg.Upload]:
+        body = self.heard.get(RUN, "server", CLOSED, msg.Roster)
+        return roster.read(M, self.came(), body)
+
+
+def refused(act: Any, reason: str = "roster") -> str:
+    with pytest.raises(Refused) as caught:
+        act()
+    assert caught.value.reason == reason
+    return str(caught.value)
+
+
+def founders() -> Board:
+    board = Board()
+    for name in ("south", "north", "west"):
+        board.upload(name)
+    return board
+
+
+def test_a_roster_is_who_has_come_before_it() -> None:
+    board = founders()
+    board.upload("clinic-1", rows=7)
+    board.close("north", "south", "west", "clinic-1")
+    board.upload("clinic-2")
+    assert list(board.read()) == ["north", "south", "west", "clinic-1"], "in the manifest's order"
+    assert board.came().missing(M) == ["clinic-2"]
+
+
+@pytest.mark.parametrize(
+    "present", [("north", "south"), ("south", "north", "west"), ("north", "south", "west", "clinic-1"), ()]
+)
+def test_another_roster_than_the_board_has_is_refused(present: tuple[str, ...]) -> None:
+    board = founders()
+    board.close(*present)
+    assert "another roster than its board has" in refused(board.read)
+
+
+def test_who_sent_less_is_left_out_by_the_servers_word() -> None:
+    board = founders()
+    board.upload("clinic-2")
+    board.close("north", "south", "west", incomplete=("clinic-2",))
+    assert list(board.read()) == ["north", "south", "west"]
+    board = founders()
+    board.close("north", "south", "west", incomplete=("clinic-2",))
+    refused(board.read)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"eta_hex": (3.0).hex()}, "step size"),
+        ({"projection": "1" * 64}, "projection"),
+        ({"joint_keys": "1" * 64}, "joint keys"),
+        ({"first_row": 0}, "first row"),
+        ({"proofs": (NOTHING,)}, "number of proofs"),
+        ({"chunks": (NOTHING,)}, "number of chunks"),
+        ({"rows": 21}, "rows"),
+        ({"rows": 0}, "rows"),
+    ],
+)
+def test_a_list_that_is_not_as_agreed_is_nobodys(changes: dict[str, Any], why: str) -> None:
+    """More rows than a clinic's ticket among them. A server that has it on its roster is refused for it."""
+    board = founders()
+    board.upload("clinic-2", **changes)
+    found = board.came()
+    assert set(found.refused) == {"clinic-2"} and f"'clinic-2' has another {why}" in str(found.refused["clinic-2"])
+    board.close("north", "south", "west")
+    assert len(board.read()) == 3
+    board = founders()
+    board.upload("clinic-2", **changes)
+    board.close("north", "south", "west", "clinic-2")
+    assert why in refused(board.read, "upload")
+
+
+def test_a_founder_brings_what_the_manifest_says() -> None:
+    board = Board()
+    board.upload("north", rows=39)
+    assert "'north' has another rows" in str(board.came().refused["north"])
+
+
+def test_keys_for_masks_that_others_were_not_shown_or_all_know() -> None:
+    board = Board()
+    board.upload("clinic-1", mask_keys="2" * 64)
+    assert "other keys than we were shown" in str(board.came().refused["clinic-1"])
+    board = Board()
+    board.upload("clinic-1", key="00" * 32)
+    assert "not a usable X25519 key" in str(board.came().refused["clinic-1"])
+
+
+def test_what_was_said_in_another_run_does_not_count() -> None:
+    board = founders()
+    board.upload("clinic-1", scope="6d" * 32)
+    assert "clinic-1" in board.came().missing(M)
+
+
+def test_too_few_or_too_small_a_part_of_the_rows_is_no_model() -> None:
+    board = Board()
+    board.upload("north")
+    board.upload("south")
+    board.close("north", "south")
+    assert "2 institutions have come" in refused(board.read)
+    found = founders().came()
+    large = M.model_copy(
+        update={"members": tuple(m.model_copy(update={"rows": 581}) if m.name == "clinic-1" else m for m in M.members)}
+    )
+    assert large.rows == 751 and sum(u.rows for u in found.lists.values()) == 150
+    assert "150 of 751 rows" in refused(lambda: roster.check_enough(large, found.lists, {}))
+    roster.check_enough(M, found.lists, {})
+
+
+def test_two_rosters_have_two_digests() -> None:
+    """So that custodians that were shown different ones do not accept the same."""
+    lists = founders().came().lists
+    fewer = {name: upload for name, upload in lists.items() if name != "west"}
+    assert uploads.lists_digest(lists) != uploads.lists_digest(fewer)
+    answers = {"custodian-1": msg.UploadsAccepted(digest=uploads.lists_digest(fewer))}
+    refused(lambda: uploads.check_accepted(uploads.lists_digest(lists), answers), "uploads")
+
+
+def test_blocks_of_nobody_who_came_are_in_no_step() -> None:
+    own = manifest().model_copy(update={"share_blocks": False})
+    shape = plan.layout(own)
+    table = plan.row_table(own, shape)
+    present = [
+        founders().came().lists[n].model_copy(update={"first_row": table[n][0], "rows": table[n][1] - table[n][0]})
+        for n in ("north", "west")
+    ]
+    live = uploads.live(shape, present)
+    assert live.live_blocks == (0, 2) and shape.blocks == 5
+    assert list(live.items(1, "logits")) == [f"train/1/logits/{b}/0/-" for b in (0, 2)]
+    assert uploads.live(shape, [u.model_copy(update={"first_row": 0, "rows": 5 * shape.block_rows}) for u in present])
+    assert plan.batches(own, live)[0][0] == "refresh/0/weights"
+
+
+# --------------------------------------------------------------------------- clinics in a manifest
+
+
+def test_a_clinic_need_not_sign_and_an_institution_must() -> None:
+    signed = M
+    for name in ROLES:
+        signed = sign_manifest(signed, PEOPLE[name])
+    check_signatures(signed)
+    unsigned = signed.model_copy(update={"signatures": {n: s for n, s in signed.signatures.items() if n != "north"}})
+    with pytest.raises(FocalError, match="'north' has not signed"):
+        check_signatures(unsigned)
+
+
+def test_founders_are_as_many_as_institutions_had_to_be() -> None:
+    few = [m for m in M.members if m.name not in ("north",)]
+    with pytest.raises(ConfigError, match="at least 3 institutions that are no clinics, this one has 2"):
+        M.model_copy(update={"members": tuple(few)}).check_complete()
+
+
+def test_a_manifest_without_clinics_is_spelled_as_it_was() -> None:
+    plain = manifest_of(PEOPLE)
+    assert b"clinic" not in plain.canonical() and b"closing" not in plain.canonical()
+    assert b"clinic" in M.canonical()
