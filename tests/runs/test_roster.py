@@ -327,6 +327,7 @@ def test_clinics_have_the_projection_and_not_the_moments(tmp_path: Path) -> None
         }
         assert set(boxes["sum/moments/group-key"]) == {"b", "c"}
         assert set(boxes["sum/projection/group-key"]) == {"b", "c", "clinic-1"}
+        run.finish("a", "b", "c")  # else it would leave again
         run.start("clinic-1")
         run.finish()
         run.check("a", "b", "c", "clinic-1")
