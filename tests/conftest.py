@@ -25,6 +25,8 @@ from focal.heads.linear.layout import Layout  # noqa: E402
 from focal.heads.linear.rehearsal import Rehearsal  # noqa: E402
 
 SLOW, UNIT = (Path(__file__).parent / name for name in ("slow", "unit"))
+FIRST = ("test_network.py", "test_lost_custodians.py", "test_wheel.py", "test_split.py", "test_features.py")
+"""Files that take longest: one that begins last keeps its worker busy for minutes after the other has nothing left."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,11 +41,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What lies in ``slow/`` is slow. Whole runs come first, so that two workers (``--dist loadfile``) end at about
-    the same time; before them what waits for stalled links, for the other worker has the processors meanwhile."""
+    the same time; before them what takes longest, and first of all what waits for stalled links: the other worker has
+    the processors meanwhile."""
     for item in items:
         if SLOW in item.path.parents:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: (item.path.name != "test_network.py", UNIT in item.path.parents))
+    last = len(FIRST)
+    order = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: (order.get(item.path.name, last), UNIT in item.path.parents))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
