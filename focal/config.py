@@ -404,7 +404,7 @@ class LocalConfig(Model):
     """Worker threads for encrypted arithmetic; default: the number of processors."""
     memory_gb: float = Field(2.0, gt=0)
     """Server and custodian: encrypted rows kept in memory while training;
-    the others are read from disk in every pass."""
+    the others are kept in a file of the state folder, 0.8 MB a ciphertext, and read in every pass."""
     verify: Literal["off", "lockstep"] | None = None
     """Custodian: must repeat what the manifest says of it."""
     approve: Literal["auto", "human"] | None = None

@@ -21,9 +21,10 @@ M = TypeVar("M", bound=Model)
 
 
 def _sorted(value: Any) -> Any:
-    if isinstance(value, dict):
+    kind = type(value)
+    if kind is dict:
         return {k: _sorted(value[k]) for k in sorted(value)}
-    if isinstance(value, list | tuple):
+    if kind is tuple or kind is list:
         return [_sorted(v) for v in value]
     return value
 

@@ -37,6 +37,8 @@ MAX_WRITES = 32
 """Pieces that wait for the disk. Beyond them nothing is received, so that what is not, waits at those who send."""
 
 
+IO_THREADS = 4
+"""Threads that encrypt: each connection has one of them."""
 OWN_FILES = 64
 """Files that a server has open without any member: 27 were counted, and every blob on its way has one for a moment."""
 FILES_A_MEMBER = 2
@@ -103,7 +105,7 @@ class Hub(Answers):
         system allows too few open files."""
         allow_files(self._identity.name, len(self._by_key))
         self._open()
-        self._context = zmq.Context()
+        self._context = zmq.Context(IO_THREADS)
         # Without a ZAP handler libzmq lets every CURVE key in: it must listen before the router does.
         self._zap = self._context.socket(zmq.REP)
         self._zap.linger = 0

@@ -39,3 +39,13 @@ def test_bench_head_prints_json_on_its_last_line() -> None:
     result = cli("bench", "head", "--rows", 64, "--features", 32, "--classes", 2, "--steps", 1, "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.strip().splitlines()[-1])["ms_per_step"] > 0
+
+
+def test_bench_refresh_counts_the_cpu_of_every_role() -> None:
+    """In processes of their own. Nothing is asserted of how much it is, but that all of it was counted."""
+    result = cli("bench", "refresh", "--items", 8, "--custodians", 2, "--json")
+    assert result.returncode == 0, result.stderr
+    numbers = json.loads(result.stdout.splitlines()[-1])
+    assert (numbers["items"], numbers["custodians"]) == (8, 2)
+    for role in ("server", "guard", "custodian"):
+        assert all(numbers[role][f"{part}_cpu_ms"] > 0 for part in ("arithmetic", "encryption", "rest"))

@@ -57,6 +57,7 @@ POINTS: dict[str, list[Point]] = {
         ("keys", "focal.net.link:Link.put_many", 1),
         ("upload", "focal.protocols.common.party:Party.say", 1),
         ("upload", "focal.protocols.common.party:Party.commit", 1),
+        ("train", "focal.custody.ledger:Ledger._append", 1),  # the bytes of shares, and no row of them
         ("train", "focal.custody.ledger:Ledger.answers", 2),
         ("release", "focal.protocols.common.custodian:Custodian.share_blobs", 1),
     ],

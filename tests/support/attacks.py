@@ -33,7 +33,7 @@ import numpy as np
 from focal.ckks import codec, ring
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.custody import inputs, keys, refresh
-from focal.custody.ledger import ledger_digest
+from focal.custody.ledger import Part, ledger_digest
 from focal.manifest import Manifest
 from focal.net import frames
 from focal.net import messages as msg
@@ -883,24 +883,19 @@ def lies_in(half: str, bits: int, item: str) -> None:
     and a verifier takes both as input."""
     made = Custodian._made
 
-    def lying(self: Custodian, topic: str, about: str, digest: str) -> bytes:
-        stored = made(self, topic, about, digest)
+    def lying(self: Custodian, topic: str, about: str, digest: str) -> tuple[Part, ...]:
+        h0, h1 = made(self, topic, about, digest)
         if about != item:
-            return stored
-        scheme, end = self.scheme, 8 + int.from_bytes(stored[:8], "little")
-        how = self.layout.refresh_map(item)
-        halves = {
-            "h0": (codec.refresh_h0(how.request), stored[8:end]),
-            "h1": (codec.refresh_h1(how.limbs), stored[end:]),
-        }
-        kind, data = halves[half]
-        (own,) = codec.unpack(scheme, kind, data, "itself")
+            return h0, h1
+        scheme, how = self.scheme, self.layout.refresh_map(item)
+        kind, part = (codec.refresh_h0(how.request), h0) if half == "h0" else (codec.refresh_h1(how.limbs), h1)
+        (own,) = codec.unpack(scheme, kind, part.data, "itself")
         lie = [
             ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q)
             for x, q in zip(own, scheme.moduli, strict=False)
         ]
-        packed = codec.pack(scheme, kind, [lie])
-        return stored[:8] + packed + stored[end:] if half == "h0" else stored[:end] + packed
+        packed = Part.of(codec.pack(scheme, kind, [lie]))
+        return (packed, h1) if half == "h0" else (h0, packed)
 
     replace(Custodian, _made=lying)
 

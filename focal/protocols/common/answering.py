@@ -40,9 +40,6 @@ from focal.protocols.common.progress import Reporter
 
 REFUSED = "refused"
 """In the journal: the run that this guard has refused to go on with."""
-AHEAD = 16
-"""Items of a batch whose request and others' shares are sent before they are used: they fit into
-:data:`focal.protocols.common.party.RECENT`."""
 GROUP = 8
 """Shares that become durable, and then leave, together."""
 
@@ -118,13 +115,8 @@ class Answering(Party):
         others = self._pinned(topic, asked) if guards else {}
         if not self.repeat(topic):
             theirs = others.values()
-            self._fetch_ahead(
-                [
-                    *asked.ciphertexts[:AHEAD],
-                    *(d for o in theirs for d in o.h0[:AHEAD]),
-                    *(d for o in theirs for d in o.h1[:AHEAD]),
-                ]
-            )
+            halves = [*(answer.h0 for answer in theirs), *(answer.h1 for answer in theirs)]
+            self._fetch_ahead([*asked.ciphertexts, *(digest for half in halves for digest in half)])
             if guards:
                 self._weigh(topic, asked, others)
             digests = self._answered(topic, items, asked.ciphertexts)

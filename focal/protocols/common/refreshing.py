@@ -24,7 +24,9 @@ from focal.net import messages as msg
 from focal.protocols.common.voice import Fetch, Voice
 
 MOST = 64
-"""Items of a batch that are asked for at once."""
+"""Items that are under way at a time: a batch of more is asked for in parts."""
+PART = 32
+"""Items of a part. The server asks for one while another is answered: both are :data:`MOST` together."""
 AGAIN = "refresh/again/release"
 """Topic of the one more refresh that weights pass before their release is asked for in another epoch."""
 
@@ -37,8 +39,10 @@ def again(count: int) -> tuple[str, ...]:
 def parts(items: Sequence[str]) -> list[tuple[str, slice]]:
     """(topic, where in ``items``) of every part of a batch, in order; of one that needs none, the batch's."""
     _, step, kind, *_ = items[0].split("/")
-    topic, places = f"refresh/{step}/{kind}", [slice(i, i + MOST) for i in range(0, len(items), MOST)]
-    return [(topic if len(places) == 1 else f"{topic}/{n}", place) for n, place in enumerate(places, 1)]
+    topic, count = f"refresh/{step}/{kind}", len(items)
+    if count <= MOST:
+        return [(topic, slice(0, count))]
+    return [(f"{topic}/{n}", slice(i, min(i + PART, count))) for n, i in enumerate(range(0, count, PART), 1)]
 
 
 def bounds(scheme: Scheme, custodians: int, layout: HeadLayout) -> refresh.Guard:
