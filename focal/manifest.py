@@ -28,6 +28,7 @@ from focal.config import (
     TrainingConfig,
 )
 from focal.errors import ConfigError
+from focal.exchange import usable
 from focal.files import canonical_json
 from focal.task import Task, fits, output_count
 
@@ -177,6 +178,8 @@ class Manifest(Model):
             raise ConfigError(
                 f"threshold: {self.threshold} custodians are to suffice, this manifest has {len(self.custodians)}"
             )
+        if weak := [m.name for m in self.members if not usable(m.seal)]:
+            raise ConfigError(f"the seal key of {', '.join(weak)} is not a usable X25519 key (focal keys new)")
         guards = [m.name for m in self.custodians if m.guard]
         verifiers = [m.name for m in self.custodians if m.verify == "lockstep"]
         if len(guards) > 1:

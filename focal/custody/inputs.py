@@ -120,15 +120,6 @@ def pair_key(private: bytes, public: str, run_id: bytes, institution: str, custo
     return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(shared)
 
 
-def usable(public: str) -> bool:
-    """Does a public key (hex) give keys that not everybody knows? One of low order does not, with whomever."""
-    try:
-        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(public)))
-    except ValueError:
-        return False
-    return True
-
-
 def label(private: bytes, item: str, *rows: bytes) -> str:
     """What an institution's masks are told apart by: another one for other ``rows``,
     and nobody else can relate it to them."""

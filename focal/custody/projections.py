@@ -65,8 +65,8 @@ beyond it p depends on m.
 
 **What it does not prove.** Anything, once a custodian lies for H: t_j is a custodian's word, and a forged one makes
 any message pass (only a proof of t_j would change that). Nor where the message stands (slots of other institutions),
-nor anything about the noise that custodians add. A t_j that is wrong without H's help makes an honest proof fail; H
-can compute all t_i and say whose it is.
+nor anything about the noise that custodians add. A t_j that is wrong without H's help makes an honest proof fail, and
+H is left out of a blind run; H could compute all t_i and say whose it is, had it not erased its key by then.
 """
 
 from __future__ import annotations
@@ -448,7 +448,8 @@ def check(statement: Statement, proof: Proof, projected: Sequence[int], shares: 
             raise Refused(
                 "range-sum",
                 f"{own}: its range proof of '{statement.name}' does not fit its uploads and the shares of {names}",
-                hint=f"{own} can compute these shares and compare: one of them is wrong, or its own proof is",
+                hint=f"one of these shares is wrong, or its own proof is: {own} can compute the shares and compare, "
+                "as long as it has the key that its masks came from",
             )
 
 

@@ -34,7 +34,9 @@ Nobody who lacks a share of s can make e_H or r1 s. They leave within weights on
 which is measured with them (tests/slow/test_release_noise.py), and which honest sizes of data and targets bound.
 
 Masks are encoded by a floating-point FFT. All who compute must have the same bits, so a digest over them goes into what
-is agreed before the first step (:func:`focal.heads.linear.engine.mask_digest`).
+is agreed before the first step (:func:`focal.heads.linear.engine.mask_digest`). Where an institution is left out after
+that, as its proof does not hold, fewer rows make another rate: a difference of those masks shows as one of the first
+step.
 """
 
 from __future__ import annotations

@@ -86,6 +86,14 @@ class Answers:
         self._writers.shutdown(cancel_futures=True)
         self._audiences.close()
 
+    def holds(self, digest: str, size: int) -> bool:
+        """Is this blob here, of this size, and may custodians fetch it?"""
+        return (
+            digest in self.blobs
+            and self.blobs.size(digest) == size
+            and self._audiences.of(digest) in ("custodians", "all")
+        )
+
     def publish(self, data: bytes, audience: Audience) -> str:
         """Store a blob that the server made and let ``audience`` fetch it; returns its digest."""
         return self.publish_all([data], audience)[0]
@@ -96,11 +104,13 @@ class Answers:
         self._audiences.widen(digests, audience)
         return list(self._writers.map(self.blobs.put, blobs.values() if isinstance(blobs, dict) else blobs, digests))
 
-    def behind(self, seconds: float) -> list[str]:
-        """Members that were heard of in the last ``seconds`` and have not been sent the whole board."""
+    def behind(self, seconds: float, first: int | None = None) -> list[str]:
+        """Members that were heard of in the last ``seconds`` and have not been sent the whole board, or its ``first``
+        records."""
         since = time.monotonic() - seconds
         recent = [name for name, (seen, _) in list(self.seen.items()) if seen > since]
-        return [name for name in recent if self.told.get(name, 0) < self.board.length(name)]
+        wanted = len(self.board) if first is None else first
+        return [name for name in recent if self.told.get(name, 0) < min(wanted, self.board.length(name))]
 
     @property
     def traffic(self) -> dict[str, Directions]:

@@ -77,9 +77,9 @@ class LocalHub(Answers):
         self.board.unlisten(self._network.stir)
         self._close()
 
-    def behind(self, seconds: float) -> list[str]:
+    def behind(self, seconds: float, first: int | None = None) -> list[str]:
         self._look()
-        return super().behind(seconds)
+        return super().behind(seconds, first)
 
     def silent(self, seconds: float) -> list[str]:
         self._look()

@@ -224,6 +224,10 @@ class UploadsAccepted(Model):
 
     kind: Literal["uploads-accepted"] = "uploads-accepted"
     digest: Digest
+    present: tuple[Name, ...]
+    """Whose: institutions take it from custodians, not from the server."""
+    rows: Index
+    """Of all of them together."""
 
 
 class InputCommit(Model):
@@ -407,7 +411,7 @@ class Finished(Model):
 
 
 class Abort(Model):
-    """This member ends the run for everybody, and says why."""
+    """This member ends the run for everybody, and says why; a clinic ends its own part."""
 
     kind: Literal["abort"] = "abort"
     reason: Text = Field(max_length=500)

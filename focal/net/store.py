@@ -338,6 +338,10 @@ class Database:
             self._db.close()
 
 
+CLINICS = re.compile(r"(inputs/key|upload)(/e[0-9]{1,2})?|finished|abort")
+"""What a clinic says: all others keep it in memory."""
+
+
 class Board(Database):
     """The consortium's records in the order in which the server stored them: 1, 2, 3, ..., none ever changed.
 
@@ -391,6 +395,8 @@ class Board(Database):
         record = open_record(self._manifest, data)
         if sender is not None and sender != record.sender:
             raise Refused("sender", f"'{sender}' posted a record of '{record.sender}'")
+        if record.sender in self._clinics and not CLINICS.fullmatch(record.topic):
+            raise Refused("topic", f"'{record.sender}' is a clinic, which says nothing under '{record.topic}'")
         with self._grown:
             before = self._run(
                 "SELECT seq, data FROM record WHERE sender = ? AND topic = ?", record.sender, record.topic

@@ -32,7 +32,9 @@ def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[L
         )
     exact = _twin(manifest, projection, rows)
     scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)
-    return scores, {}
+    present = sum(int((own.split == "train").sum()) for own in rows.values())
+    gone = [m.name for m in manifest.institutions if m.name not in rows]
+    return scores, {"rows": present} | ({"left_out": gone} if gone else {})
 
 
 def _twin(manifest: Manifest, projection: Projection, rows: dict[str, InstitutionRows]) -> np.ndarray[Any, Any]:

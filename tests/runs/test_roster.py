@@ -19,6 +19,7 @@ from focal.heads.released import MAX_ERROR
 from focal.net import messages as msg
 from focal.net.identity import open_record
 from focal.protocols.blind import roster
+from focal.protocols.blind.server import BlindServer
 from focal.protocols.common import approval
 from focal.protocols.common.audit import _board as rows
 from focal.protocols.common.audit import audit
@@ -133,6 +134,21 @@ class SendsLess(ArrayInstitution):
         super().send_stored(digests[1:] or digests, audience)
 
 
+class ForNobodysEyes(ArrayInstitution):
+    """Sends its rows so that custodians may not fetch them."""
+
+    def send_stored(self, digests: list[str], audience: Any) -> None:
+        super().send_stored(digests, "server" if audience == "custodians" else audience)
+
+
+class SendsOtherSizes(ArrayInstitution):
+    """A chunk of its list is no masked message."""
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        body = super()._masked_rows(scheme, keys, joint)
+        return body.model_copy(update={"chunks": (self.blobs.put(bytes(1 << 20)), *body.chunks[1:])})
+
+
 class LiesAboutSizes(ArrayInstitution):
     """Its proof is about other rows than it uploads."""
 
@@ -148,7 +164,9 @@ class SendsNoProof(ArrayInstitution):
 
     def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
         body = super()._masked_rows(scheme, keys, joint)
-        return body.model_copy(update={"proofs": (body.proofs[0], self.blobs.put(b"no proof"))})
+        proof = bytearray(self.blobs.get(body.proofs[1]))
+        proof[8] = 200  # the candidate
+        return body.model_copy(update={"proofs": (body.proofs[0], self.blobs.put(bytes(proof)))})
 
 
 class OtherStepSize(ArrayInstitution):
@@ -219,9 +237,11 @@ def test_the_closing_date_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("how", "why"),
     [
         (LiesAboutSizes, "its range proof of 'data' does not fit"),
-        (SendsNoProof, "a range proof has"),
+        (SendsNoProof, "a range proof names one, not number 200"),
         (OtherStepSize, "another step size"),
         (SendsLess, "names what the server was not given"),
+        (ForNobodysEyes, "names what the server was not given"),
+        (SendsOtherSizes, "names what the server was not given"),
     ],
 )
 def test_what_is_not_as_agreed_ends_its_senders_part_only(tmp_path: Path, how: type, why: str) -> None:
@@ -229,6 +249,9 @@ def test_what_is_not_as_agreed_ends_its_senders_part_only(tmp_path: Path, how: t
     with consortium(tmp_path, {"d": 20}) as run:
         run.play("d", how)
         run.start()
+        incomplete = how in (SendsLess, ForNobodysEyes, SendsOtherSizes)
+        if incomplete:
+            run.close_uploads("d")
         run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
         with pytest.raises(LeftOut, match="'d': the run goes on without it"):
             run.finish("d")
@@ -245,8 +268,51 @@ def test_what_is_not_as_agreed_ends_its_senders_part_only(tmp_path: Path, how: t
             own = len(run.said(msg.Upload)["d"].chunks)
             assert all(found == [True] * (len(found) - own) + [False] * own for found in shown)
         else:
-            assert closed.present == ("a", "b", "c") and closed.incomplete == (("d",) if how is SendsLess else ())
+            assert closed.present == ("a", "b", "c") and closed.incomplete == (("d",) if incomplete else ())
         assert "release" in run.audited()
+
+
+def test_a_server_that_keeps_somebody_out_needs_people_or_the_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that it was not given what it has: custodians wait as for one who has not come."""
+    monkeypatch.setattr(BlindServer, "_complete", lambda self, upload: upload.rows != 20)
+    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: absent == ["d"])
+    with consortium(tmp_path, {"d": 20}) as run:
+        run.start()
+        for party in ("custodian-1", "custodian-2"):
+            deadline = time.monotonic() + PATIENCE
+            while not (tmp_path / party / approval.CLOSING_AWAITED).exists():
+                assert time.monotonic() < deadline and not run.errors, run.errors
+                time.sleep(0.05)
+        assert not run.said(msg.UploadsAccepted)
+        for party in ("custodian-1", "custodian-2"):
+            approval.close_uploads(tmp_path / party, ["d"])
+        run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
+        run.check("a", "b", "c")
+
+
+def test_institutions_take_the_roster_from_custodians(tmp_path: Path) -> None:
+    """The server may sign another one for some readers: nobody goes by it."""
+    with consortium(tmp_path, {"d": 20}) as run:
+        run.play("d", ShownAnotherRoster)
+        run.start()
+        run.finish()
+        run.check("a", "b", "c", "d")
+        shown, others = run.parties["d"], run.parties["a"]
+        assert shown.attending == others.attending == ["a", "b", "c", "d"] and shown.rows_of_all == 140
+
+
+class ShownAnotherRoster(ArrayInstitution):
+    """The server shows it a roster of its own making, which it has signed."""
+
+    def read_board(self, seconds: float) -> int:
+        count = super().read_board(seconds)
+        key = (self.manifest.server.name, roster.CLOSED)
+        if key in self.heard._records:
+            body = msg.Roster(present=("c", "a"), incomplete=("d",))
+            self.heard._records[key] = self.heard._records[key].model_copy(update={"body": body})
+        return count
 
 
 def test_too_few_that_are_as_agreed_end_the_run(tmp_path: Path) -> None:

@@ -62,13 +62,13 @@ class BlindCustodian(Gathering, Custodian):
         closed = self.hear(self.manifest.server.name, roster.CLOSED, msg.Roster)
         found = self.came(self.agreed(self.joint))
         lists = roster.read(self.manifest, found, closed)
-        while missing := found.missing(self.manifest):
-            if self.may_close(missing):
-                self.say_left_out(missing, found, closed)
-                break
+        absent = found.absent(self.manifest, closed.incomplete)
+        while absent and not self.may_close(absent):
             self.read_board(seconds=2.0)
+        self.say_left_out(found, closed)
         digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)
-        self.say("uploads/accepted", msg.UploadsAccepted(digest=digest))
+        rows = sum(upload.rows for upload in lists.values())
+        self.say("uploads/accepted", msg.UploadsAccepted(digest=digest, present=tuple(lists), rows=rows))
         active = self.active("uploads/accepted")
         uploads.check_accepted(digest, self.hear_all(active, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest

@@ -34,9 +34,14 @@ class Gathering(Party):
         active = tuple(self.active(roster.UPLOAD))
         return roster.came(self.manifest, self.layout, agreed, self.heard, self.scope, self.spelled, active)
 
-    def may_close(self, missing: Sequence[str]) -> bool:
-        """May the run go on without these? At the closing date, or where a person here has said so; asks for it."""
-        if roster.due(self.manifest) or approval.may_close(self.folder, self.scope, missing):
+    def may_close(self, missing: Sequence[str], enough: bool = True) -> bool:
+        """May the run go on without these? Where a person here has said so, or at the closing date if ``enough`` have
+        come; asks for the word of one.
+
+        In a later epoch rows are masked anew, after the date: then people say so.
+        """
+        due = enough and roster.due(self.manifest) and self.epochs.at(roster.UPLOAD).number == 0
+        if due or approval.may_close(self.folder, self.scope, missing):
             return True
         if approval.await_closing(self.folder, self.scope, missing):
             when = f"until {self.manifest.closing:%Y-%m-%d %H:%M} UTC; " if self.manifest.closing else ""
@@ -47,9 +52,10 @@ class Gathering(Party):
             )
         return False
 
-    def say_left_out(self, missing: Sequence[str], found: Came, closed: msg.Roster) -> None:
+    def say_left_out(self, found: Came, closed: msg.Roster) -> None:
         """Whose rows the run goes on without, and why."""
-        why = {name: "has not come" for name in missing} | {n: e.message for n, e in found.refused.items()}
+        why = {name: "has not come" for name in found.absent(self.manifest, ())}
+        why |= {name: e.message for name, e in {**found.refused, **found.unlike}.items()}
         why |= {name: "its list names what the server was not given" for name in closed.incomplete}
         for name, reason in list(why.items())[:20]:
             self.report.warn(f"the run goes on without '{name}': {reason}")

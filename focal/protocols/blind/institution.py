@@ -23,12 +23,13 @@ from focal.config import DatasetConfig
 from focal.custody import inputs
 from focal.custody.inputs import Message
 from focal.data.rows import InstitutionRows, write_kept
-from focal.errors import LeftOut
+from focal.errors import LeftOut, Refused
 from focal.files import private_write
 from focal.heads import released
 from focal.net import messages as msg
 from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.common import ceremony
+from focal.protocols.common import inputs as inputs_of
 from focal.protocols.common.inputs import MaskKeys
 from focal.protocols.common.institution import PROJECTION, Array, Institution
 from focal.segments import projection as proj
@@ -93,28 +94,40 @@ class BlindInstitution(Institution):
     def _has_ended(self) -> bool:
         """Has the run gone on without us, or to its end?"""
         self.read_all()
-        closed = self.said(self.manifest.server.name, roster.CLOSED)
-        return all(self.said(name, SHARES) for name in self.active(SHARES)) or (
-            closed and self.me.name not in self._roster().present
+        accepted = "uploads/accepted"
+        without_us = all(self.said(name, accepted) for name in self.active(accepted)) and any(
+            self.me.name not in theirs.present
+            for theirs in self.hear_all(self.active(accepted), accepted, msg.UploadsAccepted).values()
         )
+        return without_us or all(self.said(name, SHARES) for name in self.active(SHARES))
 
     def _roster(self) -> msg.Roster:
         return self.hear(self.manifest.server.name, roster.CLOSED, msg.Roster)
 
     def _wait_for_inputs(self) -> None:
-        """Learn who is in. Raises :class:`LeftOut` where we are not."""
-        closed = self._roster()
-        if self.me.name in closed.incomplete:
-            self._left_out("the server says that it was not given all of its rows")
-        if self.me.name not in closed.present:
-            self._left_out("its upload came too late, or was not as agreed")
+        """Learn who is in, from all custodians. Raises :class:`LeftOut` where we are not."""
+        topic = "uploads/accepted"
+        accepted = self.hear_all(self.active(topic), topic, msg.UploadsAccepted)
+        first = next(iter(accepted.values()))
+        for name, theirs in accepted.items():
+            if theirs != first:
+                raise Refused("uploads", f"'{name}' accepted other upload lists than others did")
+        if self.me.name not in first.present:
+            kept = self.me.name in self._roster().incomplete
+            self._left_out(
+                "the server says that it was not given all of its rows"
+                if kept
+                else "its upload came too late, or was not as agreed"
+            )
         topic = f"{uploads.ROUND}/reveal"
         reveals = self.hear_all(self.active(topic), topic, msg.InputReveal)
+        without = next(iter(reveals.values())).left_out
         for name, reveal in reveals.items():
-            if self.me.name in reveal.left_out:
-                self._left_out(f"by the word of '{name}' its proof of the size of its rows does not hold")
-        without = {name for reveal in reveals.values() for name in reveal.left_out}
-        self.attending = [name for name in closed.present if name not in without]
+            inputs_of.check_left_out(topic, name, reveal, without)
+        if self.me.name in without:
+            self._left_out("its proof of the size of its rows does not hold, by the word of all custodians")
+        self.attending = [name for name in first.present if name not in without]
+        self.rows_of_all = first.rows
 
     def _left_out(self, why: str) -> NoReturn:
         raise LeftOut(

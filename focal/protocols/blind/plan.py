@@ -8,6 +8,7 @@ from typing import Any
 from focal.ckks.scheme import Scheme
 from focal.config import BlindRunConfig, LayoutConfig
 from focal.custody import release
+from focal.errors import ConfigError
 from focal.heads.linear import cost
 from focal.heads.linear.cost import check_sharing, layout_for
 from focal.heads.linear.layout import Layout
@@ -26,10 +27,23 @@ TRUST = (
     "much larger rows than true ones say more of the joint key than the release hides (SECURITY.md)"
 )
 """What everybody must be told who signs a blind run."""
+FEW_ROWS = (
+    "clinics may bring more than three quarters of all rows: where most stay away, the uploads do not close by "
+    "themselves, for a model needs a quarter of the rows"
+)
+ANYBODY_LEFT_OUT = (
+    "closing: after that date the server can leave out any institution, down to three that are no clinics: what the "
+    "others of a small rest know together says more of the last one (SECURITY.md)"
+)
 
 
 def check_members(manifest: Manifest) -> None:
-    """Whoever can run any protocol can run this one."""
+    """Raise where not all members could do their part."""
+    if manifest.clinics and manifest.pooled_roc:
+        raise ConfigError(
+            "pooled_roc: a ROC curve over all sites needs all of them at one time, and clinics come once "
+            "(leave pooled_roc out, or add these members without --clinic)"
+        )
 
 
 def layout(manifest: Manifest) -> Layout:
@@ -173,7 +187,13 @@ def describe(manifest: Manifest) -> str:
 
 def warnings(manifest: Manifest) -> list[str]:
     """What everybody must be told who signs."""
-    return [*([cost.SHARED_BLOCKS] if manifest.share_blocks else []), TRUST]
+    few = sum(m.rows or 0 for m in manifest.clinics) > 3 * sum(m.rows or 0 for m in manifest.founders)
+    return [
+        *([cost.SHARED_BLOCKS] if manifest.share_blocks else []),
+        *([FEW_ROWS] if few else []),
+        *([ANYBODY_LEFT_OUT] if manifest.closing is not None else []),
+        TRUST,
+    ]
 
 
 def facts(manifest: Manifest, scheme: Scheme) -> dict[str, Any]:

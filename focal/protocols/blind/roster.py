@@ -9,20 +9,23 @@
 
 Nobody waits for an institution after that, nor does one that sends something else than was agreed end the run: it is
 left out, by name and with the reason. What a roster must be follows from the board (:func:`read`), but for one thing,
-which only the server knows: whether it was given all that a list names. It says so for all to see, and can leave
-somebody out thus; it could as well not have shown the list.
+which only the server knows: whether it was given all that a list names. It says so for all to see. Where nothing but
+that, silence, or keys that were shown otherwise keep somebody out, custodians wait as for one who has not come
+(:meth:`Came.absent`): until the closing date, or for a person's word. After that date a server keeps out whom it likes.
 
-A roster has at least the institutions that a model needs (three; two where the manifest says so), and a quarter of the
-manifest's rows (:data:`FEWEST`).
+A roster has at least the founders that a model needs (three; two where the manifest says so; clinics have not signed
+for anybody's privacy), and a quarter of the manifest's rows (:data:`FEWEST`). Custodians sign who is on it, and
+institutions go by their word.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from focal.errors import Refused
+from focal.exchange import usable
 from focal.heads.linear.layout import Layout
 from focal.manifest import Manifest
 from focal.net import messages as msg
@@ -44,11 +47,14 @@ class Came:
     lists: dict[str, msg.Upload] = field(default_factory=dict)
     """Those that are as agreed, in manifest order."""
     refused: dict[str, Refused] = field(default_factory=dict)
-    """The others, and what is wrong with each."""
+    """Those that are not, and what is wrong with each: their signature is under it."""
+    unlike: dict[str, Refused] = field(default_factory=dict)
+    """Those that met other keys for masks than are shown here: theirs is the fault, or the server's."""
 
-    def missing(self, manifest: Manifest) -> list[str]:
-        """Who has not come."""
-        return [m.name for m in manifest.institutions if m.name not in self.lists and m.name not in self.refused]
+    def absent(self, manifest: Manifest, incomplete: Collection[str]) -> list[str]:
+        """Whom nothing but the server's word, or silence, keeps out."""
+        here = {*self.lists, *self.refused} - set(incomplete)
+        return [m.name for m in manifest.institutions if m.name not in here]
 
 
 def came(
@@ -79,12 +85,19 @@ def came(
     for member in manifest.institutions:
         if (upload := found.get(member.name)) is None:
             continue
+        name, own = member.name, keys.get(member.name)
         try:
-            check_list(manifest, shape, agreed, member.name, upload)
-            inputs.check_keys({member.name: upload.mask_keys}, active, keys)
-            out.lists[member.name] = upload
+            check_list(manifest, shape, agreed, name, upload)
+            if own is not None and not usable(own.public):
+                raise Refused("mask-keys", f"the key for masks of '{name}' is not a usable X25519 key")
         except Refused as e:
-            out.refused[member.name] = e
+            out.refused[name] = e
+            continue
+        try:
+            inputs.check_keys({name: upload.mask_keys}, active, keys)
+            out.lists[name] = upload
+        except Refused as e:
+            out.unlike[name] = e
     return out
 
 
@@ -95,8 +108,8 @@ def read(manifest: Manifest, found: Came, roster: msg.Roster) -> dict[str, msg.U
     ``mask-keys``: where it is for what one of them sent).
     """
     for name in roster.present:
-        if name in found.refused:
-            raise found.refused[name]
+        if name in found.refused or name in found.unlike:
+            raise {**found.refused, **found.unlike}[name]
     lists = {name: upload for name, upload in found.lists.items() if name not in roster.incomplete}
     if tuple(lists) != roster.present or not set(roster.incomplete) <= set(found.lists):
         differ = sorted(set(lists) ^ set(roster.present)) or list(roster.present)
@@ -110,17 +123,28 @@ def read(manifest: Manifest, found: Came, roster: msg.Roster) -> dict[str, msg.U
 def check_enough(manifest: Manifest, lists: Mapping[str, msg.Upload], refused: Mapping[str, Refused]) -> None:
     """Raise unless these lists are enough to train on: :class:`Refused` for what one of those left out has sent, or
     else (``roster``) as too few have come."""
-    rows = sum(upload.rows for upload in lists.values())
-    if len(lists) >= manifest.least and FEWEST * rows >= manifest.rows:
+    if enough(manifest, lists):
         return
     for fault in refused.values():
         raise fault
+    founders, rows = _weight(manifest, lists)
     raise Refused(
         "roster",
-        f"{len(lists)} institutions have come, with {rows} of {manifest.rows} rows: a model needs {manifest.least} at "
-        f"least, and a quarter of the rows",
+        f"{founders} institutions that are no clinics have come, and {rows} of {manifest.rows} rows: a model needs "
+        f"{manifest.least} at least, and a quarter of the rows",
         hint="start a new run with those who do come, and with a later closing date",
     )
+
+
+def enough(manifest: Manifest, lists: Mapping[str, msg.Upload]) -> bool:
+    """Have so many come that there is a model?"""
+    founders, rows = _weight(manifest, lists)
+    return founders >= manifest.least and FEWEST * rows >= manifest.rows
+
+
+def _weight(manifest: Manifest, lists: Mapping[str, msg.Upload]) -> tuple[int, int]:
+    """How many founders, and how many rows."""
+    return sum(m.name in lists for m in manifest.founders), sum(upload.rows for upload in lists.values())
 
 
 def due(manifest: Manifest) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from focal.ckks import codec
+from focal.custody import projections
 from focal.net import messages as msg
 from focal.protocols.blind import roster, uploads
 from focal.protocols.blind.compute import BlindCompute
@@ -43,27 +45,30 @@ class BlindServer(Gathering, Server):
         closed = self.hear(self.me.name, roster.CLOSED, msg.Roster)
         found = self.came(agreed)
         lists = roster.read(self.manifest, found, closed)
-        self.say_left_out(found.missing(self.manifest), found, closed)
+        self.say_left_out(found, closed)
         digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)
         active = self.active("uploads/accepted")
         uploads.check_accepted(digest, self.hear_all(active, "uploads/accepted", msg.UploadsAccepted))
         return lists, digest
 
     def _close(self, agreed: Agreed) -> None:
-        """Close the uploads when all have come, or when those who have not may be left out."""
+        """Close the uploads when all have come, or when those who have not may be left out and enough have."""
+        self.read_all()
         while not self.said(self.me.name, roster.CLOSED):
             found = self.came(agreed)
-            missing = found.missing(self.manifest)
-            if missing and not self.may_close(missing):
-                self.report.progress(len(self.names) - len(missing), len(self.names))
+            incomplete = tuple(name for name, upload in found.lists.items() if not self._complete(upload))
+            lists = {name: upload for name, upload in found.lists.items() if name not in incomplete}
+            absent = found.absent(self.manifest, incomplete)
+            if absent and not self.may_close(absent, roster.enough(self.manifest, lists)):
+                self.report.progress(len(self.names) - len(absent), len(self.names))
                 self.read_board(seconds=2.0)
                 continue
-            incomplete = tuple(name for name, upload in found.lists.items() if not self._complete(upload))
-            present = tuple(name for name in found.lists if name not in incomplete)
-            roster.check_enough(self.manifest, {name: found.lists[name] for name in present}, found.refused)
-            self._say_as_read(roster.CLOSED, msg.Roster(present=present, incomplete=incomplete))
+            roster.check_enough(self.manifest, lists, found.refused)
+            self._say_as_read(roster.CLOSED, msg.Roster(present=tuple(lists), incomplete=incomplete))
             self.read_all()
 
     def _complete(self, upload: msg.Upload) -> bool:
-        """Was the server given all that a list names?"""
-        return all(digest in self.blobs for digest in (*upload.chunks, *upload.proofs))
+        """Was the server given all that a list names, in the size that it has, for custodians to fetch?"""
+        chunk, proof = codec.size(self.scheme, codec.MASKED), projections.PROOF_BYTES
+        holds = self.hub.holds
+        return all(holds(d, chunk) for d in upload.chunks) and all(holds(d, proof) for d in upload.proofs)

@@ -94,7 +94,7 @@ class Audit(abc.ABC):
 
     def _run_id(self) -> None:
         names = [m.name for m in self.manifest.openers]
-        session = next((r.scope for r in self.heard if r.topic == "nonce/commit"), "")
+        session = next((r.scope for r in self.heard if r.topic == "nonce/commit" and r.sender in names), "")
         self.scope = session
         commits, reveals = (
             self.recall_all(names, "nonce/commit", msg.NonceCommit),

@@ -108,8 +108,9 @@ class Epochs:
             self._words = set()
         elif isinstance(record.body, msg.Epoch) and self.pending:
             number = self.proposed[-1].number
-            role = self.manifest.member(record.sender).role
-            if record.topic == f"epoch/{number}/{'agreed' if role == 'custodian' else 'consent'}":
+            agrees = record.sender in self.proposed[-1].active and record.topic == f"epoch/{number}/agreed"
+            founders = {m.name for m in self.manifest.founders}
+            if agrees or (record.sender in founders and record.topic == f"epoch/{number}/consent"):
                 if record.body != self.proposed[-1]:
                     raise Refused("epoch", f"'{record.sender}' was shown another epoch {number} than we were")
                 self._words.add(record.sender)

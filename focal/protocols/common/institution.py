@@ -77,6 +77,8 @@ class Institution(Party):
         """Institutions that agree on what all begin with."""
         self.attending = [m.name for m in manifest.institutions]
         """Those whose rows the run has, and who get its result."""
+        self.rows_of_all: int | None = None
+        """Of these together, where not all of the manifest may have come."""
         self.custodians = [m.name for m in manifest.custodians]
         self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
 
@@ -406,6 +408,9 @@ class Institution(Party):
         except FocalError as e:  # few test rows, or one class only: the model is there all the same
             self.report.warn(f"{self.me.name}: no score of its own: {e.message}")
             return
+        facts = self.plan.facts(self.manifest, self.scheme)
+        if self.rows_of_all is not None:
+            facts["params"]["rows"] = self.rows_of_all
         traffic: dict[str, Any] = {**reported, self.me.name: merge(self._before, self.net.traffic)}
         summary = build_summary(
             protocol=self.manifest.protocol,
@@ -414,7 +419,7 @@ class Institution(Party):
             auroc_ci95=interval,
             seconds={**phase_seconds(self.folder), "total": sum(span["seconds"] for span in timeline(self.folder))},
             traffic=traffic,
-            **self.plan.facts(self.manifest, self.scheme),
+            **facts,
         )
         write_summary(summary, self.folder)
 

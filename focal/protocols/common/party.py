@@ -181,9 +181,8 @@ class Party(abc.ABC):
             self._count += 1
             record = self.heard.add(data)
             self.epochs.take(record)
-            if isinstance(record.body, msg.Abort) and record.sender != self.me.name and self._ends_runs(record.sender):
-                self._aborts.append(record)
-                self._heed_aborts()
+            if isinstance(record.body, msg.Abort) and record.sender != self.me.name:
+                self._heard_abort(record, record.body.reason)
         self.idle()
         if self._bound and self.epochs.proposed[self._turned :]:
             raise EpochChanged
@@ -208,9 +207,12 @@ class Party(abc.ABC):
                 hint="settle the cause, then start a new run: this one has used up its keys",
             )
 
-    def _ends_runs(self, name: str) -> bool:
-        """Is there no run without this member? A clinic that gives up is one that does not come."""
-        return not self.manifest.member(name).clinic
+    def _heard_abort(self, record: msg.Record, reason: str) -> None:
+        if self.manifest.member(record.sender).clinic:  # one that gives up is one that does not come
+            self.report.warn(f"'{record.sender}' gave up: {reason}")
+            return
+        self._aborts.append(record)
+        self._heed_aborts()
 
     def forget_secrets(self) -> None:  # noqa: B027
         """The run was ended for good: delete what has a use in it only."""
@@ -378,7 +380,7 @@ class Party(abc.ABC):
 
     def abort(self, error: Exception) -> None:
         """Tell the others that this party will not go on, as far as they can be reached within a few seconds."""
-        if not self.scope or self.ended or not self._ends_runs(self.me.name):
+        if not self.scope or self.ended:
             return
 
         record = self.identity.sign_record(self.scope, "abort", msg.Abort(reason=_without_paths(str(error))[:500]))

@@ -9,6 +9,7 @@ that was answered is not asked again.
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import json
 import os
@@ -140,10 +141,15 @@ class Server(Party):
             self._release(done)
 
     def _farewell(self) -> None:
-        """Stay until every member that is there has been sent the end of the board (one that makes keys asks late),
-        and a moment more. Who ended the run asks no more."""
-        deadline = time.monotonic() + FAREWELL_SECONDS
-        while time.monotonic() < deadline and any(not self.said(n, "abort") for n in self.hub.behind(ALIVE_SECONDS)):
+        """Stay until every member that is there has been sent the first word of the end (one that makes keys asks
+        late), and a moment more. Who has heard it, or said it, asks no more."""
+        with contextlib.suppress(FocalError):
+            self.read_board(seconds=0.0)
+        ended = [i for i, record in enumerate(self.heard, 1) if isinstance(record.body, msg.Abort)]
+        first, deadline = ended[0] if ended else None, time.monotonic() + FAREWELL_SECONDS
+        while time.monotonic() < deadline and any(
+            not self.said(n, "abort") for n in self.hub.behind(ALIVE_SECONDS, first)
+        ):
             time.sleep(0.1)
         time.sleep(self.hub.FAREWELL)
 

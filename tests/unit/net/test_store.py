@@ -218,6 +218,20 @@ def test_full_disk_in_this_process_leaves_the_board_as_it_was(tmp_path: Path) ->
     assert again.since(0, 1 << 30) == [record("north", f"t/{i}", long) for i in range(stored + 1)]
 
 
+def test_a_clinic_says_few_things(tmp_path: Path) -> None:
+    """Everybody else keeps what it says in memory."""
+    clinic = Identity.new("clinic-1")
+    member = clinic.member("institution", rows=9, clinic=True)
+    board = Board(tmp_path / "board.sqlite", MANIFEST.model_copy(update={"members": (*MANIFEST.members, member)}))
+    for topic in ("inputs/key", "upload", "upload/e1", "finished", "abort"):
+        board.append(clinic.sign_record(SCOPE, topic, msg.Finished()), "clinic-1")
+    for topic in ("nonce/commit", "upload/x", "abort/2", "epoch/1/consent", "sum/moments/commit"):
+        with pytest.raises(Refused, match="says nothing under"):
+            board.append(clinic.sign_record(SCOPE, topic, msg.Finished()), "clinic-1")
+    board.append(record("north", "upload/x"), "north")
+    assert len(board) == 6
+
+
 def test_a_clinic_is_shown_its_own_records_and_those_of_openers(tmp_path: Path) -> None:
     """Numbered without gaps, before and after a restart, in whatever pieces; a founder is shown all."""
     people = {**PEOPLE, "clinic-1": Identity.new("clinic-1"), "clinic-2": Identity.new("clinic-2")}
@@ -227,7 +241,8 @@ def test_a_clinic_is_shown_its_own_records_and_those_of_openers(tmp_path: Path) 
     order = ["north", "clinic-1", "clinic-2", "clinic-2", "server", "clinic-1", "south"]
     for again in (False, True):
         for i, name in enumerate(order):
-            data = people[name].sign_record(SCOPE, f"topic/{again}/{i}", msg.Finished())
+            topic = f"upload/e{i + 10 * again}" if name.startswith("clinic") else f"topic/{again}/{i}"
+            data = people[name].sign_record(SCOPE, topic, msg.Finished())
             board.append(data, name)
             said.append((name, data))
         for reader in ("clinic-1", "clinic-2", "north", "server"):

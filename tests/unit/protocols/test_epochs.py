@@ -117,6 +117,22 @@ def test_where_too_few_are_left_people_must_consent() -> None:
     assert board.epochs.now.active == (C[1], C[2])
 
 
+def test_who_has_no_word_in_an_epoch_ends_nothing() -> None:
+    """A clinic that says something else than was proposed, or a custodian that was given up."""
+    m = manifest(3, 2)
+    clinic = Identity.new("clinic-1").member("institution", rows=9, clinic=True)
+    board = Board(m.model_copy(update={"members": (*m.members, clinic)}))
+    proposal = board.propose(C[0])
+    other = proposal.model_copy(update={"stage": 7})
+    board.say("clinic-1", "epoch/1/consent", other)
+    board.say(C[0], "epoch/1/agreed", other)
+    board.agree(proposal)
+    for name in INSTITUTIONS:
+        board.say(name, "epoch/1/consent", proposal)
+    assert not board.epochs.pending
+    assert epochs.consents_needed(board.epochs.manifest) == epochs.consents_needed(m)
+
+
 def test_two_that_have_just_been_started_do_not_wait_for_each_others_word() -> None:
     board = Board(manifest(3, 2))
     proposal = board.propose(C[0])

@@ -100,7 +100,7 @@ def test_a_roster_is_who_has_come_before_it() -> None:
     board.close("north", "south", "west", "clinic-1")
     board.upload("clinic-2")
     assert list(board.read()) == ["north", "south", "west", "clinic-1"], "in the manifest's order"
-    assert board.came().missing(M) == ["clinic-2"]
+    assert board.came().absent(M, ()) == ["clinic-2"]
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,12 @@ def test_another_roster_than_the_board_has_is_refused(present: tuple[str, ...]) 
 
 
 def test_who_sent_less_is_left_out_by_the_servers_word() -> None:
+    """Custodians wait for it as for one who has not come."""
     board = founders()
     board.upload("clinic-2")
     board.close("north", "south", "west", incomplete=("clinic-2",))
     assert list(board.read()) == ["north", "south", "west"]
+    assert board.came().absent(M, ("clinic-2",)) == ["clinic-1", "clinic-2"]
     board = founders()
     board.close("north", "south", "west", incomplete=("clinic-2",))
     refused(board.read)
@@ -156,9 +158,13 @@ def test_a_founder_brings_what_the_manifest_says() -> None:
 
 
 def test_keys_for_masks_that_others_were_not_shown_or_all_know() -> None:
-    board = Board()
+    """The first may be the server's fault: custodians wait for such a one as for somebody who has not come."""
+    board = founders()
     board.upload("clinic-1", mask_keys="2" * 64)
-    assert "other keys than we were shown" in str(board.came().refused["clinic-1"])
+    found = board.came()
+    assert "other keys than we were shown" in str(found.unlike["clinic-1"]) and "clinic-1" in found.absent(M, ())
+    board.close("north", "south", "west", "clinic-1")
+    assert "other keys" in refused(board.read, "mask-keys")
     board = Board()
     board.upload("clinic-1", key="00" * 32)
     assert "not a usable X25519 key" in str(board.came().refused["clinic-1"])
@@ -167,7 +173,7 @@ def test_keys_for_masks_that_others_were_not_shown_or_all_know() -> None:
 def test_what_was_said_in_another_run_does_not_count() -> None:
     board = founders()
     board.upload("clinic-1", scope="6d" * 32)
-    assert "clinic-1" in board.came().missing(M)
+    assert "clinic-1" in board.came().absent(M, ())
 
 
 def test_too_few_or_too_small_a_part_of_the_rows_is_no_model() -> None:
@@ -175,7 +181,12 @@ def test_too_few_or_too_small_a_part_of_the_rows_is_no_model() -> None:
     board.upload("north")
     board.upload("south")
     board.close("north", "south")
-    assert "2 institutions have come" in refused(board.read)
+    assert "2 institutions that are no clinics have come" in refused(board.read)
+    board = Board()
+    for name in ("north", "south", "clinic-1", "clinic-2"):
+        board.upload(name)
+    board.close("north", "south", "clinic-1", "clinic-2")
+    assert "2 institutions that are no clinics" in refused(board.read), "clinics sign nothing for anybody"
     found = founders().came()
     large = M.model_copy(
         update={"members": tuple(m.model_copy(update={"rows": 581}) if m.name == "clinic-1" else m for m in M.members)}
@@ -190,7 +201,7 @@ def test_two_rosters_have_two_digests() -> None:
     lists = founders().came().lists
     fewer = {name: upload for name, upload in lists.items() if name != "west"}
     assert uploads.lists_digest(lists) != uploads.lists_digest(fewer)
-    answers = {"custodian-1": msg.UploadsAccepted(digest=uploads.lists_digest(fewer))}
+    answers = {"custodian-1": msg.UploadsAccepted(digest=uploads.lists_digest(fewer), present=tuple(fewer), rows=90)}
     refused(lambda: uploads.check_accepted(uploads.lists_digest(lists), answers), "uploads")
 
 
@@ -232,3 +243,18 @@ def test_a_manifest_without_clinics_is_spelled_as_it_was() -> None:
     plain = manifest_of(PEOPLE)
     assert b"clinic" not in plain.canonical() and b"closing" not in plain.canonical()
     assert b"clinic" in M.canonical()
+
+
+def test_a_seal_key_of_low_order_is_refused_before_anybody_signs() -> None:
+    weak = M.model_copy(
+        update={"members": tuple(m.model_copy(update={"seal": "00" * 32}) if m.clinic else m for m in M.members)}
+    )
+    M.check_complete()
+    with pytest.raises(ConfigError, match="seal key of clinic-1, clinic-2"):
+        weak.check_complete()
+
+
+def test_a_roc_curve_over_all_sites_needs_sites_that_stay() -> None:
+    plan.check_members(M)
+    with pytest.raises(ConfigError, match="clinics come once"):
+        plan.check_members(M.model_copy(update={"pooled_roc": True}))
