@@ -15,24 +15,30 @@ a cache of the most recent ones would never hold the next one, so the first bloc
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from focal.ckks import codec
-from focal.ckks.scheme import Scheme
+from focal.ckks.scheme import DIGITS, LIMBS, Scheme
+from focal.config import LocalConfig
 from focal.heads.linear.cost import BLOCK_MEMORY
-from focal.heads.linear.engine import WEIGHTS, Block, Engine, rate, zero_weights
+from focal.heads.linear.engine import WEIGHTS, Block, Engine, Shard, Shards, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.masks import TARGET_LIMBS, OwnerMasks
 from focal.heads.moves import Refresh
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
+from focal.net.store import Blobs
 from focal.protocols.blind.plan import row_table, scalars_of
 from focal.protocols.blind.uploads import Place, Placed, inputs
+from focal.protocols.common import ceremony
 from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Given, Voice
 
@@ -57,6 +63,7 @@ class BlindCompute:
         fetch: Fetch,
         threads: int,
         memory: int = BLOCK_MEMORY,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.manifest, self.scheme, self.layout, self.fetch = manifest, scheme, layout, fetch
         self.seed, self.lists, self.digest = seed, lists, digest
@@ -74,7 +81,13 @@ class BlindCompute:
         self._blocks: dict[int, Block] = {}
         scalars = scalars_of(manifest, lists)
         self.masks = OwnerMasks(scheme, layout, rate(layout, scalars))
-        self.engine = Engine(scheme, layout, scalars, self.block, threads)
+        shards = None
+        if elsewhere is not None:
+            job = Job(
+                manifest, layout, seed, lists, digest, given, elsewhere.joint, scheme.tag, elsewhere.blobs, memory
+            )
+            shards = elsewhere.shards(job, scheme, threads)
+        self.engine = Engine(scheme, layout, scalars, self.block, threads, shards)
 
     def close(self) -> None:
         self.engine.close()
@@ -131,7 +144,7 @@ class BlindCompute:
         if b not in self._targets:
             data = self._data(b)
             self._targets[b] = self._read([(b, "target", u, 0) for u in range(self.layout.class_groups)])
-            if b < self.kept:
+            if len(self._blocks) < self.kept:
                 self._blocks[b] = Block(data, self._targets[b])
         return self._blocks.get(b) or StreamedBlock(self._targets[b], lambda: self._data(b))
 
@@ -176,10 +189,97 @@ class StreamedBlock(Block):
         return self.__dict__["data"]
 
 
-def kept_blocks(layout: Layout, memory: int) -> int:
+def kept_blocks(layout: Layout, memory: int, blocks: int | None = None) -> int:
     """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks
-    on their way through."""
-    limb = 2 * (2 * layout.slots) * 8  # both polynomials of a ciphertext
+    on their way through; of ``blocks``, or of all."""
+    limb, count = 2 * (2 * layout.slots) * 8, layout.blocks if blocks is None else blocks
+    data = layout.lane * DATA_LIMBS * limb  # limb: both polynomials of a ciphertext
+    fit = (memory - count * layout.class_groups * TARGET_LIMBS * limb) // data
+    return count if fit >= count else max(0, fit - 2)
+
+
+# --------------------------------------------------------------------------- on a party's cluster
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker of :mod:`focal.cluster` computes with: what everybody who verifies has, and no secret.
+    ``tag``: the run id; ``blobs``: where the party's blobs lie, on every node."""
+
+    manifest: Manifest
+    layout: Layout
+    seed: bytes
+    lists: dict[str, msg.Upload]
+    digest: str
+    given: Given
+    joint: msg.JointKeys
+    tag: str
+    blobs: Path
+    memory: int
+
+    def shard(self, threads: int, blocks: int) -> Shard:
+        """Of a party without a voice, in this process: its engine never takes a step."""
+        fetch, scheme = Blobs(self.blobs).get, Scheme(self.manifest.ckks, self.tag)
+        ceremony.install(scheme, bytes.fromhex(self.tag), self.joint, fetch)
+        compute = BlindCompute(
+            self.manifest,
+            scheme,
+            self.layout,
+            self.seed,
+            self.lists,
+            self.digest,
+            self.given,
+            fetch,
+            threads,
+            self.memory,
+        )
+        compute.kept = kept_blocks(self.layout, self.memory, blocks)
+        shard = compute.engine.shards
+        assert isinstance(shard, Shard)
+        return shard
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where a party computes when its threads do not. ``address``: of its Ray cluster (``LocalConfig.ray_address``)."""
+
+    address: str | None
+    blobs: Path
+    joint: msg.JointKeys
+    warn: Callable[[str], None]
+
+    def shards(self, job: Job, scheme: Scheme, threads: int) -> Shards:
+        """Workers on all nodes, checked. Raises :class:`FocalError` naming a node that may not compute."""
+        from focal.cluster.nodes import Cluster
+        from focal.cluster.shards import RayShards
+
+        cluster = Cluster(self.address, threads)
+        try:
+            need = functools.partial(worker_bytes, job.layout, job.memory)
+            nodes = cluster.checked(scheme.params, self.blobs, need)
+            return RayShards(cluster, nodes, job, job.layout, scheme.evaluator, need, self.warn)
+        except BaseException:
+            cluster.close()
+            raise
+
+
+def elsewhere(local: LocalConfig, blobs: Path, joint: msg.JointKeys, warn: Callable[[str], None]) -> Elsewhere | None:
+    """What the local file says; None: threads of this process."""
+    return Elsewhere(local.ray_address, blobs, joint, warn) if local.compute == "ray" else None
+
+
+PROCESS_BYTES = 400 << 20
+"""A worker before it has keys and blocks: Python, OpenFHE, Ray."""
+
+
+def worker_bytes(layout: Layout, memory: int, workers: int) -> int:
+    """What each of so many workers needs at most, when blocks are dealt evenly."""
+    limb, n = 2 * (2 * layout.slots) * 8, 2 * layout.slots
+    blocks = -(-layout.blocks // workers)
+    keys = (len(layout.rotations) + 1) * 2 * DIGITS * (LIMBS + 2) * n * 8
     data = layout.lane * DATA_LIMBS * limb
-    fit = (memory - layout.blocks * layout.class_groups * TARGET_LIMBS * limb) // data
-    return layout.blocks if fit >= layout.blocks else max(0, fit - 2)
+    kept = min(memory, blocks * data) + 2 * data
+    pairs = blocks * layout.class_groups * (TARGET_LIMBS + 2 * LIMBS + DATA_LIMBS) * limb
+    # rotated weights; sums of three polynomials, as ciphertexts and on their way
+    each = layout.class_groups * layout.babies * (DATA_LIMBS + 2 * DATA_LIMBS * 3 // 2) * limb
+    return PROCESS_BYTES + keys + kept + pairs + each

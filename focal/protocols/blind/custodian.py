@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
-from focal.protocols.blind.compute import BlindCompute
+from focal.protocols.blind.compute import BlindCompute, elsewhere
 from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.custodian import Custodian
 from focal.protocols.common.inputs import mask_files
@@ -47,6 +47,7 @@ class BlindCustodian(Custodian):
                     self.fetch,
                     self.threads,
                     memory,
+                    elsewhere(self.local, self.blobs.folder, self.joint, self.report.warn),
                 )
                 self.verify(compute)
             else:

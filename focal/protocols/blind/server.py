@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from focal.net import messages as msg
 from focal.protocols.blind import uploads
-from focal.protocols.blind.compute import BlindCompute
+from focal.protocols.blind.compute import BlindCompute, elsewhere
 from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.server import Server
 
@@ -30,6 +30,7 @@ class BlindServer(Server):
                 self.blobs.get,
                 self.threads,
                 memory,
+                elsewhere(self.local, self.blobs.folder, joint, self.report.warn),
             )
             return self.train(compute)
 

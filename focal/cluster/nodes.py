@@ -1,0 +1,267 @@
+"""The nodes of a party's Ray cluster: who they are, and whether they may compute.
+
+A node is taken when it has the focal, Python and limbs of the driver, sees the party's blobs where the driver does, and
+has the memory that its share of the layout needs. The cluster is taken when it turns away who has no token.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from focal import __version__
+from focal.ckks import native
+from focal.ckks.probe import limbs_digest
+from focal.config import CkksConfig
+from focal.errors import FocalError
+
+LOOK_SECONDS = 120.0
+"""How long a node may take to start a process and compute the probe."""
+KNOCK_SECONDS = 30.0
+DOCS = "docs/several-machines.md, 'Several machines for one party'"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node says of itself."""
+
+    id: str
+    name: str
+    """Host name and address, as errors say it."""
+    cores: int
+    memory: int
+    """Bytes that Ray may give to workers there (``ray start --memory``)."""
+    python: str
+    ray: str
+    focal: str | None
+    """None: not installed there."""
+    native: str
+    digest: str
+    """Of limbs (:mod:`focal.ckks.probe`)."""
+    sees: bool
+    """Are the party's blobs there?"""
+
+    def describe(self) -> str:
+        """One line of ``focal cluster check``."""
+        return (
+            f"{self.name}: {self.cores} cores, {self.memory / 1e9:.1f} GB; focal {self.focal or 'missing'}, "
+            f"ray {self.ray}, Python {self.python}, kernels {self.native or '?'}, limbs {self.digest[:16] or '?'}"
+        )
+
+
+class Cluster:
+    """This process as the driver of its party's cluster. ``address``: ``auto``, ``host:port``, or None for a cluster
+    on this machine that ends with it, of ``threads`` processors and, where that is said, ``memory`` bytes.
+
+    Raises :class:`FocalError` when there is no such cluster, no token, or a cluster that asks for none.
+    """
+
+    def __init__(self, address: str | None, threads: int, memory: int | None = None) -> None:
+        self.name = f"the Ray cluster at {address}" if address else "the Ray cluster of this machine"
+        options: dict[str, Any] = {"address": address or "local"}
+        if address is None:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # what it starts inherits it
+            options |= {"num_cpus": threads, "include_dashboard": False, "_memory": memory}
+        elif not _token_there():
+            raise FocalError(
+                f"{self.name}: there is no token on this machine, and without one anybody who reaches a port "
+                "runs code there",
+                hint="on one machine: ray get-auth-token --generate; copy ~/.ray/auth_token (0600) to every node; "
+                f"start Ray with RAY_AUTH_MODE=token everywhere ({DOCS})",
+            )
+        self._init(options)
+        try:
+            self._check_guarded()
+        except BaseException:
+            self.close()
+            raise
+
+    def _init(self, options: dict[str, Any]) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(log_to_driver=False, logging_level="error", **options)
+        except ray.exceptions.AuthenticationError:
+            raise FocalError(
+                f"{self.name}: it has another token than this machine",
+                hint="copy ~/.ray/auth_token (0600) from one of its nodes",
+            ) from None
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise FocalError(
+                f"{self.name}: no connection ({str(e).splitlines()[0][:200]})",
+                hint="this process must run on one of its nodes: RAY_AUTH_MODE=token ray start --address=HEAD:6379, "
+                "or leave out ray_address",
+            ) from None
+        finally:
+            if main:  # Ray takes it; a party ends in its own way
+                signal.signal(signal.SIGTERM, handler)
+
+    def _check_guarded(self) -> None:
+        """Knock without a token, in another process: this one's mode is settled."""
+        address = ray.get_runtime_context().gcs_address
+        env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_AUTH_MODE": "disabled"}
+        try:
+            knock = subprocess.run(
+                [sys.executable, "-c", KNOCK, address], env=env, capture_output=True, text=True, timeout=KNOCK_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise FocalError(f"{self.name}: no answer to who has no token within {KNOCK_SECONDS:.0f} s") from None
+        if knock.returncode == LET_IN:
+            raise FocalError(
+                f"{self.name} lets in who has no token: whoever reaches its ports runs code there",
+                hint=f"stop it (ray stop on every node) and start it with RAY_AUTH_MODE=token on every node ({DOCS})",
+            )
+        if knock.returncode != TURNED_AWAY:
+            last = (knock.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise FocalError(f"{self.name}: it cannot be told whether it asks for a token ({last[:200]})")
+
+    # ----------------------------------------------------------------- nodes
+
+    def nodes(self, params: CkksConfig, folder: Path | None = None) -> list[Node]:
+        """All nodes that are alive, after each has computed the probe and looked for ``folder``.
+
+        Raises :class:`FocalError` naming a node that does not answer.
+        """
+        look, alive = ray.remote(_look()), self.alive()
+        asked = [
+            look.options(num_cpus=0, scheduling_strategy=on_node(id), max_retries=0).remote(
+                params.model_dump(), str(folder) if folder else None
+            )
+            for id in alive
+        ]
+        return [self._heard(alive[id], answer) for id, answer in zip(alive, asked, strict=True)]
+
+    def alive(self) -> dict[str, dict[str, Any]]:
+        """Id -> what Ray says of the node."""
+        return {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
+
+    def _heard(self, said: dict[str, Any], answer: Any) -> Node:
+        resources, name = said["Resources"], f"{said['NodeManagerHostname']} ({said['NodeManagerAddress']})"
+        try:
+            seen = ray.get(answer, timeout=LOOK_SECONDS)
+        except ray.exceptions.RayError as e:
+            reason = str(e).strip().splitlines()[-1][:200]
+            raise FocalError(
+                f"{self.name}: node {name} does not answer ({reason})",
+                hint="the same Python, ray and focal must be installed on every node",
+            ) from None
+        return Node(said["NodeID"], name, int(resources.get("CPU", 0)), int(resources.get("memory", 0)), **seen)
+
+    def checked(self, params: CkksConfig, folder: Path | None, need: Callable[[int], int] | None = None) -> list[Node]:
+        """The nodes that compute: all that were given processors. ``need``: nodes -> bytes that each of them needs.
+
+        Raises :class:`FocalError` naming the first node that may not compute, why, and the way out.
+        """
+        own, nodes = limbs_digest(params), [n for n in self.nodes(params, folder) if n.cores > 0]
+        if not nodes:
+            raise FocalError(f"{self.name}: no node has processors", hint="ray start with --num-cpus above 0")
+        for node in nodes:
+            self._check(node, own, folder, need(len(nodes)) if need else 0)
+        return nodes
+
+    def _check(self, node: Node, own: str, folder: Path | None, need: int) -> None:
+        where, python = f"{self.name}: node {node.name}", _python()
+        if (node.focal, node.python, node.ray) != (__version__, python, ray.__version__):
+            raise FocalError(
+                f"{where} has focal {node.focal or '(missing)'}, Python {node.python} and ray {node.ray}, this process "
+                f"{__version__}, {python} and {ray.__version__}",
+                hint="install the same versions there, then start Ray on that node again",
+            )
+        if node.digest != own:
+            raise FocalError(
+                f"{where} computes other limbs than this process ({node.digest[:16]}, not {own[:16]}; kernels there "
+                f"{node.native}, here {native.description})",
+                hint="FOCAL_NATIVE=0 ray start there tells whether its kernels or its OpenFHE are to blame; "
+                "take the node out of the cluster until it gives the same",
+            )
+        if not node.sees:
+            raise FocalError(
+                f"{where} does not see {folder}",
+                hint="mount that folder there under the same path, readable for the user who started Ray",
+            )
+        if node.memory < need:
+            raise FocalError(
+                f"{where} has {node.memory / 1e9:.1f} GB for workers, the layout needs {need / 1e9:.1f} GB of it",
+                hint="a smaller memory_gb in the local file, more nodes, or ray start --memory=BYTES there",
+            )
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+def on_node(id: str) -> NodeAffinitySchedulingStrategy:
+    """There or nowhere."""
+    return NodeAffinitySchedulingStrategy(id, soft=False)
+
+
+TURNED_AWAY, LET_IN = 10, 11
+KNOCK = f"""
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1])
+except AuthenticationError:
+    sys.exit({TURNED_AWAY})
+sys.exit({LET_IN})
+"""
+"""What a stranger's process does. Anything but its two exits is no answer, and no answer is refused."""
+
+
+def _token_there() -> bool:
+    """Where Ray looks for one, in its order."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(file) if file else Path.home() / ".ray" / "auth_token"
+    return path.is_file() and bool(path.read_text().strip())
+
+
+@functools.cache
+def _python() -> str:
+    return ".".join(map(str, sys.version_info[:3]))
+
+
+def _look() -> Callable[[dict[str, Any], str | None], dict[str, Any]]:
+    """The function that looks at a node. It is made here, so that it travels as itself: a node without focal,
+    or with another one, can still say so."""
+
+    def look(params: dict[str, Any], folder: str | None) -> dict[str, Any]:
+        import os
+        import sys
+
+        import ray
+
+        found: dict[str, Any] = {
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "ray": ray.__version__,
+            "focal": None,
+            "native": "",
+            "digest": "",
+            "sees": folder is None or os.access(folder, os.R_OK | os.X_OK),
+        }
+        try:
+            import focal
+
+            found["focal"] = focal.__version__
+            from focal.ckks import native, probe
+            from focal.config import CkksConfig
+
+            found |= {"native": native.description, "digest": probe.limbs_digest(CkksConfig(**params))}
+        except (ImportError, AttributeError):  # none, or another one
+            pass
+        return found
+
+    return look
