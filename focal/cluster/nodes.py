@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Node:
     digest: str
     """Of limbs (:mod:`focal.ckks.probe`)."""
     sees: bool
-    """Are the party's blobs there?"""
+    """Is a file of the party's blobs there?"""
 
     def describe(self) -> str:
         """One line of ``focal cluster check``."""
@@ -129,15 +129,15 @@ class Cluster:
 
     # ----------------------------------------------------------------- nodes
 
-    def nodes(self, params: CkksConfig, folder: Path | None = None) -> list[Node]:
-        """All nodes that are alive, after each has computed the probe and looked for ``folder``.
+    def nodes(self, params: CkksConfig, file: Path | None = None) -> list[Node]:
+        """All nodes that are alive, after each has computed the probe and looked for ``file``.
 
         Raises :class:`FocalError` naming a node that does not answer.
         """
         look, alive = ray.remote(_look()), self.alive()
         asked = [
             look.options(num_cpus=0, scheduling_strategy=on_node(id), max_retries=0).remote(
-                params.model_dump(), str(folder) if folder else None
+                params.model_dump(), str(file) if file else None
             )
             for id in alive
         ]
@@ -159,19 +159,22 @@ class Cluster:
             ) from None
         return Node(said["NodeID"], name, int(resources.get("CPU", 0)), int(resources.get("memory", 0)), **seen)
 
-    def checked(self, params: CkksConfig, folder: Path | None, need: Callable[[int], int] | None = None) -> list[Node]:
-        """The nodes that compute: all that were given processors. ``need``: nodes -> bytes that each of them needs.
+    def checked(
+        self, found: Sequence[Node], params: CkksConfig, file: Path | None, need: Callable[[int], int] | None = None
+    ) -> list[Node]:
+        """Those of :meth:`nodes` that compute: all that were given processors. ``file``: one of the party's blobs;
+        ``need``: nodes -> bytes that each of them needs.
 
         Raises :class:`FocalError` naming the first node that may not compute, why, and the way out.
         """
-        own, nodes = limbs_digest(params), [n for n in self.nodes(params, folder) if n.cores > 0]
+        own, nodes = limbs_digest(params), [n for n in found if n.cores > 0]
         if not nodes:
             raise FocalError(f"{self.name}: no node has processors", hint="ray start with --num-cpus above 0")
         for node in nodes:
-            self._check(node, own, folder, need(len(nodes)) if need else 0)
+            self._check(node, own, file, need(len(nodes)) if need else 0)
         return nodes
 
-    def _check(self, node: Node, own: str, folder: Path | None, need: int) -> None:
+    def _check(self, node: Node, own: str, file: Path | None, need: int) -> None:
         where, python = f"{self.name}: node {node.name}", _python()
         if (node.focal, node.python, node.ray) != (__version__, python, ray.__version__):
             raise FocalError(
@@ -188,8 +191,9 @@ class Cluster:
             )
         if not node.sees:
             raise FocalError(
-                f"{where} does not see {folder}",
-                hint="mount that folder there under the same path, readable for the user who started Ray",
+                f"{where} does not see {file}",
+                hint="share the folder 'blobs' of this party's state (only that one) with the node, under the same "
+                "path and for the same user",
             )
         if node.memory < need:
             raise FocalError(
@@ -238,7 +242,7 @@ def _look() -> Callable[[dict[str, Any], str | None], dict[str, Any]]:
     """The function that looks at a node. It is made here, so that it travels as itself: a node without focal,
     or with another one, can still say so."""
 
-    def look(params: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    def look(params: dict[str, Any], file: str | None) -> dict[str, Any]:
         import os
         import sys
 
@@ -250,7 +254,7 @@ def _look() -> Callable[[dict[str, Any], str | None], dict[str, Any]]:
             "focal": None,
             "native": "",
             "digest": "",
-            "sees": folder is None or os.access(folder, os.R_OK | os.X_OK),
+            "sees": file is None or os.access(file, os.R_OK),
         }
         try:
             import focal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
-from focal.protocols.blind.compute import BlindCompute
+from focal.protocols.blind.compute import BlindCompute, Elsewhere
 from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.audit import Audit
 
@@ -26,4 +26,19 @@ class BlindAudit(Audit):
         wanted = [placed.input for placed in uploads.inputs(self.manifest, layout, lists)]
         given = self.contributions(uploads.ROUND, digest, wanted, uploads.claims(self.manifest, layout, seed, lists))
         self.say(f"inputs     {len(wanted)} ciphertexts, from what {len(given)} custodians gave for them")
-        return BlindCompute(self.manifest, self.scheme, layout, seed, lists, digest, given, self.blob, self.threads)
+        cluster = None
+        if self.ray is not None:
+            address = None if self.ray == "local" else self.ray
+            cluster = Elsewhere(address, self.blobs.folder.absolute(), joint, self.say)
+        return BlindCompute(
+            self.manifest,
+            self.scheme,
+            layout,
+            seed,
+            lists,
+            digest,
+            given,
+            self.blob,
+            self.threads,
+            elsewhere=cluster,
+        )

@@ -27,6 +27,7 @@ from typing import Any
 from focal.ckks import codec
 from focal.ckks.scheme import DIGITS, LIMBS, Scheme
 from focal.config import LocalConfig
+from focal.extras import require
 from focal.heads.linear.cost import BLOCK_MEMORY
 from focal.heads.linear.engine import WEIGHTS, Block, Engine, Shard, Shards, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, Layout
@@ -250,13 +251,16 @@ class Elsewhere:
 
     def shards(self, job: Job, scheme: Scheme, threads: int) -> Shards:
         """Workers on all nodes, checked. Raises :class:`FocalError` naming a node that may not compute."""
+        require("ray", "compute: ray")
         from focal.cluster.nodes import Cluster
         from focal.cluster.shards import RayShards
 
         cluster = Cluster(self.address, threads)
         try:
             need = functools.partial(worker_bytes, job.layout, job.memory)
-            nodes = cluster.checked(scheme.params, self.blobs, need)
+            key = self.joint.relinearisation_b
+            file = self.blobs / key[:2] / key[2:]
+            nodes = cluster.checked(cluster.nodes(scheme.params, file), scheme.params, file, need)
             return RayShards(cluster, nodes, job, job.layout, scheme.evaluator, need, self.warn)
         except BaseException:
             cluster.close()
@@ -265,7 +269,7 @@ class Elsewhere:
 
 def elsewhere(local: LocalConfig, blobs: Path, joint: msg.JointKeys, warn: Callable[[str], None]) -> Elsewhere | None:
     """What the local file says; None: threads of this process."""
-    return Elsewhere(local.ray_address, blobs, joint, warn) if local.compute == "ray" else None
+    return Elsewhere(local.ray_address, blobs.absolute(), joint, warn) if local.compute == "ray" else None
 
 
 PROCESS_BYTES = 400 << 20
