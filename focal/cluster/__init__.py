@@ -29,6 +29,10 @@ Ray is imported here and nowhere else, when a local file says ``compute: ray``.
 """
 
 import os
+import sys
+
+if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
+    raise RuntimeError("ray was imported before focal.cluster, and has settled that it shows no token")
 
 # Ray reads these when it is imported. Without the second it would let in whoever finds the port.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -185,9 +185,14 @@ class RayShards:
         self._repeated(self._alive)
 
     def close(self) -> None:
+        self.dismiss()
+        self.cluster.close()
+
+    def dismiss(self) -> None:
+        """End all workers; the cluster stays."""
         for seat in self.seats:
             ray.kill(seat.actor)
-        self.cluster.close()
+        self.seats = []
 
     # ----------------------------------------------------------------- the three calls
 
@@ -269,7 +274,7 @@ class RayShards:
             except ray.exceptions.RayError as e:
                 reason = str(e)
             self.warn(f"{self.cluster.name}: a worker was lost ({_line(reason)}); its part is made again")
-            self._dismiss()
+            self._keep_living()
         raise FocalError(
             f"{self.cluster.name}: workers were lost {REPEATS} times in one call, the last time: {_line(reason)}",
             hint="look for what ends processes there (memory?), then give the same command again: "
@@ -279,7 +284,7 @@ class RayShards:
     def _alive(self) -> list[int]:
         return self._got([seat.actor.alive.remote() for seat in self.seats])
 
-    def _dismiss(self) -> None:
+    def _keep_living(self) -> None:
         """Keep the workers that answer, once they have done what they were asked for."""
         asked = [(seat, seat.actor.alive.remote()) for seat in self.seats]
         self.seats = []
