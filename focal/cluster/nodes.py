@@ -6,7 +6,6 @@ has the memory that its share of the layout needs. The cluster is taken when it 
 
 from __future__ import annotations
 
-import functools
 import os
 import secrets
 import signal
@@ -21,9 +20,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from focal import __version__
-from focal.ckks import native
-from focal.ckks.probe import limbs_digest
 from focal.config import CkksConfig
 from focal.errors import FocalError
 
@@ -46,7 +42,7 @@ class Node:
     python: str
     ray: str
     focal: str | None
-    """None: not installed there."""
+    """Its version, and a digest of its source; None: not installed there."""
     native: str
     digest: str
     """Of limbs (:mod:`focal.ckks.probe`)."""
@@ -81,24 +77,26 @@ class Cluster:
                 hint="on one machine: ray get-auth-token --generate; copy ~/.ray/auth_token (0600) to every node; "
                 f"start Ray with RAY_AUTH_MODE=token everywhere ({DOCS})",
             )
-        self._init(options)
+        self._init(address, options)
         try:
             self._check_guarded()
         except BaseException:
             self.close()
             raise
 
-    def _init(self, options: dict[str, Any]) -> None:
+    def _init(self, address: str | None, options: dict[str, Any]) -> None:
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(log_to_driver=False, logging_level="error", **options)
-        except ray.exceptions.AuthenticationError:
-            raise FocalError(
-                f"{self.name}: it has another token than this machine",
-                hint="copy ~/.ray/auth_token (0600) from one of its nodes",
-            ) from None
-        except (ConnectionError, RuntimeError, ValueError) as e:
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as e:
+            if isinstance(e, ray.exceptions.AuthenticationError) or (
+                address not in (None, "auto") and knocked(str(address), dict(os.environ)) == TURNED_AWAY
+            ):
+                raise FocalError(
+                    f"{self.name}: it has another token than this machine",
+                    hint="copy ~/.ray/auth_token (0600) from one of its nodes",
+                ) from None
             raise FocalError(
                 f"{self.name}: no connection ({str(e).splitlines()[0][:200]})",
                 hint="this process must run on one of its nodes: RAY_AUTH_MODE=token ray start --address=HEAD:6379, "
@@ -112,20 +110,14 @@ class Cluster:
         """Knock without a token, in another process: this one's mode is settled."""
         address = ray.get_runtime_context().gcs_address
         env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_AUTH_MODE": "disabled"}
-        try:
-            knock = subprocess.run(
-                [sys.executable, "-c", KNOCK, address], env=env, capture_output=True, text=True, timeout=KNOCK_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            raise FocalError(f"{self.name}: no answer to who has no token within {KNOCK_SECONDS:.0f} s") from None
-        if knock.returncode == LET_IN:
+        answer = knocked(address, env)
+        if answer == LET_IN:
             raise FocalError(
                 f"{self.name} lets in who has no token: whoever reaches its ports runs code there",
                 hint=f"stop it (ray stop on every node) and start it with RAY_AUTH_MODE=token on every node ({DOCS})",
             )
-        if knock.returncode != TURNED_AWAY:
-            last = (knock.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise FocalError(f"{self.name}: it cannot be told whether it asks for a token ({last[:200]})")
+        if answer != TURNED_AWAY:
+            raise FocalError(f"{self.name}: it cannot be told whether it asks for a token", hint="is it still there?")
 
     # ----------------------------------------------------------------- nodes
 
@@ -167,25 +159,25 @@ class Cluster:
 
         Raises :class:`FocalError` naming the first node that may not compute, why, and the way out.
         """
-        own, nodes = limbs_digest(params), [n for n in found if n.cores > 0]
+        own, nodes = _look()(params.model_dump(), None), [n for n in found if n.cores > 0]
         if not nodes:
             raise FocalError(f"{self.name}: no node has processors", hint="ray start with --num-cpus above 0")
         for node in nodes:
             self._check(node, own, file, need(len(nodes)) if need else 0)
         return nodes
 
-    def _check(self, node: Node, own: str, file: Path | None, need: int) -> None:
-        where, python = f"{self.name}: node {node.name}", _python()
-        if (node.focal, node.python, node.ray) != (__version__, python, ray.__version__):
+    def _check(self, node: Node, own: dict[str, Any], file: Path | None, need: int) -> None:
+        where = f"{self.name}: node {node.name}"
+        if (node.focal, node.python, node.ray) != (own["focal"], own["python"], own["ray"]):
             raise FocalError(
                 f"{where} has focal {node.focal or '(missing)'}, Python {node.python} and ray {node.ray}, this process "
-                f"{__version__}, {python} and {ray.__version__}",
+                f"{own['focal']}, {own['python']} and {own['ray']}",
                 hint="install the same versions there, then start Ray on that node again",
             )
-        if node.digest != own:
+        if node.digest != own["digest"]:
             raise FocalError(
-                f"{where} computes other limbs than this process ({node.digest[:16]}, not {own[:16]}; kernels there "
-                f"{node.native}, here {native.description})",
+                f"{where} computes other limbs than this process ({node.digest[:16]}, not {own['digest'][:16]}; "
+                f"kernels there {node.native}, here {own['native']})",
                 hint="FOCAL_NATIVE=0 ray start there tells whether its kernels or its OpenFHE are to blame; "
                 "take the node out of the cluster until it gives the same",
             )
@@ -224,6 +216,16 @@ sys.exit({LET_IN})
 """What a stranger's process does. Anything but its two exits is no answer, and no answer is refused."""
 
 
+def knocked(address: str, env: dict[str, str]) -> int | None:
+    """What the head node at ``address`` says to a process with these variables: ``TURNED_AWAY``, ``LET_IN``, or
+    something else."""
+    command = [sys.executable, "-c", KNOCK, address]
+    try:
+        return subprocess.run(command, env=env, capture_output=True, timeout=KNOCK_SECONDS).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
 def _token_there() -> bool:
     """Where Ray looks for one, in its order."""
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -233,38 +235,39 @@ def _token_there() -> bool:
     return path.is_file() and bool(path.read_text().strip())
 
 
-@functools.cache
-def _python() -> str:
-    return ".".join(map(str, sys.version_info[:3]))
-
-
 def _look() -> Callable[[dict[str, Any], str | None], dict[str, Any]]:
-    """The function that looks at a node. It is made here, so that it travels as itself: a node without focal,
+    """The function that looks at a machine. It is made here, so that it travels as itself: a node without focal,
     or with another one, can still say so."""
 
     def look(params: dict[str, Any], file: str | None) -> dict[str, Any]:
+        import hashlib
         import os
         import sys
-
-        import ray
+        from importlib.metadata import PackageNotFoundError, version
+        from importlib.util import find_spec
+        from pathlib import Path
 
         found: dict[str, Any] = {
             "python": ".".join(map(str, sys.version_info[:3])),
-            "ray": ray.__version__,
+            "ray": version("ray"),
             "focal": None,
             "native": "",
             "digest": "",
             "sees": file is None or os.access(file, os.R_OK),
         }
+        package = find_spec("focal")
+        if package is None or package.origin is None:
+            return found
+        folder, source = Path(package.origin).parent, hashlib.sha256()
+        for path in sorted(folder.rglob("*.py")):
+            source.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
         try:
-            import focal
-
-            found["focal"] = focal.__version__
+            found["focal"] = f"{version('focal')} ({source.hexdigest()[:8]})"
             from focal.ckks import native, probe
             from focal.config import CkksConfig
 
             found |= {"native": native.description, "digest": probe.limbs_digest(CkksConfig(**params))}
-        except (ImportError, AttributeError):  # none, or another one
+        except (ImportError, AttributeError, PackageNotFoundError):  # another one
             pass
         return found
 

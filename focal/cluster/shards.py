@@ -28,7 +28,8 @@ import ray
 from numpy.typing import NDArray
 
 from focal.ckks import ring
-from focal.ckks.evaluator import Ciphertext, Evaluator
+from focal.ckks.evaluator import Ciphertext
+from focal.ckks.scheme import Scheme
 from focal.cluster.nodes import Cluster, Node, on_node
 from focal.errors import FocalError
 from focal.heads.linear.engine import Shard
@@ -95,14 +96,14 @@ class Worker:
 
         def total(*parts: Limbs) -> Ciphertext:
             rows = [ring.total(polynomials, primes) for polynomials in zip(*parts, strict=True)]
-            return self.shard.ev.load(rows, degree=2)
+            return self.shard.scheme.evaluator.load(rows, degree=2)
 
         return self._shown(self.shard.relinearised(list(self.shard.pool.map(total, *sums))))
 
     def turned(self, part: Part, flat: Limbs, carried: Limbs | None) -> Any:
         """The class groups that end in this part, from the last to the first, (groups, 2, limbs, N); and what hangs
         over to the part before."""
-        babies, load = self.shard.layout.babies, functools.partial(self.shard.ev.load, degree=2)
+        babies, load = self.shard.layout.babies, functools.partial(self.shard.scheme.evaluator.load, degree=2)
         over = None if carried is None else load(carried)
         groups = [list(places) for _, places in itertools.groupby(part, lambda place: place // babies)]
 
@@ -117,22 +118,22 @@ class Worker:
     # ----------------------------------------------------------------- limbs
 
     def _shown(self, ciphertexts: Sequence[Ciphertext]) -> Limbs:
-        return shown(self.shard.ev, ciphertexts)
+        return shown(self.shard.scheme, ciphertexts)
 
     def _by_block(self, blocks: list[int], ciphertexts: list[Ciphertext]) -> Any:
         groups = self.shard.layout.class_groups
         return _several([self._shown(ciphertexts[i * groups : (i + 1) * groups]) for i in range(len(blocks))])
 
     def _loaded(self, limbs: Limbs) -> list[Ciphertext]:
-        return list(map(self.shard.ev.load, limbs))
+        return list(map(self.shard.scheme.evaluator.load, limbs))
 
     def _refreshed(self, by_block: Sequence[Limbs]) -> list[Ciphertext] | None:
         return [ct for limbs in by_block for ct in self._loaded(limbs)] or None
 
 
-def shown(ev: Evaluator, ciphertexts: Sequence[Ciphertext]) -> Limbs:
+def shown(scheme: Scheme, ciphertexts: Sequence[Ciphertext]) -> Limbs:
     """(ciphertexts, polynomials, limbs, N)"""
-    return np.array([ev.limbs(ct) for ct in ciphertexts], np.uint64)
+    return np.array([scheme.evaluator.limbs(ct) for ct in ciphertexts], np.uint64)
 
 
 def _several(results: list[Any]) -> Any:
@@ -169,14 +170,13 @@ class RayShards:
         nodes: Sequence[Node],
         job: Job,
         layout: Layout,
-        ev: Evaluator,
+        scheme: Scheme,
         need: Callable[[int], int],
         warn: Callable[[str], None],
         per_node: int = 1,
     ) -> None:
-        self.cluster, self.layout, self.ev, self.need, self.warn, self.per_node = (
-            cluster, layout, ev, need, warn, per_node,
-        )  # fmt: skip
+        self.cluster, self.layout, self.scheme = cluster, layout, scheme
+        self.need, self.warn, self.per_node = need, warn, per_node
         self.nodes = {node.id: node for node in nodes}
         self.job = ray.put(job)
         self.seats: list[_Seat] = []
@@ -197,7 +197,7 @@ class RayShards:
     # ----------------------------------------------------------------- the three calls
 
     def forward(self, weights: list[Ciphertext]) -> list[Ciphertext]:
-        sent = ray.put(shown(self.ev, weights))
+        sent = ray.put(shown(self.scheme, weights))
         return self._by_block("forward", lambda seat: [sent])
 
     def residuals(self, logits: list[Ciphertext] | None) -> list[Ciphertext]:
@@ -226,7 +226,7 @@ class RayShards:
                 ended, over = seat.actor.turned.options(num_returns=2).remote(part, own, over)
                 done.append(ended)
             last_first = [ct for limbs in self._got(done) for ct in limbs]
-            return [self.ev.load(limbs, degree=2) for limbs in reversed(last_first)]
+            return [self.scheme.evaluator.load(limbs, degree=2) for limbs in reversed(last_first)]
 
         return self._repeated(attempt)
 
@@ -237,7 +237,7 @@ class RayShards:
         if ciphertexts is None:
             return []
         groups = self.layout.class_groups
-        return [ray.put(shown(self.ev, ciphertexts[i : i + groups])) for i in range(0, len(ciphertexts), groups)]
+        return [ray.put(shown(self.scheme, ciphertexts[i : i + groups])) for i in range(0, len(ciphertexts), groups)]
 
     def _of(self, seat: _Seat, sent: list[Any]) -> list[Any]:
         return [sent[b] for b in seat.blocks] if sent else []
@@ -251,7 +251,7 @@ class RayShards:
                 method = getattr(seat.actor, call).options(num_returns=len(seat.blocks))
                 made |= dict(zip(seat.blocks, _refs(method.remote(seat.blocks, *given(seat))), strict=True))
             blocks = range(self.layout.blocks)
-            return [self.ev.load(limbs) for b in blocks for limbs in self._got([made.pop(b)])[0]]
+            return [self.scheme.evaluator.load(limbs) for b in blocks for limbs in self._got([made.pop(b)])[0]]
 
         return self._repeated(attempt)
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 from spread import Recorded  # noqa: E402
 
-from focal.cluster import nodes as cluster_nodes  # noqa: E402
 from focal.cluster.nodes import Cluster, Node  # noqa: E402
 from focal.cluster.shards import RayShards, cut  # noqa: E402
 from focal.config import CkksConfig  # noqa: E402
@@ -88,9 +88,7 @@ def steps(recorded: Recorded, shards: Shards | None, count: int = 2) -> list[lis
 
 def workers(cluster: Cluster, found: list[Node], recorded: Recorded, per_node: int, kind: type[RayShards] = RayShards):  # type: ignore[no-untyped-def]
     told: list[str] = []
-    made = kind(
-        cluster, found, recorded.job, LAYOUT, recorded.run.scheme.evaluator, lambda n: GB // 4, told.append, per_node
-    )
+    made = kind(cluster, found, recorded.job, LAYOUT, recorded.run.scheme, lambda n: GB // 4, told.append, per_node)
     return made, told
 
 
@@ -169,9 +167,7 @@ def test_workers_limit_openmp_and_know_no_key_of_the_driver(
 # --------------------------------------------------------------------------- who is refused
 
 
-def test_nodes_that_may_not_compute_are_named(
-    cluster: Cluster, found: list[Node], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_nodes_that_may_not_compute_are_named(cluster: Cluster, found: list[Node], tmp_path: Path) -> None:
     name = socket.gethostname()
     assert [n.cores for n in cluster.checked(found, PARAMS, None, lambda n: GB)] == [2]
     with pytest.raises(FocalError, match=rf"node {name} .* has 2\.1 GB for workers, the layout needs 3\.0 GB"):
@@ -179,13 +175,16 @@ def test_nodes_that_may_not_compute_are_named(
     missing = tmp_path / "ab" / "cd"
     with pytest.raises(FocalError, match=f"node {name} .* does not see {missing}"):
         cluster.checked(cluster.nodes(PARAMS, missing), PARAMS, missing)
-    monkeypatch.setattr(cluster_nodes, "__version__", "9.9")
-    with pytest.raises(FocalError, match=rf"node {name} .* has focal .*, this process 9\.9"):
-        cluster.checked(found, PARAMS, None)
-    monkeypatch.undo()
-    monkeypatch.setattr(cluster_nodes, "limbs_digest", lambda params: "0" * 64)
-    with pytest.raises(FocalError, match=rf"node {name} .* computes other limbs than this process"):
-        cluster.checked(found, PARAMS, None)
+    others = {
+        "has focal 9.9, Python": {"focal": "9.9"},
+        r"has focal \(missing\), Python": {"focal": None, "digest": ""},
+        "Python 3.8.1 and": {"python": "3.8.1"},
+        "ray 2.9.0, this process": {"ray": "2.9.0"},
+        "computes other limbs than this process": {"digest": "0" * 64},
+    }
+    for words, other in others.items():
+        with pytest.raises(FocalError, match=f"node {name} .*{words}"):
+            cluster.checked([replace(found[0], **other)], PARAMS, None)  # type: ignore[arg-type]
 
 
 def test_workers_need_more_memory_when_there_are_fewer() -> None:

@@ -261,7 +261,7 @@ class Elsewhere:
             key = self.joint.relinearisation_b
             file = self.blobs / key[:2] / key[2:]
             nodes = cluster.checked(cluster.nodes(scheme.params, file), scheme.params, file, need)
-            return RayShards(cluster, nodes, job, job.layout, scheme.evaluator, need, self.warn)
+            return RayShards(cluster, nodes, job, job.layout, scheme, need, self.warn)
         except BaseException:
             cluster.close()
             raise
