@@ -7,6 +7,7 @@ alike, and an engine that asks for the refresh of another ciphertext fails.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -134,6 +135,17 @@ def test_a_worker_killed_in_the_middle_of_a_step_changes_no_limb(
     after = {seat.pid for seat in shards.seats}
     assert shards.killed in before - after and len(before & after) == 1 and len(after) == 2
     shards.dismiss()
+
+
+def test_a_node_lost_in_the_middle_of_a_step_changes_no_limb() -> None:
+    """The other node takes its blocks."""
+    command = [sys.executable, str(ROOT / "tests/support/losing_node.py")]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=env, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    happened = json.loads(result.stdout.splitlines()[-1])
+    assert happened["same"] and happened["told"], happened
+    assert happened["before"] == [[0, 2], [1]] and happened["after"] == [[0, 1, 2]]
 
 
 def test_what_a_worker_finds_wrong_is_raised_as_it_is(
