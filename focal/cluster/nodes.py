@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from focal.errors import FocalError
 LOOK_SECONDS = 120.0
 """How long a node may take to start a process and compute the probe."""
 KNOCK_SECONDS = 30.0
+TRIES = 3
 DOCS = "docs/several-machines.md, 'Several machines for one party'"
 
 
@@ -87,36 +89,42 @@ class Cluster:
     def _init(self, address: str | None, options: dict[str, Any]) -> None:
         main = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(log_to_driver=False, logging_level="error", **options)
-        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as e:
-            if isinstance(e, ray.exceptions.AuthenticationError) or (
-                address not in (None, "auto") and knocked(str(address), dict(os.environ)) == TURNED_AWAY
-            ):
-                raise FocalError(
-                    f"{self.name}: it has another token than this machine",
-                    hint="copy ~/.ray/auth_token (0600) from one of its nodes",
-                ) from None
+        for attempt in range(TRIES if address is None else 1):  # on a busy machine Ray's own processes may be late
+            try:
+                ray.init(log_to_driver=False, logging_level="error", **options)
+                return
+            except Exception as e:  # Ray raises all kinds of them
+                ray.shutdown()
+                reason, denied = str(e).strip().splitlines(), isinstance(e, ray.exceptions.AuthenticationError)
+            finally:
+                if main:  # Ray takes it; a party ends in its own way
+                    signal.signal(signal.SIGTERM, handler)
+            time.sleep(attempt)
+        if denied or (address not in (None, "auto") and knocked(str(address), dict(os.environ)) == TURNED_AWAY):
             raise FocalError(
-                f"{self.name}: no connection ({str(e).splitlines()[0][:200]})",
-                hint="this process must run on one of its nodes: RAY_AUTH_MODE=token ray start --address=HEAD:6379, "
-                "or leave out ray_address",
-            ) from None
-        finally:
-            if main:  # Ray takes it; a party ends in its own way
-                signal.signal(signal.SIGTERM, handler)
+                f"{self.name}: it has another token than this machine",
+                hint="copy ~/.ray/auth_token (0600) from one of its nodes",
+            )
+        why = reason[0][:200] if reason else "no reason given"
+        if address is None:
+            raise FocalError(f"{self.name}: it does not start ({why})", hint="its logs are in /tmp/ray/session_latest")
+        raise FocalError(
+            f"{self.name}: no connection ({why})",
+            hint="this process must run on one of its nodes: RAY_AUTH_MODE=token ray start --address=HEAD:6379, "
+            "or leave out ray_address",
+        )
 
     def _check_guarded(self) -> None:
         """Knock without a token, in another process: this one's mode is settled."""
         address = ray.get_runtime_context().gcs_address
         env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_AUTH_MODE": "disabled"}
-        answer = knocked(address, env)
+        answer = next((a for a in (knocked(address, env) for _ in range(TRIES)) if a in (TURNED_AWAY, LET_IN)), None)
         if answer == LET_IN:
             raise FocalError(
                 f"{self.name} lets in who has no token: whoever reaches its ports runs code there",
                 hint=f"stop it (ray stop on every node) and start it with RAY_AUTH_MODE=token on every node ({DOCS})",
             )
-        if answer != TURNED_AWAY:
+        if answer is None:
             raise FocalError(f"{self.name}: it cannot be told whether it asks for a token", hint="is it still there?")
 
     # ----------------------------------------------------------------- nodes

@@ -15,6 +15,7 @@ How a backward pass gets from sums of some blocks to gradients of all, with thre
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -190,8 +191,9 @@ class RayShards:
 
     def dismiss(self) -> None:
         """End all workers; the cluster stays."""
-        for seat in self.seats:
-            ray.kill(seat.actor)
+        with contextlib.suppress(ray.exceptions.RayError):  # what is gone needs no end
+            for seat in self.seats:
+                ray.kill(seat.actor)
         self.seats = []
 
     # ----------------------------------------------------------------- the three calls

@@ -330,7 +330,7 @@ def test_a_run_whose_server_and_verifier_compute_on_ray(tmp_path: Path) -> None:
         assert np.abs(c.weights() - c.twin()).max() < 1e-3
         for extra in ((), ("--ray", "local")):
             audited = cli("audit", c.run.folder, *extra)
-            assert audited.returncode == 0 and "every digest is the same" in said(audited)
+            assert audited.returncode == 0 and "every digest is the same" in said(audited), audited.stderr
 
     ternary, limbs = pickle.loads(share.read_bytes())
     data = sent.read_bytes()
