@@ -68,6 +68,8 @@ class Cluster:
 
     def __init__(self, address: str | None, threads: int, memory: int | None = None) -> None:
         self.name = f"the Ray cluster at {address}" if address else "the Ray cluster of this machine"
+        if ray.is_initialized():
+            raise FocalError(f"{self.name}: this process is on a Ray cluster already", hint="one party a process")
         options: dict[str, Any] = {"address": address or "local"}
         if address is None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # what it starts inherits it

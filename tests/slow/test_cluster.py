@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from consortium import Consortium, cli, free_port, said
+from consortium import Consortium, cli, focal, free_port, said
 from patience import PATIENCE
 from places import ROOT
 
@@ -199,6 +199,12 @@ def test_nodes_that_may_not_compute_are_named(cluster: Cluster, found: list[Node
             cluster.checked([replace(found[0], **other)], PARAMS, None)  # type: ignore[arg-type]
 
 
+def test_a_process_is_on_one_cluster_at_a_time(cluster: Cluster) -> None:
+    with pytest.raises(FocalError, match="this process is on a Ray cluster already"):
+        Cluster(None, 1)
+    assert len(cluster.alive()) == 1
+
+
 def test_workers_need_more_memory_when_there_are_fewer() -> None:
     one, two = (worker_bytes(LAYOUT, 2 * GB, n) for n in (1, 2))
     assert GB // 4 < two < one < GB
@@ -328,10 +334,8 @@ def test_a_run_whose_server_and_verifier_compute_on_ray(tmp_path: Path) -> None:
         c.start(*(name for name in c.roles if name != "custodian-1"))
         c.finish()
         assert np.abs(c.weights() - c.twin()).max() < 1e-3
-        for extra in ((), ("--ray", "local")):
-            audited = cli("audit", c.run.folder, *extra)
+        for audited in (cli("audit", c.run.folder), focal("audit", c.run.folder, "--ray", "local")):
             assert audited.returncode == 0 and "every digest is the same" in said(audited), audited.stderr
-
     ternary, limbs = pickle.loads(share.read_bytes())
     data = sent.read_bytes()
     assert len(data) > 1 << 20 and b"JointKeys" in data, "nothing was recorded"
