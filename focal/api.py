@@ -302,7 +302,12 @@ def report(run: StrPath, out: StrPath | None = None, *, images: bool = True, say
 
 
 def audit(
-    run: StrPath, *, store: StrPath | None = None, threads: int | None = None, say: Say = lambda text: None
+    run: StrPath,
+    *,
+    store: StrPath | None = None,
+    threads: int | None = None,
+    ray: str | None = None,
+    say: Say = lambda text: None,
 ) -> str:
     """Run a finished run again from its signed messages and ciphertexts, and compare every digest.
 
@@ -311,15 +316,16 @@ def audit(
     64
 
     Returns the last link of the chain of steps: who audited the same run has the same. ``run`` may also be the
-    manifest, with ``store`` the server's state folder. Raises :class:`focal.errors.Refused` at the first thing
-    that is not what its inputs give.
+    manifest, with ``store`` the server's state folder. ``ray``: the Ray cluster that takes the steps of a blind run,
+    ``auto``, ``host:port``, or ``local`` for one of this machine. Raises :class:`focal.errors.Refused` at the first
+    thing that is not what its inputs give.
     """
     from focal.protocols.common import audit
 
     path = Path(run)
     manifest = read(Manifest, path / "manifest.json" if path.is_dir() else path)
     where = path / "parties" / manifest.server.name if store is None else Path(store)
-    return audit.audit(manifest, where, say, threads)
+    return audit.audit(manifest, where, say, threads, ray)
 
 
 def _cache(run: StrPath) -> Path | None:

@@ -403,8 +403,15 @@ class LocalConfig(Model):
     threads: int | None = Field(None, ge=1)
     """Worker threads for encrypted arithmetic; default: the number of processors."""
     memory_gb: float = Field(2.0, gt=0)
-    """Server and custodian: encrypted rows kept in memory while training;
-    the others are kept in a file of the state folder, 0.8 MB a ciphertext, and read in every pass."""
+    """Server and custodian: encrypted rows kept in memory while training, with ``compute: ray`` by each worker; the
+    others are kept in a file of the state folder, 0.8 MB a ciphertext (by workers they are made again), and read in
+    every pass."""
+    compute: Literal["threads", "ray"] = "threads"
+    """Server and verifying custodian, blind: who takes the steps, threads of this process or workers on a Ray cluster
+    of this party's own (``pip install focal[ray]``)."""
+    ray_address: str | None = None
+    """Of that cluster: ``auto``, when this machine is one of its nodes and of no other's, or ``host:port``; by default
+    one is started here, and ends with the process."""
     verify: Literal["off", "lockstep"] | None = None
     """Custodian: must repeat what the manifest says of it."""
     approve: Literal["auto", "human"] | None = None
@@ -423,3 +430,9 @@ class LocalConfig(Model):
     start: Path | None = None
     """Institution, interactive: the released model (a run's folder or ``model.pt``)
     that the manifest's ``start`` pins."""
+
+    @model_validator(mode="after")
+    def _no_address_without_cluster(self) -> LocalConfig:
+        if self.ray_address is not None and self.compute != "ray":
+            raise ValueError("'ray_address' belongs to compute: ray")
+        return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FocalError(Exception):
     """A problem that is reported in one or two lines, without a traceback.
@@ -17,6 +19,10 @@ class FocalError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  -> {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> Any:
+        # by what it holds: the arguments of its kinds differ, and a worker's error is raised again by its driver
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class ConfigError(FocalError):
@@ -37,3 +43,9 @@ class Refused(ProtocolError):
     def __init__(self, reason: str, message: str, *, hint: str = "") -> None:
         super().__init__(f"refused ({reason}): {message}", hint=hint)
         self.reason = reason
+
+
+def _again(kind: type[FocalError], args: tuple[Any, ...], state: dict[str, Any]) -> FocalError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

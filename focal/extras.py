@@ -1,10 +1,11 @@
-"""What is installed: bare ``focal`` serves, keeps keys and audits; a site and a study need more.
+"""What is installed: bare ``focal`` serves, keeps keys and audits; a site, a study and a cluster need more.
 
 ::
 
     pip install focal          server, custodian, manifest, audit          no torch
     pip install focal[site]    institution, train, and all that reads images or a released model
     pip install focal[study]   focal reproduce, TensorBoard's log
+    pip install focal[ray]     compute: ray, a server or a verifying custodian on several machines
 
 Asked before a command begins, so that none stops half way.
 """
@@ -32,6 +33,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "torchvision",
     ),
     "study": ("opacus", "tensorboard"),
+    "ray": ("ray",),
 }
 """Extra of pyproject.toml -> the modules that it brings and that the package imports."""
 

@@ -44,7 +44,8 @@ class Evaluator(Protocol):
     # ----------------------------------------------------------------- polynomials and slots
 
     def load(self, polynomials: Sequence[Sequence[Limb]], degree: int = 1) -> Ciphertext:
-        """(c0, c1), L limbs each, as a ciphertext of that scale degree. What others sent is checked first (codec)."""
+        """(c0, c1), L limbs each, as a ciphertext of that scale degree, or a product's three polynomials.
+        What others sent is checked first (codec)."""
 
     def zero(self, limbs: int) -> Ciphertext:
         """The ciphertext whose polynomials are zero, at scale degree 1."""

@@ -260,20 +260,22 @@ class Scheme:
                 self._templates[name] = Template(bytes(openfhe.Serialize(make(), openfhe.BINARY)), self.n, load)
             return self._templates[name]
 
-    def throwaway(self, limbs: int) -> Any:
-        """A ciphertext of zero for the throw-away key with ``limbs`` limbs, under the joint tag: for its shape."""
+    def throwaway(self, limbs: int, polynomials: int = 2) -> Any:
+        """A ciphertext of zero for the throw-away key with ``limbs`` limbs, under the joint tag: for its shape.
+        With three polynomials it is a product that was not relinearised, of scale degree 2."""
         plain = self.cc.MakeCKKSPackedPlaintext([0.0], 1, LIMBS - limbs)
         ct = self.cc.Encrypt(self.key.publicKey, plain)
         ct.SetKeyTag(self.tag)
-        return ct
+        return ct if polynomials == 2 else self.cc.EvalMultNoRelin(ct, ct)
 
     def ciphertext(self, polynomials: Sequence[Sequence[Limb]]) -> Any:
-        """(c0, c1), each L limbs, as OpenFHE's ciphertext with L limbs, scale degree 1, under the joint tag.
+        """(c0, c1), each L limbs, as OpenFHE's ciphertext with L limbs, scale degree 1, under the joint tag; or the
+        three polynomials of a product, scale degree 2.
 
         It is slow to compute with: ``Evaluator.load`` gives one that is not.
         """
-        limbs, load = len(polynomials[0]), openfhe.DeserializeCiphertextString
-        return self._template(("ciphertext", limbs), lambda: self.throwaway(limbs), load).build(polynomials)
+        shape, load = (len(polynomials[0]), len(polynomials)), openfhe.DeserializeCiphertextString
+        return self._template(("ciphertext", *shape), lambda: self.throwaway(*shape), load).build(polynomials)
 
     def public_key(self, b: Sequence[Limb], a: Sequence[Limb]) -> Any:
         """(b, a) as a public key with the joint tag."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from focal.cli.common import app, console, epoch_app, keys_app, say, warn
+from focal.cli.common import app, cluster_app, console, epoch_app, keys_app, say, warn
 from focal.cli.progress import Board
 from focal.errors import FocalError
 from focal.extras import require
@@ -141,3 +141,17 @@ def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0)
     from focal.runs import provision
 
     provision.check_party(read(Manifest, manifest), read(LocalConfig, local), local, wait, say)
+
+
+@cluster_app.command("check")
+def cluster_check(
+    local: Annotated[Path, typer.Argument(help="The local file of a server or verifying custodian: compute: ray.")],
+    manifest: Annotated[Path | None, typer.Option("--manifest", help="Also: the memory that its layout needs.")] = None,
+) -> None:
+    """Test this party's Ray cluster: its token, and of each node versions, memory, files and limbs."""
+    from focal.config import LocalConfig
+    from focal.manifest import Manifest
+    from focal.reading import read
+    from focal.runs.cluster import check_cluster
+
+    check_cluster(read(LocalConfig, local), local, read(Manifest, manifest) if manifest else None, say)

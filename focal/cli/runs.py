@@ -247,10 +247,13 @@ def audit(
         Path | None, typer.Option("--from", help="The server's state folder, where it lies elsewhere.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Worker threads; default: all processors.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Take the steps on a Ray cluster: auto, host:port, or local for this machine.")
+    ] = None,
 ) -> None:
     """Run a finished run again from its signed messages and ciphertexts and compare every digest."""
     started = time.monotonic()
-    chain = focal.audit(run, store=store, threads=threads, say=say)
+    chain = focal.audit(run, store=store, threads=threads, ray=ray, say=say)
     say(f"every digest is the same; chain {chain}, {time.monotonic() - started:.0f} s")
 
 

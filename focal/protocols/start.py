@@ -13,6 +13,7 @@ from typing import NoReturn
 from focal.ckks import native
 from focal.config import LocalConfig, printable
 from focal.errors import FocalError, LeftOut, ProtocolError
+from focal.extras import require
 from focal.files import private_write
 from focal.manifest import Manifest
 from focal.net.local import LocalLink
@@ -48,6 +49,7 @@ def run_role(
     try:
         manifest, local = read(Manifest, manifest_file), read(LocalConfig, local_file)
         name = local.name
+        check_compute(role, manifest, local)
         report = Reporter(name, Path(local.state) / "events.jsonl", sink)
         if not launched:  # the launcher has said it
             report.say(f"native kernels: {native.description}")
@@ -78,6 +80,17 @@ def run_role(
             close = getattr(party.net, "close", None)
             if close is not None:
                 close()
+
+
+def check_compute(role: str, manifest: Manifest, local: LocalConfig) -> None:
+    """Raise when this party's local file asks for a cluster that it has no use for, or no Ray."""
+    if local.compute == "ray":
+        if of(manifest).joint or role not in ("server", "custodian"):
+            raise FocalError(
+                f"'{local.name}': compute: ray is for the server and for verifying custodians of a blind run",
+                hint="leave 'compute' out of this local file",
+            )
+        require("ray", f"'{local.name}': compute: ray")
 
 
 def check_not_ended(party: Party) -> None:

@@ -160,7 +160,10 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "report": ("run --out o.html --no-images", {"run": Path("run"), "out": Path("o.html"), "images": False}),
-    "audit": ("run --from store --threads 3", {"run": Path("run"), "store": Path("store"), "threads": 3}),
+    "audit": (
+        "run --from store --threads 3 --ray auto",
+        {"run": Path("run"), "store": Path("store"), "threads": 3, "ray": "auto"},
+    ),
 }
 
 

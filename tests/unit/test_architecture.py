@@ -68,9 +68,13 @@ def test_an_import_is_seen_wherever_it_stands() -> None:
     }
 
 
-@pytest.mark.parametrize(("library", "where"), [("openfhe", {"ckks"}), ("matplotlib", {"reporting", "reproduce"})])
+@pytest.mark.parametrize(
+    ("library", "where"),
+    [("openfhe", {"ckks"}), ("matplotlib", {"reporting", "reproduce"}), ("ray", {"cluster"})],
+)
 def test_a_library_is_imported_in_its_own_places_only(library: str, where: set[str]) -> None:
-    """Only ``ckks`` touches ciphertexts through OpenFHE; roles, measures and runs draw nothing themselves."""
+    """Only ``ckks`` touches ciphertexts through OpenFHE; roles, measures and runs draw nothing themselves;
+    nothing between parties knows Ray."""
     assert {part(path) for path, names in IMPORTS if any(name.split(".")[0] == library for name in names)} == where
 
 
@@ -153,12 +157,13 @@ def test_openmp_is_limited_before_openfhe_is_imported(module: str) -> None:
     assert python(f"{watch}import focal.{module}\nprint(seen[0])") == "1"
 
 
+@pytest.mark.parametrize("library", ["torch", "ray"])
 @pytest.mark.parametrize("role", ["server", "custodian"])
-def test_server_and_custodian_never_import_torch(role: str) -> None:
+def test_server_and_custodian_never_import_torch_nor_ray_by_themselves(role: str, library: str) -> None:
     """Of no protocol."""
     parts = f"for protocol in PROTOCOLS.values(): protocol.part({role!r})"
     program = (
         f"import sys, focal.protocols.start\nfrom focal.protocols import PROTOCOLS\n{parts}\n"
-        "print('torch' in sys.modules)"
+        f"print({library!r} in sys.modules)"
     )
     assert python(program) == "False"

@@ -415,6 +415,12 @@ class TestLocalFile:
         message = refused(tmp_path, "name: north\nkeys: /k\nstate: /s\nthreads: 0\n", LocalConfig)
         assert message == "threads: Input should be greater than or equal to 1 (got 0)"
 
+    def test_a_cluster_has_an_address_only_where_it_is_used(self, tmp_path: Path) -> None:
+        mine = "name: north\nkeys: /k\nstate: /s\nray_address: auto\n"
+        assert "'ray_address' belongs to compute: ray" in refused(tmp_path, mine, LocalConfig)
+        (tmp_path / "l.yaml").write_text(f"{mine}compute: ray\n")
+        assert read(LocalConfig, tmp_path / "l.yaml").ray_address == "auto"
+
 
 class TestPrivateWrite:
     def test_only_the_owner_reads(self, tmp_path: Path) -> None:

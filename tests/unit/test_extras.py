@@ -13,11 +13,14 @@ from bare import BARE, bare
 from consortium import ENV
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from parties import identities, manifest_of
 from patience import PATIENCE
 from places import PROJECT, ROOT
 
+from focal.config import LocalConfig
 from focal.errors import FocalError
 from focal.extras import EXTRAS, require
+from focal.reading import write
 
 
 def named(requirements: list[str]) -> set[str]:
@@ -92,3 +95,15 @@ def test_the_bare_machine_of_these_tests_has_no_torch() -> None:
             [sys.executable, "-c", program], capture_output=True, text=True, env=ENV, timeout=PATIENCE
         )
         assert f"No module named '{module}'" in result.stderr
+
+
+def test_a_server_that_shall_compute_on_ray_says_what_it_needs(tmp_path: Path) -> None:
+    """Before it opens a journal or a port."""
+    people = identities()
+    manifest, keys = manifest_of(people), tmp_path / "keys.json"
+    people["server"].save(keys)
+    write(manifest, tmp_path / "manifest.json")
+    write(LocalConfig(name="server", keys=keys, state=tmp_path / "state", compute="ray"), tmp_path / "server.json")
+    result = bare("server", "--manifest", "manifest.json", "--local", "server.json", cwd=tmp_path)
+    assert "'server': compute: ray needs the ray packages: pip install 'focal[ray]'" in result.stderr
+    assert result.returncode == 1 and "Traceback" not in result.stderr and not (tmp_path / "state").exists()

@@ -35,10 +35,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -109,9 +109,69 @@ def ones(scheme: Scheme, limbs: int) -> Ciphertext:
     return scheme.evaluator.load([limb, limb])
 
 
-class Engine(Moves):
+class Shards(Protocol):
+    """Who computes with the blocks, three calls a step: threads of this process (:class:`Shard`), or workers elsewhere
+    (:mod:`focal.cluster`). The limbs are the same."""
+
+    def forward(self, weights: list[Ciphertext]) -> list[Ciphertext]:
+        """Z' = 16 Z / divisor in parts that are folded over j; 3 limbs, per block and class group."""
+
+    def residuals(self, logits: list[Ciphertext] | None) -> list[Ciphertext]:
+        """What polynomials of degree 5 and 7 have refreshed once more, 3 limbs; from u = z / 8 (6 limbs, as refreshed)
+        or, before the first step, from the targets alone."""
+
+    def backward(self, logits: list[Ciphertext] | None, residuals: list[Ciphertext] | None) -> list[Ciphertext]:
+        """16 (eta / n) X' delta in parts that are folded over i0, summed over all blocks; 4 limbs at scale 2^90, per
+        class group. Of refreshed residuals, else of those that ``logits`` give, else of the targets."""
+
+    def close(self) -> None: ...
+
+
+class Engine:
     """Runs training steps. ``block(b)`` yields block b; it may keep blocks in memory or read them
-    from disk each time."""
+    from disk each time. ``shards``: who computes with the blocks, where this process does not."""
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        layout: Layout,
+        scalars: Scalars,
+        block: Callable[[int], Block],
+        threads: int,
+        shards: Shards | None = None,
+    ) -> None:
+        self.layout, self.scalars, self.ev = layout, scalars, scheme.evaluator
+        self.shards = shards or Shard(scheme, layout, scalars, block, threads)
+
+    def close(self) -> None:
+        self.shards.close()
+
+    def step(self, step: int, weights: list[Ciphertext], refresh: Refresh) -> list[Ciphertext]:
+        """One full-batch step: weights (one ciphertext per class group, 4 limbs) -> new weights, refreshed."""
+
+        def refreshed(kind: str, ciphertexts: list[Ciphertext]) -> list[Ciphertext]:
+            return refresh(list(self.layout.items(step, kind)), ciphertexts)
+
+        # before the first step W = 0, so z = 0 and p(z) = 0: the residual is the target
+        logits = refreshed("logits", self.shards.forward(weights)) if step > 0 else None
+        high = len(self.scalars.coefficients) > 2  # degree 5 and 7: one more level, hence one more refresh
+        residuals = refreshed("residual", self.shards.residuals(logits)) if high else None
+        gradients = self.shards.backward(logits, residuals)
+        return refreshed("weights", list(map(self._updated, weights, gradients)))
+
+    def _updated(self, weights: Ciphertext, gradient: Ciphertext) -> Ciphertext:
+        """((1 - eta ridge) W' / I - gradient) in parts that are folded over i0, 3 limbs."""
+        kept = self.ev.times(weights, self.scalars.decay / self.layout.copies)
+        return self.ev.rescale(self.ev.subtract(kept, gradient))
+
+
+class Shard(Moves):
+    """Some of the blocks, or all, and what one process computes with them. ``blocks`` names those that are meant,
+    in the order of what is given and returned; ``None``: all of them.
+
+    What comes before a sum over blocks, and what comes after it, are two calls: sums are exact modulo q, so who adds
+    how many of them in which order changes no limb. All that rounds comes after.
+    """
 
     def __init__(
         self, scheme: Scheme, layout: Layout, scalars: Scalars, block: Callable[[int], Block], threads: int
@@ -125,29 +185,16 @@ class Engine(Moves):
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    # ----------------------------------------------------------------- one step
-
-    def step(self, step: int, weights: list[Ciphertext], refresh: Refresh) -> list[Ciphertext]:
-        """One full-batch step: weights (one ciphertext per class group, 4 limbs) -> new weights, refreshed."""
-        layout = self.layout
-        pairs = [(b, u) for b in layout.live_blocks for u in range(layout.class_groups)]
-        residuals = [self.block(b).targets[u] for b, u in pairs]
-        if step > 0:  # before the first step W = 0, so z = 0 and p(z) = 0: the residual is the target
-            conjugates = self._map(lambda w: self.ev.rotate(w, layout.conjugation), weights)
-            turned = self._turned(conjugates, layout.baby_rotations)
-            logits: list[Ciphertext] = []
-            for b in layout.live_blocks:
-                logits += self._forward(self.block(b), turned)
-            logits = refresh(list(layout.items(step, "logits")), logits)
-            residuals = self._map(self._residual, logits, residuals)
-        if len(self.scalars.coefficients) > 2:  # degree 5 and 7: one more level, hence one more refresh
-            residuals = [self.ev.drop(ct, REFRESH_LIMBS) for ct in residuals]
-            residuals = refresh(list(layout.items(step, "residual")), residuals)
-        return refresh(
-            list(layout.items(step, "weights")), self._map(self._updated, weights, self._backward(residuals))
-        )
+    def _all(self, blocks: Sequence[int] | None) -> Sequence[int]:
+        return self.layout.live_blocks if blocks is None else blocks
 
     # ----------------------------------------------------------------- forward
+
+    def forward(self, weights: list[Ciphertext], blocks: Sequence[int] | None = None) -> list[Ciphertext]:
+        """See :class:`Shards`. The rotations of the weights are made once, for all these blocks."""
+        conjugates = self._map(lambda w: self.ev.rotate(w, self.layout.conjugation), weights)
+        turned = self._turned(conjugates, self.layout.baby_rotations)
+        return [z for b in self._all(blocks) for z in self._forward(self.block(b), turned)]
 
     def _forward(self, block: Block, turned: list[list[Ciphertext]]) -> list[Ciphertext]:
         """Z' = 16 Z / divisor of one block, in parts that are folded over j, 3 limbs,
@@ -168,6 +215,14 @@ class Engine(Moves):
 
     # ----------------------------------------------------------------- residual
 
+    def residuals(self, logits: list[Ciphertext] | None, blocks: Sequence[int] | None = None) -> list[Ciphertext]:
+        """See :class:`Shards`."""
+        return [self.ev.drop(ct, REFRESH_LIMBS) for ct in self._residuals(logits, blocks)]
+
+    def _residuals(self, logits: list[Ciphertext] | None, blocks: Sequence[int] | None) -> list[Ciphertext]:
+        targets = [target for b in self._all(blocks) for target in self.block(b).targets]
+        return targets if logits is None else self._map(self._residual, logits, targets)
+
     def _residual(self, u: Ciphertext, target: Ciphertext) -> Ciphertext:
         """rate (p(z) + 1/2 - y) in lane j = 0 from u = z / 8 (6 limbs) and rate (1/2 - y);
         4 limbs, of degree 5 and 7 three."""
@@ -186,23 +241,39 @@ class Engine(Moves):
 
     # ----------------------------------------------------------------- backward
 
-    def _backward(self, deltas: list[Ciphertext]) -> list[Ciphertext]:
-        """16 (eta / n) X' delta in parts that are folded over i0, 4 limbs at scale 2^90,
-        one ciphertext per class group."""
-        ev, layout = self.ev, self.layout
-        groups, babies = range(layout.class_groups), range(layout.babies)
-        sums: list[list[Ciphertext | None]] = [[None] * layout.babies for _ in groups]
-        for i, b in enumerate(layout.live_blocks):
-            self._accumulate(self.block(b).data, deltas[i * len(groups) : (i + 1) * len(groups)], sums)
-        flat = self._map(ev.relinearise, [sums[u][h] for u in groups for h in babies])
+    def backward(self, logits: list[Ciphertext] | None, residuals: list[Ciphertext] | None) -> list[Ciphertext]:
+        """See :class:`Shards`: of all blocks."""
+        flat, babies = self.relinearised(self.sums(logits, residuals)), self.layout.babies
+        return self._map(self.horner, [flat[at : at + babies] for at in range(0, len(flat), babies)])
 
-        def horner(u: int) -> Ciphertext:
-            g = flat[u * layout.babies + babies[-1]]
-            for h in reversed(babies[:-1]):
-                g = ev.add(flat[u * layout.babies + h], ev.rotate(g, -layout.class_lanes))
-            return g
+    def sums(
+        self,
+        logits: list[Ciphertext] | None,
+        residuals: list[Ciphertext] | None,
+        blocks: Sequence[int] | None = None,
+    ) -> list[Ciphertext]:
+        """The products of these blocks with their residuals, added up and not relinearised:
+        one for each (class group, h), in this order."""
+        deltas, groups = residuals or self._residuals(logits, blocks), self.layout.class_groups
+        sums: list[list[Ciphertext | None]] = [[None] * self.layout.babies for _ in range(groups)]
+        for i, b in enumerate(self._all(blocks)):
+            self._accumulate(self.block(b).data, deltas[i * groups : (i + 1) * groups], sums)
+        return [total for row in sums for total in row]
 
-        return self._map(horner, groups)
+    def relinearised(self, sums: Sequence[Ciphertext]) -> list[Ciphertext]:
+        """Sums over all blocks, in two polynomials."""
+        return self._map(self.ev.relinearise, sums)
+
+    def horner(self, flat: Sequence[Ciphertext], carried: Ciphertext | None = None) -> Ciphertext:
+        """The rotated sum of one class group's h, h + 1, ...; ``carried``: that of those which come after them."""
+        *others, last = flat
+        g = last if carried is None else self._onto(last, carried)
+        for ct in reversed(others):
+            g = self._onto(ct, g)
+        return g
+
+    def _onto(self, ct: Ciphertext, g: Ciphertext) -> Ciphertext:
+        return self.ev.add(ct, self.ev.rotate(g, -self.layout.class_lanes))
 
     def _accumulate(self, data: list[list[Ciphertext]], deltas: list[Ciphertext], sums: list[list[Any]]) -> None:
         """Add one block's products to ``sums`` [class group][h], which are not relinearised.
@@ -221,11 +292,6 @@ class Engine(Moves):
         for r in self.layout.lane_folds:
             delta = self.ev.add(delta, self.ev.add(self.ev.rotate(delta, -r), self.ones))
         return delta
-
-    def _updated(self, weights: Ciphertext, gradient: Ciphertext) -> Ciphertext:
-        """((1 - eta ridge) W' / I - gradient) in parts that are folded over i0, 3 limbs."""
-        kept = self.ev.times(weights, self.scalars.decay / self.layout.copies)
-        return self.ev.rescale(self.ev.subtract(kept, gradient))
 
     # ----------------------------------------------------------------- small moves
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.protocols.blind import plan, roster, uploads
-from focal.protocols.blind.compute import BlindCompute
+from focal.protocols.blind.compute import BlindCompute, Elsewhere
 from focal.protocols.blind.uploads import Agreed
 from focal.protocols.common import ceremony
 from focal.protocols.common.audit import Audit
@@ -29,7 +29,22 @@ class BlindAudit(Audit):
         wanted = [placed.input for placed in uploads.inputs(layout, lists)]
         given = self.contributions(uploads.ROUND, digest, wanted, uploads.claims(self.manifest, layout, seed, lists))
         self.say(f"inputs     {len(wanted)} ciphertexts, from what {len(given.blobs)} custodians gave for them")
-        return BlindCompute(self.manifest, self.scheme, layout, seed, lists, digest, given, self.blob, self.threads)
+        cluster = None
+        if self.ray is not None:
+            address = None if self.ray == "local" else self.ray
+            cluster = Elsewhere(address, self.blobs.folder.absolute(), joint, self.say)
+        return BlindCompute(
+            self.manifest,
+            self.scheme,
+            layout,
+            seed,
+            lists,
+            digest,
+            given,
+            self.blob,
+            self.threads,
+            elsewhere=cluster,
+        )
 
     def _agreed(self, joint: msg.JointKeys) -> Agreed:
         founders = [m.name for m in self.manifest.founders]

@@ -15,26 +15,32 @@ a cache of the most recent ones would never hold the next one, so the first bloc
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from focal.ckks import codec
-from focal.ckks.scheme import Scheme
+from focal.ckks.scheme import DIGITS, LIMBS, Scheme
+from focal.config import LocalConfig
+from focal.extras import require
 from focal.heads.linear.cost import BLOCK_MEMORY
-from focal.heads.linear.engine import WEIGHTS, Block, Engine, rate, zero_weights
+from focal.heads.linear.engine import WEIGHTS, Block, Engine, Shard, Shards, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.masks import TARGET_LIMBS, OwnerMasks
 from focal.heads.moves import Refresh
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
+from focal.net.store import Blobs
 from focal.protocols.blind.plan import row_table, scalars_of
 from focal.protocols.blind.scratch import Scratch
 from focal.protocols.blind.uploads import Place, Placed, inputs, live
+from focal.protocols.common import ceremony
 from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Given, Voice
 
@@ -61,6 +67,7 @@ class BlindCompute:
         threads: int,
         memory: int = BLOCK_MEMORY,
         folder: Path | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         # whom the custodians left out has rows in no block
         self.lists = {name: upload for name, upload in lists.items() if name not in given.left_out}
@@ -69,8 +76,8 @@ class BlindCompute:
         self.seed, self.digest = seed, digest
         self.total = manifest.training.steps
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
-        self.kept = set(layout.live_blocks[: kept_blocks(layout, memory)])
-        streams = len(self.kept) < len(layout.live_blocks)
+        self.kept = kept_blocks(layout, memory)
+        streams = self.kept < len(layout.live_blocks)
         self.scratch = Scratch(scheme, codec.ciphertext(DATA_LIMBS), folder) if folder and streams else None
         self.row_table = row_table(manifest, layout)
         self._placed: dict[Place, list[tuple[Placed, list[tuple[str, str]]]]] = {}
@@ -84,7 +91,13 @@ class BlindCompute:
         self._blocks: dict[int, Block] = {}
         scalars = scalars_of(manifest, self.lists)
         self.masks = OwnerMasks(scheme, layout, rate(layout, scalars))
-        self.engine = Engine(scheme, layout, scalars, self.block, threads)
+        shards = None
+        if elsewhere is not None:
+            job = Job(
+                manifest, layout, seed, lists, digest, given, elsewhere.joint, scheme.tag, elsewhere.blobs, memory
+            )
+            shards = elsewhere.shards(job, scheme, threads)
+        self.engine = Engine(scheme, layout, scalars, self.block, threads, shards)
 
     def close(self) -> None:
         self.engine.close()
@@ -141,33 +154,37 @@ class BlindCompute:
         """Block b. All of it is read when it is first asked for: no share is given before every chunk
         was found well formed."""
         if b not in self._targets:
-            data = self._data(b)
+            keeps = len(self._blocks) < self.kept
+            data = self._data(b, streams=not keeps)
             self._targets[b] = self._read([(b, "target", u, 0) for u in range(self.layout.class_groups)])
-            if b in self.kept:
+            if keeps:
                 self._blocks[b] = Block(data, self._targets[b])
         return self._blocks.get(b) or StreamedBlock(self._targets[b], lambda: self._data(b))
 
-    def _data(self, b: int) -> list[list[Any]]:
-        """Block b's data ciphertexts, [g][h]."""
+    def _data(self, b: int, streams: bool = True) -> list[list[Any]]:
+        """Block b's data ciphertexts, [g][h]. Of one that ``streams`` they are read again in every pass."""
         giants, babies = self.layout.giants, self.layout.babies
-        flat = self._read([(b, "data", g, h) for g in range(giants) for h in range(babies)])
+        flat = self._read([(b, "data", g, h) for g in range(giants) for h in range(babies)], streams)
         return [flat[g * babies : (g + 1) * babies] for g in range(giants)]
 
-    def _read(self, places: list[Place]) -> list[Any]:
-        return list(self.pool.map(self._ciphertext, places))
+    def _read(self, places: list[Place], streams: bool = False) -> list[Any]:
+        return list(self.pool.map(self._streamed if streams else self._ciphertext, places))
+
+    def _streamed(self, place: Place) -> Any:
+        """As the first pass has left it on the own disk, where there is room for it."""
+        if self.scratch is None:
+            return self._ciphertext(place)
+        if place not in self.scratch:
+            self.scratch.put(place, self._ciphertext(place))
+        return self.scratch.get(place)
 
     def _ciphertext(self, place: Place) -> Any:
         """What the owners may write at this place, added up (4 limbs)."""
-        if self.scratch is not None and place in self.scratch:
-            return self.scratch.get(place)
         block, what, index, _ = place
         kept = self.masks.data if what == "data" else self.masks.targets
         # one after the other: of many owners no more than two ciphertexts are there at a time
         made = ((placed.owner, self._combined(placed, given)) for placed, given in self._placed[place])
-        ciphertext = kept(made, self.row_table, block, index)
-        if self.scratch is not None and what == "data" and block not in self.kept:
-            self.scratch.put(place, ciphertext)
-        return ciphertext
+        return kept(made, self.row_table, block, index)
 
     def _combined(self, placed: Placed, given: list[tuple[str, str]]) -> Any:
         uploads = [(f"'{placed.owner}'", self.fetch(placed.chunk))]
@@ -193,10 +210,100 @@ class StreamedBlock(Block):
         return self.__dict__["data"]
 
 
-def kept_blocks(layout: Layout, memory: int) -> int:
+def kept_blocks(layout: Layout, memory: int, blocks: int | None = None) -> int:
     """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks
-    on their way through."""
-    limb = 2 * (2 * layout.slots) * 8  # both polynomials of a ciphertext
-    data, blocks = layout.lane * DATA_LIMBS * limb, len(layout.live_blocks)
-    fit = (memory - blocks * layout.class_groups * TARGET_LIMBS * limb) // data
-    return blocks if fit >= blocks else max(0, fit - 2)
+    on their way through; of ``blocks``, or of all."""
+    limb, count = 2 * (2 * layout.slots) * 8, len(layout.live_blocks) if blocks is None else blocks
+    data = layout.lane * DATA_LIMBS * limb  # limb: both polynomials of a ciphertext
+    fit = (memory - count * layout.class_groups * TARGET_LIMBS * limb) // data
+    return count if fit >= count else max(0, fit - 2)
+
+
+# --------------------------------------------------------------------------- on a party's cluster
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker of :mod:`focal.cluster` computes with: what everybody who verifies has, and no secret.
+    ``tag``: the run id; ``blobs``: where the party's blobs lie, on every node."""
+
+    manifest: Manifest
+    layout: Layout
+    seed: bytes
+    lists: dict[str, msg.Upload]
+    digest: str
+    given: Given
+    joint: msg.JointKeys
+    tag: str
+    blobs: Path
+    memory: int
+
+    def shard(self, threads: int, blocks: int) -> Shard:
+        """Of a party without a voice, in this process: its engine never takes a step."""
+        fetch, scheme = Blobs(self.blobs).get, Scheme(self.manifest.ckks, self.tag)
+        ceremony.install(scheme, bytes.fromhex(self.tag), self.joint, fetch)
+        compute = BlindCompute(
+            self.manifest,
+            scheme,
+            self.layout,
+            self.seed,
+            self.lists,
+            self.digest,
+            self.given,
+            fetch,
+            threads,
+            self.memory,
+        )
+        compute.kept = kept_blocks(self.layout, self.memory, blocks)
+        shard = compute.engine.shards
+        assert isinstance(shard, Shard)
+        return shard
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where a party computes when its threads do not. ``address``: of its Ray cluster (``LocalConfig.ray_address``)."""
+
+    address: str | None
+    blobs: Path
+    joint: msg.JointKeys
+    warn: Callable[[str], None]
+
+    def shards(self, job: Job, scheme: Scheme, threads: int) -> Shards:
+        """Workers on all nodes, checked. Raises :class:`FocalError` naming a node that may not compute."""
+        require("ray", "compute: ray")
+        from focal.cluster.nodes import Cluster
+        from focal.cluster.shards import RayShards
+
+        cluster = Cluster(self.address, threads)
+        try:
+            need = functools.partial(worker_bytes, job.layout, job.memory)
+            key = self.joint.relinearisation_b
+            file = self.blobs / key[:2] / key[2:]
+            nodes = cluster.checked(cluster.nodes(scheme.params, file), scheme.params, file, need)
+            return RayShards(cluster, nodes, job, job.layout, scheme, need, self.warn)
+        except BaseException:
+            cluster.close()
+            raise
+
+
+def elsewhere(local: LocalConfig, blobs: Path, joint: msg.JointKeys, warn: Callable[[str], None]) -> Elsewhere | None:
+    """What the local file says; None: threads of this process."""
+    return Elsewhere(local.ray_address, blobs.absolute(), joint, warn) if local.compute == "ray" else None
+
+
+PROCESS_BYTES = 400 << 20
+"""A worker before it has keys and blocks: Python, OpenFHE, Ray."""
+
+
+def worker_bytes(layout: Layout, memory: int, workers: int) -> int:
+    """What each of so many workers needs at most, when blocks are dealt evenly."""
+    limb, n = 2 * (2 * layout.slots) * 8, 2 * layout.slots
+    blocks = -(-len(layout.live_blocks) // workers)
+    keys = (len(layout.rotations) + 1) * 2 * DIGITS * (LIMBS + 2) * n * 8
+    data = layout.lane * DATA_LIMBS * limb
+    kept = min(memory, blocks * data) + 2 * data
+    pairs = blocks * layout.class_groups * (TARGET_LIMBS + 2 * LIMBS + DATA_LIMBS) * limb
+    # rotated weights; sums of three polynomials, as ciphertexts and on their way
+    each = layout.class_groups * layout.babies * (DATA_LIMBS + 2 * DATA_LIMBS * 3 // 2) * limb
+    return PROCESS_BYTES + keys + kept + pairs + each

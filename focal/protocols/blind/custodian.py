@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.protocols.blind import plan, roster, uploads
-from focal.protocols.blind.compute import BlindCompute
+from focal.protocols.blind.compute import BlindCompute, elsewhere
 from focal.protocols.blind.gathering import Gathering
 from focal.protocols.common import inputs
 from focal.protocols.common.custodian import Custodian
@@ -51,6 +51,7 @@ class BlindCustodian(Gathering, Custodian):
                     self.threads,
                     memory,
                     self.folder,
+                    elsewhere(self.local, self.blobs.folder, self.joint, self.report.warn),
                 )
                 self.verify(compute)
             else:

@@ -6,7 +6,7 @@ from focal.ckks import codec
 from focal.custody import projections
 from focal.net import messages as msg
 from focal.protocols.blind import roster, uploads
-from focal.protocols.blind.compute import BlindCompute
+from focal.protocols.blind.compute import BlindCompute, elsewhere
 from focal.protocols.blind.gathering import Gathering
 from focal.protocols.blind.uploads import Agreed
 from focal.protocols.common.server import Server
@@ -35,6 +35,7 @@ class BlindServer(Gathering, Server):
                 self.threads,
                 memory,
                 self.folder,
+                elsewhere(self.local, self.blobs.folder, joint, self.report.warn),
             )
             return self.train(compute)
 

@@ -39,13 +39,21 @@ from focal.protocols.common.voice import Compute, Given
 
 class Audit(abc.ABC):
     """The re-execution of one finished run. ``store`` is the server's state folder; it is only read.
+    ``ray``: address of a Ray cluster that takes the steps of a blind run, or ``local``; None: threads do.
 
     The voice that *recalls* (:mod:`focal.protocols.common.voice`); :meth:`compute` has the protocol's steps.
     """
 
-    def __init__(self, manifest: Manifest, store: Path, say: Callable[[str], None], threads: int | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        store: Path,
+        say: Callable[[str], None],
+        threads: int | None = None,
+        ray: str | None = None,
+    ) -> None:
         check_signatures(manifest)
-        self.manifest, self.say = manifest, say
+        self.manifest, self.say, self.ray = manifest, say, ray
         self.heard = recorded(manifest, store)
         self.blobs = Blobs(store / "blobs")
         self.threads = threads or os.cpu_count() or 1
@@ -237,7 +245,16 @@ def _board(path: Path) -> list[bytes]:
         ) from None
 
 
-def audit(manifest: Manifest, store: Path, say: Callable[[str], None], threads: int | None = None) -> str:
-    """Audit a run of any protocol; returns the last link of its chain."""
-    chain: str = of(manifest).part("audit")(manifest, store, say, threads).run()
+def audit(
+    manifest: Manifest,
+    store: Path,
+    say: Callable[[str], None],
+    threads: int | None = None,
+    ray: str | None = None,
+) -> str:
+    """Audit a run of any protocol; returns the last link of its chain. ``ray`` is for blind runs
+    (:class:`Audit`)."""
+    if ray is not None and of(manifest).joint:
+        raise FocalError("only a blind run can be audited on a Ray cluster", hint="leave out --ray")
+    chain: str = of(manifest).part("audit")(manifest, store, say, threads, ray).run()
     return chain

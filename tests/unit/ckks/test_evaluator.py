@@ -262,6 +262,15 @@ def test_a_ciphertext_from_limbs_has_these_limbs(run: Keys, limbs: int) -> None:
     assert np.array_equal(ev.limbs(ev.drop(loaded, 1)), [element[:1] for element in given])
 
 
+def test_a_product_is_relinearised_also_where_it_was_loaded(run: Keys) -> None:
+    """Three polynomials at scale degree 2: sums of products that another process made."""
+    product = run.ev.products(run.fresh[:2], run.fresh[1:])
+    loaded = run.ev.load(np.array(run.ev.limbs(product)), degree=2)  # type: ignore[arg-type]
+    assert (run.ev.count(loaded), run.ev.degree(loaded)) == (LIMBS, 2)
+    ours, theirs = (np.array(run.ev.limbs(run.ev.relinearise(ct))) for ct in (loaded, product))
+    assert ours.shape == (2, LIMBS, run.scheme.n) and (ours == theirs).all()
+
+
 def test_a_product_that_was_loaded_is_rescaled_like_one_that_was_computed(run: Keys) -> None:
     """It is told its scale degree, which no limb shows."""
     ev = run.ev

@@ -222,6 +222,8 @@ def test_what_stays_in_memory_is_within_the_budget() -> None:
             passing = 0 if kept == blocks else 2
             assert 0 <= kept <= blocks and (kept == 0 or targets + (kept + passing) * DATA <= budget)
             assert kept == blocks or targets + (kept + 3) * DATA > budget  # one more would not fit
+            whole = Layout(8192, 32, 8, 20 * LAYOUT.block_rows, 8, 4, LAYOUT.babies)
+            assert kept_blocks(whole, budget, blocks) == kept  # of a worker that owns so many of more
 
 
 def test_an_ill_formed_chunk_of_the_last_block_is_refused_before_anything_is_asked(uploaded: Uploaded) -> None:
