@@ -2,7 +2,8 @@
 
 The model counts key switches (what training time is made of), bytes (what a slow link waits for) and memory, with the
 unit costs below. It chooses the least predicted seconds of upload + training + refresh traffic, among layouts whose
-release error stays within 1e-3 and whose memory fits.
+release error stays within 1e-3 and whose memory fits; in shared blocks also of what a verifying custodian sends and
+fetches for the inputs of all institutions.
 """
 
 from __future__ import annotations
@@ -266,9 +267,11 @@ def choose(
             f"no layout fits {features} features x {outputs} outputs x {total} rows: {reasons[0]}",
             hint="fewer projection features, fewer class lanes or a larger ckks ring",
         )
-    return min(
-        priced,
-        key=lambda c: (
-            c.mask_seconds + c.step_seconds * steps + c.link_seconds + 2 * c.key_bytes / 1e6 / wish.link_mbyte_s
-        ),
-    )
+
+    def price(c: Cost) -> float:
+        sent = 2 * c.key_bytes
+        if share_blocks:  # many small institutions: what a verifier fetches for all of them outweighs one's upload
+            sent += c.input_bytes * custodians + sum(c.upload_bytes.values()) + c.refresh_bytes * steps
+        return c.mask_seconds + c.step_seconds * steps + c.link_seconds + sent / 1e6 / wish.link_mbyte_s
+
+    return min(priced, key=price)
