@@ -6,6 +6,7 @@ has the memory that its share of the layout needs. The cluster is taken when it 
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -93,7 +94,7 @@ class Cluster:
         handler = signal.getsignal(signal.SIGTERM)
         for attempt in range(TRIES if address is None else 1):  # on a busy machine Ray's own processes may be late
             try:
-                ray.init(log_to_driver=False, logging_level="error", **options)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
                 return
             except Exception as e:  # Ray raises all kinds of them
                 ray.shutdown()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 
 from focal.errors import Refused
@@ -13,11 +15,18 @@ from focal.protocols.blind.uploads import Agreed
 from focal.protocols.common import approval, ceremony
 from focal.protocols.common.party import Party
 
+WAITING_SECONDS = 5.0
+"""How often it is shown for whom a party waits."""
+PATIENT_SECONDS = 60.0
+"""After this time it is said, once, what a person can do."""
+
 
 class Gathering(Party):
     """A server or custodian as far as it waits for institutions that come, or do not."""
 
     layout: Layout
+    _waits_since: float | None = None
+    _waiting_told = 0.0
 
     def agreed(self, joint: msg.JointKeys) -> Agreed:
         """What every list repeats. Raises :class:`Refused` (``projection``) where the founders have not agreed."""
@@ -43,7 +52,15 @@ class Gathering(Party):
         due = enough and roster.due(self.manifest) and self.epochs.at(roster.UPLOAD).number == 0
         if due or approval.may_close(self.folder, self.scope, missing):
             return True
-        if approval.await_closing(self.folder, self.scope, missing):
+        approval.await_closing(self.folder, self.scope, missing)
+        now = time.monotonic()
+        if now - self._waiting_told > WAITING_SECONDS:
+            self._waiting_told = now
+            self.report.waiting(list(missing), roster.UPLOAD)
+        if self._waits_since is None:
+            self._waits_since = now
+        if now - self._waits_since > PATIENT_SECONDS:
+            self._waits_since = math.inf  # said once
             when = f"until {self.manifest.closing:%Y-%m-%d %H:%M} UTC; " if self.manifest.closing else ""
             self.report.say(
                 f"{self.me.name}: waits for the uploads of {', '.join(missing[:10])}"

@@ -109,12 +109,11 @@ class Closing(Model):
     missing: tuple[Name, ...]
 
 
-def await_closing(folder: Path, run_id: str, missing: Sequence[str]) -> bool:
-    """Write down for whom a party waits; False where it has waited in this run before."""
-    wanted, before = Closing(run_id=run_id, missing=tuple(missing)), _read(Closing, folder / CLOSING_AWAITED)
-    if wanted != before:
+def await_closing(folder: Path, run_id: str, missing: Sequence[str]) -> None:
+    """Write down for whom a party waits."""
+    wanted = Closing(run_id=run_id, missing=tuple(missing))
+    if wanted != _read(Closing, folder / CLOSING_AWAITED):
         private_write(folder / CLOSING_AWAITED, wanted.model_dump_json().encode())
-    return before is None or before.run_id != run_id
 
 
 def may_close(folder: Path, run_id: str, missing: Sequence[str]) -> bool:
@@ -132,7 +131,7 @@ def close_uploads(folder: Path, names: Sequence[str] = ()) -> Closing:
     if wanted is None:
         raise FocalError(
             f"{folder}: nobody waits there for uploads",
-            hint="when it does, the server or custodian says 'waits for the uploads of'",
+            hint="a server does until all have come, a custodian when the server goes on without somebody",
         )
     if names and set(names) != set(wanted.missing):
         raise FocalError(
