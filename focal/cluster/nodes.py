@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -72,9 +74,13 @@ class Cluster:
         if ray.is_initialized():
             raise FocalError(f"{self.name}: this process is on a Ray cluster already", hint="one party a process")
         options: dict[str, Any] = {"address": address or "local"}
+        self.folder: str | None = None
         if address is None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # what it starts inherits it
+            # Ray opens its folders to everybody: they lie in one that nobody else enters
+            self.folder = tempfile.mkdtemp(prefix="focal-ray-", dir="/tmp")  # paths of sockets must be short
             options |= {"num_cpus": threads, "include_dashboard": False, "_memory": memory}
+            options["_temp_dir"] = f"{self.folder}/ray"
         elif not _token_there():
             raise FocalError(
                 f"{self.name}: there is no token on this machine, and without one anybody who reaches a port "
@@ -206,6 +212,8 @@ class Cluster:
 
     def close(self) -> None:
         ray.shutdown()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def on_node(id: str) -> NodeAffinitySchedulingStrategy:

@@ -29,6 +29,7 @@ from pathlib import Path
 from focal.config import ANEW, VERSION, earlier
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.manifest import Manifest
+from focal.net import messages as msg
 from focal.net.identity import open_record
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -338,8 +339,9 @@ class Database:
             self._db.close()
 
 
-CLINICS = re.compile(r"(inputs/key|upload)(/e[0-9]{1,2})?|finished|abort")
-"""What a clinic says: all others keep it in memory."""
+CLINICS = {"inputs/key": msg.InputKey, "upload": msg.Upload, "finished": msg.Finished, "abort": msg.Abort}
+"""What a clinic says, once in each epoch: all others keep it in memory."""
+EPOCH = re.compile(r"(?<=key|oad)/e[1-8]$")
 
 
 class Board(Database):
@@ -395,8 +397,8 @@ class Board(Database):
         record = open_record(self._manifest, data)
         if sender is not None and sender != record.sender:
             raise Refused("sender", f"'{sender}' posted a record of '{record.sender}'")
-        if record.sender in self._clinics and not CLINICS.fullmatch(record.topic):
-            raise Refused("topic", f"'{record.sender}' is a clinic, which says nothing under '{record.topic}'")
+        if record.sender in self._clinics and CLINICS.get(EPOCH.sub("", record.topic)) is not type(record.body):
+            raise Refused("topic", f"'{record.sender}' is a clinic, which says no such thing under '{record.topic}'")
         with self._grown:
             before = self._run(
                 "SELECT seq, data FROM record WHERE sender = ? AND topic = ?", record.sender, record.topic

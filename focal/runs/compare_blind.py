@@ -11,6 +11,7 @@ from focal.data.rows import InstitutionRows, has_kept, read_kept
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.manifest import Manifest
+from focal.protocols.blind.plan import step_size
 from focal.protocols.common.institution import PROJECTION
 from focal.runs.compare import LocalScores, score_local_run
 from focal.runs.folder import Run
@@ -45,5 +46,6 @@ def _twin(manifest: Manifest, projection: Projection, rows: dict[str, Institutio
         columns.append(projection.apply(own.features[train]))
         targets.append(0.5 - outcomes(own.labels[train], manifest.task))
     training = manifest.training
-    scalars = twin.Scalars.derive(training.degree, projection.eta, training.ridge, sum(map(len, columns)))
+    count = sum(map(len, columns))
+    scalars = twin.Scalars.derive(training.degree, step_size(manifest, projection.eta, count), training.ridge, count)
     return twin.train(np.concatenate(columns), np.concatenate(targets), scalars, training.steps)[0]

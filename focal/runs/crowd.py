@@ -35,6 +35,7 @@ from focal.manifest import Manifest
 from focal.measure.metrics import bootstrap_ci, macro_auroc
 from focal.measure.summary import Auroc, AurocInterval, build_summary, write_summary
 from focal.protocols import of
+from focal.protocols.blind.plan import step_size
 from focal.protocols.common import approval
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.party import Audience
@@ -334,7 +335,8 @@ class _Simulation:
         columns = np.concatenate([x for x, _ in parts])
         targets = 0.5 - np.concatenate([y for _, y in parts])
         training = self.manifest.training
-        scalars = twin.Scalars.derive(training.degree, self.projection.eta, training.ridge, len(columns))
+        eta = step_size(self.manifest, self.projection.eta, len(columns))
+        scalars = twin.Scalars.derive(training.degree, eta, training.ridge, len(columns))
         return twin.train(columns, targets, scalars, training.steps)[0], len(columns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import threading
 import time
@@ -17,8 +18,8 @@ from focal.errors import FocalError, LeftOut
 from focal.heads.linear import twin
 from focal.heads.released import MAX_ERROR
 from focal.net import messages as msg
-from focal.net.identity import open_record
-from focal.protocols.blind import roster
+from focal.net.identity import Identity, open_record, sign_manifest
+from focal.protocols.blind import plan, roster
 from focal.protocols.blind.server import BlindServer
 from focal.protocols.common import approval
 from focal.protocols.common.audit import _board as rows
@@ -62,6 +63,14 @@ class Consortium(Together):
         kind = self.kinds.get(local.name, ArrayInstitution)
         return kind(self.manifest, *self.rows[local.name], local, report)
 
+    def list_first(self, name: str) -> None:
+        """Before anybody starts: this member comes first in the manifest, which all sign again."""
+        members = sorted(self.manifest.members, key=lambda m: m.name != name)
+        manifest = self.manifest.model_copy(update={"members": tuple(members), "signatures": {}})
+        for member in (m for m in members if not m.clinic):
+            manifest = sign_manifest(manifest, Identity.load(self.files[member.name].keys))
+        self.manifest = manifest
+
     def play(self, name: str, kind: type[ArrayInstitution]) -> None:
         """What an institution is from its next start on."""
         self.kinds[name] = kind
@@ -85,7 +94,8 @@ class Consortium(Together):
         assert all(isinstance(party, ArrayInstitution) for party in ended)
         columns = np.concatenate([ended[0].projection.apply(self.rows[n][0]) for n in names])
         targets = np.concatenate([0.5 - self.rows[n][1].astype(float) for n in names])
-        scalars = twin.Scalars.derive(3, ended[0].projection.eta, 0.1, len(columns))
+        eta = plan.step_size(self.manifest, ended[0].projection.eta, len(columns))
+        scalars = twin.Scalars.derive(3, eta, 0.1, len(columns))
         exact = twin.train(columns, targets, scalars, STEPS)[0]
         for party in ended:
             assert np.abs(party.weights - exact).max() < MAX_ERROR, party.me.name
@@ -292,6 +302,35 @@ def test_a_server_that_keeps_somebody_out_needs_people_or_the_date(
         run.check("a", "b", "c")
 
 
+def test_a_server_that_closes_early_needs_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The date comes while custodians wait: it is no reason for what the server did before it."""
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
+    come = threading.Event()
+    monkeypatch.setattr(roster, "due", lambda manifest: come.is_set())
+    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: absent == ["d"])
+    with consortium(tmp_path, {"d": 20}, closing=soon) as run:
+        run.play("d", Stops)
+        run.start()
+        deadline = time.monotonic() + PATIENCE
+        while not (tmp_path / "custodian-1" / approval.CLOSING_AWAITED).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        come.set()
+        run.stop("custodian-2")
+        run.start("custodian-2")  # it remembers when it heard
+        for party in ("custodian-1", "custodian-2"):
+            while True:
+                with contextlib.suppress(FocalError):
+                    approval.close_uploads(tmp_path / party, ["d"])
+                    break
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            others = {"custodian-1", "custodian-2"} - {party}
+            assert party == "custodian-2" or not run.said(msg.UploadsAccepted).keys() & others
+        run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
+        run.check("a", "b", "c")
+
+
 def test_institutions_take_the_roster_from_custodians(tmp_path: Path) -> None:
     """The server may sign another one for some readers: nobody goes by it."""
     with consortium(tmp_path, {"d": 20}) as run:
@@ -382,8 +421,9 @@ class Aborts(ArrayInstitution):
 
 def test_clinics_have_the_projection_and_not_the_moments(tmp_path: Path) -> None:
     """The key that opens the sum of moments is sealed to founders only; clinics' has another name, and opens nothing
-    else."""
+    else. A founder draws it, although the clinic comes first in the manifest."""
     with consortium(tmp_path, {"clinic-1": 25}, ("clinic-1",)) as run:
+        run.list_first("clinic-1")
         run.start()
         run.finish("clinic-1")
         boxes = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 
 from focal.errors import Refused
@@ -64,7 +65,9 @@ class BlindCustodian(Gathering, Custodian):
         found = self.came(self.agreed(self.joint))
         lists = roster.read(self.manifest, found, closed)
         absent = found.absent(self.manifest, closed.incomplete)
-        while absent and not self.may_close(absent):
+        heard = self.remembered(f"{self.spelled(roster.CLOSED)}/heard", time.time)
+        in_time = not roster.early(self.manifest, heard)  # else its date is no reason
+        while absent and not self.may_close(absent, in_time):
             self.read_board(seconds=2.0)
         self.say_left_out(found, closed)
         digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)

@@ -49,10 +49,11 @@ class Gathering(Party):
 
         In a later epoch rows are masked anew, after the date: then people say so.
         """
-        due = enough and roster.due(self.manifest) and self.epochs.at(roster.UPLOAD).number == 0
-        if due or approval.may_close(self.folder, self.scope, missing):
+        epoch = self.epochs.at(roster.UPLOAD).number
+        due = enough and roster.due(self.manifest) and epoch == 0
+        if due or approval.may_close(self.folder, self.scope, epoch, missing):
             return True
-        approval.await_closing(self.folder, self.scope, missing)
+        approval.await_closing(self.folder, self.scope, epoch, missing)
         now = time.monotonic()
         if now - self._waiting_told > WAITING_SECONDS:
             self._waiting_told = now

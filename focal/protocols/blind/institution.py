@@ -132,7 +132,7 @@ class BlindInstitution(Institution):
     def _left_out(self, why: str) -> NoReturn:
         raise LeftOut(
             f"'{self.me.name}': the run goes on without it: {why}",
-            hint="it gets no model of this run, and nothing of its rows was decrypted; ask for a new run",
+            hint="it gets no model of this run, and its uploaded rows stay masked; ask for a new run",
         )
 
     # ----------------------------------------------------------------- features

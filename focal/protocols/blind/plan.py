@@ -29,11 +29,12 @@ TRUST = (
 """What everybody must be told who signs a blind run."""
 FEW_ROWS = (
     "clinics may bring more than three quarters of all rows: where most stay away, the uploads do not close by "
-    "themselves, for a model needs a quarter of the rows"
+    "themselves, for a model needs a quarter of the rows; and one that may bring so many ends the run by sending "
+    "something else than was agreed"
 )
 ANYBODY_LEFT_OUT = (
     "closing: after that date the server can leave out any institution, down to three that are no clinics: what the "
-    "others of a small rest know together says more of the last one (SECURITY.md)"
+    "others of a small rest know together says more of the last one, and a pooled ROC curve too (SECURITY.md)"
 )
 
 
@@ -71,9 +72,15 @@ def row_table(manifest: Manifest, shape: Layout) -> dict[str, tuple[int, int]]:
 
 def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
     """The scalars of every step, from the step size that all upload lists carry, and the rows that have come."""
-    eta = float.fromhex(next(iter(lists.values())).eta_hex)
     rows = sum(upload.rows for upload in lists.values())
+    eta = step_size(manifest, float.fromhex(next(iter(lists.values())).eta_hex), rows)
     return Scalars.derive(manifest.training.degree, eta, manifest.training.ridge, rows)
+
+
+def step_size(manifest: Manifest, eta: float, rows: int) -> float:
+    """The step size where so many rows have come. ``eta`` is of the founders' pooled second moment, whose largest
+    eigenvalue may be n / m times as large on m of their n rows: a step that is smaller by as much is as stable."""
+    return eta * min(1.0, rows / sum(m.rows or 0 for m in manifest.founders))
 
 
 def batches(manifest: Manifest, shape: Layout) -> list[tuple[str, tuple[str, ...]]]:

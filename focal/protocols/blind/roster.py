@@ -37,7 +37,11 @@ UPLOAD, CLOSED = "upload", "uploads/closed"
 """Topics of an institution's list, and of the server's roster."""
 FEWEST = 4
 """One in so many of the manifest's rows must be there. What weights carry was bounded for all of them
-(:attr:`Layout.divisor`) and grows, with a quarter of the rows, to twice that: 2^2 below what their release hides."""
+(:attr:`Layout.divisor`) and grows, with a quarter of the rows and a step that is as stable
+(:func:`focal.protocols.blind.plan.step_size`), to twice that: 2^2 below what their release hides."""
+
+SKEW = 600.0
+"""Seconds by which clocks may differ."""
 
 
 @dataclass
@@ -145,6 +149,11 @@ def enough(manifest: Manifest, lists: Mapping[str, msg.Upload]) -> bool:
 def _weight(manifest: Manifest, lists: Mapping[str, msg.Upload]) -> tuple[int, int]:
     """How many founders, and how many rows."""
     return sum(m.name in lists for m in manifest.founders), sum(upload.rows for upload in lists.values())
+
+
+def early(manifest: Manifest, heard: float) -> bool:
+    """Did a server that closed at ``heard`` (seconds since 1970) do so before the date, by more than clocks differ?"""
+    return manifest.closing is not None and heard < manifest.closing.timestamp() - SKEW
 
 
 def due(manifest: Manifest) -> bool:

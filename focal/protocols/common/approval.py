@@ -106,20 +106,22 @@ class Closing(Model):
     """Without whose uploads a run may go on."""
 
     run_id: Hex32
+    epoch: int
     missing: tuple[Name, ...]
 
 
-def await_closing(folder: Path, run_id: str, missing: Sequence[str]) -> None:
-    """Write down for whom a party waits."""
-    wanted = Closing(run_id=run_id, missing=tuple(missing))
+def await_closing(folder: Path, run_id: str, epoch: int, missing: Sequence[str]) -> None:
+    """Write down for whom a party waits in this epoch."""
+    wanted = Closing(run_id=run_id, epoch=epoch, missing=tuple(missing))
     if wanted != _read(Closing, folder / CLOSING_AWAITED):
         private_write(folder / CLOSING_AWAITED, wanted.model_dump_json().encode())
 
 
-def may_close(folder: Path, run_id: str, missing: Sequence[str]) -> bool:
-    """Has a person let this party go on without all of ``missing``?"""
+def may_close(folder: Path, run_id: str, epoch: int, missing: Sequence[str]) -> bool:
+    """Has a person let this party go on without all of ``missing`` in this epoch?"""
     signed = _read(Closing, folder / CLOSING_SIGNED)
-    return signed is not None and signed.run_id == run_id and set(missing) <= set(signed.missing)
+    same = signed is not None and (signed.run_id, signed.epoch) == (run_id, epoch)
+    return signed is not None and same and set(missing) <= set(signed.missing)
 
 
 def close_uploads(folder: Path, names: Sequence[str] = ()) -> Closing:

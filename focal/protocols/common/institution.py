@@ -78,7 +78,7 @@ class Institution(Party):
         self.attending = [m.name for m in manifest.institutions]
         """Those whose rows the run has, and who get its result."""
         self.rows_of_all: int | None = None
-        """Of these together, where not all of the manifest may have come."""
+        """Of all on the roster, where not all of the manifest may have come."""
         self.custodians = [m.name for m in manifest.custodians]
         self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
 
@@ -212,7 +212,7 @@ class Institution(Party):
     def _projection_key(self) -> bytes:
         """What the projection is sealed with, for institutions' eyes only: the key of the group that has its moments.
         Clinics must not have that; where there are any, all have another one."""
-        everybody = tuple(m.name for m in self.manifest.institutions)
+        everybody = tuple(m.name for m in (*self.manifest.founders, *self.manifest.clinics))  # the first one draws it
         return self._group_key("projection" if self.manifest.clinics else MOMENTS, everybody)
 
     def _proposed_projection(self, key: bytes) -> Projection:

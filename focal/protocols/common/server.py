@@ -145,7 +145,12 @@ class Server(Party):
         late), and a moment more. Who has heard it, or said it, asks no more."""
         with contextlib.suppress(FocalError):
             self.read_board(seconds=0.0)
-        ended = [i for i, record in enumerate(self.heard, 1) if isinstance(record.body, msg.Abort)]
+        ours, clinics = {self.session, self.scope}, {m.name for m in self.manifest.clinics}
+        ended = [
+            i
+            for i, record in enumerate(self.heard, 1)
+            if isinstance(record.body, msg.Abort) and record.scope in ours and record.sender not in clinics
+        ]
         first, deadline = ended[0] if ended else None, time.monotonic() + FAREWELL_SECONDS
         while time.monotonic() < deadline and any(
             not self.said(n, "abort") for n in self.hub.behind(ALIVE_SECONDS, first)

@@ -223,13 +223,22 @@ def test_a_clinic_says_few_things(tmp_path: Path) -> None:
     clinic = Identity.new("clinic-1")
     member = clinic.member("institution", rows=9, clinic=True)
     board = Board(tmp_path / "board.sqlite", MANIFEST.model_copy(update={"members": (*MANIFEST.members, member)}))
-    for topic in ("inputs/key", "upload", "upload/e1", "finished", "abort"):
-        board.append(clinic.sign_record(SCOPE, topic, msg.Finished()), "clinic-1")
-    for topic in ("nonce/commit", "upload/x", "abort/2", "epoch/1/consent", "sum/moments/commit"):
-        with pytest.raises(Refused, match="says nothing under"):
-            board.append(clinic.sign_record(SCOPE, topic, msg.Finished()), "clinic-1")
+    key, word, end = msg.InputKey(public="0" * 64), msg.Finished(), msg.Abort(reason="x")
+    for topic, body in (("inputs/key", key), ("inputs/key/e1", key), ("finished", word), ("abort", end)):
+        board.append(clinic.sign_record(SCOPE, topic, body), "clinic-1")
+    for topic, body in (
+        ("inputs/key/e9", key),
+        ("upload", key),
+        ("upload", end),
+        ("finished/e1", word),
+        ("abort/2", end),
+        ("epoch/1/consent", word),
+        ("sum/moments/commit", word),
+    ):
+        with pytest.raises(Refused, match="says no such thing under"):
+            board.append(clinic.sign_record(SCOPE, topic, body), "clinic-1")
     board.append(record("north", "upload/x"), "north")
-    assert len(board) == 6
+    assert len(board) == 5
 
 
 def test_a_clinic_is_shown_its_own_records_and_those_of_openers(tmp_path: Path) -> None:
@@ -241,8 +250,12 @@ def test_a_clinic_is_shown_its_own_records_and_those_of_openers(tmp_path: Path) 
     order = ["north", "clinic-1", "clinic-2", "clinic-2", "server", "clinic-1", "south"]
     for again in (False, True):
         for i, name in enumerate(order):
-            topic = f"upload/e{i + 10 * again}" if name.startswith("clinic") else f"topic/{again}/{i}"
-            data = people[name].sign_record(SCOPE, topic, msg.Finished())
+            if name.startswith("clinic"):
+                count = sum(n == name for n, _ in said)
+                topic, body = "inputs/key" + (f"/e{count}" if count else ""), msg.InputKey(public="0" * 64)
+                data = people[name].sign_record(SCOPE, topic, body)
+            else:
+                data = people[name].sign_record(SCOPE, f"topic/{again}/{i}", msg.Finished())
             board.append(data, name)
             said.append((name, data))
         for reader in ("clinic-1", "clinic-2", "north", "server"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
+import numpy as np
 import pytest
 from parties import ROLES, manifest_of
 
@@ -218,6 +220,26 @@ def test_blocks_of_nobody_who_came_are_in_no_step() -> None:
     assert list(live.items(1, "logits")) == [f"train/1/logits/{b}/0/-" for b in (0, 2)]
     assert uploads.live(shape, [u.model_copy(update={"first_row": 0, "rows": 5 * shape.block_rows}) for u in present])
     assert plan.batches(own, live)[0][0] == "refresh/0/weights"
+
+
+def test_a_step_is_smaller_where_rows_are_missing() -> None:
+    """150 rows are the founders'. On 100 of them the largest eigenvalue is at most 1.5 times as large."""
+    assert plan.step_size(M, 2.0, 150) == plan.step_size(M, 2.0, 180) == 2.0
+    assert plan.step_size(M, 2.0, 75) == 1.0
+    lists = {name: upload for name, upload in founders().came().lists.items() if name != "west"}
+    scalars = plan.scalars_of(M, lists)
+    assert scalars.rate == pytest.approx(2.0 * (90 / 150) / 90) and scalars.decay == pytest.approx(1 - 1.2 * 0.1)
+    x = np.random.default_rng(0).normal(size=(150, 5)) * np.repeat([1.0, 3.0], 75)[:, None]
+    of_all, of_some = (np.linalg.eigvalsh(part.T @ part / len(part))[-1] for part in (x, x[75:]))
+    assert plan.step_size(M, 1 / of_all, 75) * of_some <= 1 + 1e-9 < of_some / of_all
+
+
+def test_a_server_that_closes_early_is_told_from_clocks_that_differ() -> None:
+    date = datetime.datetime(2026, 12, 24, 18, tzinfo=datetime.timezone.utc)
+    closing = M.model_copy(update={"closing": date})
+    at = date.timestamp()
+    assert not roster.early(M, 0.0)
+    assert roster.early(closing, at - 601) and not roster.early(closing, at - 599) and not roster.early(closing, at + 5)
 
 
 # --------------------------------------------------------------------------- clinics in a manifest
