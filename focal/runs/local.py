@@ -342,12 +342,11 @@ def _spent(run: Run) -> float:
 
 def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]) -> None:
     """Compare with the twin and the baselines, write summary, plots and model."""
-    from focal.data.rows import has_kept
     from focal.measure.summary import build_summary, write_summary
     from focal.reporting import plots
     from focal.reporting.pooled import plot_pooled
 
-    names = [m.name for m in manifest.institutions if has_kept(run.party(m.name))]
+    names = [m.name for m in manifest.institutions if (run.party(m.name) / "model.pt").exists()]  # who was not left out
     scores, own = of(manifest).compare(run, manifest, say)
     facts = of(manifest).plan.facts(manifest, Scheme(manifest.ckks, "summary"))
     facts["params"] |= own
