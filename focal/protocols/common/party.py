@@ -30,6 +30,7 @@ from focal.files import canonical_json
 from focal.manifest import Manifest, Member
 from focal.measure.traffic import merge
 from focal.net import messages as msg
+from focal.net.encoding import encode
 from focal.net.identity import Identity, check_signatures, commitment
 from focal.net.store import Blobs, Journal, Recent
 from focal.protocols import check_complete, of
@@ -295,7 +296,7 @@ class Party(abc.ABC):
         body = say(own.hex())
         self.say(f"{plain}/commit", body)
         commits = self.hear_all(names, f"{plain}/commit", type(body))
-        listed = canonical_json({name: c.commitment for name, c in commits.items()})
+        listed = canonical_json({name: hashlib.sha256(encode(c)).hexdigest() for name, c in commits.items()})
         if self.journal.once(f"{self.session}/{round}/commits", lambda: listed) != listed:
             raise Refused("second-list", f"the server shows another list of commitments for '{round}' than before")
         return salt, commits
