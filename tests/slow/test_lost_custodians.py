@@ -15,6 +15,7 @@ from focal.heads.released import MAX_ERROR
 from focal.net import messages as msg
 from focal.protocols.common import approval
 from focal.protocols.common.audit import audit
+from focal.protocols.start import LEFT_OUT
 
 
 def lost_at(c: Consortium, sender: str, topic: str, *names: str) -> None:
@@ -48,7 +49,7 @@ def test_a_guard_that_is_lost_while_it_trains_has_a_successor(tmp_path: Path) ->
         shutil.rmtree(c.folder("custodian-1"))
         shutil.copytree(tmp_path / "copy", c.folder("custodian-1"))
         restored = c.start("custodian-1")
-        assert restored.end() == 1 and "'custodian-1' was given up" in restored.errors
+        assert restored.end() == LEFT_OUT and "'custodian-1' was given up" in restored.errors
         assert not list(c.folder("custodian-1").glob("*.key"))
         c.processes["custodian-3"].child.send_signal(signal.SIGCONT)
         c.processes.pop("custodian-1")
