@@ -54,9 +54,9 @@ TWO_LISTS = (
 from focal.net.hub import Hub
 from focal.net import messages as msg
 from focal.net.identity import open_record
-def _records(self, after):
-    header, payload = honest(self, after)
-    if reader.name != "hospital-a":
+def _records(self, reader, after):
+    header, payload = honest(self, reader, after)
+    if reader != "hospital-a":
         return header, payload
     def shown(data):
         record = open_record(self.manifest, data)
@@ -65,12 +65,7 @@ def _records(self, after):
         body = record.body.model_copy(update={"participants": record.body.participants[:3]})
         return self._identity.sign_record(record.scope, record.topic, body)
     return header.model_copy(update={"signed": tuple(map(shown, header.signed))}), payload
-class reader: name = ""
-def _answer(self, asker, make):
-    reader.name = asker.name
-    honest_answer(self, asker, make)
 honest, Hub._records = Hub._records, _records
-honest_answer, Hub._answer = Hub._answer, _answer
 """
 )
 """Shows one institution another list of who takes part in an average."""

@@ -195,25 +195,20 @@ def replace(target: Any, **by: Any) -> None:
 def shows(reader: str, sender: str, topic: str, make: Callable[[Any], Any]) -> None:
     """A server that is honest but for this: ``reader`` is shown that its puppet ``sender`` said
     ``make(body)`` under ``topic``."""
-    answer, records = Hub._answer, Hub._records
-    asking = [""]
+    records = Hub._records
 
-    def answered(hub: Hub, asker: Any, reply: Any) -> None:
-        asking[0] = asker.name
-        answer(hub, asker, reply)
+    def shown(hub: Hub, asking: str, after: int) -> Any:
+        header, payload = records(hub, asking, after)
+        return header.model_copy(update={"signed": tuple(other(hub, asking, data) for data in header.signed)}), payload
 
-    def shown(hub: Hub, after: int) -> Any:
-        header, payload = records(hub, after)
-        return header.model_copy(update={"signed": tuple(other(hub, data) for data in header.signed)}), payload
-
-    def other(hub: Hub, data: bytes) -> bytes:
+    def other(hub: Hub, asking: str, data: bytes) -> bytes:
         record = open_record(hub.manifest, data)
-        if (asking[0], record.sender, record.topic) != (reader, sender, topic):
+        if (asking, record.sender, record.topic) != (reader, sender, topic):
             return data
         identity = Identity.load(hub.board.path.parents[1] / sender / "identity.json")
         return identity.sign_record(record.scope, topic, make(record.body))
 
-    replace(Hub, _answer=answered, _records=shown)
+    replace(Hub, _records=shown)
 
 
 def says(role: type[Party], topic: str, change: Callable[[Any, Any], Any], after: Any = None) -> None:
