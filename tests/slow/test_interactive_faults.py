@@ -63,7 +63,7 @@ def test_a_straggler_is_skipped_named_and_welcome_again() -> None:
 def test_killed_parties_go_on_where_they_were() -> None:
     """An institution, both custodians and the server, each in another step;
     the institution again when its key for masks is erased."""
-    with JointConsortium("killed") as c:
+    with JointConsortium("killed-joint") as c:
         c.start_all()
         for step, who in enumerate(("hospital-b", "custodian-1", "custodian-2", "server"), start=1):
             c.processes["server"].reach(
