@@ -217,6 +217,11 @@ class Manifest(Model):
         return tuple(m for m in self.institutions if not m.clinic)
 
     @property
+    def founder_rows(self) -> int:
+        """Training rows of all founders together."""
+        return sum(m.rows or 0 for m in self.founders)
+
+    @property
     def clinics(self) -> tuple[Member, ...]:
         """Institutions that come once."""
         return tuple(m for m in self.institutions if m.clinic)

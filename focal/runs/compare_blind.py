@@ -11,7 +11,7 @@ from focal.data.rows import InstitutionRows, has_kept, read_kept
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.manifest import Manifest
-from focal.protocols.blind.plan import step_size
+from focal.protocols.blind.plan import scalars
 from focal.protocols.common.institution import PROJECTION
 from focal.runs.compare import LocalScores, score_local_run
 from focal.runs.folder import Run
@@ -45,7 +45,5 @@ def _twin(manifest: Manifest, projection: Projection, rows: dict[str, Institutio
         train = own.split == "train"
         columns.append(projection.apply(own.features[train]))
         targets.append(0.5 - outcomes(own.labels[train], manifest.task))
-    training = manifest.training
-    count = sum(map(len, columns))
-    scalars = twin.Scalars.derive(training.degree, step_size(manifest, projection.eta, count), training.ridge, count)
-    return twin.train(np.concatenate(columns), np.concatenate(targets), scalars, training.steps)[0]
+    derived = scalars(manifest, projection.eta, sum(map(len, columns)))
+    return twin.train(np.concatenate(columns), np.concatenate(targets), derived, manifest.training.steps)[0]

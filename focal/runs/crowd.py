@@ -34,9 +34,11 @@ from focal.heads.linear import twin
 from focal.manifest import Manifest
 from focal.measure.metrics import bootstrap_ci, macro_auroc
 from focal.measure.summary import Auroc, AurocInterval, build_summary, write_summary
+from focal.measure.traffic import merge
 from focal.protocols import of
-from focal.protocols.blind.plan import step_size
+from focal.protocols.blind.plan import scalars
 from focal.protocols.common import approval
+from focal.protocols.common.audit import board_records
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.party import Audience
 from focal.protocols.common.progress import Reporter, Sink, timeline
@@ -288,10 +290,10 @@ class _Simulation:
             for e in timeline(self.folder / name)
         ]
         begin = min(start for _, _, start, _ in spans)
-        together = _added(traffic[name] for name in self.visits)
+        together = merge(*(traffic[name] for name in self.visits))
         shown = {"clinics": together, **{n: traffic[n] for n in openers if n != server.me.name}}
         plot_timeline([(n, p, s - begin, e - begin) for n, p, s, e in spans], shown, self.folder / "timeline.png")
-        board = sum(len(data) for data in _records(server))
+        board = sum(map(len, board_records(server.folder)))
         told = self._told(traffic, error, present, board, auroc, phases)
         private_write(self.folder / "crowd.json", json.dumps({**told, "visits": visits}, indent=1).encode())
         return told
@@ -334,26 +336,8 @@ class _Simulation:
         parts = [self._columns(name, self.counts[name]) for name in self.attending]
         columns = np.concatenate([x for x, _ in parts])
         targets = 0.5 - np.concatenate([y for _, y in parts])
-        training = self.manifest.training
-        eta = step_size(self.manifest, self.projection.eta, len(columns))
-        scalars = twin.Scalars.derive(training.degree, eta, training.ridge, len(columns))
-        return twin.train(columns, targets, scalars, training.steps)[0], len(columns)
-
-
-def _added(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-    total: dict[str, dict[str, int]] = {}
-    for own in counts:
-        for phase, both in own.items():
-            entry = total.setdefault(phase, {"up": 0, "down": 0})
-            for way in ("up", "down"):
-                entry[way] += both[way]
-    return total
-
-
-def _records(server: Server) -> list[bytes]:
-    from focal.protocols.common.audit import _board
-
-    return _board(server.folder / "board.sqlite")
+        own = scalars(self.manifest, self.projection.eta, len(columns))
+        return twin.train(columns, targets, own, self.manifest.training.steps)[0], len(columns)
 
 
 def simulate_crowd(crowd: Crowd, folder: Path, show: Sink, say: Callable[[str], None]) -> dict[str, Any]:

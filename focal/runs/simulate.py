@@ -33,6 +33,7 @@ from focal.manifest import LayoutSpec, LowerSpec, Manifest
 from focal.net.identity import Identity, sign_manifest
 from focal.protocols import of
 from focal.protocols.blind.institution import BlindInstitution
+from focal.protocols.blind.plan import scalars
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.server import Server
@@ -282,12 +283,11 @@ def _result(manifest: Manifest, parties: Together, home: Path, width: int, secon
     first = institutions[0]
     if not all(np.array_equal(first.weights, other.weights) for other in institutions):
         raise FocalError("the institutions decoded different weights from the same shares", hint="report this")
-    training = manifest.training
-    scalars = twin.Scalars.derive(training.degree, first.projection.eta, training.ridge, manifest.rows)
+    own = scalars(manifest, first.projection.eta, manifest.rows)
     ordered = [parties.parties[m.name] for m in manifest.institutions]
     columns = np.concatenate([first.projection.apply(p.raw) for p in ordered if isinstance(p, ArrayInstitution)])
     targets = 0.5 - np.concatenate([p.labels for p in ordered if isinstance(p, ArrayInstitution)])
-    exact = twin.train(columns, targets, scalars, training.steps)[0]
+    exact = twin.train(columns, targets, own, manifest.training.steps)[0]
     facts = of(manifest).plan.facts(manifest, first.scheme)
     facts["params"].pop("lower")  # there is none
     facts |= {

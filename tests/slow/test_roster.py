@@ -22,8 +22,7 @@ from focal.net.identity import Identity, open_record, sign_manifest
 from focal.protocols.blind import plan, roster
 from focal.protocols.blind.server import BlindServer
 from focal.protocols.common import approval
-from focal.protocols.common.audit import _board as rows
-from focal.protocols.common.audit import audit
+from focal.protocols.common.audit import audit, board_records
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.server import Server
 from focal.protocols.together import Together
@@ -110,7 +109,7 @@ class Consortium(Together):
             server = self.parties["server"]
             assert isinstance(server, Server)
             return server.board.since(0, 1 << 40)
-        return rows(self.folder / "server" / "board.sqlite")
+        return board_records(self.folder / "server")
 
     def audited(self) -> str:
         lines: list[str] = []

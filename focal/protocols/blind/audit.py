@@ -8,8 +8,6 @@ from focal.errors import Refused
 from focal.net import messages as msg
 from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.blind.compute import BlindCompute, Elsewhere
-from focal.protocols.blind.uploads import Agreed
-from focal.protocols.common import ceremony
 from focal.protocols.common.audit import Audit
 
 
@@ -18,11 +16,12 @@ class BlindAudit(Audit):
 
     def compute(self, joint: msg.JointKeys) -> BlindCompute:
         layout, active, seed = plan.layout(self.manifest), self.active("upload"), self.seed("upload")
-        agreed, spelled = self._agreed(joint), self.epochs.spelled
+        founders, spelled = [m.name for m in self.manifest.founders], self.epochs.spelled
+        agreed = roster.agreed(self.recall_all(founders, "projection/accepted", msg.ProjectionAccepted), joint)
         found = roster.came(self.manifest, layout, agreed, self.heard, self.scope, spelled, active)
         self.lists = lists = roster.read(self.manifest, found, self.recall(roster.CLOSED, msg.Roster))
         digest = uploads.inputs_digest(self.manifest, self.scheme, layout, lists)
-        uploads.check_accepted(digest, self.recall_all(active, "uploads/accepted", msg.UploadsAccepted))
+        uploads.check_accepted(digest, self.recall_all(active, roster.ACCEPTED, msg.UploadsAccepted))
         self.say(
             f"uploads    {sum(len(u.chunks) for u in lists.values())} masked messages of {len(lists)} institutions"
         )
@@ -46,13 +45,5 @@ class BlindAudit(Audit):
             elsewhere=cluster,
         )
 
-    def _agreed(self, joint: msg.JointKeys) -> Agreed:
-        founders = [m.name for m in self.manifest.founders]
-        accepted = list(self.recall_all(founders, "projection/accepted", msg.ProjectionAccepted).values())
-        if any(theirs != accepted[0] for theirs in accepted):
-            raise Refused("projection", f"{', '.join(founders)} accepted different projections or step sizes")
-        return Agreed(ceremony.joint_digest(joint), accepted[0].digest, accepted[0].eta_hex)
-
     def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
-        roster.check_enough(self.manifest, {n: u for n, u in self.lists.items() if n not in failed}, failed)
-        return list(failed)
+        return roster.leave_out(self.manifest, self.lists, failed)

@@ -72,16 +72,16 @@ class BlindCustodian(Gathering, Custodian):
         self.say_left_out(found, closed)
         digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)
         rows = sum(upload.rows for upload in lists.values())
-        self.say("uploads/accepted", msg.UploadsAccepted(digest=digest, present=tuple(lists), rows=rows))
-        active = self.active("uploads/accepted")
-        uploads.check_accepted(digest, self.hear_all(active, "uploads/accepted", msg.UploadsAccepted))
+        self.say(roster.ACCEPTED, msg.UploadsAccepted(digest=digest, present=tuple(lists), rows=rows))
+        active = self.active(roster.ACCEPTED)
+        uploads.check_accepted(digest, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
         return lists, digest
 
     def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
-        roster.check_enough(self.manifest, {n: u for n, u in self.lists.items() if n not in failed}, failed)
+        left_out = roster.leave_out(self.manifest, self.lists, failed)
         for name, fault in failed.items():
             self.report.warn(f"{self.me.name}: the run goes on without '{name}': {fault.message}")
-        return list(failed)
+        return left_out
 
     def _fetch(self, digests: Iterable[str]) -> None:
         """Every custodian checks all masked rows, a verifier computes with them. Kept on disk:

@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Sequence
 
-from focal.errors import Refused
 from focal.heads.linear.layout import Layout
 from focal.net import messages as msg
 from focal.protocols.blind import roster
 from focal.protocols.blind.roster import Came
 from focal.protocols.blind.uploads import Agreed
-from focal.protocols.common import approval, ceremony
+from focal.protocols.common import approval
 from focal.protocols.common.party import Party
 
 WAITING_SECONDS = 5.0
@@ -29,14 +28,9 @@ class Gathering(Party):
     _waiting_told = 0.0
 
     def agreed(self, joint: msg.JointKeys) -> Agreed:
-        """What every list repeats. Raises :class:`Refused` (``projection``) where the founders have not agreed."""
+        """What every list repeats (:func:`focal.protocols.blind.roster.agreed`); waits for the founders."""
         founders = [m.name for m in self.manifest.founders]
-        accepted = self.hear_all(founders, "projection/accepted", msg.ProjectionAccepted)
-        first = accepted[founders[0]]
-        for name, theirs in accepted.items():
-            if theirs != first:
-                raise Refused("projection", f"'{name}' accepted another projection or step size than '{founders[0]}'")
-        return Agreed(ceremony.joint_digest(joint), first.digest, first.eta_hex)
+        return roster.agreed(self.hear_all(founders, "projection/accepted", msg.ProjectionAccepted), joint)
 
     def came(self, agreed: Agreed) -> Came:
         """Who has come, as far as the board was read, before the uploads were closed."""

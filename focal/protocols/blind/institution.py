@@ -94,26 +94,27 @@ class BlindInstitution(Institution):
     def _has_ended(self) -> bool:
         """Has the run gone on without us, or to its end?"""
         self.read_all()
-        accepted = "uploads/accepted"
-        without_us = all(self.said(name, accepted) for name in self.active(accepted)) and any(
-            self.me.name not in theirs.present
-            for theirs in self.hear_all(self.active(accepted), accepted, msg.UploadsAccepted).values()
-        )
-        return without_us or all(self.said(name, SHARES) for name in self.active(SHARES))
 
-    def _roster(self) -> msg.Roster:
-        return self.hear(self.manifest.server.name, roster.CLOSED, msg.Roster)
+        def said_by_all(topic: str) -> bool:
+            return all(self.said(name, topic) for name in self.active(topic))
 
-    def _wait_for_inputs(self) -> None:
-        """Learn who is in, from all custodians. Raises :class:`LeftOut` where we are not."""
-        topic = "uploads/accepted"
-        accepted = self.hear_all(self.active(topic), topic, msg.UploadsAccepted)
+        without_us = said_by_all(roster.ACCEPTED) and self.me.name not in self._accepted().present
+        return without_us or said_by_all(SHARES)
+
+    def _accepted(self) -> msg.UploadsAccepted:
+        """Who is on the roster, in the same words of all custodians; waits for them."""
+        accepted = self.hear_all(self.active(roster.ACCEPTED), roster.ACCEPTED, msg.UploadsAccepted)
         first = next(iter(accepted.values()))
         for name, theirs in accepted.items():
             if theirs != first:
                 raise Refused("uploads", f"'{name}' accepted other upload lists than others did")
-        if self.me.name not in first.present:
-            kept = self.me.name in self._roster().incomplete
+        return first
+
+    def _wait_for_inputs(self) -> None:
+        """Learn who is in, from all custodians. Raises :class:`LeftOut` where we are not."""
+        accepted = self._accepted()
+        if self.me.name not in accepted.present:
+            kept = self.me.name in self.hear(self.manifest.server.name, roster.CLOSED, msg.Roster).incomplete
             self._left_out(
                 "the server says that it was not given all of its rows"
                 if kept
@@ -126,8 +127,8 @@ class BlindInstitution(Institution):
             inputs_of.check_left_out(topic, name, reveal, without)
         if self.me.name in without:
             self._left_out("its proof of the size of its rows does not hold, by the word of all custodians")
-        self.attending = [name for name in first.present if name not in without]
-        self.rows_of_all = first.rows
+        self.attending = [name for name in accepted.present if name not in without]
+        self.rows_of_all = accepted.rows
 
     def _left_out(self, why: str) -> NoReturn:
         raise LeftOut(

@@ -72,15 +72,20 @@ def row_table(manifest: Manifest, shape: Layout) -> dict[str, tuple[int, int]]:
 
 def scalars_of(manifest: Manifest, lists: dict[str, msg.Upload]) -> Scalars:
     """The scalars of every step, from the step size that all upload lists carry, and the rows that have come."""
-    rows = sum(upload.rows for upload in lists.values())
-    eta = step_size(manifest, float.fromhex(next(iter(lists.values())).eta_hex), rows)
-    return Scalars.derive(manifest.training.degree, eta, manifest.training.ridge, rows)
+    eta = float.fromhex(next(iter(lists.values())).eta_hex)
+    return scalars(manifest, eta, sum(upload.rows for upload in lists.values()))
+
+
+def scalars(manifest: Manifest, eta: float, rows: int) -> Scalars:
+    """The scalars of every step on so many rows, ``eta`` being the agreed projection's: the twin's too."""
+    training = manifest.training
+    return Scalars.derive(training.degree, step_size(manifest, eta, rows), training.ridge, rows)
 
 
 def step_size(manifest: Manifest, eta: float, rows: int) -> float:
     """The step size where so many rows have come. ``eta`` is of the founders' pooled second moment, whose largest
     eigenvalue may be n / m times as large on m of their n rows: a step that is smaller by as much is as stable."""
-    return eta * min(1.0, rows / sum(m.rows or 0 for m in manifest.founders))
+    return eta * min(1.0, rows / manifest.founder_rows)
 
 
 def batches(manifest: Manifest, shape: Layout) -> list[tuple[str, tuple[str, ...]]]:
@@ -194,7 +199,7 @@ def describe(manifest: Manifest) -> str:
 
 def warnings(manifest: Manifest) -> list[str]:
     """What everybody must be told who signs."""
-    few = sum(m.rows or 0 for m in manifest.clinics) > 3 * sum(m.rows or 0 for m in manifest.founders)
+    few = manifest.rows > 4 * manifest.founder_rows
     return [
         *([cost.SHARED_BLOCKS] if manifest.share_blocks else []),
         *([FEW_ROWS] if few else []),

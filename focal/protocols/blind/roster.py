@@ -30,11 +30,11 @@ from focal.heads.linear.layout import Layout
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.protocols.blind.uploads import Agreed, check_list
-from focal.protocols.common import inputs
+from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.hearing import Heard
 
-UPLOAD, CLOSED = "upload", "uploads/closed"
-"""Topics of an institution's list, and of the server's roster."""
+UPLOAD, CLOSED, ACCEPTED = "upload", "uploads/closed", "uploads/accepted"
+"""Topics of an institution's list, of the server's roster, and of a custodian's word on it."""
 FEWEST = 4
 """One in so many of the manifest's rows must be there. What weights carry was bounded for all of them
 (:attr:`Layout.divisor`) and grows, with a quarter of the rows and a step that is as stable
@@ -54,6 +54,10 @@ class Came:
     """Those that are not, and what is wrong with each: their signature is under it."""
     unlike: dict[str, Refused] = field(default_factory=dict)
     """Those that met other keys for masks than are shown here: theirs is the fault, or the server's."""
+
+    def complete(self, incomplete: Collection[str]) -> dict[str, msg.Upload]:
+        """The lists of all but these."""
+        return {name: upload for name, upload in self.lists.items() if name not in incomplete}
 
     def absent(self, manifest: Manifest, incomplete: Collection[str]) -> list[str]:
         """Whom nothing but the server's word, or silence, keeps out."""
@@ -114,7 +118,7 @@ def read(manifest: Manifest, found: Came, roster: msg.Roster) -> dict[str, msg.U
     for name in roster.present:
         if name in found.refused or name in found.unlike:
             raise {**found.refused, **found.unlike}[name]
-    lists = {name: upload for name, upload in found.lists.items() if name not in roster.incomplete}
+    lists = found.complete(roster.incomplete)
     if tuple(lists) != roster.present or not set(roster.incomplete) <= set(found.lists):
         differ = sorted(set(lists) ^ set(roster.present)) or list(roster.present)
         raise Refused(
@@ -122,6 +126,25 @@ def read(manifest: Manifest, found: Came, roster: msg.Roster) -> dict[str, msg.U
         )
     check_enough(manifest, lists, found.refused)
     return lists
+
+
+def agreed(accepted: Mapping[str, msg.ProjectionAccepted], joint: msg.JointKeys) -> Agreed:
+    """What every list repeats, from the word of all founders. Raises :class:`Refused` (``projection``) where they have
+    not agreed."""
+    first = next(iter(accepted.values()))
+    for name, theirs in accepted.items():
+        if theirs != first:
+            raise Refused(
+                "projection", f"'{name}' accepted another projection or step size than '{next(iter(accepted))}'"
+            )
+    return Agreed(ceremony.joint_digest(joint), first.digest, first.eta_hex)
+
+
+def leave_out(manifest: Manifest, lists: Mapping[str, msg.Upload], failed: Mapping[str, Refused]) -> list[str]:
+    """Whom the run goes on without, as their claims do not hold. Raises as :func:`check_enough` where too few are
+    left."""
+    check_enough(manifest, {name: upload for name, upload in lists.items() if name not in failed}, failed)
+    return list(failed)
 
 
 def check_enough(manifest: Manifest, lists: Mapping[str, msg.Upload], refused: Mapping[str, Refused]) -> None:

@@ -8,6 +8,7 @@ from focal.net import messages as msg
 from focal.protocols.blind import roster, uploads
 from focal.protocols.blind.compute import BlindCompute, elsewhere
 from focal.protocols.blind.gathering import Gathering
+from focal.protocols.blind.roster import Came
 from focal.protocols.blind.uploads import Agreed
 from focal.protocols.common.server import Server
 
@@ -48,25 +49,31 @@ class BlindServer(Gathering, Server):
         lists = roster.read(self.manifest, found, closed)
         self.say_left_out(found, closed)
         digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)
-        active = self.active("uploads/accepted")
-        uploads.check_accepted(digest, self.hear_all(active, "uploads/accepted", msg.UploadsAccepted))
+        active = self.active(roster.ACCEPTED)
+        uploads.check_accepted(digest, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
         return lists, digest
 
     def _close(self, agreed: Agreed) -> None:
         """Close the uploads when all have come, or when those who have not may be left out and enough have."""
         self.read_all()
         while not self.said(self.me.name, roster.CLOSED):
-            found = self.came(agreed)
-            incomplete = tuple(name for name, upload in found.lists.items() if not self._complete(upload))
-            lists = {name: upload for name, upload in found.lists.items() if name not in incomplete}
-            absent = found.absent(self.manifest, incomplete)
-            if absent and not self.may_close(absent, roster.enough(self.manifest, lists)):
-                self.report.progress(len(self.names) - len(absent), len(self.names))
+            found, incomplete = self.came(agreed), tuple[str, ...]()
+            if ready := self._all_here(found, incomplete):  # what was given is looked at only then
+                incomplete = tuple(name for name, upload in found.lists.items() if not self._complete(upload))
+                ready = not incomplete or self._all_here(found, incomplete)
+            if not ready:
                 self.read_board(seconds=2.0)
                 continue
+            lists = found.complete(incomplete)
             roster.check_enough(self.manifest, lists, found.refused)
             self._say_as_read(roster.CLOSED, msg.Roster(present=tuple(lists), incomplete=incomplete))
             self.read_all()
+
+    def _all_here(self, found: Came, incomplete: tuple[str, ...]) -> bool:
+        """Have all come, or may those who have not be left out?"""
+        absent = found.absent(self.manifest, incomplete)
+        self.report.progress(len(self.names) - len(absent), len(self.names))
+        return not absent or self.may_close(absent, roster.enough(self.manifest, found.complete(incomplete)))
 
     def _complete(self, upload: msg.Upload) -> bool:
         """Was the server given all that a list names, in the size that it has, for custodians to fetch?"""

@@ -161,9 +161,7 @@ class Audit(abc.ABC):
 
     def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
         """Whom the run went on without, as their claims do not hold. By default there is no run then: raises."""
-        for fault in failed.values():
-            raise fault
-        return []
+        return inputs.refuse(failed)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:
         if self.recall(f"step/{step}", msg.StepDone) != statement:
@@ -223,13 +221,14 @@ class Audit(abc.ABC):
 def recorded(manifest: Manifest, store: Path) -> Heard:
     """All records of a server's board, every signature checked."""
     heard = Heard(manifest)
-    for data in _board(store / "board.sqlite"):
+    for data in board_records(store):
         heard.add(data)
     return heard
 
 
-def _board(path: Path) -> list[bytes]:
-    """All records of a server's board, in order, without writing to it."""
+def board_records(store: Path) -> list[bytes]:
+    """All records of a server's board, in order, without writing to it. ``store``: its state folder."""
+    path = store / "board.sqlite"
     if not path.exists():
         raise FocalError(f"{path}: not found", hint="name the run's folder, or with --from the server's state folder")
     try:

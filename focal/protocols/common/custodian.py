@@ -228,9 +228,7 @@ class Custodian(Answering):
 
     def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
         """Whom the run goes on without, as their claims do not hold. By default there is no run then: raises."""
-        for fault in failed.values():
-            raise fault
-        return []
+        return inputs.refuse(failed)
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:
         """Everybody's, after our own."""

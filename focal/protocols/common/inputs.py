@@ -290,6 +290,13 @@ def unproven(
     return failed
 
 
+def refuse(failed: Mapping[str, Refused]) -> list[str]:
+    """Where there is no run without an institution whose claims do not hold: raises what is wrong with the first."""
+    for fault in failed.values():
+        raise fault
+    return []
+
+
 def combined(
     scheme: Scheme,
     seed: bytes,

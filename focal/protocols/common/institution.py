@@ -157,7 +157,7 @@ class Institution(Party):
         m = self.manifest
         dim, bound, ridge = m.lower.dim, m.projection.bound, m.training.ridge
         proj.check_features(size, dim)
-        rows = sum(f.rows or 0 for f in m.founders)
+        rows = m.founder_rows
         whiten = m.projection.kind == "whiten"
         own = (
             proj.moment_values(self.raw, bound, rows)
