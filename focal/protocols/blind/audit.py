@@ -20,13 +20,15 @@ class BlindAudit(Audit):
         agreed = roster.agreed(self.recall_all(founders, "projection/accepted", msg.ProjectionAccepted), joint)
         found = roster.came(self.manifest, layout, agreed, self.heard, self.scope, spelled, active)
         self.lists = lists = roster.read(self.manifest, found, self.recall(roster.CLOSED, msg.Roster))
-        digest = uploads.inputs_digest(self.manifest, self.scheme, layout, lists)
-        uploads.check_accepted(digest, self.recall_all(active, roster.ACCEPTED, msg.UploadsAccepted))
+        own = uploads.accepted(self.manifest, self.scheme, layout, lists)
+        uploads.check_accepted(own, self.recall_all(active, roster.ACCEPTED, msg.UploadsAccepted))
         self.say(
             f"uploads    {sum(len(u.chunks) for u in lists.values())} masked messages of {len(lists)} institutions"
         )
         wanted = [placed.input for placed in uploads.inputs(layout, lists)]
-        given = self.contributions(uploads.ROUND, digest, wanted, uploads.claims(self.manifest, layout, seed, lists))
+        given = self.contributions(
+            uploads.ROUND, own.digest, wanted, uploads.claims(self.manifest, layout, seed, lists)
+        )
         self.say(f"inputs     {len(wanted)} ciphertexts, from what {len(given.blobs)} custodians gave for them")
         cluster = None
         if self.ray is not None:
@@ -38,7 +40,7 @@ class BlindAudit(Audit):
             layout,
             seed,
             lists,
-            digest,
+            own.digest,
             given,
             self.blob,
             self.threads,

@@ -70,12 +70,11 @@ class BlindCustodian(Gathering, Custodian):
         while absent and not self.may_close(absent, in_time):
             self.read_board(seconds=2.0)
         self.say_left_out(found, closed)
-        digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)
-        rows = sum(upload.rows for upload in lists.values())
-        self.say(roster.ACCEPTED, msg.UploadsAccepted(digest=digest, present=tuple(lists), rows=rows))
+        own = uploads.accepted(self.manifest, self.scheme, self.layout, lists)
+        self.say(roster.ACCEPTED, own)
         active = self.active(roster.ACCEPTED)
-        uploads.check_accepted(digest, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
-        return lists, digest
+        uploads.check_accepted(own, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
+        return lists, own.digest
 
     def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
         left_out = roster.leave_out(self.manifest, self.lists, failed)

@@ -48,10 +48,10 @@ class BlindServer(Gathering, Server):
         found = self.came(agreed)
         lists = roster.read(self.manifest, found, closed)
         self.say_left_out(found, closed)
-        digest = uploads.inputs_digest(self.manifest, self.scheme, self.layout, lists)
+        own = uploads.accepted(self.manifest, self.scheme, self.layout, lists)
         active = self.active(roster.ACCEPTED)
-        uploads.check_accepted(digest, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
-        return lists, digest
+        uploads.check_accepted(own, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
+        return lists, own.digest
 
     def _close(self, agreed: Agreed) -> None:
         """Close the uploads when all have come, or when those who have not may be left out and enough have."""

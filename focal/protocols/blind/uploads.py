@@ -160,10 +160,17 @@ def check_size(name: str, columns: NDArray[np.float64]) -> None:
         )
 
 
-def check_accepted(digest: str, answers: dict[str, msg.UploadsAccepted]) -> None:
-    """Raise :class:`Refused` (``uploads``) when a custodian accepted other upload lists than we hold."""
-    for name, accepted in answers.items():
-        if accepted.digest != digest:
+def accepted(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload]) -> msg.UploadsAccepted:
+    """What whoever holds these lists says of them, or expects every custodian to have said."""
+    rows = sum(upload.rows for upload in lists.values())
+    return msg.UploadsAccepted(digest=inputs_digest(manifest, scheme, layout, lists), present=tuple(lists), rows=rows)
+
+
+def check_accepted(own: msg.UploadsAccepted, answers: dict[str, msg.UploadsAccepted]) -> None:
+    """Raise :class:`Refused` (``uploads``) when a custodian accepted other upload lists than we hold, or says of the
+    same lists that they are others': institutions go by its word."""
+    for name, theirs in answers.items():
+        if theirs != own:
             raise Refused(
                 "uploads",
                 f"'{name}' accepted other upload lists than we were shown (or its processor "

@@ -203,8 +203,10 @@ def test_two_rosters_have_two_digests() -> None:
     lists = founders().came().lists
     fewer = {name: upload for name, upload in lists.items() if name != "west"}
     assert uploads.lists_digest(lists) != uploads.lists_digest(fewer)
-    answers = {"custodian-1": msg.UploadsAccepted(digest=uploads.lists_digest(fewer), present=tuple(fewer), rows=90)}
-    refused(lambda: uploads.check_accepted(uploads.lists_digest(lists), answers), "uploads")
+    own = msg.UploadsAccepted(digest=uploads.lists_digest(lists), present=tuple(lists), rows=150)
+    uploads.check_accepted(own, {"custodian-1": own})
+    for lie in ({"digest": uploads.lists_digest(fewer)}, {"present": tuple(fewer)}, {"rows": 90}):
+        refused(lambda said=lie: uploads.check_accepted(own, {"custodian-1": own.model_copy(update=said)}), "uploads")
 
 
 def test_blocks_of_nobody_who_came_are_in_no_step() -> None:
