@@ -57,7 +57,7 @@ from focal.config import CkksConfig
 from focal.custody import refresh, release
 from focal.custody.consortium import Consortium
 from focal.data.rows import InstitutionRows
-from focal.data.table import ImageSource
+from focal.data.sources import ImageSource
 from focal.errors import FocalError
 from focal.heads import two_layer
 from focal.heads.two_layer import Carried, EncryptedNetwork, NetworkLayout, Weights

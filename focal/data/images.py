@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from focal.data.table import Archive, EncodedImages, Folder, Table, read_column
+from focal.data.sources import Archive, EncodedImages, Folder
+from focal.data.table import Table, read_column
 from focal.errors import FocalError
 from focal.task import Task
 

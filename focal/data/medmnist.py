@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.config import DatasetConfig
-from focal.data.table import SPLITS, ArrayImages, Table, own_groups, scored_split
+from focal.data.sources import ArrayImages
+from focal.data.table import SPLITS, Table, own_groups, scored_split
 from focal.errors import FocalError
 from focal.task import Task, fits, infer
 

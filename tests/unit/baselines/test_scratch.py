@@ -34,8 +34,8 @@ from focal.baselines.scratch import CARRIED_NOISE, EncryptedRun, Settings, Site,
 from focal.ckks import codec
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
 from focal.data.rows import InstitutionRows
+from focal.data.sources import ArrayImages
 from focal.data.synthetic import generate
-from focal.data.table import ArrayImages
 from focal.errors import FocalError
 from focal.heads import two_layer
 from focal.heads.linear.twin import SIGMOID

@@ -31,7 +31,7 @@ from focal.baselines.spe_fl import (
     spe_fl,
 )
 from focal.data import synthetic
-from focal.data.table import ArrayImages
+from focal.data.sources import ArrayImages
 from focal.errors import FocalError
 from focal.measure.traffic import Traffic
 

@@ -21,7 +21,8 @@ from places import DATA
 from focal.config import DatasetConfig, PartitionConfig
 from focal.data import load, load_for_scoring, medmnist
 from focal.data.partition import partition
-from focal.data.table import ArrayImages, Table, own_groups, seeded_split
+from focal.data.sources import ArrayImages
+from focal.data.table import Table, own_groups, seeded_split
 from focal.errors import FocalError
 
 

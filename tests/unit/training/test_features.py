@@ -21,8 +21,9 @@ from patience import PATIENCE
 from places import ROOT
 
 from focal.config import LowerConfig
+from focal.data.sources import ArrayImages
 from focal.data.synthetic import generate
-from focal.data.table import ArrayImages, Table
+from focal.data.table import Table
 from focal.errors import FocalError
 from focal.manifest import LowerSpec
 from focal.segments.lower import LowerSegment, build_lower, preprocess
