@@ -2,14 +2,21 @@
 
 Threads are limited before anything imports OpenFHE, torch or numpy (docs/openfhe.md, section 1): the workers
 and the processes that they start have all processors busy, and two threads that spin for one product beside
-them take ten times as long as one.
+them take ten times as long as one. From whatever starts the tests they take nothing over: a ``make`` would show in what
+the ``make`` of a test prints, and a shell's background job ignores Ctrl-C, as every process that a test interrupts then
+would.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+for made in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(made, None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shutil  # noqa: E402
 import sys  # noqa: E402
