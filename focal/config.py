@@ -91,13 +91,20 @@ class Model(BaseModel):
 # --------------------------------------------------------------------------- data
 
 
+NO_GROUP = "none"
+"""A data set's ``group`` where no two rows belong together."""
+
+
 class DatasetConfig(Model):
     """Where images and labels come from."""
 
     kind: Literal["table", "medmnist", "synthetic"]
     """``table``: a CSV beside images; ``medmnist``: an ``.npz`` of MedMNIST; ``synthetic``: generated fundus images."""
     table: Path | None = None
-    """``table``: the CSV with columns ``filename,label[,patient][,split][,institution]``."""
+    """``table``: CSV or .xlsx with columns ``filename,label,patient[,split][,institution]``."""
+    columns: dict[str, str | tuple[str, ...]] = {}
+    """Columns that have other names there: ``{filename: image, patient: Patient ID}``; labels that have a column for
+    each class, with 0 or 1 in it: ``{label: [N, D, C]}``."""
     images: Path | None = None
     """``table``: the folder or zip that holds the images."""
     file: Path | None = None
@@ -106,8 +113,11 @@ class DatasetConfig(Model):
     """Class order; default: the sorted labels found in the table."""
     task: Task | None = None
     """Default: ``multilabel`` when a label contains ``;``, ``binary`` with two classes, else ``multiclass``."""
+    unlabelled_is_negative: bool = False
+    """Multilabel: an image without a label has none of the classes. Otherwise such a row is refused."""
     group: str = "patient"
-    """The column whose rows belong together: never split between train and test or between institutions."""
+    """The column whose rows belong together: never split between train and test or between institutions.
+    ``none``: every row is another patient's."""
     test_fraction: float = Field(0.25, gt=0, lt=1)
     """Used only where the table has no ``split`` column: the share of groups held out, seeded."""
     samples: int = Field(1500, ge=60, le=100_000)
@@ -121,6 +131,11 @@ class DatasetConfig(Model):
         for field in need:
             if getattr(self, field) is None:
                 raise ValueError(f"dataset kind '{self.kind}' needs '{field}'")
+        for ours, theirs in self.columns.items():
+            if isinstance(theirs, tuple) and (ours != "label" or len(set(theirs)) < max(len(theirs), 2)):
+                raise ValueError("columns: only 'label' may have several columns, two or more, each once")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("two classes have the same name")
         return self
 
 
@@ -252,6 +267,11 @@ class LayoutConfig(Model):
     """The slowest institution's upload speed that the planner weighs against compute."""
 
 
+def numbered(institutions: int) -> tuple[str, ...]:
+    """The names of institutions that were given none."""
+    return tuple(f"hospital-{chr(ord('a') + i)}" if i < 26 else f"hospital-{i}" for i in range(institutions))
+
+
 class ConsortiumConfig(Model):
     """Who takes part in a local run."""
 
@@ -294,9 +314,7 @@ class ConsortiumConfig(Model):
         return (*self.institution_names(), *self.clinics)
 
     def institution_names(self) -> tuple[str, ...]:
-        if isinstance(self.institutions, tuple):
-            return self.institutions
-        return tuple(f"hospital-{chr(ord('a') + i)}" if i < 26 else f"hospital-{i}" for i in range(self.institutions))
+        return self.institutions if isinstance(self.institutions, tuple) else numbered(self.institutions)
 
     def custodian_names(self) -> tuple[str, ...]:
         return tuple(f"custodian-{i + 1}" for i in range(self.custodians))

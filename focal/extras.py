@@ -23,7 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "jinja2",
         "lightning",
         "matplotlib",
-        "pandas",
+        "openpyxl",
         "scipy",
         "sklearn",
         "threadpoolctl",

@@ -95,7 +95,8 @@ def evaluate(
         typer.Option(help="Also subgroups: a column (sex, institution) or bands of one (age:50,65). Repeatable."),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
-    group: Annotated[str, typer.Option(help="Column whose rows belong together.")] = "patient",
+    group: Annotated[str, typer.Option(help="Column whose rows belong together; none: no two do.")] = "patient",
+    allow_seen: Annotated[bool, typer.Option("--allow-seen", help="Score images that trained the model too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     pool: Annotated[
         Path | None,
@@ -116,6 +117,7 @@ def evaluate(
             by=by or (),
             weights=weights,
             group=group,
+            allow_seen=allow_seen,
             device=device,
             pool=pool,
             key=key,
@@ -126,6 +128,8 @@ def evaluate(
         f"{result['dataset']}: macro AUROC {result['auroc']:.3f} (95 % interval {low:.3f} to {high:.3f}) "
         f"on {result['n']} images"
     )
+    if result["trained_on"]:
+        say(f"  {result['trained_on']} of these images trained the model: the scores are too good")
     if result["left_out"]:
         say(f"  {result['left_out']} rows of the table are left out: their labels have no counterpart")
     for name, value in result["auroc_per_class"].items():

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from focal.data.sheet import read_sheet
 from focal.data.sources import Archive, EncodedImages, Folder
-from focal.data.table import Table, read_column
+from focal.data.table import Table
 from focal.errors import FocalError
 from focal.task import Task
 
@@ -20,7 +21,7 @@ def open_images(images: Path, classes: tuple[str, ...], task: Task, table_csv: P
 
     ``images`` is a folder or zip; without a table its images come sorted by name.
     """
-    names = None if table_csv is None else read_column(table_csv, "filename")
+    names = None if table_csv is None else read_sheet(table_csv).column("filename").tolist()
     store, held = _open(images)
     missing = [] if names is None else store.missing(names)
     if missing:

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import PartitionConfig
+from focal.config import PartitionConfig, numbered
+from focal.data.sheet import alike
 from focal.data.table import Table
 from focal.errors import FocalError
 
@@ -52,19 +53,26 @@ def partition(table: Table, config: PartitionConfig, names: Sequence[str], seed:
 
 
 def _by_column(table: Table, names: Sequence[str]) -> NDArray[np.int64]:
-    """(n,) index of each row's institution: by name, or by sorted order where the column uses other names
-    of the same number."""
+    """(n,) index of each row's institution: by name. Where the configuration names none, only how many there are,
+    the column's own names in their order."""
     if table.institution is None:
         raise FocalError(
             f"data set '{table.name}' has no 'institution' column", hint="add it, or partition by: patient"
         )
-    values = np.unique(table.institution)
-    if len(values) != len(names):
+    values = np.unique(table.institution).tolist()
+    order = values if tuple(names) == numbered(len(values)) and not set(values) & set(names) else list(names)
+    if set(values) != set(order):
         raise FocalError(
-            f"data set '{table.name}': its 'institution' column has {len(values)} different values, not {len(names)}",
-            hint=f"set 'consortium.institutions' to {len(values)}, or partition by: patient",
+            f"data set '{table.name}': its 'institution' column has {', '.join(map(repr, values))}, "
+            f"the institutions are {', '.join(names)}",
+            hint="write the same names in both (case and blanks count), give 'consortium.institutions' only how many "
+            "there are, or partition by: patient",
         )
-    order = list(names) if set(values.tolist()) == set(names) else values.tolist()
+    if same := alike(values):
+        raise FocalError(
+            f"data set '{table.name}': institutions that look alike: {', '.join(map(repr, same[0]))}",
+            hint="write each institution in one way",
+        )
     owner = np.array([order.index(v) for v in table.institution.tolist()], dtype=np.int64)
     for k, name in enumerate(names):
         if not (owner[table.train_rows] == k).any():

@@ -1,9 +1,10 @@
-"""One table of labelled images, whatever it came from, and the reader of the table that a hospital has.
+"""One table of labelled images, whatever it came from, and how it is made of the table that a hospital has
+(:mod:`focal.data.sheet` reads its text, :mod:`focal.data.labels` its labels).
 
 A row is one image. Rows of one group (a patient, unless the configuration names another column) stay together:
 they are never split between train and test, nor between institutions::
 
-    retina.csv                                    Table
+    retina.csv, retina.xlsx                       Table
     filename,label,patient,split,age              labels (n, K) 0/1   groups   split   institution   columns
     0_left.jpg,C,0,train,69              ----->   images ---------------> images.read(i), images.sha256(i)
     0_right.jpg,N,0,train,69                              |
@@ -14,19 +15,20 @@ File names and patient ids stay in this object; nothing in this package logs the
 
 from __future__ import annotations
 
-import csv
+import re
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from focal.config import DatasetConfig
+from focal.config import NO_GROUP, DatasetConfig
+from focal.data.labels import Labels, read_labels
+from focal.data.sheet import Sheet, alike, read_sheet
 from focal.data.sources import Archive, EncodedImages, Folder, ImageSource, reason
 from focal.errors import FocalError
-from focal.task import Task, fits, infer
+from focal.task import Task
 
 SPLITS = ("train", "val", "test")
 
@@ -57,6 +59,8 @@ class Table:
     columns: dict[str, NDArray[np.str_]]
     """(n,) each: the other columns (age, sex), as written."""
     images: ImageSource
+    notes: tuple[str, ...] = ()
+    """What people should read before they train on it."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,16 +139,24 @@ def seeded_split(groups: NDArray[np.str_], test_fraction: float, seed: int, name
     return np.where(np.isin(groups, test), "test", "train")
 
 
-# --------------------------------------------------------------------------- reading a CSV
+# --------------------------------------------------------------------------- reading one
+
+ROLES = ("filename", "label", "split", "institution")
+"""Columns with a meaning, beside the group's."""
+
+LIKELY = {
+    "split": re.compile(r"^(set|subset|fold|partition|phase|usage|data_?set)$"),
+    "institution": re.compile(r"^(site|hospital|cent(er|re)|clinic|institute|source)(_?(id|name))?$"),
+}
+"""Names that hospitals give to the column that we know under another one."""
+PATIENT = re.compile(r"patient|subject|person|^(mrn|pid|case|study|participant)([ _-]?(id|no|number))?$")
 
 
 def read_table(config: DatasetConfig, seed: int) -> Table:
     """The table that ``config`` describes, every row of it. Raises :class:`FocalError` naming
-    the file and the way out."""
-    frame, path = _read_csv(config), _given(config.table)
-    if "label" not in frame:
-        raise _column_missing(path, "label", frame)
-    return _table(config, frame, _split_column(frame, path), seed)
+    the file, the line and the way out."""
+    sheet = open_sheet(config)
+    return _table(config, sheet, read_labels(sheet, config), _split_column(sheet), seed)
 
 
 def read_unsplit_table(config: DatasetConfig) -> Table:
@@ -153,86 +165,49 @@ def read_unsplit_table(config: DatasetConfig) -> Table:
 
     ``config.classes`` and ``config.task`` must be given.
     """
-    frame, path = _read_csv(config), _given(config.table)
-    split = _split_column(frame, path)
+    sheet = open_sheet(config)
+    split = _split_column(sheet)
     if split is None:
-        split = np.full(len(frame), "test")
-    return _table(config, frame, split, seed=0)
-
-
-def read_column(path: Path, name: str) -> list[str]:
-    """One column of a CSV. Raises :class:`FocalError` when the file or the column is not there."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            rows = list(csv.reader(f, skipinitialspace=True))
-    except OSError as e:
-        raise FocalError(f"{path}: cannot be read ({e.strerror})", hint="--table names a CSV file") from None
-    except (UnicodeDecodeError, csv.Error):
-        raise FocalError(f"{path}: is not a CSV table", hint="write it as UTF-8, comma separated") from None
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    if name not in header:
-        raise FocalError(
-            f"{path}: has no column '{name}' (found: {', '.join(header) or 'nothing'})", hint=f"add a column '{name}'"
-        )
-    at = header.index(name)
-    return [row[at].strip() for row in rows[1:] if len(row) > at]
-
-
-def _table(config: DatasetConfig, frame: pd.DataFrame, split: NDArray[np.str_] | None, seed: int) -> Table:
-    path = _given(config.table)
-    filenames = _strings(frame["filename"])
-    groups = _groups(frame, config.group, path)
-    if "label" in frame:
-        classes, task, labels = _labels(frame["label"], config, path)
+        split = np.full(len(sheet), "test")
+    if "label" in sheet or "label" in config.columns:
+        labels = read_labels(sheet, config)
     else:
-        classes, task = config.classes or (), config.task or "multiclass"
-        labels = np.zeros((len(frame), len(classes)), np.uint8)
-    used = {"filename", "label", "split", "institution", config.group}
+        classes = config.classes or ()
+        labels = Labels(classes, config.task or "multiclass", np.zeros((len(sheet), len(classes)), np.uint8))
+    return _table(config, sheet, labels, split, seed=0)
+
+
+def open_sheet(config: DatasetConfig) -> Sheet:
+    """The table's text with the columns called as we call them (:attr:`DatasetConfig.columns`)."""
+    one = {ours: theirs for ours, theirs in config.columns.items() if isinstance(theirs, str)}
+    sheet = read_sheet(_given(config.table)).renamed(one)
+    sheet.column("filename")
+    return sheet
+
+
+def _table(config: DatasetConfig, sheet: Sheet, labels: Labels, split: NDArray[np.str_] | None, seed: int) -> Table:
+    path, filenames = sheet.path, sheet.column("filename")
+    groups, notes = _groups(sheet, config.group)
+    one_hot = config.columns.get("label")
+    used = {*ROLES, config.group, *(one_hot if isinstance(one_hot, tuple) else ())}
+    others = [column for column in sheet.header if column and column not in used]
+    for role, likely in LIKELY.items():
+        for column in others:
+            if role not in sheet and likely.match(column):
+                notes.append(f"its column '{column}' looks like '{role}' and is not used as such (dataset.columns)")
     return Table(
         name=path.stem,
-        classes=classes,
-        task=task,
-        labels=labels,
+        classes=labels.classes,
+        task=labels.task,
+        labels=labels.matrix,
         groups=groups,
         split=scored_split(seeded_split(groups, config.test_fraction, seed, str(path)) if split is None else split),
-        institution=_strings(frame["institution"]) if "institution" in frame else None,
+        institution=sheet.column("institution") if "institution" in sheet else None,
         filenames=filenames,
-        columns={str(c): _strings(frame[c]) for c in frame.columns if c not in used},
+        columns={column: sheet.column(column) for column in others},
         images=EncodedImages(_open_store(_given(config.images), filenames.tolist(), path), filenames),
+        notes=(*sheet.notes, *labels.notes, *notes),
     )
-
-
-def _read_csv(config: DatasetConfig) -> pd.DataFrame:
-    """The CSV as strings, nothing guessed: no numbers, no missing values."""
-    path = _given(config.table)
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig")
-    except OSError as e:
-        raise FocalError(
-            f"{path}: cannot be read ({reason(e)})", hint="'dataset.table' names the CSV; is the path right?"
-        ) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        why = str(e).splitlines()[0]
-        raise FocalError(
-            f"{path}: is not a CSV table ({why})", hint="write it as UTF-8, comma separated, one line per image"
-        ) from None
-    frame.columns = [str(c).strip().lower() for c in frame.columns]
-    if "filename" not in frame:
-        raise _column_missing(path, "filename", frame)
-    if frame.empty:
-        raise FocalError(f"{path}: has no rows", hint="write one line per image below the header")
-    return frame
-
-
-def _column_missing(path: Path, column: str, frame: pd.DataFrame) -> FocalError:
-    return FocalError(
-        f"{path}: has no column '{column}' (found: {', '.join(frame.columns)})",
-        hint="the columns are filename,label[,patient][,split][,institution]",
-    )
-
-
-def _strings(column: pd.Series[str]) -> NDArray[np.str_]:
-    return np.array([value.strip() for value in column], dtype=np.str_)
 
 
 def _given(path: Path | None) -> Path:
@@ -241,63 +216,47 @@ def _given(path: Path | None) -> Path:
     return path
 
 
-def _split_column(frame: pd.DataFrame, path: Path) -> NDArray[np.str_] | None:
-    if "split" not in frame:
+def _split_column(sheet: Sheet) -> NDArray[np.str_] | None:
+    if "split" not in sheet:
         return None
-    split = np.char.lower(_strings(frame["split"]))
-    for line, value in enumerate(split, start=2):
+    split = np.char.lower(sheet.column("split"))
+    for line, value in zip(sheet.lines, split, strict=True):
         if value not in SPLITS:
-            raise FocalError(f"{path}: line {line}: split '{value}' is none of {', '.join(SPLITS)}")
+            raise FocalError(
+                f"{sheet.path}: line {line}: split '{value}' is none of {', '.join(SPLITS)}",
+                hint="write one of these words in every line, or leave the column out",
+            )
     return split
 
 
-def _groups(frame: pd.DataFrame, column: str, path: Path) -> NDArray[np.str_]:
-    """(n,) the group column; rows without a value are groups of their own. Only the default column may be absent."""
-    if column not in frame:
-        if column != "patient":
-            raise FocalError(
-                f"{path}: has no column '{column}'",
-                hint=f"'dataset.group' must name one of: {', '.join(frame.columns)}",
-            )
-        return own_groups(len(frame))
-    values = _strings(frame[column])
-    return np.where(values == "", own_groups(len(frame)), values)
+def _groups(sheet: Sheet, column: str) -> tuple[NDArray[np.str_], list[str]]:
+    """(n,) the group column as text, and what to say of it; rows without a value are groups of their own.
+
+    A table that does not tell patients apart is refused: with images of one patient in train and in test every score,
+    and every interval, would be too good.
+    """
+    alone = own_groups(len(sheet))
+    if column == NO_GROUP:
+        return alone, []
+    if column not in sheet:
+        like = [name for name in sheet.header if PATIENT.search(name)]
+        raise FocalError(
+            f"{sheet.path}: has no column '{column}', which says whose images belong together"
+            + (f"; '{like[0]}' looks like it" if like else f" (found: {', '.join(filter(None, sheet.header))})"),
+            hint=(f"dataset.columns: {{{column}: {like[0]}}}, or " if like else "name it with dataset.group, or say ")
+            + f"'group: {NO_GROUP}' if no patient has two images",
+        )
+    values, notes = sheet.column(column), []
+    if empty := int((values == "").sum()):
+        notes.append(f"{empty} rows have no {column}: each counts as a {column} of its own")
+    for same in alike([v for v in values.tolist() if v]):
+        notes.append(f"different {column}s that look alike: {', '.join(map(repr, same))}")
+    return np.where(values == "", alone, values), notes
 
 
 def own_groups(n: int) -> NDArray[np.str_]:
     """(n,) every row its own group."""
     return np.array([f"row-{i}" for i in range(n)], dtype=np.str_)
-
-
-def _labels(
-    column: pd.Series[str], config: DatasetConfig, path: Path
-) -> tuple[tuple[str, ...], Task, NDArray[np.uint8]]:
-    """Class order, task and the (n, K) 0/1 matrix of a label column, in which ``A;B`` is both A and B."""
-    parts = [[p.strip() for p in cell.split(";") if p.strip()] for cell in column]
-    classes = config.classes or tuple(sorted({p for row in parts for p in row}))
-    task = config.task or infer(len(classes), several=column.str.contains(";", regex=False).any())
-    if not fits(len(classes), task):
-        raise FocalError(
-            f"{path}: a {task} task does not fit {len(classes)} classes ({', '.join(classes)})",
-            hint="name them all in 'dataset.classes', also those that no row of this table has",
-        )
-    index = {c: k for k, c in enumerate(classes)}
-    labels = np.zeros((len(parts), len(classes)), np.uint8)
-    for i, row in enumerate(parts):
-        if task != "multilabel" and len(row) != 1:
-            raise FocalError(
-                f"{path}: line {i + 2}: a {task} task needs exactly one label, not '{column.iloc[i]}'",
-                hint="or set 'task: multilabel'",
-            )
-        for label in row:
-            if label not in index:
-                raise FocalError(
-                    f"{path}: line {i + 2}: label '{label}' is not among the classes {', '.join(classes)}",
-                    hint="correct the line, or add the class to 'dataset.classes' "
-                    "(every member must use the same list)",
-                )
-            labels[i, index[label]] = 1
-    return classes, task, labels
 
 
 def _open_store(path: Path, names: list[str], table: Path) -> Folder | Archive:

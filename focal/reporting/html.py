@@ -35,6 +35,7 @@ from PIL import Image
 
 from focal.baselines.logistic import baseline_scores
 from focal.config import RunConfig
+from focal.data.begun import check_unchanged
 from focal.data.rows import FILE as ROWS
 from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
@@ -260,6 +261,8 @@ def _joint_rows(
     say("reading features before and after fine-tuning; what no cache holds is computed ...")
     whole = config.dataset.model_copy(update={"classes": meta.classes, "task": meta.task})
     tables = {name: load(whole.model_copy(update={"rows": path}), config.seed) for name, path in dealt.items()}
+    for name, table in tables.items():
+        check_unchanged(dealt[name].parent, table)
     held = "test" if any((table.split == "test").any() for table in tables.values()) else "val"
     shared = folder.resolve().parent / "cache"
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from focal.config import DatasetConfig, InteractiveRunConfig, LocalConfig
 from focal.data import load
+from focal.data.begun import check_unchanged
 from focal.data.rows import InstitutionRows
 from focal.data.table import Table
 from focal.errors import FocalError
@@ -93,6 +94,8 @@ def _compared(
         name: load(m.data.model_copy(update={"classes": manifest.classes, "task": task}), seed)
         for name, m in members.items()
     }
+    for name, m in members.items():
+        check_unchanged(m.folder, tables[name])
     first = next(iter(members))
     source = members[first].weights
     lower, _ = build_lower(manifest.lower, source)

@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.config import DatasetConfig, Model
-from focal.data.table import read_column
+from focal.data.begun import seen
+from focal.data.sheet import Sheet
+from focal.data.table import open_sheet
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.metrics import Floats, measure_all
@@ -39,8 +41,12 @@ class LabelMap(Model):
     """Another hospital's labels in the run's words: ``labels: {DR: D, "healthy eye": N, blurred: null}``
     as YAML or JSON."""
 
-    labels: dict[str, str | None]
+    labels: dict[str, str | None] = {}
     """Their label -> our class; ``null``: rows with it are not scored. Labels that are ours already need no entry."""
+    columns: dict[str, str] = {}
+    """Their columns, as in a configuration: ``{filename: image, patient: Patient ID}``."""
+    unlabelled_is_negative: bool = False
+    """As in a configuration."""
 
 
 def evaluate(
@@ -52,6 +58,7 @@ def evaluate(
     by: Sequence[str] = (),
     weights: str | None = None,
     group: str = "patient",
+    allow_seen: bool = False,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -63,13 +70,14 @@ def evaluate(
     """Score a finished run on a labelled table, another hospital's too;
     an interactive run with the lower segment that it fine-tuned.
 
-    Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "dataset", "measures", "subgroups",
-    "pooled"}``: ``measures`` has ``{"macro", "ci95", "per_class"}`` of every measure of
+    Returns ``{"auroc", "auroc_per_class", "auroc_ci95", "n", "left_out", "trained_on", "dataset", "measures",
+    "subgroups", "pooled"}``: ``measures`` has ``{"macro", "ci95", "per_class"}`` of every measure of
     :data:`focal.measure.metrics.MEASURES`, ``subgroups`` has :func:`focal.measure.subgroups.score_subgroup` of each
     part of every split in ``by`` (``sex``, ``age:50,65``, ``institution``).
 
-    Scored are the table's ``test`` rows (``val`` where there is none), so that a run's own data is never scored on rows
-    that trained it; a table without a ``split`` column is scored whole. ``labels`` translates its labels; ``group``
+    Scored are the table's ``test`` rows (``val`` where there is none); a table without a ``split`` column is scored
+    whole. Images that trained the model, as far as the run's folder still knows them, are refused unless
+    ``allow_seen``; ``trained_on`` counts them. ``labels`` translates its labels; ``group``
     names the column for the intervals; ``weights`` is the lower segment's source (default: the recorded one); ``cache``
     keeps features. ``pool`` and ``key`` add this site's counts to those of others (:class:`focal.runs.pooling.Pool`;
     otherwise ``pooled`` is ``None``). A class that cannot be scored is ``None``. Raises :class:`FocalError` when the
@@ -83,8 +91,15 @@ def evaluate(
         from focal.runs.pooling import Pool
 
         exchange = Pool(pool, key, meta)
-    whole = _labelled_table(meta, Path(table_csv), Path(images), group, labels)
+    whole, left_out = _labelled_table(meta, Path(table_csv), Path(images), group, labels)
     table = whole.take(whole.test_rows)
+    trained_on = seen(Path(run), table, range(len(table)))
+    if trained_on and not allow_seen:
+        raise FocalError(
+            f"{table_csv}: {trained_on} of the {len(table)} scored images trained this model: its scores would be "
+            "too good",
+            hint="mark these rows 'train' in a 'split' column, remove them, or say --allow-seen",
+        )
     splits = {
         text: subgroups(split, _cells(table, split.column, Path(table_csv)))
         for text in by
@@ -106,7 +121,8 @@ def evaluate(
         "auroc_per_class": by_name(measured["auroc"].per_class),
         "auroc_ci95": list(measured["auroc"].ci95),
         "n": len(table),
-        "left_out": _left_out(Path(table_csv), labels),
+        "left_out": left_out,
+        "trained_on": trained_on,
         "dataset": table.name,
         "measures": {
             name: {"macro": m.macro, "ci95": list(m.ci95), "per_class": by_name(m.per_class)}
@@ -199,8 +215,11 @@ def _default_cache(run: Path | str) -> Path:
     return (path if path.is_dir() else path.parent) / "cache"
 
 
-def _labelled_table(meta: ModelMeta, path: Path, images: Path, group: str, labels: LabelMap | None) -> Table:
-    """The table with its labels translated to the run's classes, without rows that have no counterpart.
+def _labelled_table(
+    meta: ModelMeta, path: Path, images: Path, group: str, labels: LabelMap | None
+) -> tuple[Table, int]:
+    """The table with its labels translated to the run's classes, without rows that have no counterpart,
+    and how many these are.
 
     ::
 
@@ -209,18 +228,28 @@ def _labelled_table(meta: ModelMeta, path: Path, images: Path, group: str, label
     from focal.data import load_for_scoring
 
     ours = {**{name: name for name in meta.classes}, **(labels.labels if labels else {})}
-    _check_labels(meta, path, ours)
     theirs = tuple(sorted(ours))
-    table = load_for_scoring(
-        DatasetConfig(kind="table", table=path, images=images, classes=theirs, task="multilabel", group=group)
+    config = DatasetConfig(
+        kind="table",
+        table=path,
+        images=images,
+        classes=theirs,
+        task="multilabel",
+        group=group,
+        columns=labels.columns if labels else {},
+        # of what has exactly one label below, an empty cell is refused there
+        unlabelled_is_negative=meta.task != "multilabel" or (labels is not None and labels.unlabelled_is_negative),
     )
+    sheet = open_sheet(config)
+    _check_labels(meta, sheet, ours)
+    table = load_for_scoring(config)
     becomes = np.array([[ours[name] == target for target in meta.classes] for name in theirs])
     translated = (table.labels.astype(np.int64) @ becomes > 0).astype(np.uint8)
     scored = ~table.labels[:, [ours[name] is None for name in theirs]].any(axis=1)
     several = np.flatnonzero(scored & (translated.sum(axis=1) != 1))
     if meta.task != "multilabel" and len(several):
         raise FocalError(
-            f"{path}: line {several[0] + 2}: needs exactly one of the classes {', '.join(meta.classes)}",
+            f"{path}: line {sheet.lines[several[0]]}: needs exactly one of the classes {', '.join(meta.classes)}",
             hint="this run tells classes apart of which an image has one; leave out rows with none or several",
         )
     table = replace(table, labels=translated, classes=meta.classes, task=meta.task).take(np.flatnonzero(scored))
@@ -230,17 +259,17 @@ def _labelled_table(meta: ModelMeta, path: Path, images: Path, group: str, label
         )
     if not len(table.test_rows):
         raise FocalError(f"{path}: every row is marked 'train'", hint="leave the 'split' column out to score every row")
-    return table
+    return table, int((~scored).sum())
 
 
-def _check_labels(meta: ModelMeta, path: Path, ours: Mapping[str, str | None]) -> None:
+def _check_labels(meta: ModelMeta, sheet: Sheet, ours: Mapping[str, str | None]) -> None:
     """Raise :class:`FocalError` with both sets when the table has a label without a class,
     or the map names a class that the run lacks."""
-    labels = {label.strip() for cell in read_column(path, "label") for label in cell.split(";")} - {""}
+    labels = {label.strip() for cell in sheet.column("label") for label in cell.split(";")} - {""}
     classes = ", ".join(meta.classes)
     if not labels <= set(ours):
         raise FocalError(
-            f"{path}: its labels are {', '.join(sorted(labels))}, but the run's classes are {classes}"
+            f"{sheet.path}: its labels are {', '.join(sorted(labels))}, but the run's classes are {classes}"
             + (f"; not translated: {', '.join(sorted(labels - set(ours)))}" if labels & set(ours) else ""),
             hint="translate them with a label map (--labels FILE), or evaluate a run that was trained on these labels",
         )
@@ -250,12 +279,6 @@ def _check_labels(meta: ModelMeta, path: Path, ours: Mapping[str, str | None]) -
             f"the label map leads to {', '.join(sorted(unknown))}, but the run's classes are {classes}",
             hint="the right-hand sides are classes of the run, or null for rows that are not scored",
         )
-
-
-def _left_out(path: Path, labels: LabelMap | None) -> int:
-    """Rows that the map leaves out: those with a label without a counterpart."""
-    without = {name for name, target in labels.labels.items() if target is None} if labels else set()
-    return sum(any(label.strip() in without for label in cell.split(";")) for cell in read_column(path, "label"))
 
 
 def _cells(table: Table, column: str, path: Path) -> NDArray[np.str_]:

@@ -257,9 +257,8 @@ def test_scoring_other_labels_names_both_sets(run: Finished) -> None:
 
 
 def test_scoring_with_other_weights(run: Finished) -> None:
-    text = refused(
-        "evaluate", run.folder, "--table", dataset().table, "--images", dataset().images, "--weights", "random:5"
-    )
+    options = ["--table", dataset().table, "--images", dataset().images, "--allow-seen", "--weights", "random:5"]
+    text = refused("evaluate", run.folder, *options)
     assert "random:5" in text and "sha256" in text
 
 
@@ -272,6 +271,8 @@ def test_scoring_another_hospitals_table_by_subgroup(run: Finished, tmp_path: Pa
     labels.write_text(yaml.safe_dump({"labels": {**words, "unreadable": None}}))
     options = ["--table", table, "--images", dataset().images]
     assert "their-mild" in refused("evaluate", run.folder, *options)
+    assert "trained this model" in refused("evaluate", run.folder, *options, "--labels", labels)
+    options.append("--allow-seen")
     result = cli("evaluate", run.folder, *options, "--labels", labels, "--by", "age:60,120", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.strip().splitlines()[-1])
@@ -281,6 +282,7 @@ def test_scoring_another_hospitals_table_by_subgroup(run: Finished, tmp_path: Pa
         "60 to below 120": 60,
         "120 and above": 30,
     }
+    assert f"{found['trained_on']} of these images trained the model" in result.stdout
     assert "1 rows of the table are left out" in result.stdout and "calibration error:" in result.stdout
     assert "age 200 and above" in refused("evaluate", run.folder, *options, "--labels", labels, "--by", "age:200")
 

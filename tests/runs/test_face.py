@@ -56,7 +56,7 @@ def test_no_module_takes_the_place_of_a_name() -> None:
 def test_importing_costs_nothing() -> None:
     mine = "sorted(m for m in sys.modules if m.partition('.')[0] in ('focal', 'pydantic', 'numpy'))"
     assert python(f"import sys, focal; print({mine})") == "['focal']"
-    heavy = "sorted({'torch', 'numpy', 'openfhe', 'pandas', 'matplotlib', 'sklearn', 'zmq'} & set(sys.modules))"
+    heavy = "sorted({'torch', 'numpy', 'openfhe', 'openpyxl', 'matplotlib', 'sklearn', 'zmq'} & set(sys.modules))"
     assert python(f"import sys, focal; [getattr(focal, name) for name in focal.__all__]; print({heavy})") == "[]"
 
 
@@ -122,7 +122,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "train": ("--config my.yaml --runs there", {"config": "my.yaml", "runs": Path("there")}),
     "evaluate": (
         "run --table t.csv --images i.zip --labels l.yaml --by sex --by age:50 --weights w --group cluster "
-        "--device cpu --pool sites --key me.key.json",
+        "--allow-seen --device cpu --pool sites --key me.key.json",
         {
             "run": Path("run"),
             "table": Path("t.csv"),
@@ -131,6 +131,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
             "by": ["sex", "age:50"],
             "weights": "w",
             "group": "cluster",
+            "allow_seen": True,
             "device": "cpu",
             "pool": Path("sites"),
             "key": Path("me.key.json"),

@@ -51,13 +51,13 @@ def test_binary_with_a_random_projection(tmp_path: Path) -> None:
     summary = train(
         tmp_path,
         "pair",
-        dataset={"table": str(dataset().binary)},
+        dataset={"table": str(dataset().binary), "classes": ["well", "sick"]},
         projection={"kind": "random"},
         layout={"feature_lanes": 1},
     )
     assert summary["params"]["projection"] == "random" and summary["params"]["outputs"] == 1
     manifest = read(Manifest, runs() / "pair" / "manifest.json")
-    assert manifest.task == "binary" and manifest.classes == ("sick", "well")
+    assert manifest.task == "binary" and manifest.classes == ("well", "sick")
 
 
 def test_several_machines_by_hand(tmp_path: Path) -> None:

@@ -96,15 +96,23 @@ def dataset() -> Dataset:
     return Dataset(once("data", _make_dataset))
 
 
+def zip_images(path: Path, seed: int) -> None:
+    """The generated images of one seed, under the data set's names."""
+    from focal.data.synthetic import generate
+
+    images = generate(SAMPLES, seed).images
+    with zipfile.ZipFile(path, "w") as z:
+        for i in range(SAMPLES):
+            png = io.BytesIO()
+            images.read(i).save(png, "PNG")
+            z.writestr(f"{Dataset.NAME}{i:03d}.png", png.getvalue())
+
+
 def _make_dataset(folder: Path) -> None:
     from focal.data.synthetic import CLASSES, generate
 
     data, table = Dataset(folder), generate(SAMPLES, SEED)
-    with zipfile.ZipFile(data.images, "w") as z:
-        for i in range(SAMPLES):
-            png = io.BytesIO()
-            table.images.read(i).save(png, "PNG")
-            z.writestr(f"{Dataset.NAME}{i:03d}.png", png.getvalue())
+    zip_images(data.images, SEED)
     grade = table.labels.argmax(axis=1)
     patient = [f"{Dataset.PATIENT}{g.removeprefix('patient-')}" for g in table.groups]
     split = ["test" if int(p.rpartition("-")[2]) % 3 == 0 else "train" for p in patient]

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import yaml
-from consortium import config, dataset, finished, write_csv
+from consortium import SEED, config, dataset, finished, write_csv, zip_images
 
 import focal as face
 
@@ -20,7 +20,7 @@ def prepare(here: Path) -> Path:
     (here / "my.yaml").write_text(yaml.safe_dump(config("my")))
     rows = [{**row, "site": ("north", "south")[i % 2]} for i, row in enumerate(dataset().rows())]
     write_csv(here / "new.csv", rows)
-    shutil.copy(dataset().images, here / "new.zip")
+    zip_images(here / "new.zip", SEED + 1)
     return here
 
 

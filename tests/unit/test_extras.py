@@ -89,7 +89,7 @@ def test_a_command_of_a_site_says_in_one_sentence_what_it_needs(name: str, tmp_p
 
 
 def test_the_bare_machine_of_these_tests_has_no_torch() -> None:
-    for module in ("torch", "pandas", "opacus"):
+    for module in ("torch", "openpyxl", "opacus"):
         program = f"{BARE}\nimport {module}"
         result = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, env=ENV, timeout=PATIENCE

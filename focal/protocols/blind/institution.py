@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks.scheme import Scheme
-from focal.config import DatasetConfig
 from focal.custody import inputs
 from focal.custody.inputs import Message
 from focal.data.rows import InstitutionRows, write_kept
@@ -140,16 +139,11 @@ class BlindInstitution(Institution):
 
     def _features(self) -> tuple[InstitutionRows, NDArray[np.float32]]:
         # torch is imported here, not above: the command line checks keys, manifest and link before it takes seconds
-        from focal.data import load
         from focal.segments.lower import build_lower, test_image_features
         from focal.training.features import compute_features
 
-        assert self.local.data is not None and self.local.weights is not None
-        spec = self.manifest.lower
-        config: DatasetConfig = self.local.data.model_copy(
-            update={"classes": self.manifest.classes, "task": self.manifest.task}
-        )
-        table = load(config, self.local.seed)
+        assert self.local.weights is not None
+        spec, table = self.manifest.lower, self.load_data()
         segment, source = build_lower(spec, self.local.weights)
         self.report.say(f"{self.me.name}: lower segment {spec.model}, {source}")
         cache = self.local.cache or self.folder / "features"

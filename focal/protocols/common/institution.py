@@ -44,6 +44,7 @@ from focal.sums.masked import MaskedSum, contribution_digest, new_group_key, par
 from focal.task import scored_classes
 
 if TYPE_CHECKING:
+    from focal.data.table import Table
     from focal.segments.upper import UpperHead
 
 Array = NDArray[np.float64]
@@ -134,6 +135,17 @@ class Institution(Party):
             )
 
     # ----------------------------------------------------------------- features
+
+    def load_data(self) -> Table:
+        """The own table: the one with which the run began. Raises :class:`FocalError` when it was changed since."""
+        from focal.data import load
+        from focal.data.begun import check_unchanged
+
+        assert self.local.data is not None
+        agreed = {"classes": self.manifest.classes, "task": self.manifest.task}
+        table = load(self.local.data.model_copy(update=agreed), self.local.seed)
+        check_unchanged(self.folder, table)
+        return table
 
     def compare_test_features(self) -> None:
         """Everybody runs the same lower segment: the features of the embedded test image agree to 1e-3."""

@@ -49,19 +49,16 @@ class JointInstitution(Institution):
 
     def prepare(self) -> None:
         """Before anybody is spoken to: own data, lower segment, what trains of it."""
-        from focal.data import load
         from focal.segments.lower import build_lower, test_image_features
         from focal.segments.trainable import TrainableSegment
         from focal.training.features import compute_features
 
         m, config = self.manifest, self.config
-        assert self.local.data is not None and self.local.weights is not None
+        assert self.local.weights is not None
         if self.local.logger == "tensorboard":
             require("study", "logger: tensorboard")
         with self.report.phase("features"):
-            self.table = load(
-                self.local.data.model_copy(update={"classes": m.classes, "task": m.task}), self.local.seed
-            )
+            self.table = self.load_data()
             self.train_rows = np.flatnonzero(self.table.split == "train")
             self.check_rows(len(self.train_rows))
             self.labels = outcomes(self.table.labels[self.train_rows], m.task)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from places import DATA
 
-from focal.config import DatasetConfig, PartitionConfig
+from focal.config import DatasetConfig, PartitionConfig, numbered
 from focal.data import load, load_for_scoring, medmnist
 from focal.data.partition import partition
 from focal.data.sources import ArrayImages
@@ -36,6 +36,8 @@ def hospital(folder: Path, text: str, *, zipped: bool = False, **options: Any) -
     """A CSV with ``text`` beside images ``0.png`` .. ``7.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "eyes.csv").write_text(text)
+    if "patient" not in text:
+        options = {"group": "none", **options}
     images = folder / ("images.zip" if zipped else "images")
     if zipped:
         with zipfile.ZipFile(images, "w") as z:
@@ -49,20 +51,20 @@ def hospital(folder: Path, text: str, *, zipped: bool = False, **options: Any) -
 
 
 GOOD = """filename,label,patient,split,institution,age
-0.png,well,a,train,north,61
+0.png,fine,a,train,north,61
 1.png,ill,a,train,north,61
 2.png,ill,b,train,south,40
-3.png,well,c,train,south,
-4.png,well,d,val,north,33
+3.png,fine,c,train,south,
+4.png,fine,d,val,north,33
 5.png,ill,e,test,south,NA
-6.png,well,e,test,south,NA
+6.png,fine,e,test,south,NA
 """
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_table_is_read_as_written(tmp_path: Path, zipped: bool) -> None:
-    table = load(hospital(tmp_path, GOOD, zipped=zipped, classes=("well", "ill")), 0)
-    assert (table.name, table.classes, table.task, len(table)) == ("eyes", ("well", "ill"), "binary", 7)
+    table = load(hospital(tmp_path, GOOD, zipped=zipped, classes=("fine", "ill")), 0)
+    assert (table.name, table.classes, table.task, len(table)) == ("eyes", ("fine", "ill"), "binary", 7)
     assert table.labels.tolist() == [[1, 0], [0, 1], [0, 1], [1, 0], [1, 0], [0, 1], [1, 0]]
     assert table.groups.tolist() == list("aabcdee")
     assert table.train_rows.tolist() == [0, 1, 2, 3] and table.test_rows.tolist() == [5, 6]
@@ -77,7 +79,14 @@ def test_a_table_is_read_as_written(tmp_path: Path, zipped: bool) -> None:
 
 
 def test_labels_decide_classes_and_task(tmp_path: Path) -> None:
-    multi = load(hospital(tmp_path, "filename,label\n0.png,D; N\n1.png,N\n2.png,\n3.png,C\n4.png,C;D\n5.png,N\n"), 0)
+    multi = load(
+        hospital(
+            tmp_path,
+            "filename,label\n0.png,D; N\n1.png,N\n2.png,\n3.png,C\n4.png,C;D\n5.png,N\n",
+            unlabelled_is_negative=True,
+        ),
+        0,
+    )
     assert (multi.classes, multi.task) == (("C", "D", "N"), "multilabel")
     assert multi.labels.tolist()[:3] == [[0, 1, 1], [0, 0, 1], [0, 0, 0]]
     three = load(hospital(tmp_path, "filename,label\n" + "".join(f"{i}.png,grade-{i % 3}\n" for i in range(8))), 0)
@@ -123,8 +132,8 @@ BAD = {
     "no label": ("filename,grade\n0.png,A\n", {}, "no column 'label' (found: filename, grade)"),
     "no filename": ("image,label\n0.png,A\n", {}, "no column 'filename'"),
     "no rows": ("filename,label\n", {}, "has no rows"),
-    "empty file": ("", {}, "is not a CSV table"),
-    "ragged": ("filename,label\n0.png,A,1,2\n1.png,B\n2.png,a,b,c,d,e\n", {}, "is not a CSV table"),
+    "empty file": ("", {}, "is not a table (it is empty)"),
+    "ragged": ("filename,label\n1.png,B\n0.png,A,1,2\n2.png,a\n", {}, "line 3: has 4 cells, the header has 2"),
     "missing image": (
         "filename,label\n0.png,A\n77.png,B\n",
         {},
@@ -406,12 +415,15 @@ def test_small_alpha_skews_labels_and_large_alpha_does_not() -> None:
     assert spread(1000.0) < 0.38 < 0.8 < spread(0.05)
 
 
-def test_partition_by_column_uses_names_or_their_order() -> None:
+def test_partition_by_column_goes_by_names_or_where_none_were_given_by_their_order() -> None:
     table = made_table()
     assert table.institution is not None
     named = partition(table, PartitionConfig(by="column"), ("s2", "s0", "s1"), 0)
-    ordered = partition(table, PartitionConfig(by="column"), ("x", "y", "z"), 0)
-    assert set(table.institution[named["s2"]]) == {"s2"} == set(table.institution[ordered["z"]])
+    ordered = partition(table, PartitionConfig(by="column"), numbered(3), 0)
+    assert set(table.institution[named["s2"]]) == {"s2"} == set(table.institution[ordered["hospital-c"]])
+    for wrong in (("x", "y", "z"), ("s0", "s1", "S2"), ("s0", "s1", "s2", "s3"), ("s0", "s1")):
+        with pytest.raises(FocalError, match="'s0', 's1', 's2', the institutions are"):
+            partition(table, PartitionConfig(by="column"), wrong, 0)
 
 
 def test_partitions_that_cannot_be_made() -> None:
@@ -419,12 +431,10 @@ def test_partitions_that_cannot_be_made() -> None:
     assert len(set(table.labels[table.train_rows].argmax(1))) > 1
     with pytest.raises(FocalError, match="fewer than 6 institutions"):
         partition(table, PartitionConfig(), [f"h{i}" for i in range(6)], 0)
-    with pytest.raises(FocalError, match="3 different values, not 2"):
-        partition(table, PartitionConfig(by="column"), ("a", "b"), 0)
     assert table.institution is not None
     lonely = table.take(np.flatnonzero((table.institution != "s0") | (table.split == "test")))
     with pytest.raises(FocalError, match="'s0' .* has no train row"):
-        partition(lonely, PartitionConfig(by="column"), ("a", "b", "c"), 0)
+        partition(lonely, PartitionConfig(by="column"), ("s0", "s1", "s2"), 0)
     bare = Table(**{**{f: getattr(table, f) for f in table.__dataclass_fields__}, "institution": None})
     with pytest.raises(FocalError, match="no 'institution' column"):
         partition(bare, PartitionConfig(by="column"), ("a", "b", "c"), 0)
