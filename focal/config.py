@@ -114,9 +114,17 @@ class DatasetConfig(Model):
     """``synthetic``: how many images are generated."""
     rows: Path | None = None
     """A text file of row numbers (one a line): the part of the data set that is this institution's."""
+    window: tuple[float, float] | None = None
+    """Of pictures of more than 8 bits (DICOM: after rescaling, instead of the file's own window): the values that are
+    shown black and white, ``[-160, 240]``. Such pictures are refused where neither is given."""
+    page: int | None = Field(None, ge=1)
+    """Of files that hold several pictures (pages of a TIFF, frames of a DICOM or GIF): which, counted from 1.
+    Such files are refused where it is not given."""
 
     @model_validator(mode="after")
     def _needs(self) -> DatasetConfig:
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window {list(self.window)}: black must be below white")
         need = {"table": ("table", "images"), "medmnist": ("file",), "synthetic": ()}[self.kind]
         for field in need:
             if getattr(self, field) is None:
