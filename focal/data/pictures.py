@@ -109,6 +109,8 @@ def decode(data: bytes, where: str, reading: Reading = Reading()) -> Picture:  #
         image, kind, mode, bits = _reader_of(data)(data, where, reading)
     except FocalError:
         raise
+    except Image.DecompressionBombError:
+        raise _too_large(where) from None
     except Exception as e:  # damaged bytes make readers raise anything
         raise ImageError(
             f"{where} cannot be decoded ({_why(e, data)})", hint="replace the file, or remove its line from the table"
@@ -116,9 +118,13 @@ def decode(data: bytes, where: str, reading: Reading = Reading()) -> Picture:  #
     return Picture(image, reading.key(hashlib.sha256(data).hexdigest()), kind, mode, bits)
 
 
+HEAD = 132
+"""Bytes that :func:`is_picture` looks at."""
+
+
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` (132 bytes) is of a format that :func:`decode` knows."""
-    return head[128:132] == b"DICM" or any(head.startswith(magic) for magic in _MAGIC) or head[8:12] == b"WEBP"
+    """Whether a file that begins with ``head`` is of a format that :func:`decode` knows."""
+    return head[128:132] == b"DICM" or head.startswith(_MAGIC) or head[8:12] == b"WEBP"
 
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -155,10 +161,14 @@ def _why(error: Exception, data: bytes) -> str:
 
 def _small_enough(width: int, height: int, where: str) -> None:
     if width * height > MOST_PIXELS:
-        raise FocalError(
-            f"{where} has {width} x {height} pixels, more than the {MOST_PIXELS / 1e6:.0f} million that are read whole",
-            hint="a whole slide is read with 'kind: slides'; make another picture smaller",
-        )
+        raise _too_large(where)
+
+
+def _too_large(where: str) -> FocalError:
+    return FocalError(
+        f"{where} has more than the {MOST_PIXELS / 1e6:.0f} million pixels that are read whole",
+        hint="a whole slide is read with 'kind: slides'; make another picture smaller",
+    )
 
 
 def _page(count: int, where: str, reading: Reading, *, what: str = "page") -> int:
@@ -180,7 +190,9 @@ def _page(count: int, where: str, reading: Reading, *, what: str = "page") -> in
 def _windowed(values: Pixels, window: tuple[float, float]) -> Pixels:
     """uint8: the window's lower end is black, its upper end white, values outside are clipped."""
     low, high = window
-    shown = np.clip((values.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low)), 0, 255)
+    exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    with np.errstate(over="ignore"):
+        shown = np.clip((values.astype(exact) - exact(low)) * exact(255 / (high - low)), 0, 255)
     return np.rint(shown).astype(np.uint8)
 
 
@@ -344,7 +356,7 @@ def _dicom(data: bytes, where: str, reading: Reading) -> tuple[Image.Image, str,
     """Rescale, then window, as DICOM PS3.3 C.11 has it; MONOCHROME1 is inverted; colour becomes RGB."""
     try:
         import pydicom
-        from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder, pixel_array
+        from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
     except ImportError:
         raise FocalError(f"{where} is a DICOM file, which needs pydicom", hint="pip install 'focal[site]'") from None
 
@@ -360,12 +372,14 @@ def _dicom(data: bytes, where: str, reading: Reading) -> tuple[Image.Image, str,
     _small_enough(width, height, where)
     frame = _page(int(ds.get("NumberOfFrames") or 1), where, reading, what="frame")
     syntax = ds.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not syntax.is_deflated and not _decoder(get_decoder, syntax):
+    if not _decodable(syntax):
+        known = syntax.name if syntax.is_transfer_syntax else "what no standard names"
         raise FocalError(
-            f"{where} is compressed as {syntax.name}, which no package that is installed decodes",
+            f"{where} is compressed as {known}, which no package that is installed decodes",
             hint="pip install 'focal[dicom]', or let your archive export it uncompressed",
         )
-    values = pixel_array(ds, index=frame)
+    own = "pydicom" if syntax == "1.2.840.10008.1.2.5" else ""  # RLE: another, where installed, ends on damaged bytes
+    values = pixel_array(ds, index=frame, decoding_plugin=own)
     photometric, bits = str(ds.PhotometricInterpretation), int(ds.get("BitsStored") or 8 * values.itemsize)
     if photometric == "PALETTE COLOR":
         values = apply_color_lut(values, ds)
@@ -382,10 +396,14 @@ def _dicom(data: bytes, where: str, reading: Reading) -> tuple[Image.Image, str,
     return Image.fromarray(shown).convert("RGB"), "DICOM", photometric, bits
 
 
-def _decoder(get_decoder: Any, syntax: Any) -> bool:
+def _decodable(syntax: Any) -> bool:
+    from pydicom.pixels import get_decoder
+
+    if not syntax.is_transfer_syntax:
+        return False
     try:
-        return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:  # no syntax of pictures
+        return not syntax.is_compressed or syntax.is_deflated or bool(get_decoder(syntax).is_available)
+    except NotImplementedError:  # a video's, or a document's
         return False
 
 

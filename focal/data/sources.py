@@ -51,6 +51,7 @@ class ImageSource(Protocol):
         ...
 
 
+Bytes = bytes  # the stores have a method of that name
 UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 """What reading an image's bytes raises: no such file, a torn archive, a member that is damaged or encrypted
 (RuntimeError), or packed in a way that Python's zipfile does not know (its subclass NotImplementedError)."""
@@ -115,6 +116,14 @@ class Folder:
     def bytes(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
+    def head(self, name: str, size: int) -> Bytes:
+        """The first ``size`` bytes; of a file that cannot be read, none."""
+        try:
+            with (self.path / name).open("rb") as f:
+                return f.read(size)
+        except UNREADABLE:
+            return b""
+
     def missing(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if not (self.path / name).is_file()]
 
@@ -130,6 +139,14 @@ class Archive:
 
     def bytes(self, name: str) -> bytes:
         return self._zip().read(name)
+
+    def head(self, name: str, size: int) -> Bytes:
+        """The first ``size`` bytes; of a member that cannot be read, none."""
+        try:
+            with self._zip().open(name) as f:
+                return f.read(size)
+        except UNREADABLE:
+            return b""
 
     def missing(self, names: Sequence[str]) -> list[str]:
         held = set(self._zip().namelist())

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
+import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +20,27 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from focal.data.pictures import Reading, decode, is_picture
+from focal.config import DatasetConfig
+from focal.data import load
+from focal.data.images import open_images
+from focal.data.pictures import ImageError, Reading, decode, is_picture
+from focal.data.sources import EncodedImages, Folder
+from focal.errors import FocalError
 
 pydicom = pytest.importorskip("pydicom", reason="DICOM is tested where pydicom is installed")
 tifffile = pytest.importorskip("tifffile", reason="deep TIFFs are tested where tifffile is installed")
 
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.uid import (  # noqa: E402
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     RLELossless,
     generate_uid,
 )
@@ -52,7 +67,7 @@ DEEP = Reading(window=(0, 255 * 16))
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    image.save(out, kind, **options)
+    image.copy().save(out, kind, **options)  # saving leaves settings in an image
     return out.getvalue()
 
 
@@ -276,14 +291,14 @@ SHOWN: dict[str, tuple[bytes, Reading, Pixels, float]] = {
         0,
     ),
     "tiff, second page": (
-        saved(Image.new("RGB", (60, 60), "gray"), "TIFF", save_all=True, append_images=[RGB]),
+        saved(Image.new("RGB", (60, 60), "gray"), "TIFF", save_all=True, append_images=[RGB.copy()]),
         Reading(page=2),
         A,
         0,
     ),
     "gif": (saved(RGB, "GIF"), Reading(), A, 9),
     "gif, second page": (
-        saved(Image.new("RGB", RGB.size, "gray"), "GIF", save_all=True, append_images=[RGB]),
+        saved(Image.new("RGB", RGB.size, "gray"), "GIF", save_all=True, append_images=[RGB.copy()]),
         Reading(page=2),
         A,
         9,
@@ -366,3 +381,318 @@ def test_every_encoding_shows_the_picture(name: str) -> None:
     assert picture.image.mode == "RGB" and picture.image.size == pixels.shape[1::-1]
     assert np.abs(np.asarray(picture.image, np.float64) - pixels).mean() <= deviation
     assert is_picture(data[:132]), "found by content"
+
+
+def encapsulated(frame: bytes, pixels: Pixels, photometric: str, bits: int, syntax: UID) -> bytes:
+    """A DICOM file around a compressed frame that another library made."""
+
+    def pack(ds: Dataset) -> None:
+        ds.file_meta.TransferSyntaxUID = syntax
+        ds.PixelData = encapsulate([frame])
+        ds["PixelData"].VR = "OB"
+        ds["PixelData"].is_undefined_length = True
+
+    return dicom(pixels, photometric, bits=bits, change=pack)
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes that says it has 20000 x 20000 pixels."""
+    data = bytearray(saved(GRAY, "PNG"))
+    data[16:24] = struct.pack(">II", 20000, 20000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+def no_picture(ds: Dataset) -> None:
+    del ds.PixelData
+
+
+PAGES = saved(Image.new("RGB", (60, 60), "gray"), "TIFF", save_all=True, append_images=[RGB.copy()])
+REFUSED: dict[str, tuple[bytes, Reading, type[FocalError], str, str]] = {
+    # file, what is declared, the error's kind, what it says, the way out
+    "png, 16 bits of gray": (
+        png16(G12),
+        Reading(),
+        FocalError,
+        f"(16): its values go from {16 * int(G.min())} to",
+        "window",
+    ),
+    "png, 16 bits of RGB": (
+        png16(A.astype(np.uint16) * 16),
+        Reading(),
+        FocalError,
+        f"more than 8 bits a pixel (16): its values go from 0 to {16 * int(A.max())}",
+        "window",
+    ),
+    "png, 16 bits of gray and alpha": (
+        png16(np.dstack([G12, G12 * 0 + 65535])),
+        Reading(),
+        FocalError,
+        f"to {16 * int(G.max())}",
+        "window",
+    ),
+    "tiff, 16 bits": (
+        tiff(A.astype(np.uint16), photometric="rgb"),
+        Reading(),
+        FocalError,
+        "values go from 0 to 235",
+        "window",
+    ),
+    "tiff, float": (tiff(G.astype(np.float32) / 255), Reading(), FocalError, "(32): its values go from 0.", "window"),
+    "tiff, not a number": (tiff(np.full((9, 9), np.nan, np.float32)), DEEP, ImageError, "no numbers", "replace"),
+    "tiff, pages": (PAGES, Reading(), FocalError, "holds 2 pages, and nothing says which", "dataset.page: N"),
+    "tiff, no such page": (PAGES, Reading(page=3), ImageError, "has no page 3: it holds 2", "page"),
+    "tiff, volume": (tiff(np.stack([G] * 4), photometric="minisblack"), Reading(), FocalError, "holds 4 pages", "page"),
+    "gif, animated": (
+        saved(RGB, "GIF", save_all=True, append_images=[GRAY.convert("RGB")]),
+        Reading(),
+        FocalError,
+        "holds 2 pages",
+        "page",
+    ),
+    "mpo": (
+        saved(RGB, "MPO", save_all=True, append_images=[RGB.copy()]),
+        Reading(),
+        FocalError,
+        "holds 2 pages",
+        "page",
+    ),
+    "slide with a pyramid inside": (pyramid(), Reading(), FocalError, "is a whole slide", "kind: slides"),
+    "slide with a pyramid behind": (pages_pyramid(), Reading(), FocalError, "is a whole slide", "kind: slides"),
+    "bomb": (bomb(), Reading(), FocalError, "more than the 134 million pixels", "kind: slides"),
+    "pgm, 16 bits": (
+        b"P5 # comment\n2 2\n4095\n" + bytes(8),
+        Reading((0, 4095)),
+        FocalError,
+        "more than 8 bits a pixel, as PPM",
+        "PNG or TIFF",
+    ),
+    "ppm, 16 bits": (b"P6 2 2 4095\n" + bytes(24), Reading(), FocalError, "more than 8 bits", "PNG or TIFF"),
+    "empty": (b"", Reading(), ImageError, "the file is empty", "replace the file"),
+    "html": (b"<html>Session expired</html>", Reading(), ImageError, "of no image format that is known", "replace"),
+    "jpeg, cut": (saved(RGB, "JPEG")[:700], Reading(), ImageError, "truncated", "replace"),
+    "png, cut": (saved(RGB, "PNG")[:500], Reading(), ImageError, "truncated", "replace"),
+    "dicom without a window": (
+        dicom(G12, bits=12),
+        Reading(),
+        FocalError,
+        f"(12, after rescaling, and no window): its values go from {16 * int(G.min())} to {16 * int(G.max())}",
+        "dataset.window: [black, white]",
+    ),
+    "dicom, frames": (
+        dicom(np.stack([G] * 3), frames=3),
+        Reading(),
+        FocalError,
+        "holds 3 frames, and nothing says which",
+        "dataset.page: N",
+    ),
+    "dicom without a picture": (dicom(G, change=no_picture), Reading(), ImageError, "without a picture", "line"),
+    "dicom, a tile of a slide": (
+        dicom(A, "RGB", TotalPixelMatrixColumns=9000),
+        Reading(),
+        FocalError,
+        "whole slide in DICOM",
+        "kind: slides",
+    ),
+    "dicom, too large": (dicom(G, Rows=60000, Columns=60000), Reading(), FocalError, "more than the", "smaller"),
+    "dicom, video": (
+        encapsulated(b"\0" * 8, G, "MONOCHROME2", 8, UID("1.2.840.10008.1.2.4.100")),
+        Reading(),
+        FocalError,
+        "is compressed as MPEG2",
+        "focal[dicom]",
+    ),
+    "dicom, unknown syntax": (
+        dicom(G).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0"),
+        Reading(),
+        FocalError,
+        "is compressed as what no standard names",
+        "focal[dicom]",
+    ),
+    "dicom, cut": (dicom(G)[:900], Reading(), ImageError, "cannot be decoded (damaged:", "replace"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_clear_is_refused_in_a_sentence_and_its_way_out(name: str) -> None:
+    data, reading, kind, says, way_out = REFUSED[name]
+    with pytest.raises(FocalError) as caught:
+        decode(data, "f: image 'x'", reading)
+    assert type(caught.value) is kind
+    assert caught.value.message.startswith("f: image 'x' ") and says in caught.value.message
+    assert way_out in caught.value.hint and "\n" not in caught.value.message
+
+
+def test_dicom_in_jpeg() -> None:
+    gray = encapsulated(saved(GRAY, "JPEG", quality=95), G, "MONOCHROME2", 8, JPEGBaseline8Bit)
+    colour = encapsulated(saved(RGB, "JPEG", quality=95), A, "YBR_FULL_422", 8, JPEGBaseline8Bit)
+    lossy = encapsulated(saved(RGB, "JPEG2000", quality_mode="rates", quality_layers=[4]), A, "RGB", 8, JPEG2000)
+    for data, pixels, deviation in ((gray, GRAY3, 2), (colour, A, 3), (lossy, A, 9)):
+        shown = np.asarray(decode(data, "x").image, np.float64)
+        assert np.abs(shown - pixels).mean() < deviation
+
+
+def test_a_deep_tiff_that_cannot_be_unpacked_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asarray(page: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
+    data = saved(Image.fromarray(G12), "TIFF", compression="tiff_lzw")
+    with pytest.raises(FocalError, match="16 bits a channel, compressed as LZW\n.*imagecodecs"):
+        decode(data, "x", DEEP)
+
+
+def test_no_word_of_a_patient_reaches_anyone(tmp_path: Path) -> None:
+    """Damaged anywhere, with names and dates that break the rules: nothing is written, and no message has a name."""
+    program = """
+import sys, random
+from pathlib import Path
+from focal.data.pictures import decode
+from focal.errors import FocalError
+data = Path(sys.argv[1]).read_bytes()
+chance, told = random.Random(5), set()
+for _ in range(300):
+    damaged = bytearray(data)
+    for _ in range(chance.randint(1, 4)):
+        damaged[chance.randrange(len(data))] = chance.randrange(256)
+    try:
+        decode(bytes(damaged), "x")
+    except FocalError as e:
+        told.add(str(e))
+print("\\n".join(told))
+"""
+    file = tmp_path / "x.dcm"
+    file.write_bytes(dicom(G12, bits=12, PatientBirthDate="19990101", StudyDescription="Doe^Jane" * 20, **WIDE))
+    run = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True, check=True)
+    assert run.stderr == "" and "cannot be decoded" in run.stdout
+    for word in ("Doe", "Jane", "MRN", "4711", "1999"):
+        assert word not in run.stdout
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_damaged_bytes_are_one_sentence_or_a_picture(name: str) -> None:
+    """Seeded; nothing but :class:`FocalError` comes out, whatever a reader raises."""
+    data, reading, *_ = SHOWN[name]
+    chance = np.random.default_rng(zlib.crc32(name.encode()))
+    for trial in range(40):
+        damaged = bytearray(data)
+        if trial % 4 == 0:
+            del damaged[int(chance.integers(len(data))) :]
+        else:
+            near = len(data) if trial % 2 else min(len(data), 700)  # headers are where readers break
+            for at in chance.integers(near, size=int(chance.integers(1, 6))):
+                damaged[at] = chance.integers(256)
+        try:
+            image = decode(bytes(damaged), "x", reading).image
+        except FocalError as e:
+            assert e.message.startswith("x ") and "\n" not in e.message
+        else:
+            assert image.mode == "RGB"
+
+
+def test_settings_are_part_of_the_key_and_nothing_else_is() -> None:
+    data = saved(RGB, "PNG")
+    plain = decode(data, "x").sha256
+    assert plain == sha256(data).hexdigest()
+    others = {decode(data, "x", reading).sha256 for reading in (Reading((0, 9)), Reading((0, 8)), Reading(page=1))}
+    assert len(others) == 3 and plain not in others
+
+
+def test_a_pool_of_threads_reads_the_same(tmp_path: Path) -> None:
+    kinds = [name for name in SHOWN if SHOWN[name][1] == Reading()]
+    for i, name in enumerate(kinds):
+        (tmp_path / str(i)).write_bytes(SHOWN[name][0])
+    images = EncodedImages(Folder(tmp_path), np.array([str(i) for i in range(len(kinds))]))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(images.open, list(range(len(kinds))) * 3))
+    for i, picture in enumerate(found):
+        one = images.open(i % len(kinds))
+        assert picture.sha256 == one.sha256 == images.sha256(i % len(kinds))
+        assert np.array_equal(picture.image, one.image) and (picture.format, picture.bits) == (one.format, one.bits)
+
+
+# --------------------------------------------------------------------------- a folder without a table
+
+FILES = {
+    "a.png": saved(RGB, "PNG"),
+    "b.dcm": dicom(G),
+    "IM0001": dicom(G),
+    "c.WEBP": saved(RGB, "WEBP"),
+    "d/e.jp2": saved(RGB, "JPEG2000"),
+    "d/f.gif": saved(RGB, "GIF"),
+    "cut.jpg": b"\0\0",
+    "notes.txt": b"text",
+    "d/more.txt": b"text",
+    "scan.nii": b"volume",
+    "README": b"text",
+    ".DS_Store": b"x",
+    "Thumbs.db": b"x",
+    "__MACOSX/._a.png": saved(RGB, "PNG"),
+    "d/.hidden/g.png": saved(RGB, "PNG"),
+    "DICOMDIR": dicom(G),
+}
+SHOWN_FILES = ["IM0001", "a.png", "b.dcm", "c.WEBP", "cut.jpg", "d/e.jp2", "d/f.gif"]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_what_holds_an_image_is_found_and_what_does_not_is_counted(tmp_path: Path, zipped: bool) -> None:
+    place = tmp_path / ("new.zip" if zipped else "new")
+    if zipped:
+        with zipfile.ZipFile(place, "w") as z:
+            for name, data in FILES.items():
+                z.writestr(name, data)
+    for name, data in FILES.items() if not zipped else ():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(data)
+    with pytest.warns(UserWarning, match=r"4 files skipped that hold no image: 2 \.txt, 1 "):
+        table = open_images(place, ("a", "b"), "binary", None)
+    assert table.filenames.tolist() == SHOWN_FILES
+    for row, name in enumerate(SHOWN_FILES):
+        if name == "cut.jpg":
+            with pytest.raises(ImageError, match="'cut.jpg' cannot be decoded"):
+                table.images.read(row)
+        else:
+            assert table.images.read(row).size == RGB.size
+
+
+def test_a_name_that_is_no_text_is_said(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path) + b"/\xe4uge.png", "wb") as f:
+        f.write(FILES["a.png"])
+    with pytest.raises(FocalError, match="1 file names are not UTF-8, the first is '.uge.png'"):
+        open_images(tmp_path, ("a", "b"), "binary", None)
+
+
+# --------------------------------------------------------------------------- MedMNIST's arrays
+
+ODD = {
+    "16-bit pixels": ({"train_images": np.zeros((4, 8, 8), np.uint16)}, "'train_images' holds uint16 values"),
+    "float pixels": ({"val_images": np.zeros((4, 8, 8), np.float32)}, "'val_images' holds float32 values"),
+    "float labels": ({"train_labels": np.zeros((4, 1))}, "'train_labels' holds float64 values"),
+    "a negative class": ({"test_labels": np.array([[0], [1], [-1], [0]])}, "holds the label -1, but classes are"),
+    "two of a disease": (
+        {f"{part}_labels": np.array([[0, 1], [1, 1], [0, 2], [0, 0]]) for part in ("train", "val", "test")},
+        "holds the label 2, but 0 and 1 say",
+    ),
+    "minus one of a disease": (
+        {f"{part}_labels": np.array([[0, 1], [1, 1], [0, -1], [0, 0]]) for part in ("train", "val", "test")},
+        "holds the label -1, but 0 and 1 say",
+    ),
+    "a class too many": ({"test_labels": np.array([[0], [1], [7], [0]])}, "holds 8 classes"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_arrays_that_would_be_misread_are_refused(tmp_path: Path, name: str) -> None:
+    changes, says = ODD[name]
+    arrays: dict[str, Pixels] = {}
+    for part in ("train", "val", "test"):
+        arrays |= {f"{part}_images": np.zeros((4, 8, 8), np.uint8), f"{part}_labels": np.array([[0], [1], [0], [1]])}
+    np.savez(tmp_path / "own.npz", **{**arrays, **changes})
+    classes = ("a", "b")
+    with pytest.raises(FocalError, match=says):
+        load(DatasetConfig(kind="medmnist", file=tmp_path / "own.npz", classes=classes), 0)
+
+
+def test_a_window_upside_down_is_refused() -> None:
+    with pytest.raises(ValueError, match="black must be below white"):
+        DatasetConfig(kind="synthetic", window=(240, -160))
