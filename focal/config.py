@@ -91,15 +91,31 @@ class Model(BaseModel):
 # --------------------------------------------------------------------------- data
 
 
+class SlidesConfig(Model):
+    """Which tiles of a whole slide stand for it; its features are the mean of theirs."""
+
+    mpp: float = Field(0.5, gt=0, le=32)
+    """Micrometres a pixel of a tile: 10 / magnification, so 0.5 is 20x."""
+    tile: int = Field(224, ge=16, le=2048)
+    """Pixels of a tile's side."""
+    max_tiles: int = Field(500, ge=1, le=100_000)
+    """Of a slide; where more have tissue, this many of them, evenly spread."""
+    tissue: float = Field(0.5, gt=0, le=1)
+    """The least share of a tile that is tissue."""
+    base_mpp: float | None = Field(None, gt=0, le=32)
+    """Micrometres a pixel of the slides' largest picture; default: as the scanner wrote it into each file."""
+
+
 class DatasetConfig(Model):
     """Where images and labels come from."""
 
-    kind: Literal["table", "medmnist", "synthetic"]
-    """``table``: a CSV beside images; ``medmnist``: an ``.npz`` of MedMNIST; ``synthetic``: generated fundus images."""
+    kind: Literal["table", "slides", "medmnist", "synthetic"]
+    """``table``: a CSV beside images; ``slides``: a CSV beside whole slides; ``medmnist``: an ``.npz`` of MedMNIST;
+    ``synthetic``: generated fundus images."""
     table: Path | None = None
-    """``table``: the CSV with columns ``filename,label[,patient][,split][,institution]``."""
+    """``table``, ``slides``: the CSV with columns ``filename,label[,patient][,split][,institution]``."""
     images: Path | None = None
-    """``table``: the folder or zip that holds the images."""
+    """``table``: the folder or zip that holds the images; ``slides``: the folder that holds the slides."""
     file: Path | None = None
     """``medmnist``: the ``.npz``; its stem names the set (``retinamnist``)."""
     classes: tuple[str, ...] | None = None
@@ -120,12 +136,16 @@ class DatasetConfig(Model):
     page: int | None = Field(None, ge=1)
     """Of files that hold several pictures (pages of a TIFF, frames of a DICOM or GIF): which, counted from 1.
     Such files are refused where it is not given."""
+    slides: SlidesConfig = SlidesConfig()
+    """``slides``: magnification and choice of tiles."""
 
     @model_validator(mode="after")
     def _needs(self) -> DatasetConfig:
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError(f"window {list(self.window)}: black must be below white")
-        need = {"table": ("table", "images"), "medmnist": ("file",), "synthetic": ()}[self.kind]
+        need = {"table": ("table", "images"), "slides": ("table", "images"), "medmnist": ("file",), "synthetic": ()}[
+            self.kind
+        ]
         for field in need:
             if getattr(self, field) is None:
                 raise ValueError(f"dataset kind '{self.kind}' needs '{field}'")

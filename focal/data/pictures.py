@@ -190,7 +190,7 @@ def _page(count: int, where: str, reading: Reading, *, what: str = "page") -> in
 def _windowed(values: Pixels, window: tuple[float, float]) -> Pixels:
     """uint8: the window's lower end is black, its upper end white, values outside are clipped."""
     low, high = window
-    exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    exact: Any = np.float32 if values.dtype.itemsize <= 2 else np.float64
     with np.errstate(over="ignore"):
         shown = np.clip((values.astype(exact) - exact(low)) * exact(255 / (high - low)), 0, 255)
     return np.rint(shown).astype(np.uint8)

@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from focal.config import DatasetConfig
 from focal.data.pictures import ImageError, Picture, Reading, decode
+from focal.errors import FocalError
 
 
 class ImageSource(Protocol):
@@ -163,6 +165,17 @@ class Archive:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
+
+
+def image_source(config: DatasetConfig, store: Folder | Archive, names: NDArray[np.str_]) -> ImageSource:
+    """The files ``names`` of ``store``, read as the data set declares. Raises :class:`FocalError` for zipped slides."""
+    if config.kind != "slides":
+        return EncodedImages(store, names, Reading.of(config))
+    from focal.data.slides import SlideImages
+
+    if isinstance(store, Archive):
+        raise FocalError(f"{store.path}: slides cannot be read inside a zip", hint="unpack it, and name the folder")
+    return SlideImages(store.path, names, config.slides)
 
 
 def reason(error: Exception) -> str:

@@ -24,8 +24,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from focal.config import DatasetConfig
-from focal.data.pictures import Reading
-from focal.data.sources import Archive, EncodedImages, Folder, ImageSource, reason
+from focal.data.sources import Archive, Folder, ImageSource, image_source, reason
 from focal.errors import FocalError
 from focal.task import Task, fits, infer
 
@@ -199,9 +198,7 @@ def _table(config: DatasetConfig, frame: pd.DataFrame, split: NDArray[np.str_] |
         institution=_strings(frame["institution"]) if "institution" in frame else None,
         filenames=filenames,
         columns={str(c): _strings(frame[c]) for c in frame.columns if c not in used},
-        images=EncodedImages(
-            _open_store(_given(config.images), filenames.tolist(), path), filenames, Reading.of(config)
-        ),
+        images=image_source(config, _open_store(_given(config.images), filenames.tolist(), path), filenames),
     )
 
 
