@@ -143,9 +143,8 @@ class DatasetConfig(Model):
     def _needs(self) -> DatasetConfig:
         if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError(f"window {list(self.window)}: black must be below white")
-        need = {"table": ("table", "images"), "slides": ("table", "images"), "medmnist": ("file",), "synthetic": ()}[
-            self.kind
-        ]
+        files = ("table", "images")
+        need = {"table": files, "slides": files, "medmnist": ("file",), "synthetic": ()}[self.kind]
         for field in need:
             if getattr(self, field) is None:
                 raise ValueError(f"dataset kind '{self.kind}' needs '{field}'")
@@ -401,6 +400,8 @@ class InteractiveRunConfig(RunConfig):
 
     @model_validator(mode="after")
     def _takes_every_step_with_all(self) -> InteractiveRunConfig:
+        if self.dataset.kind == "slides":
+            raise ValueError("dataset kind 'slides' belongs to protocol blind")
         for field in ("share_blocks", "clinics", "closing"):
             if getattr(self.consortium, field):
                 raise ValueError(f"'consortium.{field}' belongs to protocol blind")

@@ -41,10 +41,14 @@ from pydicom.uid import (  # noqa: E402
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
     generate_uid,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom", "ignore::UserWarning:PIL")
+"""pytest takes away the filters that focal.data.pictures sets; a test below looks at them."""
 SIZE = 48
 Pixels = NDArray[Any]
 
@@ -530,6 +534,19 @@ def test_dicom_in_jpeg() -> None:
     for data, pixels, deviation in ((gray, GRAY3, 2), (colour, A, 3), (lossy, A, 9)):
         shown = np.asarray(decode(data, "x").image, np.float64)
         assert np.abs(shown - pixels).mean() < deviation
+
+
+@pytest.mark.parametrize("codec", ["ljpeg", "jpegls"])
+def test_dicom_in_lossless_jpeg(codec: str) -> None:
+    """What focal[dicom] adds."""
+    pytest.importorskip("libjpeg", reason="lossless JPEG is tested where focal[dicom] is installed")
+    codecs = pytest.importorskip("imagecodecs", reason="the files of this test are written with imagecodecs")
+    if codec == "ljpeg":
+        frame, syntax = codecs.ljpeg_encode(G12, bitspersample=12), JPEGLosslessSV1
+    else:
+        frame, syntax = codecs.jpegls_encode(G12), JPEGLSLossless
+    picture = decode(encapsulated(frame, G12, "MONOCHROME2", 12, syntax), "x", DEEP)
+    assert np.array_equal(picture.image, GRAY3)
 
 
 def test_a_deep_tiff_that_cannot_be_unpacked_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from focal.config import DatasetConfig, LowerConfig, SlidesConfig
+from focal.config import DatasetConfig, InteractiveRunConfig, LowerConfig, SlidesConfig
 from focal.data import load
 from focal.data.pictures import ImageError
 from focal.data.slides import AHEAD, SlideImages, tissue
@@ -161,3 +161,9 @@ def test_a_table_of_slides_becomes_means_of_tiles_and_is_kept(tmp_path: Path) ->
             z.write(folder / f"{i}.tif", f"{i}.tif")
     with pytest.raises(FocalError, match="slides cannot be read inside a zip"):
         load(config.model_copy(update={"images": tmp_path / "slides.zip"}), 0)
+
+
+def test_the_interactive_protocol_takes_no_slides(tmp_path: Path) -> None:
+    dataset = {"kind": "slides", "table": tmp_path / "a.csv", "images": tmp_path}
+    with pytest.raises(ValueError, match="'slides' belongs to protocol blind"):
+        InteractiveRunConfig.model_validate({"name": "x", "dataset": dataset})
