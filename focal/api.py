@@ -222,6 +222,8 @@ def predict(
     *,
     table: StrPath | None = None,
     weights: str | None = None,
+    window: tuple[float, float] | None = None,
+    page: int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Predictions:
@@ -231,7 +233,8 @@ def predict(
     >>> found.classes, found.probabilities.shape
     (('healthy', 'mild', 'moderate', 'severe'), (120, 4))
 
-    ``images`` is a folder or zip; ``table`` a CSV whose ``filename`` column chooses and orders them.
+    ``images`` is a folder or zip; ``table`` a CSV whose ``filename`` column chooses and orders them. ``window`` and
+    ``page`` are what the model was trained with, where its data set declared them (docs/images.md).
     With ``out`` they are written there too, readable by their owner only: the names are those of patients' images.
     """
     require("site", "focal predict")
@@ -243,6 +246,8 @@ def predict(
         None if out is None else Path(out),
         table_csv=None if table is None else Path(table),
         weights=weights,
+        window=window,
+        page=page,
         device=device,
         cache=_cache(run),
         progress=progress,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from focal.config import printable
-from focal.data.pictures import FORMATS, HEAD, is_picture
+from focal.data.pictures import FORMATS, HEAD, Reading, is_picture
 from focal.data.sources import Archive, EncodedImages, Folder
 from focal.data.table import Table, read_column
 from focal.errors import FocalError
@@ -19,7 +19,13 @@ from focal.task import Task
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".dcm"}
 
 
-def open_images(images: Path, classes: tuple[str, ...], task: Task, table_csv: Path | None) -> Table:
+def open_images(
+    images: Path,
+    classes: tuple[str, ...],
+    task: Task,
+    table_csv: Path | None,
+    reading: Reading = Reading(),  # noqa: B008
+) -> Table:
     """The images that the table's ``filename`` column names, in its order; without a table every one below ``images``.
 
     ``images`` is a folder or zip; without a table its images come sorted by name, and a warning counts the files that
@@ -47,7 +53,7 @@ def open_images(images: Path, classes: tuple[str, ...], task: Task, table_csv: P
         institution=None,
         filenames=chosen,
         columns={},
-        images=EncodedImages(store, chosen),
+        images=EncodedImages(store, chosen, reading),
     )
 
 

@@ -91,6 +91,15 @@ class Reading:
         """The settings of a data set."""
         return cls(config.window, config.page)
 
+    @classmethod
+    def declared(cls, window: tuple[float, float] | None, page: int | None) -> Reading:
+        """What a person says, checked as a configuration is."""
+        if window is not None and not window[0] < window[1]:
+            raise FocalError(f"window {list(window)}: black must be below white")
+        if page is not None and page < 1:
+            raise FocalError(f"page {page}: pages are counted from 1")
+        return cls(window, page)
+
     def key(self, sha256: str) -> str:
         """The key of features: content and what is declared of it, since other settings show other pixels of the same
         bytes. The content alone where nothing is declared."""

@@ -672,6 +672,13 @@ def test_what_holds_an_image_is_found_and_what_does_not_is_counted(tmp_path: Pat
             assert table.images.read(row).size == RGB.size
 
 
+def test_new_images_are_read_as_is_declared(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png16(G12))
+    with pytest.raises(FocalError, match="more than 8 bits"):
+        open_images(tmp_path, ("a", "b"), "binary", None).images.read(0)
+    assert np.array_equal(open_images(tmp_path, ("a", "b"), "binary", None, DEEP).images.read(0), GRAY3)
+
+
 def test_a_name_that_is_no_text_is_said(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xe4uge.png", "wb") as f:
         f.write(FILES["a.png"])
@@ -711,5 +718,8 @@ def test_arrays_that_would_be_misread_are_refused(tmp_path: Path, name: str) -> 
 
 
 def test_a_window_upside_down_is_refused() -> None:
+    for window, page, says in (((5.0, 5.0), None, "below white"), (None, 0, "counted from 1")):
+        with pytest.raises(FocalError, match=says):
+            Reading.declared(window, page)
     with pytest.raises(ValueError, match="black must be below white"):
         DatasetConfig(kind="synthetic", window=(240, -160))
