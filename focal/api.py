@@ -181,7 +181,7 @@ def evaluate(
     >>> sorted(found["subgroups"]["site"])
     ['north', 'south']
 
-    ``table`` is a CSV with ``filename,label[,patient][,split]``, ``images`` the folder or zip that holds them.
+    ``table`` is a CSV with ``filename,label,patient[,split]``, ``images`` the folder or zip that holds them.
     ``labels`` translates the table's labels (``{theirs: ours}``, ``None`` leaves out; or a YAML file that says
     ``labels:``), ``by`` names columns (``sex``) or bands of one (``age:50,65``). ``pool`` is the folder with all sites'
     public files and ``key`` this site's own: one ROC curve over all, and no site's scores shown. What is returned:
@@ -224,6 +224,8 @@ def predict(
     *,
     table: StrPath | None = None,
     weights: str | None = None,
+    window: tuple[float, float] | None = None,
+    page: int | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Predictions:
@@ -233,7 +235,8 @@ def predict(
     >>> found.classes, found.probabilities.shape
     (('healthy', 'mild', 'moderate', 'severe'), (120, 4))
 
-    ``images`` is a folder or zip; ``table`` a CSV whose ``filename`` column chooses and orders them.
+    ``images`` is a folder or zip; ``table`` a CSV whose ``filename`` column chooses and orders them. ``window`` and
+    ``page`` are what the model was trained with, where its data set declared them (docs/images.md).
     With ``out`` they are written there too, readable by their owner only: the names are those of patients' images.
     """
     require("site", "focal predict")
@@ -245,6 +248,8 @@ def predict(
         None if out is None else Path(out),
         table_csv=None if table is None else Path(table),
         weights=weights,
+        window=window,
+        page=page,
         device=device,
         cache=_cache(run),
         progress=progress,

@@ -95,18 +95,34 @@ NO_GROUP = "none"
 """A data set's ``group`` where no two rows belong together."""
 
 
+class SlidesConfig(Model):
+    """Which tiles of a whole slide stand for it; its features are the mean of theirs."""
+
+    mpp: float = Field(0.5, gt=0, le=32)
+    """Micrometres a pixel of a tile: 10 / magnification, so 0.5 is 20x."""
+    tile: int = Field(224, ge=16, le=2048)
+    """Pixels of a tile's side."""
+    max_tiles: int = Field(500, ge=1, le=100_000)
+    """Of a slide; where more have tissue, this many of them, evenly spread."""
+    tissue: float = Field(0.5, gt=0, le=1)
+    """The least share of a tile that is tissue."""
+    base_mpp: float | None = Field(None, gt=0, le=32)
+    """Micrometres a pixel of the slides' largest picture; default: as the scanner wrote it into each file."""
+
+
 class DatasetConfig(Model):
     """Where images and labels come from."""
 
-    kind: Literal["table", "medmnist", "synthetic"]
-    """``table``: a CSV beside images; ``medmnist``: an ``.npz`` of MedMNIST; ``synthetic``: generated fundus images."""
+    kind: Literal["table", "slides", "medmnist", "synthetic"]
+    """``table``: a CSV beside images; ``slides``: a CSV beside whole slides; ``medmnist``: an ``.npz`` of MedMNIST;
+    ``synthetic``: generated fundus images."""
     table: Path | None = None
-    """``table``: CSV or .xlsx with columns ``filename,label,patient[,split][,institution]``."""
+    """``table``, ``slides``: CSV or .xlsx with columns ``filename,label,patient[,split][,institution]``."""
     columns: dict[str, str | tuple[str, ...]] = {}
     """Columns that have other names there: ``{filename: image, patient: Patient ID}``; labels that have a column for
     each class, with 0 or 1 in it: ``{label: [N, D, C]}``."""
     images: Path | None = None
-    """``table``: the folder or zip that holds the images."""
+    """``table``: the folder or zip that holds the images; ``slides``: the folder that holds the slides."""
     file: Path | None = None
     """``medmnist``: the ``.npz``; its stem names the set (``retinamnist``)."""
     classes: tuple[str, ...] | None = None
@@ -124,10 +140,21 @@ class DatasetConfig(Model):
     """``synthetic``: how many images are generated."""
     rows: Path | None = None
     """A text file of row numbers (one a line): the part of the data set that is this institution's."""
+    window: tuple[float, float] | None = None
+    """Of pictures of more than 8 bits (DICOM: after rescaling, instead of the file's own window): the values that are
+    shown black and white, ``[-160, 240]``. Such pictures are refused where neither is given."""
+    page: int | None = Field(None, ge=1)
+    """Of files that hold several pictures (pages of a TIFF, frames of a DICOM or GIF): which, counted from 1.
+    Such files are refused where it is not given."""
+    slides: SlidesConfig = SlidesConfig()
+    """``slides``: magnification and choice of tiles."""
 
     @model_validator(mode="after")
     def _needs(self) -> DatasetConfig:
-        need = {"table": ("table", "images"), "medmnist": ("file",), "synthetic": ()}[self.kind]
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"window {list(self.window)}: black must be below white")
+        files = ("table", "images")
+        need = {"table": files, "slides": files, "medmnist": ("file",), "synthetic": ()}[self.kind]
         for field in need:
             if getattr(self, field) is None:
                 raise ValueError(f"dataset kind '{self.kind}' needs '{field}'")
@@ -391,6 +418,8 @@ class InteractiveRunConfig(RunConfig):
 
     @model_validator(mode="after")
     def _takes_every_step_with_all(self) -> InteractiveRunConfig:
+        if self.dataset.kind == "slides":
+            raise ValueError("dataset kind 'slides' belongs to protocol blind")
         for field in ("share_blocks", "clinics", "closing"):
             if getattr(self.consortium, field):
                 raise ValueError(f"'consortium.{field}' belongs to protocol blind")

@@ -4,6 +4,8 @@
 
     pip install focal          server, custodian, manifest, audit          no torch
     pip install focal[site]    institution, train, and all that reads images or a released model
+    pip install focal[dicom]   DICOM in lossless JPEG and JPEG-LS (a decoder under the GPL)
+    pip install focal[slides]  whole slides
     pip install focal[study]   focal reproduce, TensorBoard's log
     pip install focal[ray]     compute: ray, a server or a verifying custodian on several machines
 
@@ -23,15 +25,21 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "jinja2",
         "lightning",
         "matplotlib",
+        "openjpeg",
         "openpyxl",
+        "pydicom",
+        "pylibjpeg",
         "scipy",
         "sklearn",
         "threadpoolctl",
+        "tifffile",
         "timm",
         "torch",
         "torchmetrics",
         "torchvision",
     ),
+    "dicom": ("libjpeg",),
+    "slides": ("openslide", "openslide_bin"),
     "study": ("opacus", "tensorboard"),
     "ray": ("ray",),
 }

@@ -84,7 +84,7 @@ def simulate_clinics(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
-    table: Annotated[Path, typer.Option(help="CSV with filename,label[,patient][,split].")],
+    table: Annotated[Path, typer.Option(help="CSV with filename,label,patient[,split].")],
     images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
     labels: Annotated[
         Path | None,
@@ -182,10 +182,24 @@ def predict(
     table: Annotated[Path | None, typer.Option(help="CSV whose filename column chooses the images.")] = None,
     weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    window: Annotated[
+        tuple[float, float] | None, typer.Option(help="Black and white of images of more than 8 bits, as in training.")
+    ] = None,
+    page: Annotated[int | None, typer.Option(min=1, help="Of files that hold several, as in training.")] = None,
 ) -> None:
     """Write the probability of every class for every image."""
     with Bar("features") as progress:
-        found = focal.predict(run, images, out, table=table, weights=weights, device=device, progress=progress)
+        found = focal.predict(
+            run,
+            images,
+            out,
+            table=table,
+            weights=weights,
+            device=device,
+            window=window,
+            page=page,
+            progress=progress,
+        )
     say(f"{len(found.filenames)} images: {out}")
 
 

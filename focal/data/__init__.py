@@ -45,7 +45,7 @@ def load_for_scoring(config: DatasetConfig) -> Table:
     Labels may be missing (then all 0). Without a ``split`` column every row is a test row.
     Nothing is asked of train rows.
     """
-    if config.kind == "table":
+    if config.kind in ("table", "slides"):
         from focal.data.table import read_unsplit_table
 
         return read_unsplit_table(config)
@@ -53,7 +53,7 @@ def load_for_scoring(config: DatasetConfig) -> Table:
 
 
 def _read(config: DatasetConfig, seed: int) -> Table:
-    if config.kind == "table":
+    if config.kind in ("table", "slides"):
         from focal.data.table import read_table
 
         return read_table(config, seed)

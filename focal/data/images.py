@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from focal.config import printable
+from focal.data.pictures import FORMATS, HEAD, Reading, is_picture
 from focal.data.sheet import read_sheet
 from focal.data.sources import Archive, EncodedImages, Folder
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.task import Task
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".dcm"}
 
 
-def open_images(images: Path, classes: tuple[str, ...], task: Task, table_csv: Path | None) -> Table:
+def open_images(
+    images: Path,
+    classes: tuple[str, ...],
+    task: Task,
+    table_csv: Path | None,
+    reading: Reading = Reading(),  # noqa: B008
+) -> Table:
     """The images that the table's ``filename`` column names, in its order; without a table every one below ``images``.
 
-    ``images`` is a folder or zip; without a table its images come sorted by name.
+    ``images`` is a folder or zip; without a table its images come sorted by name, and a warning counts the files that
+    are none: by what they hold, not by their names. Files that systems leave behind (hidden ones, ``__MACOSX``,
+    ``Thumbs.db``) are passed over.
     """
     names = None if table_csv is None else read_sheet(table_csv).column("filename").tolist()
-    store, held = _open(images)
+    store, files = _open(images)
+    held = _pictures(store, files) if names is None else []
     missing = [] if names is None else store.missing(names)
     if missing:
         raise FocalError(
@@ -30,7 +43,7 @@ def open_images(images: Path, classes: tuple[str, ...], task: Task, table_csv: P
         )
     chosen = np.array(held if names is None else names, dtype=np.str_)
     if not len(chosen):
-        raise FocalError(f"{images}: holds no images", hint=f"expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise FocalError(f"{images}: holds no images", hint=f"what is read: {', '.join(FORMATS)}, DICOM")
     return Table(
         name=images.stem,
         classes=classes,
@@ -41,12 +54,12 @@ def open_images(images: Path, classes: tuple[str, ...], task: Task, table_csv: P
         institution=None,
         filenames=chosen,
         columns={},
-        images=EncodedImages(store, chosen),
+        images=EncodedImages(store, chosen, reading),
     )
 
 
 def _open(images: Path) -> tuple[Folder | Archive, list[str]]:
-    """The folder or zip and the names of the images in it, sorted."""
+    """The folder or zip and the names of the files in it that a person put there, sorted."""
     if images.is_dir():
         names = [str(p.relative_to(images)) for p in images.rglob("*") if p.is_file()]
         store: Folder | Archive = Folder(images)
@@ -58,4 +71,47 @@ def _open(images: Path) -> tuple[Folder | Archive, list[str]]:
         raise FocalError(
             f"{images}: is neither a folder nor a zip", hint="--images names the folder or zip with the images"
         )
-    return store, sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+    return store, sorted(name for name in names if not _left_behind(name))
+
+
+def _left_behind(name: str) -> bool:
+    """By a system, not by a person."""
+    parts = Path(name).parts
+    return (
+        name.endswith("/")
+        or "__MACOSX" in parts
+        or any(part.startswith(".") for part in parts)
+        or parts[-1].lower() in ("thumbs.db", "desktop.ini", "dicomdir")
+    )
+
+
+def _is_text(name: str) -> bool:
+    """Python keeps the bytes of names that are not UTF-8 as surrogates, which nothing can write."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pictures(store: Folder | Archive, files: list[str]) -> list[str]:
+    """Those of ``files`` that are pictures. Raises :class:`FocalError` for a name that is no text."""
+    odd = [name for name in files if not _is_text(name)]
+    if odd:
+        shown = odd[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        raise FocalError(
+            f"{store.path}: {len(odd)} file names are not UTF-8, the first is '{printable(shown)}'",
+            hint="rename them (convmv -f latin1 -t utf8 does it for a whole folder)",
+        )
+    held, skipped = [], Counter[str]()
+    for name in files:
+        # a damaged picture keeps the suffix of one: it is refused by name later, and not passed over here
+        if Path(name).suffix.lower() in SUFFIXES or is_picture(store.head(name, HEAD)):
+            held.append(name)
+        else:
+            skipped[Path(name).suffix.lower() or "without a suffix"] += 1
+    if skipped:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common())
+        n = sum(skipped.values())
+        warnings.warn(f"{store.path}: {n} file{'s' * (n > 1)} skipped that hold no image: {kinds}", stacklevel=3)
+    return held

@@ -69,6 +69,10 @@ def _labels(
 ) -> tuple[tuple[str, ...], Task, NDArray[np.uint8]]:
     """(n, 1) class numbers, or (n, K) 0/1 for the multi-label sets -> class order, task and (n, K) 0/1."""
     several = raw.shape[1] > 1
+    if raw.min() < 0 or (several and raw.max() > 1):
+        odd = int(raw.min()) if raw.min() < 0 else int(raw.max())
+        allowed = "0 and 1 say for each class whether an image has it" if several else "classes are numbered from 0"
+        raise FocalError(f"{path}: holds the label {odd}, but {allowed}", hint="correct the labels in the file")
     count = raw.shape[1] if several else int(raw.max()) + 1
     classes = config.classes or CLASS_NAMES.get(path.stem) or tuple(f"class-{k}" for k in range(count))
     task = config.task or infer(len(classes), several)
@@ -91,9 +95,16 @@ def _arrays(path: Path) -> dict[str, NDArray[np.uint8]]:
         raise FocalError(
             f"{path}: is not a MedMNIST file ({e})", hint=f"get {path.stem}.npz from medmnist.com again"
         ) from None
+    for name in names:
+        kind, pixels = arrays[name].dtype, name.endswith("images")
+        if kind != np.uint8 if pixels else kind.kind not in "iu":
+            wanted = "pixels must be uint8, from 0 to 255" if pixels else "labels must be whole numbers"
+            raise FocalError(
+                f"{path}: '{name}' holds {kind} values, but {wanted}", hint="write the file again with this type"
+            )
     shapes = {arrays[name].shape[1:] for name in names if name.endswith("images")}
     fits = all(len(arrays[f"{part}_images"]) == len(arrays[f"{part}_labels"]) for part in SPLITS)
-    two_d = all(arrays[name].ndim == 2 and arrays[name].dtype.kind in "iu" for name in names if name.endswith("labels"))
+    two_d = all(arrays[name].ndim == 2 for name in names if name.endswith("labels"))
     if len(shapes) != 1 or next(iter(shapes))[2:] not in ((), (3,)) or not fits or not two_d:
         raise FocalError(
             f"{path}: images and labels do not fit each other", hint=f"get {path.stem}.npz from medmnist.com again"

@@ -2,14 +2,14 @@
 
 ::
 
-    zip or folder --bytes(name)--> decoded to RGB          read(i)      in any process or thread, on demand
-    array (n, h, w[, 3]) ------->                          sha256(i)    of what is stored, not of what is shown
+    zip or folder --bytes(name)--> decoded to RGB          open(i)      one read of the bytes gives picture and hash
+      (focal.data.pictures)                                read(i)      the picture, in any process or thread
+    array (n, h, w[, 3]) ------->                          sha256(i)    of what is stored and what is declared of it
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import lzma
 import os
 import threading
@@ -22,24 +22,30 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from focal.config import DatasetConfig
+from focal.data.pictures import ImageError, Picture, Reading, decode
 from focal.errors import FocalError
-
-DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-"""Pillow's modes with more than 8 bits a channel."""
 
 
 class ImageSource(Protocol):
     """Images by row number; safe to use from several threads,
     and from processes forked or spawned after it was made."""
 
+    def open(self, i: int) -> Picture:
+        """Row ``i`` decoded, with its hash and what it was, from one read of its bytes. Decoders let other threads run.
+        Raises :class:`~focal.data.pictures.ImageError` when this one cannot be had, another :class:`FocalError` when a
+        setting or a package is missing."""
+        ...
+
     def read(self, i: int) -> Image.Image:
         """Row ``i`` decoded to RGB. Raises :class:`FocalError` when it cannot be read."""
         ...
 
     def sha256(self, i: int) -> str:
-        """SHA-256 (hex) of the content of row ``i``, as stored: encoded bytes of a file, pixels of an array."""
+        """SHA-256 (hex) of the content of row ``i``, as stored: encoded bytes of a file, pixels of an array; together
+        with the window and page that are declared, where they are."""
         ...
 
     def take(self, rows: NDArray[np.int64]) -> ImageSource:
@@ -47,6 +53,7 @@ class ImageSource(Protocol):
         ...
 
 
+Bytes = bytes  # the stores have a method of that name
 UNREADABLE = (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 """What reading an image's bytes raises: no such file, a torn archive, a member that is damaged or encrypted
 (RuntimeError), or packed in a way that Python's zipfile does not know (its subclass NotImplementedError)."""
@@ -58,24 +65,16 @@ class EncodedImages:
 
     store: Folder | Archive
     names: NDArray[np.str_]
+    reading: Reading = Reading()
+
+    def open(self, i: int) -> Picture:
+        return decode(self._bytes(i), f"{self.store.path}: image '{self.names[i]}'", self.reading)
 
     def read(self, i: int) -> Image.Image:
-        try:
-            image = Image.open(io.BytesIO(self._bytes(i)))
-            if image.mode not in DEEP_MODES:
-                return image.convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise FocalError(
-                f"{self.store.path}: image '{self.names[i]}' cannot be decoded ({reason(e)})",
-                hint="replace the file, or remove its line from the table",
-            ) from None
-        raise FocalError(  # Pillow would clip to 255 and lose the picture; which window to keep is a medical choice
-            f"{self.store.path}: image '{self.names[i]}' has more than 8 bits a pixel (mode {image.mode})",
-            hint="convert it to 8 bits with the intensity window that your readers use",
-        )
+        return self.open(i).image
 
     def sha256(self, i: int) -> str:
-        return hashlib.sha256(self._bytes(i)).hexdigest()
+        return self.reading.key(hashlib.sha256(self._bytes(i)).hexdigest())
 
     def take(self, rows: NDArray[np.int64]) -> EncodedImages:
         return replace(self, names=self.names[rows])
@@ -84,7 +83,7 @@ class EncodedImages:
         try:
             return self.store.bytes(str(self.names[i]))
         except UNREADABLE as e:
-            raise FocalError(
+            raise ImageError(
                 f"{self.store.path}: image '{self.names[i]}' cannot be read ({reason(e)})",
                 hint="put the file back, or remove its line from the table",
             ) from None
@@ -95,6 +94,9 @@ class ArrayImages:
     """Images as one uint8 array (n, h, w) or (n, h, w, 3)."""
 
     pixels: NDArray[np.uint8]
+
+    def open(self, i: int) -> Picture:
+        return Picture(self.read(i), self.sha256(i), "array", "L" if self.pixels.ndim == 3 else "RGB", 8)
 
     def read(self, i: int) -> Image.Image:
         return Image.fromarray(self.pixels[i]).convert("RGB")
@@ -116,6 +118,14 @@ class Folder:
     def bytes(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
+    def head(self, name: str, size: int) -> Bytes:
+        """The first ``size`` bytes; of a file that cannot be read, none."""
+        try:
+            with (self.path / name).open("rb") as f:
+                return f.read(size)
+        except UNREADABLE:
+            return b""
+
     def missing(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if not (self.path / name).is_file()]
 
@@ -132,6 +142,14 @@ class Archive:
     def bytes(self, name: str) -> bytes:
         return self._zip().read(name)
 
+    def head(self, name: str, size: int) -> Bytes:
+        """The first ``size`` bytes; of a member that cannot be read, none."""
+        try:
+            with self._zip().open(name) as f:
+                return f.read(size)
+        except UNREADABLE:
+            return b""
+
     def missing(self, names: Sequence[str]) -> list[str]:
         held = set(self._zip().namelist())
         return [name for name in names if name not in held]
@@ -147,6 +165,17 @@ class Archive:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
+
+
+def image_source(config: DatasetConfig, store: Folder | Archive, names: NDArray[np.str_]) -> ImageSource:
+    """The files ``names`` of ``store``, read as the data set declares. Raises :class:`FocalError` for zipped slides."""
+    if config.kind != "slides":
+        return EncodedImages(store, names, Reading.of(config))
+    from focal.data.slides import SlideImages
+
+    if isinstance(store, Archive):
+        raise FocalError(f"{store.path}: slides cannot be read inside a zip", hint="unpack it, and name the folder")
+    return SlideImages(store.path, names, config.slides)
 
 
 def reason(error: Exception) -> str:

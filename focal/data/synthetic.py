@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from focal.data.pictures import Picture
 from focal.data.table import Table, seeded_split
 
 CLASSES = ("healthy", "mild", "moderate", "severe")
@@ -113,6 +114,9 @@ class SyntheticImages:
     """Number of the image in the whole set, which with the seed determines it."""
     grade: NDArray[np.int64]
     camera: NDArray[np.int64]
+
+    def open(self, i: int) -> Picture:
+        return Picture(self.read(i), self.sha256(i), "generated", "RGB", 8)
 
     def read(self, i: int) -> Image.Image:
         return render(self.seed, int(self.index[i]), int(self.grade[i]), CAMERAS[self.camera[i]])

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from focal.config import NO_GROUP, DatasetConfig
 from focal.data.labels import Labels, read_labels
 from focal.data.sheet import Sheet, alike, read_sheet
-from focal.data.sources import Archive, EncodedImages, Folder, ImageSource, reason
+from focal.data.sources import Archive, Folder, ImageSource, image_source, reason
 from focal.errors import FocalError
 from focal.task import Task
 
@@ -205,7 +205,7 @@ def _table(config: DatasetConfig, sheet: Sheet, labels: Labels, split: NDArray[n
         institution=sheet.column("institution") if "institution" in sheet else None,
         filenames=filenames,
         columns={column: sheet.column(column) for column in others},
-        images=EncodedImages(_open_store(_given(config.images), filenames.tolist(), path), filenames),
+        images=image_source(config, _open_store(_given(config.images), filenames.tolist(), path), filenames),
         notes=(*sheet.notes, *labels.notes, *notes),
     )
 

@@ -165,6 +165,8 @@ def predict(
     *,
     table_csv: Path | str | None = None,
     weights: str | None = None,
+    window: tuple[float, float] | None = None,
+    page: int | None = None,
     device: str = "auto",
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -172,15 +174,18 @@ def predict(
     """The probability of each class for every image; written to ``out_csv`` too where it is given.
 
     ``images`` is a folder or zip; ``table_csv`` (only its ``filename`` column is read) chooses and orders,
-    otherwise every image below ``images`` is predicted, sorted by name.
+    otherwise every image below ``images`` is predicted, sorted by name. ``window`` and ``page`` are those of
+    :class:`focal.config.DatasetConfig`: what the model was trained with.
     """
     import torch
 
     from focal.data.images import open_images
+    from focal.data.pictures import Reading
     from focal.segments import upper
 
     head, meta = upper.load(run)
-    table = open_images(Path(images), meta.classes, meta.task, None if table_csv is None else Path(table_csv))
+    chosen = None if table_csv is None else Path(table_csv)
+    table = open_images(Path(images), meta.classes, meta.task, chosen, Reading.declared(window, page))
     logits = _logits(head, meta, table, weights, device, cache or _default_cache(run), progress)
     probabilities = upper.class_probabilities(torch.from_numpy(logits), meta.task).numpy()
     found = Predictions(tuple(map(str, table.filenames)), meta.classes, probabilities)

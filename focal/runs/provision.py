@@ -239,7 +239,7 @@ def check_party(m: Manifest, mine: LocalConfig, local: Path, wait: float, say: S
             raise FocalError(f"{local}: an institution needs 'data' and 'weights'", hint=hint)
         table = load(mine.data.model_copy(update={"classes": m.classes, "task": m.task}), mine.seed)
         train = int(np.sum(table.split == "train"))
-        table.images.read(0)
+        table.images.open(0)
         if train != me.rows and not (me.clinic and 0 < train <= (me.rows or 0)):
             hint = "use the declared data, or agree on a new manifest"
             most = "at most " * me.clinic

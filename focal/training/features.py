@@ -34,11 +34,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from focal.data.slides import SlideImages
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.files import canonical_json
 from focal.manifest import LowerSpec
 from focal.segments.lower import LowerSegment, preprocess
+from focal.training.slides import pool_slides
 
 BATCH = 32
 BUSY_S = 60.0
@@ -64,14 +66,16 @@ def compute_features(
         report(found, len(keys))
         if missing:
             copies = len(keys) - found - len(missing)  # the same image in several rows is computed once
-            _predict(
-                segment,
-                table,
-                missing,
-                store,
-                device,
-                lambda done: report(found + done + copies * (done == len(missing)), len(keys)),
-            )
+
+            def show(done: int) -> None:
+                report(found + done + copies * (done == len(missing)), len(keys))
+
+            if isinstance(table.images, SlideImages):
+                on = "cuda" if accelerator(device) == "gpu" else "cpu"
+                with _full_precision():
+                    pool_slides(segment, table.images, missing, store, on, show)
+            else:
+                _predict(segment, table, missing, store, device, show)
         return store.get(keys)
 
 

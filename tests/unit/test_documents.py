@@ -27,7 +27,7 @@ ELSEWHERE = {"results.md", "contract_check.py", "Security.md", "Threshold_FHE.md
 """What a command writes, what may lie beside a checkout, and OpenFHE's own files."""
 THEIRS = {"SetAVector", "evalMultAB", "evalMultBAB", "evalMultFinal", "startPartIdx", "endPartIdx"}
 """Names of OpenFHE's in C++ and in its examples; those that Python has are looked up."""
-PLANNED = re.compile(r"mine|dicom|oneshot|OneShot|custody/proof\.py")
+PLANNED = re.compile(r"mine|nifti|oneshot|OneShot|custody/proof\.py")
 """What docs/extending.md has a reader add."""
 
 ROLE = re.compile(r":(?:mod|func|class|meth|data|attr|exc|obj):`~?([\w.]+)`")
