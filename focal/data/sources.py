@@ -15,7 +15,7 @@ import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,10 @@ class ImageSource(Protocol):
         """SHA-256 (hex) of the content of row ``i``, as stored: encoded bytes of a file, pixels of an array."""
         ...
 
+    def keyed(self, i: int) -> tuple[str, Callable[[], Image.Image]]:
+        """``sha256(i)``, and what decodes the very bytes that it is of: for who needs both, reads once."""
+        ...
+
     def take(self, rows: NDArray[np.int64]) -> ImageSource:
         """The source of only these rows, in this order."""
         ...
@@ -60,8 +64,15 @@ class EncodedImages:
     names: NDArray[np.str_]
 
     def read(self, i: int) -> Image.Image:
+        return self._decoded(i, self._bytes(i))
+
+    def keyed(self, i: int) -> tuple[str, Callable[[], Image.Image]]:
+        content = self._bytes(i)
+        return hashlib.sha256(content).hexdigest(), lambda: self._decoded(i, content)
+
+    def _decoded(self, i: int, content: bytes) -> Image.Image:
         try:
-            image = Image.open(io.BytesIO(self._bytes(i)))
+            image = Image.open(io.BytesIO(content))
             if image.mode not in DEEP_MODES:
                 return image.convert("RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
@@ -102,6 +113,9 @@ class ArrayImages:
     def sha256(self, i: int) -> str:
         pixels = self.pixels[i]
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+    def keyed(self, i: int) -> tuple[str, Callable[[], Image.Image]]:
+        return self.sha256(i), lambda: self.read(i)
 
     def take(self, rows: NDArray[np.int64]) -> ArrayImages:
         return replace(self, pixels=self.pixels[rows])

@@ -17,6 +17,7 @@ image is a pure function of (seed, row).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -118,7 +119,11 @@ class SyntheticImages:
         return render(self.seed, int(self.index[i]), int(self.grade[i]), CAMERAS[self.camera[i]])
 
     def sha256(self, i: int) -> str:
-        return hashlib.sha256(self.read(i).tobytes()).hexdigest()
+        return self.keyed(i)[0]
+
+    def keyed(self, i: int) -> tuple[str, Callable[[], Image.Image]]:
+        image = self.read(i)
+        return hashlib.sha256(image.tobytes()).hexdigest(), lambda: image
 
     def take(self, rows: NDArray[np.int64]) -> SyntheticImages:
         return replace(self, index=self.index[rows], grade=self.grade[rows], camera=self.camera[rows])

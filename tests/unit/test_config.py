@@ -69,7 +69,10 @@ class TestReading:
             (BASE + "projetion: {kind: whiten}\n", "projetion: unknown key"),
             (BASE + "training: {step: 3}\n", "training.step: unknown key"),
             (BASE + "projection: {kind: pca}\n", "projection.kind: Input should be 'whiten' or 'random' (got 'pca')"),
-            (BASE + "projection: {features: 65}\n", "projection.features: Input should be 32, 64, 128 or 256 (got 65)"),
+            (
+                BASE + "projection: {features: 65}\n",
+                "projection.features: Input should be 32, 64, 128, 256 or 512 (got 65)",
+            ),
             (BASE + "training: {steps: 0}\n", "training.steps: Input should be greater than or equal to 2 (got 0)"),
             (BASE + "training: {steps: 51}\n", "training.steps: Input should be less than or equal to 50 (got 51)"),
             (BASE + "training: {ridge: 0}\n", "training.ridge: Input should be greater than 0 (got 0)"),

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from patience import PATIENCE
 from places import DATA
 
+from focal.config import WHITEN_FLOOR
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.segments.projection import (
-    FLOOR,
     Moments,
     Projection,
     check_features,
@@ -304,7 +304,7 @@ def _later_component() -> Projection:
     """A component beyond R - 1 takes the place of the second."""
     values, vectors = np.linalg.eigh(MOMENTS.covariance)
     rows = _rows()
-    rows[1] = vectors[:, 0] / math.sqrt(max(values[0], FLOOR * values[-1]))
+    rows[1] = vectors[:, 0] / math.sqrt(max(values[0], WHITEN_FLOOR * values[-1]))
     return changed(rows)
 
 
