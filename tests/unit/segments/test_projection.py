@@ -73,6 +73,24 @@ def check(projection: Projection) -> None:
     check_whiten(projection, MOMENTS, R, BOUND, RIDGE)
 
 
+def test_the_floor_is_the_manifests() -> None:
+    """Directions with less variance than it are not brought to 1; another floor than the agreed one is refused."""
+    variances = {}
+    for floor in (0.01, 0.1, 1.0):
+        made = Projection.from_bytes(whiten(MOMENTS, R, BOUND, RIDGE, floor).to_bytes())
+        check_whiten(made, MOMENTS, R, BOUND, RIDGE, floor)
+        matrix = made.matrix.astype(np.float64)
+        variances[floor] = np.diag(matrix @ MOMENTS.covariance @ matrix.T)
+        eigenvalues = np.linalg.eigvalsh(MOMENTS.covariance)[::-1][: R - 1]
+        expected = np.minimum(1, eigenvalues / (floor * eigenvalues[0]))
+        np.testing.assert_allclose(variances[floor], expected, rtol=1e-4)
+        for other in {0.01, 0.1, 1.0} - {floor}:
+            with pytest.raises(Refused, match="row"):
+                check_whiten(made, MOMENTS, R, BOUND, RIDGE, other)
+    assert variances[0.01].sum() > variances[0.1].sum() > variances[1.0].sum()
+    assert whiten(MOMENTS, R, BOUND, RIDGE).digest == whiten(MOMENTS, R, BOUND, RIDGE, 0.1).digest
+
+
 def changed(matrix: np.ndarray | None = None, base: Projection = HONEST, **fields: object) -> Projection:
     """``base`` with another matrix and the offset that belongs to it, or with other fields."""
     if matrix is not None:
