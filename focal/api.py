@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from focal import configs
-from focal.config import InteractiveRunConfig
+from focal.config import InteractiveRunConfig, weights_file
 from focal.config import RunConfig as RunConfig
 from focal.errors import FocalError as FocalError
 from focal.extras import require
@@ -130,9 +130,7 @@ def simulate(
 
 def _check_data(config: RunConfig) -> None:
     """One clear line when the configured data is not there."""
-    weights = config.lower.weights
-    files = [config.dataset.table, config.dataset.images]
-    files += [] if weights == "pretrained" or weights.startswith("random:") else [Path(weights)]
+    files = [config.dataset.table, config.dataset.images, weights_file(config.lower.weights)]
     missing = [str(f) for f in files if f is not None and not f.exists()]
     if missing:
         hint = "put the files there, or set FOCAL_DATA to the folder that holds them"

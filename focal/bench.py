@@ -347,7 +347,7 @@ def everything(
         say(split(configs / "finetune-retina.yaml", runs, 8).text)
     except FocalError as e:
         say(f"joint steps over sockets: skipped ({e})")
-    for name, least in (("retina", 0.76), ("retina128", 0.77)):
+    for name, least in (("retina64", 0.76), ("retina128", 0.77)):
         config = configs / f"{name}.yaml"
         try:
             train(config, runs)

@@ -32,6 +32,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    field_validator,
     model_validator,
 )
 
@@ -79,6 +80,10 @@ Text = Annotated[str, AfterValidator(_no_controls)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
+Device = Literal["auto", "cpu", "cuda"]
+ModelArg = bool | int | float | Text
+WHITEN_FLOOR = 0.1
+"""Of a whitening, where nothing else is said (:class:`AnyProjectionConfig`)."""
 Protocol = Literal["blind", "interactive"]
 
 
@@ -176,21 +181,78 @@ class PartitionConfig(Model):
     """``dirichlet``: smaller is more skewed."""
 
 
-class LowerConfig(Model):
-    """The frozen lower segment of the foundation model, up to its cut layer."""
+class SegmentOptions(Model):
+    """What a configuration says of a lower segment and a manifest pins in the same words. Unused, a manifest leaves
+    it out."""
+
+    model_args: dict[Text, ModelArg | tuple[ModelArg, ...]] = {}
+    """Passed on to timm: ``{global_pool: avg}`` (RETFound), ``{init_values: 1.0e-5, dynamic_img_size: true}`` (UNI)."""
+    pool: Literal["mean", "mean+std", "class+mean"] = "mean"
+    """How a cut's maps and tokens become a vector; ``mean+std``: both, concatenated; ``class+mean``: the class token,
+    then the mean of the patch tokens (Virchow)."""
+    flip: bool = False
+    """Features are the mean of those of the image and of its mirror image, made at the institution."""
+    fit: Literal["squash", "crop", "pad"] = "squash"
+    """How an image becomes a square: pressed into it; its middle, cut out; or whole, with black borders."""
+    trim: Literal["none", "black"] = "none"
+    """``black``: dark borders, as around a fundus, are cut off before."""
+
+    @field_validator("model_args")
+    @classmethod
+    def _numbers_are_numbers(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name, value in given.items():
+            if name in ("img_size", "num_classes", "pretrained", "in_chans"):
+                raise ValueError(f"'{name}' is not for 'model_args' (the image size is 'image_size')")
+            if isinstance(value, str) and re.fullmatch(r"[-+.0-9]+e[-+]?[0-9]+", value, re.IGNORECASE):
+                raise ValueError(
+                    f"'{name}' is the text '{value}': YAML reads it as a number when it has a dot (1.0e-5)"
+                )
+        return given
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Where the segment ends: one name, or several whose features are concatenated."""
+        cut: str | tuple[str, ...] = getattr(self, "cut")  # noqa: B009  (a field of those who inherit)
+        return (cut,) if isinstance(cut, str) else cut
+
+
+class LowerConfig(SegmentOptions):
+    """The frozen lower segment of the foundation model, up to its cut layer.
+
+    What is not set of image size, interpolation, mean and std is the model's own, as it was published.
+    """
 
     family: Literal["timm", "torchvision"] = "timm"
     model: str = "vit_tiny_patch16_224"
-    cut: str = "pooled"
-    """``pooled``: the model's pooled features; otherwise the name of a module whose output is pooled to a vector."""
-    image_size: int = Field(224, ge=16, le=1024)
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """A model of timm, ``hf-hub:OWNER/NAME[@REVISION]`` or ``local-dir:FOLDER``; of torchvision: squeezenet1_1."""
+    cut: str | Annotated[tuple[str, ...], Field(min_length=2)] = "pooled"
+    """``pooled``: the model's pooled features; otherwise the name of a module whose output is pooled to a vector,
+    or several names."""
+    image_size: int | None = Field(None, ge=16, le=1024)
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    mean: tuple[float, float, float] | None = None
     """Subtracted from RGB on the 0..255 scale."""
-    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
+    std: tuple[Positive, Positive, Positive] | None = None
     """Divided by, on the 0..255 scale."""
     weights: str = "pretrained"
-    """``pretrained`` (timm's hub), ``random:SEED``, or a file with a state dict."""
+    """``pretrained`` (timm's hub), ``random:SEED``, ``package:NAME`` (an installed package that holds them), or a file
+    with a state dict; ``FILE#PREFIX`` where it holds several."""
+
+    @model_validator(mode="after")
+    def _pools_something(self) -> LowerConfig:
+        if self.pool != "mean" and set(self.cuts) == {"pooled"}:
+            raise ValueError(f"'pool: {self.pool}' is of a cut by name; 'pooled' is what the model itself pools")
+        if len(set(self.cuts)) != len(self.cuts):
+            raise ValueError("'cut' names a module twice")
+        return self
+
+
+def weights_file(weights: str) -> Path | None:
+    """The file that a source of weights names; None where it names none."""
+    if weights == "pretrained" or weights.startswith(("random:", "package:")):
+        return None
+    whole, (name, _, _) = Path(weights), weights.rpartition("#")
+    return whole if whole.exists() or not name else Path(name)
 
 
 class AnyProjectionConfig(Model):
@@ -200,12 +262,21 @@ class AnyProjectionConfig(Model):
     kind: Literal["whiten", "random"] = "whiten"
     bound: float = Field(32.0, gt=0)
     """B: every raw feature is clipped to [-B, B]; a constant of the manifest, never computed from patients' data."""
+    floor: float = Field(WHITEN_FLOOR, ge=0.01, le=1)
+    """``whiten``: eigenvalues below this part of the largest count as if they were this large, so that noise is not
+    blown up. Smaller where there are many rows and columns."""
+
+    @model_validator(mode="after")
+    def _floor_of_a_whitening(self) -> AnyProjectionConfig:
+        if self.kind != "whiten" and self.floor != WHITEN_FLOOR:
+            raise ValueError("'floor' belongs to kind whiten")
+        return self
 
 
 class ProjectionConfig(AnyProjectionConfig):
     """From raw features to the R columns that are encrypted."""
 
-    features: Literal[32, 64, 128, 256] = 64
+    features: Literal[32, 64, 128, 256, 512] = 64
     """R: R - 1 components and the bias column."""
 
 
@@ -367,7 +438,7 @@ class RunConfig(Model):
     training: AnyTrainingConfig = AnyTrainingConfig()
     ckks: CkksConfig = CkksConfig()
     consortium: ConsortiumConfig = ConsortiumConfig()
-    device: str = "auto"
+    device: Device = "auto"
     """Where lower segments run: ``auto``, ``cpu`` or ``cuda``."""
     seed: int = 0
 
@@ -443,8 +514,9 @@ class LocalConfig(Model):
     data: DatasetConfig | None = None
     """Institution: its own images and labels."""
     weights: str | None = None
-    """Institution: ``pretrained``, ``random:SEED`` or a file; must hash to the manifest's ``weights_sha256``."""
-    device: str = "auto"
+    """Institution: ``pretrained``, ``random:SEED``, ``package:NAME`` or a file; must hash to the manifest's
+    ``weights_sha256``."""
+    device: Device = "auto"
     precision: str = "32-true"
     logger: Literal["csv", "tensorboard"] = "csv"
     threads: int | None = Field(None, ge=1)

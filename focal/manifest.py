@@ -11,11 +11,12 @@ reads must be empty, so that nobody signs what nobody keeps to.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, model_validator
 
 from focal.config import (
+    WHITEN_FLOOR,
     CkksConfig,
     Hex32,
     InteractiveConfig,
@@ -24,6 +25,7 @@ from focal.config import (
     Positive,
     ProjectionConfig,
     Protocol,
+    SegmentOptions,
     Text,
     TrainingConfig,
 )
@@ -75,12 +77,12 @@ class Member(Model):
         return self
 
 
-class LowerSpec(Model):
-    """The lower segment as the consortium pins it."""
+class LowerSpec(SegmentOptions):
+    """The lower segment as the consortium pins it: nothing in it is left to a model's own settings."""
 
     family: Literal["timm", "torchvision"]
     model: Text
-    cut: Text
+    cut: Text | tuple[Text, ...]
     image_size: int
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
@@ -89,6 +91,23 @@ class LowerSpec(Model):
     """SHA-256 over the names and tensors of the segment's state dict, not of a file: formats differ, weights do not."""
     dim: int = Field(ge=1)
     """Length of the raw feature vector."""
+
+    def said(self) -> dict[str, Any]:
+        """Its fields as JSON has them; an option that is not used is left out, as it was before there were any."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def __str__(self) -> str:
+        pooled = f" ({self.pool})" if self.pool != "mean" else ""
+        args = f" with {', '.join(f'{k} {v}' for k, v in self.model_args.items())}" if self.model_args else ""
+        return f"'{self.model}'{args} up to {' + '.join(repr(cut) for cut in self.cuts)}{pooled}"
+
+    @property
+    def input(self) -> str:
+        """How an image is made ready, for a person to read."""
+        mean, std = (" ".join(f"{x:g}" for x in value) for value in (self.mean, self.std))
+        more = ["black borders cut off"] * (self.trim == "black") + ["averaged with its mirror image"] * self.flip
+        how = ", ".join([f"{self.image_size} x {self.image_size} pixels", self.fit, self.interpolation, *more])
+        return f"{how}; mean {mean}, std {std}"
 
 
 class LayoutSpec(Model):
@@ -279,6 +298,9 @@ class Manifest(Model):
         for field in ("threshold", "closing"):
             if said[field] is None:
                 del said[field]
+        said["lower"] = self.lower.said()
+        if self.projection.floor == WHITEN_FLOOR:
+            del said["projection"]["floor"]
         for member in said["members"]:
             if not member["clinic"]:
                 del member["clinic"]

@@ -63,7 +63,8 @@ from focal.errors import FocalError
 from focal.measure.metrics import macro_auroc, outcome_columns
 from focal.measure.traffic import NONE, add_up
 from focal.task import Task, one_output, outcomes, output_count
-from focal.training.features import accelerator, interruptible, quiet
+from focal.training.extraction import interruptible, quiet
+from focal.training.features import accelerator
 
 SIZE = 32
 """Pixels of an image's side."""

@@ -28,7 +28,7 @@ def manifest_new(
     from focal.runs import provision
 
     made, source = provision.begin(read(RunConfig, configs.find(config)), out)
-    say(f"{out}: lower segment {made.lower.model}, {source}; now add the members (focal manifest add)")
+    say(f"{out}: lower segment {made.lower}, {source}; now add the members (focal manifest add)")
 
 
 @manifest_app.command("add")

@@ -69,8 +69,6 @@ class Picture:
 
     image: Image.Image
     """8-bit RGB, upright."""
-    sha256: str
-    """Hex, of the content as :meth:`focal.data.sources.ImageSource.sha256` gives it."""
     format: str
     """``PNG``, ``JPEG``, ``TIFF``, ``DICOM`` ..."""
     mode: str
@@ -124,7 +122,7 @@ def decode(data: bytes, where: str, reading: Reading = Reading()) -> Picture:  #
         raise ImageError(
             f"{where} cannot be decoded ({_why(e, data)})", hint="replace the file, or remove its line from the table"
         ) from None
-    return Picture(image, reading.key(hashlib.sha256(data).hexdigest()), kind, mode, bits)
+    return Picture(image, kind, mode, bits)
 
 
 HEAD = 132

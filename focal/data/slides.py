@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,12 +53,9 @@ class SlideImages:
     names: NDArray[np.str_]
     settings: SlidesConfig
 
-    def open(self, i: int) -> Picture:
-        """The overview of slide ``i``, to look at: nothing is trained on it."""
-        with self._opened(i) as slide:
-            overview = _overview(slide, self._where(i))
-            kind = str(slide.properties.get("openslide.vendor") or "slide")
-        return Picture(overview, self.sha256(i), kind, "RGB", 8)
+    def keyed(self, i: int) -> tuple[str, Callable[[], Picture]]:
+        """The hash, and what gives the overview of slide ``i``, to look at: nothing is trained on it."""
+        return self.sha256(i), lambda: self._overview(i)
 
     def read(self, i: int) -> Image.Image:
         raise FocalError(
@@ -113,6 +110,11 @@ class SlideImages:
 
     def take(self, rows: NDArray[np.int64]) -> SlideImages:
         return replace(self, names=self.names[rows])
+
+    def _overview(self, i: int) -> Picture:
+        with self._opened(i) as slide:
+            kind = str(slide.properties.get("openslide.vendor") or "slide")
+            return Picture(_overview(slide, self._where(i)), kind, "RGB", 8)
 
     def _where(self, i: int) -> str:
         return f"{self.folder}: slide '{self.names[i]}'"

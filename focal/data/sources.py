@@ -2,8 +2,8 @@
 
 ::
 
-    zip or folder --bytes(name)--> decoded to RGB          open(i)      one read of the bytes gives picture and hash
-      (focal.data.pictures)                                read(i)      the picture, in any process or thread
+    zip or folder --bytes(name)--> decoded to RGB          read(i)      the picture, in any process or thread
+      (focal.data.pictures)                                keyed(i)     hash and picture from one read of the bytes
     array (n, h, w[, 3]) ------->                          sha256(i)    of what is stored and what is declared of it
 """
 
@@ -15,7 +15,7 @@ import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,12 +33,6 @@ class ImageSource(Protocol):
     """Images by row number; safe to use from several threads,
     and from processes forked or spawned after it was made."""
 
-    def open(self, i: int) -> Picture:
-        """Row ``i`` decoded, with its hash and what it was, from one read of its bytes. Decoders let other threads run.
-        Raises :class:`~focal.data.pictures.ImageError` when this one cannot be had, another :class:`FocalError` when a
-        setting or a package is missing."""
-        ...
-
     def read(self, i: int) -> Image.Image:
         """Row ``i`` decoded to RGB. Raises :class:`FocalError` when it cannot be read."""
         ...
@@ -46,6 +40,12 @@ class ImageSource(Protocol):
     def sha256(self, i: int) -> str:
         """SHA-256 (hex) of the content of row ``i``, as stored: encoded bytes of a file, pixels of an array; together
         with the window and page that are declared, where they are."""
+        ...
+
+    def keyed(self, i: int) -> tuple[str, Callable[[], Picture]]:
+        """``sha256(i)``, and what decodes the very bytes that it is of: for who needs both, reads once. Decoders let
+        other threads run. Decoding raises :class:`~focal.data.pictures.ImageError` when this one cannot be had,
+        another :class:`FocalError` when a setting or a package is missing."""
         ...
 
     def take(self, rows: NDArray[np.int64]) -> ImageSource:
@@ -67,11 +67,12 @@ class EncodedImages:
     names: NDArray[np.str_]
     reading: Reading = Reading()
 
-    def open(self, i: int) -> Picture:
-        return decode(self._bytes(i), f"{self.store.path}: image '{self.names[i]}'", self.reading)
-
     def read(self, i: int) -> Image.Image:
-        return self.open(i).image
+        return self.keyed(i)[1]().image
+
+    def keyed(self, i: int) -> tuple[str, Callable[[], Picture]]:
+        content, where = self._bytes(i), f"{self.store.path}: image '{self.names[i]}'"
+        return self.reading.key(hashlib.sha256(content).hexdigest()), lambda: decode(content, where, self.reading)
 
     def sha256(self, i: int) -> str:
         return self.reading.key(hashlib.sha256(self._bytes(i)).hexdigest())
@@ -95,15 +96,16 @@ class ArrayImages:
 
     pixels: NDArray[np.uint8]
 
-    def open(self, i: int) -> Picture:
-        return Picture(self.read(i), self.sha256(i), "array", "L" if self.pixels.ndim == 3 else "RGB", 8)
-
     def read(self, i: int) -> Image.Image:
         return Image.fromarray(self.pixels[i]).convert("RGB")
 
     def sha256(self, i: int) -> str:
         pixels = self.pixels[i]
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+
+    def keyed(self, i: int) -> tuple[str, Callable[[], Picture]]:
+        mode = "L" if self.pixels.ndim == 3 else "RGB"
+        return self.sha256(i), lambda: Picture(self.read(i), "array", mode, 8)
 
     def take(self, rows: NDArray[np.int64]) -> ArrayImages:
         return replace(self, pixels=self.pixels[rows])

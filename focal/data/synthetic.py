@@ -17,6 +17,7 @@ image is a pure function of (seed, row).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -115,14 +116,15 @@ class SyntheticImages:
     grade: NDArray[np.int64]
     camera: NDArray[np.int64]
 
-    def open(self, i: int) -> Picture:
-        return Picture(self.read(i), self.sha256(i), "generated", "RGB", 8)
-
     def read(self, i: int) -> Image.Image:
         return render(self.seed, int(self.index[i]), int(self.grade[i]), CAMERAS[self.camera[i]])
 
     def sha256(self, i: int) -> str:
-        return hashlib.sha256(self.read(i).tobytes()).hexdigest()
+        return self.keyed(i)[0]
+
+    def keyed(self, i: int) -> tuple[str, Callable[[], Picture]]:
+        image = self.read(i)
+        return hashlib.sha256(image.tobytes()).hexdigest(), lambda: Picture(image, "generated", "RGB", 8)
 
     def take(self, rows: NDArray[np.int64]) -> SyntheticImages:
         return replace(self, index=self.index[rows], grade=self.grade[rows], camera=self.camera[rows])

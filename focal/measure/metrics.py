@@ -2,8 +2,9 @@
 
 Every measure of :data:`MEASURES` maps ``labels`` (n, K), ``scores`` (n, C) and the task to one value per class, NaN
 for a class without both outcomes; its macro value is the mean over the others. Scores are linear outputs (logits)
-of one-vs-rest heads, as :func:`focal.segments.upper.class_probabilities` reads them. The measures are
-scikit-learn's and torchmetrics'.
+of one-vs-rest heads, and are read as :func:`focal.segments.upper.class_probabilities` reads them: where classes exclude
+each other, the sigmoids are normalised to sum 1 (:func:`log_odds`), for every measure, curve and histogram, and for
+every model that is compared. The measures are scikit-learn's and torchmetrics'.
 
 AUROC is resampled without copying or sorting a row again. A resample of the test patients with replacement
 is a *count* per patient, hence per row::
@@ -46,7 +47,8 @@ CHUNK = 1 << 22
 def outcome_columns(labels: ArrayLike, scores: ArrayLike, task: Task) -> tuple[Bools, Floats]:
     """The columns that are scored: every class, or the positive class alone for a binary task.
 
-    ``labels`` is (n, K) in {0, 1}; ``scores`` is (n, K), for a binary task (n, 1) or (n, 2). Returns two (n, C) arrays.
+    ``labels`` is (n, K) in {0, 1}; ``scores`` is (n, K), for a binary task (n, 1) or (n, 2). Returns two (n, C) arrays,
+    outcomes and :func:`log_odds`.
     Raises :class:`FocalError` on NaN scores and ``ValueError`` on shapes that do not fit.
     """
     outcome, value = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
@@ -59,7 +61,21 @@ def outcome_columns(labels: ArrayLike, scores: ArrayLike, task: Task) -> tuple[B
         raise FocalError(
             "the model's scores are not all finite numbers", hint="training diverged: use fewer steps or a larger ridge"
         )
-    return outcome, value
+    return outcome, log_odds(value, task)
+
+
+def log_odds(scores: Floats, task: Task) -> Floats:
+    """(n, C) log-odds of each outcome's probability, from (n, C) logits: what is ranked, and what a histogram counts.
+
+    The logits themselves, but ``multiclass``: p_c over the sum of all p, p the sigmoids. Log-odds of probabilities that
+    sum to 1 stay what they are, so that a softmax model is read as its softmax when it gives those.
+    """
+    if task != "multiclass":
+        return scores
+    logs = -np.logaddexp(0.0, -scores)
+    others = (np.logaddexp.reduce(np.delete(logs, c, axis=1), axis=1) for c in range(scores.shape[1]))
+    # rounded: what is tied stays tied (a class that a model never saw has the same score in every row)
+    return np.stack([logs[:, c] - rest for c, rest in enumerate(others)], axis=1).round(12)
 
 
 def auroc_per_class(labels: ArrayLike, scores: ArrayLike, task: Task = "multilabel") -> Floats:

@@ -109,6 +109,8 @@ def attention_rollout(model: ReleasedModel, x: Tensor) -> Floats:
 def _pool_tokens(flow: Tensor, lower: LowerSegment, prefix: int) -> Tensor:
     """(b, t, t) -> (b, t): the rows of the tokens that make up the features, averaged as the features are."""
     backbone: Any = lower.backbone
+    if lower.spec.cut != "pooled" and lower.spec.pool == "class+mean":
+        return (flow[:, 0] + flow[:, prefix:].mean(1)) / 2
     if lower.spec.cut != "pooled" or (backbone.global_pool == "avg" and backbone.pool_include_prefix):
         return flow.mean(1)
     if backbone.global_pool == "token":
@@ -146,20 +148,19 @@ def _positions(output: object) -> Tensor | None:
 def _watched(
     lower: LowerSegment, modules: Sequence[nn.Module], look: Callable[[Any], Tensor | None]
 ) -> Iterator[list[Tensor]]:
-    """What ``look`` makes of each output of ``modules``, in order, up to and with the cut's:
-    what follows it runs for nothing."""
+    """What ``look`` makes of each output of ``modules``, in order, up to and with that of the last cut: what follows
+    it runs for nothing. Of an image only, where its mirror image counts too (``flip``)."""
     seen: list[Tensor] = []
+    waited = len(lower.cut_modules)
     cut: list[bool] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        if not cut and (value := look(output)) is not None:
+        if len(cut) < waited and (value := look(output)) is not None:
             seen.append(value)
 
     hooks = [module.register_forward_hook(keep) for module in modules]
-    if lower._cut is not None:
-        hooks.append(
-            lower._cut.register_forward_hook(lambda *_: cut.append(True))
-        )  # registered last, so called after `keep`
+    for module in lower.cut_modules:  # registered last, so called after `keep`
+        hooks.append(module.register_forward_hook(lambda *_: cut.append(True)))
     try:
         yield seen
     finally:
@@ -187,7 +188,7 @@ def _lower(model: ReleasedModel) -> LowerSegment:
 
 def _unknown(lower: LowerSegment) -> FocalError:
     return FocalError(
-        f"no explanation is known for lower segment '{lower.spec.model}' up to '{lower.spec.cut}'",
+        f"no explanation is known for lower segment {lower.spec}",
         hint="known are timm's plain ViTs (class token or mean pooled), "
         "and CNNs with a feature map of several positions",
     )
@@ -229,8 +230,8 @@ def _parts(lower: LowerSegment) -> list[tuple[str, nn.Module]]:
     for name, child in lower.backbone.named_children():
         inner = child.named_children() if isinstance(child, nn.Sequential | nn.ModuleList) else ()
         parts += [(f"{name}.{n}", c) for n, c in inner] or [(name, child)]
-    if lower._cut is not None:
-        cut = set(lower._cut.modules())
+    if lower.backbone not in lower.cut_modules:
+        cut = {inner for module in lower.cut_modules for inner in module.modules()}
         last = max((i for i, (_, part) in enumerate(parts) if cut & set(part.modules())), default=len(parts) - 1)
         parts = parts[: last + 1]
     return [(name, part) for name, part in parts if any(True for _ in part.parameters())]

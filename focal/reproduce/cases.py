@@ -3,7 +3,7 @@ and what is missing to do better.
 
 ::
 
-    retina.yaml --load, features--> Source (one table, all rows) --partition, seed--> Case (sites' rows, projection)
+    retina64.yaml --load, features--> Source (one table, all rows) --partition, seed--> Case (sites' rows, projection)
                                                                                           |
                              every method, encrypted or not, starts from these rows  <----+
 
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import BlindRunConfig, ConsortiumConfig, PartitionConfig, RunConfig
+from focal.config import BlindRunConfig, ConsortiumConfig, PartitionConfig, RunConfig, weights_file
 from focal.data import load
 from focal.data.partition import partition
 from focal.data.rows import InstitutionRows
@@ -82,7 +82,7 @@ TABLES = (
         number=1,
         name="ocular",
         title="Ocular disease diagnosis: ODIR-5K, 8 classes",
-        config="retina.yaml",
+        config="retina64.yaml",
         dealings=(BY_PATIENT, SKEWED_3, SKEWED_8),
         missing=NO_WEIGHTS
         + " Rare classes have 28 to 61 test images: the macro AUROC is no better known than its interval says.",
@@ -92,7 +92,7 @@ TABLES = (
         number=2,
         name="severity",
         title="Severity: RetinaMNIST, 5 grades of diabetic retinopathy",
-        config="severity.yaml",
+        config="severity64.yaml",
         dealings=(BY_PATIENT, SKEWED_3),
         missing=NO_WEIGHTS + " Images have 28 x 28 pixels and no patient ids: intervals are by image.",
         gain=14.46,
@@ -101,7 +101,7 @@ TABLES = (
         number=3,
         name="pathology",
         title="Pathology: LC25000 colon tiles, benign or adenocarcinoma",
-        config="pathology.yaml",
+        config="pathology64.yaml",
         dealings=(BY_PATIENT,),
         missing=NO_WEIGHTS
         + " Tiles are augmented copies of few clusters, so an AUROC near 1 is no evidence of anything.",
@@ -110,7 +110,7 @@ TABLES = (
         number=4,
         name="xray",
         title="Chest X-ray: PneumoniaMNIST, normal or pneumonia (the task of SPE-FL)",
-        config="xray.yaml",
+        config="xray128.yaml",
         dealings=(BY_PATIENT,),
         measures=True,
         missing=NO_WEIGHTS
@@ -173,7 +173,7 @@ class Source:
         self.config = config
         weights = self.config.lower.weights
         needed = [self.config.dataset.table, self.config.dataset.images]
-        needed += [] if weights == "pretrained" or weights.startswith("random:") else [Path(weights)]
+        needed.append(weights_file(weights))
         absent = [str(path) for path in needed if path is not None and not path.exists()]
         if absent:
             raise FocalError(f"not found: {', '.join(absent)}", hint="set FOCAL_DATA to the folder that holds it")
@@ -196,8 +196,9 @@ class Source:
         move with its data."""
         data = self.config.dataset
         files = {"table": data.table, "file": data.file}
-        if Path(self.config.lower.weights).is_file():
-            files["weights"] = Path(self.config.lower.weights)
+        weights = weights_file(self.config.lower.weights)
+        if weights is not None and weights.is_file():
+            files["weights"] = weights
         found = {
             name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path is not None
         }
@@ -213,11 +214,11 @@ class Source:
     @cached_property
     def features(self) -> NDArray[np.float32]:
         """(rows, dim) of the whole table; computed once, then cached on disk."""
-        from focal.segments.lower import build_lower, lower_spec
+        from focal.segments.lower import build_lower, weights_source
         from focal.training.features import compute_features
 
         segment, _ = build_lower(self.config.lower, self.config.lower.weights)
-        segment, _ = build_lower(lower_spec(segment, self.config.lower), self.config.lower.weights)
+        segment, _ = build_lower(segment.spec, weights_source(self.config.lower))
         every = np.arange(len(self.table))
         return compute_features(segment, self.table, every, device=self.config.device, cache=self.runs / "cache")
 
@@ -256,5 +257,9 @@ def pooled_projection(rows: Mapping[str, InstitutionRows], config: BlindRunConfi
     n, dim = sum(map(len, train)), train[0].shape[1]
     pooled = np.sum([moment_values(raw, settings.bound, n) for raw in train], axis=0)
     return whiten(
-        pooled_moments(pooled, dim, settings.bound, n), settings.features, settings.bound, config.training.ridge
+        pooled_moments(pooled, dim, settings.bound, n),
+        settings.features,
+        settings.bound,
+        config.training.ridge,
+        settings.floor,
     )

@@ -35,7 +35,7 @@ from focal.measure.traffic import Traffic
 from focal.reproduce.cases import BY_PATIENT, SKEWED_3, SKEWED_8, Case
 from focal.reproduce.cells import Point
 from focal.runs import local
-from focal.segments.lower import build_lower, lower_spec
+from focal.segments.lower import build_lower, weights_source
 from focal.segments.projection import Projection
 from focal.segments.trainable import VALUE_BYTES
 from focal.task import outcomes
@@ -270,7 +270,7 @@ def _split(case: Case) -> Outcome:
     """Plaintext split learning: the whole lower segment goes on from the projection and the head
     of the blind protocol's twin."""
     segment, _ = build_lower(case.config.lower, case.config.lower.weights)
-    segment, _ = build_lower(lower_spec(segment, case.config.lower), case.config.lower.weights)
+    segment, _ = build_lower(segment.spec, weights_source(case.config.lower))
     sites = {name: Site(case.table, at[case.table.split[at] == "train"]) for name, at in case.parts.items()}
     batch, size = SPLIT_ROWS // len(sites), case.projection.features
     config = SPLIT.model_copy(update={"batch": batch, "features": size, "seed": case.config.seed})

@@ -6,7 +6,8 @@
                                 +-- test, all institutions together --+
     released W, twin W -----------------------------------------------+--> AUROC of each, 95 % interval by patient
 
-Every model is scored on its linear outputs, one column per class (binary: the positive class). Where those of an
+Every model is scored by its probabilities, one column per class (binary: the positive class;
+:func:`focal.measure.metrics.log_odds`). Where those of an
 interactive run and of its twin come from: :mod:`focal.runs.compare_joint`.
 """
 

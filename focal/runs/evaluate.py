@@ -5,7 +5,7 @@
     evaluate       runs/NAME/model.pt + a labelled table    --> every measure, by site and subgroup
     predict        runs/NAME/model.pt + images              --> probabilities per image
 
-A model is scored on its linear outputs, one column per class (binary: the positive class).
+A model is scored by its probabilities, one column per class (binary: the positive class).
 """
 
 from __future__ import annotations

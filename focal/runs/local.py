@@ -114,7 +114,7 @@ def _identities(run: Run) -> dict[str, Identity]:
 def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     from focal.data import load
     from focal.data.partition import partition
-    from focal.segments.lower import build_lower, lower_spec
+    from focal.segments.lower import build_lower, input_text
 
     config = run.config
     consortium = config.consortium
@@ -123,10 +123,11 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     parts = partition(table, consortium.partition, names, config.seed)
     rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
     segment, source = build_lower(config.lower, config.lower.weights)
-    spec = lower_spec(segment, config.lower)
+    spec = segment.spec
     dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
     say(f"data:   {len(table)} images, {sum(rows.values())} training rows ({dealt}), {len(table.classes)} classes")
-    say(f"lower:  {spec.model} up to '{spec.cut}', {spec.dim} features, {source}")
+    say(f"lower:  {spec}, {spec.dim} features, {source}")
+    say(f"input:  {input_text(config.lower, spec)}")
     say(f"native: {native.description}")
 
     everybody = members(consortium, _identities(run), rows, f"tcp://127.0.0.1:{_free_port()}")
@@ -151,15 +152,14 @@ def _local_file(run: Run, name: str, role: str) -> LocalConfig:
     paths = {
         k: Path(v).absolute() for k in ("table", "images", "file") if (v := getattr(config.dataset, k)) is not None
     }
-    weights = config.lower.weights
-    if weights != "pretrained" and not weights.startswith("random:"):
-        weights = str(Path(weights).absolute())
+    from focal.segments.lower import weights_source
+
     return LocalConfig(
         name=name,
         keys=folder / "identity.json",
         state=folder,
         data=config.dataset.model_copy(update={**paths, "rows": folder / "rows.txt"}),
-        weights=weights,
+        weights=weights_source(config.lower),
         device=config.device,
         threads=max(1, cores // len(config.consortium.site_names())),
         stay=name in config.consortium.clinics,

@@ -58,7 +58,7 @@ def new_identity(name: str, out: Path) -> tuple[Path, Path]:
 
 def begin(c: RunConfig, out: Path) -> tuple[Manifest, WeightsSource]:
     """Write a manifest without members; returns it, and where the lower segment's weights are from."""
-    from focal.segments.lower import build_lower, lower_spec
+    from focal.segments.lower import build_lower
 
     if out.exists():
         raise FocalError(f"{out} exists already", hint="delete it, or choose another --out")
@@ -69,7 +69,7 @@ def begin(c: RunConfig, out: Path) -> tuple[Manifest, WeightsSource]:
         table = load(c.dataset, c.seed)
         classes, task = table.classes, table.task
     segment, source = build_lower(c.lower, c.lower.weights)
-    manifest = draft(c, (), classes, task, lower_spec(segment, c.lower))
+    manifest = draft(c, (), classes, task, segment.spec)
     write(manifest, out)
     return manifest, source
 
@@ -191,7 +191,8 @@ def describe(m: Manifest, say: Say, warn: Say) -> None:
         unsigned = "comes once" if member.clinic else "not signed yet"
         signed = "signed" if member.name in m.signatures else unsigned
         say(f"{member.role:<12} {member.name:<16} {facts[member.role]:<28} {signed}")
-    say(f"model        {m.lower.model} up to '{m.lower.cut}', weights sha256 {m.lower.weights_sha256[:16]}")
+    say(f"model        {m.lower}, weights sha256 {m.lower.weights_sha256[:16]}")
+    say(f"input        {m.lower.input}")
     say(f"classes      {', '.join(m.classes)} ({m.task})")
     check_complete(m)
     plan = of(m).plan
@@ -239,7 +240,7 @@ def check_party(m: Manifest, mine: LocalConfig, local: Path, wait: float, say: S
             raise FocalError(f"{local}: an institution needs 'data' and 'weights'", hint=hint)
         table = load(mine.data.model_copy(update={"classes": m.classes, "task": m.task}), mine.seed)
         train = int(np.sum(table.split == "train"))
-        table.images.open(0)
+        table.images.keyed(0)[1]()
         if train != me.rows and not (me.clinic and 0 < train <= (me.rows or 0)):
             hint = "use the declared data, or agree on a new manifest"
             most = "at most " * me.clinic

@@ -3,12 +3,12 @@
 ::
 
     image (any size) --preprocess--> uint8 (3, s, s) --(x - mean) / std--> backbone ... cut module --pool--> (dim,)
-                      resize                                                    |                            float32
-                                                     everything after the cut is computed for nothing and ignored
+                     trim, fit                          and mirrored: flip    |   several cuts: concatenated  float32
+                                                      everything after the last cut is computed for nothing
 
 ``pooled`` is what the model itself pools (timm: its pooled features; squeezenet1_1: the mean over its last map); any
-other cut is a module of the model by name, whose output is pooled here: maps (b, c, h, w) by their mean over h and w,
-tokens (b, t, d) by their mean over all t, class token included, vectors (b, d) as they are.
+other cut is a module of the model by name, whose output is pooled here (:mod:`focal.segments.pooling`). Which model:
+:mod:`focal.segments.backbone`; weights from files: :mod:`focal.segments.weights`.
 
 The members of a consortium must compute the same features, so weights are identified by the SHA-256 of names
 and tensors (:func:`weights_sha256`), and each member publishes the features of one image drawn by integer
@@ -17,42 +17,32 @@ arithmetic (:func:`embedded_test_image`).
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import logging
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-import torchvision
-from huggingface_hub import constants
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
-from timm.layers import resample_abs_pos_embed
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from focal.config import LowerConfig
+from focal.config import LowerConfig, SegmentOptions, weights_file
 from focal.errors import FocalError
 from focal.manifest import LowerSpec
+from focal.segments import weights as files
+from focal.segments.backbone import FOLDER, create, first_line, own_input, without_folder
+from focal.segments.pooling import pooled
 
 FEATURE_TOLERANCE = 1e-3
 """Largest deviation of a test-image feature between two members: other processors round differently,
 other weights differ far more."""
 
-PRETRAINING_ONLY = ("head.", "head_dist.", "fc.", "classifier.", "decoder_", "mask_token")
-"""Keys that a checkpoint may have beyond the segment: classifier heads,
-and the decoder of a masked autoencoder (RETFound)."""
-
-SAVE_IT = "save it with torch.save(model.state_dict(), ...)"
-
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+BLACK = 16
+"""Of 255: what is darker is border, where ``trim: black`` cuts it off. The noise of a JPEG around a fundus is."""
+SEEDS = 1 << 63
+"""torch takes smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +50,13 @@ class WeightsSource:
     """Where the weights came from, to be printed and recorded."""
 
     text: str
-    """What the configuration says: ``pretrained``, ``random:SEED`` or the file's path."""
+    """What the configuration says: ``pretrained``, ``random:SEED``, ``package:NAME`` or the file's path."""
     sha256: str
     """Of the weights as loaded."""
 
     def __str__(self) -> str:
         kind = {"pretrained": "published pretrained weights", "random": "random weights, not trained on anything"}
+        kind["package"] = "weights of an installed package"
         return f"{kind.get(self.text.split(':')[0], 'weights from file')} ({self.text}, sha256 {self.sha256[:16]})"
 
 
@@ -78,29 +69,48 @@ class LowerSegment(nn.Module):
 
     mean: Tensor
     std: Tensor
+    spec: LowerSpec
 
-    def __init__(self, backbone: nn.Module, config: LowerConfig | LowerSpec) -> None:
+    def __init__(self, backbone: nn.Module, spec: LowerSpec) -> None:
+        """``spec`` with any ``dim``: which one it is is found out here."""
         super().__init__()
         # channels last: one to three times faster on CPUs, the same weights
         self.backbone = backbone.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        self._cut: nn.Module | None = None
-        if config.family == "torchvision" or config.cut != "pooled":
-            self._cut = _submodule(backbone, "features" if config.cut == "pooled" else config.cut)
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
-        self.spec = lower_spec(self, config)
+        inner = "features" if spec.family == "torchvision" else ""
+        names = [inner if cut == "pooled" else cut for cut in spec.cuts]
+        self._cuts = [(name, _submodule(backbone, name)) for name in names]
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        self.spec = spec
+        self.spec = lower_spec(self)
+
+    @property
+    def cut_modules(self) -> list[nn.Module]:
+        """The modules whose outputs are pooled, in the order of the cuts; the whole backbone where it pools itself."""
+        return [module for _, module in self._cuts]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = ((x.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        if self._cut is None:
-            return _pool(self.backbone(x))
-        seen: list[Any] = []
-        hook = self._cut.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        x = x.float()
+        features = self._one_way(x)
+        return (features + self._one_way(x.flip(3))) / 2 if self.spec.flip else features
+
+    def _one_way(self, x: Tensor) -> Tensor:
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        seen: dict[int, Any] = {}
+        hooks = [
+            module.register_forward_hook(lambda _module, _inputs, output, i=i: seen.update({i: output}))
+            for i, (_, module) in enumerate(self._cuts)
+        ]
         try:
             self.backbone(x)
         finally:
-            hook.remove()
-        return _pool(seen[-1] if seen else None)
+            for hook in hooks:
+                hook.remove()
+        parts = []
+        for i, (name, _) in enumerate(self._cuts):
+            how = self.spec.pool if self.spec.cuts[i] != "pooled" else "mean"
+            parts.append(pooled(seen.get(i), how, self.backbone, name, len(x)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def train(self, mode: bool = True) -> LowerSegment:
         """Stays in eval mode: batch statistics and dropout would make features depend
@@ -108,20 +118,9 @@ class LowerSegment(nn.Module):
         return super().train(False)
 
 
-def _pool(output: Any) -> Tensor:
-    """(b, d), (b, t, d) or (b, c, h, w) -> (b, dim) float32."""
-    if isinstance(output, Tensor) and output.ndim in (2, 3, 4):
-        axes = {2: (), 3: (1,), 4: (2, 3)}[output.ndim]
-        return (output.mean(axes) if axes else output).float()
-    raise FocalError(
-        "the cut's output is no vector, token sequence or feature map, so it cannot be pooled",
-        hint="choose another module as 'lower.cut', or 'pooled'",
-    )
-
-
 def _submodule(backbone: nn.Module, name: str) -> nn.Module:
     names = {n for n, _ in backbone.named_modules() if n}
-    if name in names:
+    if not name or name in names:
         return backbone.get_submodule(name)
     shown = sorted(n for n in names if n.count(".") < 2)
     raise FocalError(
@@ -134,24 +133,26 @@ def _submodule(backbone: nn.Module, name: str) -> nn.Module:
 
 
 def build_lower(config: LowerConfig | LowerSpec, weights: str) -> tuple[LowerSegment, WeightsSource]:
-    """The segment with ``weights``: ``pretrained``, ``random:SEED`` or a file (``.pth``, ``.safetensors``;
-    half precision is widened).
+    """The segment with ``weights``: ``pretrained``, ``random:SEED``, ``package:NAME`` or a file (``.pth``,
+    ``.safetensors``; half precision is widened; :mod:`focal.segments.weights` says what may stand around it).
 
-    Files may nest the state dict under ``model`` or ``state_dict``, prefix names with ``module.``, and hold a
-    classifier head. With a :class:`LowerSpec` the weights must hash to what it pins. Raises :class:`FocalError` for an
-    unknown model or cut, weights that cannot be had or do not fit, and a wrong hash.
+    What a :class:`LowerConfig` leaves open is the model's own; with a :class:`LowerSpec` all must be as it pins,
+    the hash of the weights too. Raises :class:`FocalError` for an unknown model or cut, weights that cannot be had or
+    do not fit, and a wrong hash.
     """
     kind, _, seed = weights.partition(":")
-    if kind == "random" and not seed.isdecimal():
-        raise FocalError(f"weights '{weights}': a seed must follow", hint="write random:0")
+    if kind == "random" and not (seed.isdecimal() and int(seed) < SEEDS):
+        raise FocalError(f"weights '{weights}': a seed must follow, a number below 2^63", hint="write random:0")
+    if isinstance(config, LowerConfig):
+        weights, config = weights_source(config, weights), without_folder(config)
     with torch.random.fork_rng(
         devices=[]
     ):  # initialisation must neither depend on nor disturb the caller's random state
         torch.manual_seed(int(seed) if kind == "random" else 0)
-        backbone = _create(config, pretrained=weights == "pretrained")
-    if kind not in ("pretrained", "random"):
-        _load_file(backbone, Path(weights))
-    segment = LowerSegment(backbone, config)
+        backbone = create(config, pretrained=weights == "pretrained")
+    if kind != "random" and weights != "pretrained":
+        files.load(backbone, weights)
+    segment = LowerSegment(backbone, _concrete(config, backbone))
     if isinstance(config, LowerSpec) and segment.spec != config:
         wrong = [field for field in LowerSpec.model_fields if getattr(segment.spec, field) != getattr(config, field)]
         raise FocalError(
@@ -162,22 +163,52 @@ def build_lower(config: LowerConfig | LowerSpec, weights: str) -> tuple[LowerSeg
     return segment, WeightsSource(weights, segment.spec.weights_sha256)
 
 
-def lower_spec(segment: LowerSegment, config: LowerConfig | LowerSpec) -> LowerSpec:
-    """``config`` with what only the built segment knows: the hash of its weights and its output length."""
-    size = config.image_size
+def weights_source(config: LowerConfig, weights: str | None = None) -> str:
+    """``weights`` (default: the configuration's) as they are said where the configuration is not known: those of a
+    ``local-dir:`` model are its folder, and files have their whole path."""
+    said = weights or config.weights
+    if said == "pretrained" and config.model.startswith(FOLDER):
+        said = config.model.removeprefix(FOLDER)
+    path = weights_file(said)
+    return said if path is None else f"{path.absolute()}{said.removeprefix(str(path))}"
+
+
+def _concrete(config: LowerConfig | LowerSpec, backbone: nn.Module) -> LowerSpec:
+    """``config`` with the model's own input where it says nothing, and the hash of the weights; ``dim`` is not known
+    yet."""
+    fields = {field: getattr(config, field) for field in LowerSpec.model_fields if hasattr(config, field)}
+    open_ = [field for field in ("image_size", "interpolation", "mean", "std") if fields[field] is None]
+    if open_:
+        own = own_input(backbone, config.family)
+        fields |= {field: own[field] for field in open_}
+    if fields["interpolation"] not in RESAMPLE:
+        raise FocalError(
+            f"lower segment '{config.model}' was published with '{fields['interpolation']}' resampling",
+            hint=f"choose 'lower.interpolation': {' or '.join(RESAMPLE)}",
+        )
+    return LowerSpec(**{**fields, "weights_sha256": weights_sha256(backbone), "dim": 1})
+
+
+def lower_spec(segment: LowerSegment) -> LowerSpec:
+    """What the segment is now: the hash of its weights, which may have been trained, and its output length."""
+    size = segment.spec.image_size
     try:
         with torch.inference_mode():
-            dim = segment(torch.zeros(1, 3, size, size, device=segment.mean.device)).shape[1]
+            # two: what has another number of outputs than images is no feature of one
+            dim = segment(torch.zeros(2, 3, size, size, device=segment.mean.device)).shape[1]
     except (RuntimeError, AssertionError, ValueError) as e:
         raise FocalError(
-            f"lower segment '{config.model}' cannot take images of {size} x {size} pixels ({_first_line(e)})",
+            f"lower segment '{segment.spec.model}' cannot take images of {size} x {size} pixels ({first_line(e)})",
             hint="change 'lower.image_size'",
         ) from None
-    shared = {
-        field: getattr(config, field)
-        for field in ("family", "model", "cut", "image_size", "interpolation", "mean", "std")
-    }
-    return LowerSpec(**shared, weights_sha256=weights_sha256(segment.backbone), dim=dim)
+    return segment.spec.model_copy(update={"dim": dim, "weights_sha256": weights_sha256(segment.backbone)})
+
+
+def input_text(config: SegmentOptions, spec: LowerSpec) -> str:
+    """How images are made ready, for a person to read, and whose choice that was."""
+    chosen = [field for field in ("image_size", "interpolation", "mean", "std") if getattr(config, field) is not None]
+    whose = f"{', '.join(chosen)}: as configured" + ", else " * (len(chosen) < 4) if chosen else ""
+    return f"{spec.input} ({whose}{'' if len(chosen) == 4 else 'as the model was published'})"
 
 
 def weights_sha256(backbone: nn.Module) -> str:
@@ -191,161 +222,22 @@ def weights_sha256(backbone: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _create(config: LowerConfig | LowerSpec, *, pretrained: bool) -> nn.Module:
-    """The headless model with its initial or published weights."""
-    if config.family == "torchvision":
-        return _create_squeezenet(config.model, pretrained)
-    if not timm.is_model(config.model):
-        close = difflib.get_close_matches(config.model, timm.list_models(), n=4)
-        raise FocalError(
-            f"timm has no model '{config.model}'",
-            hint=f"did you mean {', '.join(close)}?"
-            if close
-            else "python -c 'import timm; print(timm.list_models())' lists them",
-        )
-    kwargs: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
-    try:
-        with _hub_without_waiting() if pretrained else nullcontext():
-            try:
-                return timm.create_model(config.model, img_size=config.image_size, **kwargs)
-            except TypeError:  # convolutional models take any size and have no such option
-                return timm.create_model(config.model, **kwargs)
-    except AssertionError:
-        raise FocalError(
-            f"lower segment '{config.model}' cannot take images of {config.image_size} x {config.image_size} pixels",
-            hint="'lower.image_size' must be a multiple of the model's patch size",
-        ) from None
-    except Exception as e:  # each download library has its own network errors
-        if not pretrained:
-            raise
-        raise _no_weights(config.model, e) from None
-
-
-def _create_squeezenet(model: str, pretrained: bool) -> nn.Module:
-    if model != "squeezenet1_1":
-        raise FocalError(
-            f"family 'torchvision' offers squeezenet1_1, not '{model}'", hint="most models are in timm: family: timm"
-        )
-    published = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
-    try:
-        backbone = torchvision.models.squeezenet1_1(weights=published if pretrained else None)
-    except Exception as e:  # as above
-        raise _no_weights(model, e) from None
-    backbone.classifier = nn.Identity()
-    return backbone
-
-
-def _no_weights(model: str, error: Exception) -> FocalError:
-    return FocalError(
-        f"pretrained weights of '{model}' cannot be had ({_first_line(error)})",
-        hint="is there a network? otherwise set 'lower.weights' to a file with them, or to random:0",
-    )
-
-
-@contextmanager
-def _hub_without_waiting() -> Iterator[None]:
-    """Without a network, only what the hub's client has cached: it would otherwise retry for most of a minute,
-    and say so every time."""
-    offline = constants.HF_HUB_OFFLINE
-    try:
-        constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
-def _reachable(url: str) -> bool:
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5.0).close()
-    except urllib.error.HTTPError:
-        return True  # someone answered
-    except OSError:
-        return False
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    """The first sentence: libraries add advice that is not for our users."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0][:160]
-
-
-# --------------------------------------------------------------------------- weights from a file
-
-
-def _load_file(backbone: nn.Module, path: Path) -> None:
-    """Load ``path`` into ``backbone``; every tensor of it must be there, with its shape."""
-    state = _read_state(path)
-    wanted = backbone.state_dict()
-    extra = [k for k in state if k not in wanted and not k.startswith(PRETRAINING_ONLY)]
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    if missing or extra:
-        raise FocalError(
-            f"{path}: does not fit the lower segment: {_some('missing', missing)}, {_some('unexpected', extra)}",
-            hint="'lower.model' must be the architecture that these weights belong to",
-        )
-    state = _fit_positions(backbone, {k: v for k, v in state.items() if k in wanted})
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            raise FocalError(
-                f"{path}: '{name}' has shape {tuple(tensor.shape)}, "
-                f"the lower segment needs {tuple(wanted[name].shape)}",
-                hint="'lower.model' and 'lower.image_size' must be those that these weights belong to",
-            )
-        if not torch.isfinite(tensor).all():
-            raise FocalError(
-                f"{path}: '{name}' holds numbers that are not finite", hint="the file is damaged; get it again"
-            )
-    backbone.load_state_dict(state, strict=False)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Names and float32 tensors of a file. Nothing of it is executed (``weights_only``)."""
-    if not path.is_file():
-        raise FocalError(
-            f"{path}: no such weights file",
-            hint="'lower.weights' is pretrained, random:SEED or a file with a state dict",
-        )
-    logging.getLogger("timm.models._helpers").setLevel(logging.WARNING)
-    try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
-    except Exception as e:  # torch, pickle and safetensors each raise their own for bytes that are no checkpoint
-        raise FocalError(f"{path}: is not a weights file ({_first_line(e)})", hint=SAVE_IT) from None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise FocalError(f"{path}: holds no state dict", hint=SAVE_IT)
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-
-
-def _fit_positions(backbone: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ViT's learned position embedding, resampled when the image size differs from the checkpoint's."""
-    learned, own = state.get("pos_embed"), getattr(backbone, "pos_embed", None)
-    if (
-        learned is None
-        or own is None
-        or learned.shape == own.shape
-        or learned.ndim != 3
-        or learned.shape[-1] != own.shape[-1]
-    ):
-        return state
-    grid: Any = backbone.patch_embed
-    prefix = 0 if getattr(backbone, "no_embed_class", False) else int(getattr(backbone, "num_prefix_tokens", 1))
-    return {
-        **state,
-        "pos_embed": resample_abs_pos_embed(learned, new_size=list(grid.grid_size), num_prefix_tokens=prefix),
-    }
-
-
-def _some(what: str, names: list[str]) -> str:
-    return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "")
-
-
 # --------------------------------------------------------------------------- preprocessing and the feature check
 
 
-def preprocess(image: Image.Image, spec: LowerConfig | LowerSpec) -> Tensor:
-    """(3, s, s) uint8: the whole RGB image resized to the segment's square input; ``forward`` takes off the mean."""
-    size = (spec.image_size, spec.image_size)
-    resized = image.convert("RGB").resize(size, RESAMPLE[spec.interpolation])
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+def preprocess(image: Image.Image, spec: LowerSpec) -> Tensor:
+    """(3, s, s) uint8: the RGB image as the segment's square input; ``forward`` takes off the mean."""
+    size, resample = (spec.image_size, spec.image_size), RESAMPLE[spec.interpolation]
+    image = image.convert("RGB")
+    if spec.trim == "black":
+        image = image.crop(image.convert("L").point(lambda v: 255 * (v > BLACK)).getbbox())  # all black: None, whole
+    if spec.fit == "crop":
+        image = ImageOps.fit(image, size, resample)
+    elif spec.fit == "pad":
+        image = ImageOps.pad(image, size, resample)
+    else:
+        image = image.resize(size, resample)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def embedded_test_image() -> NDArray[np.uint8]:

@@ -11,13 +11,13 @@ a linear map that all institutions agree on and check.
     raw (n_i, dim)  --clip to [-B, B]-->  matrix x + offset  --clip norm to 2 sqrt(R)-->  append 1 --> columns (n_i, R)
 
 ``whiten``: with C the pooled covariance, eigenvalues l_1 >= l_2 >= ... and eigenvectors v_i, row i of the matrix is
-v_i / sqrt(max(l_i, 0.1 l_1)), and the offset is -matrix mean. The columns get (nearly) unit variance and no
+v_i / sqrt(max(l_i, f l_1)), f the floor, and the offset is -matrix mean. The columns get (nearly) unit variance and no
 correlation, so that the training problem is well conditioned and five gradient steps are enough. ``random``: Gaussian
 directions from the run id, each column standardised; nobody chooses anything, but the columns stay correlated.
 
 **Why others check.** Whoever writes the matrix could aim a column at one patient. Eigenvectors of equal eigenvalues are
 not unique, and eigensolvers differ in the last bits, so nobody can compare bytes: the others test what defines a
-whitening, to 1e-3. Among eigenvalues closer than about 1e-3 max(l, 0.1 l_1) the first institution keeps its choice of
+whitening, to 1e-3. Among eigenvalues closer than about 1e-3 max(l, f l_1) the first institution keeps its choice of
 basis. Honest rounding to float32 costs about 1e-6.
 
 **Step size.** eta = 1 / (1.1 lambda / 4 + ridge), lambda the largest eigenvalue of the second moment of the R columns:
@@ -37,14 +37,13 @@ from typing import Final, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.config import WHITEN_FLOOR
 from focal.errors import FocalError, ProtocolError, Refused
 
 Real = NDArray[np.float64]
 Single = NDArray[np.float32]
 Kind = Literal["whiten", "random"]
 
-FLOOR: Final = 0.1
-"""Eigenvalues below this part of the largest are treated as if they were this large: noise is not blown up."""
 TOLERANCE: Final = 1e-3
 """How far a signed projection may be from what the others compute."""
 CLIP_MARGIN: Final = 1.1
@@ -262,7 +261,7 @@ def check_features(features: int, dim: int) -> None:
 # --------------------------------------------------------------------------- whiten
 
 
-def whiten(moments: Moments, features: int, bound: float, ridge: float) -> Projection:
+def whiten(moments: Moments, features: int, bound: float, ridge: float, floor: float = WHITEN_FLOOR) -> Projection:
     """The whitening of the pooled moments, in float32: what the first institution signs.
 
     Raises :class:`FocalError` when the moments have fewer than ``features`` - 1 dimensions or (almost) no variance.
@@ -272,7 +271,7 @@ def whiten(moments: Moments, features: int, bound: float, ridge: float) -> Proje
     values, rows = values[::-1][: features - 1], vectors.T[::-1][: features - 1]
     largest = _resolved(float(values[0]), bound)
     peak = rows[np.arange(len(rows)), np.abs(rows).argmax(axis=1)]
-    scale = np.sign(peak) / np.sqrt(np.maximum(values, FLOOR * largest))
+    scale = np.sign(peak) / np.sqrt(np.maximum(values, floor * largest))
     matrix = (rows * scale[:, None]).astype(np.float32)
     rounded = matrix.astype(np.float64)  # offset and step size belong to the rounded matrix, which is what others get
     offset = (-rounded @ moments.mean).astype(np.float32)
@@ -280,14 +279,22 @@ def whiten(moments: Moments, features: int, bound: float, ridge: float) -> Proje
     return Projection("whiten", matrix, offset, bound, features, eta.hex())
 
 
-def check_whiten(projection: Projection, moments: Moments, features: int, bound: float, ridge: float) -> None:
-    """Accept ``projection`` only if it is a whitening of ``moments`` for the manifest's features, bound and ridge.
+def check_whiten(
+    projection: Projection,
+    moments: Moments,
+    features: int,
+    bound: float,
+    ridge: float,
+    floor: float = WHITEN_FLOOR,
+) -> None:
+    """Accept ``projection`` only if it is a whitening of ``moments`` for the manifest's features, bound, ridge and
+    floor f.
 
     For every row p_i, counted from 1, with eigenvalues l recomputed here::
 
         |C p_i - l_i p_i| <= 1e-3 l_1 |p_i|
-        | |p_i|^2 max(l_i, 0.1 l_1) - 1 | <= 1e-3
-        row i of P C P' within 1e-3 of that of diag(min(1, l_i / 0.1 l_1))
+        | |p_i|^2 max(l_i, f l_1) - 1 | <= 1e-3
+        row i of P C P' within 1e-3 of that of diag(min(1, l_i / f l_1))
         cosines between rows <= 1e-3        (follows from the former, except among directions without variance)
 
     and offset and eta within 1e-3. Raises :class:`Refused` ('projection') naming the row and the inequality that fails.
@@ -296,17 +303,17 @@ def check_whiten(projection: Projection, moments: Moments, features: int, bound:
     covariance = moments.covariance
     values = np.linalg.eigvalsh(covariance)[::-1][: features - 1]
     largest = _resolved(float(values[0]), bound)
-    floored = np.maximum(values, FLOOR * largest)
+    floored = np.maximum(values, floor * largest)
 
     rows = projection.matrix.astype(np.float64)
     image = rows @ covariance
     length = np.linalg.norm(rows, axis=1)
     residual = np.linalg.norm(image - values[:, None] * rows, axis=1)
     _require_rows("|C p - l p| <= 1e-3 l_1 |p|", residual, TOLERANCE * largest * length)
-    _require_rows("| |p|^2 max(l, 0.1 l_1) - 1 | <= 1e-3", np.abs(length**2 * floored - 1), TOLERANCE)
-    variances = np.diag(np.minimum(1.0, values / (FLOOR * largest)))
+    _require_rows("| |p|^2 max(l, f l_1) - 1 | <= 1e-3", np.abs(length**2 * floored - 1), TOLERANCE)
+    variances = np.diag(np.minimum(1.0, values / (floor * largest)))
     _require_rows(
-        "|P C P' - diag(min(1, l / 0.1 l_1))| <= 1e-3", np.abs(image @ rows.T - variances).max(axis=1), TOLERANCE
+        "|P C P' - diag(min(1, l / f l_1))| <= 1e-3", np.abs(image @ rows.T - variances).max(axis=1), TOLERANCE
     )
     cosines = (rows @ rows.T) / np.outer(length, length)
     _require_rows("|cos(p, other rows)| <= 1e-3", np.abs(cosines - np.eye(len(rows))).max(axis=1), TOLERANCE)

@@ -225,7 +225,8 @@ def _select(lower: LowerSegment, config: InteractiveConfig, generator: torch.Gen
         used = [name for name in blocks if any(n.startswith(f"{name}.") for n in names)]
         if config.blocks > len(used):
             raise FocalError(
-                f"lower segment '{lower.spec.model}' has {len(used)} blocks before its cut '{lower.spec.cut}', "
+                f"lower segment '{lower.spec.model}' has {len(used)} blocks before its cut "
+                f"{' + '.join(map(repr, lower.spec.cuts))}, "
                 f"not 'interactive.blocks: {config.blocks}'",
                 hint=f"train 1 to {len(used)} of them, or 'trainable: all'",
             )

@@ -47,7 +47,8 @@ class ModelMeta(Model):
     lower: LowerSpec
     """The lower segment whose features the head reads."""
     weights: str
-    """Where this institution took the lower segment's weights from: ``pretrained``, ``random:SEED`` or a file."""
+    """Where this institution took the lower segment's weights from: ``pretrained``, ``random:SEED``, ``package:NAME``
+    or a file."""
     run_id: Hex32
     manifest_hash: Hex32
     interactive: InteractiveConfig | None = None
@@ -236,7 +237,7 @@ def lower_segment(
     grown = TrainableSegment(segment, meta.tuned)  # with LoRA or adapters where the run had them
     grown.load_trained(trained or {})
     grown.requires_grad_(False)
-    grown.lower.spec = lower_spec(grown.lower, meta.lower)
+    grown.lower.spec = lower_spec(grown.lower)
     return grown.lower
 
 

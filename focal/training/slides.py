@@ -7,42 +7,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from focal.data.slides import SlideImages
-from focal.errors import FocalError
 from focal.segments.lower import LowerSegment, preprocess
+from focal.training.vectors import Keep, finite, full_precision
 
 BATCH = 32
 
 
-class Store(Protocol):
-    """Where vectors are kept (:class:`focal.training.features.FeatureCache`)."""
-
-    def put(self, keys: list[str], vectors: NDArray[np.float32]) -> None: ...
-
-
-def pool_slides(
+def extract(
     segment: LowerSegment,
     slides: SlideImages,
-    missing: dict[str, int],
-    store: Store,
-    device: str,
+    rows: Sequence[int],
+    known: frozenset[str],
+    keep: Keep,
+    accelerator: str,
     report: Callable[[int], None],
-) -> None:
-    """Compute the slides in ``missing`` (content hash -> row) on torch's ``device`` and put their (dim,) means into
-    ``store``, each as soon as it is there. ``report`` counts slides. Raises :class:`FocalError`."""
+) -> list[str]:
+    """As :func:`focal.training.extraction.extract`, of whole slides: each mean is kept as soon as it is there."""
+    device = "cuda" if accelerator == "gpu" else "cpu"
     segment.to(device)
-    for done, (key, row) in enumerate(missing.items(), start=1):
-        store.put([key], _mean(segment, slides, row, device)[None])
-        report(done)
+    keys: list[str] = []
+    with full_precision():
+        for row in rows:
+            key = slides.sha256(row)
+            if key not in known and key not in keys:
+                keep([key], finite(_mean(segment, slides, row, device))[None])
+            keys.append(key)
+            report(len(keys))
     segment.cpu()
+    return keys
 
 
 def _mean(segment: LowerSegment, slides: SlideImages, row: int, device: str) -> NDArray[np.float32]:
@@ -51,13 +51,7 @@ def _mean(segment: LowerSegment, slides: SlideImages, row: int, device: str) -> 
         with torch.inference_mode():
             found = segment(torch.stack(batch).to(device)).cpu().numpy()
         total, count = total + found.sum(0, dtype=np.float64), count + len(found)
-    mean = (total / count).astype(np.float32)
-    if not np.isfinite(mean).all():
-        raise FocalError(
-            "the lower segment gives features that are not finite numbers",
-            hint="check its weights and 'lower.mean' and 'lower.std'; half-precision weights may be damaged",
-        )
-    return mean
+    return (total / count).astype(np.float32)
 
 
 def _batches(tensors: Iterator[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

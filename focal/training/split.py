@@ -43,7 +43,8 @@ from focal.manifest import LowerSpec
 from focal.segments.lower import preprocess
 from focal.segments.trainable import TrainableSegment, sendable
 from focal.task import Task, outcomes, output_count
-from focal.training.features import accelerator, interruptible, quiet
+from focal.training.extraction import interruptible, quiet
+from focal.training.features import accelerator
 
 Array = NDArray[np.float64]
 

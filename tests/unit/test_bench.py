@@ -26,7 +26,7 @@ def test_only_what_a_person_can_mend_is_skipped(tmp_path: Path, monkeypatch: pyt
         said.clear()
         raising(error)
         assert [line for line in said if "skipped" in line] == [
-            f"{what}: skipped ({error})" for what in ("joint steps over sockets", "retina", "retina128")
+            f"{what}: skipped ({error})" for what in ("joint steps over sockets", "retina64", "retina128")
         ]
     with pytest.raises(ValueError, match="shapes"):
         raising(ValueError("shapes do not fit"))

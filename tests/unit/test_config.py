@@ -27,6 +27,7 @@ from focal.config import (
     ProjectionConfig,
     RunConfig,
     TrainingConfig,
+    weights_file,
 )
 from focal.errors import ConfigError
 from focal.files import canonical_json, private_write
@@ -34,6 +35,7 @@ from focal.manifest import LayoutSpec, Manifest, Member
 from focal.protocols import check_complete
 from focal.reading import expand, read, write
 
+LOWER = manifest().lower
 BASE = "name: retina\ndataset: {kind: synthetic}\n"
 JOINT = BASE + "protocol: interactive\n"
 
@@ -69,7 +71,10 @@ class TestReading:
             (BASE + "projetion: {kind: whiten}\n", "projetion: unknown key"),
             (BASE + "training: {step: 3}\n", "training.step: unknown key"),
             (BASE + "projection: {kind: pca}\n", "projection.kind: Input should be 'whiten' or 'random' (got 'pca')"),
-            (BASE + "projection: {features: 65}\n", "projection.features: Input should be 32, 64, 128 or 256 (got 65)"),
+            (
+                BASE + "projection: {features: 65}\n",
+                "projection.features: Input should be 32, 64, 128, 256 or 512 (got 65)",
+            ),
             (BASE + "training: {steps: 0}\n", "training.steps: Input should be greater than or equal to 2 (got 0)"),
             (BASE + "training: {steps: 51}\n", "training.steps: Input should be less than or equal to 50 (got 51)"),
             (BASE + "training: {ridge: 0}\n", "training.ridge: Input should be greater than 0 (got 0)"),
@@ -370,6 +375,9 @@ class TestCanonical:
             {"classes": ("N", "G", "D")},
             {"task": "multiclass"},
             {"projection": ProjectionConfig(bound=31.0)},
+            {"projection": ProjectionConfig(floor=0.03)},
+            {"lower": LOWER.model_copy(update={"flip": True})},
+            {"lower": LOWER.model_copy(update={"model_args": {"global_pool": "avg"}})},
             {"training": TrainingConfig(ridge=0.2)},
             {"layout": LayoutSpec(class_lanes=4, feature_lanes=1)},
             {"approve": "human"},
@@ -380,6 +388,14 @@ class TestCanonical:
     )
     def test_everything_else_counts(self, changes: dict[str, object]) -> None:
         assert manifest(**changes).hash != manifest().hash
+
+    def test_what_is_not_used_is_spelled_as_before_it_could_be(self) -> None:
+        said = json.loads(manifest().canonical())
+        assert not {"model_args", "pool", "flip", "fit", "trim"} & set(said["lower"])
+        assert set(said["projection"]) == {"kind", "bound", "features"}
+        used = manifest(lower=LOWER.model_copy(update={"pool": "mean+std"}), projection=ProjectionConfig(floor=0.03))
+        said = json.loads(used.canonical())
+        assert said["lower"]["pool"] == "mean+std" and said["projection"]["floor"] == 0.03
 
     def test_survives_a_file(self, tmp_path: Path) -> None:
         """Also through YAML with other spacing and order: what is signed is the content."""
@@ -463,3 +479,37 @@ def test_config_stands_on_tasks_alone() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert found.stdout.strip() == "['focal.config', 'focal.task']"
+
+
+class TestLower:
+    @pytest.mark.parametrize(
+        ("lower", "problem"),
+        [
+            ("{pool: mean+std}", "'pool: mean[+]std' is of a cut by name"),
+            ("{cut: [blocks.1, blocks.1]}", "'cut' names a module twice"),
+            ("{model_args: {init_values: 1e-5}}", "'init_values' is the text '1e-5': .*1.0e-5"),
+            ("{model_args: {img_size: 512}}", "'img_size' is not for 'model_args' .the image size is 'image_size'"),
+            ("{fit: stretch}", "lower.fit: Input should be 'squash', 'crop' or 'pad'"),
+        ],
+    )
+    def test_refused(self, lower: str, problem: str, tmp_path: Path) -> None:
+        (tmp_path / "run.yaml").write_text(f"{BASE}lower: {lower}\n")
+        with pytest.raises(ConfigError, match=problem):
+            read(RunConfig, tmp_path / "run.yaml")
+
+    def test_the_floor_is_of_a_whitening_and_a_device_one_that_there_is(self, tmp_path: Path) -> None:
+        for line, problem in (
+            ("projection: {kind: random, floor: 0.03}", "'floor' belongs to kind whiten"),
+            ("projection: {floor: 0.001}", "projection.floor: .* greater than or equal to 0.01"),
+            ("device: gpu", "device: Input should be 'auto', 'cpu' or 'cuda'"),
+        ):
+            (tmp_path / "run.yaml").write_text(f"{BASE}{line}\n")
+            with pytest.raises(ConfigError, match=problem):
+                read(RunConfig, tmp_path / "run.yaml")
+
+    def test_which_file_weights_name(self, tmp_path: Path) -> None:
+        for weights in ("pretrained", "random:0", "package:some-weights"):
+            assert weights_file(weights) is None
+        (tmp_path / "odd#name.pth").touch()
+        assert weights_file("w.pth") == weights_file("w.pth#teacher") == Path("w.pth")
+        assert weights_file(str(tmp_path / "odd#name.pth")) == tmp_path / "odd#name.pth"

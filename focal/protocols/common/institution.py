@@ -187,7 +187,7 @@ class Institution(Party):
         key, first, context = self._projection_key(), self.names[0], self._projection_context
         if self.me.name == first:
             made = (
-                proj.whiten(moments, size, bound, ridge)
+                proj.whiten(moments, size, bound, ridge, m.projection.floor)
                 if whiten
                 else proj.random_projection(moments, self.run_id, size, dim, bound, ridge)
             )
@@ -198,7 +198,7 @@ class Institution(Party):
             self.say("projection/proposed", msg.ProjectionProposed(blob=blob, eta_hex=made.eta_hex))
         projection = self._proposed_projection(key)
         if whiten:
-            proj.check_whiten(projection, moments, size, bound, ridge)
+            proj.check_whiten(projection, moments, size, bound, ridge, m.projection.floor)
         else:
             proj.check_random(projection, moments, self.run_id, size, dim, bound, ridge)
         mine = self._accepts(projection, key)

@@ -609,9 +609,9 @@ def test_damaged_bytes_are_one_sentence_or_a_picture(name: str) -> None:
 
 def test_settings_are_part_of_the_key_and_nothing_else_is() -> None:
     data = saved(RGB, "PNG")
-    plain = decode(data, "x").sha256
-    assert plain == sha256(data).hexdigest()
-    others = {decode(data, "x", reading).sha256 for reading in (Reading((0, 9)), Reading((0, 8)), Reading(page=1))}
+    plain = sha256(data).hexdigest()
+    assert Reading().key(plain) == plain
+    others = {reading.key(plain) for reading in (Reading((0, 9)), Reading((0, 8)), Reading(page=1))}
     assert len(others) == 3 and plain not in others
 
 
@@ -621,10 +621,11 @@ def test_a_pool_of_threads_reads_the_same(tmp_path: Path) -> None:
         (tmp_path / str(i)).write_bytes(SHOWN[name][0])
     images = EncodedImages(Folder(tmp_path), np.array([str(i) for i in range(len(kinds))]))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(images.open, list(range(len(kinds))) * 3))
-    for i, picture in enumerate(found):
-        one = images.open(i % len(kinds))
-        assert picture.sha256 == one.sha256 == images.sha256(i % len(kinds))
+        found = list(pool.map(images.keyed, list(range(len(kinds))) * 3))
+    for i, (key, decoded) in enumerate(found):
+        one = decode(images.store.bytes(str(i % len(kinds))), "x")
+        assert key == images.sha256(i % len(kinds))
+        picture = decoded()
         assert np.array_equal(picture.image, one.image) and (picture.format, picture.bits) == (one.format, one.bits)
 
 

@@ -97,7 +97,8 @@ def test_what_is_wrong_with_a_slide_is_one_sentence(tmp_path: Path) -> None:
         images.read(5)
     with pytest.raises(ImageError, match="'gone.svs' cannot be read"):
         images.sha256(4)
-    assert images.open(5).image.size == (SIDE, SIDE) and images.open(5).sha256 == images.sha256(5)
+    key, overview = images.keyed(5)
+    assert overview().image.size == (SIDE, SIDE) and key == images.sha256(5)
     assert len(list(slides(tmp_path, names, base_mpp=0.5).tiles(0))) > 0
 
 

@@ -67,6 +67,17 @@ def test_odir_stays_below_its_upload_target() -> None:
     )
 
 
+@pytest.mark.parametrize(("features", "seconds"), [(256, 60), (512, 120)])
+def test_eight_classes_with_many_columns_are_minutes_on_two_cores(features: int, seconds: float) -> None:
+    """What retina.yaml and retina512.yaml ask for, by the prices of the cost model: a server and a verifying custodian
+    on the same cores."""
+    best = choose(
+        CkksConfig(), features, 8, ODIR, 3, steps=10, degree=7, wish=LayoutConfig(), threads=2, memory_bytes=8e9
+    )
+    assert best.release_error <= 1e-3 and max(best.upload_bytes.values()) <= 60e6
+    assert 2 * planner.CROWDED * best.step_seconds * 10 < seconds
+
+
 def test_what_a_person_is_told_is_for_this_machine(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rehearsal.scheme.switch_ms(4, 1) > 0
     monkeypatch.setattr(rehearsal.scheme, "switch_ms", lambda limbs: 3 * planner.SWITCH[limbs])

@@ -26,7 +26,7 @@ from focal.measure.histogram import (
     score_histogram,
     write_pooled,
 )
-from focal.measure.metrics import auroc_per_class, macro_auroc
+from focal.measure.metrics import auroc_per_class, log_odds, macro_auroc
 from focal.reporting.pooled import plot_pooled
 from focal.sums.fixed import decode, encode
 from focal.sums.masked import MaskedSum
@@ -60,7 +60,8 @@ def test_the_pooled_curve_from_masked_sums_is_that_of_all_rows_within_its_bound(
         assert abs(curve.auroc - exact[c]) <= curve.bound + 1e-12
         assert 0 < curve.bound < 0.01
         # every point of the curve is one of the exact curve: thresholds at the bins' limits
-        false_positive, true_positive, _ = roc_curve(labels[:, c], scores[:, c], drop_intermediate=False)
+        value = log_odds(scores, "multiclass")[:, c]
+        false_positive, true_positive, _ = roc_curve(labels[:, c], value, drop_intermediate=False)
         points = set(zip(false_positive.round(12), true_positive.round(12), strict=True))
         assert set(zip(curve.false_positive.round(12), curve.true_positive.round(12), strict=True)) <= points
     macro, bound = pooled_macro(curves)

@@ -20,9 +20,11 @@ from focal.measure.metrics import (
     balanced_accuracy_per_class,
     bootstrap_ci,
     calibration_error_per_class,
+    log_odds,
     macro_auroc,
     measure_all,
     paired_bootstrap,
+    probabilities,
     resampled_auroc,
     sensitivity_per_class,
     weighted_auroc,
@@ -64,7 +66,22 @@ def test_per_class_and_macro_skip_absent_classes() -> None:
     assert np.isnan(values[4])
     expected = [roc_auc_score(labels[:, c], scores[:, c]) for c in range(4)]
     np.testing.assert_allclose(values[:4], expected, atol=1e-12)
-    assert macro_auroc(labels, scores, "multiclass") == pytest.approx(np.mean(expected), abs=1e-12)
+    assert macro_auroc(labels, scores, "multilabel") == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_where_classes_exclude_each_other_probabilities_are_ranked() -> None:
+    """Sigmoids normalised to sum 1, as a released model's probabilities are: the same ranks, to the last tie."""
+    labels, scores, _ = rows()
+    assert labels.shape[1] > 2
+    read = probabilities(scores, "multiclass")
+    np.testing.assert_allclose(read.sum(axis=1), 1, atol=1e-12)
+    expected = [roc_auc_score(labels[:, c], read[:, c]) for c in range(labels.shape[1])]
+    np.testing.assert_allclose(auroc_per_class(labels, scores, "multiclass"), expected, atol=1e-12)
+    assert abs(np.mean(expected) - macro_auroc(labels, scores, "multilabel")) > 1e-4, "or nothing was normalised"
+    odds = log_odds(scores, "multiclass")
+    np.testing.assert_allclose(1 / (1 + np.exp(-odds)), read, atol=1e-12)
+    np.testing.assert_allclose(log_odds(odds, "multiclass"), odds, atol=1e-9)  # what sums to 1 stays
+    assert np.isfinite(log_odds(1e3 * scores, "multiclass")).all()
 
 
 def test_a_class_that_a_model_never_saw_scores_one_half() -> None:
@@ -191,7 +208,7 @@ def test_pairing_sees_what_overlapping_intervals_hide() -> None:
 
 def test_a_model_against_itself_is_no_difference() -> None:
     labels, scores, groups = rows()
-    found = paired_bootstrap(labels, scores, 3 * scores - 1, groups, "multiclass", repeats=100)  # the same ranking
+    found = paired_bootstrap(labels, scores, 3 * scores - 1, groups, "multilabel", repeats=100)  # the same ranking
     assert found == (0.0, 0.0, 0.0, 1.0)
 
 

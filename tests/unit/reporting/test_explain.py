@@ -13,6 +13,7 @@ from PIL import Image
 
 from focal.config import InteractiveConfig, LowerConfig
 from focal.errors import FocalError
+from focal.reporting import explain as explaining
 from focal.reporting.explain import (
     CHECK,
     FOLDER,
@@ -181,6 +182,19 @@ def test_grad_cam_depends_on_the_class_and_leaves_no_gradient_behind() -> None:
 def test_explain_chooses_the_method() -> None:
     assert explain(released(LOWER["vit"]), pictures(1, 64), [0]).method == "attention rollout"
     assert explain(released(LOWER["cnn"]), pictures(1, 96), [0]).method == "Grad-CAM"
+
+
+def test_a_mirror_image_and_earlier_cuts_do_not_disturb_a_map() -> None:
+    """A rollout is of the image as it stands, up to the last cut; so is the map that Grad-CAM looks at."""
+    x = pictures(2, 64)
+    for cut, last in (("pooled", "pooled"), (("blocks.0", "blocks.2"), "blocks.2")):
+        several = released(LOWER["vit"].model_copy(update={"cut": cut, "flip": True}))
+        plain = released(LOWER["vit"].model_copy(update={"cut": last}))
+        np.testing.assert_array_equal(explain(several, x, [0, 1]).values, explain(plain, x, [0, 1]).values)
+    cnn = released(LOWER["cnn"].model_copy(update={"cut": ("layer2", "layer3"), "flip": True, "pool": "mean+std"}))
+    maps = explain(cnn, pictures(2, 96), [0, 1]).values
+    assert maps.shape == (2, 6, 6) and np.isfinite(maps).all() and maps.max() > 0
+    assert all(not name.startswith("layer4") for name, _ in explaining._parts(cnn.lower))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_roc(tmp_path: Path, drawn: list[Figure]) -> None:
     title = drawn[0].axes[0].get_title(loc="left")
     assert f"of 3 classes: {macro_auroc(labels, scores, 'multiclass'):.3f}" in title
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    values = auroc_per_class(labels, scores)
+    values = auroc_per_class(labels, scores, "multiclass")
     assert sorted(texts) == sorted(f"{CLASSES[c]}  {values[c]:.2f}  ({labels[:, c].sum()})" for c in range(3))
 
 

@@ -22,7 +22,7 @@ from focal.baselines.logistic import baseline_scores
 from focal.config import InteractiveConfig, LowerConfig
 from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import ConfigError, FocalError
-from focal.measure.metrics import MEASURES, macro_auroc
+from focal.measure.metrics import MEASURES, log_odds, macro_auroc
 from focal.measure.scores import score_outputs
 from focal.reading import read
 from focal.runs.compare import score_local_run
@@ -211,7 +211,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             z.write(root / "images" / row["filename"], row["filename"])
 
     segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
-    spec = lower_spec(segment, LowerConfig(model="resnet10t", image_size=32))
+    spec = lower_spec(segment)
     images = torch.stack(
         [preprocess(Image.open(root / "images" / row["filename"]).convert("RGB"), spec) for row in rows]
     )
@@ -352,7 +352,7 @@ def test_an_interactive_run_is_evaluated_at_another_hospital(site: Path, tuned: 
     kept = np.array([i not in (4, 9) for i in range(36)])
     y, clinic = np.arange(36) % 3, np.arange(36) // 9
     for run, scores in zip((site / "run", tuned), found, strict=True):
-        raw = logits(run, site)
+        raw = log_odds(logits(run, site).astype(np.float64), "multiclass")
         for rows, values in ((kept, scores), (kept & (clinic == 2), scores["subgroups"]["institution"]["clinic-2"])):
             for c, name in enumerate(CLASSES):
                 assert values["auroc_per_class"][name] == pytest.approx(

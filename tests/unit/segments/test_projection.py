@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from patience import PATIENCE
 from places import DATA
 
+from focal.config import WHITEN_FLOOR
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.segments.projection import (
-    FLOOR,
     Moments,
     Projection,
     check_features,
@@ -71,6 +71,24 @@ HONEST = whiten(MOMENTS, R, BOUND, RIDGE)
 
 def check(projection: Projection) -> None:
     check_whiten(projection, MOMENTS, R, BOUND, RIDGE)
+
+
+def test_the_floor_is_the_manifests() -> None:
+    """Directions with less variance than it are not brought to 1; another floor than the agreed one is refused."""
+    variances = {}
+    for floor in (0.01, 0.1, 1.0):
+        made = Projection.from_bytes(whiten(MOMENTS, R, BOUND, RIDGE, floor).to_bytes())
+        check_whiten(made, MOMENTS, R, BOUND, RIDGE, floor)
+        matrix = made.matrix.astype(np.float64)
+        variances[floor] = np.diag(matrix @ MOMENTS.covariance @ matrix.T)
+        eigenvalues = np.linalg.eigvalsh(MOMENTS.covariance)[::-1][: R - 1]
+        expected = np.minimum(1, eigenvalues / (floor * eigenvalues[0]))
+        np.testing.assert_allclose(variances[floor], expected, rtol=1e-4)
+        for other in {0.01, 0.1, 1.0} - {floor}:
+            with pytest.raises(Refused, match="row"):
+                check_whiten(made, MOMENTS, R, BOUND, RIDGE, other)
+    assert variances[0.01].sum() > variances[0.1].sum() > variances[1.0].sum()
+    assert whiten(MOMENTS, R, BOUND, RIDGE).digest == whiten(MOMENTS, R, BOUND, RIDGE, 0.1).digest
 
 
 def changed(matrix: np.ndarray | None = None, base: Projection = HONEST, **fields: object) -> Projection:
@@ -304,7 +322,7 @@ def _later_component() -> Projection:
     """A component beyond R - 1 takes the place of the second."""
     values, vectors = np.linalg.eigh(MOMENTS.covariance)
     rows = _rows()
-    rows[1] = vectors[:, 0] / math.sqrt(max(values[0], FLOOR * values[-1]))
+    rows[1] = vectors[:, 0] / math.sqrt(max(values[0], WHITEN_FLOOR * values[-1]))
     return changed(rows)
 
 

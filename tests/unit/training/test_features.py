@@ -10,6 +10,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -18,16 +21,17 @@ import numpy as np
 import pytest
 import torch
 from patience import PATIENCE
+from PIL import Image
 from places import ROOT
 
 from focal.config import LowerConfig
-from focal.data.sources import ArrayImages
+from focal.data.sources import ArrayImages, EncodedImages, Folder
 from focal.data.synthetic import generate
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.manifest import LowerSpec
 from focal.segments.lower import LowerSegment, build_lower, preprocess
-from focal.training import features
+from focal.training import extraction
 from focal.training.features import FeatureCache, compute_features
 
 LOWER = LowerConfig(model="resnet10t", image_size=32)
@@ -48,7 +52,7 @@ def test_features_are_the_segments_outputs(segment: LowerSegment, table: Table, 
     got = compute_features(segment, table, rows, device="cpu", cache=tmp_path / "c")
     with torch.inference_mode():
         one_by_one = torch.cat(
-            [segment(preprocess(table.images.read(int(r)), LOWER).unsqueeze(0)) for r in rows]
+            [segment(preprocess(table.images.read(int(r)), segment.spec).unsqueeze(0)) for r in rows]
         ).numpy()
     assert got.shape == (3, segment.spec.dim) and got.dtype == np.float32
     np.testing.assert_allclose(got, one_by_one, atol=1e-5)  # another batch size, another order of float32 sums
@@ -58,10 +62,17 @@ def test_the_cache_follows_content_not_names_or_order(
     segment: LowerSegment, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = compute_features(segment, table, np.arange(40), device="cpu", cache=tmp_path)
-    monkeypatch.setattr(features, "_predict", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(extraction, "extract", lambda *_: pytest.fail("computed again"))
     renamed = table.take(np.arange(40)[::-1])
     assert (compute_features(segment, renamed, np.arange(40), device="cpu", cache=tmp_path)[::-1] == first).all()
-    for change in ({"image_size": 48}, {"mean": (0.0, 0.0, 0.0)}, {"interpolation": "bicubic"}, {"cut": "layer1"}):
+    for change in (
+        {"image_size": 48},
+        {"mean": (0.0, 0.0, 0.0)},
+        {"interpolation": "bilinear"},
+        {"fit": "pad"},
+        {"flip": True},
+        {"cut": "layer1"},
+    ):
         other, _ = build_lower(LOWER.model_copy(update=change), "random:0")
         with FeatureCache(tmp_path, other.spec) as cache:
             assert table.images.sha256(0) not in cache, f"another {change} is another feature"
@@ -100,8 +111,8 @@ import numpy as np
 from focal.config import LowerConfig
 from focal.data.synthetic import generate
 from focal.segments.lower import build_lower
-from focal.training import features
-features.BATCH = 8
+from focal.training import extraction, features
+extraction.BATCH = 8
 segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
 
 def compute(stop=None, rows=0):
@@ -190,7 +201,7 @@ class Poisoned(torch.nn.Module):
 
 
 def test_bad_input_is_an_error_and_not_a_feature(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
-    nan = LowerSegment(Poisoned(), LOWER.model_copy(update={"mean": (0.0, 0.0, 0.0)}))
+    nan = LowerSegment(Poisoned(), segment.spec.model_copy(update={"mean": (0.0, 0.0, 0.0)}))
     with pytest.raises(FocalError, match="not finite"):
         compute_features(nan, table, [0], device="cpu", cache=tmp_path)
     with FeatureCache(tmp_path, nan.spec) as cache:
@@ -200,6 +211,75 @@ def test_bad_input_is_an_error_and_not_a_feature(segment: LowerSegment, table: T
     if not torch.cuda.is_available():
         with pytest.raises(FocalError, match="no usable GPU"):
             compute_features(segment, table, [0], device="cuda", cache=tmp_path)
+
+
+class Counted:
+    """A source that counts how often each row's bytes are read."""
+
+    def __init__(self, images: EncodedImages) -> None:
+        self.images, self.reads = images, Counter[int]()
+        self.take = images.take
+
+    def read(self, i: int) -> Image.Image:
+        self.reads[i] += 1
+        return self.images.read(i)
+
+    def sha256(self, i: int) -> str:
+        self.reads[i] += 1
+        return self.images.sha256(i)
+
+    def keyed(self, i: int) -> tuple[str, Callable[[], Image.Image]]:
+        self.reads[i] += 1
+        return self.images.keyed(i)
+
+
+def test_a_file_is_read_once(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    """Its hash and its picture are of the same bytes; only the first one that is not known is read again."""
+    (tmp_path / "images").mkdir()
+    for i in range(12):
+        table.images.read(i).save(tmp_path / "images" / f"{i}.png")
+    names = np.array([f"{i}.png" for i in (*range(12), 3)])
+    images: Any = Counted(EncodedImages(Folder(tmp_path / "images"), names))
+    own = replace(table.take(np.arange(13)), images=images)
+    compute_features(segment, own, [4, 5], device="cpu", cache=tmp_path / "c")
+    images.reads.clear()
+    rows = [4, 5, *range(4), *range(6, 13)]
+    got = compute_features(segment, own, rows, device="cpu", cache=tmp_path / "c")
+    assert images.reads == {**dict.fromkeys(rows, 1), 0: 2}
+    assert (got[rows.index(3)] == got[rows.index(12)]).all()
+    images.reads.clear()
+    assert (compute_features(segment, own, rows, device="cpu", cache=tmp_path / "c") == got).all()
+    assert set(images.reads.values()) == {1}
+
+
+def test_readers_beside_a_gpu_give_the_same_features(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
+    """Processes that read and decode, here beside a CPU."""
+    kept: dict[str, np.ndarray[Any, Any]] = {}
+
+    def keep(keys: Sequence[str], vectors: np.ndarray[Any, Any]) -> None:
+        kept.update(zip(keys, vectors, strict=True))
+
+    keys = extraction.extract(segment, table.images, range(40), frozenset(), keep, "cpu", lambda done: None, readers=2)
+    found = compute_features(segment, table, np.arange(40), device="cpu", cache=tmp_path)
+    np.testing.assert_allclose(np.stack([kept[key] for key in keys]), found, atol=1e-5)
+
+
+def test_who_finds_everything_in_the_cache_waits_for_no_lightning(
+    segment: LowerSegment, table: Table, tmp_path: Path
+) -> None:
+    compute_features(segment, table, np.arange(3), device="cpu", cache=tmp_path)
+    program = f"""
+import sys
+from pathlib import Path
+from focal.config import LowerConfig
+from focal.data.synthetic import generate
+from focal.segments.lower import build_lower
+from focal.training.features import compute_features
+segment, _ = build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")
+compute_features(segment, generate(80, 0), range(3), device="cpu", cache=Path({str(tmp_path)!r}))
+sys.exit("lightning" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], env=ENV, timeout=PATIENCE).returncode == 0
 
 
 def test_an_unusable_cache_is_named(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
