@@ -28,6 +28,8 @@ from focal.reading import read
 
 BOARD, BLOB = "record", "blob"
 """How names of what was received begin: ``record/17``, ``blob/<digest>``."""
+MANIFEST = "manifest"
+"""The signed manifest among what was received: all have it, and so have outsiders."""
 OUTSIDER = "outsider"
 """Who is no member and has copied every stored byte of the server."""
 
@@ -86,7 +88,7 @@ class View:
         files = {str(path.relative_to(own)): path for path in sorted(own.rglob("*")) if path.is_file()}
         if party == manifest.server.name:  # its blobs and its board are what it received
             files = {name: path for name, path in files.items() if path not in set(blobs.values())}
-        return cls(party, Stored({**records, **blobs}), Stored({}), Stored(files))
+        return cls(party, Stored({MANIFEST: (run / "manifest.json").read_bytes(), **records, **blobs}), Stored({}), Stored(files))
 
     @classmethod
     def pooled(cls, views: Sequence[View]) -> View:
