@@ -10,7 +10,7 @@
 
 The observation that position embeddings hand out d loss / d z is APRIL's (Lu et al., CVPR 2022). Its closed form
 solves the attention layer and needs one without a residual path; put into the patch embedding instead, as here, it
-holds for an unmodified ViT, whatever lies above. Batches of one image; of more, pos_t is a sum and the quotient a mixture.
+holds for an unmodified ViT, whatever lies above. Batches of one image; of more, pos_t is a sum, the quotient a mixture.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Uploaded:
     def signals(self, known: Known | None = None) -> Array:
         """(rows, d): what each polynomial holds in each row's slots."""
         known = known or Known()
-        parts = [functools.partial(self._words, known, 0), functools.partial(self._words, known, 1)]
+        parts: list[Callable[[Place], Array]] = [functools.partial(self._words, known, i) for i in (0, 1)]
         parts += [functools.partial(self._limb, known, i) for i in range(LIMBS)]
         parts.append(lambda place: _centred(self.scheme, self.chunks[place].ciphertext[1][0], 0))
         return np.hstack([self._by_rows(part) for part in parts])
@@ -94,9 +94,7 @@ class Uploaded:
         """(rows, R), from N coefficients for each chunk."""
         out = []
         for block in self.layout.touched(self.start, self.start + self.rows):
-            slots = {
-                (g, h): ring.embed(polynomial((block, what, g, h))) for b, what, g, h in self.chunks if b == block
-            }
+            slots = {(g, h): ring.embed(polynomial((block, what, g, h))) for b, what, g, h in self.chunks if b == block}
             out.append(read_rows(self.layout, slots))
         whole = np.concatenate(out)
         first = self.start - self.layout.touched(self.start, self.start + 1)[0] * self.layout.block_rows
@@ -104,7 +102,9 @@ class Uploaded:
 
     def _words(self, known: Known, which: int, place: Place) -> Array:
         """Half of y, without the masks that are known: as signed numbers of 64 bits."""
-        return _without(self.chunks[place].words, known.masks.get(place, ()))[:, which].view(np.int64).astype(np.float64)
+        return (
+            _without(self.chunks[place].words, known.masks.get(place, ()))[:, which].view(np.int64).astype(np.float64)
+        )
 
     def _limb(self, known: Known, i: int, place: Place) -> Array:
         """c0 plus c1 times the key shares that are known, modulo the i-th prime."""
@@ -148,8 +148,8 @@ def _centred(scheme: Scheme, limb: Limb, i: int) -> Array:
 
 
 class Read:
-    """A blind run's board and blobs, as one view has them. Raises :class:`FocalError` for a run of another protocol, one
-    that lost custodians, and when the view lacks what is asked for."""
+    """A blind run's board and blobs, as one view has them. Raises :class:`FocalError` for a run of another protocol,
+    one that lost custodians, and when the view lacks what is asked for."""
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -288,7 +288,7 @@ class Stage:
         for i, q in enumerate(scheme.moduli):
             total = ring.total([[share.limbs[i]] for share in shares], [q])[0]
             b_key.append(ring.add(ring.multiply(a_key[i], total, q), ring.ntt_signed(noise, q, scheme.roots[q]), q))
-        secrets = [list(share.limbs) for share in shares]
+        secrets: list[Sequence[Limb]] = [list(share.limbs) for share in shares]
         return cls(Uploaded(scheme, layout, 0, len(columns), chunks), (a_key, b_key), masks, secrets)
 
     def known_to(self, custodians: int) -> Known:

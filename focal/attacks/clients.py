@@ -72,9 +72,7 @@ def clipped(sent: Update, clip: float) -> Update:
 def with_gaussian_noise(sent: Update, clip: float, multiplier: float, rng: np.random.Generator) -> Update:
     """DP-FedAvg without a trusted server: the clipped update under noise of deviation ``multiplier`` ``clip``."""
     deviation = np.float32(multiplier * clip)
-    return {
-        name: v + deviation * rng.standard_normal(v.shape, np.float32) for name, v in clipped(sent, clip).items()
-    }
+    return {name: v + deviation * rng.standard_normal(v.shape, np.float32) for name, v in clipped(sent, clip).items()}
 
 
 def with_poisson_noise(sent: Update, clip: float, noise: float, keep: float, rng: np.random.Generator) -> Update:

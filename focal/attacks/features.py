@@ -2,7 +2,7 @@
 
 ::
 
-    attacker's own images --the same map--> signals (p, d) --+--> decoder: signals -> pixels      ridge, or a small network
+    attacker's own images --the same map--> signals (p, d) --+--> decoder: signals -> pixels      ridge or a network
                                             images  (p, ..)--+        |
     victim's view ------------------------> signals (n, d) -----------+--> claims, row by row
 
@@ -10,8 +10,8 @@ The decoder is trained on **public** images only, and chosen on a part of them t
 is there for each row: pooled features of plaintext split learning, columns after the projection, slots of a ciphertext.
 Where signals say nothing, the best decoder is the mean image, and that is what the choice on held-out images finds.
 
-**A head's gradient** over frozen features is sum_b delta_b f_b'. Of one row, the class row of its weights' gradient over
-that of the bias is f, to the bit (as in iDLG-like attacks, and as MAUI, arXiv 2509.11451, begins for a head over a
+**A head's gradient** over frozen features is sum_b delta_b f_b'. Of one row, the class row of its weights' gradient
+over that of the bias is f, to the bit (as in iDLG-like attacks, and as MAUI, arXiv 2509.11451, begins for a head over a
 frozen foundation model; its image prior is here the decoder). Of a batch, each class gives one mixture of its rows.
 """
 
@@ -101,9 +101,8 @@ class Decoder:
         x = torch.from_numpy((signals - ridge.centre) / ridge.scale).float()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = nn.Sequential(
-                nn.Linear(x.shape[1], HIDDEN), nn.GELU(), nn.Dropout(0.2), nn.Linear(HIDDEN, wanted.shape[1])
-            )
+            last = nn.Linear(HIDDEN, wanted.shape[1])
+            network = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.GELU(), nn.Dropout(0.2), last)
             optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=1e-2)
             for _ in range(STEPS):
                 at = torch.randint(len(x), (BATCH,))
@@ -111,11 +110,9 @@ class Decoder:
                 (network(x[at]) - wanted[at] / size).square().mean().backward()
                 optimizer.step()
         with torch.no_grad():
-            network[-1].weight.mul_(size)
-            network[-1].bias.mul_(size)
-        return cls(
-            ridge.centre, ridge.scale, ridge.mean, ridge.weights, network.eval(), basis, ridge.shape
-        )
+            last.weight.mul_(size)
+            last.bias.mul_(size)
+        return cls(ridge.centre, ridge.scale, ridge.mean, ridge.weights, network.eval(), basis, ridge.shape)
 
 
 # --------------------------------------------------------------------------- a head's gradient

@@ -28,13 +28,13 @@ from focal.attacks.view import View
 class Search:
     """How long, and how smooth."""
 
-    steps: int = 600
+    steps: int = 300
     rate: float = 0.05
     variation: float = 1e-2
     """Weight of the total variation."""
 
 
-def small_network(classes: int, size: int, seed: int, width: int = 24) -> nn.Module:
+def small_network(classes: int, size: int, seed: int, width: int = 16) -> nn.Module:
     """A convolutional network of the kind that the literature inverts: smooth units, no pooling, one linear layer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

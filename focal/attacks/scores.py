@@ -19,7 +19,8 @@ Counts come with Wilson's 95 % interval; 0 of 512 is "at most 0.7 %". PSNR and S
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +97,8 @@ class Judged(NamedTuple):
     ssim: float
     best: list[tuple[int, int]]
     """(claim, private image) of the pairs that come closest, the best first; each image once."""
+    each: list[tuple[int, float, bool]]
+    """(claim, PSNR, leaked) of those pairs."""
 
 
 def judge(claims: Claims, private: Private) -> Judged:
@@ -108,7 +111,7 @@ def judge(claims: Claims, private: Private) -> Judged:
             f"an attack claims images of shape {tuple(images.shape[1:])}, the private ones have {tuple(shape)}"
         )
     if not len(images):
-        return Judged(wilson(0, n), -math.inf, 0.0, [])
+        return Judged(wilson(0, n), -math.inf, 0.0, [], [])
     errors = _squared_errors(images, private.images)
     rows = None if claims.rows is None else np.asarray(claims.rows)[:n]
     if rows is not None and (rows.min() < 0 or rows.max() >= n):
@@ -137,29 +140,61 @@ def judge(claims: Claims, private: Private) -> Judged:
         float(psnr[kept].mean()) if kept else float(psnr.mean()),
         float(ssim[kept].mean()) if kept else float(ssim.mean()),
         best,
+        [(i, float(psnr[i]), bool(good[i])) for i in kept],
     )
 
 
-def baselines(private: Private, public: Tensor, ordered: bool, seed: int) -> dict[str, Judged]:
+class Trial(NamedTuple):
+    """One batch that was attacked, and what was claimed of it."""
+
+    claims: Claims
+    target: NDArray[np.int64]
+    """(t,) positions of the batch among the private images."""
+
+
+class Total(NamedTuple):
+    """The trials of one attack together."""
+
+    leaked: Count
+    psnr: float | None
+    """dB, mean over trials that claimed anything."""
+    ssim: float | None
+    best: list[tuple[int, int, int]]
+    """(trial, claim, private image) of the pairs that come closest, leaked ones first."""
+
+
+def judge_all(trials: Sequence[Trial], private: Private) -> Total:
+    """Count over all trials, each against its own batch and mistaken for any of the private images."""
+    found = [judge(trial.claims, replace(private, target=trial.target)) for trial in trials]
+    some = [one for one in found if one.best]
+    best = [(t, claim, image) for t, one in enumerate(found) for claim, image in one.best]
+    quality = {(t, claim): (psnr, good) for t, one in enumerate(found) for claim, psnr, good in one.each}
+    best.sort(key=lambda pair: (not quality[pair[:2]][1], -quality[pair[:2]][0]))
+    return Total(
+        wilson(sum(one.leaked.k for one in found), sum(one.leaked.n for one in found)),
+        float(np.mean([one.psnr for one in some])) if some else None,
+        float(np.mean([one.ssim for one in some])) if some else None,
+        best,
+    )
+
+
+def baselines(trials: Sequence[Trial], private: Private, public: Tensor, seed: int) -> dict[str, Total]:
     """What is claimed by somebody who has ``public`` (p, 3, s, s) images and no view at all: their mean for everybody,
-    and one of them at random for each."""
-    n = len(private.target)
-    rows = np.arange(n) if ordered else None
-    drawn = np.random.default_rng([seed, 20]).integers(0, len(public), n)
-    mean = public.mean(dim=0, keepdim=True).expand(n, -1, -1, -1)
-    return {
-        "mean": judge(Claims(mean, rows), private),
-        "random": judge(Claims(public[torch.from_numpy(drawn)], rows), private),
-    }
+    and one of them at random for each. As many as there are images, and about rows where the attack's claims are."""
+    rng, mean = np.random.default_rng([seed, 20]), public.mean(dim=0, keepdim=True)
+    means, drawn = [], []
+    for trial in trials:
+        n = len(trial.target)
+        rows = None if trial.claims.rows is None else np.arange(n)
+        means.append(Trial(Claims(mean.expand(n, -1, -1, -1), rows), trial.target))
+        drawn.append(Trial(Claims(public[torch.from_numpy(rng.integers(0, len(public), n))], rows), trial.target))
+    return {"mean": judge_all(means, private), "random": judge_all(drawn, private)}
 
 
 def _squared_errors(claims: Tensor, images: Tensor) -> NDArray[np.float64]:
     """(m, n) mean squared error of every pair, in double precision: close images differ late."""
     flat = images.flatten(1).double()
-    parts = [
-        torch.cdist(part.flatten(1).double(), flat).square()
-        for part in claims.split(CHUNK)
-    ]
+    parts = [torch.cdist(part.flatten(1).double(), flat).square() for part in claims.split(CHUNK)]
     return (torch.cat(parts) / flat.shape[1]).numpy()
 
 

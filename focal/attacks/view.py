@@ -38,24 +38,24 @@ class Stored(Mapping[str, bytes]):
     """Files by name, read when they are asked for: a run's blobs are gigabytes."""
 
     def __init__(self, files: Mapping[str, Path | bytes]) -> None:
-        self._files = dict(files)
+        self.files = dict(files)
 
     def __getitem__(self, name: str) -> bytes:
-        held = self._files[name]
+        held = self.files[name]
         return held if isinstance(held, bytes) else held.read_bytes()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self.files)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def paths(self) -> list[Path]:
         """Where what is not in memory lies."""
-        return [held for held in self._files.values() if isinstance(held, Path)]
+        return [held for held in self.files.values() if isinstance(held, Path)]
 
     def __or__(self, other: Stored) -> Stored:
-        return Stored(self._files | other._files)
+        return Stored(self.files | other.files)
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ class View:
         manifest = read(Manifest, run / "manifest.json")
         names = [member.name for member in manifest.members]
         if party not in [*names, OUTSIDER]:
-            raise FocalError(
-                f"{run}: has no party '{party}'", hint=f"members are {', '.join(names)}; or '{OUTSIDER}'"
-            )
+            raise FocalError(f"{run}: has no party '{party}'", hint=f"members are {', '.join(names)}; or '{OUTSIDER}'")
         store = run / "parties" / manifest.server.name
         records = {f"{BOARD}/{i}": data for i, data in enumerate(board_records(store))}
         blobs = {f"{BLOB}/{digest}": path for digest, path in _blobs(store, _audience(manifest, party))}
@@ -88,16 +86,21 @@ class View:
         files = {str(path.relative_to(own)): path for path in sorted(own.rglob("*")) if path.is_file()}
         if party == manifest.server.name:  # its blobs and its board are what it received
             files = {name: path for name, path in files.items() if path not in set(blobs.values())}
-        return cls(party, Stored({MANIFEST: (run / "manifest.json").read_bytes(), **records, **blobs}), Stored({}), Stored(files))
+        return cls(
+            party,
+            Stored({MANIFEST: (run / "manifest.json").read_bytes(), **records, **blobs}),
+            Stored({}),
+            Stored(files),
+        )
 
     @classmethod
     def pooled(cls, views: Sequence[View]) -> View:
         """What colluding parties see together. Their own files keep their names under the party's."""
-        received = Stored({})
+        received, owned = Stored({}), dict[str, Path | bytes]()
         for view in views:
             assert isinstance(view.received, Stored) and isinstance(view.owned, Stored)
             received |= view.received
-        owned = {f"{view.party}/{name}": held for view in views for name, held in view.owned._files.items()}
+            owned |= {f"{view.party}/{name}": held for name, held in view.owned.files.items()}
         return cls("+".join(view.party for view in views), received, Stored({}), Stored(owned))
 
     @property
