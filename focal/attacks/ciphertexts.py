@@ -47,6 +47,8 @@ from focal.protocols.common.hearing import Heard
 Array = NDArray[np.float64]
 Ciphertext = list[list[Limb]]
 
+H1 = [name for name, _ in keys.first_round_kinds([])].index("relinearisation/h1")
+"""Which of a custodian's contributions of round 1."""
 LIMBS = 2
 """Limbs of c0 that a decoder looks at: the others are the same integer by other primes."""
 
@@ -192,8 +194,12 @@ class Read:
 
     def encryption_key(self) -> tuple[list[Limb], list[Limb]]:
         """(a', h1 = a' s + e'), one ring-LWE sample under the joint key."""
-        joint = next(b for b in self._said.values() if isinstance(b, msg.JointKeys))
-        h1 = codec.unpack(self.scheme, codec.SWITCHING_B, self.view.blob(joint.relinearisation_h1), "h1")[0]
+        parts = [
+            codec.unpack(self.scheme, codec.SWITCHING_B, self.view.blob(body.blobs[H1]), sender)[0]
+            for (sender, _), body in self._said.items()
+            if isinstance(body, msg.KeyReveal) and body.round == 1
+        ]
+        h1 = ring.total(parts, self.scheme.extended)
         a = keys.public_random(self.scheme, bytes.fromhex(self.run_id), "relinearisation", DIGITS)[0]
         return list(a), list(h1)
 

@@ -3,7 +3,6 @@
 ::
 
     pooled sums of x and x x' over n rows  -  own sums  =  the last institution's mean and covariance, to the bit
-        mean, principal directions --decoder--> claims                        a patient that looks like the mean
         leverage of a candidate's features under that covariance              members lie inside what they span
         --> membership
 
@@ -21,8 +20,6 @@ Array = NDArray[np.float64]
 
 FLOOR = 1e-3
 """Eigenvalues of a covariance below this part of their mean are raised to it: rounding and clipping."""
-SPREAD = 1.0
-"""Standard deviations along a principal direction at which its patient is drawn."""
 
 
 def last_one(pooled: Moments, own: Moments) -> Moments:
@@ -35,13 +32,6 @@ def last_one(pooled: Moments, own: Moments) -> Moments:
 def moments_of(features: Array) -> Moments:
     """Of own rows (n, dim), clipped as the run clips them."""
     return Moments(len(features), features.mean(axis=0), features.T @ features / len(features))
-
-
-def typical(moments: Moments, most: int) -> Array:
-    """(m, dim) features of made-up patients: the mean, and steps along principal directions, both ways."""
-    values, vectors = np.linalg.eigh(moments.covariance)
-    steps = (np.sqrt(np.maximum(values, 0)) * vectors).T[::-1][: max(0, (most - 1) // 2)]
-    return np.concatenate([moments.mean[None], *[moments.mean + sign * SPREAD * steps for sign in (1, -1)]])[:most]
 
 
 def leverage(moments: Moments, candidates: Array) -> Array:

@@ -130,7 +130,7 @@ def from_head(view: View, most: int) -> Array:
     """(m, d) features: of each class whose bias's gradient is negative, one (that class has rows in the batch); at most
     ``most``, the strongest first."""
     weight, bias = np.asarray(view.received["weight"]), np.asarray(view.received["bias"])
-    there = np.argsort(bias)[: max(1, min(most, int((bias < 0).sum())))]
+    there = np.argsort(bias)[: min(most, int((bias < -LEAST).sum()))]
     return weight[there] / bias[there, None]
 
 
