@@ -36,7 +36,7 @@ finetune-retina: setup ## ODIR-5K again, the lower segment learns too (interacti
 
 BUDGET ?= 60
 
-reproduce: setup ## the paper's tables on public data (BUDGET=minutes)
+reproduce: setup ## the paper's tables on public data (BUDGET=minutes); after `make attack`, leaks beside them
 	$(bin)/focal reproduce --budget $(BUDGET) --out experiments/results
 
 attack: setup ## what each party's view is worth to an attacker, FOCAL's and others'

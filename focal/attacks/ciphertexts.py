@@ -156,7 +156,7 @@ class Read:
     def __init__(self, view: View) -> None:
         self.view = view
         self.manifest = Manifest.model_validate_json(view.received[MANIFEST])
-        if self.manifest.interactive is not None:
+        if of(self.manifest).joint:
             raise FocalError(f"{view.party}: only uploads of blind runs are read as rows")
         heard = Heard(self.manifest)
         for data in view.records():
