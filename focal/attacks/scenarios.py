@@ -67,6 +67,10 @@ class Scenario:
     def method(self) -> str:
         return self.name.partition(".")[0]
 
+    def answers_to(self, target: str) -> bool:
+        """Is it meant by ``fedsgd.imprint``, ``fedsgd``, or, of a family of methods, ``secure-sum`` and ``focal``?"""
+        return target in (self.name, self.method) or self.method.startswith(f"{target}-")
+
 
 SCENARIOS: dict[str, Scenario] = {}
 
@@ -462,7 +466,7 @@ def _released(bench: Bench) -> Array:
 
 
 @scenario(
-    "focal.membership",
+    "focal-blind.membership",
     "FOCAL, blind: membership from the released head (LiRA, 64 shadows)",
     "hospital",
     "candidates' features are known; half of the candidates are the victim's training rows",
@@ -477,10 +481,10 @@ def _focal_membership(bench: Bench, threat: Threat, seed: int) -> Found:
 
 
 @scenario(
-    "focal.coalition-head",
+    "focal-blind.coalition-head",
     "FOCAL, blind: membership from the released head, all other institutions' rows known",
     "all-but-one",
-    "as focal.membership; the coalition's rows are in every shadow",
+    "as focal-blind.membership; the coalition's rows are in every shadow",
     "memorising-head.membership",
     "blind",
 )
@@ -536,27 +540,40 @@ BYTES = (
 )
 
 
-@scenario("focal.server", "FOCAL, blind: decoder on ciphertexts", "passive-server", BYTES, "focal.all-keys", "blind")
+@scenario(
+    "focal-blind.server",
+    "FOCAL, blind: decoder on ciphertexts",
+    "passive-server",
+    BYTES,
+    "focal-blind.all-keys",
+    "blind",
+)
 def _focal_server(bench: Bench, threat: Threat, seed: int) -> Found:
     return _from_run(bench, threat, seed, "server")
 
 
-@scenario("focal.outsider", "FOCAL, blind: decoder on stored bytes", "outsider", BYTES, "focal.all-keys")
+@scenario("focal-blind.outsider", "FOCAL, blind: decoder on stored bytes", "outsider", BYTES, "focal-blind.all-keys")
 def _focal_outsider(bench: Bench, threat: Threat, seed: int) -> Found:
     return _from_run(bench, threat, seed, OUTSIDER)
 
 
-@scenario("focal.custodian", "FOCAL, blind: decoder on what the guard may fetch", "custodian", BYTES, "focal.all-keys")
+@scenario(
+    "focal-blind.custodian",
+    "FOCAL, blind: decoder on what the guard may fetch",
+    "custodian",
+    BYTES,
+    "focal-blind.all-keys",
+)
 def _focal_custodian(bench: Bench, threat: Threat, seed: int) -> Found:
     return _from_run(bench, threat, seed, "custodian-1")
 
 
 @scenario(
-    "focal.server-and-hospital",
+    "focal-blind.server-and-hospital",
     "FOCAL, blind: decoder on ciphertexts, pairs of the run itself",
     "server-and-hospital",
     "the first institution's own rows, images and uploads are the pairs",
-    "focal.all-keys",
+    "focal-blind.all-keys",
 )
 def _focal_server_hospital(bench: Bench, threat: Threat, seed: int) -> Found:
     helper = bench.names[0]
@@ -595,18 +612,18 @@ def _stage(bench: Bench, threat: Threat, seed: int, colluding: int) -> Found:
 
 
 @scenario(
-    "focal.server-and-custodians",
+    "focal-blind.server-and-custodians",
     "FOCAL, blind: decoder on what all custodians but one leave",
     "server-and-custodians",
     f"uploads to {CUSTODIANS} custodians in one process; masks and key shares of {CUSTODIANS - 1} known",
-    "focal.all-keys",
+    "focal-blind.all-keys",
 )
 def _focal_custodians(bench: Bench, threat: Threat, seed: int) -> Found:
     return _stage(bench, threat, seed, CUSTODIANS - 1)
 
 
 @scenario(
-    "focal.all-keys",
+    "focal-blind.all-keys",
     "control: all custodians of FOCAL together",
     "all-keys",
     f"uploads to {CUSTODIANS} custodians in one process; all masks and key shares known",
@@ -619,7 +636,7 @@ def _focal_all_keys(bench: Bench, threat: Threat, seed: int) -> Found:
 
 
 @scenario(
-    "focal.coalition-moments",
+    "focal-blind.coalition-moments",
     "FOCAL: pooled moments, all other institutions' rows known",
     "all-but-one",
     "the last institution's mean and covariance, exact; membership of candidates by their leverage; control: the "

@@ -164,12 +164,12 @@ def choose(targets: Sequence[str], parties: Sequence[str], attacks: Sequence[str
     """
     methods = sorted({one.method for one in SCENARIOS.values()})
     for target in targets:
-        if target not in SCENARIOS and target not in methods:
+        if not any(one.answers_to(target) for one in SCENARIOS.values()):
             raise FocalError(f"there is no method or attack '{target}'", hint=f"methods are {', '.join(methods)}")
     chosen = [
         one
         for one in SCENARIOS.values()
-        if (not targets or one.name in targets or one.method in targets)
+        if (not targets or any(map(one.answers_to, targets)))
         and (not parties or threats.find(one.threat).matches(tuple(parties)))
         and (not attacks or one.name.partition(".")[2] in attacks)
     ]

@@ -75,9 +75,9 @@ def test_a_party_that_is_none_is_named() -> None:
 
 def test_what_can_be_attacked_is_listed_and_what_cannot_is_said(tmp_path: Path) -> None:
     shown = said(cli("attack", "--list"))
-    assert "fedsgd.imprint" in shown and "focal.server" in shown
+    assert "fedsgd.imprint" in shown and "focal-blind.server" in shown
     alone = said(cli("attack", "focal", "--as", "server,hospital-b", "--list"))
-    assert "focal.server-and-hospital" in alone and "focal.membership" not in alone
+    assert "focal-blind.server-and-hospital" in alone and "focal-blind.membership" not in alone
     assert "no method or attack 'fedprox'" in said(cli("attack", "fedprox", "--list"))
     (tmp_path / "mine.yaml").write_text("name: mine\nwho: [server]\nknows: {labls: true}\n")
     assert "labls" in said(cli("attack", "--threat", tmp_path / "mine.yaml"))

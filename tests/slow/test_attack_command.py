@@ -13,7 +13,14 @@ from focal.measure.leaks import read_leaks
 
 pytestmark = pytest.mark.slow
 
-QUICK = ("fedavg.imprint", "split.features", "split.labels", "focal.server", "focal.all-keys", "focal.membership")
+QUICK = (
+    "fedavg.imprint",
+    "split.features",
+    "split.labels",
+    "focal-blind.server",
+    "focal-blind.all-keys",
+    "focal-blind.membership",
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +54,11 @@ def test_the_table_has_every_attack_with_its_baselines(folder: Path) -> None:
     for leak in found.leaks:
         assert (leak.images is None) == (leak.separated is not None)
         assert leak.images is None or (leak.mean is not None and leak.random is not None and leak.control is not None)
-    assert by_name["fedavg.imprint"].beats and by_name["split.features"].beats and by_name["focal.all-keys"].beats
-    assert not by_name["focal.server"].beats
-    assert abs(by_name["focal.server"].correlation or 0) < 0.1 < (by_name["focal.all-keys"].correlation or 0)
+    assert by_name["fedavg.imprint"].beats and by_name["split.features"].beats and by_name["focal-blind.all-keys"].beats
+    assert not by_name["focal-blind.server"].beats
+    assert (
+        abs(by_name["focal-blind.server"].correlation or 0) < 0.1 < (by_name["focal-blind.all-keys"].correlation or 0)
+    )
     assert "| FOCAL, blind: decoder on ciphertexts |" in (folder / "found" / "leaks.md").read_text()
     assert (folder / "found" / "leaks.png").exists()
 

@@ -36,7 +36,7 @@ FOUND = Leaks(
     leaks=(
         leak("split.features", SOME, reproduced="split"),
         leak("split.features", Counted(k=310, n=512, low=0.56, high=0.65), 1, reproduced="split"),
-        leak("focal.server", NONE, reproduced="blind"),
+        leak("focal-blind.server", NONE, reproduced="blind"),
     ),
 )
 
