@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,8 +157,11 @@ def _counted(total: Total) -> Counted:
 # --------------------------------------------------------------------------- the command
 
 
-def choose(targets: Sequence[str], parties: Sequence[str], attacks: Sequence[str]) -> list[Scenario]:
-    """The scenarios of ``targets`` (methods, or scenarios by name; none: all) for the roles of ``parties``.
+def choose(
+    targets: Sequence[str], parties: Sequence[str], attacks: Sequence[str], active: bool | None = None
+) -> list[Scenario]:
+    """The scenarios of ``targets`` (methods, or scenarios by name; none: all) for the roles ``parties``, those that
+    deviate or those that do not where ``active`` says which.
 
     Raises :class:`FocalError` for a name that nobody has, and when nothing is left.
     """
@@ -170,7 +173,8 @@ def choose(targets: Sequence[str], parties: Sequence[str], attacks: Sequence[str
         one
         for one in SCENARIOS.values()
         if (not targets or any(map(one.answers_to, targets)))
-        and (not parties or threats.find(one.threat).matches(tuple(parties)))
+        and (not parties or set(parties) == set(threats.find(one.threat).who))
+        and (active is None or threats.find(one.threat).active == active)
         and (not attacks or one.name.partition(".")[2] in attacks)
     ]
     if not chosen:
@@ -205,7 +209,7 @@ def attack(
             hint="give a configuration of protocol blind: rows named focal-interactive are among its attacks",
         )
     started = time.monotonic()
-    bench = Bench(config, out / "runs", run)
+    bench = Bench(config, out / "runs" if run is None else run.parent, run)
     study = Study(bench, out, knows, show)
     leaks = {(one.name, seed): leak for one in scenarios for seed in range(seeds) if (leak := study.find(one, seed))}
     failed = []
@@ -263,6 +267,19 @@ def _write(found: Leaks, study: Study, out: Path) -> None:
         if (pairs := study.pairs(one)) is not None:
             first = next(leak for leak in found.leaks if leak.name == one.name)
             drawn.plot_pairs(first, pairs.originals, pairs.claimed, out / "pictures" / f"{one.name}.png")
+
+
+def roles(parties: Sequence[str], config: RunConfig) -> tuple[str, ...]:
+    """The role of each of ``parties``, members of a run of ``config`` or roles themselves. Raises
+    :class:`FocalError` for a name that is neither."""
+    consortium = config.consortium
+    known: dict[str, str] = {role: role for role in get_args(threats.Role)}
+    known |= dict.fromkeys(consortium.custodian_names(), "custodian")
+    known |= dict.fromkeys(consortium.institution_names(), "hospital")
+    for name in parties:
+        if name not in known:
+            raise FocalError(f"there is no party '{name}'", hint=f"there are {', '.join(known)}")
+    return tuple(known[name] for name in parties)
 
 
 def config_of(run: Path) -> RunConfig:

@@ -54,15 +54,6 @@ class Threat(Model):
     """Whether they deviate: an active server sends a model of its choice."""
     knows: Knowledge = Knowledge()
 
-    def matches(self, parties: tuple[str, ...]) -> bool:
-        """Is this the threat of ``server,hospital-a``, as a person names parties?"""
-        return {role_of(name) for name in parties} == set(self.who)
-
-
-def role_of(party: str) -> str:
-    """``hospital`` for ``hospital-b``."""
-    return party.rstrip("0123456789").removesuffix("-") if party.startswith("custodian") else party.split("-")[0]
-
 
 def names() -> list[str]:
     """Threat models that come with the package."""

@@ -44,13 +44,14 @@ def attack(
     if run is not None and not methods:
         methods = ["focal"]
     known = None if threat is None else threats.find(threat)
-    named = tuple(filter(None, parties.split(","))) or (known.who if known is not None else ())
-    chosen = study.choose(methods, named, tuple(filter(None, attacks.split(","))))
+    settings = study.config_of(run) if run is not None else read(RunConfig, configs.find(config))
+    named = study.roles(tuple(filter(None, parties.split(","))), settings) or (known.who if known is not None else ())
+    active = None if known is None else known.active
+    chosen = study.choose(methods, named, tuple(filter(None, attacks.split(","))), active)
     if listed:
         for one in chosen:
             say(f"{one.name:<30} {one.threat:<22} {one.title} ({one.assumes})")
         return
-    settings = study.config_of(run) if run is not None else read(RunConfig, configs.find(config))
     with resumable():
         found = study.attack(
             chosen,

@@ -79,5 +79,6 @@ def test_what_can_be_attacked_is_listed_and_what_cannot_is_said(tmp_path: Path) 
     alone = said(cli("attack", "focal", "--as", "server,hospital-b", "--list"))
     assert "focal-blind.server-and-hospital" in alone and "focal-blind.membership" not in alone
     assert "no method or attack 'fedprox'" in said(cli("attack", "fedprox", "--list"))
+    assert "no party 'hospital-x'" in said(cli("attack", "--as", "hospital-x", "--list"))
     (tmp_path / "mine.yaml").write_text("name: mine\nwho: [server]\nknows: {labls: true}\n")
     assert "labls" in said(cli("attack", "--threat", tmp_path / "mine.yaml"))

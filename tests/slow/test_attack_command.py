@@ -9,7 +9,8 @@ import pytest
 from consortium import LOWER, cli, said
 
 from focal.attacks import scenarios, study
-from focal.measure.leaks import read_leaks
+from focal.measure.leaks import FOLDER, read_leaks
+from focal.reporting.html import write_report
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def test_finished_cells_are_not_run_again(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_cells_of_other_knowledge_are_not_mixed(folder: Path) -> None:
-    (folder / "mine.yaml").write_text("name: mine\nwho: [server]\nknows: {public_images: 60}\n")
+    (folder / "mine.yaml").write_text("name: mine\nwho: [server]\nactive: true\nknows: {public_images: 60}\n")
     assert "another configuration" in run(folder, "--threat", str(folder / "mine.yaml"))
 
 
@@ -88,3 +89,13 @@ def test_pictures_are_drawn_when_they_are_asked_for(folder: Path) -> None:
     assert [path.name for path in (found / "pictures").iterdir()] == ["fedavg.imprint.png"]
     (kept,) = found.glob("cells/*.npz")
     assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_a_finished_run_is_attacked_in_its_own_folder_and_its_page_says_so(folder: Path) -> None:
+    (manifest,) = (folder / "found" / "runs").glob("*/manifest.json")
+    told = said(cli("attack", manifest.parent, "--attacks", "server,membership", "--seeds", "1"))
+    assert "focal-blind.server 0" in told, told
+    found = read_leaks(manifest.parent / FOLDER)
+    assert found is not None and {leak.method for leak in found.leaks} == {"focal-blind"}
+    page = write_report(manifest.parent, images=False, repeats=20, slow_repeats=20).read_text()
+    assert "What attacks recovered" in page and "decoder on ciphertexts" in page
