@@ -17,6 +17,9 @@ FILE = "leaks.json"
 """In the folder of results; of a run, in its folder ``attacks``."""
 FOLDER = "attacks"
 
+MARGIN = 0.1
+"""How much larger than the control's an AUC must be to count as found."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -89,6 +92,13 @@ class Leak(Model):
             return False
         return self.images.low > max(c.k / c.n for c in (self.mean, self.random) if c is not None)
 
+    @property
+    def succeeds(self) -> bool:
+        """Did the attack find anything: images beyond the baselines, or rows told apart beyond the control?"""
+        if self.separated is None or self.control_separated is None:
+            return self.beats
+        return self.beats or self.separated.auc > self.control_separated.auc + MARGIN
+
 
 class Leaks(Model):
     """All that a folder of results holds."""
@@ -97,6 +107,15 @@ class Leaks(Model):
     made: str
     data: str
     leaks: tuple[Leak, ...]
+
+    def evidence(self, leak: Leak) -> str:
+        """Why a row in which nothing was found is no evidence for its method; empty where it is, or something was."""
+        if leak.succeeds:
+            return ""
+        positive = [one for one in self.leaks if one.name == leak.teeth]
+        if not positive:
+            return f"its positive case, {leak.teeth}, was not run"
+        return "" if any(one.succeeds for one in positive) else f"no evidence: {leak.teeth} found nothing either"
 
 
 def read_leaks(folder: Path) -> Leaks | None:

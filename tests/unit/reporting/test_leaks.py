@@ -44,12 +44,22 @@ FOUND = Leaks(
 def test_what_beats_its_baselines_is_bold_and_none_is_at_most() -> None:
     text = drawn.markdown(FOUND)
     assert "**300 of 512 (54.0 to 63.0 %)**" in text and "300 to 310 (2 seeds)" in text
-    assert "| 0 of 512 (at most 0.75 %) |" in text and text.count("8 of 512") == 2
+    assert "| 0 of 512 (at most 0.75 %) (no evidence" in text and text.count("8 of 512") == 2
 
 
 def test_a_count_within_chance_of_the_mean_image_beats_nothing() -> None:
     assert leak("a.b", SOME).beats
     assert not leak("a.b", Counted(k=12, n=512, low=0.0134, high=0.04)).beats
+
+
+def test_a_row_whose_attack_works_nowhere_says_that_it_is_no_evidence() -> None:
+    def told(*leaks: Leak) -> str:
+        return drawn.markdown(Leaks(made="", data="", leaks=leaks))
+
+    blind = leak("focal-blind.server", NONE).model_copy(update={"teeth": "all.keys"})
+    assert "was not run" in told(blind)
+    assert "no evidence: all.keys found nothing either" in told(blind, leak("all.keys", NONE))
+    assert "evidence" not in told(blind, leak("all.keys", SOME))
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
