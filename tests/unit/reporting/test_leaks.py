@@ -82,7 +82,7 @@ def test_leaks_stand_beside_accuracy_and_bytes(tmp_path: Path) -> None:
     assert page is not None
     text = page.read_text()
     assert "| split | 0.7750 | 3 | 3 | 310 of 512" in text and "| blind | 0.7710 | 3 | 3 | 0 of 512" in text
-    assert "alone" not in text and (tmp_path / "leaks.png").exists()
+    assert "attacks on eyes" in text and "alone" not in text and (tmp_path / "leaks.png").exists()
 
 
 def test_leaks_are_read_back(tmp_path: Path) -> None:
