@@ -19,11 +19,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from focal.attacks.threats import FOLDER
 from focal.config import Model
 from focal.errors import ConfigError
 from focal.reading import read
-
-FOLDER = Path(__file__).parent / "threats"
 
 Role = Literal["server", "custodian", "hospital", "outsider"]
 
