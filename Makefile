@@ -9,7 +9,7 @@ export FOCAL_DATA := $(abspath $(FOCAL_DATA))
 bin := .venv/bin
 trainings := retina severity pathology xray
 
-.PHONY: help setup native demo $(trainings:%=train-%) finetune-retina reproduce bench test test-slow fuzz crash lint types check clean
+.PHONY: help setup native demo $(trainings:%=train-%) finetune-retina reproduce attack bench test test-slow fuzz crash lint types check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +36,11 @@ finetune-retina: setup ## ODIR-5K again, the lower segment learns too (interacti
 
 BUDGET ?= 60
 
-reproduce: setup ## the paper's tables on public data (BUDGET=minutes)
+reproduce: setup ## the paper's tables on public data (BUDGET=minutes); after `make attack`, leaks beside them
 	$(bin)/focal reproduce --budget $(BUDGET) --out experiments/results
+
+attack: setup ## what each party's view is worth to an attacker, FOCAL's and others'
+	$(bin)/focal attack --out experiments/results/attacks
 
 bench: setup ## speed, size and accuracy against their targets
 	$(bin)/focal bench all

@@ -8,6 +8,7 @@
     parties     one party of a run on several machines
     manifest    what a consortium agrees on and signs
     bench       measurements
+    attacks     what each party's view is worth to an attacker
 
 Nothing that a command needs is imported before it is given: ``focal --help`` is a matter of typer alone.
 """
@@ -18,7 +19,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from focal.cli import bench, manifest, parties, runs  # noqa: F401  their commands
+from focal.cli import attacks, bench, manifest, parties, runs  # noqa: F401  their commands
 from focal.cli.common import app, resumable
 from focal.errors import FocalError
 

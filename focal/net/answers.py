@@ -16,7 +16,7 @@ from focal.config import ANEW, VERSION, Model, earlier, printable
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.manifest import Manifest
 from focal.net import frames
-from focal.net.audiences import Audiences
+from focal.net.audiences import FILE, Audiences
 from focal.net.frames import PIECE
 from focal.net.store import Blobs, Board, DiskError
 from focal.net.wire import Audience, Directions, Meter
@@ -79,7 +79,7 @@ class Answers:
 
     def _open(self) -> None:
         self._began = time.monotonic()
-        self._audiences = Audiences(self.blobs.folder / "audience.sqlite")
+        self._audiences = Audiences(self.blobs.folder / FILE)
         self._writers = ThreadPoolExecutor(self.WRITERS, thread_name_prefix="focal-disk")
 
     def _close(self) -> None:

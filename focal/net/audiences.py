@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import collections
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
 from focal.net.store import Database, on_disk
+
+FILE = "audience.sqlite"
+"""In the folder of the blobs."""
 
 AUDIENCES = ("server", "custodians", "all")
 """Who may fetch a blob, from the narrowest to the widest."""
@@ -49,3 +53,14 @@ class Audiences(Database):
             if digest not in self._known and (rows := self._run("SELECT name FROM audience WHERE digest = ?", digest)):
                 self._known[digest] = str(rows[0][0])
             return self._known.get(digest)
+
+
+def recorded_audiences(blobs: Path) -> dict[str, str]:
+    """Who might fetch each blob of a run that is over, from the folder of its server's blobs; it is only read."""
+    path = blobs / FILE
+    with on_disk(path):
+        db = sqlite3.connect(f"file:{path.absolute()}?mode=ro", uri=True)
+        try:
+            return {str(digest): str(name) for digest, name in db.execute("SELECT digest, name FROM audience")}
+        finally:
+            db.close()

@@ -9,6 +9,7 @@
       the data set, cached features > the same                                        interactive: until `focal clean`
     parties/*/lightning, twin/ ---> loss by joint step                                interactive: until `focal clean`
     explanations/, or the data set > overlays and their sanity check                   unless `images=False`
+    attacks/leaks.json ----------> what `focal attack` recovered, counts only         where it was run
     config.json -----------------> configuration                                      file names without their folders
 
 Without overlays the page holds aggregates only: no file name, no patient id, no value of a single row. With them it
@@ -40,6 +41,8 @@ from focal.data.rows import FILE as ROWS
 from focal.data.rows import InstitutionRows, read_kept
 from focal.errors import FocalError
 from focal.files import private_write
+from focal.measure.leaks import FOLDER as ATTACKS
+from focal.measure.leaks import read_leaks
 from focal.measure.losses import read_losses
 from focal.measure.metrics import Measured, Paired, measure_all, paired_bootstrap
 from focal.measure.subgroups import score_subgroup
@@ -48,6 +51,8 @@ from focal.measure.traffic import human_bytes
 from focal.protocols import of
 from focal.reading import read
 from focal.reporting import plots
+from focal.reporting.leaks import Line
+from focal.reporting.leaks import lines as leak_lines
 from focal.reporting.losses import plot_losses
 from focal.reporting.table import model_rows
 from focal.task import scored_classes
@@ -150,6 +155,7 @@ def write_report(
         measure_names=MEASURE_NAMES,
         figures={name: _png_file(folder / f"{name}.png") for name in ("roc", "per_class", "timeline")},
         losses=_losses(folder),
+        leaks=_leaks(folder),
         overlays=overlays,
         overlays_absent=absent,
         verdict=overlays.verdict if overlays else None,
@@ -161,6 +167,12 @@ def write_report(
     path = out or folder / FILE
     private_write(path, page.encode())
     return path
+
+
+def _leaks(folder: Path) -> list[Line]:
+    """What attacks on this run's views recovered; none where nobody attacked it."""
+    found = read_leaks(folder / ATTACKS)
+    return [] if found is None else leak_lines(found)
 
 
 # --------------------------------------------------------------------------- what the rows say

@@ -16,7 +16,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +123,28 @@ def interval(resamples: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+F = TypeVar("F", bound=Model)
+
+
+def read_finished(path: Path, kind: type[F], configuration: str) -> F | None:
+    """The finished piece of work that ``path`` marks, if there is one. Raises :class:`FocalError` when the file is
+    damaged or of another configuration."""
+    if not path.exists():
+        return None
+    try:
+        found = kind.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise FocalError(f"{path}: is no cell of this version", hint="delete the file: the cell is run again") from None
+    made: str = found.configuration  # type: ignore[attr-defined]  # every kind of cell has one
+    if made != configuration:
+        raise FocalError(
+            f"{path}: was made under another configuration ({made[:12]}, now {configuration[:12]})",
+            hint="give another folder with --out, or delete this one: "
+            "cells of two configurations do not belong in one table",
+        )
+    return found
+
+
 class Store:
     """The cells of one results folder."""
 
@@ -135,22 +157,7 @@ class Store:
     def find(self, key: Key, configuration: str) -> Cell | None:
         """The finished cell, if there is one. Raises :class:`FocalError` when it is damaged
         or of another configuration."""
-        path = self._path(key, "json")
-        if not path.exists():
-            return None
-        try:
-            cell = Cell.model_validate_json(path.read_bytes())
-        except ValidationError:
-            raise FocalError(
-                f"{path}: is no cell of this version", hint="delete the file: the cell is run again"
-            ) from None
-        if cell.configuration != configuration:
-            raise FocalError(
-                f"{path}: was made under another configuration ({cell.configuration[:12]}, now {configuration[:12]})",
-                hint="give another folder with --out, or delete this one: "
-                "cells of two configurations do not belong in one table",
-            )
-        return cell
+        return read_finished(self._path(key, "json"), Cell, configuration)
 
     def keep(self, cell: Cell, arrays: Arrays) -> None:
         key = Key(cell.table, cell.dealing, cell.method, cell.seed)

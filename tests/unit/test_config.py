@@ -478,7 +478,7 @@ def test_config_stands_on_tasks_alone() -> None:
         "print(sorted(m for m in sys.modules if m.startswith('focal.') or m in ('torch', 'openfhe')))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
-    assert found.stdout.strip() == "['focal.config', 'focal.task']"
+    assert found.stdout.strip() == "['focal.config', 'focal.settings', 'focal.task']"
 
 
 class TestLower:
