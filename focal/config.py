@@ -15,8 +15,8 @@ A run is of one protocol, and a configuration has the settings that this protoco
     +- InteractiveRunConfig   protocol: interactive
 
 All models are frozen and reject unknown keys, so that a misspelt option, or one that the run's protocol does not read,
-is an error and never silently a default. Below it stand :mod:`focal.settings`, which it hands on, and :mod:`focal.task`:
-every other module may import it.
+is an error and never silently a default. Below it stand :mod:`focal.settings`, which it hands on, and
+:mod:`focal.task`: every other module may import it.
 """
 
 from __future__ import annotations
