@@ -124,6 +124,9 @@ class DatasetConfig(Model):
     page: int | None = Field(None, ge=1)
     """Of files that hold several pictures (pages of a TIFF, frames of a DICOM or GIF): which, counted from 1.
     Such files are refused where it is not given."""
+    bad_images: Literal["refuse", "skip"] = "refuse"
+    """Of images that cannot be read or decoded: end with all their names, or leave their rows out. A manifest declares
+    the rows that are left (``focal data check`` says how many)."""
     slides: SlidesConfig = SlidesConfig()
     """``slides``: magnification and choice of tiles."""
 

@@ -82,7 +82,9 @@ def invert(view: View, model: nn.Module, labels: Tensor | None, size: int, searc
         schedule.step()
         with torch.no_grad():
             guess.clamp_(0, 1)
-    return Claims(guess.detach(), np.arange(len(labels)) if len(labels) == 1 else None)
+    return Claims(
+        guess.detach(), np.arange(1) if guess.shape[0] < 2 else None
+    )  # of one image: which one is no question
 
 
 def total_variation(images: Tensor) -> Tensor:

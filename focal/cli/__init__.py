@@ -7,6 +7,7 @@
     runs        a run on this machine, and what is done with a finished one: the functions of ``import focal``
     parties     one party of a run on several machines
     manifest    what a consortium agrees on and signs
+    data        a data set, before anything is trained on it
     bench       measurements
     attacks     what each party's view is worth to an attacker
 
@@ -19,7 +20,7 @@ import sys
 import warnings
 from typing import NoReturn
 
-from focal.cli import attacks, bench, manifest, parties, runs  # noqa: F401  their commands
+from focal.cli import attacks, bench, data, manifest, parties, runs  # noqa: F401  their commands
 from focal.cli.common import app, resumable
 from focal.errors import FocalError
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from focal.cli.common import console, manifest_app, say, warn
+from focal.cli.progress import Bar
+from focal.errors import FocalError
 from focal.extras import require
+
+if TYPE_CHECKING:
+    from focal.manifest import Manifest
 
 ManifestArgument = Annotated[Path, typer.Argument(help="The manifest.")]
 
@@ -39,6 +44,9 @@ def manifest_add(
     ],
     public: Annotated[Path, typer.Option(help="The member's NAME.public.json.")],
     rows: Annotated[int | None, typer.Option(help="Institution: its number of training rows.")] = None,
+    local: Annotated[
+        Path | None, typer.Option(help="Institution whose data are here: its local file; rows are counted.")
+    ] = None,
     clinic: Annotated[
         bool, typer.Option("--clinic", help="Institution: comes once, with at most so many rows, or not at all.")
     ] = False,
@@ -60,6 +68,8 @@ def manifest_add(
     from focal.runs import provision
 
     before = read(Manifest, manifest)
+    if local is not None:
+        rows = _counted(before, local, rows)
     wish = LayoutConfig(class_lanes=class_lanes, feature_lanes=feature_lanes)
     grown = provision.add_member(
         before,
@@ -105,3 +115,20 @@ def manifest_check(manifest: ManifestArgument) -> None:
     missing = [x.name for x in m.members if x.name not in m.signatures and not x.clinic]
     if missing:
         console.print(f"[yellow]still to sign: {', '.join(missing)}[/] (focal manifest sign)")
+
+
+def _counted(manifest: Manifest, local: Path, declared: int | None) -> int:
+    """Training rows of an institution's data set, every image of it decoded."""
+    from focal.runs import provision
+
+    require("site", "focal manifest add --local")
+    data, seed = provision.data_set(None, local, None, None)
+    data = data.model_copy(update={"classes": manifest.classes, "task": manifest.task})
+    with Bar("images") as progress:
+        found = provision.look_at(data, seed, None, progress)
+    for line in (*found.lines(), *found.warnings()):
+        say(line)
+    rows = found.declared(data.bad_images)
+    if declared not in (None, rows):
+        raise FocalError(f"{local}: {rows} training rows, not {declared}", hint="leave --rows out, or correct it")
+    return rows

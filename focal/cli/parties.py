@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from focal.cli.common import app, cluster_app, console, epoch_app, keys_app, say, warn
-from focal.cli.progress import Board
+from focal.cli.progress import Bar, Board
 from focal.errors import FocalError
 from focal.extras import require
 
@@ -140,7 +140,8 @@ def check(manifest: ManifestOption, local: LocalOption, wait: WaitOption = 10.0)
     from focal.reading import read
     from focal.runs import provision
 
-    provision.check_party(read(Manifest, manifest), read(LocalConfig, local), local, wait, say)
+    with Bar("images") as progress:
+        provision.check_party(read(Manifest, manifest), read(LocalConfig, local), local, wait, say, progress)
 
 
 @cluster_app.command("check")

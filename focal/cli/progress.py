@@ -25,6 +25,7 @@ class Board:
     """The picture of a running consortium: one bar per stage, and lines worth reading above them."""
 
     STAGES = {
+        "data": "images",
         "features": "features",
         "keys": "key ceremony",
         "moments": "secure sum",
@@ -122,7 +123,7 @@ class Board:
 
 
 class Bar:
-    """A progress bar as a ``progress(done, total)`` function."""
+    """A progress bar as a ``progress(done, total)`` function; drawn when it is called first."""
 
     def __init__(self, name: str) -> None:
         self.bars = Progress(
@@ -135,9 +136,13 @@ class Bar:
         )
 
     def __enter__(self) -> Callable[[int, int], None]:
-        self.bars.start()
         task = self.bars.add_task("")
-        return lambda done, total: self.bars.update(task, completed=done, total=total)
+
+        def show(done: int, total: int) -> None:
+            self.bars.start()
+            self.bars.update(task, completed=done, total=total)
+
+        return show
 
     def __exit__(self, *_: object) -> None:
         self.bars.stop()

@@ -34,8 +34,8 @@ def open_images(
     ``Thumbs.db``) are passed over.
     """
     names = None if table_csv is None else read_sheet(table_csv).column("filename").tolist()
-    store, files = _open(images)
-    held = _pictures(store, files) if names is None else []
+    store = _open(images)
+    held = _pictures(store, store.files()) if names is None else []
     missing = [] if names is None else store.missing(names)
     if missing:
         raise FocalError(
@@ -58,30 +58,13 @@ def open_images(
     )
 
 
-def _open(images: Path) -> tuple[Folder | Archive, list[str]]:
-    """The folder or zip and the names of the files in it that a person put there, sorted."""
+def _open(images: Path) -> Folder | Archive:
     if images.is_dir():
-        names = [str(p.relative_to(images)) for p in images.rglob("*") if p.is_file()]
-        store: Folder | Archive = Folder(images)
-    elif zipfile.is_zipfile(images):
-        store = Archive(images)
-        with zipfile.ZipFile(images) as z:
-            names = z.namelist()
-    else:
-        raise FocalError(
-            f"{images}: is neither a folder nor a zip", hint="--images names the folder or zip with the images"
-        )
-    return store, sorted(name for name in names if not _left_behind(name))
-
-
-def _left_behind(name: str) -> bool:
-    """By a system, not by a person."""
-    parts = Path(name).parts
-    return (
-        name.endswith("/")
-        or "__MACOSX" in parts
-        or any(part.startswith(".") for part in parts)
-        or parts[-1].lower() in ("thumbs.db", "desktop.ini", "dicomdir")
+        return Folder(images)
+    if zipfile.is_zipfile(images):
+        return Archive(images)
+    raise FocalError(
+        f"{images}: is neither a folder nor a zip", hint="--images names the folder or zip with the images"
     )
 
 

@@ -15,7 +15,7 @@ import os
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,6 +131,10 @@ class Folder:
     def missing(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if not (self.path / name).is_file()]
 
+    def files(self) -> list[str]:
+        """Names of all that a person put there, sorted."""
+        return _by_people(str(p.relative_to(self.path)) for p in self.path.rglob("*") if p.is_file())
+
 
 class Archive:
     """Members of a zip file. The handle belongs to one process: a fork would share its file position,
@@ -156,6 +160,10 @@ class Archive:
         held = set(self._zip().namelist())
         return [name for name in names if name not in held]
 
+    def files(self) -> list[str]:
+        """Names of all that a person put there, sorted."""
+        return _by_people(self._zip().namelist())
+
     def _zip(self) -> zipfile.ZipFile:
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
@@ -167,6 +175,21 @@ class Archive:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"])  # type: ignore[misc]
+
+
+def _by_people(names: Iterable[str]) -> list[str]:
+    """Without what systems leave behind (hidden files, ``__MACOSX``, ``Thumbs.db``), sorted."""
+
+    def left_behind(name: str) -> bool:
+        parts = Path(name).parts
+        return (
+            name.endswith("/")
+            or "__MACOSX" in parts
+            or any(part.startswith(".") for part in parts)
+            or parts[-1].lower() in ("thumbs.db", "desktop.ini", "dicomdir")
+        )
+
+    return sorted(name for name in names if not left_behind(name))
 
 
 def image_source(config: DatasetConfig, store: Folder | Archive, names: NDArray[np.str_]) -> ImageSource:

@@ -31,6 +31,8 @@ from focal.errors import FocalError
 from focal.task import Task
 
 SPLITS = ("train", "val", "test")
+MISSING = 20
+"""Names of missing files that an error says."""
 
 
 # --------------------------------------------------------------------------- the table
@@ -205,7 +207,7 @@ def _table(config: DatasetConfig, sheet: Sheet, labels: Labels, split: NDArray[n
         institution=sheet.column("institution") if "institution" in sheet else None,
         filenames=filenames,
         columns={column: sheet.column(column) for column in others},
-        images=image_source(config, _open_store(_given(config.images), filenames.tolist(), path), filenames),
+        images=image_source(config, _open_store(config, filenames.tolist(), path), filenames),
         notes=(*sheet.notes, *labels.notes, *notes),
     )
 
@@ -259,8 +261,9 @@ def own_groups(n: int) -> NDArray[np.str_]:
     return np.array([f"row-{i}" for i in range(n)], dtype=np.str_)
 
 
-def _open_store(path: Path, names: list[str], table: Path) -> Folder | Archive:
-    """The folder or zip that holds every named image."""
+def _open_store(config: DatasetConfig, names: list[str], table: Path) -> Folder | Archive:
+    """The folder or zip that holds every named image; some at least, where bad ones are skipped."""
+    path = _given(config.images)
     try:
         store = Folder(path) if path.is_dir() else Archive(path)
         missing = store.missing(names)
@@ -270,9 +273,11 @@ def _open_store(path: Path, names: list[str], table: Path) -> Folder | Archive:
         raise FocalError(
             f"{path}: is neither a folder nor a zip of images ({reason(e)})", hint="check 'dataset.images'"
         ) from None
-    if missing:
+    if missing and (config.bad_images == "refuse" or len(missing) == len(names)):
         raise FocalError(
-            f"{path}: {len(missing)} of {len(names)} images of {table.name} are missing, the first is '{missing[0]}'",
+            f"{path}: {len(missing)} of {len(names)} images of {table.name} are missing: "
+            + ", ".join(f"'{name}'" for name in missing[:MISSING])
+            + (", ..." if len(missing) > MISSING else ""),
             hint="file names in the table are relative to the folder (or to the top of the zip)",
         )
     return store

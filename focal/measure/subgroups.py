@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from focal.data.labels import NOTHING
+from focal.data.sheet import look
 from focal.errors import FocalError
 from focal.measure.metrics import Bools, Floats, auroc_per_class, bootstrap_ci
 from focal.task import Task
 
 NOT_GIVEN = "not given"
-"""Rows whose cell is empty."""
+"""Rows whose cell is empty, or, where bands are asked for, says that it is not known."""
 
 
 class Split(NamedTuple):
@@ -58,6 +60,8 @@ def subgroups(split: Split, values: NDArray[np.str_]) -> dict[str, Bools]:
     Raises :class:`FocalError` for a band without rows, and for a cell that is no number where bands are asked for.
     """
     empty = values == ""
+    if split.edges:
+        empty |= np.array([look(value) in NOTHING for value in values.tolist()], dtype=bool)
     if not split.edges:
         found = {str(value): values == value for value in np.unique(values[~empty])}
     else:
@@ -74,6 +78,8 @@ def subgroups(split: Split, values: NDArray[np.str_]) -> dict[str, Bools]:
 def _bands(split: Split, values: NDArray[np.str_], empty: Bools) -> dict[str, Bools]:
     try:
         number = np.array([np.nan if e else float(v) for v, e in zip(values, empty, strict=True)])
+        if np.isinf(number).any():
+            raise ValueError
     except ValueError:
         raise FocalError(
             f"column '{split.column}' holds cells that are no numbers, so it has no bands",

@@ -20,7 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from focal.ckks import native
 from focal.ckks.scheme import Scheme
@@ -37,9 +39,6 @@ from focal.reading import read, write
 from focal.runs.folder import Run
 from focal.runs.provision import draft, half_of_memory, members
 from focal.task import scored_classes
-
-if TYPE_CHECKING:
-    pass
 
 MEASURE_SECONDS = 3.0
 """Between two looks at the processes' memory, at least: the kernel walks all their pages for each."""
@@ -89,10 +88,11 @@ def newest_finished(config: RunConfig, runs: Path) -> Path | None:
 # --------------------------------------------------------------------------- setting up
 
 
-def prepare(run: Run, say: Callable[[str], None]) -> Manifest:
-    """Manifest and local files, written once; a second call reads them. ``say`` gets the planner's choice."""
+def prepare(run: Run, say: Callable[[str], None], show: Show = lambda event: None) -> Manifest:
+    """Manifest and local files, written once; a second call reads them. ``say`` gets what was found and the planner's
+    choice, ``show`` how far looking at the images is."""
     if not run.manifest_file.exists():
-        manifest = _draft(run, say)
+        manifest = _draft(run, say, show)
         for identity in _identities(run).values():
             manifest = sign_manifest(manifest, identity)
         write(manifest, run.manifest_file)
@@ -111,8 +111,9 @@ def _identities(run: Run) -> dict[str, Identity]:
     return out
 
 
-def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
+def _draft(run: Run, say: Callable[[str], None], show: Show) -> Manifest:
     from focal.data import load
+    from focal.data.examine import examine
     from focal.data.partition import partition
     from focal.segments.lower import build_lower, input_text
 
@@ -120,12 +121,28 @@ def _draft(run: Run, say: Callable[[str], None]) -> Manifest:
     consortium = config.consortium
     table = load(config.dataset, config.seed)
     names = consortium.site_names()
-    parts = partition(table, consortium.partition, names, config.seed)
+
+    def looked(done: int, total: int) -> None:
+        show({"event": "progress", "party": "all", "phase": "data", "done": done, "total": total})
+
+    found = examine(table, run.folder.absolute().parent / "cache", looked)
+    usable = found.usable(config.dataset.bad_images)
+    parts = {
+        name: at[np.isin(at, usable)] for name, at in partition(table, consortium.partition, names, config.seed).items()
+    }
     rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
     segment, source = build_lower(config.lower, config.lower.weights)
     spec = segment.spec
     dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
-    say(f"data:   {len(table)} images, {sum(rows.values())} training rows ({dealt}), {len(table.classes)} classes")
+    patients = len(set(table.groups[usable].tolist()))
+    say(
+        f"data:   {len(usable)} images of {patients} patients or groups, {sum(rows.values())} training rows ({dealt}), "
+        f"{len(table.classes)} classes"
+    )
+    for note in found.warnings():
+        say(f"note:   {note}")
+    if found.problems:
+        say(f"note:   {len(found.problems)} images cannot be read and are left out (bad_images: skip)")
     say(f"lower:  {spec}, {spec.dim} features, {source}")
     say(f"input:  {input_text(config.lower, spec)}")
     say(f"native: {native.description}")
@@ -314,7 +331,7 @@ def train(run: Run, show: Show, say: Callable[[str], None]) -> Path:
     """Run (or continue) the whole consortium; returns the folder with the result."""
     started = time.monotonic()
     before = _spent(run)
-    manifest = prepare(run, say)
+    manifest = prepare(run, say, show)
     try:
         with Processes(run, manifest) as processes:
             processes.follow(show)

@@ -5,6 +5,7 @@
     begin(config) -> a manifest without members --add_member(public file)--> ...
                                                 --sign(key file)--> the same bytes everywhere
 
+    look_at        a data set, all of it
     describe       what one signs
     check_party    whether this party could begin
 
@@ -22,7 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from focal.config import ConsortiumConfig, LayoutConfig, LocalConfig, Name, ProjectionConfig, RunConfig, TrainingConfig
+from focal import configs
+from focal.config import (
+    ConsortiumConfig,
+    DatasetConfig,
+    LayoutConfig,
+    LocalConfig,
+    Name,
+    ProjectionConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from focal.errors import FocalError
 from focal.extras import require
 from focal.manifest import LowerSpec, Manifest, Member
@@ -34,9 +45,11 @@ from focal.segments.projection import check_features
 from focal.task import Task
 
 if TYPE_CHECKING:
+    from focal.data.examine import Examined
     from focal.segments.lower import WeightsSource
 
 Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
 
 
 def new_identity(name: str, out: Path) -> tuple[Path, Path]:
@@ -221,31 +234,61 @@ def who_verifies(m: Manifest, say: Say, warn: Say) -> None:
     say(f"guard        {m.guard.name} answers every refresh last: {bounds.describe(of(m).plan.refreshes(m))}")
 
 
-def check_party(m: Manifest, mine: LocalConfig, local: Path, wait: float, say: Say) -> None:
+def data_set(
+    config: str | None, local: Path | None, table: Path | None, images: Path | None
+) -> tuple[DatasetConfig, int]:
+    """The data set of a configuration or of a local file, with another table and images where they are given; and the
+    seed of its split."""
+    seed, known = 0, dict[str, Any](kind="table")
+    if config is not None:
+        whole = read(RunConfig, configs.find(config))
+        seed, known = whole.seed, whole.dataset.model_dump()
+    elif local is not None:
+        mine = read(LocalConfig, local)
+        if mine.data is None:
+            raise FocalError(f"{local}: names no data", hint="it is no institution's local file")
+        seed, known = mine.seed, mine.data.model_dump()
+    elif table is None or images is None:
+        raise FocalError("nothing to look at", hint="focal data check TABLE IMAGES, --config NAME or --local FILE")
+    given = {"table": table, "images": images}
+    known.update({name: path for name, path in given.items() if path is not None})
+    return DatasetConfig(**known), seed
+
+
+def look_at(data: DatasetConfig, seed: int, cache: Path | None, progress: Progress | None = None) -> Examined:
+    """Read the table of a data set, and all its images."""
+    from focal.data import load
+    from focal.data.examine import examine
+
+    return examine(load(data, seed), cache, progress)
+
+
+def check_party(
+    m: Manifest, mine: LocalConfig, local: Path, wait: float, say: Say, progress: Progress | None = None
+) -> None:
     """Test a party's keys, data, weights and link; ``local`` is where its local file lies,
-    ``wait`` how long the server may take."""
+    ``wait`` how long the server may take. ``progress(done, total)`` counts an institution's images."""
     check_signatures(m)
     identity = Identity.load(mine.keys)
     me = identity.entry(m)
     say(f"keys     '{me.name}' is {me.role} of '{m.name}'; all {len(m.members)} members have signed")
     if me.role == "institution":
         require("site", "focal check of an institution")
-        import numpy as np
-
-        from focal.data import load
         from focal.segments.lower import build_lower
 
         if mine.data is None or mine.weights is None:
             hint = "name its own images and the lower segment's weights"
             raise FocalError(f"{local}: an institution needs 'data' and 'weights'", hint=hint)
-        table = load(mine.data.model_copy(update={"classes": m.classes, "task": m.task}), mine.seed)
-        train = int(np.sum(table.split == "train"))
-        table.images.keyed(0)[1]()
+        data = mine.data.model_copy(update={"classes": m.classes, "task": m.task})
+        found = look_at(data, mine.seed, mine.cache or mine.state / "features", progress)
+        train = found.declared(data.bad_images)
         if train != me.rows and not (me.clinic and 0 < train <= (me.rows or 0)):
             hint = "use the declared data, or agree on a new manifest"
             most = "at most " * me.clinic
             raise FocalError(f"{local}: {train} training rows, the manifest declares {most}{me.rows}", hint=hint)
-        say(f"data     {len(table)} images, {train} training rows, as declared")
+        say(f"data     {len(found.table)} images, {train} training rows, as declared")
+        for note in found.warnings():
+            say(f"note     {note}")
         _, source = build_lower(m.lower, mine.weights)
         say(f"weights  {str(source).removeprefix('weights ')}, as pinned")
         if m.start is not None:

@@ -9,34 +9,27 @@
 
 Lightning, which does the computing, takes seconds to import: whoever finds everything in the cache does without.
 
-The key of a vector is its image's content, and the file is named by the hash of weights, cut and preprocessing: renamed
-images and re-ordered tables hit, other weights never do. Features describe patients: the folder is 0700, the files
-0600, and no file name is stored.
+A file of the cache (:mod:`focal.data.kept`) is named by the hash of weights, cut and preprocessing: renamed images and
+re-ordered tables hit, other weights never do.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import sqlite3
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from focal.data.kept import Kept
 from focal.data.slides import SlideImages
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.files import canonical_json
 from focal.manifest import LowerSpec
 from focal.segments.lower import LowerSegment
-
-BUSY_S = 60.0
-"""How long a process waits while another one writes to the same cache."""
 
 Progress = Callable[[int, int], None]
 
@@ -93,41 +86,12 @@ def accelerator(device: str) -> str:
 # --------------------------------------------------------------------------- the cache
 
 
-class FeatureCache:
-    """Vectors by image content, for one lower segment. Several processes may read and write at once.
-    A context manager."""
+class FeatureCache(Kept):
+    """Vectors by image content, for one lower segment."""
 
     def __init__(self, folder: Path, spec: LowerSpec) -> None:
         self.dim = spec.dim
-        self.path = folder / f"features-v2-{hashlib.sha256(canonical_json(spec.said())).hexdigest()[:32]}.sqlite"
-        with self._explained():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(FileExistsError):  # made here for its mode, which SQLite gives to its -wal and -shm files too
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
-            self._enter_wal()
-            self._db.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last batches, never the file
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS features (image TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
-            )
-
-    def _enter_wal(self) -> None:
-        """SQLite's own busy timeout does not cover this change, when several processes open a new file at once."""
-        deadline = time.monotonic() + BUSY_S
-        while True:
-            try:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.OperationalError as e:
-                if "locked" not in str(e) or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-
-    def __enter__(self) -> FeatureCache:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._db.close()
+        super().__init__(folder / f"features-v2-{hashlib.sha256(canonical_json(spec.said())).hexdigest()[:32]}.sqlite")
 
     def __contains__(self, key: str) -> bool:
         return self._vector(key) is not None
@@ -135,17 +99,12 @@ class FeatureCache:
     def keys(self) -> frozenset[str]:
         """Of all images whose vectors are here, whole."""
         with self._explained():
-            found = self._db.execute("SELECT image FROM features WHERE length(vector) = ?", (4 * self.dim,))
+            found = self._db.execute("SELECT image FROM kept WHERE length(value) = ?", (4 * self.dim,))
             return frozenset(key for (key,) in found)
 
     def put(self, keys: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Store (len(keys), dim) vectors in one transaction."""
-        little = vectors.astype("<f4")
-        with self._explained():
-            self._db.execute("BEGIN IMMEDIATE")
-            rows = [(key, vector.tobytes()) for key, vector in zip(keys, little, strict=True)]
-            self._db.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
-            self._db.execute("COMMIT")
+        self.keep([(key, vector.tobytes()) for key, vector in zip(keys, vectors.astype("<f4"), strict=True)])
 
     def get(self, keys: Sequence[str]) -> NDArray[np.float32]:
         """(len(keys), dim) float32; every key must be present."""
@@ -161,17 +120,5 @@ class FeatureCache:
         return vectors
 
     def _vector(self, key: str) -> NDArray[np.float32] | None:
-        with self._explained():
-            row = self._db.execute("SELECT vector FROM features WHERE image = ?", (key,)).fetchone()
-        return np.frombuffer(row[0], "<f4") if row and len(row[0]) == 4 * self.dim else None
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Errors of the file or the disk, as a line that names the file."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as e:
-            raise FocalError(
-                f"{self.path}: the feature cache cannot be used ({getattr(e, 'strerror', None) or e})",
-                hint="free disk space and check permissions; a damaged cache can be deleted, it will be computed again",
-            ) from None
+        value = self.value(key)
+        return None if value is None or len(value) != 4 * self.dim else np.frombuffer(value, "<f4")

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from manifests import MEMBERS, manifest, member
 from patience import PATIENCE
 
 from focal.config import LayoutConfig, RunConfig
+from focal.data import load
+from focal.data.table import Table
+from focal.errors import FocalError
 from focal.manifest import LayoutSpec, Manifest
 from focal.reading import read, write
 from focal.runs import local
@@ -232,6 +236,70 @@ def test_adding_a_member_voids_earlier_signatures_and_a_stranger_cannot_sign(tmp
     assert run.manifest.signatures == {} and run.manifest.rows == 88 + 30
     signed = cli("manifest", "sign", run.manifest_file, "--keys", tmp_path / "late.key.json")
     assert signed.returncode == 0 and "still to sign: server, custodian-1" in said(signed)
+
+
+# --------------------------------------------------------------------------- data
+
+
+def torn(folder: Path) -> Path:
+    """The data set's images in a folder, one of a train row and one of a test row torn."""
+    with zipfile.ZipFile(dataset().images) as z:
+        z.extractall(folder)
+    for row in (next(i for i, r in enumerate(load_table().split) if r == "train"), int(load_table().test_rows[0])):
+        path = folder / f"{Dataset.NAME}{row:03d}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    return folder
+
+
+def load_table() -> Table:
+    return load(RunConfig.model_validate(config("any")).dataset, config("any")["seed"])
+
+
+def test_data_check_says_what_there_is_and_names_every_bad_image(tmp_path: Path) -> None:
+    result = cli("data", "check", dataset().table, dataset().images)
+    assert result.returncode == 0 and "rows      120 (" in result.stdout and "120 PNG RGB of 8 bits" in result.stdout
+    assert "--rows 88" in cli("data", "check", "--config", write_config(tmp_path, "eyes")).stdout
+    bad = refused("data", "check", dataset().table, torn(tmp_path / "images"))
+    assert "2 of 120 images cannot be used" in bad and bad.count("cannot be decoded") == 2 and "bad_images" in bad
+    assert "nothing to look at" in refused("data", "check", dataset().table)
+
+
+def test_images_that_are_skipped_are_nobodys(tmp_path: Path) -> None:
+    bad = {"images": str(torn(tmp_path / "images"))}
+    run = local.open_run(RunConfig.model_validate(config("torn", dataset=bad)), tmp_path)
+    with pytest.raises(FocalError, match="2 of 120 images cannot be used"):
+        local.prepare(run, lambda text: None)
+    run = local.open_run(RunConfig.model_validate(config("torn2", dataset={**bad, "bad_images": "skip"})), tmp_path)
+    said: list[str] = []
+    manifest = local.prepare(run, said.append)
+    assert manifest.rows == 87 and any("2 images cannot be read and are left out" in line for line in said)
+    dealt = [int(n) for name in "abc" for n in (run.party(f"hospital-{name}") / "rows.txt").read_text().split()]
+    assert len(dealt) == len(set(dealt)) == 118
+
+
+def test_a_members_rows_are_counted_where_its_data_are(tmp_path: Path) -> None:
+    made, path = write_config(tmp_path, "begun"), tmp_path / "m.json"
+    assert cli("manifest", "new", "--config", made, "--out", path).returncode == 0
+    assert cli("keys", "new", "--name", "north", "--out", tmp_path).returncode == 0
+    data = {"kind": "table", "table": str(dataset().table), "images": str(dataset().images)}
+    settings = {"name": "north", "keys": str(tmp_path / "north.key.json"), "state": str(tmp_path / "state")}
+    mine = tmp_path / "north.yaml"
+    mine.write_text(yaml.safe_dump({**settings, "data": data, "weights": "random:0", "seed": config("begun")["seed"]}))
+    add = (
+        "manifest",
+        "add",
+        path,
+        "--role",
+        "institution",
+        "--public",
+        tmp_path / "north.public.json",
+        "--local",
+        mine,
+    )
+    assert "88 training rows, not 40" in refused(*add, "--rows", 40)
+    added = cli(*add)
+    assert added.returncode == 0, said(added)
+    assert read(Manifest, path).institutions[0].rows == 88
 
 
 # --------------------------------------------------------------------------- a finished run

@@ -138,13 +138,15 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "predict": (
-        "run --images i.zip --out o.csv --table t.csv --weights w --device cpu",
+        "run --images i.zip --out o.csv --table t.csv --weights w --window -160 240 --page 2 --device cpu",
         {
             "run": Path("run"),
             "images": Path("i.zip"),
             "out": Path("o.csv"),
             "table": Path("t.csv"),
             "weights": "w",
+            "window": (-160.0, 240.0),
+            "page": 2,
             "device": "cpu",
         },
     ),
@@ -228,4 +230,4 @@ def test_a_word_names_a_packaged_configuration_and_all_else_is_a_path(
         assert configs.find(path) == Path(path)
     with pytest.raises(ConfigError, match=r"'rentina'; known are .*retina, .* or give a file"):
         configs.find("rentina")
-    assert "known are demo" in said(focal("train", "--config", "rentina"))
+    assert "known are attack, demo" in said(focal("train", "--config", "rentina"))

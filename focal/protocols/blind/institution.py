@@ -146,10 +146,9 @@ class BlindInstitution(Institution):
         spec, table = self.manifest.lower, self.load_data()
         segment, source = build_lower(spec, self.local.weights)
         self.report.say(f"{self.me.name}: lower segment {spec.model}, {source}")
-        cache = self.local.cache or self.folder / "features"
         wanted = np.flatnonzero(np.isin(table.split, ("train", "test")))
         features = compute_features(
-            segment, table, wanted, device=self.local.device, cache=cache, progress=self.report.progress
+            segment, table, wanted, device=self.local.device, cache=self.cache, progress=self.report.progress
         )
         rows = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
         return rows, test_image_features(segment)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,8 +145,20 @@ class Institution(Party):
         assert self.local.data is not None
         agreed = {"classes": self.manifest.classes, "task": self.manifest.task}
         table = load(self.local.data.model_copy(update=agreed), self.local.seed)
+        if self.local.data.bad_images == "skip" and self.local.data.rows is None:
+            from focal.data.examine import examine
+
+            found = examine(table, self.cache)
+            if found.problems:
+                self.report.warn(f"{self.me.name}: {len(found.problems)} images cannot be read and are left out")
+                table = table.take(found.usable("skip"))
         check_unchanged(self.folder, table)
         return table
+
+    @property
+    def cache(self) -> Path:
+        """Where features are kept, and what is known of images."""
+        return self.local.cache or self.folder / "features"
 
     def compare_test_features(self) -> None:
         """Everybody runs the same lower segment: the features of the embedded test image agree to 1e-3."""

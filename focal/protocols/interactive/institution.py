@@ -68,8 +68,9 @@ class JointInstitution(Institution):
             self.base = begun.base if begun else None
             self.segment = TrainableSegment(lower, config, begun.projection if begun else None, seed=config.seed)
             if begun is None:
-                cache = self.local.cache or self.folder / "features"
-                self.raw = compute_features(lower, self.table, self.train_rows, device=self.local.device, cache=cache)
+                self.raw = compute_features(
+                    lower, self.table, self.train_rows, device=self.local.device, cache=self.cache
+                )
             elif begun.trained:
                 self.segment.load_trained(begun.trained)
             size = self.segment.check_average(config.max_average_mb)

@@ -137,7 +137,7 @@ BAD = {
     "missing image": (
         "filename,label\n0.png,A\n77.png,B\n",
         {},
-        "1 of 2 images of eyes.csv are missing, the first is '77.png'",
+        "1 of 2 images of eyes.csv are missing: '77.png'",
     ),
     "unknown label": (
         "filename,label\n0.png,A\n1.png,Z\n",

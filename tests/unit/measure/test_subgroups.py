@@ -39,6 +39,17 @@ def test_an_empty_band_and_cells_without_numbers_are_errors_that_show_no_cell() 
     with pytest.raises(FocalError, match="cells that are no numbers") as e:
         subgroups(Split.parse("age:50"), np.array(["40", "about sixty"]))
     assert "sixty" not in str(e.value)
+    with pytest.raises(FocalError, match="cells that are no numbers"):
+        subgroups(Split.parse("age:50"), np.array(["40", "60", "inf"]))
+
+
+def test_ages_that_are_not_known_are_a_band_of_their_own() -> None:
+    found = subgroups(Split.parse("age:50"), np.array(["40", "nan", "", "?", "60", "N/A", "Unknown"]))
+    assert {name: np.flatnonzero(rows).tolist() for name, rows in found.items()} == {
+        "below 50": [0],
+        "50 and above": [4],
+        "not given": [1, 2, 3, 5, 6],
+    }
 
 
 def test_a_subgroup_scores_what_it_can() -> None:

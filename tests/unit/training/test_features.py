@@ -165,7 +165,7 @@ def test_processes_are_interrupted_killed_and_work_at_once(segment: LowerSegment
     assert (other.returncode, err) == (0, "") and out.split()[-1] == "80" and all(x.isdigit() for x in out.split())
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
     database = next((tmp_path / "c").glob("*.sqlite"))
-    assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
+    assert sqlite3.connect(database).execute("SELECT count(*) FROM kept").fetchone() == (80,)
     fresh = compute_features(segment, table, np.arange(80), device="cpu", cache=tmp_path / "fresh")
     # the other may have had a GPU, whose sums are the consortium's tolerance apart at most
     np.testing.assert_allclose(stored, fresh, atol=1e-3 if torch.cuda.is_available() else 1e-5)
@@ -191,7 +191,7 @@ def test_several_processes_may_open_a_new_cache_at_once(segment: LowerSegment, t
             process.join(60)
         assert [p.exitcode for p in processes] == [0] * 4
         database = next((tmp_path / str(attempt)).glob("*.sqlite"))
-        assert sqlite3.connect(database).execute("SELECT count(*) FROM features").fetchone() == (80,)
+        assert sqlite3.connect(database).execute("SELECT count(*) FROM kept").fetchone() == (80,)
 
 
 class Poisoned(torch.nn.Module):
