@@ -82,9 +82,8 @@ def invert(view: View, model: nn.Module, labels: Tensor | None, size: int, searc
         schedule.step()
         with torch.no_grad():
             guess.clamp_(0, 1)
-    return Claims(
-        guess.detach(), np.arange(1) if guess.shape[0] < 2 else None
-    )  # of one image: which one is no question
+    several = guess.shape[0] > 1  # then nothing says which of them is which
+    return Claims(guess.detach(), None if several else np.zeros(1, np.int64))
 
 
 def total_variation(images: Tensor) -> Tensor:
