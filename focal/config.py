@@ -47,7 +47,9 @@ from focal.settings import Model as Model
 from focal.settings import ModelArg as ModelArg
 from focal.settings import Name as Name
 from focal.settings import Positive as Positive
+from focal.settings import Precision as Precision
 from focal.settings import Protocol as Protocol
+from focal.settings import Seed as Seed
 from focal.settings import SegmentOptions as SegmentOptions
 from focal.settings import SlidesConfig as SlidesConfig
 from focal.settings import Text as Text
@@ -153,7 +155,7 @@ class InteractiveConfig(Model):
     """Openings over all owners that a custodian gives under one key."""
     dp_head_noise: float = Field(0.0, ge=0)
     """Standard deviation of the noise that each custodian adds to every head weight at each step; 0: none."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Draws the bottleneck and the order of batches: the same for all."""
 
 
@@ -251,7 +253,7 @@ class RunConfig(Model):
     consortium: ConsortiumConfig = ConsortiumConfig()
     device: Device = "auto"
     """Where lower segments run: ``auto``, ``cpu`` or ``cuda``."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __new__(cls, **fields: Any) -> Any:
         return super().__new__(cls.kind(fields) if cls is RunConfig else cls)
@@ -293,7 +295,7 @@ class InteractiveRunConfig(RunConfig):
     start: Path | None = None
     """Where this run begins. The folder of a finished run, or another configuration (``.yaml``, beside this one):
     its newest finished run, which is made first when there is none."""
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     """Lightning's precision flag (``bf16-mixed`` on a GPU that has it)."""
     logger: Literal["csv", "tensorboard"] = "csv"
     """Where each institution's loss and rate are logged, in its own folder."""
@@ -328,7 +330,7 @@ class LocalConfig(Model):
     """Institution: ``pretrained``, ``random:SEED``, ``package:NAME`` or a file; must hash to the manifest's
     ``weights_sha256``."""
     device: Device = "auto"
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     logger: Literal["csv", "tensorboard"] = "csv"
     threads: int | None = Field(None, ge=1)
     """Worker threads for encrypted arithmetic; default: the number of processors."""
@@ -353,7 +355,7 @@ class LocalConfig(Model):
     """Server: where to listen when it differs from the manifest's endpoint, ``tcp://*:port``."""
     cache: Path | None = None
     """Institution: folder for cached features; default: inside ``state``."""
-    seed: int = 0
+    seed: Seed = 0
     """Institution: seeds the split of a table that has no ``split`` column, and its batches."""
     stay: bool = False
     """Clinic: stay until the model is there. By default it leaves after its upload, and comes back for it."""

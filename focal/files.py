@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,17 @@ def canonical_json(value: Any) -> bytes:
 
 def load_yaml(text: str) -> Any:
     """What YAML, or JSON, spells. Raises :class:`yaml.YAMLError`, also for a key that is written twice."""
+    if text.lstrip().startswith("{"):  # YAML knows no pairs of surrogates, as JSON spells what is beyond 16 bits
+        with suppress(json.JSONDecodeError):
+            return json.loads(text, object_pairs_hook=_unique)
     return yaml.load(text, _UniqueKeys)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise yaml.YAMLError(f"the key {next(k for k in sorted(keys) if keys.count(k) > 1)!r} is written twice")
+    return dict(pairs)
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -11,6 +11,7 @@ reads must be empty, so that nobody signs what nobody keeps to.
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, model_validator
@@ -74,7 +75,18 @@ class Member(Model):
         for field, role in (("endpoint", "server"), ("rows", "institution"), ("verify", "custodian")):
             if (getattr(self, field) is not None) != (self.role == role):
                 raise ValueError(f"member '{self.name}': '{field}' belongs to a {role}, and every {role} needs it")
+        if self.endpoint is not None and not _dialled(self.endpoint):
+            raise ValueError(
+                f"member '{self.name}': the endpoint '{self.endpoint}' is not tcp://HOST:PORT with a host's name or "
+                "IPv4 address and a port from 1 to 65535"
+            )
         return self
+
+
+def _dialled(endpoint: str) -> bool:
+    """Whether others can dial it. IPv6 addresses cannot be: links are IPv4, by name too."""
+    found = re.fullmatch(r"tcp://[A-Za-z0-9._-]+:([0-9]{1,5})", endpoint)
+    return found is not None and 0 < int(found[1]) < 1 << 16
 
 
 class LowerSpec(SegmentOptions):

@@ -57,6 +57,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0)]
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+"""Lightning's names."""
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""Of every generator there is: some take no more bits."""
 ModelArg = bool | int | float | Text
 WHITEN_FLOOR = 0.1
 """Of a whitening, where nothing else is said (:class:`AnyProjectionConfig`)."""

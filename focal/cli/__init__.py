@@ -36,4 +36,11 @@ def main() -> NoReturn:
 
         print(f"error: {printable(str(e), keep=chr(10))}", file=sys.stderr)
         sys.exit(1)
+    except OSError as e:  # a folder that cannot be written, a full disk
+        if e.filename is None or isinstance(e, BrokenPipeError):
+            raise
+        from focal.config import printable
+
+        print(f"error: {printable(f'{e.filename}: {e.strerror}')}", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)

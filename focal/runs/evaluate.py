@@ -183,6 +183,8 @@ def predict(
     from focal.data.pictures import Reading
     from focal.segments import upper
 
+    if out_csv is not None and Path(out_csv).is_dir():
+        raise FocalError(f"{out_csv} is a folder", hint="--out names the file to write")
     head, meta = upper.load(run)
     chosen = None if table_csv is None else Path(table_csv)
     table = open_images(Path(images), meta.classes, meta.task, chosen, Reading.declared(window, page))

@@ -64,10 +64,10 @@ def open_run(config: RunConfig, runs: Path) -> Run:
             return run
         if run.finished:
             continue
-        if run.manifest_file.exists():
+        begun, stored = run.manifest_file.exists(), folder / "config.json"
+        if begun:
             _ = run.manifest  # of an old version: say so, whatever else differs
-        stored = folder / "config.json"
-        if stored.exists() and read(RunConfig, stored) != config:
+        if begun and stored.exists() and read(RunConfig, stored) != config:
             raise FocalError(
                 f"{folder} holds an unfinished run of another configuration",
                 hint="finish it with its own configuration, delete the folder, "
@@ -116,9 +116,11 @@ def _draft(run: Run, say: Callable[[str], None], show: Show) -> Manifest:
     from focal.data.examine import examine
     from focal.data.partition import partition
     from focal.segments.lower import build_lower, input_text
+    from focal.training.features import accelerator
 
     config = run.config
     consortium = config.consortium
+    accelerator(config.device)
     table = load(config.dataset, config.seed)
     names = consortium.site_names()
 
@@ -195,6 +197,13 @@ def _free_port() -> int:
 # --------------------------------------------------------------------------- running
 
 
+def program(module: str) -> list[str]:
+    """The command that runs ``module`` as ``python -m`` does, without the working directory among the places where
+    modules are looked for: a ``statistics.py`` that lies there would be run by every party, key holders included."""
+    here = "import sys; sys.path[:] = [place for place in sys.path if place]"
+    return [sys.executable, "-c", f"{here}; import runpy; runpy.run_module({module!r}, None, '__main__', True)"]
+
+
 class Processes:
     """Every party of a run as a child process; events arrive on one queue. Leaving the ``with`` ends them all.
 
@@ -226,9 +235,7 @@ class Processes:
     def _start(self, name: str, role: str) -> None:
         folder = self.run.party(name)
         command = [
-            sys.executable,
-            "-m",
-            self.module,
+            *program(self.module),
             role,
             "--manifest",
             str(self.run.manifest_file),
