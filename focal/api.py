@@ -234,7 +234,7 @@ def predict(
     (('healthy', 'mild', 'moderate', 'severe'), (120, 4))
 
     ``images`` is a folder or zip; ``table`` a CSV whose ``filename`` column chooses and orders them. ``window`` and
-    ``page`` are what the model was trained with, where its data set declared them (docs/images.md).
+    ``page`` are what the model was trained with, where its data set declared them (docs/data.md).
     With ``out`` they are written there too, readable by their owner only: the names are those of patients' images.
     """
     require("site", "focal predict")
@@ -261,6 +261,8 @@ def explain(
     label: str | None = None,
     table: StrPath | None = None,
     weights: str | None = None,
+    window: tuple[float, float] | None = None,
+    page: int | None = None,
     limit: int = 32,
     check: bool = True,
     progress: Progress | None = None,
@@ -286,6 +288,8 @@ def explain(
         label=label,
         table_csv=None if table is None else Path(table),
         weights=weights,
+        window=window,
+        page=page,
         limit=limit,
         check=check,
         progress=progress,

@@ -81,6 +81,12 @@ def simulate_clinics(
 # --------------------------------------------------------------------------- a finished run
 
 
+WindowOption = Annotated[
+    tuple[float, float] | None, typer.Option(help="Black and white of images of more than 8 bits, as in training.")
+]
+PageOption = Annotated[int | None, typer.Option(min=1, help="Of files that hold several, as in training.")]
+
+
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
@@ -88,7 +94,9 @@ def evaluate(
     images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
     labels: Annotated[
         Path | None,
-        typer.Option(help="YAML 'labels: {theirs: ours}' that translates the table's labels; null leaves out."),
+        typer.Option(
+            help="YAML 'labels: {theirs: ours}' that translates the table's labels (null leaves out); also columns, window, page."
+        ),
     ] = None,
     by: Annotated[
         list[str] | None,
@@ -182,10 +190,8 @@ def predict(
     table: Annotated[Path | None, typer.Option(help="CSV whose filename column chooses the images.")] = None,
     weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    window: Annotated[
-        tuple[float, float] | None, typer.Option(help="Black and white of images of more than 8 bits, as in training.")
-    ] = None,
-    page: Annotated[int | None, typer.Option(min=1, help="Of files that hold several, as in training.")] = None,
+    window: WindowOption = None,
+    page: PageOption = None,
 ) -> None:
     """Write the probability of every class for every image."""
     with Bar("features") as progress:
@@ -212,13 +218,24 @@ def explain(
     ] = None,
     table: Annotated[Path | None, typer.Option(help="CSV whose filename column chooses the images.")] = None,
     weights: Annotated[str | None, typer.Option(help="Lower segment's weights, when they moved.")] = None,
+    window: WindowOption = None,
+    page: PageOption = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many images.")] = 32,
     check: Annotated[bool, typer.Option(help="Compare the maps with those of a randomised model.")] = True,
 ) -> None:
     """Draw where the model looks (RUN/explanations), and check that this depends on what it has learned."""
     with Bar("explanations") as progress:
         found = focal.explain(
-            run, images, label=label, table=table, weights=weights, limit=limit, check=check, progress=progress
+            run,
+            images,
+            label=label,
+            table=table,
+            weights=weights,
+            window=window,
+            page=page,
+            limit=limit,
+            check=check,
+            progress=progress,
         )
     say(f"{found.folder}: overlays, index.json; they are patients' images")
     for step in found.steps:

@@ -369,21 +369,26 @@ def explain_run(
     label: str | None = None,
     table_csv: Path | str | None = None,
     weights: str | None = None,
+    window: tuple[float, float] | None = None,
+    page: int | None = None,
     limit: int = 32,
     check: bool = True,
     progress: Progress | None = None,
 ) -> Explanations:
     """Write overlays of the first ``limit`` images (of the table, or of the folder or zip) below ``run``.
+    ``window`` and ``page`` are those of :class:`focal.config.DatasetConfig`.
 
     The lower segment is the released one: of an interactive run, with the parameters that it trained. The folder has
     ``000.png`` ..., ``index.json`` (which image, class and probability each is) and ``sanity.json``, all 0600: they are
     patients' images, and :file:`index.json` names their files.
     """
     from focal.data.images import open_images
+    from focal.data.pictures import Reading
 
     model = ReleasedModel.load(run, weights)
     meta = model.meta
-    table = open_images(Path(images), meta.classes, meta.task, None if table_csv is None else Path(table_csv))
+    chosen = None if table_csv is None else Path(table_csv)
+    table = open_images(Path(images), meta.classes, meta.task, chosen, Reading.declared(window, page))
     table = table.take(np.arange(min(limit, len(table))))
     pictures = [table.images.read(i) for i in range(len(table))]
     found = explain_images(model, pictures, label, progress)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from focal.config import DatasetConfig, Model
 from focal.data.begun import seen
@@ -46,7 +47,9 @@ class LabelMap(Model):
     columns: dict[str, str] = {}
     """Their columns, as in a configuration: ``{filename: image, patient: Patient ID}``."""
     unlabelled_is_negative: bool = False
-    """As in a configuration."""
+    """As in a configuration, like the next two."""
+    window: tuple[float, float] | None = None
+    page: int | None = Field(None, ge=1)
 
 
 def evaluate(
@@ -244,6 +247,8 @@ def _labelled_table(
         task="multilabel",
         group=group,
         columns=labels.columns if labels else {},
+        window=labels.window if labels else None,
+        page=labels.page if labels else None,
         # of what has exactly one label below, an empty cell is refused there
         unlabelled_is_negative=meta.task != "multilabel" or (labels is not None and labels.unlabelled_is_negative),
     )

@@ -151,13 +151,15 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "explain": (
-        "run --images i.zip --class D --table t.csv --weights w --limit 3 --no-check",
+        "run --images i.zip --class D --table t.csv --weights w --window 0 4095 --page 1 --limit 3 --no-check",
         {
             "run": Path("run"),
             "images": Path("i.zip"),
             "label": "D",
             "table": Path("t.csv"),
             "weights": "w",
+            "window": (0.0, 4095.0),
+            "page": 1,
             "limit": 3,
             "check": False,
         },
