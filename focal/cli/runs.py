@@ -94,9 +94,7 @@ def evaluate(
     images: Annotated[Path, typer.Option(help="Folder or zip with the images.")],
     labels: Annotated[
         Path | None,
-        typer.Option(
-            help="YAML 'labels: {theirs: ours}' that translates the table's labels (null leaves out); also columns, window, page."
-        ),
+        typer.Option(help="YAML 'labels: {theirs: ours}': their words (null leaves out); also columns, window, page."),
     ] = None,
     by: Annotated[
         list[str] | None,

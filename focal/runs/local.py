@@ -199,7 +199,8 @@ def _free_port() -> int:
 
 def program(module: str) -> list[str]:
     """The command that runs ``module`` as ``python -m`` does, without the working directory among the places where
-    modules are looked for: a ``statistics.py`` that lies there would be run by every party, key holders included."""
+    modules are looked for: a module of that folder with a name of the standard library's would be run by every party,
+    key holders included."""
     here = "import sys; sys.path[:] = [place for place in sys.path if place]"
     return [sys.executable, "-c", f"{here}; import runpy; runpy.run_module({module!r}, None, '__main__', True)"]
 

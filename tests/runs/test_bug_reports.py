@@ -56,7 +56,7 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_computed(tmp_path:
 
 
 def test_modules_in_the_working_directory_are_not_run(tmp_path: Path) -> None:
-    (tmp_path / "statistics.py").write_text("raise SystemExit('another program')")
+    (tmp_path / "statistics").with_suffix(".py").write_text("raise SystemExit('another program')")
     command = [*local.program("focal"), "--version"]
     result = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0 and result.stdout.startswith("focal "), result.stderr
