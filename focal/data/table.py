@@ -123,6 +123,18 @@ class Table:
         return self
 
 
+    def check_scorable(self) -> Table:
+        """Return the table; raise :class:`FocalError` when every test row has the same label: no model would get a
+        score, and that would be found out at the end."""
+        labels = self.labels[self.test_rows]
+        if (labels == labels[:1]).all():
+            raise FocalError(
+                f"data set '{self.name}': all {len(labels)} test rows have the same label, so nothing can be scored",
+                hint="mark test rows of at least two classes in the 'split' column",
+            )
+        return self
+
+
 def scored_split(split: NDArray[np.str_]) -> NDArray[np.str_]:
     """Val rows stand in for test only when there is no test row at all."""
     return split if (split == "test").any() else np.where(split == "val", "test", split)

@@ -121,7 +121,7 @@ def _draft(run: Run, say: Callable[[str], None], show: Show) -> Manifest:
     config = run.config
     consortium = config.consortium
     accelerator(config.device)
-    table = load(config.dataset, config.seed)
+    table = load(config.dataset, config.seed).check_scorable()
     names = consortium.site_names()
 
     def looked(done: int, total: int) -> None:

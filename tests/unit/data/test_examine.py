@@ -138,6 +138,14 @@ def test_progress_counts_rows(tmp_path: Path) -> None:
     assert told == [(24, 24)]
 
 
+def test_test_rows_of_one_label_are_refused_where_they_are_to_be_scored(tmp_path: Path) -> None:
+    table = load(config(tmp_path), 0)
+    assert table.check_scorable() is table
+    well = np.flatnonzero((table.split == "train") | (table.labels[:, 0] == 1))
+    with pytest.raises(FocalError, match="all 6 test rows have the same label"):
+        table.take(well).check_scorable()
+
+
 def test_generated_images_are_taken_as_they_are() -> None:
     found = examine(load(DatasetConfig(kind="synthetic", samples=80), 0))
     assert len(found.usable("refuse")) == 80 and found.warnings() == []
