@@ -96,6 +96,10 @@ def prepare(run: Run, say: Callable[[str], None], show: Show = lambda event: Non
         for identity in _identities(run).values():
             manifest = sign_manifest(manifest, identity)
         write(manifest, run.manifest_file)
+    for member in run.manifest.members:  # a folder that was moved goes on where it lies now
+        path = run.party(member.name) / "local.json"
+        if read(LocalConfig, path).state != run.party(member.name).absolute():
+            write(_local_file(run, member.name, member.role), path)
     return run.manifest
 
 

@@ -15,7 +15,7 @@ from consortium import ENV, cli, config, dataset, finished, said, write_config
 from manifests import MEMBERS
 from patience import PATIENCE
 
-from focal.config import RunConfig
+from focal.config import LocalConfig, RunConfig
 from focal.manifest import Member
 from focal.reading import read, write
 from focal.runs import local
@@ -88,6 +88,18 @@ def test_endpoints_that_nobody_can_dial_are_refused_before_anybody_signs(endpoin
     with pytest.raises(ValueError, match="is not tcp://HOST:PORT"):
         Member.model_validate(server | {"endpoint": endpoint})
     assert Member.model_validate(server | {"endpoint": "tcp://hub.example-1.org:7788"})
+
+
+def test_a_folder_that_was_moved_goes_on_where_it_lies(tmp_path: Path) -> None:
+    made = RunConfig.model_validate(config("eyes"))
+    local.prepare(local.open_run(made, tmp_path / "here"), lambda text: None)
+    (tmp_path / "here").rename(tmp_path / "there")
+    run = local.open_run(made, tmp_path / "there")
+    local.prepare(run, lambda text: None)
+    for member in run.manifest.members:
+        mine = read(LocalConfig, run.party(member.name) / "local.json")
+        assert mine.keys.exists() and mine.state == run.party(member.name)
+        assert mine.data is None or mine.data.rows is not None and mine.data.rows.exists()
 
 
 def test_a_configuration_may_be_corrected_until_its_run_has_begun(tmp_path: Path) -> None:
