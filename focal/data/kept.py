@@ -29,7 +29,8 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._explained():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (*reversed(path.parent.parents), path.parent):  # mkdir's mode is the last one's only
+                folder.mkdir(mode=0o700, exist_ok=True)
             with suppress(FileExistsError):  # made here for its mode, which SQLite gives to its -wal and -shm files too
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)

@@ -122,7 +122,6 @@ class Table:
             )
         return self
 
-
     def check_scorable(self) -> Table:
         """Return the table; raise :class:`FocalError` when every test row has the same label: no model would get a
         score, and that would be found out at the end."""

@@ -114,7 +114,7 @@ def test_one_image_in_several_rows(tmp_path: Path) -> None:
 
 
 def test_what_is_known_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, cache = config(tmp_path, {"3.png": b"cut"}), tmp_path / "cache"
+    made, cache = config(tmp_path, {"3.png": b"cut"}), tmp_path / "state" / "cache"
     first = looked(made, cache)
     read: list[str] = []
     honest = reading.decode
@@ -128,6 +128,7 @@ def test_what_is_known_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.
     again = looked(made, cache)
     assert sorted(where[-8:] for where in read) == [" '3.png'", " '9.png'"], "the bad one, and the new one"
     assert again.lines() == first.lines() and set(again.problems) == {3}
+    assert cache.parent.stat().st_mode & 0o777 == 0o700
     assert (cache.stat().st_mode & 0o777, next(cache.glob("*.sqlite")).stat().st_mode & 0o777) == (0o700, 0o600)
     assert all(name not in next(cache.glob("*.sqlite")).read_bytes() for name in (b"9.png", b"p4"))
 
