@@ -32,7 +32,7 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -331,15 +331,17 @@ class Process:
         prelude: str = "",
         limit: int = 0,
         wait: float = 30,
+        born: Mapping[str, str] | None = None,
         **env: str,
     ) -> None:
-        """``limit``: bytes that a file may grow to before the disk is full."""
+        """``limit``: bytes that a file may grow to before the disk is full. ``born``: see :func:`forks.nursery`."""
         self.name = local_file.parent.name
         arguments = [role, "--manifest", str(manifest), "--local", str(local_file), "--events"]
         arguments += [] if role == "server" else ["--wait", str(wait)]
         self.events: list[dict[str, Any]] = []
         self._grown = threading.Condition()
-        self.child = nursery().start(f"{prelude}\nfrom focal.cli import main\nmain()", arguments, {**ENV, **env}, limit)
+        program = f"{prelude}\nfrom focal.cli import main\nmain()"
+        self.child = nursery(born).start(program, arguments, {**ENV, **env}, limit)
         self._errors: list[str] = []
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_events, self._read_errors)]
         for reader in self._readers:
@@ -434,6 +436,8 @@ class Consortium:
 
     prelude = ""
     """Program text that every party begins with."""
+    born: Mapping[str, str] = {}
+    """What the environment of every party held when its libraries were loaded."""
 
     def __init__(self, name: str, *, quick: bool = True, folder: Path | None = None, **changes: Any) -> None:
         """In ``folder``, or below :func:`runs`."""
@@ -498,6 +502,7 @@ class Consortium:
                 prelude=source,
                 limit=limit,
                 wait=wait,
+                born=self.born,
                 **env,
             )
         return self.processes[names[-1]]
