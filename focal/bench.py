@@ -40,6 +40,7 @@ from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.linear.twin import Scalars
 from focal.heads.rehearsal import Rehearsal as AnyRehearsal
 from focal.measure.summary import read_summary
+from focal.protocols import of
 from focal.reading import read
 from focal.runs import local
 
@@ -285,8 +286,9 @@ def split(config_file: Path, runs: Path, steps: int) -> Result:
     Counted is from the second step on, when all have started and the head is not zero any more.
     """
     config = read(RunConfig, config_file)
-    if not isinstance(config, InteractiveRunConfig):
+    if not of(config).joint:
         raise FocalError(f"{config_file} is of protocol {config.protocol}", hint="name an interactive configuration")
+    assert isinstance(config, InteractiveRunConfig)
     settings = config.interactive.model_copy(update={"steps": steps})
     took, traffic = {}, {}
     for name, module, roles in (

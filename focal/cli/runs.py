@@ -1,5 +1,7 @@
-"""Whole runs on this machine, and what is done with a finished run. A command is a function:
-those of :mod:`focal.api`."""
+"""Whole runs on this machine, and what is done with a finished run: calls of the functions of :mod:`focal.api`.
+
+Without such a function: ``simulate`` (a crowd that is made up), ``reproduce``, ``clean``, ``approve``.
+"""
 
 from __future__ import annotations
 
