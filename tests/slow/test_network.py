@@ -106,7 +106,6 @@ print(time.monotonic() - start)
     def seconds() -> float:
         return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30).stdout)
 
-    assert seconds() < 0.5
     network.slow("west")
     assert seconds() > 0.9
 
