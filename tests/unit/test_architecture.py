@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from patience import PATIENCE
-from places import PACKAGE
+from places import PACKAGE, ROOT
 
 
 def python(program: str) -> str:
@@ -187,3 +187,16 @@ def test_server_and_custodian_never_import_torch_nor_ray_by_themselves(role: str
         f"print({library!r} in sys.modules)"
     )
     assert python(program) == "False"
+
+
+def test_unit_tests_lie_in_the_packages_folders() -> None:
+    """And what is slow lies in its own."""
+    tests = ROOT / "tests"
+    for file in (tests / "unit").rglob("test_*.py"):
+        assert (PACKAGE / file.parent.relative_to(tests / "unit")).is_dir(), f"{file} tests no package"
+    names = [file.name for file in tests.rglob("test_*.py")]
+    assert len(set(names)) == len(names)
+    marked = [
+        f for folder in ("unit", "runs") for f in (tests / folder).rglob("*.py") if "mark." + "slow" in f.read_text()
+    ]
+    assert not marked

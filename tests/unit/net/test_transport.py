@@ -142,14 +142,24 @@ def test_two_members_post_and_wait(server: Server) -> None:
 
 @pytest.mark.parametrize("whose", ["another member's", "the server's own"])
 def test_a_record_ends_a_long_poll(server: Server, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
-    """At once: on this clock no deadline comes, and the hub does not look up by itself."""
+    """At once: on this clock no deadline comes, no heartbeat wakes the hub, and it does not look up by itself."""
+    monkeypatch.setattr(Link, "BEAT", 3600.0)
+    monkeypatch.setattr(Link, "QUIET", 3600.0)
     monkeypatch.setattr(hub, "LOOKS_UP", 2 * PATIENCE)
     monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=itertools.count(0, -1000).__next__))
+    looked, real = threading.Event(), server.hub._answer_waits
+
+    def look() -> None:
+        real()
+        if server.hub._waits:
+            looked.set()
+
+    monkeypatch.setattr(server.hub, "_answer_waits", look)
     with dial(server, "north") as north, dial(server, "south") as south:
         heard: list[list[bytes]] = []
         waiter = threading.Thread(target=lambda: heard.append(south.wait(0, 30)))
         waiter.start()
-        eventually(lambda: len(server.hub._waits) == 1)
+        assert looked.wait(PATIENCE)
         if whose == "the server's own":  # of another thread than the hub's
             server.board.append(record("north", "a"), None)
         else:
