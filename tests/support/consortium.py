@@ -334,7 +334,7 @@ class Process:
         born: Mapping[str, str] | None = None,
         **env: str,
     ) -> None:
-        """``limit``: bytes that a file may grow to before the disk is full. ``born``: see :func:`forks.nursery`."""
+        """``limit``: bytes that a file may grow to before the disk is full. ``born``: see forks.py."""
         self.name = local_file.parent.name
         arguments = [role, "--manifest", str(manifest), "--local", str(local_file), "--events"]
         arguments += [] if role == "server" else ["--wait", str(wait)]
