@@ -39,6 +39,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import recorded
 import yaml
 from forks import nursery
 from numpy.typing import NDArray
@@ -64,7 +65,6 @@ LOWER: dict[str, Any] = {
 }
 """timm's own miniature ViT: 64 features in milliseconds."""
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-ENV.pop("FOCAL_RECORD_WIRE", None)
 
 
 # --------------------------------------------------------------------------- data
@@ -257,17 +257,9 @@ def _make_finished(made: Path) -> None:
     kept = {"secret": made / "shares", "masks": made / "masks"}
     for into in kept.values():
         into.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "focal",
-        "train",
-        "--config",
-        str(write_config(made, "eyes")),
-        "--runs",
-        str(made / "runs"),
-    ]
-    env = {**ENV, "COLUMNS": "200", "FOCAL_RECORD_WIRE": str(made / "wires")}
+    config_file = str(write_config(made, "eyes"))
+    command, recording = recorded.train(made / "wires", "--config", config_file, "--runs", str(made / "runs"))
+    env = {**ENV, "COLUMNS": "200", **recording}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     stop = threading.Event()
 
