@@ -38,7 +38,7 @@ from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.net.store import Blobs
 from focal.protocols.blind.plan import row_table, scalars_of
-from focal.protocols.blind.scratch import BlockFile
+from focal.protocols.blind.scratch import Scratch
 from focal.protocols.blind.uploads import Place, Placed, inputs, live
 from focal.protocols.common import ceremony
 from focal.protocols.common.inputs import combined
@@ -50,7 +50,7 @@ class BlindCompute:
     ``fetch`` yields masked rows and contributions; they are checked here.
 
     ``memory``: bytes that blocks may take. What does not fit is kept in ``folder`` and read in every pass
-    (:class:`focal.protocols.blind.scratch.BlockFile`); without a folder it is made again: slower, with the same limbs.
+    (:class:`focal.protocols.blind.scratch.Scratch`); without a folder it is made again: slower, with the same limbs.
     The targets of all blocks and the data of two stay in any case.
     """
 
@@ -78,7 +78,7 @@ class BlindCompute:
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="blocks")
         self.kept = kept_blocks(layout, memory)
         streams = self.kept < len(layout.live_blocks)
-        self.scratch = BlockFile(scheme, codec.ciphertext(DATA_LIMBS), folder) if folder and streams else None
+        self.scratch = Scratch(scheme, codec.ciphertext(DATA_LIMBS), folder) if folder and streams else None
         self.row_table = row_table(manifest, layout)
         self._placed: dict[Place, list[tuple[Placed, list[tuple[str, str]]]]] = {}
         """Place -> its inputs, each with what every custodian gave for it."""

@@ -23,7 +23,7 @@ from focal.ckks.scheme import Scheme
 from focal.errors import FocalError
 
 
-class BlockFile:
+class Scratch:
     """Ciphertexts of one ``kind`` by any name, in a file on the disk of ``folder``; any thread may call.
 
     Raises :class:`FocalError` when the disk is full, or gives other bytes than were written.
