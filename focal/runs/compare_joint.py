@@ -83,16 +83,14 @@ class _Comparison:
 
     def found(self) -> tuple[LocalScores, dict[str, Any]]:
         head = self._agreed_head()
-        rows, encrypted = self._rows_before(), self._released_scores()
-        twin = self._twin()
-        in_clear = [
-            twin_scores(twin.segment, twin.weights, table, np.flatnonzero(table.split == self.held))
-            for table in self.tables.values()
-        ]
+        rows, place = self._rows_before(), self.places[self.first]
+        encrypted = self._released(place.folder, place.weights)
+        self.say("the plaintext twin repeats the run in the clear ...")
+        # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
+        torch.set_num_threads(os.cpu_count() or 1)
+        twin, in_clear = self._in_the_clear(train_jointly, "twin")
         error = float(np.abs(head.weights.numpy() - twin.weights).max())
-        scores = compare_scores(
-            rows, encrypted, np.concatenate(in_clear), error, self.manifest.task, seed=self.config.seed
-        )
+        scores = compare_scores(rows, encrypted, in_clear, error, self.manifest.task, seed=self.config.seed)
         difference = loss_difference(
             [read_losses(p.folder / "lightning") for p in self.places.values()],
             [read_losses(self.run.folder / "twin" / name) for name in self.places],
@@ -128,37 +126,38 @@ class _Comparison:
             rows[name] = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
         return rows
 
-    def _released_scores(self) -> Array:
-        """Of the released model, on the held-out rows."""
-        place = self.places[self.first]
-        head, meta = load_model(place.folder)
-        tuned = lower_segment(meta, place.weights, head.trained)
-        raw = [self._features(tuned, t, np.flatnonzero(t.split == self.held)) for t in self.tables.values()]
-        return np.concatenate([head(torch.from_numpy(features)).double().numpy() for features in raw])
+    def _released(self, folder: Path, weights: str | None = None) -> Array:
+        """Scores of a released model, on the held-out rows."""
+        head, meta = load_model(folder)
+        segment = lower_segment(meta, weights, head.trained)
+        raw = [self._features(segment, t, np.flatnonzero(t.split == self.held)) for t in self.tables.values()]
+        return head(torch.from_numpy(np.concatenate(raw))).double().numpy()
 
-    def _twin(self) -> Trained:
-        """The same run in the clear, with the absences that the encrypted one had."""
-        self.say("the plaintext twin repeats the run in the clear ...")
-        # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
-        torch.set_num_threads(os.cpu_count() or 1)
+    def _in_the_clear(self, train: Callable[..., Trained], name: str) -> tuple[Trained, Array]:
+        """The same run without encryption and with the same absences, and its scores on the held-out rows."""
         begun = beginning(self.config.start, self.schedule) if self.config.start else None
         away = absences(self.manifest, self.run.party(self.manifest.server.name))
         if begun:
             projection = begun.projection
         else:
             projection = Projection.from_bytes((self.places[self.first].folder / PROJECTION).read_bytes())
-        return train_jointly(
+        made = train(
             self.lower,
             self.schedule,
             {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in self.tables.items()},
-            folder=self.run.folder / "twin",
+            folder=self.run.folder / name,
             start=projection,
             base=begun.base if begun else None,
             trained=begun.trained if begun else None,
             seed=self.schedule.seed,
             device=self.config.device,
-            absent=lambda step, name: name in away.get(step, ()),
+            absent=lambda step, member: member in away.get(step, ()),
         )
+        parts = [
+            twin_scores(made.segment, made.weights, table, np.flatnonzero(table.split == self.held))
+            for table in self.tables.values()
+        ]
+        return made, np.concatenate(parts)
 
 
 def absences(manifest: Manifest, store: Path) -> dict[int, set[str]]:
