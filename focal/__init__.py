@@ -7,7 +7,7 @@
     model = focal.load(run)                           # a torch module; nothing of it is encrypted any more
     focal.evaluate(run, "new.csv", "new.zip")["auroc"]
 
-Each command of the same name is a call of one of these functions (:mod:`focal.api`).
+The commands of these names are calls of them (:mod:`focal.api`); only ``focal simulate`` makes up its own clinics.
 ``import focal`` itself loads none of what they need: a server never imports torch.
 
 Reading order: :mod:`focal.config` (what a run is), :mod:`focal.heads.linear.layout` (where numbers sit in slots),

@@ -1,5 +1,6 @@
-"""What FOCAL does, as functions; :mod:`focal` offers them, and the command of the same name calls
-one and prints what it returns.
+"""What FOCAL does, as functions; :mod:`focal` offers them. ``focal train``, ``evaluate``, ``predict``, ``explain``,
+``report`` and ``audit`` are calls of the function of that name and print what it returns. ``focal simulate`` is not:
+the function takes arrays, the command makes up a crowd of clinics (:mod:`focal.runs.crowd`).
 
 A run is given as its folder, or as the :class:`Run` that :func:`train` returned. Nothing here writes to the
 terminal: whoever wants to see how far a call is gives it a function, ``say`` for lines worth reading,
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from focal import configs
-from focal.config import InteractiveRunConfig, weights_file
 from focal.config import RunConfig as RunConfig
+from focal.config import weights_file
 from focal.errors import FocalError as FocalError
 from focal.extras import require
 from focal.manifest import Manifest
@@ -68,8 +69,8 @@ def train(
         file = configs.find(config)
         config, beside = read(RunConfig, file), file.parent
     _check_data(config)
-    if isinstance(config, InteractiveRunConfig) and config.start is not None and config.start.suffix == ".yaml":
-        earlier = beside / config.start
+    if config.earlier is not None:
+        earlier = beside / config.earlier
         wanted = read(RunConfig, earlier)
         if (start := local.newest_finished(wanted, Path(runs))) is None:
             start = train(earlier, runs=runs, say=say, show=show, done=done).folder

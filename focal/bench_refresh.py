@@ -12,6 +12,7 @@ of step 1, once to warm up and once measured, with a guard among them.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import tempfile
@@ -30,6 +31,7 @@ from focal.ckks import codec, native, ring
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, LocalConfig, ProjectionConfig, TrainingConfig
 from focal.custody import refresh
+from focal.custody.ledger import Ledger
 from focal.manifest import LayoutSpec, LowerSpec, Manifest
 from focal.net.identity import Identity, sign_manifest
 from focal.net.link import Link
@@ -37,6 +39,7 @@ from focal.protocols.blind import plan
 from focal.protocols.blind.custodian import BlindCustodian
 from focal.protocols.blind.server import BlindServer
 from focal.protocols.common.epochs import Epochs
+from focal.protocols.common.keyholder import KeyHolder
 from focal.protocols.common.progress import Reporter
 
 SCOPE = "5e" * 32
@@ -72,7 +75,8 @@ class _Clock:
         self._own.since = now
 
     def watch(self, where: Any, counts: bool, *names: str) -> None:
-        """Have these functions of a module or an object counted, or left out."""
+        """Have these functions of a module or an object counted, or left out: in a process that does nothing but this
+        benchmark, so that nothing of the roles has to know of a clock."""
         for name in names:
             setattr(where, name, self._watched(getattr(where, name), counts))
 
@@ -155,7 +159,7 @@ def _role(name: str, manifest: Manifest, folder: Path, endpoint: str, pipe: Conn
     os.nice(5)
     local = LocalConfig(name=name, keys=folder / f"{name}.json", state=folder / name, threads=1)
     report = Reporter(name, folder / name / "events.jsonl", lambda event: None)
-    kind = BlindServer if name == "server" else BlindCustodian
+    kind = BlindServer if name == "server" else _Answering
     if name == "server":
         local = local.model_copy(update={"bind": "tcp://127.0.0.1:*"})
     party: Any = kind(manifest, local, report)
@@ -168,7 +172,7 @@ def _role(name: str, manifest: Manifest, folder: Path, endpoint: str, pipe: Conn
         link = Link(manifest, party.identity, endpoint=endpoint)
         party.opened(link, link.open(60).session)
         pipe.send("")
-        act = _answering(party)
+        act = party.begin()
     party.scope, party.run_id = SCOPE, bytes.fromhex(SCOPE)
     party.epochs = Epochs(manifest, party.plan, party.run_id)
     clock = _watched()
@@ -226,25 +230,29 @@ def _asking(server: BlindServer) -> Callable[[int], Any]:
     return act
 
 
-def _answering(custodian: BlindCustodian) -> Callable[[int], Any]:
-    from focal.custody.ledger import Ledger
+class _DrawnKey(KeyHolder):
+    """A share from a seed: no ceremony was held."""
 
-    class Key:
-        def __init__(self) -> None:
-            self.own = _secret(custodian.scheme, custodian.me.name)
+    @functools.cached_property
+    def _drawn(self) -> list[ring.Limb]:
+        return _secret(self.scheme, self.party.me.name)
 
-        def limbs(self, topic: str) -> Any:
-            return self.own
+    def limbs(self, topic: str) -> list[ring.Limb]:
+        return self._drawn
 
-    custodian.key = Key()  # type: ignore[assignment]
-    custodian.ledger = Ledger(custodian.folder / "ledger.sqlite")
-    custodian.verifies = False
 
-    def act(step: int) -> None:
-        for topic, items in _batch(custodian.manifest, step):
-            custodian.answer_batch(topic, items)
+class _Answering(BlindCustodian):
+    """Answers batches with such a key, and repeats no step."""
 
-    return act
+    def begin(self) -> Callable[[int], None]:
+        self.key = _DrawnKey(self, self.scheme, (), self.pool)
+        self.ledger = Ledger(self.folder / "ledger.sqlite")
+        self.verifies = False
+        return self.act
+
+    def act(self, step: int) -> None:
+        for topic, items in _batch(self.manifest, step):
+            self.answer_batch(topic, items)
 
 
 def _secret(scheme: Scheme, name: str) -> list[Any]:

@@ -272,6 +272,11 @@ class RunConfig(Model):
         return next(kind for kind in RUN_CONFIGS if kind.model_fields["protocol"].default == said)
 
     @property
+    def earlier(self) -> Path | None:
+        """The configuration whose finished run this one starts from."""
+        return None
+
+    @property
     def dataset_name(self) -> str:
         """The data file's stem; it names the data set in ``summary.json``."""
         source = self.dataset.table or self.dataset.file
@@ -299,6 +304,10 @@ class InteractiveRunConfig(RunConfig):
     """Lightning's precision flag (``bf16-mixed`` on a GPU that has it)."""
     logger: Literal["csv", "tensorboard"] = "csv"
     """Where each institution's loss and rate are logged, in its own folder."""
+
+    @property
+    def earlier(self) -> Path | None:
+        return self.start if self.start is not None and self.start.suffix == ".yaml" else None
 
     @model_validator(mode="after")
     def _takes_every_step_with_all(self) -> InteractiveRunConfig:

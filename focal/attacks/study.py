@@ -31,6 +31,7 @@ from focal.config import BlindRunConfig, RunConfig
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.leaks import FILE, FOLDER, Counted, Leak, Leaks, Separated
+from focal.protocols import of
 from focal.reading import read, write
 from focal.reproduce.cells import digest, read_finished
 
@@ -203,11 +204,12 @@ def attack(
     :class:`FocalError` when the data are not there, when ``out`` holds cells of another configuration, and, with
     everything else written, when an attack failed.
     """
-    if not isinstance(config, BlindRunConfig):
+    if of(config).joint:
         raise FocalError(
             f"'{config.name}' is an interactive run; attacks are made on a blind one's data and uploads",
             hint="give a configuration of protocol blind: rows named focal-interactive are among its attacks",
         )
+    assert isinstance(config, BlindRunConfig)
     started = time.monotonic()
     bench = Bench(config, out / "runs" if run is None else run.parent, run)
     study = Study(bench, out, knows, show)

@@ -4,7 +4,7 @@
 
     common      the command itself and shared options; say()
     progress    bars
-    runs        a run on this machine, and what is done with a finished one: the functions of ``import focal``
+    runs        a run on this machine, and what is done with a finished one: mostly calls of ``import focal``
     parties     one party of a run on several machines
     manifest    what a consortium agrees on and signs
     data        a data set, before anything is trained on it

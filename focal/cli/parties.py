@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from focal.cli.common import app, cluster_app, console, epoch_app, keys_app, say, warn
-from focal.cli.progress import Bar, Board
+from focal.cli.progress import Bar, Bars
 from focal.errors import FocalError
 from focal.extras import require
 
@@ -54,7 +54,7 @@ def _role(role: str, manifest: Path, local: Path, events: bool, wait: float = 60
     from focal.runs import provision
 
     provision.who_verifies(read(Manifest, manifest), say, warn)
-    with Board() as board:
+    with Bars() as board:
         status = run_role(role, manifest, local, board.show, wait=wait)
     result = read(LocalConfig, local).state / "summary.json"
     if status == 0 and role == "institution":

@@ -21,7 +21,7 @@ import focal
 from focal.cli import common
 
 
-class Board:
+class Bars:
     """The picture of a running consortium: one bar per stage, and lines worth reading above them."""
 
     STAGES = {
@@ -55,7 +55,7 @@ class Board:
         if self.tasks:
             self.bars.stop()
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> Bars:
         return self
 
     def __exit__(self, *_: object) -> None:

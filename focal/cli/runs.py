@@ -1,5 +1,7 @@
-"""Whole runs on this machine, and what is done with a finished run. A command is a function:
-those of :mod:`focal.api`."""
+"""Whole runs on this machine, and what is done with a finished run: calls of the functions of :mod:`focal.api`.
+
+Without such a function: ``simulate`` (a crowd that is made up), ``reproduce``, ``clean``, ``approve``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import typer
 
 import focal
 from focal.cli.common import JsonOption, RunsOption, app, resumable, say
-from focal.cli.progress import Bar, Board
+from focal.cli.progress import Bar, Bars
 from focal.errors import FocalError
 from focal.extras import require
 
@@ -38,7 +40,7 @@ def train(
 
 def run_and_show(config: str | Path, runs: Path) -> None:
     """Train, with bars and results on the terminal."""
-    with resumable(), Board() as board:
+    with resumable(), Bars() as board:
         focal.train(config, runs=runs, say=board.line, show=board.show, done=board.done)
 
 
@@ -72,7 +74,7 @@ def simulate_clinics(
         steps=steps,
         seed=seed,
     )
-    with Board() as board:
+    with Bars() as board:
         found = simulate_crowd(crowd, out, board.show, board.line)
     say(describe(found))
     say(f"result: {out / 'summary.json'}, {out / 'timeline.png'}, {out / 'crowd.json'}")

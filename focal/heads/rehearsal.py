@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 L = TypeVar("L", bound=HeadLayout)
 
 
-class Rehearsal(Generic[L]):
+class AnyRehearsal(Generic[L]):
     """``custodians`` threshold shares and the joint keys of ``layout``, in this process."""
 
     def __init__(

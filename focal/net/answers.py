@@ -40,9 +40,8 @@ class Asker:
 class Answers:
     """Board and blobs of a session, and what a member is told of them.
 
-    ``seen`` and ``traffic`` are for progress displays: name -> (time of the last request by ``time.monotonic``, what
-    the member says it is doing), and name -> bytes by phase. ``failure`` is the last disk error, if any: the server's
-    role should stop on it.
+    ``seen`` says when a member was heard of last (``time.monotonic``), ``traffic`` its bytes by phase. ``failure`` is
+    the last disk error, if any: the server's role should stop on it.
     """
 
     LAST_WORD = 0.5
@@ -55,7 +54,7 @@ class Answers:
 
     def __init__(self, manifest: Manifest, board: Board, blobs: Blobs, session: str) -> None:
         self.manifest, self.board, self.blobs, self.session = manifest, board, blobs, session
-        self.seen: dict[str, tuple[float, str]] = {}
+        self.seen: dict[str, float] = {}
         self.told: dict[str, int] = {}
         """Member -> how many records it was sent."""
         self.failure: FocalError | None = None
@@ -75,7 +74,7 @@ class Answers:
     def silent(self, seconds: float) -> list[str]:
         """Members that were not heard of for so long, as far as this server has been listening."""
         since = time.monotonic() - seconds
-        return [name for name in self._members if self.seen.get(name, (self._began, ""))[0] < since]
+        return [name for name in self._members if self.seen.get(name, self._began) < since]
 
     def _open(self) -> None:
         self._began = time.monotonic()
@@ -108,7 +107,7 @@ class Answers:
         """Members that were heard of in the last ``seconds`` and have not been sent the whole board, or its ``first``
         records."""
         since = time.monotonic() - seconds
-        recent = [name for name, (seen, _) in list(self.seen.items()) if seen > since]
+        recent = [name for name, seen in list(self.seen.items()) if seen > since]
         wanted = len(self.board) if first is None else first
         return [name for name in recent if self.told.get(name, 0) < min(wanted, self.board.length(name))]
 
@@ -192,7 +191,6 @@ class Answers:
         return frames.Piece(size=size, offset=get.offset), self.blobs.read_piece(get.digest, get.offset, PIECE)
 
     def _beat(self, asker: Asker, beat: frames.Beat, _: bytes) -> tuple[Model, bytes]:
-        self.seen[asker.name] = (time.monotonic(), beat.doing)
         return frames.BeatOk(), b""
 
 

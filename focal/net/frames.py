@@ -127,6 +127,8 @@ class Beat(Model):
 
     kind: Literal["beat"] = "beat"
     doing: Text = Field("", max_length=100)
+    """Nobody says anything here. It stays until the next protocol version, since this one's servers refuse a heartbeat
+    without it: only one spelling of a message is accepted."""
 
 
 class BeatOk(Model):

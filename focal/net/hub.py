@@ -33,6 +33,8 @@ log = logging.getLogger("focal.net")
 ZAP_DOMAIN = b"focal"
 MAX_WAITS = 64
 """Long polls that one member may hold open."""
+LOOKS_UP = 1.0
+"""Seconds after which the hub looks whether it is to stop, where nothing wakes it."""
 MAX_WRITES = 32
 """Pieces that wait for the disk. Beyond them nothing is received, so that what is not, waits at those who send."""
 
@@ -153,8 +155,9 @@ class Hub(Answers):
             poller.register(source, zmq.POLLIN)
         try:
             while not self._stopping:
-                soonest = min((deadline for deadline, _ in self._waits.values()), default=time.monotonic() + 1)
-                events = dict(poller.poll(max(0, min(1000, int(1000 * (soonest - time.monotonic())) + 1))))
+                soonest = min((deadline for deadline, _ in self._waits.values()), default=time.monotonic() + LOOKS_UP)
+                until = min(LOOKS_UP, soonest - time.monotonic())
+                events = dict(poller.poll(max(0, int(1000 * until) + 1)))
                 try:
                     self._wake.drain()
                     if self._zap in events:
@@ -218,7 +221,7 @@ class Hub(Answers):
         asker = Asker(route, request, name, phase.decode())
         self._meters[name].count(asker.phase, "up", len(header) + len(payload))
         self._recorder.add(header, payload)
-        self.seen[name] = (time.monotonic(), self.seen.get(name, (0.0, ""))[1])
+        self.seen[name] = time.monotonic()
         try:
             message = decode(frames.REQUEST, header)
         except ProtocolError as e:

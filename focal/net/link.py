@@ -18,7 +18,7 @@ from pathlib import Path
 
 import zmq
 
-from focal.config import ANEW, VERSION, Model, earlier, printable
+from focal.config import ANEW, VERSION, Model, earlier
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.manifest import Manifest
 from focal.net import frames
@@ -372,7 +372,7 @@ class Link(Requests):
         if self.session and now >= self._next_beat and (self._pulse is None or self._pulse.done()):
             self._next_beat = now + self.BEAT
             with contextlib.suppress(FocalError):  # closed in this moment
-                self._pulse = self._submit(frames.Beat(doing=printable(self.doing)[:100]), frames.BeatOk)
+                self._pulse = self._submit(frames.Beat(), frames.BeatOk)
         if now - max(self._heard, self._repeated) > self.QUIET:
             self._repeated = now
             if not self._silent:

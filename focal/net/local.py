@@ -88,8 +88,8 @@ class LocalHub(Answers):
     def _look(self) -> None:
         """Here a member is there as long as its link is open."""
         with self._network.changed:
-            for name, link in self._network.links.items():
-                self.seen[name] = (time.monotonic(), link.doing)
+            for name in self._network.links:
+                self.seen[name] = time.monotonic()
 
     def answer(self, link: LocalLink, message: Model, payload: bytes, size: int) -> tuple[Model, bytes, int] | None:
         """The answer to a request of ``size`` bytes, and its size; None when hub or link end before there is one."""
@@ -100,7 +100,7 @@ class LocalHub(Answers):
         try:
             asker = Asker(b"", b"", link.name, link.phase)
             self._meters[link.name].count(link.phase, "up", size)
-            self.seen[link.name] = (time.monotonic(), link.doing)
+            self.seen[link.name] = time.monotonic()
             if isinstance(message, frames.Wait):
                 if not self._grown(link, message):
                     return None

@@ -43,8 +43,6 @@ class Requests(abc.ABC):
         self.manifest, self.name, self.endpoint = manifest, name, endpoint
         self.phase = "setup"
         """What the bytes are counted under, here and at the server: ``[a-z-]``, at most 32 characters."""
-        self.doing = ""
-        """Shown to the server with every heartbeat. No file names, no patient ids."""
         self.session = ""
         self._meter = Meter()
 

@@ -74,12 +74,8 @@ def run_role(
         print(f"{name}: interrupted; the same command continues the run", file=sys.stderr)
         return 130
     finally:
-        if party is not None and hasattr(party, "net"):
-            with contextlib.suppress(FocalError):
-                party.keep_traffic()
-            close = getattr(party.net, "close", None)
-            if close is not None:
-                close()
+        if party is not None:
+            party.leave()
 
 
 def check_compute(role: str, manifest: Manifest, local: LocalConfig) -> None:
@@ -114,12 +110,8 @@ def give_up(party: Party, error: Exception) -> None:
 
 
 def _go(party: Party, wait: float) -> None:
-    if party.role != "server":
-        record = os.environ.get("FOCAL_RECORD_WIRE")  # for tests of what a party sees
-        link = Link(party.manifest, party.identity, record=Path(record) / party.me.name if record else None)
-        if not enter(party, link, wait):
-            return
-    party.run()
+    if party.role == "server" or enter(party, Link(party.manifest, party.identity), wait):
+        party.run()
 
 
 def enter(party: Party, link: Link | LocalLink, wait: float) -> bool:

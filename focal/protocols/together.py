@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -140,9 +139,7 @@ class Together:
                 start.give_up(party, e)
         finally:
             if party is not None:
-                with contextlib.suppress(FocalError):
-                    if hasattr(party, "net"):
-                        party.keep_traffic()
+                party.leave()
                 self._links[name].close()
                 party.close()
 

@@ -192,8 +192,8 @@ def _scored(
         return None, "the released model is not in this folder"
     head, meta = upper.load(folder)
     try:
-        if of(summary).joint:
-            rows, tuned = _joint_rows(folder, summary, config, head, meta, say)
+        if meta.tuned:
+            rows, tuned = _computed_rows(folder, summary, config, head, meta, say)
         else:
             rows = tuned = _kept_rows(folder, summary)
         return _measured(rows, tuned, head, meta, seed, repeats, slow_repeats, say), ""
@@ -239,7 +239,8 @@ CLEANED = "the institutions' rows are no longer on this machine (focal clean)"
 
 
 def _kept_rows(folder: Path, summary: Summary) -> Rows:
-    """What institutions keep of a blind run: every party of a local run, or the one whose state folder this is."""
+    """What institutions keep where lower segments stay as they are: every party of a local run,
+    or the one whose state folder this is."""
     if (folder / ROWS).exists():
         return {folder.resolve().name: read_kept(folder)[0]}
     parties = {name: folder / "parties" / name for name in summary.auroc.institutions or {}}
@@ -248,13 +249,13 @@ def _kept_rows(folder: Path, summary: Summary) -> Rows:
     return {name: read_kept(path)[0] for name, path in parties.items()}
 
 
-def _joint_rows(
+def _computed_rows(
     folder: Path, summary: Summary, config: RunConfig | None, head: UpperHead, meta: ModelMeta, say: Say
 ) -> tuple[Rows, Rows]:
     """All rows with the features before training, and the test rows with those of the fine-tuned segment,
     of every institution.
 
-    An interactive run keeps neither. Both are computed from the images again,
+    A run that trains lower segments keeps neither. Both are computed from the images again,
     as far as the run's own comparison did not cache them.
     """
     from focal.data import load

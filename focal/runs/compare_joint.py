@@ -8,7 +8,7 @@ features, as in the blind protocol.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,20 @@ from focal.protocols.interactive.beginning import beginning
 from focal.reading import read
 from focal.runs.compare import LocalScores, compare_scores
 from focal.runs.folder import Run
-from focal.segments.lower import build_lower
+from focal.segments.lower import LowerSegment, build_lower
 from focal.segments.projection import Projection
+from focal.segments.upper import UpperHead, lower_segment
 from focal.segments.upper import load as load_model
-from focal.segments.upper import lower_segment
 from focal.training.features import compute_features
-from focal.training.joint import Site, train_jointly
+from focal.training.joint import Site, Trained, train_jointly
 from focal.training.joint import scores as twin_scores
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Member:
-    """An institution of a local run, as the launcher may see it."""
+class Premises:
+    """Where an institution of a local run has what is its own, as the launcher may see it."""
 
     data: DatasetConfig
     weights: str
@@ -55,108 +55,109 @@ class Member:
 
 def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
     """Scores of the released model beside twin and baselines; and what else the summary should say."""
-    members = {}
-    for m in manifest.institutions:
-        local = read(LocalConfig, run.party(m.name) / "local.json")
-        assert local.data is not None and local.weights is not None
-        members[m.name] = Member(local.data, local.weights, run.party(m.name))
-    config = run.config
-    assert isinstance(config, InteractiveRunConfig)
-    return _compared(
-        manifest,
-        members,
-        run.party(manifest.server.name),
-        run.folder,
-        run.folder.parent / "cache",
-        start=config.start,
-        device=config.device,
-        seed=config.seed,
-        say=say,
-    )
+    return _Comparison(run, manifest, say).found()
 
 
-def _compared(
-    manifest: Manifest,
-    members: Mapping[str, Member],
-    store: Path,
-    folder: Path,
-    cache: Path,
-    *,
-    start: Path | None,
-    device: str,
-    seed: int,
-    say: Callable[[str], None],
-) -> tuple[LocalScores, dict[str, Any]]:
-    """Scores of the released model beside twin and baselines; and what else the summary should say.
-    ``store``: the server's folder."""
-    config, task = plan.schedule(manifest), manifest.task
-    tables = {
-        name: load(m.data.model_copy(update={"classes": manifest.classes, "task": task}), seed)
-        for name, m in members.items()
-    }
-    for name, m in members.items():
-        check_unchanged(m.folder, tables[name])
-    first = next(iter(members))
-    source = members[first].weights
-    lower, _ = build_lower(manifest.lower, source)
-    heads = {name: load_model(m.folder)[0] for name, m in members.items()}
-    for name, head in heads.items():
-        if not torch.equal(head.weights, heads[first].weights):
-            raise FocalError(f"'{name}' decoded other weights than '{first}' from the same shares", hint="report this")
-        if any(not torch.equal(value, heads[first].trained[key]) for key, value in head.trained.items()):
-            say(
-                f"'{name}' ended with another lower segment than '{first}': it was absent in the last average; "
-                f"scored is that of '{first}'"
-            )
+class _Comparison:
+    """All rows of all institutions, twice: with the features before training, and with those after it."""
 
-    rows = {}
-    for name, table in tables.items():
-        wanted = np.flatnonzero(np.isin(table.split, ("train", "val", "test")))
-        features = compute_features(lower, table, wanted, device=device, cache=cache)
-        rows[name] = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
-    held = "test" if any((t.split == "test").any() for t in tables.values()) else "val"
+    def __init__(self, run: Run, manifest: Manifest, say: Callable[[str], None]) -> None:
+        assert isinstance(run.config, InteractiveRunConfig)
+        self.run, self.config, self.manifest, self.say = run, run.config, manifest, say
+        self.schedule = plan.schedule(manifest)
+        self.places = {}
+        for m in manifest.institutions:
+            local = read(LocalConfig, run.party(m.name) / "local.json")
+            assert local.data is not None and local.weights is not None
+            self.places[m.name] = Premises(local.data, local.weights, run.party(m.name))
+        self.first = next(iter(self.places))
+        """The institution whose model is scored."""
+        agreed = {"classes": manifest.classes, "task": manifest.task}
+        self.tables = {
+            name: load(p.data.model_copy(update=agreed), self.config.seed) for name, p in self.places.items()
+        }
+        for name, p in self.places.items():
+            check_unchanged(p.folder, self.tables[name])
+        self.held = "test" if any((t.split == "test").any() for t in self.tables.values()) else "val"
+        self.lower, _ = build_lower(manifest.lower, self.places[self.first].weights)
 
-    head, meta = load_model(members[first].folder)
-    tuned = lower_segment(meta, source, head.trained)
+    def found(self) -> tuple[LocalScores, dict[str, Any]]:
+        head = self._agreed_head()
+        rows, place = self._rows_before(), self.places[self.first]
+        encrypted = self._released(place.folder, place.weights)
+        self.say("the plaintext twin repeats the run in the clear ...")
+        # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
+        torch.set_num_threads(os.cpu_count() or 1)
+        twin, in_clear = self._in_the_clear(train_jointly, "twin")
+        error = float(np.abs(head.weights.numpy() - twin.weights).max())
+        scores = compare_scores(rows, encrypted, in_clear, error, self.manifest.task, seed=self.config.seed)
+        difference = loss_difference(
+            [read_losses(p.folder / "lightning") for p in self.places.values()],
+            [read_losses(self.run.folder / "twin" / name) for name in self.places],
+        )
+        return scores, {} if difference is None else {"loss_difference": difference}
 
-    def outputs(table: Table) -> Array:
-        raw = compute_features(tuned, table, np.flatnonzero(table.split == held), device=device, cache=cache)
-        return head(torch.from_numpy(raw)).double().numpy()
+    def _features(self, segment: LowerSegment, table: Table, rows: NDArray[Any]) -> NDArray[np.float32]:
+        cache = self.run.folder.parent / "cache"
+        return compute_features(segment, table, rows, device=self.config.device, cache=cache)
 
-    encrypted = np.concatenate([outputs(table) for table in tables.values()])
+    def _agreed_head(self) -> UpperHead:
+        """The head, which all must have decoded alike; whose lower segment is another one is said."""
+        heads = {name: load_model(p.folder)[0] for name, p in self.places.items()}
+        head, first = heads[self.first], self.first
+        for name, other in heads.items():
+            if not torch.equal(other.weights, head.weights):
+                raise FocalError(
+                    f"'{name}' decoded other weights than '{first}' from the same shares", hint="report this"
+                )
+            if any(not torch.equal(value, head.trained[key]) for key, value in other.trained.items()):
+                self.say(
+                    f"'{name}' ended with another lower segment than '{first}': it was absent in the last average; "
+                    f"scored is that of '{first}'"
+                )
+        return head
 
-    say("the plaintext twin repeats the run in the clear ...")
-    torch.set_num_threads(
-        os.cpu_count() or 1
-    )  # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
-    begun = beginning(start, config) if start else None
-    projection = begun.projection if begun else Projection.from_bytes((members[first].folder / PROJECTION).read_bytes())
-    sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
-    absent = absences(manifest, store)
-    twin = train_jointly(
-        lower,
-        config,
-        sites,
-        folder=folder / "twin",
-        start=projection,
-        base=begun.base if begun else None,
-        trained=begun.trained if begun else None,
-        seed=config.seed,
-        device=device,
-        absent=lambda step, name: name in absent.get(step, ()),
-    )
-    in_clear = np.concatenate(
-        [
-            twin_scores(twin.segment, twin.weights, table, np.flatnonzero(table.split == held))
-            for table in tables.values()
+    def _rows_before(self) -> dict[str, InstitutionRows]:
+        """What the baselines learn from: features of the segment as it was."""
+        rows = {}
+        for name, table in self.tables.items():
+            wanted = np.flatnonzero(np.isin(table.split, ("train", "val", "test")))
+            features = self._features(self.lower, table, wanted)
+            rows[name] = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
+        return rows
+
+    def _released(self, folder: Path, weights: str | None = None) -> Array:
+        """Scores of a released model, on the held-out rows."""
+        head, meta = load_model(folder)
+        segment = lower_segment(meta, weights, head.trained)
+        raw = [self._features(segment, t, np.flatnonzero(t.split == self.held)) for t in self.tables.values()]
+        return head(torch.from_numpy(np.concatenate(raw))).double().numpy()
+
+    def _in_the_clear(self, train: Callable[..., Trained], name: str) -> tuple[Trained, Array]:
+        """The same run without encryption and with the same absences, and its scores on the held-out rows."""
+        begun = beginning(self.config.start, self.schedule) if self.config.start else None
+        away = absences(self.manifest, self.run.party(self.manifest.server.name))
+        if begun:
+            projection = begun.projection
+        else:
+            projection = Projection.from_bytes((self.places[self.first].folder / PROJECTION).read_bytes())
+        made = train(
+            self.lower,
+            self.schedule,
+            {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in self.tables.items()},
+            folder=self.run.folder / name,
+            start=projection,
+            base=begun.base if begun else None,
+            trained=begun.trained if begun else None,
+            seed=self.schedule.seed,
+            device=self.config.device,
+            absent=lambda step, member: member in away.get(step, ()),
+        )
+        parts = [
+            twin_scores(made.segment, made.weights, table, np.flatnonzero(table.split == self.held))
+            for table in self.tables.values()
         ]
-    )
-
-    error = float(np.abs(head.weights.numpy() - twin.weights).max())
-    found = compare_scores(rows, encrypted, in_clear, error, task, seed=seed)
-    ours = [read_losses(m.folder / "lightning") for m in members.values()]
-    difference = loss_difference(ours, [read_losses(folder / "twin" / name) for name in members])
-    return found, {} if difference is None else {"loss_difference": difference}
+        return made, np.concatenate(parts)
 
 
 def absences(manifest: Manifest, store: Path) -> dict[int, set[str]]:

@@ -112,10 +112,8 @@ class Visitor(ArrayInstitution):
 
     spent = 0.0
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.pool.shutdown()
-        self.pool = Inline()  # type: ignore[assignment]
+    def workers(self) -> Executor:
+        return Inline()
 
     def run(self) -> None:
         begun = time.thread_time()

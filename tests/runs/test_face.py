@@ -19,6 +19,7 @@ from patience import PATIENCE
 import focal as face
 from focal import api, configs
 from focal.cli import runs as commands
+from focal.cli.common import app
 from focal.config import RunConfig
 from focal.errors import ConfigError, FocalError
 from focal.reading import read
@@ -190,6 +191,12 @@ def test_a_command_is_its_function(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert {key: value for key, value in call.items() if key not in SEEN} == expected
     assert set(expected) == set(signature.parameters) - SEEN
     assert set(expected) == set(inspect.signature(getattr(commands, name)).parameters) - {"as_json"}
+
+
+def test_every_function_is_its_command_but_one() -> None:
+    """``focal simulate`` makes up a crowd of clinics, where the function takes arrays; ``load`` is for Python."""
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    assert commands & set(FUNCTIONS) == {*CALLS, "simulate"} and set(FUNCTIONS) - commands == {"load"}
 
 
 def test_the_demo_is_training_of_the_configuration_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:

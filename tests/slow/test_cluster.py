@@ -38,13 +38,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 from spread import Recorded  # noqa: E402
 
 from focal.cluster.nodes import Cluster, Node  # noqa: E402
-from focal.cluster.shards import RayShards, cut  # noqa: E402
+from focal.cluster.shards import RayShards  # noqa: E402
 from focal.config import CkksConfig  # noqa: E402
 from focal.errors import FocalError  # noqa: E402
 from focal.heads.linear.cost import layout_for  # noqa: E402
 from focal.heads.linear.engine import Engine, Shards  # noqa: E402
 from focal.net.store import DiskError  # noqa: E402
-from focal.protocols.blind.compute import worker_bytes  # noqa: E402
 
 GB = 1 << 30
 LAYOUT = layout_for(8192, 32, 6, 5000, 4, 1, (5000,))
@@ -203,17 +202,6 @@ def test_a_process_is_on_one_cluster_at_a_time(cluster: Cluster) -> None:
     with pytest.raises(FocalError, match="this process is on a Ray cluster already"):
         Cluster(None, 1)
     assert len(cluster.alive()) == 1
-
-
-def test_workers_need_more_memory_when_there_are_fewer() -> None:
-    one, two = (worker_bytes(LAYOUT, 2 * GB, n) for n in (1, 2))
-    assert GB // 4 < two < one < GB
-
-
-def test_sums_are_cut_in_proportion() -> None:
-    assert cut(8, [1, 1]) == [range(0, 4), range(4, 8)]
-    assert cut(9, [2, 1]) == [range(0, 6), range(6, 9)]
-    assert [len(part) for part in cut(1, [1, 1, 1])].count(1) == 1
 
 
 def test_a_cluster_without_a_token_here_is_not_even_asked(tmp_path: Path) -> None:

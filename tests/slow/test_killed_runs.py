@@ -39,7 +39,7 @@ class Memory:
 
 def test_kill_9_in_every_phase(tmp_path: Path) -> None:
     """Every role is killed at least once: in the key ceremony, the upload, the training and before the release."""
-    wires = str(tmp_path)
+    recording = f"import recorded; recorded.into({str(tmp_path)!r})\n"
     memory = Memory()
     with Consortium("killed", training={"steps": 3}, layout={"class_lanes": 2, "feature_lanes": 2}) as c:
 
@@ -48,9 +48,9 @@ def test_kill_9_in_every_phase(tmp_path: Path) -> None:
                 c.processes[name].kill()
             memory.note(c)
             for name in names:
-                c.start(name, FOCAL_RECORD_WIRE=wires if name == "server" else "")
+                c.start(name, prelude=recording if name == "server" else "")
 
-        c.start("server", FOCAL_RECORD_WIRE=wires)
+        c.start("server", prelude=recording)
         c.start("custodian-1", "custodian-2", "hospital-a", "hospital-b", "hospital-c")
 
         c.processes["custodian-1"].reach_phase("keys", done=3)  # its contributions are half made

@@ -106,7 +106,6 @@ print(time.monotonic() - start)
     def seconds() -> float:
         return float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30).stdout)
 
-    assert seconds() < 0.5
     network.slow("west")
     assert seconds() > 0.9
 
@@ -303,8 +302,8 @@ class Spread:
 
     def start(self, *names: str) -> None:
         for name in names:
-            record = str(self.wires) if name == "server" else ""
-            self.c.start(name, prelude=enter(self.network.namespace(self.place[name])), FOCAL_RECORD_WIRE=record)
+            record = f"import recorded; recorded.into({str(self.wires)!r})\n" if name == "server" else ""
+            self.c.start(name, prelude=enter(self.network.namespace(self.place[name])) + record)
 
     def while_sending(self, name: str) -> list[Path]:
         """Wait until ``name`` is in the middle of sending its blobs; returns those that the server has whole."""

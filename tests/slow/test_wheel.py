@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import email
 import json
 import os
 import shutil
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from consortium import ENV, said
+from packaging.requirements import Requirement
 from patience import PATIENCE
 from places import ROOT
 
@@ -97,6 +100,39 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None
     for line in ("License-Expression: Apache-2.0", "License-File: LICENSE", "Provides-Extra: site"):
         assert f"\n{line}\n" in facts
     assert "\n# FOCAL\n" in facts, "the README is its description"
+
+
+def test_what_every_extra_asks_for_is_what_is_tested_here(wheel: Path) -> None:
+    """Offline: each requirement of the wheel, and those behind it, are met by what is installed, in its version."""
+    with zipfile.ZipFile(wheel) as z:
+        facts = email.message_from_bytes(z.read(f"focal-{focal.__version__}.dist-info/METADATA"))
+    told = [Requirement(line) for line in facts.get_all("Requires-Dist") or []]
+    extras = facts.get_all("Provides-Extra") or []
+    assert {"site", "study", "ray", "dev"} <= set(extras)
+    missing, seen = [], set()
+    for extra in ["", *extras]:
+        todo = [(f"focal[{extra}]", r) for r in told if r.marker is None or r.marker.evaluate({"extra": extra})]
+        assert todo
+        while todo:
+            who, wanted = todo.pop()
+            if wanted.name == "focal" or (str(wanted), extra) in seen:
+                continue
+            seen.add((str(wanted), extra))
+            try:
+                found = distribution(wanted.name)
+            except PackageNotFoundError:
+                missing.append(f"{who} needs {wanted}")
+                continue
+            if not wanted.specifier.contains(found.version, prereleases=True):
+                missing.append(f"{who} needs {wanted}, here is {found.version}")
+            behind = [Requirement(line) for line in found.requires or []]
+            asked = wanted.extras or {""}
+            todo += [
+                (wanted.name, r)
+                for r in behind
+                if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in asked)
+            ]
+    assert not missing, missing
 
 
 def test_it_is_the_wheels_focal_that_runs(installed: Installed) -> None:

@@ -32,13 +32,14 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+import recorded
 import yaml
 from forks import nursery
 from numpy.typing import NDArray
@@ -64,7 +65,6 @@ LOWER: dict[str, Any] = {
 }
 """timm's own miniature ViT: 64 features in milliseconds."""
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-ENV.pop("FOCAL_RECORD_WIRE", None)
 
 
 # --------------------------------------------------------------------------- data
@@ -257,17 +257,9 @@ def _make_finished(made: Path) -> None:
     kept = {"secret": made / "shares", "masks": made / "masks"}
     for into in kept.values():
         into.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "focal",
-        "train",
-        "--config",
-        str(write_config(made, "eyes")),
-        "--runs",
-        str(made / "runs"),
-    ]
-    env = {**ENV, "COLUMNS": "200", "FOCAL_RECORD_WIRE": str(made / "wires")}
+    config_file = str(write_config(made, "eyes"))
+    command, recording = recorded.train(made / "wires", "--config", config_file, "--runs", str(made / "runs"))
+    env = {**ENV, "COLUMNS": "200", **recording}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
     stop = threading.Event()
 
@@ -331,15 +323,17 @@ class Process:
         prelude: str = "",
         limit: int = 0,
         wait: float = 30,
+        born: Mapping[str, str] | None = None,
         **env: str,
     ) -> None:
-        """``limit``: bytes that a file may grow to before the disk is full."""
+        """``limit``: bytes that a file may grow to before the disk is full. ``born``: see forks.py."""
         self.name = local_file.parent.name
         arguments = [role, "--manifest", str(manifest), "--local", str(local_file), "--events"]
         arguments += [] if role == "server" else ["--wait", str(wait)]
         self.events: list[dict[str, Any]] = []
         self._grown = threading.Condition()
-        self.child = nursery().start(f"{prelude}\nfrom focal.cli import main\nmain()", arguments, {**ENV, **env}, limit)
+        program = f"{prelude}\nfrom focal.cli import main\nmain()"
+        self.child = nursery(born).start(program, arguments, {**ENV, **env}, limit)
         self._errors: list[str] = []
         self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read_events, self._read_errors)]
         for reader in self._readers:
@@ -434,6 +428,8 @@ class Consortium:
 
     prelude = ""
     """Program text that every party begins with."""
+    born: Mapping[str, str] = {}
+    """What the environment of every party held when its libraries were loaded."""
 
     def __init__(self, name: str, *, quick: bool = True, folder: Path | None = None, **changes: Any) -> None:
         """In ``folder``, or below :func:`runs`."""
@@ -498,6 +494,7 @@ class Consortium:
                 prelude=source,
                 limit=limit,
                 wait=wait,
+                born=self.born,
                 **env,
             )
         return self.processes[names[-1]]

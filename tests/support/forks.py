@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,16 @@ class Nursery:
 _first = threading.Lock()
 
 
-def nursery() -> Nursery:
-    """The nursery of this test session. It ends when the session does: its control socket is closed then."""
-    with (
-        _first
-    ):  # several threads may ask for it first, and a second one would end with the children that it has by then
-        return _nursery()
+def nursery(born: Mapping[str, str] | None = None) -> Nursery:
+    """The nursery of this test session, or one of its own for what libraries read while they are loaded (``born``).
+    It ends when the session does: its control socket is closed then."""
+    with _first:  # several threads may ask for it first; a second one would end with the children that it has by then
+        return _nursery(tuple((born or {}).items()))
 
 
 @functools.cache
-def _nursery() -> Nursery:
-    return Nursery({**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
+def _nursery(born: tuple[tuple[str, str], ...]) -> Nursery:
+    return Nursery({**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **dict(born)})
 
 
 class Fork:

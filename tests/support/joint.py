@@ -15,17 +15,17 @@ from focal.heads.joint.engine import InteractiveEngine, Weights
 from focal.heads.joint.layout import FACTOR, MOVED_BITS, RELEASED, SCALE, InteractiveLayout, row_table
 from focal.heads.joint.twin import Update
 from focal.heads.moves import Refresh
-from focal.heads.rehearsal import Rehearsal
+from focal.heads.rehearsal import AnyRehearsal
 
 SLOTS = 8192
 
 
-def rehearsal(layout: InteractiveLayout, run: str, custodians: int = 3) -> Rehearsal:
-    return Rehearsal(layout, custodians=custodians, threads=2, run=run)
+def rehearsal(layout: InteractiveLayout, run: str, custodians: int = 3) -> AnyRehearsal:
+    return AnyRehearsal(layout, custodians=custodians, threads=2, run=run)
 
 
 def engine(
-    base: Rehearsal, layout: InteractiveLayout, update: Update, threads: int = 2, **options: int
+    base: AnyRehearsal, layout: InteractiveLayout, update: Update, threads: int = 2, **options: int
 ) -> InteractiveEngine:
     quarter = layout.rows // 4
     return InteractiveEngine(
@@ -44,7 +44,7 @@ def problem(layout: InteractiveLayout, seed: int = 0) -> tuple[np.ndarray, np.nd
     )
 
 
-def uploads(base: Rehearsal, run: InteractiveEngine, x: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
+def uploads(base: AnyRehearsal, run: InteractiveEngine, x: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
     """Each owner's activations, its first ``filled[owner]`` rows only."""
     starts = {name: run.owners[name].start for name in filled}
     return {
@@ -52,13 +52,13 @@ def uploads(base: Rehearsal, run: InteractiveEngine, x: np.ndarray, filled: Mapp
     }
 
 
-def answers(base: Rehearsal, run: InteractiveEngine, delta: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
+def answers(base: AnyRehearsal, run: InteractiveEngine, delta: np.ndarray, filled: Mapping[str, int]) -> dict[str, Any]:
     starts = {name: run.owners[name].start for name in filled}
     slots = {n: run.layout.derivative_slots(delta[s : s + filled[n]], s) for n, s in starts.items()}
     return {n: base.encrypt(v, factor=FACTOR) for n, v in slots.items()}
 
 
-def encrypted(base: Rehearsal, layout: InteractiveLayout, now: np.ndarray, before: np.ndarray) -> Weights:
+def encrypted(base: AnyRehearsal, layout: InteractiveLayout, now: np.ndarray, before: np.ndarray) -> Weights:
     return Weights(*(encrypt_any(base, layout.weight_slots(w)) for w in (now, before)))
 
 
@@ -80,7 +80,13 @@ def derivative(z: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def opened_step(
-    base: Rehearsal, run: InteractiveEngine, step: int, weights: Weights, x: np.ndarray, y: np.ndarray, refresh: Refresh
+    base: AnyRehearsal,
+    run: InteractiveEngine,
+    step: int,
+    weights: Weights,
+    x: np.ndarray,
+    y: np.ndarray,
+    refresh: Refresh,
 ) -> tuple[Weights, np.ndarray, np.ndarray, np.ndarray]:
     """A joint step of full batches in which owners see smudged openings: weights, logits, derivatives,
     activation gradients."""

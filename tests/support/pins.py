@@ -16,6 +16,11 @@ The source text that does this (:data:`FIXED`) names what Python, NaCl and ZeroM
 focal: code may move. Draws are counted, so a change that draws the same in another order changes the
 pins, and not what the protocol does.
 
+Nor to the processor. Kernels of BLAS, numpy and the C library are chosen by what it can do, and round in ways of their
+own: the parties' libraries are loaded under :data:`OLDEST`, where each takes what runs on every x86-64. Features are
+quarters of integers. :func:`probe` tells whether a machine rounds likewise all the same; FOCAL's own kernels are free
+(``FOCAL_NATIVE``), for they compute with integers.
+
 Left out: the body of the record ``traffic``, which counts bytes, those of waiting among them. Everything else on the
 board is pinned as it lies there, signatures and digests of sealed boxes included.
 """
@@ -32,6 +37,8 @@ import hashlib  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
 import struct  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
 import tempfile  # noqa: E402
 import types  # noqa: E402
 from collections.abc import Iterable, Iterator, Mapping  # noqa: E402
@@ -44,6 +51,7 @@ import scan  # noqa: E402
 from consortium import Consortium, rows  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from patience import PATIENCE  # noqa: E402
+from places import ROOT  # noqa: E402
 from quick_joint import PRELUDE  # noqa: E402
 from zmq.utils import z85  # noqa: E402
 
@@ -55,11 +63,20 @@ from focal.net.identity import Identity, open_record, sign_manifest  # noqa: E40
 from focal.protocols.interactive.plan import batch as batch_of  # noqa: E402
 from focal.reading import write  # noqa: E402
 
+ROUNDING = "floating point of this machine"
 PINS = Path(__file__).with_name("pins.json")
 ENDPOINT = "tcp://127.0.0.1:1"
 """What the manifest says. Nobody listens there: see FIXED."""
 Section = dict[str, str]
 """What is pinned -> its digest."""
+OLDEST = {
+    "OPENBLAS_CORETYPE": "Prescott",  # SSE3: products and eigenvectors
+    "NPY_DISABLE_CPU_FEATURES": " ".join(np._core._multiarray_umath.__cpu_dispatch__),  # type: ignore[attr-defined]
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX,-AVX2,-FMA,-FMA4",  # sines, logarithms without fused steps
+    "ATEN_CPU_CAPABILITY": "default",  # torch, should a party ever load it here
+    "MKL_CBWR": "COMPATIBLE",
+}
+"""Environment under which libraries take the kernels that run, and round, on every x86-64."""
 
 FIXED = '''
 import hashlib, os, random, sys, threading
@@ -168,6 +185,8 @@ LOWER = {
 
 class Fixed(Consortium):
     """A consortium with two custodians, the first of them the guard, in a folder of its own."""
+
+    born = OLDEST
 
     def __init__(self, protocol: str) -> None:
         given = ROWS[protocol]
@@ -335,6 +354,20 @@ def _template(node: ast.expr) -> str:
 # --------------------------------------------------------------------------- does this machine round likewise?
 
 
+def rounding() -> Section:
+    """:func:`probe` under :data:`OLDEST`."""
+    env = {**os.environ, **OLDEST, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, PINS.parent)))}
+    told = subprocess.run(
+        [sys.executable, "-c", "import json, pins; print(json.dumps(pins.probe()))"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    return dict(json.loads(told.stdout))
+
+
 def probe() -> Section:
     """Digests of what the runs need of floating point, made without focal: no change of focal hides behind these."""
     raw = np.frombuffer(hashlib.shake_256(b"probe").digest(8 * 34 * DIM), "<u8").reshape(34, DIM) / 2.0**64
@@ -392,7 +425,7 @@ def differences(old: Mapping[str, Section], new: Mapping[str, Section]) -> list[
 
 
 def main() -> None:
-    new = {"this machine": probe(), "refusals": refusals()}
+    new = {ROUNDING: rounding(), "refusals": refusals()}
     for protocol in RUNS:
         new |= of_run(protocol)
     changed = differences(pinned() if PINS.exists() else {}, new)

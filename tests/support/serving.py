@@ -1,23 +1,32 @@
-"""A hub over real sockets on 127.0.0.1, and a member that speaks the frames by hand."""
+"""A hub over real sockets on 127.0.0.1, members that dial it, one that speaks the frames by hand,
+and a proxy between them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import zmq
-from parties import identities, manifest_of
+from parties import SCOPE, identities, manifest_of
+from patience import PATIENCE
 
 from focal.net import frames
+from focal.net import messages as msg
 from focal.net.encoding import decode, encode
 from focal.net.store import Blobs, Board
-from focal.net.transport import Hub
+from focal.net.transport import Hub, Link
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)
 SESSION = "5e" * 32
+HEADER = 400
+"""More than any header of a put (two digests' worth of hex, names and numbers: about 150 bytes) or beat."""
 
 
 class Server:
@@ -63,3 +72,71 @@ class Raw:
 
     def close(self) -> None:
         self.context.destroy(linger=0)
+
+
+class Proxy:
+    """Passes bytes on, over connections that a test breaks, or that stand still: while ``go`` is not set, each passes
+    ``limit`` bytes up and no more;
+    ``stands`` tells that one does."""
+
+    def __init__(self, endpoint: str, limit: int = 0) -> None:
+        self.target = int(endpoint.rsplit(":", 1)[1])
+        self.limit, self.stands, self.go = limit, threading.Event(), threading.Event()
+        self.sockets: list[socket.socket] = []
+        self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 10)
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(16)
+        self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near = self.listener.accept()[0]
+                far = socket.create_connection(("127.0.0.1", self.target))
+                self.sockets += [near, far]
+                threading.Thread(target=self._pass, args=(near, far, self.limit), daemon=True).start()
+                threading.Thread(target=self._pass, args=(far, near, 0), daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, limit: int) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(16 << 10):
+                passed += len(data)
+                if limit and passed > limit:
+                    self.stands.set()
+                    self.go.wait(PATIENCE)
+                sink.sendall(data)
+
+    def cut(self) -> None:
+        """Break every connection, as a router that restarts does."""
+        for s in self.sockets:
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+            s.close()
+        self.sockets = []
+
+    def close(self) -> None:
+        self.go.set()
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.cut()
+
+
+@contextlib.contextmanager
+def dial(server: Server, name: str, timeout: float = 10, endpoint: str | None = None, **options: Any) -> Iterator[Link]:
+    with Link(MANIFEST, PEOPLE[name], endpoint or server.endpoint, **options) as link:
+        link.open(timeout)
+        yield link
+
+
+def record(name: str, topic: str, text: str = "x") -> bytes:
+    return PEOPLE[name].sign_record(SCOPE, topic, msg.Abort(reason=text))
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.01)

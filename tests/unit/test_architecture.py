@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from patience import PATIENCE
-from places import PACKAGE
+from places import PACKAGE, ROOT
 
 
 def python(program: str) -> str:
@@ -95,9 +95,11 @@ def test_only_ckks_touches_openfhes_context() -> None:
 
 
 def asked(source: str) -> list[int]:
-    """Lines that ask for a protocol by its name, or by the field that only one of them has."""
-    names, found = ("blind", "interactive"), []
-    for node in ast.walk(ast.parse(source)):
+    """Lines that ask for a protocol by its name, by the field that only one of them has, or by a class of one of them;
+    an assertion asks nothing, it tells a type checker what was asked before."""
+    names, found, tree = ("blind", "interactive"), [], ast.parse(source)
+    asserted = {id(leaf) for node in ast.walk(tree) if isinstance(node, ast.Assert) for leaf in ast.walk(node)}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             sides = [leaf for side in (node.left, *node.comparators) for leaf in ast.walk(side)]
             named = any(isinstance(leaf, ast.Constant) and leaf.value in names for leaf in sides)
@@ -109,11 +111,26 @@ def asked(source: str) -> list[int]:
                 and any(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
             ):
                 found.append(node.lineno)
-        elif isinstance(node, ast.Dict) and any(
-            isinstance(key, ast.Constant) and key.value == "blind" for key in node.keys
+        elif (
+            isinstance(node, ast.Dict)
+            and any(isinstance(key, ast.Constant) and key.value == "blind" for key in node.keys)
+            or id(node) not in asserted
+            and _tests_a_class(node)
         ):
             found.append(node.lineno)
     return found
+
+
+def _tests_a_class(node: ast.AST) -> bool:
+    """``isinstance(config, BlindRunConfig)``, or ``case BlindRunConfig()``."""
+    if isinstance(node, ast.MatchClass):
+        kinds = [node.cls]
+    elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+        kinds = node.args[1:]
+    else:
+        return False
+    said = [getattr(leaf, "attr", getattr(leaf, "id", "")) for kind in kinds for leaf in ast.walk(kind)]
+    return any(name.startswith(("Blind", "Interactive", "Joint")) for name in said)
 
 
 def test_nobody_outside_the_protocols_asks_for_one_by_name() -> None:
@@ -139,6 +156,9 @@ def test_nobody_outside_the_protocols_asks_for_one_by_name() -> None:
         "meta.interactive is None",
         "if m.interactive is not None and two: pass",
         '{"blind": 1, "interactive": 2}[m.protocol]',
+        "isinstance(config, InteractiveRunConfig)",
+        "isinstance(config, (Path, config.BlindRunConfig))",
+        "match config:\n    case BlindRunConfig(): pass",
     ],
 )
 def test_every_way_to_ask_is_seen(question: str) -> None:
@@ -167,3 +187,16 @@ def test_server_and_custodian_never_import_torch_nor_ray_by_themselves(role: str
         f"print({library!r} in sys.modules)"
     )
     assert python(program) == "False"
+
+
+def test_unit_tests_lie_in_the_packages_folders() -> None:
+    """And what is slow lies in its own."""
+    tests = ROOT / "tests"
+    for file in (tests / "unit").rglob("test_*.py"):
+        assert (PACKAGE / file.parent.relative_to(tests / "unit")).is_dir(), f"{file} tests no package"
+    names = [file.name for file in tests.rglob("test_*.py")]
+    assert len(set(names)) == len(names)
+    marked = [
+        f for folder in ("unit", "runs") for f in (tests / folder).rglob("*.py") if "mark." + "slow" in f.read_text()
+    ]
+    assert not marked

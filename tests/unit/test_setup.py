@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -249,13 +248,11 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_second_setup_does_nothing_and_is_fast(checkout: Checkout) -> None:
+def test_second_setup_does_nothing(checkout: Checkout) -> None:
     status, text, used = checkout.setup()
     assert (status, used) == (0, ["venv", "pip"]) and "is ready" in text
-    started = time.monotonic()
     status, text, used = checkout.setup()
     assert (status, used) == (0, []) and text.count("\n") == 1 and "Python 3.10.99" in text
-    assert time.monotonic() - started < 1  # measured 0.05 s
 
 
 def test_changed_pins_are_installed_into_the_same_environment(checkout: Checkout) -> None:

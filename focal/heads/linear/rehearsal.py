@@ -13,7 +13,7 @@ from focal.heads.linear.layout import Layout
 from focal.heads.linear.twin import Scalars
 from focal.heads.masks import OwnerMasks
 from focal.heads.moves import Ciphertext
-from focal.heads.rehearsal import Rehearsal as AnyRehearsal
+from focal.heads.rehearsal import AnyRehearsal
 
 Array = NDArray[np.float64]
 

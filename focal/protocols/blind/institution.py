@@ -139,7 +139,7 @@ class BlindInstitution(Institution):
 
     def _features(self) -> tuple[InstitutionRows, NDArray[np.float32]]:
         # torch is imported here, not above: the command line checks keys, manifest and link before it takes seconds
-        from focal.segments.lower import build_lower, test_image_features
+        from focal.segments.lower import build_lower, features_of_test_image
         from focal.training.features import compute_features
 
         assert self.local.weights is not None
@@ -151,7 +151,7 @@ class BlindInstitution(Institution):
             segment, table, wanted, device=self.local.device, cache=self.cache, progress=self.report.progress
         )
         rows = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
-        return rows, test_image_features(segment)
+        return rows, features_of_test_image(segment)
 
     # ----------------------------------------------------------------- upload
 

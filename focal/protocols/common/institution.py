@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,11 @@ class Institution(Party):
         self.rows_of_all: int | None = None
         """Of all on the roster, where not all of the manifest may have come."""
         self.custodians = [m.name for m in manifest.custodians]
-        self.pool = ThreadPoolExecutor(local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
+        self.pool = self.workers()
+
+    def workers(self) -> Executor:
+        """What encrypts and proves, several rows at a time."""
+        return ThreadPoolExecutor(self.local.threads or os.cpu_count() or 1, thread_name_prefix="institution")
 
     def check_source(self) -> None:
         """Raise unless the local file says where this institution's rows come from."""

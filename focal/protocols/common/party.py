@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -53,7 +54,6 @@ class Network(Protocol):
     (:class:`focal.net.local.LocalLink`), or the server's own board."""
 
     phase: str
-    doing: str
 
     def post(self, signed: bytes) -> int: ...
     def wait(self, after: int, seconds: float) -> list[bytes]: ...
@@ -66,6 +66,7 @@ class Network(Protocol):
     def get(self, digest: str) -> bytes: ...
     @property
     def traffic(self) -> dict[str, dict[str, int]]: ...
+    def close(self) -> None: ...
 
 
 class Party(abc.ABC):
@@ -340,11 +341,10 @@ class Party(abc.ABC):
         """Remember the bytes so far; a restarted process adds to them."""
         self.journal.set("traffic", json.dumps(merge(self._before, self.net.traffic)).encode())
 
-    @property
+    @functools.cached_property
     def _before(self) -> dict[str, dict[str, int]]:
-        if not hasattr(self, "_traffic_before"):
-            self._traffic_before = json.loads(self.journal.read("traffic") or b"{}")
-        return self._traffic_before
+        """By earlier processes."""
+        return dict(json.loads(self.journal.read("traffic") or b"{}"))
 
     def opened(self, net: Network, session: str) -> None:
         """The link to the server is open: from here on this party is in ``session``,
@@ -374,6 +374,13 @@ class Party(abc.ABC):
         """Did an earlier process of this party get all it needed from the session that was entered last?"""
         finished = self.journal.read("finished")
         return finished is not None and finished == self.journal.read("entered")
+
+    def leave(self) -> None:
+        """Remember the bytes and close the link, where this party got as far as having one."""
+        if self.session:
+            with contextlib.suppress(FocalError):
+                self.keep_traffic()
+            self.net.close()
 
     def close(self) -> None:
         """Let go of the folder, so that another party may go on in it: a process's end does the same."""

@@ -17,7 +17,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from focal.ckks.scheme import Scheme
@@ -80,6 +79,9 @@ class _OwnBoard:
         """What the members received is what the server sent."""
         return merge(*map(mirrored, self.hub.traffic.values()))
 
+    def close(self) -> None:
+        """Nothing to close: the hub stops when the role ends."""
+
 
 class Server(Party):
     """``run()`` serves one run to its end; interrupted, the same call continues it. Without ``network`` it listens
@@ -100,11 +102,9 @@ class Server(Party):
         self.custodians = [m.name for m in manifest.custodians]
         self.session = self.scope = self.journal.once("session", lambda: secrets.token_hex(32).encode()).decode()
         self.board = Board(self.folder / "board.sqlite", manifest)
-        record = os.environ.get("FOCAL_RECORD_WIRE")  # for tests of what the server sees
-        wires = Path(record) / self.me.name if record else None
         self.hub: Hub | LocalHub
         if network is None:
-            self.hub = Hub(manifest, self.identity, self.board, self.blobs, self.session, local.bind, record=wires)
+            self.hub = Hub(manifest, self.identity, self.board, self.blobs, self.session, local.bind)
         else:
             self.hub = LocalHub(network, manifest, self.board, self.blobs, self.session)
         self.net = _OwnBoard(self.hub)
@@ -296,14 +296,17 @@ class Server(Party):
 
     def members_traffic(self) -> dict[str, dict[str, dict[str, int]]]:
         """Bytes of every member by phase, earlier processes of this server included."""
-        if not hasattr(self, "_members_before"):
-            self._members_before = json.loads(self.journal.read("members") or b"{}")
         now = self.hub.traffic
         return {
             m.name: merge(self._members_before.get(m.name, {}), now.get(m.name, {}))
             for m in self.manifest.members
             if m.role != "server"
         }
+
+    @functools.cached_property
+    def _members_before(self) -> dict[str, Any]:
+        """By earlier processes."""
+        return dict(json.loads(self.journal.read("members") or b"{}"))
 
     def close(self) -> None:
         super().close()

@@ -49,7 +49,7 @@ class JointInstitution(Institution):
 
     def prepare(self) -> None:
         """Before anybody is spoken to: own data, lower segment, what trains of it."""
-        from focal.segments.lower import build_lower, test_image_features
+        from focal.segments.lower import build_lower, features_of_test_image
         from focal.segments.trainable import TrainableSegment
         from focal.training.features import compute_features
 
@@ -63,7 +63,7 @@ class JointInstitution(Institution):
             self.check_rows(len(self.train_rows))
             self.labels = outcomes(self.table.labels[self.train_rows], m.task)
             lower, source = build_lower(m.lower, self.local.weights)
-            self.test_features = test_image_features(lower)
+            self.test_features = features_of_test_image(lower)
             begun = self._start() if m.start is not None else None
             self.base = begun.base if begun else None
             self.segment = TrainableSegment(lower, config, begun.projection if begun else None, seed=config.seed)

@@ -84,7 +84,7 @@ class PlainInstitution(JointInstitution):
         _agree(self)
         counts = self.agree_start()
         with self.report.phase("train"):
-            self.fine_tune(PlainUpper(self), counts)
+            self.fine_tune(ClearUpper(self), counts)
         self.finish()
         self.keep_traffic()
 
@@ -94,7 +94,7 @@ def _agree(party: PlainServer | PlainInstitution) -> None:
     party.scope = party.run_id.hex()
 
 
-class PlainUpper(EncryptedUpper):
+class ClearUpper(EncryptedUpper):
     """Arrays travel instead of ciphertexts; all else is the same, averages by secure sum included."""
 
     def __init__(self, party: PlainInstitution) -> None:

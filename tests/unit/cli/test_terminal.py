@@ -14,7 +14,7 @@ from rich.console import Console
 from summaries import summary
 
 from focal.cli import common
-from focal.cli.progress import Board
+from focal.cli.progress import Bars
 from focal.config import printable
 from focal.errors import ConfigError, FocalError
 from focal.manifest import Manifest
@@ -46,7 +46,7 @@ def test_what_counts_as_steering() -> None:
 
 @pytest.mark.parametrize("kind", ["say", "warn"])
 def test_markup_of_others_is_text(terminal: io.StringIO, kind: str) -> None:
-    with Board() as board:
+    with Bars() as board:
         board.show({"event": kind, "party": "hospital-a", "phase": "keys", "text": MARKUP})
         board.show({"event": "phase", "party": "hospital-a", "phase": "keys"})
         board.show({"event": "waiting", "party": "hospital-a", "phase": "keys", "names": [MARKUP], "topic": "t"})

@@ -164,7 +164,7 @@ def test_who_is_silent_is_who_was_not_heard_of_for_so_long(place: Place) -> None
     place.hub._began -= 100
     silent = place.hub.silent(50)
     assert "north" not in silent and {"south", "custodian-1"} <= set(silent)
-    place.hub.seen["south"] = (place.hub._began + 90, "")
+    place.hub.seen["south"] = place.hub._began + 90
     assert "south" not in place.hub.silent(50) and "custodian-1" in place.hub.silent(50)
 
 

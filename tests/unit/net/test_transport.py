@@ -1,38 +1,32 @@
-"""Hub and Link over real sockets on 127.0.0.1: who may speak, what is refused, and what survives a restart."""
+"""Hub and Link over real sockets on 127.0.0.1: who may speak, records, blobs. When connections or the server fail:
+test_outages.py; what hostile members send: test_hostile_members.py."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
+import itertools
 import os
-import resource
 import socket
-import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from parties import SCOPE, manifest_of
-from serving import MANIFEST, PEOPLE, SESSION, Raw, Server
+from patience import PATIENCE
+from serving import HEADER, MANIFEST, PEOPLE, SESSION, Raw, Server, dial, eventually, record
 
 from focal.config import VERSION
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import frames, hub
 from focal.net import messages as msg
-from focal.net.encoding import encode
 from focal.net.frames import PIECE
 from focal.net.identity import Identity
-from focal.net.store import Blobs, Board, DiskError
+from focal.net.store import Blobs, Board
 from focal.net.transport import Hub, Link
-
-HEADER = 400
-"""More than any header of a put (two digests' worth of hex, names and numbers: about 150 bytes) or beat."""
 
 
 @pytest.fixture
@@ -42,73 +36,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-@contextlib.contextmanager
-def dial(server: Server, name: str, timeout: float = 10, endpoint: str | None = None, **options: Any) -> Iterator[Link]:
-    with Link(MANIFEST, PEOPLE[name], endpoint or server.endpoint, **options) as link:
-        link.open(timeout)
-        yield link
-
-
-def record(name: str, topic: str, text: str = "x") -> bytes:
-    return PEOPLE[name].sign_record(SCOPE, topic, msg.Abort(reason=text))
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def raw(server: Server) -> Iterator[Raw]:
     raw = Raw(server, "north")
     yield raw
     raw.close()
-
-
-class SlowLink:
-    """A TCP proxy that passes ``rate`` bytes a second up each connection, with little buffered on the way."""
-
-    def __init__(self, endpoint: str, rate: float) -> None:
-        self.target = int(endpoint.rsplit(":", 1)[1])
-        self.rate = rate
-        self.sockets: list[socket.socket] = []
-        self.listener = socket.socket()
-        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 << 10)
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(16)
-        self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near = self.listener.accept()[0]
-                far = socket.create_connection(("127.0.0.1", self.target))
-                self.sockets += [near, far]
-                threading.Thread(target=self._pass, args=(near, far, True), daemon=True).start()
-                threading.Thread(target=self._pass, args=(far, near, False), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, slow: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(16 << 10):
-                if slow:
-                    time.sleep(len(data) / self.rate)
-                sink.sendall(data)
-
-    def cut(self) -> None:
-        """Break every connection, as a router that restarts does."""
-        for s in self.sockets:
-            with contextlib.suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-            s.close()
-        self.sockets = []
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.cut()
 
 
 # --------------------------------------------------------------------------- who may speak
@@ -201,28 +133,39 @@ def test_hub_needs_the_servers_keys(tmp_path: Path) -> None:
 
 def test_two_members_post_and_wait(server: Server) -> None:
     with dial(server, "north") as north, dial(server, "south") as south:
-        heard: list[list[bytes]] = []
-        waiter = threading.Thread(target=lambda: heard.append(south.wait(0, 20)))
-        waiter.start()
-        eventually(lambda: len(server.hub._waits) == 1)
-        began = time.monotonic()
         assert north.post(record("north", "a")) == 1
-        waiter.join()
-        assert heard == [[record("north", "a")]] and time.monotonic() - began < 5, (
-            "a long poll ends when the board grows"
-        )
         assert south.post(record("south", "a")) == 2
         assert north.post(record("north", "a")) == 1
         assert north.wait(0, 0) == [record("north", "a"), record("south", "a")]
         assert north.wait(2, 0.05) == []
-        timer = threading.Timer(0.2, lambda: server.board.append(record("server", "a"), "server"))
-        timer.start()
-        began = time.monotonic()
-        assert north.wait(2, 20) == [record("server", "a")]
-        assert time.monotonic() - began < 0.7, (
-            "a record of the server's own threads wakes the hub, which looks up only every second"
-        )
-        timer.join()
+
+
+@pytest.mark.parametrize("whose", ["another member's", "the server's own"])
+def test_a_record_ends_a_long_poll(server: Server, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
+    """At once: on this clock no deadline comes, no heartbeat wakes the hub, and it does not look up by itself."""
+    monkeypatch.setattr(Link, "BEAT", 3600.0)
+    monkeypatch.setattr(Link, "QUIET", 3600.0)
+    monkeypatch.setattr(hub, "LOOKS_UP", 2 * PATIENCE)
+    monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=itertools.count(0, -1000).__next__))
+    looked, real = threading.Event(), server.hub._answer_waits
+
+    def look() -> None:
+        real()
+        if server.hub._waits:
+            looked.set()
+
+    monkeypatch.setattr(server.hub, "_answer_waits", look)
+    with dial(server, "north") as north, dial(server, "south") as south:
+        heard: list[list[bytes]] = []
+        waiter = threading.Thread(target=lambda: heard.append(south.wait(0, 30)))
+        waiter.start()
+        assert looked.wait(PATIENCE)
+        if whose == "the server's own":  # of another thread than the hub's
+            server.board.append(record("north", "a"), None)
+        else:
+            north.post(record("north", "a"))
+        waiter.join(PATIENCE)
+        assert heard == [[record("north", "a")]]
 
 
 def test_second_record_and_borrowed_name_are_refused(server: Server) -> None:
@@ -348,22 +291,6 @@ def test_server_that_sends_other_bytes_is_named(server: Server) -> None:
             north.get(digest)
 
 
-class Stalling(Blobs):
-    """Takes some pieces, then waits: the moment at which the server is stopped."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.left, self.reached, self.go = 7, threading.Event(), threading.Event()
-
-    def write_piece(self, *args: Any, **options: Any) -> int:
-        stored = super().write_piece(*args, **options)
-        self.left -= 1
-        if self.left == 0:
-            self.reached.set()
-            self.go.wait(20)
-        return stored
-
-
 class Held(Blobs):
     """Does not write ``held`` before it may."""
 
@@ -405,316 +332,3 @@ def test_blobs_do_not_wait_for_each_others_disk(tmp_path: Path, waiting: int, mo
         assert sizes[0][0] in (-1, 0)  # 0: south's own transfer of it, before north's was complete
         assert north.have([blobs.held]) == [-1] and south.put(other) in blobs
     server.stop()
-
-
-def test_put_resumes_after_the_server_was_stopped_midway(tmp_path: Path) -> None:
-    data = os.urandom(19 * PIECE)
-    digest = hashlib.sha256(data).hexdigest()
-    server = Server(tmp_path, blobs=Stalling)
-    first = server.blobs
-    assert isinstance(first, Stalling)
-    with dial(server, "north") as north:
-        north.phase = "upload"
-        done: list[str] = []
-        sender = threading.Thread(target=lambda: done.append(north.put(data)))
-        sender.start()
-        assert first.reached.wait(20)
-        server.hub._stopping = True  # it ends as a killed process does: what it received and did not store is gone,
-        server.hub._reply = lambda *_: None  # type: ignore[assignment,method-assign]  # and so is its last answer
-        first.go.set()
-        server.stop()
-        stored = Blobs(server.blobs.folder).stored(digest, "north")
-        assert stored >= 7 * PIECE
-        assert stored < len(data)
-        server.start()
-        sender.join(30)
-        assert done == [digest] and server.blobs.get(digest) == data
-        missing = len(data) - stored
-        again = server.hub.traffic["north"]["upload"]["up"]
-        pieces = missing // PIECE + 1
-        assert missing <= again < missing + (pieces + 10) * HEADER, f"one repeated piece would be {PIECE} bytes more"
-        north.wait(0, 0)
-    server.stop()
-
-
-def test_broken_connections_lose_nothing(server: Server) -> None:
-    """Every connection breaks several times during a put, a get and posts; callers notice nothing."""
-    proxy = SlowLink(server.endpoint, 20e6)
-    data = os.urandom(6_000_000)
-    with dial(server, "north", endpoint=proxy.endpoint) as north:
-        results: list[Any] = []
-        work = threading.Thread(
-            target=lambda: results.extend([north.put(data), north.get(hashlib.sha256(data).hexdigest())])
-        )
-        work.start()
-        for i in range(4):
-            time.sleep(0.1)
-            proxy.cut()
-            assert north.post(record("north", f"cut/{i}")) == i + 1
-        work.join(30)
-        assert results == [hashlib.sha256(data).hexdigest(), data]
-        assert len(server.board) == 4
-    proxy.close()
-
-
-def test_requests_wait_for_a_server_that_restarts(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    with dial(server, "north") as north:
-        server.stop()
-        posted: list[int] = []
-        thread = threading.Thread(target=lambda: posted.append(north.post(record("north", "a"))))
-        thread.start()
-        time.sleep(0.2)
-        assert not posted
-        server.start()
-        thread.join(20)
-        assert posted == [1]
-
-
-def test_server_that_lost_its_state_ends_the_link(tmp_path: Path) -> None:
-    server = Server(tmp_path / "one")
-    with dial(server, "north") as north:
-        server.stop()
-        other = Server.__new__(Server)
-        other.folder, other.manifest, other.session, other.endpoint = (
-            tmp_path / "two",
-            MANIFEST,
-            "0f" * 32,
-            server.endpoint,
-        )
-        other.start()
-        with pytest.raises(FocalError, match="without the state of this session"):
-            for _ in range(200):
-                north.wait(0, 0.1)
-        other.stop()
-
-
-def test_silence_is_reported_once_and_requests_are_repeated(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """The hub's thread is held, as by a machine that sleeps: no connection breaks, nothing is answered."""
-    release = threading.Event()
-    real = server.hub._handlers[frames.Have]
-
-    def hold(*args: Any) -> Any:
-        release.wait(20)
-        return real(*args)
-
-    server.hub._handlers[frames.Have] = hold
-    with dial(server, "north") as north:
-        north.BEAT, north.QUIET = 0.05, 0.3
-        with caplog.at_level(logging.WARNING, "focal.net"):
-            answers: list[list[int]] = []
-            asker = threading.Thread(target=lambda: answers.append(north.have(["00" * 32])))
-            asker.start()
-            eventually(lambda: "still trying" in caplog.text)
-            time.sleep(0.8)
-            release.set()
-            asker.join(10)
-            eventually(lambda: "answers again" in caplog.text)
-        assert answers == [[0]]
-        assert caplog.text.count("still trying") == 1 and server.endpoint in caplog.text
-
-
-def test_close_ends_what_waits(server: Server) -> None:
-    link = Link(MANIFEST, PEOPLE["north"], server.endpoint)
-    link.open(10)
-    errors: list[Exception] = []
-
-    def wait() -> None:
-        try:
-            link.wait(0, 30)
-        except FocalError as e:
-            errors.append(e)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    eventually(lambda: len(server.hub._waits) == 1)
-    link.close()
-    thread.join(5)
-    assert len(errors) == 1 and "closed" in str(errors[0])
-    with pytest.raises(FocalError, match="closed"):
-        link.post(record("north", "a"))
-
-
-# --------------------------------------------------------------------------- liveness
-
-
-def test_heartbeats_pass_a_slow_send(server: Server) -> None:
-    """30 MB over a link of 1 MB/s: behind one window of pieces (4 MiB) a heartbeat or a post would wait 4 s or more."""
-    proxy = SlowLink(server.endpoint, 1e6)
-    with dial(server, "north", endpoint=proxy.endpoint) as north:
-        north.BEAT, north.doing = 0.1, "uploading"
-        thread = threading.Thread(target=lambda: north.put(os.urandom(30_000_000)))
-        thread.start()
-        eventually(lambda: server.hub.traffic["north"].get("setup", {}).get("up", 0) > 2 * PIECE)
-        gaps, last, beats = [], None, 0
-        real = server.hub._handlers[frames.Beat]
-
-        def beat(*args: Any) -> Any:
-            nonlocal last, beats
-            now = time.monotonic()
-            gaps.append(now - (last or now))
-            last, beats = now, beats + 1
-            return real(*args)
-
-        server.hub._handlers[frames.Beat] = beat
-        time.sleep(2)
-        began = time.monotonic()
-        assert north.post(record("north", "a")) == 1
-        assert time.monotonic() - began < 0.7
-        assert thread.is_alive() and server.hub.traffic["north"]["setup"]["up"] < 15_000_000
-        assert beats >= 8 and max(gaps) < 0.7, (beats, max(gaps))
-        assert server.hub.seen["north"][1] == "uploading"
-        proxy.rate = 1e9
-        thread.join(30)
-        assert not thread.is_alive()
-    proxy.close()
-
-
-# --------------------------------------------------------------------------- hostile bytes
-
-
-def test_hub_answers_after_thousands_of_malformed_frames(
-    server: Server, raw: Raw, caplog: pytest.LogCaptureFixture
-) -> None:
-    header = st.binary(max_size=60) | st.sampled_from(
-        [
-            encode(m)
-            for m in (
-                frames.Post(),
-                frames.Beat(),
-                frames.Have(digests=("00" * 32,)),
-                frames.Get(digest="00" * 32, offset=0),
-            )
-        ]
-    )
-    frame = st.lists(st.binary(max_size=40), min_size=0, max_size=7) | st.tuples(
-        st.binary(min_size=8, max_size=8),
-        st.sampled_from([b"setup", b"", b"UPPER", b"\xff", b"a" * 40]),
-        header,
-        st.binary(max_size=40),
-    ).map(list)
-
-    @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(frame, min_size=20, max_size=40))
-    def throw(noise: list[list[bytes]]) -> None:
-        for parts in noise:
-            if parts:
-                raw.socket.send_multipart(parts)
-        assert isinstance(raw.ask(frames.Beat(doing="alive")), frames.BeatOk)
-
-    with caplog.at_level(logging.WARNING, "focal.net"):
-        throw()
-    assert server.hub.malformed > 1000
-    assert 0 < len(caplog.records) < 40, "a flood of bad frames must not flood the log"
-    assert not [r for r in caplog.records if r.exc_info], "no handler failed"
-    assert len(server.board) == 0
-    with dial(server, "south") as south:
-        assert south.post(record("south", "a")) == 1
-
-
-def test_tcp_noise_at_the_port_does_not_disturb(server: Server) -> None:
-    port = int(server.endpoint.rsplit(":", 1)[1])
-    for noise in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(5000), b"\xff" + bytes(8) + b"\x7f" + os.urandom(100), b""):
-        with socket.create_connection(("127.0.0.1", port)) as s, contextlib.suppress(OSError):
-            s.sendall(noise)
-    with dial(server, "north") as north:
-        assert north.post(record("north", "a")) == 1
-
-
-def test_phases_cannot_fill_the_servers_memory(server: Server, raw: Raw) -> None:
-    for i in range(200):
-        raw.socket.send_multipart(
-            [os.urandom(8), b"p" + b"abcdefghij"[i % 10 : i % 10 + 1] * (i // 10 + 1), encode(frames.Beat()), b""]
-        )
-    assert isinstance(raw.ask(frames.Beat()), frames.BeatOk)
-    assert len(server.hub.traffic["north"]) <= 33
-
-
-def test_full_disk_at_the_server_is_told_to_both_sides(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    class Full(Blobs):
-        def write_piece(self, *args: Any, **options: Any) -> int:
-            raise DiskError(f"{self.folder}: the disk is full", hint="free space, then give the same command again")
-
-    with dial(server, "north") as north:
-        server.hub.blobs = Full(server.blobs.folder)
-        with pytest.raises(Refused, match="server's disk is full") as e:
-            north.put(b"data")
-        assert e.value.reason == "disk" and str(server.folder) not in str(e.value)
-        assert server.hub.failure is not None and "free space" in str(server.hub.failure)
-        assert str(server.blobs.folder) in caplog.text
-        server.hub.blobs = server.blobs
-        assert north.put(b"data") in server.blobs
-
-
-def test_a_mistake_in_a_handler_does_not_silence_the_server(server: Server) -> None:
-    real = server.hub._handlers[frames.Have]
-    server.hub._handlers[frames.Have] = lambda *_: 1 / 0  # type: ignore[assignment, return-value]
-    with dial(server, "north") as north:
-        with pytest.raises(Refused) as e:
-            north.have(["00" * 32])
-        assert e.value.reason == "internal"
-        server.hub._handlers[frames.Have] = real
-        assert north.have(["00" * 32]) == [0]
-
-
-# --------------------------------------------------------------------------- what a party sees
-
-
-def test_view_records_every_byte_received_and_nothing_else(server: Server, tmp_path: Path) -> None:
-    shared, secret = os.urandom(400_000), os.urandom(5000)
-    with dial(server, "north") as north, dial(server, "south", record=tmp_path / "view") as south:
-        digest = north.put(shared)
-        north.put(secret, "custodians")
-        north.post(record("north", "a"))
-        assert south.get(digest) == shared and south.wait(0, 5)
-    headers, payloads = ((tmp_path / "view" / f"{n}.bin").read_bytes() for n in ("headers", "payloads"))
-    assert payloads == shared
-    assert record("north", "a") in headers
-    assert secret[:64] not in headers + payloads
-    assert len(headers) + len(payloads) >= sum(p["down"] for p in south.traffic.values())
-    assert {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "view").iterdir()} == {0o600}
-
-
-def test_a_member_holds_so_many_long_polls_and_again_when_they_were_answered(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "MAX_WAITS", 3)
-    raw = Raw(server, "north")
-
-    def poll(after: int) -> None:
-        raw.socket.send_multipart([os.urandom(8), b"setup", encode(frames.Wait(after=after, seconds=20)), b""])
-
-    try:
-        for after in (0, 1):  # the second time they are free again
-            for _ in range(4):
-                poll(after)
-            assert raw.socket.recv_multipart(), "the fourth is answered at once"
-            eventually(lambda: len(server.hub._waits) == 3)
-            server.board.append(record("server", f"topic-{after}"), None)
-            assert all(raw.socket.recv_multipart() for _ in range(3))
-    finally:
-        raw.close()
-
-
-# --------------------------------------------------------------------------- open files
-
-
-def test_a_server_raises_its_limit_of_files_as_far_as_it_may(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
-    server = Server(tmp_path)
-    try:
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
-    finally:
-        server.stop()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_more_members_than_files_are_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
-    hub.allow_files("server", 480)
-    with pytest.raises(
-        FocalError, match="'server' has 481 members and needs 1026 open files; this system allows it 1024"
-    ):
-        hub.allow_files("server", 481)
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    hub.allow_files("server", 10_000)

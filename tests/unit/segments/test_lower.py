@@ -304,10 +304,10 @@ def test_the_embedded_image_and_the_feature_check() -> None:
         "every version draws the same picture"
     )
     segment, _ = build_lower(RESNET, "random:0")
-    mine = lower.test_image_features(segment)
+    mine = lower.features_of_test_image(segment)
     assert mine.shape == (segment.spec.dim,)
     check_test_features(mine, mine + np.float32(0.9e-3), "north")
-    theirs = lower.test_image_features(build_lower(RESNET, "random:1")[0])
+    theirs = lower.features_of_test_image(build_lower(RESNET, "random:1")[0])
     for wrong, problem in (
         (theirs, "deviate by"),
         (mine + 1.1e-3, "deviate by 0.0011"),

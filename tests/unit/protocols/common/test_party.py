@@ -31,7 +31,7 @@ SESSION, ANOTHER = "5e" * 32, "ab" * 32
 class Net:
     """A board in memory. ``first``: what its owner is shown before everything else."""
 
-    phase = doing = ""
+    phase = ""
     traffic: dict[str, dict[str, int]] = {}
 
     def __init__(self, board: list[bytes], first: list[bytes] | None = None) -> None:
