@@ -61,6 +61,7 @@ def train(
     """
     require("site", "focal train")
     from focal.runs import local
+    from focal.runs.folder import check_beside
 
     if isinstance(config, RunConfig):
         beside = Path()
@@ -68,13 +69,21 @@ def train(
         file = configs.find(config)
         config, beside = read(RunConfig, file), file.parent
     _check_data(config)
-    if isinstance(config, InteractiveRunConfig) and config.start is not None and config.start.suffix == ".yaml":
-        earlier = beside / config.start
-        wanted = read(RunConfig, earlier)
-        if (start := local.newest_finished(wanted, Path(runs))) is None:
-            start = train(earlier, runs=runs, say=say, show=show, done=done).folder
-        say(f"starts from {start}")
-        config = config.model_copy(update={"start": start})
+
+    def finished(other: Path) -> Path:
+        """The folder of a run that this one names: of a configuration, its newest one."""
+        if other.suffix != ".yaml":
+            return other
+        found = local.newest_finished(read(RunConfig, beside / other), Path(runs))
+        return found or train(beside / other, runs=runs, say=say, show=show, done=done).folder
+
+    if isinstance(config, InteractiveRunConfig):
+        if config.start is not None and config.start.suffix == ".yaml":
+            config = config.model_copy(update={"start": finished(config.start)})
+            say(f"starts from {config.start}")
+        if config.beside:
+            config = config.model_copy(update={"beside": tuple(map(finished, config.beside))})
+            check_beside(config)
     run = local.open_run(config, Path(runs))
     say(f"{config.name} in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
     local.train(run, show, say)

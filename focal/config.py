@@ -293,6 +293,12 @@ class InteractiveRunConfig(RunConfig):
     start: Path | None = None
     """Where this run begins. The folder of a finished run, or another configuration (``.yaml``, beside this one):
     its newest finished run, which is made first when there is none."""
+    fedavg: bool = False
+    """Compare with FedAvg of the whole network in plaintext as well, at the same rhythm of averages
+    (:mod:`focal.baselines.whole`); it takes as long as the twin."""
+    beside: tuple[Path, ...] = ()
+    """Other runs of the same data whose released models are scored on this run's test patients too: each as in
+    ``start``."""
     precision: str = "32-true"
     """Lightning's precision flag (``bf16-mixed`` on a GPU that has it)."""
     logger: Literal["csv", "tensorboard"] = "csv"

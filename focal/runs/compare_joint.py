@@ -2,13 +2,14 @@
 
 The twin repeats the run in the clear with the very modules, batches and averages of the institutions, and with
 the same ones absent in the same steps. The baselines are logistic regressions on the initial segment's
-features, as in the blind protocol.
+features, as in the blind protocol. Where the configuration asks for it, so does FedAvg of the whole network
+(:mod:`focal.baselines.whole`), and released models of other runs are scored on the same test patients.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from focal.baselines.whole import federate_whole
 from focal.config import DatasetConfig, InteractiveRunConfig, LocalConfig
 from focal.data import load
 from focal.data.begun import check_unchanged
 from focal.data.rows import InstitutionRows
-from focal.data.table import Table
 from focal.errors import FocalError
 from focal.manifest import Manifest
 from focal.measure.losses import loss_difference, read_losses
@@ -38,7 +39,7 @@ from focal.segments.projection import Projection
 from focal.segments.upper import load as load_model
 from focal.segments.upper import lower_segment
 from focal.training.features import compute_features
-from focal.training.joint import Site, train_jointly
+from focal.training.joint import Site, Trained, train_jointly
 from focal.training.joint import scores as twin_scores
 
 Array = NDArray[np.float64]
@@ -69,6 +70,8 @@ def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[L
         run.folder,
         run.folder.parent / "cache",
         start=config.start,
+        fedavg=config.fedavg,
+        beside=config.beside,
         device=config.device,
         seed=config.seed,
         say=say,
@@ -83,6 +86,8 @@ def _compared(
     cache: Path,
     *,
     start: Path | None,
+    fedavg: bool,
+    beside: Sequence[Path],
     device: str,
     seed: int,
     say: Callable[[str], None],
@@ -116,14 +121,17 @@ def _compared(
         rows[name] = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
     held = "test" if any((t.split == "test").any() for t in tables.values()) else "val"
 
-    head, meta = load_model(members[first].folder)
-    tuned = lower_segment(meta, source, head.trained)
+    def released(folder: Path, source: str | None = None) -> Array:
+        head, meta = load_model(folder)
+        segment = lower_segment(meta, source, head.trained)
+        raw = [
+            compute_features(segment, table, np.flatnonzero(table.split == held), device=device, cache=cache)
+            for table in tables.values()
+        ]
+        return head(torch.from_numpy(np.concatenate(raw))).double().numpy()
 
-    def outputs(table: Table) -> Array:
-        raw = compute_features(tuned, table, np.flatnonzero(table.split == held), device=device, cache=cache)
-        return head(torch.from_numpy(raw)).double().numpy()
-
-    encrypted = np.concatenate([outputs(table) for table in tables.values()])
+    head, encrypted = heads[first], released(members[first].folder, source)
+    others = {Run.open(other).config.name: released(other) for other in beside}
 
     say("the plaintext twin repeats the run in the clear ...")
     torch.set_num_threads(
@@ -133,27 +141,33 @@ def _compared(
     projection = begun.projection if begun else Projection.from_bytes((members[first].folder / PROJECTION).read_bytes())
     sites = {name: Site(table, np.flatnonzero(table.split == "train")) for name, table in tables.items()}
     absent = absences(manifest, store)
-    twin = train_jointly(
-        lower,
-        config,
-        sites,
-        folder=folder / "twin",
-        start=projection,
-        base=begun.base if begun else None,
-        trained=begun.trained if begun else None,
-        seed=config.seed,
-        device=device,
-        absent=lambda step, name: name in absent.get(step, ()),
-    )
-    in_clear = np.concatenate(
-        [
-            twin_scores(twin.segment, twin.weights, table, np.flatnonzero(table.split == held))
+
+    def in_the_clear(train: Callable[..., Trained], name: str) -> tuple[Trained, Array]:
+        made = train(
+            lower,
+            config,
+            sites,
+            folder=folder / name,
+            start=projection,
+            base=begun.base if begun else None,
+            trained=begun.trained if begun else None,
+            seed=config.seed,
+            device=device,
+            absent=lambda step, member: member in absent.get(step, ()),
+        )
+        parts = [
+            twin_scores(made.segment, made.weights, table, np.flatnonzero(table.split == held))
             for table in tables.values()
         ]
-    )
+        return made, np.concatenate(parts)
+
+    twin, in_clear = in_the_clear(train_jointly, "twin")
+    if fedavg:
+        say("FedAvg of the whole network, at the same rhythm of averages, in the clear ...")
+        others = {"fedavg": in_the_clear(federate_whole, "fedavg")[1], **others}
 
     error = float(np.abs(head.weights.numpy() - twin.weights).max())
-    found = compare_scores(rows, encrypted, in_clear, error, task, seed=seed)
+    found = compare_scores(rows, encrypted, in_clear, error, task, seed=seed, others=others)
     ours = [read_losses(m.folder / "lightning") for m in members.values()]
     difference = loss_difference(ours, [read_losses(folder / "twin" / name) for name in members])
     return found, {} if difference is None else {"loss_difference": difference}
