@@ -9,7 +9,7 @@ export FOCAL_DATA := $(abspath $(FOCAL_DATA))
 bin := .venv/bin
 trainings := retina severity pathology xray
 
-.PHONY: help setup native demo $(trainings:%=train-%) finetune-retina reproduce attack bench test test-slow fuzz crash lint types check clean
+.PHONY: help setup native demo $(trainings:%=train-%) finetune-retina reproduce attack bench gpu-check gpu-wheels test test-slow fuzz crash lint types check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ attack: setup ## what each party's view is worth to an attacker, FOCAL's and oth
 
 bench: setup ## speed, size and accuracy against their targets
 	$(bin)/focal bench all
+
+gpu-wheels: setup
+	@bash scripts/gpu-check.sh wheels
+
+gpu-check: ## institutions on this machine's GPU, figures to docs/gpu.md; skipped without one (WHEELS=folder: no network)
+	@bash scripts/gpu-check.sh
 
 # A file's tests stay with one worker, whole runs come first (tests/conftest.py). The reason of every skip is said, and the slowest few.
 pytest := OMP_NUM_THREADS=1 $(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder -rs --durations=5

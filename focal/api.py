@@ -62,6 +62,7 @@ def train(
     """
     require("site", "focal train")
     from focal.runs import local
+    from focal.runs.folder import check_beside
 
     if isinstance(config, RunConfig):
         beside = Path()
@@ -69,13 +70,21 @@ def train(
         file = configs.find(config)
         config, beside = read(RunConfig, file), file.parent
     _check_data(config)
+
+    def finished(other: Path) -> Path:
+        """The folder of a run that this one names: of a configuration, its newest one."""
+        if other.suffix != ".yaml":
+            return other
+        found = local.newest_finished(read(RunConfig, beside / other), Path(runs))
+        return found or train(beside / other, runs=runs, say=say, show=show, done=done).folder
+
     if config.earlier is not None:
-        earlier = beside / config.earlier
-        wanted = read(RunConfig, earlier)
-        if (start := local.newest_finished(wanted, Path(runs))) is None:
-            start = train(earlier, runs=runs, say=say, show=show, done=done).folder
+        start = finished(config.earlier)
         say(f"starts from {start}")
         config = config.model_copy(update={"start": start})
+    if config.compared:
+        config = config.model_copy(update={"beside": tuple(map(finished, config.compared))})
+        check_beside(config)
     run = local.open_run(config, Path(runs))
     say(f"{config.name} in {run.folder}" + (" (continued)" if run.manifest_file.exists() else ""))
     local.train(run, show, say)

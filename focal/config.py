@@ -277,6 +277,11 @@ class RunConfig(Model):
         return None
 
     @property
+    def compared(self) -> tuple[Path, ...]:
+        """Runs whose models are scored beside this one's."""
+        return ()
+
+    @property
     def dataset_name(self) -> str:
         """The data file's stem; it names the data set in ``summary.json``."""
         source = self.dataset.table or self.dataset.file
@@ -300,6 +305,12 @@ class InteractiveRunConfig(RunConfig):
     start: Path | None = None
     """Where this run begins. The folder of a finished run, or another configuration (``.yaml``, beside this one):
     its newest finished run, which is made first when there is none."""
+    fedavg: bool = False
+    """Compare with FedAvg of the whole network in plaintext as well, at the same rhythm of averages
+    (:mod:`focal.baselines.whole`); it takes as long as the twin."""
+    beside: tuple[Path, ...] = ()
+    """Other runs of the same data whose released models are scored on this run's test patients too: each as in
+    ``start``."""
     precision: Precision = "32-true"
     """Lightning's precision flag (``bf16-mixed`` on a GPU that has it)."""
     logger: Literal["csv", "tensorboard"] = "csv"
@@ -308,6 +319,10 @@ class InteractiveRunConfig(RunConfig):
     @property
     def earlier(self) -> Path | None:
         return self.start if self.start is not None and self.start.suffix == ".yaml" else None
+
+    @property
+    def compared(self) -> tuple[Path, ...]:
+        return self.beside
 
     @model_validator(mode="after")
     def _takes_every_step_with_all(self) -> InteractiveRunConfig:

@@ -7,6 +7,7 @@
     spe_fl      a ResNet with noisy, encrypted updates
     federated   FedAvg, FedProx, personalised; plain and masked sums
     encrypted   FedAvg with threshold CKKS sums
+    whole       FedAvg of the whole network, lower segment and head
     privacy     FedAvg with differential privacy
 
 The interactive protocol without encryption is a role: ``focal.protocols.interactive.plain``.

@@ -93,6 +93,21 @@ def bench_split(
         print(json.dumps(result.numbers))
 
 
+@bench_app.command("gpu")
+def bench_gpu(
+    page: Annotated[Path, typer.Option(help="Where the figures are written.")] = Path("docs/gpu.md"),
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Features, throughput, a demo and fine-tuning on the GPU of this machine; without one nothing is done."""
+    require("site", "focal bench gpu")
+    from focal.bench_gpu import check, missing, parts
+
+    if (why := missing()) is not None:
+        say(f"GPU check: skipped, {why}. Nothing was measured, and {page} is as it was")
+    elif not check("cuda", parts("cuda", runs), page, say):
+        raise typer.Exit(1)
+
+
 @bench_app.command("all")
 def bench_all(
     reference: Annotated[

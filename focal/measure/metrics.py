@@ -155,10 +155,11 @@ def bootstrap_ci(
 
     Raises :class:`FocalError` when every resample holds one class only (a handful of patients).
     """
-    return _percentiles(resampled_auroc(labels, scores, groups, task, repeats=repeats, seed=seed))
+    return percentiles(resampled_auroc(labels, scores, groups, task, repeats=repeats, seed=seed))
 
 
-def _percentiles(values: Floats) -> tuple[float, float]:
+def percentiles(values: Floats) -> tuple[float, float]:
+    """Ends of the 95 % interval of resampled values, (repeats,)."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         raise FocalError(
@@ -205,7 +206,7 @@ def paired_bootstrap(
 
 def paired(observed: float, resampled: Floats) -> Paired:
     """The comparison from a difference of AUROCs and that difference in every resample of the patients, (repeats,)."""
-    low, high = _percentiles(resampled)
+    low, high = percentiles(resampled)
     defined = resampled[~np.isnan(resampled)]
     tail = 1 + min(int((defined <= 0).sum()), int((defined >= 0).sum()))
     return Paired(observed, low, high, min(1.0, 2 * tail / (len(defined) + 1)))
@@ -332,7 +333,7 @@ def measure_all(
             for name, values in resampled.items():
                 drawn = MEASURES[name](y[rows], s[rows], task)
                 values.append(np.nan if np.isnan(drawn).all() else float(np.nanmean(drawn)))
-    intervals = {name: _percentiles(np.array(values)) for name, values in resampled.items()}
+    intervals = {name: percentiles(np.array(values)) for name, values in resampled.items()}
     intervals["auroc"] = bootstrap_ci(y, s, groups, task, repeats=repeats, seed=seed)
     per_class = {name: measure(y, s, task) for name, measure in MEASURES.items()}
     return {name: Measured(float(np.nanmean(values)), intervals[name], values) for name, values in per_class.items()}

@@ -45,6 +45,8 @@ class Auroc(Model):
     plaintext_twin: Score | None = None
     institutions: dict[Name, Score] | None = None
     pooled_plaintext: Score | None = None
+    others: dict[Name, Score] | None = None
+    """Whatever else a run was asked to compare with: ``fedavg``, and released models of other runs."""
 
 
 class AurocInterval(Model):
@@ -54,13 +56,25 @@ class AurocInterval(Model):
     plaintext_twin: Interval | None = None
     institutions: dict[Name, Interval] | None = None
     pooled_plaintext: Interval | None = None
+    others: dict[Name, Interval] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> AurocInterval:
-        single = [self.encrypted, self.plaintext_twin, self.pooled_plaintext, *(self.institutions or {}).values()]
+        single = [self.encrypted, self.plaintext_twin, self.pooled_plaintext]
+        single += [*(self.institutions or {}).values(), *(self.others or {}).values()]
         if any(interval is not None and interval[0] > interval[1] for interval in single):
             raise ValueError("an interval must be [low, high]")
         return self
+
+
+class Difference(Model):
+    """The encrypted model's AUROC minus another's on the same rows: paired bootstrap over patients
+    (:func:`focal.measure.metrics.paired`)."""
+
+    difference: Annotated[float, Field(ge=-1, le=1)]
+    ci95: tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=-1, le=1)]]
+    p: Score
+    """Two-sided."""
 
 
 class Seconds(Model):
@@ -126,6 +140,8 @@ class Summary(Model):
     dataset: Annotated[str, Field(min_length=1)]
     auroc: Auroc
     auroc_ci95: AurocInterval
+    encrypted_minus: dict[Name, Difference] | None = None
+    """By the other model's name: ``plaintext_twin``, ``pooled_plaintext``, an institution, one of ``auroc.others``."""
     seconds: Seconds
     bytes: dict[Name, PartyTraffic]
     steps: Annotated[int, Field(ge=1)]
@@ -186,6 +202,7 @@ def build_summary(
     release: Mapping[str, float],
     verify: Mapping[str, str],
     guard: Mapping[str, Any] | None = None,
+    encrypted_minus: Mapping[str, Difference] | None = None,
     max_abs_weight_error: float | None = None,
 ) -> Summary:
     """Assemble the contract. ``traffic`` maps party -> phase -> ``{"up", "down"}``;
@@ -199,6 +216,7 @@ def build_summary(
         "dataset": dataset,
         "auroc": auroc.model_dump(),
         "auroc_ci95": auroc_ci95.model_dump(),
+        "encrypted_minus": {name: found.model_dump() for name, found in (encrypted_minus or {}).items()} or None,
         "seconds": dict(seconds),
         "bytes": {party: _party_traffic(phases) for party, phases in traffic.items()},
         "steps": steps,

@@ -82,11 +82,21 @@ def model_rows(summary: Summary) -> Iterable[tuple[str, float, Interval | None, 
             f"the same training, not encrypted{error}",
             "",
         )
+    for name, score in (auroc.others or {}).items():
+        what = "the whole network, averaged as often, not encrypted" if name == "fedavg" else "the model of that run"
+        yield name, score, (interval.others or {}).get(name), what + _minus(summary, name), ""
     note = f"{summary.steps} steps on ciphertexts"
     if institutions:
         beaten = sum(auroc.encrypted > score for score in institutions.values())
         note += f"; above {beaten} of {len(institutions)} institutions alone"
     yield "encrypted", auroc.encrypted, interval.encrypted, note, "bold"
+
+
+def _minus(summary: Summary, name: str) -> str:
+    """How far the encrypted model is from another one, in a note about that."""
+    if (found := (summary.encrypted_minus or {}).get(name)) is None:
+        return ""
+    return f"; encrypted {found.difference:+.3f}, {found.ci95[0]:+.3f} to {found.ci95[1]:+.3f}"
 
 
 def _cost(summary: Summary) -> Table:

@@ -3,11 +3,12 @@ and what is missing to do better.
 
 ::
 
-    retina64.yaml --load, features--> Source (one table, all rows) --partition, seed--> Case (sites' rows, projection)
+    retina.yaml --load, features--> Source (one table, all rows) --partition, seed--> Case (sites' rows, projection)
                                                                                           |
                              every method, encrypted or not, starts from these rows  <----+
 
 The features of a :class:`Source` and those of an encrypted run come from one cache, so that both see the same numbers.
+Methods that fine-tune do so on the same rows with the small segment that their rates were chosen for.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class PaperTable:
     """Whether accuracy, precision, recall and F1 are shown, as SPE-FL's authors do."""
     gain: float | None = None
     """The paper's gain over single institutions, percent."""
+    small: str | None = None
+    """A file with the same data and a small segment, for methods that train one (:attr:`Method.small`)."""
 
 
 NO_WEIGHTS = (
@@ -82,7 +85,8 @@ TABLES = (
         number=1,
         name="ocular",
         title="Ocular disease diagnosis: ODIR-5K, 8 classes",
-        config="retina64.yaml",
+        config="retina.yaml",
+        small="retina64.yaml",
         dealings=(BY_PATIENT, SKEWED_3, SKEWED_8),
         missing=NO_WEIGHTS
         + " Rare classes have 28 to 61 test images: the macro AUROC is no better known than its interval says.",
@@ -92,7 +96,8 @@ TABLES = (
         number=2,
         name="severity",
         title="Severity: RetinaMNIST, 5 grades of diabetic retinopathy",
-        config="severity64.yaml",
+        config="severity.yaml",
+        small="severity64.yaml",
         dealings=(BY_PATIENT, SKEWED_3),
         missing=NO_WEIGHTS + " Images have 28 x 28 pixels and no patient ids: intervals are by image.",
         gain=14.46,
@@ -101,7 +106,8 @@ TABLES = (
         number=3,
         name="pathology",
         title="Pathology: LC25000 colon tiles, benign or adenocarcinoma",
-        config="pathology64.yaml",
+        config="pathology.yaml",
+        small="pathology64.yaml",
         dealings=(BY_PATIENT,),
         missing=NO_WEIGHTS
         + " Tiles are augmented copies of few clusters, so an AUROC near 1 is no evidence of anything.",
@@ -110,7 +116,8 @@ TABLES = (
         number=4,
         name="xray",
         title="Chest X-ray: PneumoniaMNIST, normal or pneumonia (the task of SPE-FL)",
-        config="xray128.yaml",
+        config="xray.yaml",
+        small="xray128.yaml",
         dealings=(BY_PATIENT,),
         measures=True,
         missing=NO_WEIGHTS
@@ -167,7 +174,7 @@ class Source:
     """One paper table's data on this machine. Raises :class:`FocalError` when it is not there."""
 
     def __init__(self, paper: PaperTable, configs: Path, runs: Path) -> None:
-        self.paper, self.runs = paper, runs
+        self.paper, self.runs, self._where = paper, runs, (configs, runs)
         config = read(RunConfig, configs / paper.config)
         assert isinstance(config, BlindRunConfig)
         self.config = config
@@ -189,6 +196,11 @@ class Source:
         return self.config.model_copy(
             update={"name": name, "seed": seed, "consortium": ConsortiumConfig.model_validate(consortium)}
         )
+
+    @cached_property
+    def small(self) -> Source:
+        """The same rows with the small segment. Its seeds deal them as this one's do."""
+        return self if self.paper.small is None else Source(replace(self.paper, config=self.paper.small), *self._where)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

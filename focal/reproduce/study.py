@@ -47,13 +47,17 @@ class Repeat:
     def key(self, method: Method) -> Key:
         return Key(self.source.paper.name, self.dealing.name, method.name, self.seed)
 
+    def of(self, method: Method) -> Source:
+        return self.source.small if method.small else self.source
+
     def configuration(self, method: Method) -> str:
         """Hash of everything that decides a cell's result, wherever its files lie."""
-        config = self.source.run_config(self.dealing, self.seed).model_dump(mode="json")
+        source = self.of(method)
+        config = source.run_config(self.dealing, self.seed).model_dump(mode="json")
         for field_ in ("table", "images", "file"):
             config["dataset"][field_] = None
         config["lower"]["weights"] = Path(config["lower"]["weights"]).name
-        return digest([ARITHMETIC, config, self.source.fingerprint, method.name, method.settings])
+        return digest([ARITHMETIC, config, source.fingerprint, method.name, method.settings])
 
     def __str__(self) -> str:
         return f"{self.source.paper.name}, {self.dealing.title}, seed {self.seed}"
@@ -128,12 +132,13 @@ class Study:
 
     def make(self, repeat: Repeat, say: Say) -> None:
         """Every open cell of a repeat. What a person can mend is noted and the others go on."""
-        case = None
+        made: dict[bool, Case] = {}
         for method in self.open(repeat):
             key = repeat.key(method)
             try:
-                case = case or repeat.source.case(repeat.dealing, repeat.seed)
-                cell = self._cell(repeat, method, case)
+                if method.small not in made:
+                    made[method.small] = repeat.of(method).case(repeat.dealing, repeat.seed)
+                cell = self._cell(repeat, method, made[method.small])
             except FocalError as e:
                 self.failed[key] = str(e).splitlines()[0]
                 say(f"  {key}: failed: {e}")

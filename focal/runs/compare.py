@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from focal.baselines.logistic import baseline_scores
 from focal.data.rows import InstitutionRows
-from focal.measure.metrics import Floats, auroc_per_class, bootstrap_ci, macro_auroc
-from focal.measure.summary import Auroc, AurocInterval
+from focal.errors import FocalError
+from focal.measure.metrics import Floats, auroc_per_class, macro_auroc, paired, percentiles, resampled_auroc
+from focal.measure.summary import Auroc, AurocInterval, Difference
 from focal.segments.projection import Projection
 from focal.task import Task
 
@@ -33,6 +34,8 @@ class LocalScores:
 
     auroc: Auroc
     auroc_ci95: AurocInterval
+    encrypted_minus: dict[str, Difference]
+    """By the name of the model that it is compared with."""
     max_abs_weight_error: float
     labels: NDArray[np.uint8]
     """(n, K) of the test rows, for the ROC curves."""
@@ -73,36 +76,54 @@ def compare_scores(
     *,
     seed: int = 0,
     repeats: int = 1000,
+    others: Mapping[str, Floats] | None = None,
 ) -> LocalScores:
     """Score linear outputs (n, C) of a released model and of its twin, on the scored rows of all,
-    beside the baselines."""
-    test = InstitutionRows.union(rows).scored
+    beside the baselines, and beside ``others`` that are given by name."""
+    test, others = InstitutionRows.union(rows).scored, others or {}
     pooled, alone = baseline_scores(rows, task, seed=seed)
-
-    def auroc(scores: Floats) -> float:
-        return macro_auroc(test.labels, scores, task)
-
-    def interval(scores: Floats) -> tuple[float, float]:
-        return bootstrap_ci(test.labels, scores, test.groups, task, repeats=repeats, seed=seed)
-
+    models = {"encrypted": encrypted, "plaintext_twin": in_clear, "pooled_plaintext": pooled, **alone, **others}
+    if len(models) < 3 + len(alone) + len(others):
+        raise FocalError(
+            "a run to compare with has the name of another model: " + ", ".join(sorted(models)),
+            hint="give the run another name",
+        )
+    auroc = {name: macro_auroc(test.labels, scores, task) for name, scores in models.items()}
+    drawn = {
+        name: resampled_auroc(test.labels, scores, test.groups, task, repeats=repeats, seed=seed)
+        for name, scores in models.items()
+    }
+    interval = {name: percentiles(values) for name, values in drawn.items()}
+    minus = {
+        name: paired(auroc["encrypted"] - auroc[name], drawn["encrypted"] - drawn[name])
+        for name in models
+        if name != "encrypted"
+    }
     return LocalScores(
         auroc=Auroc(
-            encrypted=auroc(encrypted),
-            plaintext_twin=auroc(in_clear),
-            institutions={name: auroc(scores) for name, scores in alone.items()},
-            pooled_plaintext=auroc(pooled),
+            encrypted=auroc["encrypted"],
+            plaintext_twin=auroc["plaintext_twin"],
+            institutions={name: auroc[name] for name in alone},
+            pooled_plaintext=auroc["pooled_plaintext"],
+            others={name: auroc[name] for name in others} or None,
         ),
         auroc_ci95=AurocInterval(
-            encrypted=interval(encrypted),
-            plaintext_twin=interval(in_clear),
-            institutions={name: interval(scores) for name, scores in alone.items()},
-            pooled_plaintext=interval(pooled),
+            encrypted=interval["encrypted"],
+            plaintext_twin=interval["plaintext_twin"],
+            institutions={name: interval[name] for name in alone},
+            pooled_plaintext=interval["pooled_plaintext"],
+            others={name: interval[name] for name in others} or None,
         ),
+        encrypted_minus={
+            name: Difference(difference=found.difference, ci95=(found.low, found.high), p=found.p)
+            for name, found in minus.items()
+        },
         max_abs_weight_error=weight_error,
         labels=test.labels,
         encrypted=encrypted,
         per_class={
             name: auroc_per_class(test.labels, scores, task)
-            for name, scores in {"encrypted": encrypted, "pooled_plaintext": pooled, **alone}.items()
+            for name, scores in models.items()
+            if name in ("encrypted", "pooled_plaintext", *alone)
         },
     )

@@ -2,7 +2,8 @@
 
 The twin repeats the run in the clear with the very modules, batches and averages of the institutions, and with
 the same ones absent in the same steps. The baselines are logistic regressions on the initial segment's
-features, as in the blind protocol.
+features, as in the blind protocol. Where the configuration asks for it, so does FedAvg of the whole network
+(:mod:`focal.baselines.whole`), and released models of other runs are scored on the same test patients.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from focal.baselines.whole import federate_whole
 from focal.config import DatasetConfig, InteractiveRunConfig, LocalConfig
 from focal.data import load
 from focal.data.begun import check_unchanged
@@ -85,12 +87,18 @@ class _Comparison:
         head = self._agreed_head()
         rows, place = self._rows_before(), self.places[self.first]
         encrypted = self._released(place.folder, place.weights)
+        others = {Run.open(other).config.name: self._released(other) for other in self.config.beside}
         self.say("the plaintext twin repeats the run in the clear ...")
         # no ciphertext is computed here any more (focal.ckks limits OpenMP to one thread)
         torch.set_num_threads(os.cpu_count() or 1)
         twin, in_clear = self._in_the_clear(train_jointly, "twin")
+        if self.config.fedavg:
+            self.say("FedAvg of the whole network, at the same rhythm of averages, in the clear ...")
+            others = {"fedavg": self._in_the_clear(federate_whole, "fedavg")[1], **others}
         error = float(np.abs(head.weights.numpy() - twin.weights).max())
-        scores = compare_scores(rows, encrypted, in_clear, error, self.manifest.task, seed=self.config.seed)
+        scores = compare_scores(
+            rows, encrypted, in_clear, error, self.manifest.task, seed=self.config.seed, others=others
+        )
         difference = loss_difference(
             [read_losses(p.folder / "lightning") for p in self.places.values()],
             [read_losses(self.run.folder / "twin" / name) for name in self.places],

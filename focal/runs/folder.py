@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focal.config import RunConfig
+from focal.errors import FocalError
 from focal.manifest import Manifest
 from focal.reading import read
 
@@ -72,3 +73,15 @@ class Run(os.PathLike[str]):
         from focal.segments.upper import ReleasedModel
 
         return ReleasedModel.load(self.folder, weights)
+
+
+def check_beside(config: RunConfig) -> None:
+    """Before a run that is compared with others begins: that those saw the same data, split by the same seed. One that
+    was trained on this run's test patients would look better than it is."""
+    for folder in config.compared:
+        other = Run.open(folder).config
+        if (other.dataset, other.seed) != (config.dataset, config.seed):
+            raise FocalError(
+                f"{folder}: was trained on other data, or another split of it, than '{config.name}' is tested on",
+                hint="compare runs of the same 'dataset' and 'seed'",
+            )

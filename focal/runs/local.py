@@ -389,6 +389,7 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
             dataset=manifest.dataset,
             auroc=scores.auroc,
             auroc_ci95=scores.auroc_ci95,
+            encrypted_minus=scores.encrypted_minus,
             max_abs_weight_error=scores.max_abs_weight_error,
             seconds={**_seconds(run, manifest), "total": _spent(run)},
             traffic=traffic,
@@ -470,9 +471,8 @@ def clean(run: Path, cache: bool, force: bool) -> list[Path]:
         raise FocalError(
             f"{run} is not finished", hint="finish it with its own configuration, or give it up with --force"
         )
-    found = [run / "parties", run / "cache", run / "explanations", run / "twin"] + (
-        [run.parent / "cache"] if cache else []
-    )
+    found = [run / name for name in ("parties", "cache", "explanations", "twin", "fedavg")]
+    found += [run.parent / "cache"] if cache else []
     removed = [path for path in found if path.exists()]
     for path in removed:
         shutil.rmtree(path)

@@ -145,10 +145,14 @@ class PlainUpper:
         self.weights, self.before = twin_step(self.weights, self.before, x, delta, self.update), self.weights
         return answers
 
-    def mean(self, round: int, parameters: Answers, rows: Mapping[str, int]) -> Answers:
+    def shares(self, round: int, rows: Mapping[str, int]) -> dict[str, float]:
+        """What each institution that was present counts in an average, by its rows."""
         counted = self.present(min(round * self.config.average_every, self.config.steps) - 1)
         total = sum(rows[name] for name in counted)
-        mean = np.sum([parameters[name] * (rows[name] / total) for name in counted], axis=0)
+        return {name: rows[name] / total for name in counted}
+
+    def mean(self, round: int, parameters: Answers, rows: Mapping[str, int]) -> Answers:
+        mean = np.sum([parameters[name] * share for name, share in self.shares(round, rows).items()], axis=0)
         self.on_average(round, mean, self.weights)
         return {name: mean for name in parameters}
 
@@ -220,13 +224,15 @@ def train_jointly(
     device: str = "auto",
     absent: Callable[[int, str], bool] = lambda step, name: False,
     on_average: Callable[[int, TrainableSegment, Array], None] | None = None,
+    upper: type[PlainUpper] = PlainUpper,
     **flags: Any,
 ) -> Trained:
     """The interactive protocol with ``sites`` in plaintext. Every institution's log is in ``folder / name``.
 
     ``start`` and ``base``: projection and head of a blind run to begin with; ``trained``: of an interactive one, its
     trained parameters. ``on_average(round, segment, weights)`` sees the averaged segment and the head (R, C) that
-    belongs to it. ``flags`` go to :func:`focal.training.split.fit`.
+    belongs to it. ``upper``: how the head learns; the protocol's by default. ``flags`` go to
+    :func:`focal.training.split.fit`.
     """
     tables = [site.table for site in sites.values()]
     task, counts = tables[0].task, sum(site.table.labels[site.rows].sum(0, dtype=np.int64) for site in sites.values())
@@ -240,11 +246,11 @@ def train_jointly(
             on_average(round, seen, base.at(min(round * config.average_every, config.steps)) + weights)
 
     def institution(name: str, site: Site) -> Callable[[Upper], None]:
-        def work(upper: Upper) -> None:
+        def work(seat: Upper) -> None:
             segment = TrainableSegment(lower, config, start, seed=seed)
             if trained:
                 segment.load_trained(trained)
-            module = SplitSegment(segment, Based(upper, base), loss, config, rows=len(site.rows))
+            module = SplitSegment(segment, Based(seat, base), loss, config, rows=len(site.rows))
             own = config.model_copy(update={"batch": config.batches.get(name, config.batch)})
             batches = Batches(site.table, site.rows, lower.spec, own, name=name, seed=seed)
             fit(module, batches, folder=folder / name, device=device, **{"checkpoint_every": 0, **flags})
@@ -253,9 +259,9 @@ def train_jointly(
         return work
 
     ended: dict[str, TrainableSegment] = {}
-    upper = PlainUpper(tuple(sites), config.features, loss.outputs, config, absent=absent, on_average=averaged)
-    upper.run({name: institution(name, site) for name, site in sites.items()})
-    last, before = base.at(config.steps) + upper.weights, base.at(config.steps - 1) + upper.before
+    head = upper(tuple(sites), config.features, loss.outputs, config, absent=absent, on_average=averaged)
+    head.run({name: institution(name, site) for name, site in sites.items()})
+    last, before = base.at(config.steps) + head.weights, base.at(config.steps - 1) + head.before
     return Trained(ended[next(iter(sites))], last, last - before)
 
 

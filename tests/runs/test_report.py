@@ -26,6 +26,7 @@ from focal.measure.summary import read_summary
 from focal.reporting.explain import explain_images, explain_run
 from focal.reporting.html import _jpeg, write_report
 from focal.reporting.losses import plot_losses
+from focal.reporting.table import model_rows
 from focal.runs import local
 from focal.segments import upper
 from focal.segments.projection import Projection
@@ -47,9 +48,9 @@ def page(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished interactive run with everything but encryption:
-    its institutions' training is that of the plaintext twin."""
+def joint(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished interactive run with everything but encryption: its institutions' training is that of the plaintext
+    twin. Compared with FedAvg, and with the blind run."""
     from focal.data import load
     from focal.protocols.interactive import plan
     from focal.segments.lower import build_lower
@@ -65,6 +66,7 @@ def joint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "blocks": 1,
     }
     settings = config("tuned", protocol="interactive", interactive={**chosen, "rate": 0.05, "schedule": "constant"})
+    settings |= {"fedavg": True, "beside": [str(run)]}
     run = local.open_run(RunConfig.model_validate(settings), tmp_path_factory.mktemp("joint"))
     manifest = local.prepare(run, lambda text: None)
     names = [m.name for m in manifest.institutions]
@@ -133,6 +135,22 @@ def changed(run: Path, tmp_path: Path, **fields: object) -> Path:
     summary = copy / "summary.json"
     summary.write_text(json.dumps({**json.loads(summary.read_text()), **fields}))
     return copy
+
+
+def test_an_interactive_run_is_compared_with_what_it_was_asked_for(joint: Path, run: Path) -> None:
+    """The frozen model that a blind run released, on the same test patients; FedAvg of the whole network, whose heads
+    were apart for two steps; and what both are less than the encrypted one, resample by resample."""
+    summary, blind = read_summary(joint), read_summary(run)
+    others, minus = summary.auroc.others, summary.encrypted_minus
+    assert others and minus and set(others) == {"fedavg", "eyes"} == set(summary.auroc_ci95.others or {})
+    assert others["eyes"] == pytest.approx(blind.auroc.encrypted, abs=1e-9)
+    assert others["fedavg"] != summary.auroc.plaintext_twin
+    for name, score in {**others, **(summary.auroc.institutions or {})}.items():
+        assert minus[name].difference == pytest.approx(summary.auroc.encrypted - score)
+        assert minus[name].ci95[0] <= minus[name].difference <= minus[name].ci95[1] and 0 < minus[name].p <= 1
+    assert minus["plaintext_twin"].difference == 0 and minus["plaintext_twin"].p == 1  # it was made by the twin
+    rows = {name: note for name, _, _, note, _ in model_rows(summary)}
+    assert f"encrypted {minus['fedavg'].difference:+.3f}" in rows["fedavg"]
 
 
 # --------------------------------------------------------------------------- what it says

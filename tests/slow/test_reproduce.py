@@ -16,10 +16,12 @@ from eyes import EYES, NAMED, with_training, write_configs
 
 from focal.baselines import spe_fl
 from focal.baselines.logistic import baseline_scores
+from focal.config import RunConfig
 from focal.configs import FOLDER
 from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
 from focal.measure.metrics import macro_auroc
+from focal.reading import read
 from focal.reproduce import cases, methods, study
 from focal.reproduce.cases import BY_PATIENT, SKEWED_3, Case, Source
 from focal.reproduce.cells import Cell, Key, Store
@@ -401,6 +403,35 @@ def test_incomplete_seeds_stay_out_of_the_tables(configs: Path, tmp_path: Path, 
     assert parts["skewed-3"]["seeds"] == list(range(study.SEEDS))
 
 
+def test_what_fine_tunes_gets_the_same_rows_with_the_small_segment(configs: Path, tmp_path: Path, given: None) -> None:
+    """Same patients at the same institutions, another configuration: in its case, and in the key of its cell."""
+    data = read(RunConfig, configs / "eyes.yaml").dataset.model_dump(mode="json", exclude_none=True)
+    consortium.write_config(configs, "small", dataset=data, training={"steps": 3})
+    paper, seen = replace(EYES, small="small.yaml", dealings=(SKEWED_3,)), {}
+
+    def noted(name: str, small: bool) -> Method:
+        def run(case: Case) -> Outcome:
+            seen[name] = case
+            return NAMED["twin"].run(case)
+
+        return Method(name, f"method {name}", "nothing", run, 0.0, small=small)
+
+    made = [noted("large", False), noted("tuned", True)]
+    reproduce(0.0, tmp_path, configs, lambda text: None, tables=(paper,), methods=made)
+    large, small = seen["large"], seen["tuned"]
+    assert large.config.training.steps != small.config.training.steps == 3
+    for name, own in large.rows.items():
+        np.testing.assert_array_equal(own.groups, small.rows[name].groups)
+        np.testing.assert_array_equal(own.labels, small.rows[name].labels)
+    np.testing.assert_array_equal(large.labels, small.labels)
+    np.testing.assert_array_equal(large.order, small.order)
+    keys = {Repeat(Source(paper, configs, tmp_path), SKEWED_3, 0).configuration(method) for method in made}
+    assert len(keys) == 2
+    assert (
+        Repeat(Source(paper, configs, tmp_path), SKEWED_3, 0).configuration(replace(made[0], name="tuned")) not in keys
+    )
+
+
 # --------------------------------------------------------------------------- what is written
 
 
@@ -436,9 +467,11 @@ def test_tables_say_what_was_measured(configs: Path, tmp_path: Path, case: Case)
 def test_both_encrypted_heads_are_held_against_federated_averaging(configs: Path, tmp_path: Path, case: Case) -> None:
     quick = replace_run(NAMED[BLIND], NAMED["twin"].run)
     converged = replace_run(NAMED[CONVERGED], lambda case: NAMED["twin"].run(with_training(case, methods.CONVERGENCE)))
-    run(tmp_path, configs, [quick, converged, NAMED["fedavg"], NAMED["fedavg-dealt"]])
+    paper = replace(EYES, name="severity")  # where the two differ
+    made = [quick, converged, NAMED["fedavg"], NAMED["fedavg-dealt"]]
+    reproduce(0.0, tmp_path, configs, lambda text: None, tables=(paper,), methods=made)
     text, content = (tmp_path / "results.md").read_text(), json.loads((tmp_path / "results.json").read_text())
-    parts = content["tables"]["ocular"]["parts"]
+    parts = content["tables"]["severity"]["parts"]
     assert converged.title not in {row["title"] for row in parts["patient-3"]["rows"]}
     rows = {row["method"]: row for row in parts["skewed-3"]["rows"]}
     reached = {target["target"]: target["reached"] for target in content["targets"]}
@@ -447,8 +480,8 @@ def test_both_encrypted_heads_are_held_against_federated_averaging(configs: Path
         assert rows["fedavg"][key]["difference"] == pytest.approx(gap, abs=1e-12)
         assert reached[f"Table 1, skewed-3: {head.title} not below FedAvg"] == (gap >= 0)
         assert f"{head.title} ends at {rows[head.name]['auroc']:.4f}" in text
-        made = NAMED["fedavg-dealt"].run(case).scores.values()
-        dealt = np.mean([macro_auroc(case.labels, scores, case.task) for scores in made])
+        dealings = NAMED["fedavg-dealt"].run(case).scores.values()
+        dealt = np.mean([macro_auroc(case.labels, scores, case.task) for scores in dealings])
         row = rows["fedavg-dealt"]
         assert row["auroc"] == pytest.approx(dealt, abs=1e-12) and row["range"][0] < dealt < row["range"][1]
         gap = rows[head.name]["auroc"] - dealt
@@ -464,5 +497,5 @@ def replace_run(method: Method, run_: Callable[[Case], Outcome]) -> Method:
 def test_the_papers_tables_are_complete() -> None:
     assert [paper.number for paper in cases.TABLES] == [1, 2, 3, 4]
     for paper in cases.TABLES:
-        assert (FOLDER / paper.config).exists() and paper.missing
+        assert (FOLDER / paper.config).exists() and paper.small and (FOLDER / paper.small).exists() and paper.missing
     assert len({method.name for method in METHODS}) == len(METHODS)

@@ -23,7 +23,16 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT
 SOURCES = [p for folder in ("focal", "tests", "examples", "scripts") for p in sorted((ROOT / folder).rglob("*.py"))]
 HISTORY = {"CHANGELOG.md"}
 """It names what is no more."""
-ELSEWHERE = {"results.md", "leaks.md", "contract_check.py", "Security.md", "Threshold_FHE.md", "threshold-fhe.py"}
+ELSEWHERE = {
+    "results.md",
+    "gpu.md",
+    "docs/gpu.md",
+    "leaks.md",
+    "contract_check.py",
+    "Security.md",
+    "Threshold_FHE.md",
+    "threshold-fhe.py",
+}
 """What a command writes, what may lie beside a checkout, and OpenFHE's own files."""
 THEIRS = {"SetAVector", "evalMultAB", "evalMultBAB", "evalMultFinal", "startPartIdx", "endPartIdx"}
 """Names of OpenFHE's in C++ and in its examples; those that Python has are looked up."""
