@@ -202,6 +202,11 @@ class Upload(Model):
     """That data and targets are as large as agreed, at most."""
 
 
+WhyAbsent = Literal["absent", "incomplete", "upload", "mask-keys"]
+"""Why an institution is on no roster: it has not come; the server was not given all that its list names; its list is
+not as agreed; its keys for masks are of no use, or others than were shown."""
+
+
 class Roster(Model):
     """The server's word that the uploads are closed: whose rows training starts from, in manifest order.
 
@@ -228,6 +233,10 @@ class UploadsAccepted(Model):
     """Whose: institutions take it from custodians, not from the server."""
     rows: Index
     """Of all of them together."""
+    roster: Digest
+    """Of the server's signed roster, as this custodian heard it: afterwards it cannot be another one."""
+    absent: dict[Name, WhyAbsent]
+    """Everybody else, and what the board said of each when the uploads were closed."""
 
 
 class InputCommit(Model):
@@ -242,6 +251,14 @@ class InputCommit(Model):
     """Its shares of the range checks, one after the other."""
 
 
+class Unproven(Model):
+    """A custodian waits for people: proofs of these institutions do not hold with the shares of all custodians. Each of
+    them can say whose share is wrong, if one is."""
+
+    kind: Literal["unproven"] = "unproven"
+    names: tuple[Name, ...]
+
+
 class InputReveal(Model):
     """A custodian's contributions to the inputs of a round, in their order."""
 
@@ -250,8 +267,9 @@ class InputReveal(Model):
     """Over every custodian's commitment and shares of range checks, as this one saw them."""
     salt: Hex32
     blobs: Digests
-    left_out: tuple[Name, ...] = ()
-    """Institutions whose proofs do not hold: what was made for their rows is never shown."""
+    left_out: dict[Name, Index] = {}
+    """Institutions whose proofs do not hold, and how many rows each had brought: what was made for these is never
+    shown."""
 
 
 class RefreshRequest(Model):
@@ -440,6 +458,7 @@ Body = Annotated[
         Roster,
         UploadsAccepted,
         InputCommit,
+        Unproven,
         InputReveal,
         RefreshRequest,
         RefreshShares,

@@ -13,6 +13,7 @@ from focal.config import ConsortiumConfig, LocalConfig, ProjectionConfig, Traini
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.heads.released import MAX_ERROR
+from focal.net import messages as msg
 from focal.net.identity import Identity, open_record, sign_manifest
 from focal.protocols.blind import plan
 from focal.protocols.common import approval
@@ -33,6 +34,23 @@ def given(name: str, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     labels = np.eye(CLASSES, dtype=np.uint8)[np.arange(count) % CLASSES]
     features = rng.normal(size=(count, WIDTH)) + 2 * np.pad(labels, ((0, 0), (0, WIDTH - CLASSES)))
     return features.astype(np.float32), labels
+
+
+class LiesAboutSizes(ArrayInstitution):
+    """Its proof is about other rows than it uploads."""
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        body = super()._masked_rows(scheme, keys, joint)
+        proof = bytearray(self.blobs.get(body.proofs[0]))
+        proof[-24] ^= 1  # the lowest byte of its last number
+        return body.model_copy(update={"proofs": (self.blobs.put(bytes(proof)), body.proofs[1])})
+
+
+class OtherStepSize(ArrayInstitution):
+    """Its list carries another step size than was agreed."""
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        return super()._masked_rows(scheme, keys, joint).model_copy(update={"eta_hex": (3.0).hex()})
 
 
 class Consortium(Together):
@@ -68,9 +86,9 @@ class Consortium(Together):
         """What an institution is from its next start on."""
         self.kinds[name] = kind
 
-    def close_uploads(self, *names: str) -> None:
+    def close_uploads(self, *names: str, parties: tuple[str, ...] = ("server", "custodian-1", "custodian-2")) -> None:
         """``focal close`` at the server and at every custodian, once they wait for exactly these."""
-        for party in ("server", "custodian-1", "custodian-2"):
+        for party in parties:
             deadline = time.monotonic() + PATIENCE
             while True:
                 try:
