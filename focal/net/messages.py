@@ -41,6 +41,8 @@ Rotation = Annotated[str, Field(pattern=r"^-?[0-9]{1,6}$")]
 Phase = Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,31}$")]
 Index = Annotated[int, Field(ge=0, le=1 << 31)]
 Bytes = Annotated[bytes, Field(max_length=1 << 20)]
+WhyAbsent = Literal["absent", "incomplete", "upload", "mask-keys"]
+"""Why an institution is on no roster; in words: :data:`focal.protocols.blind.roster.WHY`."""
 Digests = Annotated[tuple[Digest, ...], Field(max_length=1 << 16)]
 
 # --------------------------------------------------------------------------- records: what members say to all
@@ -202,17 +204,9 @@ class Upload(Model):
     """That data and targets are as large as agreed, at most."""
 
 
-WhyAbsent = Literal["absent", "incomplete", "upload", "mask-keys"]
-"""Why an institution is on no roster: it has not come; the server was not given all that its list names; its list is
-not as agreed; its keys for masks are of no use, or others than were shown."""
-
-
 class Roster(Model):
-    """The server's word that the uploads are closed: whose rows training starts from, in manifest order.
-
-    Everybody can check it against the board: these are the institutions whose lists stand on it before this record, as
-    agreed and complete.
-    """
+    """The server's word that the uploads are closed, and whose rows training starts from, in manifest order: those
+    whose lists stand on the board before it, agreed and complete. Everybody can check it."""
 
     kind: Literal["roster"] = "roster"
     present: tuple[Name, ...]
@@ -223,8 +217,7 @@ class Roster(Model):
 class UploadsAccepted(Model):
     """A custodian holds one valid list from every institution of the roster; training starts with exactly these.
 
-    ``digest`` covers the lists and the encoded plaintext mask, which depends on a floating-point unit:
-    all need the same bits.
+    ``digest`` covers the lists and the encoded mask, which depends on a floating-point unit: all need the same bits.
     """
 
     kind: Literal["uploads-accepted"] = "uploads-accepted"
@@ -252,8 +245,7 @@ class InputCommit(Model):
 
 
 class Unproven(Model):
-    """A custodian waits for people: proofs of these institutions do not hold with the shares of all custodians. Each of
-    them can say whose share is wrong, if one is."""
+    """A custodian waits for people: these institutions' proofs do not hold, with the shares of all custodians."""
 
     kind: Literal["unproven"] = "unproven"
     names: tuple[Name, ...]
@@ -268,8 +260,7 @@ class InputReveal(Model):
     salt: Hex32
     blobs: Digests
     left_out: dict[Name, Index] = {}
-    """Institutions whose proofs do not hold, and how many rows each had brought: what was made for these is never
-    shown."""
+    """Whose proofs do not hold, and how many rows each had brought: what was made for these is never shown."""
 
 
 class RefreshRequest(Model):
