@@ -273,7 +273,7 @@ class Manifest(Model):
         custodians are lost.
 
         Whoever chooses who is left out has one honest institution alone with its own only where these are two thirds
-        of the founders, or more.
+        of the founders, rounded down.
         """
         return 2 * len(self.founders) // 3 + 1
 

@@ -155,6 +155,22 @@ def test_a_clinic_that_comes_back_says_whose_share_is_wrong(tmp_path: Path, monk
         run.finish("a", "b", "c", "custodian-1", "custodian-2", "server")
 
 
+def test_a_custodian_that_lies_about_an_institution_is_given_up_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a t-of-N key: rows are masked anew, for the others, whose shares of the checks are right."""
+    lies_about(monkeypatch, "c")
+    with consortium(tmp_path, {"d": 20}, custodians=4, threshold=2) as run:
+        run.start()
+        until(run, lambda: warned(run, "c: custodian-2 gave wrong shares"))
+        approval.declare_lost(tmp_path / "server", [LIAR])
+        run.finish("a", "b", "c", "d", "server", "custodian-1", "custodian-3", "custodian-4")
+        with pytest.raises(LeftOut, match="was given up"):
+            run.finish(LIAR)
+        run.check("a", "b", "c", "d")
+        assert not run.parties["a"].without and not list(tmp_path.glob("?/masks-*.key"))
+
+
 def test_an_institution_whose_own_fault_it_is_says_so(tmp_path: Path) -> None:
     with consortium(tmp_path, {"d": 20}) as run:
         run.play("d", LiesAboutSizes)

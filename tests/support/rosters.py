@@ -60,7 +60,7 @@ class Consortium(Together):
         self.folder, self.events = folder, list[dict[str, Any]]()
         counts = {name: ROWS[name] for name in "abc"} | others
         consortium = ConsortiumConfig(
-            institutions=tuple(n for n in counts if n not in clinics), clinics=clinics, custodians=2, **settings
+            institutions=tuple(n for n in counts if n not in clinics), clinics=clinics, **{"custodians": 2} | settings
         )
         manifest, files = _agreed(
             folder, counts, WIDTH, tuple("xyz"), "multiclass", consortium,
