@@ -160,7 +160,8 @@ def test_a_custodian_that_lies_about_an_institution_is_given_up_in_its_place(
 ) -> None:
     """Of a t-of-N key: rows are masked anew, for the others, whose shares of the checks are right."""
     lies_about(monkeypatch, "c")
-    with consortium(tmp_path, {"d": 20}, custodians=4, threshold=2) as run:
+    with consortium(tmp_path, {"d": 20}, custodians=4) as run:
+        run.agree(threshold=2)
         run.start()
         until(run, lambda: warned(run, "c: custodian-2 gave wrong shares"))
         approval.declare_lost(tmp_path / "server", [LIAR])

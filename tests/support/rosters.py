@@ -76,9 +76,12 @@ class Consortium(Together):
 
     def list_first(self, name: str) -> None:
         """Before anybody starts: this member comes first in the manifest, which all sign again."""
-        members = sorted(self.manifest.members, key=lambda m: m.name != name)
-        manifest = self.manifest.model_copy(update={"members": tuple(members), "signatures": {}})
-        for member in (m for m in members if not m.clinic):
+        self.agree(members=tuple(sorted(self.manifest.members, key=lambda m: m.name != name)))
+
+    def agree(self, **changes: Any) -> None:
+        """Before anybody starts: all sign another manifest."""
+        manifest = self.manifest.model_copy(update={**changes, "signatures": {}})
+        for member in (m for m in manifest.members if not m.clinic):
             manifest = sign_manifest(manifest, Identity.load(self.files[member.name].keys))
         self.manifest = manifest
 

@@ -269,6 +269,24 @@ def test_a_server_that_closes_early_is_told_from_clocks_that_differ() -> None:
     assert roster.early(closing, at - 601) and not roster.early(closing, at - 599) and not roster.early(closing, at + 5)
 
 
+def test_who_signs_a_closing_date_is_told_how_many_may_be_left_out() -> None:
+    date = datetime.datetime(2026, 12, 24, 18, tzinfo=datetime.timezone.utc)
+    assert not any("closing" in text for text in plan.warnings(M))
+    (told,) = (text for text in plan.warnings(M.model_copy(update={"closing": date})) if "closing" in text)
+    assert "down to 3 of the 3 that are no clinics" in told
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 2), (3, 3), (4, 3), (5, 4), (6, 5), (7, 5), (10, 7)])
+def test_a_roster_has_more_than_two_thirds_of_the_founders(count: int, least: int) -> None:
+    """So that whoever chooses who is left out needs two thirds, rounded down, to have one that is honest alone."""
+    one = next(m for m in M.members if m.name == "north")
+    some = tuple(one.model_copy(update={"name": f"founder-{i}"}) for i in range(count))
+    m = M.model_copy(update={"members": some})
+    assert m.most_founders == least > 2 * count / 3 and least - 1 == 2 * count // 3
+    lists = dict.fromkeys((f.name for f in some[:least]), founders().came().lists["north"])
+    assert roster.enough(m, lists) and not roster.enough(m, dict(list(lists.items())[1:]))
+
+
 # --------------------------------------------------------------------------- clinics in a manifest
 
 
