@@ -158,8 +158,10 @@ class BlindInstitution(Institution):
         asking = [name for name in custodians if self.run_id and self.said(name, roster.UNPROVEN)]
         asked = any(self.me.name in self.heard.get(self.scope, name, topic, msg.Unproven).names for name in asking)
         there = (self.said(name, what) for name in custodians for what in (roster.ACCEPTED, roster.COMMIT))
-        if not asked or not all(there):
+        if not asked or not all(there) or self.me.name not in self._accepted().present:
             return ""
+        if not MaskKeys(self).file.exists() and self.journal.get(f"{self.session}/{topic}/wrong") is None:
+            return ""  # all were satisfied, and the key is gone
         wrong = self.remembered(f"{topic}/wrong", lambda: self._wrong_shares(custodians))
         told = (
             f"{', '.join(wrong)} gave wrong shares of the check of its proofs: ask there, and tell the other custodians"
