@@ -264,8 +264,18 @@ class Manifest(Model):
 
     @property
     def least(self) -> int:
-        """So many institutions' rows at least go into a model."""
+        """So many founders a manifest needs."""
         return 2 if self.accept_leak else 3
+
+    @property
+    def most_founders(self) -> int:
+        """More than two thirds of the founders: so many must bring rows, or the run ends, and so many consent where
+        custodians are lost.
+
+        Whoever chooses who is left out has one honest institution alone with its own only where these are two thirds
+        of the founders, rounded down.
+        """
+        return 2 * len(self.founders) // 3 + 1
 
     @property
     def custodians(self) -> tuple[Member, ...]:

@@ -108,9 +108,10 @@ def close(
         list[str] | None, typer.Argument(help="Who is expected to be missing; default: whoever is.")
     ] = None,
 ) -> None:
-    """Let this party go on without the institutions whose uploads it waits for.
+    """Let this party go on without the institutions whose uploads it waits for, or whose proofs do not hold.
 
-    The server and every custodian must let it, unless the manifest's closing date is over.
+    The server and every custodian must let it, unless the manifest's closing date is over; where a proof does not
+    hold, every custodian must. Ask the institution first: its log says whether a custodian's share was wrong.
     """
     from focal.protocols.common import approval
 

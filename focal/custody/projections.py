@@ -65,8 +65,9 @@ beyond it p depends on m.
 
 **What it does not prove.** Anything, once a custodian lies for H: t_j is a custodian's word, and a forged one makes
 any message pass (only a proof of t_j would change that). Nor where the message stands (slots of other institutions),
-nor anything about the noise that custodians add. A t_j that is wrong without H's help makes an honest proof fail, and
-H is left out of a blind run; H could compute all t_i and say whose it is, had it not erased its key by then.
+nor anything about the noise that custodians add. A t_j that is wrong without H's help makes an honest proof fail:
+people are asked before a blind run goes on without H, which computes all t_i and says whose is wrong, as long as it
+has its key (:meth:`focal.protocols.common.inputs.MaskKeys.wrong_shares`).
 """
 
 from __future__ import annotations

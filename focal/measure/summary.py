@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from focal.config import Model, Name, Protocol
+from focal.config import Model, Name, Protocol, Text
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.traffic import Traffic
@@ -152,6 +152,8 @@ class Summary(Model):
     release: Release
     verify: dict[Name, Literal["lockstep", "off"]] = Field(min_length=2)
     guard: Guard | None = None
+    left_out: dict[Name, Text] | None = None
+    """Institutions of the manifest without whose rows the model was made, and why; absent where there are none."""
 
     @model_validator(mode="after")
     def _fits(self) -> Summary:
@@ -176,6 +178,17 @@ class Summary(Model):
     def local(self) -> bool:
         """Whether one machine saw all data and could compare."""
         return self.auroc.institutions is not None
+
+    @property
+    def left_out_lines(self) -> list[str]:
+        """Reason by reason, without whose rows the model was made."""
+        why: dict[str, list[str]] = {}
+        for name, reason in (self.left_out or {}).items():
+            why.setdefault(reason, []).append(name)
+        return [
+            f"{', '.join(names[:10])}{f' and {len(names) - 10} others' if len(names) > 10 else ''}: {reason}"
+            for reason, names in why.items()
+        ]
 
     @property
     def phase_bytes(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -203,6 +216,7 @@ def build_summary(
     verify: Mapping[str, str],
     guard: Mapping[str, Any] | None = None,
     encrypted_minus: Mapping[str, Difference] | None = None,
+    left_out: Mapping[str, str] | None = None,
     max_abs_weight_error: float | None = None,
 ) -> Summary:
     """Assemble the contract. ``traffic`` maps party -> phase -> ``{"up", "down"}``;
@@ -226,6 +240,7 @@ def build_summary(
         "release": dict(release),
         "verify": dict(verify),
         "guard": dict(guard) if guard else None,
+        "left_out": dict(left_out) if left_out else None,
     }
     return _validated(content, FILE)
 

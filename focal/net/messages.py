@@ -41,6 +41,8 @@ Rotation = Annotated[str, Field(pattern=r"^-?[0-9]{1,6}$")]
 Phase = Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,31}$")]
 Index = Annotated[int, Field(ge=0, le=1 << 31)]
 Bytes = Annotated[bytes, Field(max_length=1 << 20)]
+WhyAbsent = Literal["absent", "incomplete", "upload", "mask-keys"]
+"""Why an institution is on no roster; in words: :data:`focal.protocols.blind.roster.WHY`."""
 Digests = Annotated[tuple[Digest, ...], Field(max_length=1 << 16)]
 
 # --------------------------------------------------------------------------- records: what members say to all
@@ -203,11 +205,8 @@ class Upload(Model):
 
 
 class Roster(Model):
-    """The server's word that the uploads are closed: whose rows training starts from, in manifest order.
-
-    Everybody can check it against the board: these are the institutions whose lists stand on it before this record, as
-    agreed and complete.
-    """
+    """The server's word that the uploads are closed, and whose rows training starts from, in manifest order: those
+    whose lists stand on the board before it, agreed and complete. Everybody can check it."""
 
     kind: Literal["roster"] = "roster"
     present: tuple[Name, ...]
@@ -218,8 +217,7 @@ class Roster(Model):
 class UploadsAccepted(Model):
     """A custodian holds one valid list from every institution of the roster; training starts with exactly these.
 
-    ``digest`` covers the lists and the encoded plaintext mask, which depends on a floating-point unit:
-    all need the same bits.
+    ``digest`` covers the lists and the encoded mask, which depends on a floating-point unit: all need the same bits.
     """
 
     kind: Literal["uploads-accepted"] = "uploads-accepted"
@@ -228,6 +226,10 @@ class UploadsAccepted(Model):
     """Whose: institutions take it from custodians, not from the server."""
     rows: Index
     """Of all of them together."""
+    roster: Digest
+    """Of the server's signed roster, as this custodian heard it: afterwards it cannot be another one."""
+    absent: dict[Name, WhyAbsent]
+    """Everybody else, and what the board said of each when the uploads were closed."""
 
 
 class InputCommit(Model):
@@ -242,6 +244,13 @@ class InputCommit(Model):
     """Its shares of the range checks, one after the other."""
 
 
+class Unproven(Model):
+    """A custodian waits for people: these institutions' proofs do not hold, with the shares of all custodians."""
+
+    kind: Literal["unproven"] = "unproven"
+    names: tuple[Name, ...]
+
+
 class InputReveal(Model):
     """A custodian's contributions to the inputs of a round, in their order."""
 
@@ -250,8 +259,8 @@ class InputReveal(Model):
     """Over every custodian's commitment and shares of range checks, as this one saw them."""
     salt: Hex32
     blobs: Digests
-    left_out: tuple[Name, ...] = ()
-    """Institutions whose proofs do not hold: what was made for their rows is never shown."""
+    left_out: dict[Name, Index] = {}
+    """Whose proofs do not hold, and how many rows each had brought: what was made for these is never shown."""
 
 
 class RefreshRequest(Model):
@@ -440,6 +449,7 @@ Body = Annotated[
         Roster,
         UploadsAccepted,
         InputCommit,
+        Unproven,
         InputReveal,
         RefreshRequest,
         RefreshShares,

@@ -14,7 +14,6 @@ journal could each make 'the one' share of a key.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import hashlib
@@ -31,6 +30,7 @@ from focal.errors import FocalError, ProtocolError, Refused
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import open_record
+from focal.net.recent import Recent
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -68,31 +68,6 @@ def on_disk(path: Path) -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------- blobs
-
-
-class Recent:
-    """Blobs that passed a moment ago, in memory, the oldest out first:
-    to whom they come again they need not be read, sent or hashed anew.
-
-    ``room``: bytes that they may take, all together. Any thread may call.
-    """
-
-    def __init__(self, room: int) -> None:
-        self._room, self._taken = room, 0
-        self._kept: collections.OrderedDict[str, bytes] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def add(self, digest: str, data: bytes) -> None:
-        """Keep ``data``, whose SHA-256 the caller has found to be ``digest``."""
-        with self._lock:
-            if digest in self._kept or len(data) > self._room:
-                return
-            self._kept[digest], self._taken = data, self._taken + len(data)
-            while self._taken > self._room:
-                self._taken -= len(self._kept.popitem(last=False)[1])
-
-    def get(self, digest: str) -> bytes | None:
-        return self._kept.get(digest)
 
 
 class Blobs:
@@ -356,9 +331,12 @@ class Board(Database):
         "topic TEXT NOT NULL, data BLOB NOT NULL, UNIQUE (sender, topic))"
     )
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, check: Callable[[msg.Record], None] = lambda record: None
+    ) -> None:
+        """``check`` raises :class:`Refused` for what no member may say."""
         super().__init__(path)
-        self._manifest = manifest
+        self._manifest, self._check = manifest, check
         self._grown = threading.Condition(self._lock)
         self._listeners: list[Callable[[], None]] = []
         self._clinics = {m.name for m in manifest.clinics}
@@ -399,7 +377,10 @@ class Board(Database):
             raise Refused("sender", f"'{sender}' posted a record of '{record.sender}'")
         if record.sender in self._clinics and CLINICS.get(EPOCH.sub("", record.topic)) is not type(record.body):
             raise Refused("topic", f"'{record.sender}' is a clinic, which says no such thing under '{record.topic}'")
+        self._check(record)
         with self._grown:
+            if record.sender in self._clinics and (epoch := EPOCH.search(record.topic)):
+                self._check_proposed(record, int(epoch[0].removeprefix("/e")))
             before = self._run(
                 "SELECT seq, data FROM record WHERE sender = ? AND topic = ?", record.sender, record.topic
             )
@@ -419,6 +400,12 @@ class Board(Database):
         for listener in listeners:
             listener()
         return seq
+
+    def _check_proposed(self, record: msg.Record, epoch: int) -> None:
+        """A clinic masks its rows anew where that was asked for: what it says stays in everybody's memory."""
+        proposals = "SELECT seq FROM record WHERE sender = ? AND topic = ?"
+        if not self._run(proposals, self._manifest.server.name, f"epoch/{epoch}"):
+            raise Refused("topic", f"'{record.sender}' says something in epoch {epoch}, which nobody has proposed")
 
     def since(self, seq: int, limit_bytes: int, reader: str = "") -> list[bytes]:
         """Records after number ``seq`` in order, as ``reader`` counts them: as many as fit into ``limit_bytes``,

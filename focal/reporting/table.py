@@ -35,6 +35,7 @@ def print_results(summary: Summary, console: Console | None = None) -> None:
 def results_table(summary: Summary) -> Group:
     """Everything a person wants to know of a finished run, as one rich renderable."""
     parts: list[RenderableType] = [_models(summary), Text(), _cost(summary), Text()]
+    parts += [Text(f"Left out: {line}.", style="yellow") for line in summary.left_out_lines]
     parts += [_release(summary), _verification(summary)]
     return Group(*parts)
 

@@ -11,7 +11,9 @@ from focal.data.rows import InstitutionRows, has_kept, read_kept
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.manifest import Manifest
+from focal.protocols.blind import roster
 from focal.protocols.blind.plan import scalars
+from focal.protocols.common.audit import recorded
 from focal.protocols.common.institution import PROJECTION
 from focal.runs.compare import LocalScores, score_local_run
 from focal.runs.folder import Run
@@ -20,7 +22,7 @@ from focal.task import outcomes
 
 
 def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
-    """Scores of the released head beside its twin and the baselines; nothing else that the summary should say."""
+    """Scores of the released head beside its twin and the baselines; and on how many rows, and without whom."""
     names = [m.name for m in manifest.institutions if has_kept(run.party(m.name))]
     kept = {name: read_kept(run.party(name)) for name in names}
     rows = {name: own for name, (own, _) in kept.items()}
@@ -34,8 +36,10 @@ def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[L
     exact = _twin(manifest, projection, rows)
     scores = score_local_run(rows, projection, weights[0], exact, manifest.task, seed=run.config.seed)
     present = sum(int((own.split == "train").sum()) for own in rows.values())
-    gone = [m.name for m in manifest.institutions if m.name not in rows]
-    return scores, {"rows": present} | ({"left_out": gone} if gone else {})
+    own: dict[str, Any] = {"rows": present}
+    if len(rows) < len(manifest.institutions):
+        own["left_out"] = roster.of_board(manifest, recorded(manifest, run.party(manifest.server.name)))
+    return scores, own
 
 
 def _twin(manifest: Manifest, projection: Projection, rows: dict[str, InstitutionRows]) -> np.ndarray[Any, Any]:

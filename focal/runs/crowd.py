@@ -36,9 +36,10 @@ from focal.measure.metrics import bootstrap_ci, macro_auroc
 from focal.measure.summary import Auroc, AurocInterval, build_summary, write_summary
 from focal.measure.traffic import merge
 from focal.protocols import of
+from focal.protocols.blind import roster
 from focal.protocols.blind.plan import scalars
 from focal.protocols.common import approval
-from focal.protocols.common.audit import board_records
+from focal.protocols.common.audit import board_records, recorded
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.party import Audience
 from focal.protocols.common.progress import Reporter, Sink, timeline
@@ -271,7 +272,8 @@ class _Simulation:
         auroc = macro_auroc(labels, encrypted, m.task), macro_auroc(labels, columns @ exact, m.task)
         interval = bootstrap_ci(labels, encrypted, own, m.task, repeats=200, seed=0)
         facts = of(m).plan.facts(m, self.scheme)
-        facts["params"] |= {"rows": present, "clinics": len(self.visits), "left_out": len(self.lost)}
+        facts["params"] |= {"rows": present, "clinics": len(self.visits)}
+        facts["left_out"] = roster.of_board(m, recorded(m, server.folder))
         facts["params"].pop("lower")  # there is none
         error = float(np.abs(self.weights - exact).max())
         phases = {**phase_seconds(self.folder / server.me.name), "total": seconds}

@@ -378,6 +378,7 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]
     names = [m.name for m in manifest.institutions if (run.party(m.name) / "model.pt").exists()]  # who was not left out
     scores, own = of(manifest).compare(run, manifest, say)
     facts = of(manifest).plan.facts(manifest, Scheme(manifest.ckks, "summary"))
+    facts["left_out"] = own.pop("left_out", None)
     facts["params"] |= own
     facts["params"]["peak_memory_mb"] = round(memory / 1e6)
     if (compute := _verifier_compute(run, manifest)) is not None:

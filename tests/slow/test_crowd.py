@@ -28,7 +28,8 @@ def test_a_crowd_ends_with_the_twins_weights(tmp_path: Path) -> None:
     assert found["rows"] == 1200 + sum(visit["rows"] for visit in kept.values() if visit["outcome"] != "lost")
     assert all((visit["up"] > 0) and (visit["seconds"] > 0) for visit in kept.values() if visit["outcome"] != "lost")
     summary = read_summary(tmp_path / "crowd")
-    assert summary.params["clinics"] == 8 and summary.params["left_out"] == 1
+    (lost,) = [name for name, visit in kept.items() if visit["outcome"] == "lost"]
+    assert summary.params["clinics"] == 8 and summary.left_out == {lost: "it has not come"}
     assert (tmp_path / "crowd" / "timeline.png").stat().st_size > 10_000
     assert "measured" in describe(found) and "model" in describe(found)
     with pytest.raises(FocalError, match="holds something already"):

@@ -9,14 +9,17 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from patience import PATIENCE
-from rosters import consortium, given
+from rosters import STEPS, LiesAboutSizes, OtherStepSize, consortium, given
 
 from focal.errors import FocalError, LeftOut
+from focal.heads.linear import twin
+from focal.heads.released import MAX_ERROR
 from focal.net import messages as msg
 from focal.net.identity import open_record
-from focal.protocols.blind import roster
+from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.blind.server import BlindServer
 from focal.protocols.common import approval
 from focal.runs.simulate import ArrayInstitution
@@ -59,16 +62,6 @@ class SendsOtherSizes(ArrayInstitution):
         return body.model_copy(update={"chunks": (self.blobs.put(bytes(1 << 20)), *body.chunks[1:])})
 
 
-class LiesAboutSizes(ArrayInstitution):
-    """Its proof is about other rows than it uploads."""
-
-    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
-        body = super()._masked_rows(scheme, keys, joint)
-        proof = bytearray(self.blobs.get(body.proofs[0]))
-        proof[-24] ^= 1  # the lowest byte of its last number
-        return body.model_copy(update={"proofs": (self.blobs.put(bytes(proof)), body.proofs[1])})
-
-
 class SendsNoProof(ArrayInstitution):
     """What it calls a proof is none."""
 
@@ -77,13 +70,6 @@ class SendsNoProof(ArrayInstitution):
         proof = bytearray(self.blobs.get(body.proofs[1]))
         proof[8] = 200  # the candidate
         return body.model_copy(update={"proofs": (body.proofs[0], self.blobs.put(bytes(proof)))})
-
-
-class OtherStepSize(ArrayInstitution):
-    """Its list carries another step size than was agreed."""
-
-    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
-        return super()._masked_rows(scheme, keys, joint).model_copy(update={"eta_hex": (3.0).hex()})
 
 
 # --------------------------------------------------------------------------- who does not come
@@ -155,13 +141,16 @@ def test_the_closing_date_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_what_is_not_as_agreed_ends_its_senders_part_only(tmp_path: Path, how: type, why: str) -> None:
-    """The others go on, everybody is told whose part ended and why, and nobody shows what decrypts its rows."""
+    """The others go on, everybody is told whose part ended and why, and nobody shows what decrypts its rows. People
+    are asked where the server's word, or custodians' shares, may be the fault."""
     with consortium(tmp_path, {"d": 20}) as run:
         run.play("d", how)
         run.start()
         incomplete = how in (SendsLess, ForNobodysEyes, SendsOtherSizes)
         if incomplete:
             run.close_uploads("d")
+        if how is LiesAboutSizes:
+            run.close_uploads("d", parties=("custodian-1", "custodian-2"))
         run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
         with pytest.raises(LeftOut, match="'d': the run goes on without it"):
             run.finish("d")
@@ -171,7 +160,7 @@ def test_what_is_not_as_agreed_ends_its_senders_part_only(tmp_path: Path, how: t
         closed = run.said(msg.Roster)["server"]
         if how in (LiesAboutSizes, SendsNoProof):
             assert closed.present == ("a", "b", "c", "d")
-            assert {reveal.left_out for reveal in reveals.values()} == {("d",)}
+            assert all(reveal.left_out == {"d": 20} for reveal in reveals.values())
             shown = [
                 [(tmp_path / "server" / "blobs" / d[:2] / d[2:]).exists() for d in r.blobs] for r in reveals.values()
             ]
@@ -179,7 +168,9 @@ def test_what_is_not_as_agreed_ends_its_senders_part_only(tmp_path: Path, how: t
             assert all(found == [True] * (len(found) - own) + [False] * own for found in shown)
         else:
             assert closed.present == ("a", "b", "c") and closed.incomplete == (("d",) if incomplete else ())
-        assert "release" in run.audited()
+        told = {run.parties[name].without["d"] for name in "abc"}
+        assert len(told) == 1 and f"left out   d: {told.pop()}" in run.audited()
+        assert {run.parties[name].rows_of_all for name in "abc"} == {120}
 
 
 def test_a_server_that_keeps_somebody_out_needs_people_or_the_date(
@@ -231,15 +222,48 @@ def test_a_server_that_closes_early_needs_people(tmp_path: Path, monkeypatch: py
         run.check("a", "b", "c")
 
 
+def test_who_came_in_between_says_that_the_server_had_closed_before_the_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server closes early and tells custodians after the date: they cannot know, and nobody is asked. Whoever it
+    sent away says when it was."""
+    soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
+    monkeypatch.setattr(roster, "due", lambda manifest: True)
+    monkeypatch.setattr(roster, "early", lambda manifest, heard: False)
+    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: absent == ["d"])
+    with consortium(tmp_path, {"d": 20}, closing=soon) as run:
+        run.play("d", Stops)
+        run.play("a", StaysToTheEnd)
+        run.start()
+        run.finish("b", "c")
+        assert not list(tmp_path.glob(f"custodian-*/{approval.CLOSING_AWAITED}"))
+        run.play("d", ArrayInstitution)
+        run.start("d")
+        with pytest.raises(LeftOut, match="before it came, and before the closing date .* ask the custodians"):
+            run.finish("d")
+        StaysToTheEnd.may_end.set()
+        run.finish("a", "server", "custodian-1", "custodian-2")
+
+
+def test_after_the_closing_date_too_few_wait_for_people(tmp_path: Path) -> None:
+    """The date closes nothing where no model would come of it. People can only end it: nobody is there to go on."""
+    with consortium(tmp_path, {}, closing=datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)) as run:
+        run.play("c", Stops)
+        run.start()
+        run.close_uploads("c", parties=("server",))
+        with pytest.raises(FocalError, match=r"refused \(roster\): 2 of 3 institutions that are no clinics are left"):
+            run.finish("server")
+        assert not run.said(msg.Roster)
+
+
 def test_institutions_take_the_roster_from_custodians(tmp_path: Path) -> None:
-    """The server may sign another one for some readers: nobody goes by it."""
+    """The server may sign another one for some readers: they see that custodians have signed the digest of another."""
     with consortium(tmp_path, {"d": 20}) as run:
         run.play("d", ShownAnotherRoster)
         run.start()
-        run.finish()
-        run.check("a", "b", "c", "d")
-        shown, others = run.parties["d"], run.parties["a"]
-        assert shown.attending == others.attending == ["a", "b", "c", "d"] and shown.rows_of_all == 140
+        with pytest.raises(FocalError, match="the server shows us another roster than custodians have accepted"):
+            run.finish()
+        assert "weights.bin" not in {path.name for path in (tmp_path / "d").iterdir()}
 
 
 class ShownAnotherRoster(ArrayInstitution):
@@ -251,6 +275,7 @@ class ShownAnotherRoster(ArrayInstitution):
         if key in self.heard._records:
             body = msg.Roster(present=("c", "a"), incomplete=("d",))
             self.heard._records[key] = self.heard._records[key].model_copy(update={"body": body})
+            self.heard._digests[key] = "1" * 64
         return count
 
 
@@ -317,6 +342,73 @@ class Aborts(ArrayInstitution):
     def _upload(self, joint: msg.JointKeys) -> None:
         self.net.post(self.identity.sign_record(self.scope, "abort", msg.Abort(reason="nothing is right here")))
         raise FocalError("nothing is right here")
+
+
+def test_the_first_founder_can_keep_a_clinic_out(tmp_path: Path) -> None:
+    """It seals no key of the projection to it: the clinic masks nothing, and says whose fault it is. The others go on
+    when people say so."""
+    with consortium(tmp_path, {"clinic-1": 25}, ("clinic-1",)) as run:
+        run.play("a", SealsNoneTo)
+        run.start()
+        with pytest.raises(FocalError, match="'a' sealed no group key for us"):
+            run.finish("clinic-1")
+        assert "clinic-1" not in run.said(msg.Upload)
+        run.close_uploads("clinic-1")
+        run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
+        run.check("a", "b", "c")
+        assert run.parties["b"].without == {"clinic-1": "it has not come"}
+
+
+class SealsNoneTo(ArrayInstitution):
+    """Seals the key of the projection to founders only."""
+
+    def say(self, topic: str, body: Any) -> None:
+        if isinstance(body, msg.SumGroupKey):
+            body = body.model_copy(update={"sealed": {n: b for n, b in body.sealed.items() if n in "abc"}})
+        super().say(topic, body)
+
+
+@pytest.mark.parametrize("share_blocks", [False, True])
+def test_what_a_clinic_fills_beyond_the_rows_that_it_says(tmp_path: Path, share_blocks: bool) -> None:
+    """In blocks of its own they count as rows whose targets are zero, and the step is as large as for those that it
+    said: at most one block's rows more, as it must list no more chunks. In shared blocks a mask takes them away."""
+    with consortium(tmp_path, {"clinic-1": 25}, ("clinic-1",), share_blocks=share_blocks) as run:
+        run.play("clinic-1", SaysFewer)
+        run.start()
+        run.finish("clinic-1")
+        run.finish("a", "b", "c", "custodian-1", "custodian-2")
+        columns = np.concatenate([run.parties["a"].projection.apply(run.rows[n][0]) for n in run.rows])
+        targets = np.concatenate([0.5 - run.rows[n][1].astype(float) for n in run.rows])
+        said, most = 120 + SaysFewer.SAID, 145
+        targets[said:] = 0.0
+        taken = said if share_blocks else most
+        eta = plan.step_size(run.manifest, run.parties["a"].projection.eta, said)
+        scalars = twin.Scalars.derive(3, eta, 0.1, said)
+        exact = twin.train(columns[:taken], targets[:taken], scalars, STEPS)[0]
+        other = twin.train(columns[: most + said - taken], targets[: most + said - taken], scalars, STEPS)[0]
+        assert np.abs(run.parties["a"].weights - exact).max() < MAX_ERROR < np.abs(exact - other).max()
+        run.start("clinic-1")
+        run.finish("clinic-1", "server")
+
+
+class SaysFewer(ArrayInstitution):
+    """Fills all its rows and lists fewer."""
+
+    SAID = 5
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        whole, honest = uploads.statement_of, plan.layout(self.manifest)
+        start, _ = plan.row_table(self.manifest, honest)[self.me.name]
+        rows = (start, start + self.SAID)
+        assert honest.chunks(*rows) == honest.chunks(start, start + len(self.raw)), "else its list is too long"
+        with pytest.MonkeyPatch.context() as patch:
+
+            def statement(manifest: Any, shape: Any, seed: bytes, name: str, span: Any, *others: Any) -> Any:
+                return whole(manifest, shape, seed, name, rows if name == self.me.name else span, *others)
+
+            patch.setattr(uploads, "statement_of", statement)
+            body = super()._masked_rows(scheme, keys, joint)
+        return body.model_copy(update={"rows": self.SAID})
 
 
 def test_clinics_have_the_projection_and_not_the_moments(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from focal.config import ConsortiumConfig, LocalConfig, ProjectionConfig, Traini
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.heads.released import MAX_ERROR
+from focal.net import messages as msg
 from focal.net.identity import Identity, open_record, sign_manifest
 from focal.protocols.blind import plan
 from focal.protocols.common import approval
@@ -35,6 +36,23 @@ def given(name: str, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     return features.astype(np.float32), labels
 
 
+class LiesAboutSizes(ArrayInstitution):
+    """Its proof is about other rows than it uploads."""
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        body = super()._masked_rows(scheme, keys, joint)
+        proof = bytearray(self.blobs.get(body.proofs[0]))
+        proof[-24] ^= 1  # the lowest byte of its last number
+        return body.model_copy(update={"proofs": (self.blobs.put(bytes(proof)), body.proofs[1])})
+
+
+class OtherStepSize(ArrayInstitution):
+    """Its list carries another step size than was agreed."""
+
+    def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
+        return super()._masked_rows(scheme, keys, joint).model_copy(update={"eta_hex": (3.0).hex()})
+
+
 class Consortium(Together):
     """Founders a, b, c and others, clinics among them; two custodians, the first of which verifies."""
 
@@ -42,7 +60,7 @@ class Consortium(Together):
         self.folder, self.events = folder, list[dict[str, Any]]()
         counts = {name: ROWS[name] for name in "abc"} | others
         consortium = ConsortiumConfig(
-            institutions=tuple(n for n in counts if n not in clinics), clinics=clinics, custodians=2, **settings
+            institutions=tuple(n for n in counts if n not in clinics), clinics=clinics, **{"custodians": 2} | settings
         )
         manifest, files = _agreed(
             folder, counts, WIDTH, tuple("xyz"), "multiclass", consortium,
@@ -58,9 +76,12 @@ class Consortium(Together):
 
     def list_first(self, name: str) -> None:
         """Before anybody starts: this member comes first in the manifest, which all sign again."""
-        members = sorted(self.manifest.members, key=lambda m: m.name != name)
-        manifest = self.manifest.model_copy(update={"members": tuple(members), "signatures": {}})
-        for member in (m for m in members if not m.clinic):
+        self.agree(members=tuple(sorted(self.manifest.members, key=lambda m: m.name != name)))
+
+    def agree(self, **changes: Any) -> None:
+        """Before anybody starts: all sign another manifest."""
+        manifest = self.manifest.model_copy(update={**changes, "signatures": {}})
+        for member in (m for m in manifest.members if not m.clinic):
             manifest = sign_manifest(manifest, Identity.load(self.files[member.name].keys))
         self.manifest = manifest
 
@@ -68,9 +89,9 @@ class Consortium(Together):
         """What an institution is from its next start on."""
         self.kinds[name] = kind
 
-    def close_uploads(self, *names: str) -> None:
+    def close_uploads(self, *names: str, parties: tuple[str, ...] = ("server", "custodian-1", "custodian-2")) -> None:
         """``focal close`` at the server and at every custodian, once they wait for exactly these."""
-        for party in ("server", "custodian-1", "custodian-2"):
+        for party in parties:
             deadline = time.monotonic() + PATIENCE
             while True:
                 try:

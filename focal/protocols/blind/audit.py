@@ -19,8 +19,11 @@ class BlindAudit(Audit):
         founders, spelled = [m.name for m in self.manifest.founders], self.epochs.spelled
         agreed = roster.agreed(self.recall_all(founders, "projection/accepted", msg.ProjectionAccepted), joint)
         found = roster.came(self.manifest, layout, agreed, self.heard, self.scope, spelled, active)
-        self.lists = lists = roster.read(self.manifest, found, self.recall(roster.CLOSED, msg.Roster))
-        own = uploads.accepted(self.manifest, self.scheme, layout, lists)
+        closed = self.recall(roster.CLOSED, msg.Roster)
+        self.lists = lists = roster.read(self.manifest, found, closed)
+        record = self.heard.digest(self.server, spelled(roster.CLOSED))
+        absent = found.why(self.manifest, closed.incomplete)
+        own = uploads.accepted(self.manifest, self.scheme, layout, lists, record, absent)
         uploads.check_accepted(own, self.recall_all(active, roster.ACCEPTED, msg.UploadsAccepted))
         self.say(
             f"uploads    {sum(len(u.chunks) for u in lists.values())} masked messages of {len(lists)} institutions"
@@ -29,6 +32,8 @@ class BlindAudit(Audit):
         given = self.contributions(
             uploads.ROUND, own.digest, wanted, uploads.claims(self.manifest, layout, seed, lists)
         )
+        for name, why in roster.left_out(self.heard, self.scope, self.active, spelled).items():
+            self.say(f"left out   {name}: {why}")
         self.say(f"inputs     {len(wanted)} ciphertexts, from what {len(given.blobs)} custodians gave for them")
         cluster = None
         if self.ray is not None:
@@ -47,5 +52,5 @@ class BlindAudit(Audit):
             elsewhere=cluster,
         )
 
-    def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
+    def leave_out(self, failed: Mapping[str, Refused]) -> dict[str, int]:
         return roster.leave_out(self.manifest, self.lists, failed)

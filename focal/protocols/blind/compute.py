@@ -37,9 +37,9 @@ from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.net.store import Blobs
-from focal.protocols.blind.plan import row_table, scalars_of
+from focal.protocols.blind.plan import scalars_of
 from focal.protocols.blind.scratch import Scratch
-from focal.protocols.blind.uploads import Place, Placed, inputs, live
+from focal.protocols.blind.uploads import Place, Placed, inputs, live, span
 from focal.protocols.common import ceremony
 from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Given, Voice
@@ -79,7 +79,7 @@ class BlindCompute:
         self.kept = kept_blocks(layout, memory)
         streams = self.kept < len(layout.live_blocks)
         self.scratch = Scratch(scheme, codec.ciphertext(DATA_LIMBS), folder) if folder and streams else None
-        self.row_table = row_table(manifest, layout)
+        self.row_table = {name: span(upload) for name, upload in self.lists.items()}
         self._placed: dict[Place, list[tuple[Placed, list[tuple[str, str]]]]] = {}
         """Place -> its inputs, each with what every custodian gave for it."""
         for i, placed in enumerate(inputs(layout, lists)):

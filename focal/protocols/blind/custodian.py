@@ -70,14 +70,27 @@ class BlindCustodian(Gathering, Custodian):
         while absent and not self.may_close(absent, in_time):
             self.read_board(seconds=2.0)
         self.say_left_out(found, closed)
-        own = uploads.accepted(self.manifest, self.scheme, self.layout, lists)
+        own = self.accepted(found, closed, lists)
         self.say(roster.ACCEPTED, own)
         active = self.active(roster.ACCEPTED)
         uploads.check_accepted(own, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
         return lists, own.digest
 
-    def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
+    def leave_out(self, failed: Mapping[str, Refused]) -> dict[str, int]:
+        """A malformed proof is its sender's fault, and everybody sees it. One that does not fit may be a custodian's,
+        which gave a wrong share: people are asked."""
+        disputed = tuple(name for name, fault in failed.items() if fault.reason == "range-sum")
+        if disputed:
+            self.say(roster.UNPROVEN, msg.Unproven(names=disputed))  # they can tell, if the run ends here too
         left_out = roster.leave_out(self.manifest, self.lists, failed)
+        for name in disputed:
+            self.report.warn(
+                f"{self.me.name}: {failed[name].message}. The fault is that of '{name}' or of one of these custodians: "
+                f"ask '{name}', which is told whose. To go on without it, every custodian: "
+                f"focal close {self.folder} {' '.join(disputed)}"
+            )
+        while disputed and not self.people_let(disputed, unproven=True):
+            self.read_board(seconds=2.0)
         for name, fault in failed.items():
             self.report.warn(f"{self.me.name}: the run goes on without '{name}': {fault.message}")
         return left_out

@@ -1,4 +1,4 @@
-"""What server and custodians of a blind run do until the uploads are closed (:mod:`focal.protocols.blind.roster`)."""
+"""What server and custodians of a blind run do until it is settled who is in (:mod:`focal.protocols.blind.roster`)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Sequence
 
+from focal.ckks.scheme import Scheme
 from focal.heads.linear.layout import Layout
 from focal.net import messages as msg
-from focal.protocols.blind import roster
+from focal.protocols.blind import roster, uploads
 from focal.protocols.blind.roster import Came
 from focal.protocols.blind.uploads import Agreed
 from focal.protocols.common import approval
+from focal.protocols.common.approval import Closing
 from focal.protocols.common.party import Party
 
 WAITING_SECONDS = 5.0
@@ -24,8 +26,12 @@ class Gathering(Party):
     """A server or custodian as far as it waits for institutions that come, or do not."""
 
     layout: Layout
+    scheme: Scheme
     _waits_since: float | None = None
     _waiting_told = 0.0
+
+    def left_out(self) -> dict[str, str]:
+        return roster.left_out(self.heard, self.scope, self.active, self.spelled)
 
     def agreed(self, joint: msg.JointKeys) -> Agreed:
         """What every list repeats (:func:`focal.protocols.blind.roster.agreed`); waits for the founders."""
@@ -43,15 +49,11 @@ class Gathering(Party):
 
         In a later epoch rows are masked anew, after the date: then people say so.
         """
-        epoch = self.epochs.at(roster.UPLOAD).number
-        due = enough and roster.due(self.manifest) and epoch == 0
-        if due or approval.may_close(self.folder, self.scope, epoch, missing):
+        if enough and roster.due(self.manifest) and self.epochs.at(roster.UPLOAD).number == 0:
             return True
-        approval.await_closing(self.folder, self.scope, epoch, missing)
+        if self.people_let(missing):
+            return True
         now = time.monotonic()
-        if now - self._waiting_told > WAITING_SECONDS:
-            self._waiting_told = now
-            self.report.waiting(list(missing), roster.UPLOAD)
         if self._waits_since is None:
             self._waits_since = now
         if now - self._waits_since > PATIENT_SECONDS:
@@ -64,11 +66,29 @@ class Gathering(Party):
             )
         return False
 
+    def people_let(self, missing: Sequence[str], unproven: bool = False) -> bool:
+        """Has a person here said that the run may go on without these? Asks for the word of one."""
+        epoch = self.epochs.at(roster.UPLOAD).number
+        wanted = Closing(run_id=self.scope, epoch=epoch, unproven=unproven, missing=tuple(missing))
+        if approval.may_close(self.folder, wanted):
+            return True
+        approval.await_closing(self.folder, wanted)
+        now = time.monotonic()
+        if now - self._waiting_told > WAITING_SECONDS:
+            self._waiting_told = now
+            self.report.waiting(list(missing), roster.UNPROVEN if unproven else roster.UPLOAD)
+        return False
+
+    def accepted(self, found: Came, closed: msg.Roster, lists: dict[str, msg.Upload]) -> msg.UploadsAccepted:
+        """What every custodian must say of who is in, and of their lists."""
+        record = self.heard.digest(self.manifest.server.name, self.spelled(roster.CLOSED))
+        absent = found.why(self.manifest, closed.incomplete)
+        return uploads.accepted(self.manifest, self.scheme, self.layout, lists, record, absent)
+
     def say_left_out(self, found: Came, closed: msg.Roster) -> None:
         """Whose rows the run goes on without, and why."""
-        why = {name: "has not come" for name in found.absent(self.manifest, ())}
-        why |= {name: e.message for name, e in {**found.refused, **found.unlike}.items()}
-        why |= {name: "its list names what the server was not given" for name in closed.incomplete}
+        why = {name: roster.WHY[why] for name, why in found.why(self.manifest, closed.incomplete).items()}
+        why |= {name: e.message for name, e in found.faults.items()}
         for name, reason in list(why.items())[:20]:
             self.report.warn(f"the run goes on without '{name}': {reason}")
         if len(why) > 20:

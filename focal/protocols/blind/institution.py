@@ -13,6 +13,7 @@ After the upload it may go offline; the sealed result waits at the server.
 
 from __future__ import annotations
 
+import time
 from typing import NoReturn
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from focal.ckks.scheme import Scheme
 from focal.custody import inputs
 from focal.custody.inputs import Message
+from focal.custody.projections import SHARE_BYTES
 from focal.data.rows import InstitutionRows, write_kept
 from focal.errors import LeftOut, Refused
 from focal.files import private_write
@@ -36,10 +38,14 @@ from focal.task import outcomes
 
 SHARES = "release/shares"
 """Topic of custodians' sealed shares of the result."""
+FAULT_SECONDS = 10.0
+"""How long it may take to find out whose fault it was, when the run is ended."""
 
 
 class BlindInstitution(Institution):
     """``run()`` takes part in one blind run from the features to the model; interrupted, the same call continues it."""
+
+    _told_fault = ""
 
     # ----------------------------------------------------------------- the script
 
@@ -97,39 +103,92 @@ class BlindInstitution(Institution):
         def said_by_all(topic: str) -> bool:
             return all(self.said(name, topic) for name in self.active(topic))
 
-        without_us = said_by_all(roster.ACCEPTED) and self.me.name not in self._accepted().present
-        return without_us or said_by_all(SHARES)
+        return self.me.name in self.left_out() or said_by_all(SHARES)
+
+    def left_out(self) -> dict[str, str]:
+        return roster.left_out(self.heard, self.scope, self.active, self.spelled)
 
     def _accepted(self) -> msg.UploadsAccepted:
-        """Who is on the roster, in the same words of all custodians; waits for them."""
+        """Who is on the roster, in the same words of all custodians, of the record that the server shows us too; waits
+        for them."""
         accepted = self.hear_all(self.active(roster.ACCEPTED), roster.ACCEPTED, msg.UploadsAccepted)
-        first = next(iter(accepted.values()))
+        first, server = next(iter(accepted.values())), self.manifest.server.name
         for name, theirs in accepted.items():
             if theirs != first:
                 raise Refused("uploads", f"'{name}' accepted other upload lists than others did")
+        self.hear(server, roster.CLOSED, msg.Roster)
+        if self.heard.digest(server, self.spelled(roster.CLOSED)) != first.roster:
+            raise Refused("uploads", "the server shows us another roster than custodians have accepted")
         return first
 
     def _wait_for_inputs(self) -> None:
         """Learn who is in, from all custodians. Raises :class:`LeftOut` where we are not."""
         accepted = self._accepted()
         if self.me.name not in accepted.present:
-            kept = self.me.name in self.hear(self.manifest.server.name, roster.CLOSED, msg.Roster).incomplete
-            self._left_out(
-                "the server says that it was not given all of its rows"
-                if kept
-                else "its upload came too late, or was not as agreed"
-            )
-        topic = f"{uploads.ROUND}/reveal"
-        reveals = self.hear_all(self.active(topic), topic, msg.InputReveal)
+            self._leave(self.left_out().get(self.me.name, "by the word of all custodians"))
+        reveals = self.hear_all(self.active(roster.REVEAL), roster.REVEAL, msg.InputReveal)
         without = next(iter(reveals.values())).left_out
         for name, reveal in reveals.items():
-            inputs_of.check_left_out(topic, name, reveal, without)
+            inputs_of.check_left_out(roster.REVEAL, name, reveal, without)
+        self.without = self.left_out()
         if self.me.name in without:
-            self._left_out("its proof of the size of its rows does not hold, by the word of all custodians")
+            whose = self._whose_fault()
+            self._leave(f"{self.without[self.me.name]}{whose and f'; {whose}'}")
+        MaskKeys(self).forget()
+        for name, why in self.without.items():
+            self.report.warn(f"{self.me.name}: the run goes on without '{name}': {why}")
         self.attending = [name for name in accepted.present if name not in without]
-        self.rows_of_all = accepted.rows
+        self.rows_of_all = accepted.rows - sum(without.values())
 
-    def _left_out(self, why: str) -> NoReturn:
+    # ----------------------------------------------------------------- a proof that does not hold
+
+    def idle(self) -> None:
+        """Say whose fault it is, where custodians wait for people as our proof does not hold."""
+        super().idle()
+        self._whose_fault()
+
+    def forget_secrets(self) -> None:
+        self._within(FAULT_SECONDS, self._whose_fault)  # afterwards it cannot be told
+        super().forget_secrets()
+
+    def _whose_fault(self) -> str:
+        """Which custodians gave wrong shares of the checks of our proofs, in words; said once, remembered, and empty
+        where nobody asks."""
+        custodians, topic = self.active(roster.UNPROVEN), self.spelled(roster.UNPROVEN)
+        asking = [name for name in custodians if self.run_id and self.said(name, roster.UNPROVEN)]
+        asked = any(self.me.name in self.heard.get(self.scope, name, topic, msg.Unproven).names for name in asking)
+        there = (self.said(name, what) for name in custodians for what in (roster.ACCEPTED, roster.COMMIT))
+        if not asked or not all(there) or self.me.name not in self._accepted().present:
+            return ""
+        if not MaskKeys(self).file.exists() and self.journal.get(f"{self.session}/{topic}/wrong") is None:
+            return ""  # all were satisfied, and the key is gone
+        wrong = self.remembered(f"{topic}/wrong", lambda: self._wrong_shares(custodians))
+        told = (
+            f"{', '.join(wrong)} gave wrong shares of the check of its proofs: ask there, and tell the other custodians"
+            if wrong
+            else "all custodians gave the right shares of the check of its proofs: the fault is its own"
+        )
+        if told != self._told_fault:
+            self._told_fault = told
+            self.report.warn(f"{self.me.name}: {told}")
+        return told
+
+    def _wrong_shares(self, custodians: list[str]) -> list[str]:
+        layout, scheme, size = plan.layout(self.manifest), Scheme(self.manifest.ckks, self.scope), SHARE_BYTES
+        present = self._accepted().present
+        upload = self.hear(self.me.name, roster.UPLOAD, msg.Upload)
+        own = uploads.claims(self.manifest, layout, self.seed(uploads.ROUND), {self.me.name: upload})
+        first = present.index(self.me.name) * len(own)
+        given = {}
+        for name, commit in self.hear_all(custodians, roster.COMMIT, msg.InputCommit).items():
+            data = self.net.get(commit.shares)
+            given[name] = [data[i * size : (i + 1) * size] for i in range(first, first + len(own))]
+        keys = MaskKeys(self)
+        keys.meet(custodians)
+        return keys.wrong_shares(scheme, own, given, self.blobs.get)
+
+    def _leave(self, why: str) -> NoReturn:
+        MaskKeys(self).forget()
         raise LeftOut(
             f"'{self.me.name}': the run goes on without it: {why}",
             hint="it gets no model of this run, and its uploaded rows stay masked; ask for a new run",
@@ -161,16 +220,24 @@ class BlindInstitution(Institution):
         if not self.repeat(roster.UPLOAD):
             self.read_all()
             if self.said(self.manifest.server.name, roster.CLOSED):
-                self._left_out("the uploads were closed before it came")
+                self._leave(self._why_closed())
             keys = MaskKeys(self)
             keys.say()
             keys.meet(self.active("upload"))
             body = self._masked_rows(scheme, keys, joint)
             self.send_stored([*body.chunks, *body.proofs], "custodians")
             self.say(roster.UPLOAD, body)
-        MaskKeys(self).forget()
         self.report.say(
             f"{self.me.name}: the rows are uploaded; the rest needs nothing from here, the result can be fetched later"
+        )
+
+    def _why_closed(self) -> str:
+        closing, now = self.manifest.closing, time.time()
+        if closing is None or now >= closing.timestamp():
+            return "the uploads were closed before it came"
+        return (
+            "the server closed the uploads before it came, and before the closing date "
+            f"({closing:%Y-%m-%d %H:%M} UTC): ask the custodians whether people there have said so"
         )
 
     def _masked_rows(self, scheme: Scheme, keys: MaskKeys, joint: msg.JointKeys) -> msg.Upload:

@@ -33,8 +33,9 @@ FEW_ROWS = (
     "something else than was agreed"
 )
 ANYBODY_LEFT_OUT = (
-    "closing: after that date the server can leave out any institution, down to three that are no clinics: what the "
-    "others of a small rest know together says more of the last one, and a pooled ROC curve too (SECURITY.md)"
+    "closing: after that date the server can leave out any institution, down to {least} of the {all} that are no "
+    "clinics: what the others of a small rest know together says more of the last one, and a pooled ROC curve too "
+    "(SECURITY.md)"
 )
 
 
@@ -200,10 +201,11 @@ def describe(manifest: Manifest) -> str:
 def warnings(manifest: Manifest) -> list[str]:
     """What everybody must be told who signs."""
     few = manifest.rows > 4 * manifest.founder_rows
+    anybody = ANYBODY_LEFT_OUT.format(least=manifest.most_founders, all=len(manifest.founders))
     return [
         *([cost.SHARED_BLOCKS] if manifest.share_blocks else []),
         *([FEW_ROWS] if few else []),
-        *([ANYBODY_LEFT_OUT] if manifest.closing is not None else []),
+        *([anybody] if manifest.closing is not None else []),
         TRUST,
     ]
 

@@ -6,6 +6,7 @@
     server                               uploads/closed         when all have come, at the closing date, or by people
     custodians                                  uploads/accepted      the same roster, read off the board
     range checks                                      inputs/commit, inputs/reveal        whose proofs fail, neither
+                                                                                          where people say so
 
 Nobody waits for an institution after that, nor does one that sends something else than was agreed end the run: it is
 left out, by name and with the reason. What a roster must be follows from the board (:func:`read`), but for one thing,
@@ -13,15 +14,19 @@ which only the server knows: whether it was given all that a list names. It says
 that, silence, or keys that were shown otherwise keep somebody out, custodians wait as for one who has not come
 (:meth:`Came.absent`): until the closing date, or for a person's word. After that date a server keeps out whom it likes.
 
-A roster has at least the founders that a model needs (three; two where the manifest says so; clinics have not signed
-for anybody's privacy), and a quarter of the manifest's rows (:data:`FEWEST`). Custodians sign who is on it, and
-institutions go by their word.
+A range check that fails is the fault of the institution, or of a custodian that gave a wrong share of it. Only that
+institution can tell (:meth:`focal.protocols.common.inputs.MaskKeys.wrong_shares`). So people at every custodian are
+asked before the run goes on without it, whatever the date (:data:`UNPROVEN`).
+
+A roster has more than two thirds of the founders (:attr:`Manifest.most_founders`; clinics have not signed for
+anybody's privacy), and a quarter of the manifest's rows (:data:`FEWEST`). Custodians sign who is on it, who is not and
+why, and the server's record of it; institutions go by their word.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from focal.errors import Refused
@@ -29,12 +34,25 @@ from focal.exchange import usable
 from focal.heads.linear.layout import Layout
 from focal.manifest import Manifest
 from focal.net import messages as msg
-from focal.protocols.blind.uploads import Agreed, check_list
+from focal.protocols.blind import plan
+from focal.protocols.blind.uploads import ROUND, Agreed, check_list
 from focal.protocols.common import ceremony, inputs
-from focal.protocols.common.hearing import Heard
+from focal.protocols.common.epochs import Epochs
+from focal.protocols.common.hearing import B, Heard
 
 UPLOAD, CLOSED, ACCEPTED = "upload", "uploads/closed", "uploads/accepted"
 """Topics of an institution's list, of the server's roster, and of a custodian's word on it."""
+COMMIT, UNPROVEN, REVEAL = f"{ROUND}/commit", f"{ROUND}/unproven", f"{ROUND}/reveal"
+"""Topics of a custodian's shares of the range checks, of its waiting for people, where proofs do not hold, and of its
+word that they do not."""
+WHY = {
+    "absent": "it has not come",
+    "incomplete": "its list names what the server was not given",
+    "upload": "its list is not as agreed",
+    "mask-keys": "its keys for masks are of no use, or others than custodians were shown",
+    "unproven": "its proof of the size of its rows does not hold, by the word of all custodians",
+}
+"""Why an institution is left out, in words."""
 FEWEST = 4
 """One in so many of the manifest's rows must be there. What weights carry was bounded for all of them
 (:attr:`Layout.divisor`) and grows, with a quarter of the rows and a step that is as stable
@@ -63,6 +81,17 @@ class Came:
         """Whom nothing but the server's word, or silence, keeps out."""
         here = {*self.lists, *self.refused} - set(incomplete)
         return [m.name for m in manifest.institutions if m.name not in here]
+
+    def why(self, manifest: Manifest, incomplete: Collection[str]) -> dict[str, msg.WhyAbsent]:
+        """Everybody whose list does not count, and what the board says of it."""
+        why: dict[str, msg.WhyAbsent] = {name: "absent" for name in self.absent(manifest, ())}
+        why |= {name: "upload" if e.reason == "upload" else "mask-keys" for name, e in self.faults.items()}
+        return why | {name: "incomplete" for name in incomplete}
+
+    @property
+    def faults(self) -> dict[str, Refused]:
+        """What is wrong with the lists that do not count."""
+        return {**self.refused, **self.unlike}
 
 
 def came(
@@ -116,8 +145,8 @@ def read(manifest: Manifest, found: Came, roster: msg.Roster) -> dict[str, msg.U
     ``mask-keys``: where it is for what one of them sent).
     """
     for name in roster.present:
-        if name in found.refused or name in found.unlike:
-            raise {**found.refused, **found.unlike}[name]
+        if name in found.faults:
+            raise found.faults[name]
     lists = found.complete(roster.incomplete)
     if tuple(lists) != roster.present or not set(roster.incomplete) <= set(found.lists):
         differ = sorted(set(lists) ^ set(roster.present)) or list(roster.present)
@@ -140,11 +169,42 @@ def agreed(accepted: Mapping[str, msg.ProjectionAccepted], joint: msg.JointKeys)
     return Agreed(ceremony.joint_digest(joint), first.digest, first.eta_hex)
 
 
-def leave_out(manifest: Manifest, lists: Mapping[str, msg.Upload], failed: Mapping[str, Refused]) -> list[str]:
-    """Whom the run goes on without, as their claims do not hold. Raises as :func:`check_enough` where too few are
-    left."""
+def leave_out(manifest: Manifest, lists: Mapping[str, msg.Upload], failed: Mapping[str, Refused]) -> dict[str, int]:
+    """Whom the run goes on without, as their claims do not hold, and how many rows each had brought. Raises as
+    :func:`check_enough` where too few are left."""
     check_enough(manifest, {name: upload for name, upload in lists.items() if name not in failed}, failed)
-    return list(failed)
+    return {name: lists[name].rows for name in failed}
+
+
+def left_out(
+    heard: Heard, scope: str, active: Callable[[str], Sequence[str]], spelled: Callable[[str], str]
+) -> dict[str, str]:
+    """Institution -> why the run goes on without it, by the word of all custodians; nobody before all have said so.
+
+    ``active``: the custodians who answer under a topic.
+    """
+
+    def said(topic: str, kind: type[B]) -> list[B]:
+        names = active(topic)
+        there = all((name, spelled(topic)) in heard for name in names)
+        return list(heard.get_all(scope, names, spelled(topic), kind).values()) if there else []
+
+    found: dict[str, str] = {}
+    if accepted := said(ACCEPTED, msg.UploadsAccepted):
+        same = set.intersection(*(set(body.absent) for body in accepted))
+        found |= {name: WHY[why] for name, why in accepted[0].absent.items() if name in same}
+    if reveals := said(REVEAL, msg.InputReveal):
+        found |= dict.fromkeys(set.intersection(*(set(body.left_out) for body in reveals)), WHY["unproven"])
+    return dict(sorted(found.items()))
+
+
+def of_board(manifest: Manifest, heard: Heard) -> dict[str, str]:
+    """:func:`left_out`, from the records of a run that is over."""
+    scope = next((r.scope for r in heard if isinstance(r.body, msg.UploadsAccepted)), "")
+    epochs = Epochs(manifest, plan, bytes.fromhex(scope))
+    for record in heard:
+        epochs.take(record)
+    return left_out(heard, scope, lambda topic: epochs.at(topic).active, epochs.spelled)
 
 
 def check_enough(manifest: Manifest, lists: Mapping[str, msg.Upload], refused: Mapping[str, Refused]) -> None:
@@ -157,8 +217,8 @@ def check_enough(manifest: Manifest, lists: Mapping[str, msg.Upload], refused: M
     founders, rows = _weight(manifest, lists)
     raise Refused(
         "roster",
-        f"{founders} institutions that are no clinics have come, and {rows} of {manifest.rows} rows: a model needs "
-        f"{manifest.least} at least, and a quarter of the rows",
+        f"{founders} of {len(manifest.founders)} institutions that are no clinics are left, with {rows} of "
+        f"{manifest.rows} rows: a model needs {manifest.most_founders} of them at least, and a quarter of the rows",
         hint="start a new run with those who do come, and with a later closing date",
     )
 
@@ -166,7 +226,7 @@ def check_enough(manifest: Manifest, lists: Mapping[str, msg.Upload], refused: M
 def enough(manifest: Manifest, lists: Mapping[str, msg.Upload]) -> bool:
     """Have so many come that there is a model?"""
     founders, rows = _weight(manifest, lists)
-    return founders >= manifest.least and FEWEST * rows >= manifest.rows
+    return founders >= manifest.most_founders and FEWEST * rows >= manifest.rows
 
 
 def _weight(manifest: Manifest, lists: Mapping[str, msg.Upload]) -> tuple[int, int]:

@@ -40,6 +40,10 @@ class BlindServer(Gathering, Server):
             )
             return self.train(compute)
 
+    def check_record(self, record: msg.Record) -> None:
+        if isinstance(record.body, msg.Upload):
+            uploads.check_length(self.manifest, self.layout, record.sender, record.body)
+
     def _uploads(self, joint: msg.JointKeys) -> tuple[dict[str, msg.Upload], str]:
         """The lists of all who have come, once the uploads are closed, and their digest, as custodians accepted it."""
         agreed = self.agreed(joint)
@@ -48,7 +52,7 @@ class BlindServer(Gathering, Server):
         found = self.came(agreed)
         lists = roster.read(self.manifest, found, closed)
         self.say_left_out(found, closed)
-        own = uploads.accepted(self.manifest, self.scheme, self.layout, lists)
+        own = self.accepted(found, closed, lists)
         active = self.active(roster.ACCEPTED)
         uploads.check_accepted(own, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
         return lists, own.digest

@@ -55,6 +55,19 @@ def check_list(manifest: Manifest, shape: Layout, agreed: Agreed, name: str, upl
             raise Refused("upload", f"the list of '{name}' has another {what} than was agreed ({found}, not {wanted})")
 
 
+def check_length(manifest: Manifest, shape: Layout, name: str, upload: msg.Upload) -> None:
+    """Raise :class:`Refused` (``upload``) for a list that names more than a member's rows can need: everybody reads the
+    board and keeps it in memory."""
+    table = row_table(manifest, shape)
+    most = len(shape.chunks(*table[name])) if name in table else 0
+    if len(upload.chunks) > most or len(upload.proofs) > len(PROVEN):
+        raise Refused(
+            "upload",
+            f"the list of '{name}' names {len(upload.chunks)} chunks and {len(upload.proofs)} proofs, where its rows "
+            f"need {most} and {len(PROVEN)} at most",
+        )
+
+
 def lists_digest(lists: Mapping[str, msg.Upload]) -> str:
     """One digest over the lists of all institutions that have come, in manifest order."""
     running = hashlib.sha256(b"focal/uploads/v1")
@@ -100,7 +113,8 @@ def inputs(shape: Layout, lists: dict[str, msg.Upload]) -> list[Placed]:
 
 
 def span(upload: msg.Upload) -> tuple[int, int]:
-    """First global row of a list's owner, one past its last."""
+    """First global row of a list's owner, one past the last that it says it brings: masks leave its targets there, and
+    its data where a block is shared."""
     return upload.first_row, upload.first_row + upload.rows
 
 
@@ -160,16 +174,26 @@ def check_size(name: str, columns: NDArray[np.float64]) -> None:
         )
 
 
-def accepted(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload]) -> msg.UploadsAccepted:
-    """What whoever holds these lists says of them, or expects every custodian to have said."""
-    rows = sum(upload.rows for upload in lists.values())
-    return msg.UploadsAccepted(digest=inputs_digest(manifest, scheme, layout, lists), present=tuple(lists), rows=rows)
+def accepted(
+    manifest: Manifest,
+    scheme: Scheme,
+    layout: Layout,
+    lists: dict[str, msg.Upload],
+    roster: str,
+    absent: dict[str, msg.WhyAbsent],
+) -> msg.UploadsAccepted:
+    """What whoever holds these lists says of them, or expects every custodian to have said. ``roster``: digest of the
+    server's record."""
+    rows, digest = sum(upload.rows for upload in lists.values()), inputs_digest(manifest, scheme, layout, lists)
+    return msg.UploadsAccepted(digest=digest, present=tuple(lists), rows=rows, roster=roster, absent=absent)
 
 
 def check_accepted(own: msg.UploadsAccepted, answers: dict[str, msg.UploadsAccepted]) -> None:
-    """Raise :class:`Refused` (``uploads``) when a custodian accepted other upload lists than we hold, or says of the
-    same lists that they are others': institutions go by its word."""
+    """Raise :class:`Refused` (``uploads``) when a custodian accepted other upload lists than we hold, or another roster
+    of the server, or says of the same lists that they are others': institutions go by its word."""
     for name, theirs in answers.items():
+        if (theirs.roster, theirs.absent) != (own.roster, own.absent):
+            raise Refused("uploads", f"'{name}' was shown another roster, or other reasons for it, than we were")
         if theirs != own:
             raise Refused(
                 "uploads",
@@ -180,8 +204,7 @@ def check_accepted(own: msg.UploadsAccepted, answers: dict[str, msg.UploadsAccep
 
 def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload]) -> str:
     """One digest over all that training starts from: the lists of all who have come, and the encoded masks."""
-    table = row_table(manifest, layout)
-    present = {name: table[name] for name in lists}
-    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists), present)
+    spans = {name: span(upload) for name, upload in lists.items()}
+    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists), spans)
     listed = lists_digest(lists)
     return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(listed) + bytes.fromhex(encoded)).hexdigest()

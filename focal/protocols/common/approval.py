@@ -99,29 +99,32 @@ def sign_epoch(folder: Path, lost: Sequence[str]) -> Consent:
 
 
 CLOSING_AWAITED, CLOSING_SIGNED = "awaits-closing.json", "closed.json"
-"""In a server's or custodian's folder: for whose uploads it waits, and without whom a person lets it go on."""
+"""In a server's or custodian's folder: for whom it waits, and without whom a person lets it go on."""
 
 
 class Closing(Model):
-    """Without whose uploads a run may go on."""
+    """Without whom a run may go on."""
 
     run_id: Hex32
     epoch: int
+    unproven: bool = False
+    """Have they come, and their proofs do not hold? Else they have not come: who may go on without them for the one
+    reason may not for the other."""
     missing: tuple[Name, ...]
 
 
-def await_closing(folder: Path, run_id: str, epoch: int, missing: Sequence[str]) -> None:
-    """Write down for whom a party waits in this epoch."""
-    wanted = Closing(run_id=run_id, epoch=epoch, missing=tuple(missing))
+def await_closing(folder: Path, wanted: Closing) -> None:
+    """Write down for whom a party waits."""
     if wanted != _read(Closing, folder / CLOSING_AWAITED):
         private_write(folder / CLOSING_AWAITED, wanted.model_dump_json().encode())
 
 
-def may_close(folder: Path, run_id: str, epoch: int, missing: Sequence[str]) -> bool:
-    """Has a person let this party go on without all of ``missing`` in this epoch?"""
+def may_close(folder: Path, wanted: Closing) -> bool:
+    """Has a person let this party go on without all of these, for this reason, in this epoch?"""
     signed = _read(Closing, folder / CLOSING_SIGNED)
-    same = signed is not None and (signed.run_id, signed.epoch) == (run_id, epoch)
-    return signed is not None and same and set(missing) <= set(signed.missing)
+    if signed is None or signed.model_copy(update={"missing": wanted.missing}) != wanted:
+        return False
+    return set(wanted.missing) <= set(signed.missing)
 
 
 def close_uploads(folder: Path, names: Sequence[str] = ()) -> Closing:
@@ -133,11 +136,13 @@ def close_uploads(folder: Path, names: Sequence[str] = ()) -> Closing:
     if wanted is None:
         raise FocalError(
             f"{folder}: nobody waits there for uploads",
-            hint="a server does until all have come, a custodian when the server goes on without somebody",
+            hint="a server does until all have come, a custodian when the server goes on without somebody, or when a "
+            "proof does not hold",
         )
     if names and set(names) != set(wanted.missing):
         raise FocalError(
-            f"{folder}: uploads are missing of {', '.join(wanted.missing)}",
+            f"{folder}: {'proofs do not hold' if wanted.unproven else 'uploads are missing'} of "
+            f"{', '.join(wanted.missing)}",
             hint="name all of these, or none: then it is without whoever is missing",
         )
     private_write(folder / CLOSING_SIGNED, wanted.model_dump_json().encode())

@@ -159,8 +159,9 @@ class Audit(abc.ABC):
             inputs.check_left_out(round, name, reveal, left_out)
         return inputs.check(self.scope, self.epochs.spelled(round), lists, len(wanted), commits, reveals)
 
-    def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
-        """Whom the run went on without, as their claims do not hold. By default there is no run then: raises."""
+    def leave_out(self, failed: Mapping[str, Refused]) -> dict[str, int]:
+        """Whom the run went on without, as their claims do not hold, and how many rows each had brought. By default
+        there is no run then: raises."""
         return inputs.refuse(failed)
 
     def done(self, step: int, statement: msg.StepDone, data: list[bytes]) -> None:

@@ -217,17 +217,18 @@ class Custodian(Answering):
         )
         inputs.check_lists(topic, lists, commits)
 
-        def left_out() -> list[str]:
+        def left_out() -> dict[str, int]:
             others = {name: self.net.get(theirs.shares) for name, theirs in commits.items()}
             return self.leave_out(inputs.unproven(claims, [found for _, found in weighed()], others))
 
-        without = tuple(self.remembered(f"{topic}/left-out", left_out))
+        without: dict[str, int] = self.remembered(f"{topic}/left-out", left_out)
         self.send_stored(inputs.shown(wanted, own, without), "custodians")
         seen = inputs.commits_digest(commits)
         self.say(f"{round}/reveal", msg.InputReveal(commits=seen, salt=salt.hex(), blobs=own, left_out=without))
 
-    def leave_out(self, failed: Mapping[str, Refused]) -> list[str]:
-        """Whom the run goes on without, as their claims do not hold. By default there is no run then: raises."""
+    def leave_out(self, failed: Mapping[str, Refused]) -> dict[str, int]:
+        """Whom the run goes on without, as their claims do not hold, and how many rows each had brought. By default
+        there is no run then: raises."""
         return inputs.refuse(failed)
 
     def contributions(self, round: str, lists: str, wanted: Sequence[Input], claims: Sequence[Claim]) -> Given:

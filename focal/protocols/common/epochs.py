@@ -107,14 +107,15 @@ class Epochs:
             self.proposed.append(record.body)
             self._words = set()
         elif isinstance(record.body, msg.Epoch) and self.pending:
-            number = self.proposed[-1].number
-            agrees = record.sender in self.proposed[-1].active and record.topic == f"epoch/{number}/agreed"
-            founders = {m.name for m in self.manifest.founders}
-            if agrees or (record.sender in founders and record.topic == f"epoch/{number}/consent"):
-                if record.body != self.proposed[-1]:
-                    raise Refused("epoch", f"'{record.sender}' was shown another epoch {number} than we were")
+            newest = self.proposed[-1]
+            number, same = newest.number, record.body == newest
+            agrees = record.sender in newest.active and record.topic == f"epoch/{number}/agreed"
+            founder = record.sender in {m.name for m in self.manifest.founders}
+            if agrees and not same:
+                raise Refused("epoch", f"'{record.sender}' was shown another epoch {number} than we were")
+            # another consent is nobody's: an institution that was left out must not end the run by one
+            if same and (agrees or (founder and record.topic == f"epoch/{number}/consent")):
                 self._words.add(record.sender)
-                newest = self.proposed[-1]
                 if self._backed and self._words.issuperset(newest.active):
                     self.in_force.append(Epoch(number, newest.active, newest.stage, digest(self.run_id, newest)))
 
@@ -258,8 +259,9 @@ def quorum(manifest: Manifest) -> int:
 
 
 def consents_needed(manifest: Manifest) -> int:
-    """So many institutions must consent where fewer custodians are left: more than two thirds, clinics aside."""
-    return 2 * len(manifest.founders) // 3 + 1
+    """So many institutions must consent where fewer custodians are left: more than two thirds, clinics aside. Founders
+    that were left out count."""
+    return manifest.most_founders
 
 
 def unspelled(topic: str) -> tuple[str, str]:

@@ -154,6 +154,24 @@ class MaskKeys:
             return bytes(projections.SHARE_BYTES), _its_own(e)
         return projections.share(statement, proof, key, masks), (proof, uploads)
 
+    def wrong_shares(
+        self, scheme: Scheme, claims: Sequence[Claim], given: Mapping[str, Sequence[bytes]], fetch: Fetch
+    ) -> list[str]:
+        """Custodians, met by this institution, whose shares of the checks of its own claims are not what follows from
+        the masks that both have. ``given``: custodian -> its shares, one for each claim."""
+        wrong: dict[str, None] = {}
+        for i, claim in enumerate(claims):
+            statement, proof = claim.statement, Proof.load(fetch(claim.proof), f"'{claim.statement.institution}'")
+            lanes = (
+                [projections.mask_lanes(inputs.mask(self._shared[name], claim.label, item, scheme.n)) for name in given]
+                for item in claim.items
+            )
+            masks = projections.project(statement, proof.challenge(statement), lanes)
+            for (name, shares), own in zip(given.items(), masks, strict=True):
+                if projections.share(statement, proof, self._shared[name], own) != shares[i]:
+                    wrong[name] = None
+        return list(wrong)
+
     def contribution(self, scheme: Scheme, secret: Sequence[Limb], seed: bytes, lists: str, wanted: Input) -> bytes:
         """A custodian's contribution to one input. Anew at each call: through the ledger only."""
         a = inputs.public_random(scheme, seed, lists, wanted.item, wanted.limbs)
@@ -206,7 +224,7 @@ def check_lists(round: str, lists: str, commits: Mapping[str, msg.InputCommit]) 
             raise Refused("inputs", f"'{name}' contributes to other lists than we were shown ('{round}')")
 
 
-def shown(wanted: Sequence[Input], blobs: Sequence[str], left_out: Sequence[str]) -> list[str]:
+def shown(wanted: Sequence[Input], blobs: Sequence[str], left_out: Iterable[str]) -> list[str]:
     """Those of a custodian's contributions that it shows: to inputs of nobody who is left out."""
     without = set(left_out)
     return [blob for one, blob in zip(wanted, blobs, strict=True) if without.isdisjoint(name for name, _ in one.owners)]
@@ -242,12 +260,12 @@ def check(
         if len(reveal.blobs) != count:
             raise ProtocolError(f"'{name}' contributed to {len(reveal.blobs)} inputs of '{round}', there are {count}")
         check_opens(scope, round, name, commits[name], reveal.salt, committed(lists, reveal.blobs))
-    return Given({name: reveal.blobs for name, reveal in reveals.items()}, left_out)
+    return Given({name: reveal.blobs for name, reveal in reveals.items()}, tuple(left_out))
 
 
-def check_left_out(round: str, name: str, reveal: msg.InputReveal, left_out: Sequence[str]) -> None:
+def check_left_out(round: str, name: str, reveal: msg.InputReveal, left_out: Mapping[str, int]) -> None:
     """Raise :class:`Refused` (``inputs``) unless a custodian leaves out whom others leave out."""
-    if reveal.left_out != tuple(left_out):
+    if reveal.left_out != left_out:
         theirs, ours = (", ".join(found) or "nobody" for found in (reveal.left_out, left_out))
         raise Refused("inputs", f"'{name}' leaves out {theirs} of '{round}', where its range checks say {ours}")
 
@@ -290,11 +308,11 @@ def unproven(
     return failed
 
 
-def refuse(failed: Mapping[str, Refused]) -> list[str]:
+def refuse(failed: Mapping[str, Refused]) -> dict[str, int]:
     """Where there is no run without an institution whose claims do not hold: raises what is wrong with the first."""
     for fault in failed.values():
         raise fault
-    return []
+    return {}
 
 
 def combined(

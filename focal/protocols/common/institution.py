@@ -80,7 +80,9 @@ class Institution(Party):
         self.attending = [m.name for m in manifest.institutions]
         """Those whose rows the run has, and who get its result."""
         self.rows_of_all: int | None = None
-        """Of all on the roster, where not all of the manifest may have come."""
+        """Of all who are in, where not all of the manifest may be."""
+        self.without: dict[str, str] = {}
+        """Institutions that were left out, and why."""
         self.custodians = [m.name for m in manifest.custodians]
         self.pool = self.workers()
 
@@ -440,6 +442,7 @@ class Institution(Party):
         facts = self.plan.facts(self.manifest, self.scheme)
         if self.rows_of_all is not None:
             facts["params"]["rows"] = self.rows_of_all
+        facts["left_out"] = self.without
         traffic: dict[str, Any] = {**reported, self.me.name: merge(self._before, self.net.traffic)}
         summary = build_summary(
             protocol=self.manifest.protocol,

@@ -33,7 +33,8 @@ from focal.measure.traffic import merge
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.net.identity import Identity, check_signatures, commitment
-from focal.net.store import Blobs, Journal, Recent
+from focal.net.recent import Recent
+from focal.net.store import Blobs, Journal
 from focal.protocols import check_complete, of
 from focal.protocols.common.epochs import EpochChanged, Epochs
 from focal.protocols.common.hearing import Heard, derive_run_id
@@ -197,17 +198,32 @@ class Party(abc.ABC):
         A member that knows the run id says it under that, perhaps before we know it. It waits here until we do:
         every nonce was said before it, so an honest server cannot keep us from knowing.
         """
-        for record in self._aborts:
-            if record.scope != self.session and not self.run_id:
+        for record in tuple(self._aborts):
+            if not self.run_id and (record.scope != self.session or self._has_begun()):
+                continue
+            assert isinstance(record.body, msg.Abort)
+            if self.run_id and record.sender in self.left_out():
+                self._aborts.remove(record)
+                self.report.warn(
+                    f"'{record.sender}' wants to end the run, which goes on without it: {record.body.reason}"
+                )
                 continue
             if record.scope not in (self.session, self.run_id.hex()):
                 raise Refused("other-run", f"the server shows that '{record.sender}' ended another run than this one")
-            assert isinstance(record.body, msg.Abort)
             self.ended = True
             raise ProtocolError(
                 f"'{record.sender}' ended the run: {record.body.reason}",
                 hint="settle the cause, then start a new run: this one has used up its keys",
             )
+
+    def _has_begun(self) -> bool:
+        """Has everybody stated the run id, which we shall know soon?"""
+        return all((member.name, "run/start") in self.heard for member in self.manifest.openers)
+
+    def left_out(self) -> dict[str, str]:
+        """Institution -> why the run goes on without it. What it says ends nothing any more. Nobody, unless a protocol
+        has such."""
+        return {}
 
     def _heard_abort(self, record: msg.Record, reason: str) -> None:
         if self.manifest.member(record.sender).clinic:  # one that gives up is one that does not come

@@ -101,7 +101,7 @@ class Server(Party):
         self.layout = self.plan.layout(manifest)
         self.custodians = [m.name for m in manifest.custodians]
         self.session = self.scope = self.journal.once("session", lambda: secrets.token_hex(32).encode()).decode()
-        self.board = Board(self.folder / "board.sqlite", manifest)
+        self.board = Board(self.folder / "board.sqlite", manifest, self.check_record)
         self.hub: Hub | LocalHub
         if network is None:
             self.hub = Hub(manifest, self.identity, self.board, self.blobs, self.session, local.bind)
@@ -145,11 +145,11 @@ class Server(Party):
         late), and a moment more. Who has heard it, or said it, asks no more."""
         with contextlib.suppress(FocalError):
             self.read_board(seconds=0.0)
-        ours, clinics = {self.session, self.scope}, {m.name for m in self.manifest.clinics}
+        ours, without = {self.session, self.scope}, {*(m.name for m in self.manifest.clinics), *self.left_out()}
         ended = [
             i
             for i, record in enumerate(self.heard, 1)
-            if isinstance(record.body, msg.Abort) and record.scope in ours and record.sender not in clinics
+            if isinstance(record.body, msg.Abort) and record.scope in ours and record.sender not in without
         ]
         first, deadline = ended[0] if ended else None, time.monotonic() + FAREWELL_SECONDS
         while time.monotonic() < deadline and any(
@@ -157,6 +157,9 @@ class Server(Party):
         ):
             time.sleep(0.1)
         time.sleep(self.hub.FAREWELL)
+
+    def check_record(self, record: msg.Record) -> None:  # noqa: B027 (a protocol may have rules)
+        """Raise :class:`focal.errors.Refused` for what no member may put on the board."""
 
     @abc.abstractmethod
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:

@@ -17,6 +17,7 @@ from summaries import CUSTODIANS, SITES, summary
 from focal.errors import FocalError
 from focal.measure.summary import PHASES, Auroc, AurocInterval, Summary, read_summary, write_summary
 from focal.measure.traffic import Traffic, add_up, human_bytes, merge, mirrored
+from focal.reporting.html import write_report
 from focal.reporting.table import print_results
 
 
@@ -107,6 +108,16 @@ def test_the_table_has_every_model_its_interval_and_the_costs() -> None:
     assert "encrypted 0.765 0.740 to 0.790 5 steps on ciphertexts; above 3 of 3 institutions alone" in text
     assert "plaintext twin 0.766" in text and "weights within 2.0e-05" in text
     assert "43.0 in all" in text and "custodian-2: 101 MB up, 5 B down" in text and "30-bit noise" in text
+
+
+def test_who_was_left_out_and_why_is_read_back_and_printed(tmp_path: Path) -> None:
+    out = {f"clinic-{i}": "it has not come" for i in range(12)} | {"hospital-d": "its list is not as agreed"}
+    write_summary(summary(left_out=out), tmp_path)
+    assert read_summary(tmp_path).left_out == out and summary().left_out is None
+    text = " ".join(printed(summary(left_out=out)).split())
+    assert "Left out: hospital-d: its list is not as agreed." in text and "Left out" not in printed(summary())
+    assert "clinic-9 and 2 others: it has not come." in text and "clinic-10" not in text
+    assert "Left out: hospital-d: its list is not as agreed." in write_report(tmp_path, images=False).read_text()
 
 
 def test_nobody_verifying_is_said_loudly_and_somebody_is_named() -> None:

@@ -176,3 +176,21 @@ def test_who_is_behind_is_who_is_there_and_was_not_told(place: Place) -> None:
     assert place.hub.behind(1) == ["south"]
     south.close()
     assert place.hub.behind(0) == []
+
+
+def test_a_clinic_may_send_blobs_that_nobody_named(tmp_path: Path) -> None:
+    """There is no quota of what a member may fill the server's disk with: SECURITY.md says so."""
+    place = Place(tmp_path)
+    clinic = Identity.new("clinic-1")
+    members = (*place.manifest.members, clinic.member("institution", rows=1, clinic=True))
+    manifest = place.manifest.model_copy(update={"members": members})
+    place.stop()
+    place.manifest = manifest
+    place.serve()
+    try:
+        link = LocalLink(place.network, manifest, clinic)
+        link.open(1)
+        sent = link.put_many([bytes([i]) * PIECE for i in range(1, 4)], "custodians")
+        assert all(place.hub.holds(digest, PIECE) for digest in sent) and len(place.board) == 0
+    finally:
+        place.stop()

@@ -22,7 +22,8 @@ from focal.errors import FocalError, ProtocolError, Refused
 from focal.net import messages as msg
 from focal.net.audiences import Audiences
 from focal.net.identity import Identity
-from focal.net.store import Blobs, Board, DiskError, Journal, Recent
+from focal.net.recent import Recent
+from focal.net.store import Blobs, Board, DiskError, Journal
 
 PEOPLE = identities()
 MANIFEST = manifest_of(PEOPLE)
@@ -224,6 +225,10 @@ def test_a_clinic_says_few_things(tmp_path: Path) -> None:
     member = clinic.member("institution", rows=9, clinic=True)
     board = Board(tmp_path / "board.sqlite", MANIFEST.model_copy(update={"members": (*MANIFEST.members, member)}))
     key, word, end = msg.InputKey(public="0" * 64), msg.Finished(), msg.Abort(reason="x")
+    again = clinic.sign_record(SCOPE, "inputs/key/e1", key)
+    with pytest.raises(Refused, match="epoch 1, which nobody has proposed"):
+        board.append(again, "clinic-1")
+    board.append(record("server", "epoch/1"), "server")
     for topic, body in (("inputs/key", key), ("inputs/key/e1", key), ("finished", word), ("abort", end)):
         board.append(clinic.sign_record(SCOPE, topic, body), "clinic-1")
     for topic, body in (
@@ -238,7 +243,17 @@ def test_a_clinic_says_few_things(tmp_path: Path) -> None:
         with pytest.raises(Refused, match="says no such thing under"):
             board.append(clinic.sign_record(SCOPE, topic, body), "clinic-1")
     board.append(record("north", "upload/x"), "north")
-    assert len(board) == 5
+    assert len(board) == 6
+
+
+def test_what_no_member_may_say_is_refused_before_it_is_stored(tmp_path: Path) -> None:
+    def check(said: msg.Record) -> None:
+        raise Refused("upload", f"'{said.sender}' names too much")
+
+    board = Board(tmp_path / "board.sqlite", MANIFEST, check)
+    with pytest.raises(Refused, match="'north' names too much"):
+        board.append(record("north", "upload"), "north")
+    assert len(board) == 0
 
 
 def test_a_clinic_is_shown_its_own_records_and_those_of_openers(tmp_path: Path) -> None:
@@ -247,6 +262,9 @@ def test_a_clinic_is_shown_its_own_records_and_those_of_openers(tmp_path: Path) 
     members = [people[n].member("institution", rows=9, clinic=True) for n in ("clinic-1", "clinic-2")]
     manifest = MANIFEST.model_copy(update={"members": (*MANIFEST.members, *members)})
     board, said = Board(tmp_path / "board.sqlite", manifest), list[tuple[str, bytes]]()
+    for number in range(1, 5):
+        board.append(record("server", f"epoch/{number}"), "server")
+        said.append(("server", record("server", f"epoch/{number}")))
     order = ["north", "clinic-1", "clinic-2", "clinic-2", "server", "clinic-1", "south"]
     for again in (False, True):
         for i, name in enumerate(order):

@@ -153,6 +153,21 @@ def test_a_list_that_is_not_as_agreed_is_nobodys(changes: dict[str, Any], why: s
     assert why in refused(board.read, "upload")
 
 
+def test_a_list_is_as_long_as_its_senders_rows_need_at_most() -> None:
+    """Everybody keeps it in memory: a server does not put it on the board."""
+    start, stop = TABLE["clinic-2"]
+    board = founders()
+    board.upload("clinic-2", rows=1)
+    short = board.came().lists["clinic-2"]
+    most = len(SHAPE.chunks(start, stop))
+    assert most >= len(short.chunks)
+    uploads.check_length(M, SHAPE, "clinic-2", short.model_copy(update={"chunks": (NOTHING,) * most}))
+    for longer in ({"chunks": (NOTHING,) * (most + 1)}, {"proofs": (NOTHING,) * 3}):
+        long = short.model_copy(update=longer)
+        refused(lambda long=long: uploads.check_length(M, SHAPE, "clinic-2", long), "upload")
+    refused(lambda: uploads.check_length(M, SHAPE, "custodian-1", short), "upload")
+
+
 def test_a_founder_brings_what_the_manifest_says() -> None:
     board = Board()
     board.upload("north", rows=39)
@@ -183,12 +198,12 @@ def test_too_few_or_too_small_a_part_of_the_rows_is_no_model() -> None:
     board.upload("north")
     board.upload("south")
     board.close("north", "south")
-    assert "2 institutions that are no clinics have come" in refused(board.read)
+    assert "2 of 3 institutions that are no clinics are left" in refused(board.read)
     board = Board()
     for name in ("north", "south", "clinic-1", "clinic-2"):
         board.upload(name)
     board.close("north", "south", "clinic-1", "clinic-2")
-    assert "2 institutions that are no clinics" in refused(board.read), "clinics sign nothing for anybody"
+    assert "2 of 3 institutions that are no clinics" in refused(board.read), "clinics sign nothing for anybody"
     found = founders().came()
     large = M.model_copy(
         update={"members": tuple(m.model_copy(update={"rows": 581}) if m.name == "clinic-1" else m for m in M.members)}
@@ -203,9 +218,19 @@ def test_two_rosters_have_two_digests() -> None:
     lists = founders().came().lists
     fewer = {name: upload for name, upload in lists.items() if name != "west"}
     assert uploads.lists_digest(lists) != uploads.lists_digest(fewer)
-    own = msg.UploadsAccepted(digest=uploads.lists_digest(lists), present=tuple(lists), rows=150)
+    out: dict[str, msg.WhyAbsent] = {"clinic-1": "absent", "clinic-2": "upload"}
+    own = msg.UploadsAccepted(
+        digest=uploads.lists_digest(lists), present=tuple(lists), rows=150, roster=NOTHING, absent=out
+    )
     uploads.check_accepted(own, {"custodian-1": own})
-    for lie in ({"digest": uploads.lists_digest(fewer)}, {"present": tuple(fewer)}, {"rows": 90}):
+    lies: list[dict[str, Any]] = [
+        {"digest": uploads.lists_digest(fewer)},
+        {"present": tuple(fewer)},
+        {"rows": 90},
+        {"roster": "1" * 64},
+        {"absent": {**out, "clinic-2": "incomplete"}},
+    ]
+    for lie in lies:
         refused(lambda said=lie: uploads.check_accepted(own, {"custodian-1": own.model_copy(update=said)}), "uploads")
 
 
@@ -242,6 +267,24 @@ def test_a_server_that_closes_early_is_told_from_clocks_that_differ() -> None:
     at = date.timestamp()
     assert not roster.early(M, 0.0)
     assert roster.early(closing, at - 601) and not roster.early(closing, at - 599) and not roster.early(closing, at + 5)
+
+
+def test_who_signs_a_closing_date_is_told_how_many_may_be_left_out() -> None:
+    date = datetime.datetime(2026, 12, 24, 18, tzinfo=datetime.timezone.utc)
+    assert not any("closing" in text for text in plan.warnings(M))
+    (told,) = (text for text in plan.warnings(M.model_copy(update={"closing": date})) if "closing" in text)
+    assert "down to 3 of the 3 that are no clinics" in told
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 2), (3, 3), (4, 3), (5, 4), (6, 5), (7, 5), (10, 7)])
+def test_a_roster_has_more_than_two_thirds_of_the_founders(count: int, least: int) -> None:
+    """So that whoever chooses who is left out needs two thirds, rounded down, to have one that is honest alone."""
+    one = next(m for m in M.members if m.name == "north")
+    some = tuple(one.model_copy(update={"name": f"founder-{i}"}) for i in range(count))
+    m = M.model_copy(update={"members": some})
+    assert m.most_founders == least > 2 * count / 3 and least - 1 == 2 * count // 3
+    lists = dict.fromkeys((f.name for f in some[:least]), founders().came().lists["north"])
+    assert roster.enough(m, lists) and not roster.enough(m, dict(list(lists.items())[1:]))
 
 
 # --------------------------------------------------------------------------- clinics in a manifest

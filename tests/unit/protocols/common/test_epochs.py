@@ -133,6 +133,26 @@ def test_who_has_no_word_in_an_epoch_ends_nothing() -> None:
     assert epochs.consents_needed(board.epochs.manifest) == epochs.consents_needed(m)
 
 
+def test_founders_that_were_left_out_count_where_people_consent() -> None:
+    """Among those of whom two thirds must, and by their own word. What one of them says otherwise is nobody's word, and
+    ends nothing."""
+    m = manifest(3, 2)
+    board = Board(m)
+    accepted = msg.UploadsAccepted(
+        digest="0" * 64, present=("south", "west"), rows=9, roster="0" * 64, absent={"north": "absent"}
+    )
+    for name in C[:3]:
+        board.say(name, "uploads/accepted", accepted)
+    proposal = board.propose(C[0])
+    board.agree(proposal)
+    for name in ("south", "west"):
+        board.say(name, "epoch/1/consent", proposal)
+    board.say("north", "epoch/1/consent", proposal.model_copy(update={"stage": 7}))
+    assert board.epochs.pending
+    board.say("north", "epoch/1/consent", proposal)
+    assert not board.epochs.pending
+
+
 def test_two_that_have_just_been_started_do_not_wait_for_each_others_word() -> None:
     board = Board(manifest(3, 2))
     proposal = board.propose(C[0])
