@@ -16,7 +16,6 @@ temporary and goes with the command, also when that is interrupted.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 import time
@@ -31,7 +30,6 @@ from numpy.typing import NDArray
 
 from focal.bench_refresh import CpuClock, consortium
 from focal.ckks import codec
-from focal.ckks.scheme import LIMBS
 from focal.custody import inputs, refresh
 from focal.errors import FocalError
 from focal.heads.linear import twin
@@ -44,6 +42,7 @@ from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute, worker_bytes
+from focal.protocols.common import refreshing
 from focal.protocols.common.voice import Given
 
 LABEL, LISTS, NOTHING = "1a" * 32, "2b" * 32, "0" * 64
@@ -230,8 +229,10 @@ def _inputs(
 ) -> tuple[dict[str, msg.Upload], Given, int]:
     """Upload lists, what the custodians gave, and the bytes of all files: as institutions and custodians make them,
     one pair of keys after the other."""
-    layout, scheme, secrets = problem.layout, run.scheme, dict(
-        zip(problem.custodians, run.consortium.limbs.values(), strict=True)
+    layout, scheme, secrets = (
+        problem.layout,
+        run.scheme,
+        dict(zip(problem.custodians, run.consortium.limbs.values(), strict=True)),
     )
     lists, blobs_of, written = dict[str, msg.Upload](), {name: list[str]() for name in secrets}, 0
     kept: dict[int, tuple[Array, Array]] = {}
@@ -316,8 +317,8 @@ def _steps(
     def ask(items: list[str], ciphertexts: list[Any]) -> list[Any]:
         cpu, theirs = time.process_time(), shares.spent
         out = []
-        for item, ciphertext in zip(items, ciphertexts, strict=True):
-            out += run.refresh([item], [ciphertext])
+        for i, item in enumerate(items):
+            out += run.refresh([item], refreshing.taken(ciphertexts, slice(i, i + 1)))
             count(1)
         spent["refreshing"] += time.process_time() - cpu - (shares.spent - theirs)
         return out

@@ -172,7 +172,7 @@ class Audit(abc.ABC):
         fresh: list[Any] = []
         for topic, place in refreshing.parts(items):
             asked, part = self.recall(topic, msg.RefreshRequest), items[place]
-            own = refreshing.requests(self.scheme, part, ciphertexts[place], self.pool, self.layout)
+            own = refreshing.requests(self.scheme, part, refreshing.taken(ciphertexts, place), self.pool, self.layout)
             for item, mine, theirs in zip(part, own, asked.ciphertexts, strict=True):
                 if codec.digest(mine) != theirs:
                     raise Refused(
