@@ -34,6 +34,7 @@ from focal.custody import inputs, refresh
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.heads.linear.cost import blob_bytes, masked_bytes
+from focal.heads.linear.demand import worker_bytes
 from focal.heads.linear.engine import chunk_limbs
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.linear.rehearsal import Rehearsal
@@ -41,7 +42,7 @@ from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import plan, uploads
-from focal.protocols.blind.compute import BlindCompute, worker_bytes
+from focal.protocols.blind.compute import BlindCompute
 from focal.protocols.common import refreshing
 from focal.protocols.common.voice import Given
 

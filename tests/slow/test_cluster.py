@@ -42,9 +42,9 @@ from focal.cluster.shards import RayShards, cut  # noqa: E402
 from focal.config import CkksConfig  # noqa: E402
 from focal.errors import FocalError  # noqa: E402
 from focal.heads.linear.cost import layout_for  # noqa: E402
+from focal.heads.linear.demand import worker_bytes  # noqa: E402
 from focal.heads.linear.engine import Engine, Shards  # noqa: E402
 from focal.net.store import DiskError  # noqa: E402
-from focal.protocols.blind.compute import worker_bytes  # noqa: E402
 
 GB = 1 << 30
 LAYOUT = layout_for(8192, 32, 6, 5000, 4, 1, (5000,))

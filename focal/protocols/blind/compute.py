@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from focal.ckks import codec
-from focal.ckks.scheme import DIGITS, LIMBS, Scheme
+from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig
 from focal.extras import require
 from focal.heads.linear.cost import BLOCK_MEMORY
+from focal.heads.linear.demand import kept_blocks, worker_bytes
 from focal.heads.linear.engine import WEIGHTS, Block, Engine, Shard, Shards, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, Layout
-from focal.heads.masks import TARGET_LIMBS, OwnerMasks
+from focal.heads.masks import OwnerMasks
 from focal.heads.moves import Refresh
 from focal.manifest import Manifest
 from focal.net import messages as msg
@@ -210,15 +211,6 @@ class StreamedBlock(Block):
         return self.__dict__["data"]
 
 
-def kept_blocks(layout: Layout, memory: int, blocks: int | None = None) -> int:
-    """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks
-    on their way through; of ``blocks``, or of all."""
-    limb, count = 2 * (2 * layout.slots) * 8, len(layout.live_blocks) if blocks is None else blocks
-    data = layout.lane * DATA_LIMBS * limb  # limb: both polynomials of a ciphertext
-    fit = (memory - count * layout.class_groups * TARGET_LIMBS * limb) // data
-    return count if fit >= count else max(0, fit - 2)
-
-
 # --------------------------------------------------------------------------- on a party's cluster
 
 
@@ -290,20 +282,3 @@ class Elsewhere:
 def elsewhere(local: LocalConfig, blobs: Path, joint: msg.JointKeys, warn: Callable[[str], None]) -> Elsewhere | None:
     """What the local file says; None: threads of this process."""
     return Elsewhere(local.ray_address, blobs.absolute(), joint, warn) if local.compute == "ray" else None
-
-
-PROCESS_BYTES = 400 << 20
-"""A worker before it has keys and blocks: Python, OpenFHE, Ray."""
-
-
-def worker_bytes(layout: Layout, memory: int, workers: int) -> int:
-    """What each of so many workers needs at most, when blocks are dealt evenly."""
-    limb, n = 2 * (2 * layout.slots) * 8, 2 * layout.slots
-    blocks = -(-len(layout.live_blocks) // workers)
-    keys = (len(layout.rotations) + 1) * 2 * DIGITS * (LIMBS + 2) * n * 8
-    data = layout.lane * DATA_LIMBS * limb
-    kept = min(memory, blocks * data) + 2 * data
-    pairs = blocks * layout.class_groups * (TARGET_LIMBS + 2 * LIMBS + DATA_LIMBS) * limb
-    # rotated weights; sums of three polynomials, as ciphertexts and on their way
-    each = layout.class_groups * layout.babies * (DATA_LIMBS + 2 * DATA_LIMBS * 3 // 2) * limb
-    return PROCESS_BYTES + keys + kept + pairs + each
