@@ -148,7 +148,7 @@ def consortium(
             family="timm", model="none", cut="pooled", image_size=32, interpolation="bilinear",
             mean=(0, 0, 0), std=(1, 1, 1), weights_sha256="0" * 64, dim=features,
         ),
-        projection=ProjectionConfig(features=features),  # type: ignore[arg-type]
+        projection=ProjectionConfig(features=features),
         training=TrainingConfig(steps=3), ckks=CkksConfig(),
         layout=LayoutSpec(class_lanes=class_lanes, feature_lanes=1),
     ), identities  # fmt: skip

@@ -143,7 +143,7 @@ class Problem:
 
     def memory_bytes(self, memory: int) -> float:
         """Roughly, with so many bytes for encrypted rows."""
-        return worker_bytes(self.layout, memory, 1) + BESIDE
+        return worker_bytes(self.layout, memory, 1, copies=1) + BESIDE
 
     def describe(self, memory: int, threads: int) -> str:
         """What it will take, before anything is begun."""

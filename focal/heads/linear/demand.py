@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS
 from focal.config import CkksConfig
 from focal.heads.linear import cost
-from focal.heads.linear.engine import chunk_limbs
+from focal.heads.linear.engine import WINDOW, chunk_limbs
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.masks import TARGET_LIMBS
 
@@ -39,14 +39,15 @@ def kept_blocks(layout: Layout, memory: int, blocks: int | None = None) -> int:
     return count if fit >= count else max(0, fit - 2)
 
 
-def worker_bytes(layout: Layout, memory: int, workers: int) -> int:
-    """What each of so many workers needs at most, when blocks are dealt evenly."""
+def worker_bytes(layout: Layout, memory: int, workers: int, copies: int = 2) -> int:
+    """What each of so many workers needs at most, when blocks are dealt evenly. ``copies`` of refreshed logits: on a
+    cluster as they were sent, and as they are computed with; in one process 1."""
     limb, n = 2 * (2 * layout.slots) * 8, 2 * layout.slots
     blocks = -(-len(layout.live_blocks) // workers)
     keys = (len(layout.rotations) + 1) * 2 * DIGITS * (LIMBS + 2) * n * 8
     data = layout.lane * DATA_LIMBS * limb
     kept = min(memory, blocks * data) + 2 * data
-    pairs = blocks * layout.class_groups * (TARGET_LIMBS + 2 * LIMBS + DATA_LIMBS) * limb
+    pairs = (blocks * layout.class_groups * (TARGET_LIMBS + copies * LIMBS) + WINDOW * DATA_LIMBS) * limb
     # rotated weights; sums of three polynomials, as ciphertexts and on their way
     each = layout.class_groups * layout.babies * (DATA_LIMBS + 2 * DATA_LIMBS * 3 // 2) * limb
     return PROCESS_BYTES + keys + kept + pairs + each
@@ -208,7 +209,7 @@ def demand(
         once_bytes=blobs,
         step_bytes=crossed,
         inner_bytes=inner,
-        memory_bytes=worker_bytes(layout, machine.memory, machines),
+        memory_bytes=worker_bytes(layout, machine.memory, machines, 1 if machines == 1 else 2),
         disk_bytes=blobs + machines * streamed * row_bytes,
         step_disk_bytes=kept + size.weights,
     )
