@@ -19,6 +19,8 @@ from focal.cli.runs import run_and_show
 from focal.extras import require
 from focal.files import private_write
 
+TEMPORARY = Path(tempfile.gettempdir())
+
 
 @bench_app.command("head")
 def bench_head(
@@ -94,7 +96,7 @@ def bench_scale(
     cores: Annotated[int, typer.Option(min=1, help="Of each machine of the model.")] = 16,
     link_mbyte_s: Annotated[float, typer.Option(help="Model: between server and custodians.")] = 125.0,
     inner_mbyte_s: Annotated[float, typer.Option(help="Model: between the machines of one party.")] = 1250.0,
-    folder: Annotated[Path, typer.Option(help="For temporary files, which are removed.")] = Path(tempfile.gettempdir()),
+    folder: Annotated[Path, typer.Option(help="For temporary files, which are removed.")] = TEMPORARY,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this .json, and a picture beside it.")] = None,
     as_json: JsonOption = False,
 ) -> None:

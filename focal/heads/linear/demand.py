@@ -213,3 +213,30 @@ def demand(
         disk_bytes=blobs + machines * streamed * row_bytes,
         step_disk_bytes=kept + size.weights,
     )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What it takes to make a whole run again from what its server keeps."""
+
+    seconds: float
+    read_bytes: float
+    """Keys, masked rows, contributions; requests, answers and weights of every step."""
+
+
+def audit(
+    layout: Layout,
+    params: CkksConfig,
+    rows: Mapping[str, int],
+    custodians: int,
+    degree: int,
+    prices: Prices,
+    machine: Machine,
+    steps: int,
+    machines: int = 1,
+) -> Audit:
+    """An audit computes every step as a custodian that verifies does, and gives no share."""
+    found = demand(layout, params, rows, custodians, degree, prices, machine, machines, server=True)
+    step = found.compute_seconds + found.inner_seconds
+    step += Sizes.of(layout, params, rows, degree).items * prices.asked / machine.threads
+    return Audit(found.once_seconds + steps * step, found.once_bytes + steps * found.step_disk_bytes)
