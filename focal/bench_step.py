@@ -192,7 +192,7 @@ def measure(problem: Problem, where: Path, memory: int, threads: int, progress: 
             return _measured(problem, run, folder, memory, threads, progress, steps)
         finally:
             run.pool.shutdown(cancel_futures=True)
-            run.scheme.close()
+            run.scheme.forget()
 
 
 def _measured(
