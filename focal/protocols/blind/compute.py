@@ -26,7 +26,7 @@ from typing import Any
 
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
-from focal.config import LocalConfig
+from focal.config import CkksConfig, LocalConfig
 from focal.extras import require
 from focal.heads.linear.cost import BLOCK_MEMORY
 from focal.heads.linear.demand import kept_blocks, worker_bytes
@@ -94,9 +94,10 @@ class BlindCompute:
         self.masks = OwnerMasks(scheme, layout, rate(layout, scalars))
         shards = None
         if elsewhere is not None:
-            job = Job(
-                manifest, layout, seed, lists, digest, given, elsewhere.joint, scheme.tag, elsewhere.blobs, memory
+            again = functools.partial(
+                BlindCompute, manifest, layout=layout, seed=seed, lists=lists, digest=digest, given=given, memory=memory
             )
+            job = Job(again, layout, memory, manifest.ckks, elsewhere.joint, scheme.tag, elsewhere.blobs)
             shards = elsewhere.shards(job, scheme, threads)
         self.engine = Engine(scheme, layout, scalars, self.block, threads, shards)
 
@@ -217,35 +218,22 @@ class StreamedBlock(Block):
 @dataclass(frozen=True)
 class Job:
     """What a worker of :mod:`focal.cluster` computes with: what everybody who verifies has, and no secret.
-    ``tag``: the run id; ``blobs``: where the party's blobs lie, on every node."""
+    ``compute``: a :class:`BlindCompute` but for what each process has of its own; ``tag``: the run id; ``blobs``: where
+    the party's blobs lie, on every node."""
 
-    manifest: Manifest
+    compute: Callable[..., BlindCompute]
     layout: Layout
-    seed: bytes
-    lists: dict[str, msg.Upload]
-    digest: str
-    given: Given
+    memory: int
+    params: CkksConfig
     joint: msg.JointKeys
     tag: str
     blobs: Path
-    memory: int
 
     def shard(self, threads: int, blocks: int) -> Shard:
         """Of a party without a voice, in this process: its engine never takes a step."""
-        fetch, scheme = Blobs(self.blobs).get, Scheme(self.manifest.ckks, self.tag)
+        fetch, scheme = Blobs(self.blobs).get, Scheme(self.params, self.tag)
         ceremony.install(scheme, bytes.fromhex(self.tag), self.joint, fetch)
-        compute = BlindCompute(
-            self.manifest,
-            scheme,
-            self.layout,
-            self.seed,
-            self.lists,
-            self.digest,
-            self.given,
-            fetch,
-            threads,
-            self.memory,
-        )
+        compute = self.compute(scheme=scheme, fetch=fetch, threads=threads)
         compute.kept = kept_blocks(self.layout, self.memory, blocks)
         shard = compute.engine.shards
         assert isinstance(shard, Shard)
