@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,7 +50,7 @@ GROUPS = 8
 PARTS = ("arithmetic", "encryption", "rest")
 
 
-class _Clock:
+class CpuClock:
     """CPU seconds of this process that went into arithmetic, over all threads."""
 
     def __init__(self) -> None:
@@ -92,7 +92,10 @@ def refreshes(items: int, custodians: int) -> Result:
     """CPU milliseconds an item of server, guard and another custodian, for a batch of ``items`` (a multiple of 8)."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest, identities = _consortium(folder, items, custodians)
+        manifest, identities = consortium({"north": items // GROUPS * 8192 - 100, "south": 100}, custodians)
+        for name, identity in identities.items():
+            manifest = sign_manifest(manifest, identity)
+            identity.save(folder / f"{name}.json")
         context = multiprocessing.get_context("spawn")
         pipes: dict[str, Connection] = {}
         processes = []
@@ -128,30 +131,31 @@ def refreshes(items: int, custodians: int) -> Result:
     return Result("\n".join(lines), numbers)
 
 
-def _consortium(folder: Path, items: int, custodians: int) -> tuple[Manifest, dict[str, Identity]]:
+def consortium(
+    rows: Mapping[str, int], custodians: int, features: int = 64, classes: int = GROUPS, class_lanes: int = 1
+) -> tuple[Manifest, dict[str, Identity]]:
+    """A manifest that nobody has signed, of a run that there will never be; ``rows``: institution -> how many.
+    The first custodian verifies and guards."""
     roles: dict[str, tuple[Any, dict[str, Any]]] = {
         "server": ("server", {"endpoint": "tcp://127.0.0.1:9"}),
-        "north": ("institution", {"rows": items // GROUPS * 8192 - 100}),
-        "south": ("institution", {"rows": 100}),
+        **{name: ("institution", {"rows": count}) for name, count in rows.items()},
     }
     for i in range(custodians):
         own = {"verify": "lockstep", "guard": True} if i == 0 else {"verify": "off"}
         roles[f"custodian-{i + 1}"] = ("custodian", own)
     identities = {name: Identity.new(name) for name in roles}
-    manifest = Manifest(
-        name="bench", dataset="none", classes=tuple("abcdefgh"), task="multiclass", protocol="blind", accept_leak=True,
+    return Manifest(
+        name="bench", dataset="none", classes=tuple(f"class-{i}" for i in range(classes)), task="multiclass",
+        protocol="blind", accept_leak=True,
         members=tuple(identities[name].member(role, **own) for name, (role, own) in roles.items()),
         lower=LowerSpec(
             family="timm", model="none", cut="pooled", image_size=32, interpolation="bilinear",
-            mean=(0, 0, 0), std=(1, 1, 1), weights_sha256="0" * 64, dim=64,
+            mean=(0, 0, 0), std=(1, 1, 1), weights_sha256="0" * 64, dim=features,
         ),
-        projection=ProjectionConfig(features=64), training=TrainingConfig(steps=3), ckks=CkksConfig(),
-        layout=LayoutSpec(class_lanes=1, feature_lanes=1),
-    )  # fmt: skip
-    for name, identity in identities.items():
-        manifest = sign_manifest(manifest, identity)
-        identity.save(folder / f"{name}.json")
-    return manifest, identities
+        projection=ProjectionConfig(features=features),
+        training=TrainingConfig(steps=3), ckks=CkksConfig(),
+        layout=LayoutSpec(class_lanes=class_lanes, feature_lanes=1),
+    ), identities  # fmt: skip
 
 
 def _role(name: str, manifest: Manifest, folder: Path, endpoint: str, pipe: Connection) -> None:
@@ -260,8 +264,8 @@ def _secret(scheme: Scheme, name: str) -> list[Any]:
     return [ring.ntt_signed(drawn, q, scheme.roots[q]) for q in scheme.moduli]
 
 
-def _watched() -> _Clock:
-    clock = _Clock()
+def _watched() -> CpuClock:
+    clock = CpuClock()
     clock.watch(refresh, True, "request", "share", "small_enough", "combine", "common_random")
     clock.watch(codec, False, "pack", "unpack")
     if native.library:

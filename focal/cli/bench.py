@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from focal.cli.common import JsonOption, RunsOption, bench_app, say
+from focal.cli.progress import Bar
 from focal.cli.runs import run_and_show
 from focal.extras import require
+from focal.files import private_write
+
+TEMPORARY = Path(tempfile.gettempdir())
 
 
 @bench_app.command("head")
@@ -71,6 +79,49 @@ def bench_refresh(
 
     result = refreshes(items, custodians)
     say(result.text)
+    if as_json:
+        print(json.dumps(result.numbers))
+
+
+@bench_app.command("scale")
+def bench_scale(
+    rows: Annotated[
+        int | None, typer.Option(min=8, help="Take a step over so many rows, streamed from disk, and measure that.")
+    ] = None,
+    features: Annotated[int, typer.Option(help="R: 32, 64, 128, 256 or 512.")] = 64,
+    classes: Annotated[int, typer.Option(min=2)] = 8,
+    custodians: Annotated[int, typer.Option(min=2, max=8)] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="With --rows: of this machine.")] = 1,
+    memory_gb: Annotated[float, typer.Option(min=0, help="For rows; with --rows 0 streams all of them.")] = 2.0,
+    cores: Annotated[int, typer.Option(min=1, help="Of each machine of the model.")] = 16,
+    link_mbyte_s: Annotated[float, typer.Option(help="Model: between server and custodians.")] = 125.0,
+    inner_mbyte_s: Annotated[float, typer.Option(help="Model: between the machines of one party.")] = 1250.0,
+    folder: Annotated[Path, typer.Option(help="For temporary files, which are removed.")] = TEMPORARY,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this .json, and a picture beside it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Unit costs measured here, and a model of 10^5 and 10^6 rows on 1 to 8 machines; or a step over --rows."""
+    from focal import bench_scale as bench
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: temporary files go
+    wish = bench.Wish(features, classes, custodians, cores, link_mbyte_s, inner_mbyte_s, memory_gb)
+    steps = []
+    with Bar("measuring") as progress:
+        if rows is not None:
+            result = bench.compared(rows, wish, folder, threads, int(memory_gb * 1e9), say, progress)
+        else:
+            result, found = bench.scale(wish, folder, say, progress)
+            steps = [(one.rows, one.machines, one.parts) for one in found]
+    say(result.text)
+    if out is not None:
+        private_write(out, (json.dumps(result.numbers, indent=2) + "\n").encode())
+        if steps and find_spec("matplotlib") is not None:
+            from focal.reporting.scale import plot_scale
+
+            plot_scale(steps, f"{cores} cores a machine, {link_mbyte_s:g} MB/s", out.with_suffix(".png"))
+            say(f"result: {out}, {out.with_suffix('.png')}")
+        else:
+            say(f"result: {out}")
     if as_json:
         print(json.dumps(result.numbers))
 

@@ -15,7 +15,8 @@ from focal.custody.refresh import Map
 Array = NDArray[np.float64]
 Refresh = Callable[[list[str], list[Ciphertext]], list[Ciphertext]]
 """Plan items and ciphertexts with the limbs that their maps take -> the refreshed ones, in order:
-what each item's map makes of the message, with as many limbs as it says."""
+what each item's map makes of the message, with as many limbs as it says. The list of ciphertexts may be let go of on
+the way (:func:`focal.protocols.common.refreshing.taken`)."""
 
 T = TypeVar("T")
 U = TypeVar("U")

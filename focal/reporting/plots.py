@@ -100,7 +100,7 @@ def plot_roc(labels: ArrayLike, scores: ArrayLike, classes: Sequence[str], task:
 def plot_curves(curves: Sequence[Curve], macro: float, below: str, path: Path) -> None:
     """The classes' curves, the best first in the legend; ``below``: the line under the title,
     which states the ``macro`` AUROC."""
-    figure, axes = _figure(5.4 + 0.065 * max(len(curve.name) for curve in curves) + 0.6, 4.6)  # room for the names
+    figure, axes = blank(5.4 + 0.065 * max(len(curve.name) for curve in curves) + 0.6, 4.6)  # room for the names
     axes.set_box_aspect(1)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     entries = []
@@ -146,7 +146,7 @@ def plot_per_class(classes: Sequence[str], per_class: Mapping[str, NDArray[np.fl
     alone = np.array([values for name, values in per_class.items() if name not in ("encrypted", "pooled_plaintext")])
     names = list(classes)[-len(encrypted) :]  # a binary task scores its positive class only
     shown = [c for c in np.argsort(encrypted) if not np.isnan(encrypted[c])]  # best on top
-    figure, axes = _figure(6.8, 1.7 + 0.42 * len(shown))
+    figure, axes = blank(6.8, 1.7 + 0.42 * len(shown))
     at = np.arange(len(shown))
     axes.barh(at, encrypted[shown] - 0.5, left=0.5, height=0.62, color=SKY)
     for y, c in zip(at, shown, strict=True):
@@ -333,7 +333,7 @@ def literal(name: str) -> str:
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def blank(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -24,8 +24,8 @@ def check_cluster(mine: LocalConfig, local: Path, m: Manifest | None, say: Calla
         raise FocalError(f"{local}: it says compute: {mine.compute}", hint="write compute: ray to use a cluster")
     require("ray", "focal cluster check")
     from focal.cluster.nodes import Cluster
+    from focal.heads.linear.demand import worker_bytes
     from focal.protocols import of
-    from focal.protocols.blind.compute import worker_bytes
 
     if m is not None and of(m).joint:
         raise FocalError(f"'{m.name}' is no blind run: a cluster takes the steps of blind runs only")

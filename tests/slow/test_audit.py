@@ -177,6 +177,25 @@ def test_a_finished_run_is_what_it_says(run: Finished) -> None:
     assert done.chain in said(result)
 
 
+def test_a_run_is_audited_before_its_release(run: Finished, tmp_path: Path) -> None:
+    """While custodians wait for a person's word; one that has answered answers for all it was asked, as ever."""
+    store = Store(run, tmp_path / "waiting")
+
+    def forget(*senders: str) -> None:
+        with closing(sqlite3.connect(store.folder / "board.sqlite")) as db, db:
+            for sender in senders:
+                db.execute("DELETE FROM record WHERE topic = 'release/shares' AND sender = ?", (sender,))
+
+    first, *others = [m.name for m in run.manifest.custodians]
+    forget(first)
+    audited = cli("audit", run.folder, "--from", store.folder)
+    assert audited.returncode == 1 and f"'{first}' said nothing under 'release/shares'" in audited.stderr
+    forget(*others)
+    audited = cli("audit", run.folder, "--from", store.folder)
+    assert audited.returncode == 0, audited.stderr
+    assert "no custodian has given its share yet" in said(audited) and "every digest is the same" in said(audited)
+
+
 def test_from_another_folder_one_changed_bit_of_an_upload_is_found(run: Finished, tmp_path: Path) -> None:
     """The manifest and the store are all that an auditor needs; here they lie somewhere else."""
     store = Store(run, tmp_path / "elsewhere")

@@ -60,6 +60,8 @@ class Block:
     """[class group], 4 limbs: (1/2 - y) times :func:`rate`"""
 
 
+WINDOW = 64
+"""Residuals that are there at a time: enough for many threads, and no more memory for more rows."""
 WEIGHTS = codec.ciphertext(DATA_LIMBS)
 """What a weight ciphertext is between two steps."""
 
@@ -254,10 +256,14 @@ class Shard(Moves):
     ) -> list[Ciphertext]:
         """The products of these blocks with their residuals, added up and not relinearised:
         one for each (class group, h), in this order."""
-        deltas, groups = residuals or self._residuals(logits, blocks), self.layout.class_groups
+        groups, every = self.layout.class_groups, self._all(blocks)
         sums: list[list[Ciphertext | None]] = [[None] * self.layout.babies for _ in range(groups)]
-        for i, b in enumerate(self._all(blocks)):
-            self._accumulate(self.block(b).data, deltas[i * groups : (i + 1) * groups], sums)
+        window = max(1, WINDOW // groups)
+        for first in range(0, len(every), window):
+            own, place = every[first : first + window], slice(first * groups, (first + window) * groups)
+            deltas = residuals[place] if residuals else self._residuals(logits and logits[place], own)
+            for i, b in enumerate(own):
+                self._accumulate(self.block(b).data, deltas[i * groups : (i + 1) * groups], sums)
         return [total for row in sums for total in row]
 
     def relinearised(self, sums: Sequence[Ciphertext]) -> list[Ciphertext]:

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from focal.ckks import codec
-from focal.ckks.scheme import DIGITS, LIMBS, Scheme
-from focal.config import LocalConfig
+from focal.ckks.scheme import Scheme
+from focal.config import CkksConfig, LocalConfig
 from focal.extras import require
 from focal.heads.linear.cost import BLOCK_MEMORY
+from focal.heads.linear.demand import kept_blocks, worker_bytes
 from focal.heads.linear.engine import WEIGHTS, Block, Engine, Shard, Shards, rate, zero_weights
 from focal.heads.linear.layout import DATA_LIMBS, Layout
-from focal.heads.masks import TARGET_LIMBS, OwnerMasks
+from focal.heads.masks import OwnerMasks
 from focal.heads.moves import Refresh
 from focal.manifest import Manifest
 from focal.net import messages as msg
@@ -93,9 +94,10 @@ class BlindCompute:
         self.masks = OwnerMasks(scheme, layout, rate(layout, scalars))
         shards = None
         if elsewhere is not None:
-            job = Job(
-                manifest, layout, seed, lists, digest, given, elsewhere.joint, scheme.tag, elsewhere.blobs, memory
+            again = functools.partial(
+                BlindCompute, manifest, layout=layout, seed=seed, lists=lists, digest=digest, given=given, memory=memory
             )
+            job = Job(again, layout, memory, manifest.ckks, elsewhere.joint, scheme.tag, elsewhere.blobs)
             shards = elsewhere.shards(job, scheme, threads)
         self.engine = Engine(scheme, layout, scalars, self.block, threads, shards)
 
@@ -210,50 +212,28 @@ class StreamedBlock(Block):
         return self.__dict__["data"]
 
 
-def kept_blocks(layout: Layout, memory: int, blocks: int | None = None) -> int:
-    """How many of the first blocks' data can stay within ``memory`` bytes, beside all targets and two blocks
-    on their way through; of ``blocks``, or of all."""
-    limb, count = 2 * (2 * layout.slots) * 8, len(layout.live_blocks) if blocks is None else blocks
-    data = layout.lane * DATA_LIMBS * limb  # limb: both polynomials of a ciphertext
-    fit = (memory - count * layout.class_groups * TARGET_LIMBS * limb) // data
-    return count if fit >= count else max(0, fit - 2)
-
-
 # --------------------------------------------------------------------------- on a party's cluster
 
 
 @dataclass(frozen=True)
 class Job:
     """What a worker of :mod:`focal.cluster` computes with: what everybody who verifies has, and no secret.
-    ``tag``: the run id; ``blobs``: where the party's blobs lie, on every node."""
+    ``compute``: a :class:`BlindCompute` but for what each process has of its own; ``tag``: the run id; ``blobs``: where
+    the party's blobs lie, on every node."""
 
-    manifest: Manifest
+    compute: Callable[..., BlindCompute]
     layout: Layout
-    seed: bytes
-    lists: dict[str, msg.Upload]
-    digest: str
-    given: Given
+    memory: int
+    params: CkksConfig
     joint: msg.JointKeys
     tag: str
     blobs: Path
-    memory: int
 
     def shard(self, threads: int, blocks: int) -> Shard:
         """Of a party without a voice, in this process: its engine never takes a step."""
-        fetch, scheme = Blobs(self.blobs).get, Scheme(self.manifest.ckks, self.tag)
+        fetch, scheme = Blobs(self.blobs).get, Scheme(self.params, self.tag)
         ceremony.install(scheme, bytes.fromhex(self.tag), self.joint, fetch)
-        compute = BlindCompute(
-            self.manifest,
-            scheme,
-            self.layout,
-            self.seed,
-            self.lists,
-            self.digest,
-            self.given,
-            fetch,
-            threads,
-            self.memory,
-        )
+        compute = self.compute(scheme=scheme, fetch=fetch, threads=threads)
         compute.kept = kept_blocks(self.layout, self.memory, blocks)
         shard = compute.engine.shards
         assert isinstance(shard, Shard)
@@ -290,20 +270,3 @@ class Elsewhere:
 def elsewhere(local: LocalConfig, blobs: Path, joint: msg.JointKeys, warn: Callable[[str], None]) -> Elsewhere | None:
     """What the local file says; None: threads of this process."""
     return Elsewhere(local.ray_address, blobs.absolute(), joint, warn) if local.compute == "ray" else None
-
-
-PROCESS_BYTES = 400 << 20
-"""A worker before it has keys and blocks: Python, OpenFHE, Ray."""
-
-
-def worker_bytes(layout: Layout, memory: int, workers: int) -> int:
-    """What each of so many workers needs at most, when blocks are dealt evenly."""
-    limb, n = 2 * (2 * layout.slots) * 8, 2 * layout.slots
-    blocks = -(-len(layout.live_blocks) // workers)
-    keys = (len(layout.rotations) + 1) * 2 * DIGITS * (LIMBS + 2) * n * 8
-    data = layout.lane * DATA_LIMBS * limb
-    kept = min(memory, blocks * data) + 2 * data
-    pairs = blocks * layout.class_groups * (TARGET_LIMBS + 2 * LIMBS + DATA_LIMBS) * limb
-    # rotated weights; sums of three polynomials, as ciphertexts and on their way
-    each = layout.class_groups * layout.babies * (DATA_LIMBS + 2 * DATA_LIMBS * 3 // 2) * limb
-    return PROCESS_BYTES + keys + kept + pairs + each

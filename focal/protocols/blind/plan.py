@@ -9,7 +9,7 @@ from focal.ckks.scheme import Scheme
 from focal.config import BlindRunConfig, LayoutConfig
 from focal.custody import release
 from focal.errors import ConfigError
-from focal.heads.linear import cost
+from focal.heads.linear import cost, demand
 from focal.heads.linear.cost import check_sharing, layout_for
 from focal.heads.linear.layout import Layout
 from focal.heads.linear.twin import Scalars
@@ -194,7 +194,30 @@ def describe(manifest: Manifest) -> str:
             f"release: {manifest.approve}",
             costs.describe(training.steps),
             f"blocks       {cost.whose(shape, rows)}",
+            verifying(manifest),
         )
+    )
+
+
+def verifying(manifest: Manifest) -> str:
+    """What a custodian needs to verify with this machine alone, in lockstep or by an audit of somebody's."""
+    shape, rows, training = layout(manifest), manifest.row_counts, manifest.training
+    params, custodians, threads = manifest.ckks, len(manifest.custodians), os.cpu_count() or 1
+    prices, machine = demand.Prices.of(shape, training.degree), demand.Machine(threads)
+    own = demand.demand(shape, params, rows, custodians, training.degree, prices, machine)
+    audit = demand.audit(shape, params, rows, custodians, training.degree, prices, machine, training.steps)
+    speed = LayoutConfig().link_mbyte_s
+    step = own.compute_seconds + own.refresh_seconds
+    whole = own.once_seconds + step * training.steps
+    return (
+        f"lockstep     a custodian that verifies without a cluster, {threads} thread(s): at least {whole:.0f} s, "
+        f"{step:.1f} a step; {own.memory_bytes / 1e9:.1f} GB of memory, "
+        f"{(own.disk_bytes + training.steps * own.step_disk_bytes) / 1e9:.2f} of disk; "
+        f"{own.once_bytes / 1e9:.2f} GB before the first step, {own.once_bytes / 1e6 / speed:.0f} s at {speed:g} MB/s; "
+        f"then {own.step_bytes / 1e6:.1f} MB a step, for which {own.step_bytes / 1e6 / step:.1f} MB/s are enough\n"
+        f"audit        of the whole run, by anybody whom a custodian trusts with it, {threads} thread(s): at least "
+        f"{audit.seconds:.0f} s; {own.memory_bytes / 1e9:.1f} GB of memory; a copy of {audit.read_bytes / 1e9:.2f} GB "
+        f"of the server's folder, {audit.read_bytes / 1e6 / speed:.0f} s at {speed:g} MB/s; no key, no data"
     )
 
 

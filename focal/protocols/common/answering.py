@@ -79,7 +79,9 @@ class Answering(Party):
         fresh: list[Any] = []
         for topic, place in refreshing.parts(items):
             part = items[place]
-            packed = refreshing.requests(self.scheme, part, ciphertexts[place], self.pool, self.layout)
+            packed = refreshing.requests(
+                self.scheme, part, refreshing.taken(ciphertexts, place), self.pool, self.layout
+            )
             own = list(map(self._passed, packed))
             refreshing.expand_ahead(self.scheme, self.seed(topic), part, own, self.pool, self.layout)
             self.answer_batch(topic, tuple(part), own)

@@ -83,8 +83,7 @@ class Audit(abc.ABC):
                 done.append(statement)
         finally:
             compute.close()
-        self._release(done)
-        self.say("release    the last refreshed weights and nothing else")
+        self.say(f"release    {self._release(done)}")
         return done[-1].chain
 
     @abc.abstractmethod
@@ -173,7 +172,7 @@ class Audit(abc.ABC):
         fresh: list[Any] = []
         for topic, place in refreshing.parts(items):
             asked, part = self.recall(topic, msg.RefreshRequest), items[place]
-            own = refreshing.requests(self.scheme, part, ciphertexts[place], self.pool, self.layout)
+            own = refreshing.requests(self.scheme, part, refreshing.taken(ciphertexts, place), self.pool, self.layout)
             for item, mine, theirs in zip(part, own, asked.ciphertexts, strict=True):
                 if codec.digest(mine) != theirs:
                     raise Refused(
@@ -199,7 +198,8 @@ class Audit(abc.ABC):
         """What stood for the run id in what was derived for this topic."""
         return self.epochs.at(topic).seed
 
-    def _release(self, done: list[msg.StepDone]) -> None:
+    def _release(self, done: list[msg.StepDone]) -> str:
+        """What is released, or asked for: with ``approve: human`` custodians may wait for this audit's word."""
         released, asked = self.plan.released(self.manifest), self.recall("release/request", msg.ReleaseRequest)
         if asked.items != released.items:
             raise Refused("release", "the server asked to release something that is not in the plan")
@@ -210,9 +210,13 @@ class Audit(abc.ABC):
             ciphertexts = refreshing.digests(self.scheme, fresh)
         if asked.ciphertexts != ciphertexts:
             raise Refused("release", "the server asked to release something else than the last refreshed weights")
-        for name, answer in self.recall_all(self.active("release/shares"), "release/shares", msg.ReleaseShares).items():
+        active, topic = self.active("release/shares"), self.epochs.spelled("release/shares")
+        if not any((name, topic) in self.heard for name in active):
+            return "is asked for of the last refreshed weights and nothing else; no custodian has given its share yet"
+        for name, answer in self.recall_all(active, "release/shares", msg.ReleaseShares).items():
             if (answer.items, answer.ciphertexts) != (asked.items, asked.ciphertexts):
                 raise Refused("release", f"'{name}' released something else than the last refreshed weights")
+        return "the last refreshed weights and nothing else"
 
     def blob(self, digest: str) -> bytes:
         """A blob of the store; :class:`focal.net.store.Blobs` checks its SHA-256."""

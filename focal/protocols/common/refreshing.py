@@ -45,6 +45,14 @@ def parts(items: Sequence[str]) -> list[tuple[str, slice]]:
     return [(f"{topic}/{n}", slice(i, min(i + PART, count))) for n, i in enumerate(range(0, count, PART), 1)]
 
 
+def taken(ciphertexts: list[Any], place: slice) -> list[Any]:
+    """The ciphertexts of a part, which the list of the whole batch holds no longer: of a million rows those that were
+    asked for would be 0.8 GB beside the 1.6 GB that come back."""
+    own = ciphertexts[place]
+    ciphertexts[place] = [None] * len(own)
+    return own
+
+
 def bounds(scheme: Scheme, custodians: int, layout: HeadLayout) -> refresh.Guard:
     """Widths of masks and the guard's bound, as every refresh of a run has them: those of its weights."""
     return refresh.guard(scheme, custodians, layout.refresh_map("train/0/weights/-/-/-"))

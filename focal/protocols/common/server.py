@@ -237,7 +237,7 @@ class Server(Party):
         fresh: list[Any] = []
         parts = refreshing.parts(items)
         for i, (topic, place) in enumerate(parts):
-            self._ask(topic, items[place], ciphertexts[place])
+            self._ask(topic, items[place], refreshing.taken(ciphertexts, place))
             if i > 0:
                 fresh += self.refreshed(parts[i - 1][0])
         return fresh + self.refreshed(parts[-1][0])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import focal.heads.linear.engine as engine_module
 from focal.ckks import ring
 from focal.heads.linear.engine import Shard, zero_weights
 from focal.heads.linear.layout import Layout
@@ -19,7 +20,9 @@ def limbs(shard: Shard, ciphertexts: list[Any]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("degree", [3, 5])
-def test_sums_of_some_blocks_add_up_and_parts_of_them_are_turned_onto_each_other(degree: int) -> None:
+def test_sums_of_some_blocks_add_up_and_parts_of_them_are_turned_onto_each_other(
+    degree: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three blocks on two shards; sums cut within a class group."""
     layout = Layout(8192, 32, 6, 5000, 4, 1, 4)
     assert (layout.blocks, layout.class_groups, layout.babies) == (3, 2, 4)
@@ -57,5 +60,9 @@ def test_sums_of_some_blocks_add_up_and_parts_of_them_are_turned_onto_each_other
     carried = one.horner(flat[5:8])
     parts = [one.horner(flat[:4]), one.horner(flat[4:5], carried)]
     assert (limbs(one, parts) == limbs(one, one.backward(*given))).all()
+
+    whole = one.sums(*given)
+    monkeypatch.setattr(engine_module, "WINDOW", 4)  # residuals of two blocks, then of one
+    assert (limbs(one, one.sums(*given)) == limbs(one, whole)).all()
     engine.close()
     run.scheme.forget()

@@ -24,6 +24,7 @@ from focal.ckks import codec
 from focal.custody import refresh
 from focal.errors import FocalError, Refused
 from focal.heads.linear.cost import layout_for
+from focal.heads.linear.demand import kept_blocks
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.heads.masks import TARGET_LIMBS
@@ -31,7 +32,7 @@ from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import uploads
-from focal.protocols.blind.compute import BlindCompute, kept_blocks
+from focal.protocols.blind.compute import BlindCompute
 from focal.protocols.common.voice import Given
 
 STEPS = 3
