@@ -114,8 +114,9 @@ def test_a_custodian_alone_leaves_nobody_out(tmp_path: Path, monkeypatch: pytest
         )
         until(run, lambda: warned(run, "d: custodian-2 gave wrong shares"))
         over.set()
-        absent = approval.Closing(run_id=run.parties["a"].scope, epoch=0, missing=("d",))
-        private_write(tmp_path / "custodian-1" / approval.CLOSING_SIGNED, absent.model_dump_json().encode())
+        absent = approval.Closing(run_id=run.parties["a"].scope, epoch=0, missing={"d": approval.ABSENT})
+        words = approval.Closings(words=(absent,))
+        private_write(tmp_path / "custodian-1" / approval.CLOSING_SIGNED, words.model_dump_json().encode())
         run.close_uploads("d", parties=(LIAR,))
         until(run, lambda: LIAR in run.said(msg.InputReveal))
         assert set(run.said(msg.InputReveal)) == {LIAR}, "custodian-1 goes on without anybody's word"
