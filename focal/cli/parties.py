@@ -105,17 +105,27 @@ def close(
         Path, typer.Argument(help="A server's or custodian's state folder (the 'state' of its local file).")
     ],
     names: Annotated[
-        list[str] | None, typer.Argument(help="Who is expected to be missing; default: whoever is.")
+        list[str] | None,
+        typer.Argument(
+            help="All that it waits for, whom you have asked; without names it asks, where nobody has come."
+        ),
     ] = None,
 ) -> None:
-    """Let this party go on without the institutions whose uploads it waits for, or whose proofs do not hold.
+    """Let this party go on without the institutions whose uploads it waits for, or whose proofs do not hold; shows who
+    they are, founders first, and why.
 
     The server and every custodian must let it, unless the manifest's closing date is over; where a proof does not
     hold, every custodian must. Ask the institution first: its log says whether a custodian's share was wrong.
     """
     from focal.protocols.common import approval
 
-    closed = approval.close_uploads(folder, names or ())
+    waiting = approval.awaited_closing(folder)
+    for name, why in waiting.missing.items():
+        say(f"{name}: {why}")
+    if not names:
+        names = waiting.nameless()
+        typer.confirm(f"Let run {waiting.run_id[:16]} go on without {len(names)}?", abort=True)
+    closed = approval.close_uploads(folder, names)
     say(f"closed: run {closed.run_id[:16]} goes on without {', '.join(closed.missing)}")
 
 

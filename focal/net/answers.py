@@ -93,6 +93,11 @@ class Answers:
             and self._audiences.of(digest) in ("custodians", "all")
         )
 
+    def shows(self, digest: str, unit: int) -> bool:
+        """Is this blob here, so many times ``unit`` bytes long, and may everybody fetch it?"""
+        size = self.blobs.size(digest) if digest in self.blobs else 0
+        return size > 0 and size % unit == 0 and self._audiences.of(digest) == "all"
+
     def publish(self, data: bytes, audience: Audience) -> str:
         """Store a blob that the server made and let ``audience`` fetch it; returns its digest."""
         return self.publish_all([data], audience)[0]

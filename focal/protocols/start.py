@@ -90,8 +90,9 @@ def check_compute(role: str, manifest: Manifest, local: LocalConfig) -> None:
 
 
 def check_not_ended(party: Party) -> None:
-    """Raise when the run in this party's folder was ended for good."""
+    """Raise when the run in this party's folder was ended for good. What is secret goes, should it still be there."""
     if (party.folder / "aborted").exists():
+        party.forget_secrets()
         raise FocalError(
             f"'{party.me.name}': this run was ended: {(party.folder / 'aborted').read_text().strip()}",
             hint="start a new run in a new state folder: nothing of this one may be used again",

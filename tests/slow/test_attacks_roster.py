@@ -21,6 +21,7 @@ from rosters import CLASSES, Consortium, LiesAboutSizes, OtherStepSize, consorti
 
 from focal.ckks import codec, ring
 from focal.custody import inputs as custody
+from focal.custody.projections import SHARE_BYTES
 from focal.errors import FocalError, LeftOut
 from focal.files import private_write
 from focal.net import messages as msg
@@ -114,8 +115,9 @@ def test_a_custodian_alone_leaves_nobody_out(tmp_path: Path, monkeypatch: pytest
         )
         until(run, lambda: warned(run, "d: custodian-2 gave wrong shares"))
         over.set()
-        absent = approval.Closing(run_id=run.parties["a"].scope, epoch=0, missing=("d",))
-        private_write(tmp_path / "custodian-1" / approval.CLOSING_SIGNED, absent.model_dump_json().encode())
+        absent = approval.Closing(run_id=run.parties["a"].scope, epoch=0, missing={"d": approval.ABSENT})
+        words = approval.Closings(words=(absent,))
+        private_write(tmp_path / "custodian-1" / approval.CLOSING_SIGNED, words.model_dump_json().encode())
         run.close_uploads("d", parties=(LIAR,))
         until(run, lambda: LIAR in run.said(msg.InputReveal))
         assert set(run.said(msg.InputReveal)) == {LIAR}, "custodian-1 goes on without anybody's word"
@@ -191,6 +193,144 @@ def test_a_custodian_that_disputes_whose_proof_held_or_who_is_not_there_stops_no
         run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
         run.check("a", "b", "c")
         assert "custodian-2" in run.said(msg.Unproven) and not warned(run, "shares of the check of its proofs")
+
+
+def for_custodians_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A custodian lets nobody but custodians have its shares of range checks."""
+    honest = BlindCustodian.share_blobs
+
+    def share_blobs(self: BlindCustodian, blobs: Any, audience: Any) -> list[str]:
+        size = sum(map(len, blobs.values() if isinstance(blobs, dict) else blobs))
+        lies = self.me.name == LIAR and size % SHARE_BYTES == 0
+        return honest(self, blobs, "custodians" if lies else audience)
+
+    monkeypatch.setattr(BlindCustodian, "share_blobs", share_blobs)
+
+
+def test_a_custodian_whose_shares_not_everybody_can_have_commits_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server takes no such word, and whoever said it ends the run under its own name."""
+    for_custodians_only(monkeypatch)
+    with consortium(tmp_path, {"d": 20}) as run:
+        run.start()
+        with pytest.raises(FocalError, match="'custodian-2' commits without shares"):
+            run.finish(LIAR)
+        assert LIAR not in run.said(msg.InputCommit)
+
+
+@pytest.mark.parametrize("clinics", [(), ("d",)])
+def test_a_share_that_an_institution_cannot_have_counts_as_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clinics: tuple[str, ...]
+) -> None:
+    """The server helps the custodian: the institution still says whose share is wrong, and ends nothing."""
+    lies_about(monkeypatch, "d")
+    for_custodians_only(monkeypatch)
+    monkeypatch.setattr(Server, "check_record", lambda self, record: None)
+    with consortium(tmp_path, {"d": 20}, clinics) as run:
+        run.start()
+        if clinics:
+            run.finish("d")
+            until(run, lambda: len(run.said(msg.Unproven)) == 2)
+            run.start("d")
+            run.finish("d")
+        until(run, lambda: warned(run, "d: custodian-2 gave wrong shares of the check of its proofs, or none"))
+        run.close_uploads("d", parties=("custodian-1", LIAR))
+        run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
+        if not clinics:
+            with pytest.raises(LeftOut, match="custodian-2 gave wrong shares"):
+                run.finish("d")
+        run.check("a", "b", "c")
+
+
+def test_a_custodian_that_disputes_what_all_shares_prove_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The institution makes the check itself, and accuses itself of nothing."""
+    honest = BlindCustodian.leave_out
+
+    def leave_out(self: BlindCustodian, failed: Any) -> dict[str, int]:
+        if self.me.name == LIAR:
+            self.say(roster.UNPROVEN, msg.Unproven(names=("a",)))
+            end = time.monotonic() + PATIENCE
+            while not warned(run, "a: its proofs hold") and time.monotonic() < end:
+                self.read_board(seconds=0.5)
+        return honest(self, failed)
+
+    monkeypatch.setattr(BlindCustodian, "leave_out", leave_out)
+    with consortium(tmp_path, {}) as run:
+        run.start()
+        run.finish()
+        assert warned(run, "a: its proofs hold, with the shares of all custodians: custodian-2 said otherwise")
+        assert not warned(run, "the fault is its own")
+
+
+def test_a_key_share_goes_although_its_custodian_was_away_when_the_run_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hears of it before it knows that it has a share. What is there all the same goes at the next start."""
+    over = threading.Event()
+    monkeypatch.setattr(Server, "_farewell", lambda self: over.wait(PATIENCE))
+    honest = BlindCustodian._answer_plan
+
+    def held(self: BlindCustodian) -> None:
+        while not over.is_set():
+            self.read_board(seconds=0.5)
+        honest(self)
+
+    monkeypatch.setattr(BlindCustodian, "_answer_plan", held)
+    with consortium(tmp_path, {}) as run:
+        run.start()
+        until(run, lambda: LIAR in run.parties and not list(tmp_path.glob("[abc]/masks-*.key")))
+        until(run, lambda: len(run.said(msg.InputReveal)) == 2)
+        run.stop(LIAR)
+        folder, server = tmp_path / LIAR, run.parties["server"]
+        assert isinstance(server, Server) and list(folder.glob("secret-*.key"))
+        a = Identity.load(run.files["a"].keys)
+        server.board.append(a.sign_record(run.parties["a"].scope, "abort", msg.Abort(reason="enough")), "a")
+        run.start(LIAR)
+        with pytest.raises(FocalError, match="'a' ended the run: enough"):
+            run.finish(LIAR)
+        over.set()
+        assert (folder / "aborted").exists() and not list(folder.glob("*.key"))
+        private_write(folder / "share-00.key", b"of an end that was cut short")
+        run.start(LIAR)
+        with pytest.raises(FocalError, match="this run was ended"):
+            run.finish(LIAR)
+        assert not list(folder.glob("*.key"))
+
+
+def test_a_founder_that_was_left_out_ends_nothing_in_a_later_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor for a custodian that is started when nobody was left out of the new one yet."""
+    honest = BlindCustodian.contributions
+
+    def contributions(self: BlindCustodian, *given: Any) -> Any:
+        while self.me.name == "custodian-4":
+            self.read_board(seconds=0.5)
+        return honest(self, *given)
+
+    monkeypatch.setattr(BlindCustodian, "contributions", contributions)
+    others = ("custodian-1", "custodian-2", "custodian-3")
+    with consortium(tmp_path, {"d": 20}, custodians=4) as run:
+        run.agree(threshold=2)
+        run.play("d", OtherStepSize)
+        run.start()
+        with pytest.raises(LeftOut):
+            run.finish("d")
+        server = run.parties["server"]
+        assert isinstance(server, Server)
+        d = Identity.load(run.files["d"].keys)
+        server.board.append(d.sign_record(run.parties["a"].scope, "abort", msg.Abort(reason="out of spite")), "d")
+        until(run, lambda: warned(run, "'d' wants to end the run"))
+        approval.declare_lost(tmp_path / "server", ["custodian-4"])
+        until(run, lambda: run.parties["custodian-2"].epochs.now.number == 1)
+        run.stop("custodian-2")
+        run.start("custodian-2")
+        run.close_uploads("d", parties=("server", *others))
+        run.finish("a", "b", "c", "server", *others)
+        run.check("a", "b", "c")
 
 
 def test_an_institution_whose_own_fault_it_is_says_so(tmp_path: Path) -> None:

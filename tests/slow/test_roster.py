@@ -20,6 +20,7 @@ from focal.heads.released import MAX_ERROR
 from focal.net import messages as msg
 from focal.net.identity import open_record
 from focal.protocols.blind import plan, roster, uploads
+from focal.protocols.blind.custodian import BlindCustodian
 from focal.protocols.blind.server import BlindServer
 from focal.protocols.common import approval
 from focal.runs.simulate import ArrayInstitution
@@ -129,6 +130,35 @@ def test_the_closing_date_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert not (tmp_path / "server" / approval.CLOSING_SIGNED).exists()
 
 
+def test_a_restarted_custodian_asks_nobody_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for those that did not come, nor for one whose proof did not hold: both words stay."""
+    hold, honest = threading.Event(), BlindCustodian._answer_plan
+
+    def held(self: BlindCustodian) -> None:
+        while not hold.is_set():
+            self.read_board(seconds=0.5)
+        honest(self)
+
+    monkeypatch.setattr(BlindCustodian, "_answer_plan", held)
+    with consortium(tmp_path, {"d": 20, "e": 20}, ("d", "e")) as run:
+        run.play("d", LiesAboutSizes)
+        run.start(*(name for name in run.files if name != "e"))
+        run.close_uploads("e")
+        run.close_uploads("d", parties=("custodian-1", "custodian-2"))
+        deadline = time.monotonic() + PATIENCE
+        while len(run.said(msg.InputReveal)) < 2:
+            assert time.monotonic() < deadline and not run.errors, run.errors
+            time.sleep(0.05)
+        run.stop("custodian-2")
+        awaited = tmp_path / "custodian-2" / approval.CLOSING_AWAITED
+        awaited.unlink()
+        run.start("custodian-2")
+        hold.set()
+        run.finish("a", "b", "c", "custodian-1", "custodian-2", "server")
+        assert not awaited.exists()
+        run.check("a", "b", "c")
+
+
 @pytest.mark.parametrize(
     ("how", "why"),
     [
@@ -178,7 +208,7 @@ def test_a_server_that_keeps_somebody_out_needs_people_or_the_date(
 ) -> None:
     """It says that it was not given what it has: custodians wait as for one who has not come."""
     monkeypatch.setattr(BlindServer, "_complete", lambda self, upload: upload.rows != 20)
-    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: absent == ["d"])
+    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: list(absent) == ["d"])
     with consortium(tmp_path, {"d": 20}) as run:
         run.start()
         for party in ("custodian-1", "custodian-2"):
@@ -198,7 +228,7 @@ def test_a_server_that_closes_early_needs_people(tmp_path: Path, monkeypatch: py
     soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
     come = threading.Event()
     monkeypatch.setattr(roster, "due", lambda manifest: come.is_set())
-    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: absent == ["d"])
+    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: list(absent) == ["d"])
     with consortium(tmp_path, {"d": 20}, closing=soon) as run:
         run.play("d", Stops)
         run.start()
@@ -230,7 +260,7 @@ def test_who_came_in_between_says_that_the_server_had_closed_before_the_date(
     soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
     monkeypatch.setattr(roster, "due", lambda manifest: True)
     monkeypatch.setattr(roster, "early", lambda manifest, heard: False)
-    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: absent == ["d"])
+    monkeypatch.setattr(BlindServer, "may_close", lambda self, absent, enough=True: list(absent) == ["d"])
     with consortium(tmp_path, {"d": 20}, closing=soon) as run:
         run.play("d", Stops)
         run.play("a", StaysToTheEnd)

@@ -67,7 +67,7 @@ class BlindCustodian(Gathering, Custodian):
         absent = found.absent(self.manifest, closed.incomplete)
         heard = self.remembered(f"{self.spelled(roster.CLOSED)}/heard", time.time)
         in_time = not roster.early(self.manifest, heard)  # else its date is no reason
-        while absent and not self.may_close(absent, in_time):
+        while absent and not self.has_said(roster.ACCEPTED) and not self.may_close(absent, in_time):
             self.read_board(seconds=2.0)
         self.say_left_out(found, closed)
         own = self.accepted(found, closed, lists)
@@ -79,9 +79,10 @@ class BlindCustodian(Gathering, Custodian):
     def leave_out(self, failed: Mapping[str, Refused]) -> dict[str, int]:
         """A malformed proof is its sender's fault, and everybody sees it. One that does not fit may be a custodian's,
         which gave a wrong share: people are asked."""
-        disputed = tuple(name for name, fault in failed.items() if fault.reason == "range-sum")
+        members = (*self.manifest.founders, *self.manifest.clinics)
+        disputed = [m.name for m in members if m.name in failed and failed[m.name].reason == "range-sum"]
         if disputed:
-            self.say(roster.UNPROVEN, msg.Unproven(names=disputed))  # they can tell, if the run ends here too
+            self.say(roster.UNPROVEN, msg.Unproven(names=tuple(disputed)))  # they can tell, if the run ends here too
         left_out = roster.leave_out(self.manifest, self.lists, failed)
         for name in disputed:
             self.report.warn(
@@ -89,7 +90,7 @@ class BlindCustodian(Gathering, Custodian):
                 f"ask '{name}', which is told whose. To go on without it, every custodian: "
                 f"focal close {self.folder} {' '.join(disputed)}"
             )
-        while disputed and not self.people_let(disputed, unproven=True):
+        while disputed and not self.people_let(dict.fromkeys(disputed, roster.DISPUTED), unproven=True):
             self.read_board(seconds=2.0)
         for name, fault in failed.items():
             self.report.warn(f"{self.me.name}: the run goes on without '{name}': {fault.message}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from focal.ckks.scheme import Scheme
 from focal.heads.linear.layout import Layout
@@ -18,6 +18,8 @@ from focal.protocols.common.party import Party
 
 WAITING_SECONDS = 5.0
 """How often it is shown for whom a party waits."""
+SHOWN = 10
+"""So many names stand in one line; ``focal close`` shows all of them."""
 PATIENT_SECONDS = 60.0
 """After this time it is said, once, what a person can do."""
 
@@ -43,7 +45,7 @@ class Gathering(Party):
         active = tuple(self.active(roster.UPLOAD))
         return roster.came(self.manifest, self.layout, agreed, self.heard, self.scope, self.spelled, active)
 
-    def may_close(self, missing: Sequence[str], enough: bool = True) -> bool:
+    def may_close(self, missing: Mapping[str, msg.WhyAbsent], enough: bool = True) -> bool:
         """May the run go on without these? Where a person here has said so, or at the closing date if ``enough`` have
         come; asks for the word of one.
 
@@ -51,7 +53,7 @@ class Gathering(Party):
         """
         if enough and roster.due(self.manifest) and self.epochs.at(roster.UPLOAD).number == 0:
             return True
-        if self.people_let(missing):
+        if self.people_let({name: roster.WHY[why] for name, why in missing.items()}):
             return True
         now = time.monotonic()
         if self._waits_since is None:
@@ -59,17 +61,19 @@ class Gathering(Party):
         if now - self._waits_since > PATIENT_SECONDS:
             self._waits_since = math.inf  # said once
             when = f"until {self.manifest.closing:%Y-%m-%d %H:%M} UTC; " if self.manifest.closing else ""
+            named, more = list(missing)[:SHOWN], len(missing) - SHOWN
             self.report.say(
-                f"{self.me.name}: waits for the uploads of {', '.join(missing[:10])}"
-                f"{f' and {len(missing) - 10} others' if len(missing) > 10 else ''}, {when}to go on without them: "
-                f"focal close {self.folder}"
+                f"{self.me.name}: waits for the uploads of {', '.join(named)}"
+                f"{f' and {more} others' if more > 0 else ''}, {when}to go on without them: "
+                f"focal close {self.folder}{'' if more > 0 else f' {chr(32).join(named)}'}"
             )
         return False
 
-    def people_let(self, missing: Sequence[str], unproven: bool = False) -> bool:
-        """Has a person here said that the run may go on without these? Asks for the word of one."""
+    def people_let(self, missing: Mapping[str, str], unproven: bool = False) -> bool:
+        """Has a person here said that the run may go on without these? Asks for the word of one. ``missing``: who, and
+        why, founders first."""
         epoch = self.epochs.at(roster.UPLOAD).number
-        wanted = Closing(run_id=self.scope, epoch=epoch, unproven=unproven, missing=tuple(missing))
+        wanted = Closing(run_id=self.scope, epoch=epoch, unproven=unproven, missing=dict(missing))
         if approval.may_close(self.folder, wanted):
             return True
         approval.await_closing(self.folder, wanted)

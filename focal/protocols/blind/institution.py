@@ -13,6 +13,7 @@ After the upload it may go offline; the sealed result waits at the server.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import NoReturn
 
@@ -24,7 +25,7 @@ from focal.custody import inputs
 from focal.custody.inputs import Message
 from focal.custody.projections import SHARE_BYTES
 from focal.data.rows import InstitutionRows, write_kept
-from focal.errors import LeftOut, Refused
+from focal.errors import FocalError, LeftOut, Refused
 from focal.files import private_write
 from focal.heads import released
 from focal.net import messages as msg
@@ -145,7 +146,8 @@ class BlindInstitution(Institution):
     def idle(self) -> None:
         """Say whose fault it is, where custodians wait for people as our proof does not hold."""
         super().idle()
-        self._whose_fault()
+        with contextlib.suppress(FocalError):  # what others sent is no reason to end here: the script meets it again
+            self._whose_fault()
 
     def forget_secrets(self) -> None:
         self._within(FAULT_SECONDS, self._whose_fault)  # afterwards it cannot be told
@@ -160,20 +162,24 @@ class BlindInstitution(Institution):
         there = (self.said(name, what) for name in custodians for what in (roster.ACCEPTED, roster.COMMIT))
         if not asked or not all(there) or self.me.name not in self._accepted().present:
             return ""
-        if not MaskKeys(self).file.exists() and self.journal.get(f"{self.session}/{topic}/wrong") is None:
+        if not MaskKeys(self).file.exists() and self.journal.get(f"{self.session}/{topic}/fault") is None:
             return ""  # all were satisfied, and the key is gone
-        wrong = self.remembered(f"{topic}/wrong", lambda: self._wrong_shares(custodians))
-        told = (
-            f"{', '.join(wrong)} gave wrong shares of the check of its proofs: ask there, and tell the other custodians"
-            if wrong
-            else "all custodians gave the right shares of the check of its proofs: the fault is its own"
-        )
+        wrong, holds = self.remembered(f"{topic}/fault", lambda: self._weigh_shares(custodians))
+        told = "all custodians gave the right shares of the check of its proofs: the fault is its own"
+        if wrong:
+            told = f"{', '.join(wrong)} gave wrong shares of the check of its proofs, or none: "
+            told += "ask there, and tell the other custodians"
+        elif holds:
+            told = f"its proofs hold, with the shares of all custodians: {', '.join(asking)} said otherwise without a "
+            told += "reason: ask there, and tell the other custodians"
         if told != self._told_fault:
             self._told_fault = told
             self.report.warn(f"{self.me.name}: {told}")
         return told
 
-    def _wrong_shares(self, custodians: list[str]) -> list[str]:
+    def _weigh_shares(self, custodians: list[str]) -> tuple[list[str], bool]:
+        """Which custodians gave wrong shares of the checks of our proofs, or none that we can have; and whether our
+        proofs hold, by the check that every custodian makes."""
         layout, scheme, size = plan.layout(self.manifest), Scheme(self.manifest.ckks, self.scope), SHARE_BYTES
         present = self._accepted().present
         upload = self.hear(self.me.name, roster.UPLOAD, msg.Upload)
@@ -181,11 +187,21 @@ class BlindInstitution(Institution):
         first = present.index(self.me.name) * len(own)
         given = {}
         for name, commit in self.hear_all(custodians, roster.COMMIT, msg.InputCommit).items():
-            data = self.net.get(commit.shares)
+            try:
+                data = inputs_of.shares_of(name, commit, self.net.get)
+            except Refused as e:
+                if e.reason not in inputs_of.NOT_GIVEN:
+                    raise
+                data = b""
+            if len(data) != size * len(own) * len(present):
+                data = b""
             given[name] = [data[i * size : (i + 1) * size] for i in range(first, first + len(own))]
         keys = MaskKeys(self)
         keys.meet(custodians)
-        return keys.wrong_shares(scheme, own, given, self.blobs.get)
+        if wrong := keys.wrong_shares(scheme, own, given, self.blobs.get):
+            return wrong, False
+        weighed = [inputs_of.weigh(scheme, claim, self.blobs.get) for claim in own]
+        return [], not inputs_of.unproven(own, weighed, {name: b"".join(shares) for name, shares in given.items()})
 
     def _leave(self, why: str) -> NoReturn:
         MaskKeys(self).forget()

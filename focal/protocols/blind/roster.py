@@ -37,6 +37,7 @@ from focal.net import messages as msg
 from focal.protocols.blind import plan
 from focal.protocols.blind.uploads import ROUND, Agreed, check_list
 from focal.protocols.common import ceremony, inputs
+from focal.protocols.common.approval import ABSENT
 from focal.protocols.common.epochs import Epochs
 from focal.protocols.common.hearing import B, Heard
 
@@ -46,13 +47,17 @@ COMMIT, UNPROVEN, REVEAL = f"{ROUND}/commit", f"{ROUND}/unproven", f"{ROUND}/rev
 """Topics of a custodian's shares of the range checks, of its waiting for people, where proofs do not hold, and of its
 word that they do not."""
 WHY = {
-    "absent": "it has not come",
+    "absent": ABSENT,
     "incomplete": "its list names what the server was not given",
     "upload": "its list is not as agreed",
     "mask-keys": "its keys for masks are of no use, or others than custodians were shown",
     "unproven": "its proof of the size of its rows does not hold, by the word of all custodians",
 }
 """Why an institution is left out, in words."""
+DISPUTED = (
+    "its proof of the size of its rows does not fit the shares of all custodians: ask it, its log says whose fault"
+)
+"""Why people are asked, in words."""
 FEWEST = 4
 """One in so many of the manifest's rows must be there. What weights carry was bounded for all of them
 (:attr:`Layout.divisor`) and grows, with a quarter of the rows and a step that is as stable
@@ -77,14 +82,15 @@ class Came:
         """The lists of all but these."""
         return {name: upload for name, upload in self.lists.items() if name not in incomplete}
 
-    def absent(self, manifest: Manifest, incomplete: Collection[str]) -> list[str]:
-        """Whom nothing but the server's word, or silence, keeps out."""
-        here = {*self.lists, *self.refused} - set(incomplete)
-        return [m.name for m in manifest.institutions if m.name not in here]
+    def absent(self, manifest: Manifest, incomplete: Collection[str]) -> dict[str, msg.WhyAbsent]:
+        """Whom nothing but the server's word, or silence, keeps out, and why; founders first."""
+        here, why = {*self.lists, *self.refused} - set(incomplete), self.why(manifest, incomplete)
+        return {m.name: why[m.name] for m in (*manifest.founders, *manifest.clinics) if m.name not in here}
 
     def why(self, manifest: Manifest, incomplete: Collection[str]) -> dict[str, msg.WhyAbsent]:
         """Everybody whose list does not count, and what the board says of it."""
-        why: dict[str, msg.WhyAbsent] = {name: "absent" for name in self.absent(manifest, ())}
+        here = {*self.lists, *self.refused}
+        why: dict[str, msg.WhyAbsent] = {m.name: "absent" for m in manifest.institutions if m.name not in here}
         why |= {name: "upload" if e.reason == "upload" else "mask-keys" for name, e in self.faults.items()}
         return why | {name: "incomplete" for name in incomplete}
 

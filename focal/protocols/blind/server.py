@@ -41,6 +41,7 @@ class BlindServer(Gathering, Server):
             return self.train(compute)
 
     def check_record(self, record: msg.Record) -> None:
+        super().check_record(record)
         if isinstance(record.body, msg.Upload):
             uploads.check_length(self.manifest, self.layout, record.sender, record.body)
 

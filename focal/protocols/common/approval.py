@@ -102,6 +102,10 @@ CLOSING_AWAITED, CLOSING_SIGNED = "awaits-closing.json", "closed.json"
 """In a server's or custodian's folder: for whom it waits, and without whom a person lets it go on."""
 
 
+ABSENT = "it has not come"
+"""Why, of one of whom nothing is known."""
+
+
 class Closing(Model):
     """Without whom a run may go on."""
 
@@ -110,7 +114,30 @@ class Closing(Model):
     unproven: bool = False
     """Have they come, and their proofs do not hold? Else they have not come: who may go on without them for the one
     reason may not for the other."""
-    missing: tuple[Name, ...]
+    missing: dict[Name, str]
+    """Who, founders first, and why."""
+
+    def allows(self, wanted: Closing) -> bool:
+        """Are those of ``wanted`` among these, for the same kind of reason, in the same epoch?"""
+        same = (self.run_id, self.epoch, self.unproven) == (wanted.run_id, wanted.epoch, wanted.unproven)
+        return same and wanted.missing.keys() <= self.missing.keys()
+
+    def nameless(self) -> list[str]:
+        """Who they are, where a person need not name them: none has come. Raises :class:`FocalError` where server,
+        institution or custodian may be wrong: that takes a person who has asked."""
+        if named := [name for name, why in self.missing.items() if why != ABSENT]:
+            raise FocalError(
+                f"{', '.join(named)}: there is more to decide than that they have not come",
+                hint="ask them, and name all that are to be left out",
+            )
+        return list(self.missing)
+
+
+class Closings(Model):
+    """All that people have said in one folder: a later word takes back no earlier one, which a restarted party asks
+    for again."""
+
+    words: tuple[Closing, ...] = ()
 
 
 def await_closing(folder: Path, wanted: Closing) -> None:
@@ -121,17 +148,15 @@ def await_closing(folder: Path, wanted: Closing) -> None:
 
 def may_close(folder: Path, wanted: Closing) -> bool:
     """Has a person let this party go on without all of these, for this reason, in this epoch?"""
-    signed = _read(Closing, folder / CLOSING_SIGNED)
-    if signed is None or signed.model_copy(update={"missing": wanted.missing}) != wanted:
-        return False
-    return set(wanted.missing) <= set(signed.missing)
+    return any(word.allows(wanted) for word in _words(folder))
 
 
-def close_uploads(folder: Path, names: Sequence[str] = ()) -> Closing:
-    """Let this server or custodian go on without those for whom it waits now; returns them.
+def _words(folder: Path) -> tuple[Closing, ...]:
+    return (_read(Closings, folder / CLOSING_SIGNED) or Closings()).words
 
-    ``names``: who they are expected to be. Raises :class:`FocalError` when it waits for nobody, or for others.
-    """
+
+def awaited_closing(folder: Path) -> Closing:
+    """For whom this server or custodian waits now, and why. Raises :class:`FocalError` when it is nobody."""
     wanted = _read(Closing, folder / CLOSING_AWAITED)
     if wanted is None:
         raise FocalError(
@@ -139,13 +164,23 @@ def close_uploads(folder: Path, names: Sequence[str] = ()) -> Closing:
             hint="a server does until all have come, a custodian when the server goes on without somebody, or when a "
             "proof does not hold",
         )
-    if names and set(names) != set(wanted.missing):
+    return wanted
+
+
+def close_uploads(folder: Path, names: Sequence[str]) -> Closing:
+    """Let this server or custodian go on without those for whom it waits now; returns them.
+
+    ``names``: who they are expected to be. Raises :class:`FocalError` when it waits for nobody, or for others.
+    """
+    wanted = awaited_closing(folder)
+    if set(names) != set(wanted.missing):
         raise FocalError(
             f"{folder}: {'proofs do not hold' if wanted.unproven else 'uploads are missing'} of "
             f"{', '.join(wanted.missing)}",
-            hint="name all of these, or none: then it is without whoever is missing",
+            hint="name all of these, once you have asked each",
         )
-    private_write(folder / CLOSING_SIGNED, wanted.model_dump_json().encode())
+    said = Closings(words=(*(word for word in _words(folder) if word != wanted), wanted))
+    private_write(folder / CLOSING_SIGNED, said.model_dump_json().encode())
     return wanted
 
 

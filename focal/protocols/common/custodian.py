@@ -38,7 +38,7 @@ from focal.protocols.common import ceremony, epochs, inputs, refreshing, resumin
 from focal.protocols.common.answering import REFUSED, Answering
 from focal.protocols.common.approval import APPROVED, AWAITED, Release, read_release
 from focal.protocols.common.inputs import Claim, MaskKeys, Weighed
-from focal.protocols.common.keyholder import KeyHolder, key_files
+from focal.protocols.common.keyholder import KeyHolder, every_key, key_files
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute, Given
 
@@ -136,9 +136,8 @@ class Custodian(Answering):
 
     def forget_secrets(self) -> None:
         """Nobody may go on with the run, so its key share has no use but a thief's:
-        others' shares may be known by now."""
-        if "key" in self.__dict__:  # the scope is the run's, and there is a share
-            self._forget(*key_files(self))
+        others' shares may be known by now. Also one that an earlier process drew, before this one knows of what run."""
+        self._forget(*every_key(self.folder))
 
     # ----------------------------------------------------------------- epochs
 
@@ -218,7 +217,7 @@ class Custodian(Answering):
         inputs.check_lists(topic, lists, commits)
 
         def left_out() -> dict[str, int]:
-            others = {name: self.net.get(theirs.shares) for name, theirs in commits.items()}
+            others = {name: inputs.shares_of(name, theirs, self.net.get) for name, theirs in commits.items()}
             return self.leave_out(inputs.unproven(claims, [found for _, found in weighed()], others))
 
         without: dict[str, int] = self.remembered(f"{topic}/left-out", left_out)
@@ -282,7 +281,7 @@ class Custodian(Answering):
     @property
     def _released(self) -> bool:
         """Were the shares of the release given, as far as epochs are known?"""
-        return self.journal.get(f"{self.session}/said/{self.spelled('release/shares')}") is not None
+        return self.has_said("release/shares")
 
     def idle(self) -> None:
         new, self._looked_at = self.heard.since(self._looked_at), len(self.heard)

@@ -66,6 +66,9 @@ MALFORMED = ("length", "header", "range-form", "range-size")
 """Why an institution's blobs are refused: what is in them, which is the same for whoever looks. All else that goes
 wrong with a blob is between this party and the server."""
 
+NOT_GIVEN = ("unknown-blob", "audience")
+"""Why there are no shares of a custodian to look at, by the server's word."""
+
 
 def _its_own(fault: Refused) -> Refused:
     """``fault`` if it is that of the institution whose blobs these are; else raised."""
@@ -282,6 +285,17 @@ def weigh(scheme: Scheme, claim: Claim, fetch: Fetch) -> Weighed | Refused:
     except Refused as e:
         return _its_own(e)
     return proof, found
+
+
+def shares_of(name: str, commit: msg.InputCommit, fetch: Fetch) -> bytes:
+    """A custodian's shares of all range checks of a round. Raises :class:`Refused` (:data:`NOT_GIVEN`) naming it where
+    they are not there, or not for us."""
+    try:
+        return fetch(commit.shares)
+    except Refused as e:
+        if e.reason not in NOT_GIVEN:
+            raise
+        raise Refused(e.reason, f"the server has no shares of range checks of '{name}' for us") from None
 
 
 def unproven(

@@ -27,7 +27,7 @@ from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig
 from focal.custody import release
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.files import private_write
+from focal.files import forget, private_write
 from focal.manifest import Manifest
 from focal.measure.traffic import merge
 from focal.net import messages as msg
@@ -35,7 +35,7 @@ from focal.net.identity import bound_hash, open_for_group, seal_for_group
 from focal.protocols.common import approval, ceremony
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.hearing import check_opens
-from focal.protocols.common.inputs import MaskKeys
+from focal.protocols.common.keyholder import every_key
 from focal.protocols.common.party import Party
 from focal.protocols.common.progress import Reporter, timeline
 from focal.segments import projection as proj
@@ -99,9 +99,8 @@ class Institution(Party):
             )
 
     def forget_secrets(self) -> None:
-        """What was masked for a run that was ended must stay masked."""
-        if self.run_id:
-            MaskKeys(self).forget()
+        """What was masked for a run that was ended must stay masked: no key of whatever run is left in its folder."""
+        forget(*every_key(self.folder))
 
     def close(self) -> None:
         super().close()

@@ -150,6 +150,10 @@ class Party(abc.ABC):
             self.net.post(signed)
         return signed is not None
 
+    def has_said(self, topic: str) -> bool:
+        """Did this party say something under ``topic``, perhaps before a restart?"""
+        return self.journal.get(f"{self.session}/said/{self.spelled(topic)}") is not None
+
     def remembered(self, key: str, make: Callable[[], Any]) -> Any:
         """A JSON value that is made once in a session and comes back after a restart."""
         return json.loads(self.journal.once(f"{self.session}/{key}", lambda: canonical_json(make())))
@@ -191,14 +195,14 @@ class Party(abc.ABC):
             raise EpochChanged
         return len(batch)
 
-    def _heed_aborts(self) -> None:
+    def _heed_aborts(self, records: Iterable[msg.Record]) -> None:
         """End when another member has ended this run. The server may have kept an abort of another one:
         that is refused (``other-run``).
 
         A member that knows the run id says it under that, perhaps before we know it. It waits here until we do:
         every nonce was said before it, so an honest server cannot keep us from knowing.
         """
-        for record in tuple(self._aborts):
+        for record in records:
             if not self.run_id and (record.scope != self.session or self._has_begun()):
                 continue
             assert isinstance(record.body, msg.Abort)
@@ -230,10 +234,10 @@ class Party(abc.ABC):
             self.report.warn(f"'{record.sender}' gave up: {reason}")
             return
         self._aborts.append(record)
-        self._heed_aborts()
+        self._heed_aborts([record])
 
     def forget_secrets(self) -> None:  # noqa: B027
-        """The run was ended for good: delete what has a use in it only."""
+        """The run was ended for good: delete what has a use in it only. It may be known of no run yet."""
 
     def idle(self) -> None:  # noqa: B027
         """Called whenever the board was read; for roles that answer questions at any time."""
@@ -339,7 +343,8 @@ class Party(abc.ABC):
         self.epochs = Epochs(self.manifest, self.plan, self.run_id)
         for record in self.heard:
             self.epochs.take(record)
-        self._heed_aborts()
+            # in its epoch, as whoever heard it then: of somebody who was left out there
+            self._heed_aborts([abort for abort in self._aborts if abort is record])
         if self.me.name in names:
             self.say("run/start", msg.RunStart(run_id=self.scope))
         for name, start in self.hear_all(names, "run/start", msg.RunStart).items():

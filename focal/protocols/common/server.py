@@ -23,7 +23,8 @@ from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig
 from focal.custody import keys
 from focal.custody.inputs import Input
-from focal.errors import FocalError, ProtocolError
+from focal.custody.projections import SHARE_BYTES
+from focal.errors import FocalError, ProtocolError, Refused
 from focal.manifest import Manifest
 from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg
@@ -158,8 +159,14 @@ class Server(Party):
             time.sleep(0.1)
         time.sleep(self.hub.FAREWELL)
 
-    def check_record(self, record: msg.Record) -> None:  # noqa: B027 (a protocol may have rules)
-        """Raise :class:`focal.errors.Refused` for what no member may put on the board."""
+    def check_record(self, record: msg.Record) -> None:
+        """Raise :class:`focal.errors.Refused` for what no member may put on the board: a commitment beside shares of
+        range checks that not everybody can have."""
+        if isinstance(record.body, msg.InputCommit) and not self.hub.shows(record.body.shares, SHARE_BYTES):
+            raise Refused(
+                "inputs",
+                f"'{record.sender}' commits without shares of its range checks that everybody can have",
+            )
 
     @abc.abstractmethod
     def serve(self, joint: msg.JointKeys) -> list[msg.StepDone]:

@@ -102,7 +102,7 @@ def test_a_roster_is_who_has_come_before_it() -> None:
     board.close("north", "south", "west", "clinic-1")
     board.upload("clinic-2")
     assert list(board.read()) == ["north", "south", "west", "clinic-1"], "in the manifest's order"
-    assert board.came().absent(M, ()) == ["clinic-2"]
+    assert board.came().absent(M, ()) == {"clinic-2": "absent"}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_who_sent_less_is_left_out_by_the_servers_word() -> None:
     board.upload("clinic-2")
     board.close("north", "south", "west", incomplete=("clinic-2",))
     assert list(board.read()) == ["north", "south", "west"]
-    assert board.came().absent(M, ("clinic-2",)) == ["clinic-1", "clinic-2"]
+    assert board.came().absent(M, ("clinic-2",)) == {"clinic-1": "absent", "clinic-2": "incomplete"}
     board = founders()
     board.close("north", "south", "west", incomplete=("clinic-2",))
     refused(board.read)

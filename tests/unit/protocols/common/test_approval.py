@@ -1,8 +1,9 @@
 """A person approves one release of one run: what an earlier session or another run left
-in the folder releases nothing."""
+in the folder releases nothing. Without whom a run goes on: exactly those who were shown."""
 
 from __future__ import annotations
 
+import io
 import stat
 from pathlib import Path
 
@@ -10,7 +11,18 @@ import pytest
 from consortium import cli, said
 
 from focal.errors import FocalError
-from focal.protocols.common.approval import APPROVED, AWAITED, Release, approve
+from focal.protocols.common.approval import (
+    ABSENT,
+    APPROVED,
+    AWAITED,
+    CLOSING_SIGNED,
+    Closing,
+    Release,
+    approve,
+    await_closing,
+    close_uploads,
+    may_close,
+)
 
 RUN, ANOTHER = "ab" * 32, "cd" * 32
 ITEMS, DIGESTS = ("train/1/release/-/0/-",), ("5e" * 32,)
@@ -52,3 +64,54 @@ def test_what_is_approved_is_what_waits(tmp_path: Path) -> None:
     path = tmp_path / "parties" / "custodian-2" / APPROVED
     assert Release.model_validate_json(path.read_bytes()) == WANTED and stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not (tmp_path / "parties" / "custodian-1" / APPROVED).exists()
+
+
+# --------------------------------------------------------------------------- without whom a run goes on
+
+
+def waiting(folder: Path, missing: dict[str, str], **others: object) -> Closing:
+    wanted = Closing.model_validate({"run_id": RUN, "epoch": 0, "missing": missing, **others})
+    await_closing(folder, wanted)
+    return wanted
+
+
+def test_one_word_takes_back_no_other(tmp_path: Path) -> None:
+    """A restarted party asks for what was said first again. A word for one reason or epoch is none for another."""
+    absent = waiting(tmp_path, {"e": ABSENT, "f": ABSENT})
+    close_uploads(tmp_path, ["f", "e"])
+    disputed = waiting(tmp_path, {"d": "its proof"}, unproven=True)
+    assert may_close(tmp_path, absent) and not may_close(tmp_path, disputed)
+    close_uploads(tmp_path, ["d"])
+    assert may_close(tmp_path, absent) and may_close(tmp_path, disputed)
+    assert may_close(tmp_path, absent.model_copy(update={"missing": {"e": "another reason of its kind"}}))
+    for other in ({"run_id": ANOTHER}, {"epoch": 1}, {"unproven": True}, {"missing": {"e": ABSENT, "g": ABSENT}}):
+        assert not may_close(tmp_path, absent.model_copy(update=other))
+    (tmp_path / CLOSING_SIGNED).write_text(absent.model_dump_json())  # an earlier version's
+    assert not may_close(tmp_path, absent)
+
+
+def test_whom_a_person_lets_go_is_shown_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without names it asks, and only where none has come."""
+    assert "nobody waits there for uploads" in said(cli("close", tmp_path))
+    absent = waiting(tmp_path, {"west": ABSENT, "clinic-1": ABSENT})
+    refused = cli("close", tmp_path, "west")
+    assert refused.returncode == 1 and "uploads are missing of west, clinic-1" in said(refused)
+    for answer in ("n\n", ""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        assert cli("close", tmp_path).returncode == 1 and not may_close(tmp_path, absent)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    text = said(cli("close", tmp_path))
+    assert (
+        text.startswith("west: it has not come clinic-1: it has not come") and "goes on without west, clinic-1" in text
+    )
+    assert may_close(tmp_path, absent)
+
+
+@pytest.mark.parametrize("unproven", [False, True])
+def test_what_takes_more_than_silence_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unproven: bool) -> None:
+    """The server's word, or a dispute: a nameless yes is none for it."""
+    wanted = waiting(tmp_path, {"north": "somebody may be wrong"}, unproven=unproven)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    text = said(cli("close", tmp_path))
+    assert "north: somebody may be wrong" in text and "more to decide" in text and not may_close(tmp_path, wanted)
+    assert "goes on without north" in said(cli("close", tmp_path, "north")) and may_close(tmp_path, wanted)
