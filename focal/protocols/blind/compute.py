@@ -8,8 +8,8 @@ All get the same uploads and the same refresh answers, so all get the same limbs
 Uploads may be larger than the memory. The engine scans the blocks in ascending order, over and over:
 a cache of the most recent ones would never hold the next one, so the first blocks stay and the others stream::
 
-    in memory     | targets of all blocks | data of blocks 0 1 ... k-1 |  k  | k+1 |    a step reads k, k+1, ... twice:
-    on disk       | data of blocks k, k+1, ..., made once                 ^     ^       forward, backward
+    in memory     | blocks 0 1 ... k-1 |  k  | k+1 |    a step reads k, k+1, ... twice: forward, backward
+    on disk       | blocks k, k+1, ..., made once      ^     ^
                   | every chunk of every institution                      one in use, one on its way
 """
 
@@ -52,7 +52,7 @@ class BlindCompute:
 
     ``memory``: bytes that blocks may take. What does not fit is kept in ``folder`` and read in every pass
     (:class:`focal.protocols.blind.scratch.Scratch`); without a folder it is made again: slower, with the same limbs.
-    The targets of all blocks and the data of two stay in any case.
+    The data of two blocks are there in any case, and without a folder the targets of all.
     """
 
     def __init__(
@@ -88,8 +88,9 @@ class BlindCompute:
                 self._placed.setdefault(placed.place, []).append(
                     (placed, [(name, blobs[i]) for name, blobs in given.blobs.items()])
                 )
-        self._targets: dict[int, list[Any]] = {}
-        self._blocks: dict[int, Block] = {}
+        self._made: dict[int, list[Any]] = {}
+        self._blocks: dict[int, Block | None] = {}
+        """Those that were read; None for one that streams."""
         scalars = scalars_of(manifest, self.lists)
         self.masks = OwnerMasks(scheme, layout, rate(layout, scalars))
         shards = None
@@ -155,13 +156,17 @@ class BlindCompute:
     def block(self, b: int) -> Block:
         """Block b. All of it is read when it is first asked for: no share is given before every chunk
         was found well formed."""
-        if b not in self._targets:
-            keeps = len(self._blocks) < self.kept
-            data = self._data(b, streams=not keeps)
-            self._targets[b] = self._read([(b, "target", u, 0) for u in range(self.layout.class_groups)])
-            if keeps:
-                self._blocks[b] = Block(data, self._targets[b])
-        return self._blocks.get(b) or StreamedBlock(self._targets[b], lambda: self._data(b))
+        if b not in self._blocks:
+            keeps = len(list(filter(None, self._blocks.values()))) < self.kept
+            data, targets = self._data(b, not keeps), self._targets(b, not keeps)
+            self._blocks[b] = Block(data, targets) if keeps else None
+            if not keeps and self.scratch is None:
+                self._made[b] = targets
+        return self._blocks[b] or StreamedBlock(lambda: self._made.get(b) or self._targets(b), lambda: self._data(b))
+
+    def _targets(self, b: int, streams: bool = True) -> list[Any]:
+        """Block b's targets, by class group. Where there is no room on the disk, those that were made once stay."""
+        return self._read([(b, "target", u, 0) for u in range(self.layout.class_groups)], streams)
 
     def _data(self, b: int, streams: bool = True) -> list[list[Any]]:
         """Block b's data ciphertexts, [g][h]. Of one that ``streams`` they are read again in every pass."""
@@ -196,20 +201,20 @@ class BlindCompute:
 
 
 class StreamedBlock(Block):
-    """A block for one pass, whose data are read when the engine looks at them: often it looks at the targets only."""
+    """A block for one pass, whose data and targets are read when the engine looks at them: often at one of the two."""
 
-    def __init__(self, targets: list[Any], read: Callable[[], list[list[Any]]]) -> None:
-        self.targets, self._read, self._lock = targets, read, threading.Lock()
+    def __init__(self, targets: Callable[[], list[Any]], data: Callable[[], list[list[Any]]]) -> None:
+        self._read, self._lock = {"targets": targets, "data": data}, threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
-        """Python asks here for an attribute that is not there: ``data``, before they were read.
-        Several threads may ask at once."""
-        if name != "data":
+        """Python asks here for an attribute that is not there: what was not read yet. Several threads may ask
+        at once."""
+        if name not in ("data", "targets"):
             raise AttributeError(name)
         with self._lock:
-            if "data" not in self.__dict__:
-                self.data = self._read()
-        return self.__dict__["data"]
+            if name not in self.__dict__:
+                self.__dict__[name] = self._read[name]()
+        return self.__dict__[name]
 
 
 # --------------------------------------------------------------------------- on a party's cluster

@@ -10,12 +10,13 @@ from manifests import manifest
 
 from focal.config import LayoutConfig
 from focal.heads.linear.demand import Machine, Prices, audit, demand
+from focal.manifest import LayoutSpec
 from focal.protocols.blind import plan
 
 
 def test_it_is_told_before_anybody_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    m = manifest()
+    m = manifest(layout=LayoutSpec(class_lanes=4, feature_lanes=1))
     lockstep, audited = plan.describe(m).splitlines()[-2:]
     shape, steps = plan.layout(m), m.training.steps
     given = (shape, m.ckks, m.row_counts, len(m.custodians), m.training.degree)
