@@ -20,7 +20,6 @@ filter, with the covariance of public rows' gradients.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +124,7 @@ class JointRead:
 class Own:
     """What one institution of the coalition trained with at each joint step."""
 
+    segment: TrainableSegment | None = None
     activations: list[Array] = field(default_factory=list)
     derivatives: list[Array] = field(default_factory=list)
     gradients: list[Array] = field(default_factory=list)
@@ -180,6 +180,7 @@ class Replay:
         batches = Batches(table, rows, m.lower, config, name=self.name, seed=config.seed)
         with tempfile.TemporaryDirectory() as folder:
             fit(module, batches, folder=Path(folder), device="cpu", checkpoint_every=0)
+        self.own.segment = self.segment
         return self.own
 
 
@@ -238,10 +239,13 @@ def as_batch(gradient: Array) -> dict[str, Array]:
 
 def own_gradients(x: Array, labels: NDArray[np.int64], weights: Array) -> Array:
     """(n, R C) what each candidate would add to the sum, under the head ``weights`` (R, C)."""
-    z = x @ weights
+    return np.einsum("nr,nc->nrc", x, derivatives(x @ weights, labels)).reshape(len(x), -1)
+
+
+def derivatives(z: Array, labels: NDArray[np.int64]) -> Array:
+    """(n, C) d cross-entropy / d logits."""
     p = np.exp(z - z.max(axis=1, keepdims=True))
-    delta = p / p.sum(axis=1, keepdims=True) - np.eye(weights.shape[1])[labels]
-    return np.einsum("nr,nc->nrc", x, delta).reshape(len(x), -1)
+    return np.asarray(p / p.sum(axis=1, keepdims=True) - np.eye(z.shape[1])[labels])
 
 
 def matched(seen: Array, candidates: Array, public: Array, rows: int) -> Array:
@@ -256,19 +260,18 @@ def matched(seen: Array, candidates: Array, public: Array, rows: int) -> Array:
     return np.asarray(turned @ left / np.maximum(length, 1e-12))
 
 
-def directions(change: Array, dim: int, mean: Array, spread: float, most: int) -> Array:
-    """(m, dim) features along which a bottleneck's matrix moved, the largest first, both ways from the ``mean`` public
-    features, as far as those spread: what is left of rows once AdamW has divided their sum by its own size."""
-    matrix = change[: len(change) // (dim + 1) * dim].reshape(-1, dim)
+def bottleneck_part(change: Array, columns: int, dim: int) -> Array:
+    """(R - 1, dim) of a vector of trained parameters: the bottleneck's matrix, which stands before its offset, last."""
+    own = change[len(change) - (columns - 1) * (dim + 1) :]
+    return own[: (columns - 1) * dim].reshape(columns - 1, dim)
+
+
+def directions(matrix: Array, mean: Array, spread: float, most: int) -> Array:
+    """(m, dim) features along which a bottleneck's ``matrix`` moved, the largest first, both ways from the ``mean``
+    public features, as far as those spread: what is left of rows once AdamW has divided their sum by its own size."""
     _, values, right = np.linalg.svd(matrix - matrix.mean(axis=0), full_matrices=False)
     there = right[: min(most // 2, int((values > 1e-9 * values[0]).sum()))]
     return np.concatenate([mean + sign * spread * there for sign in (1, -1)])
-
-
-def shown(read: JointRead) -> str:
-    """What a table says of the run."""
-    settings = json.loads(plan.settings(read.manifest).model_dump_json())
-    return f"{read.steps} steps of {settings['batch']} rows each, {settings['trainable']} trains"
 
 
 def folders(parties: Sequence[str], run: Path) -> View:

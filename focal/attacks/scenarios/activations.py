@@ -18,7 +18,7 @@ from focal.attacks.view import View
 
 
 @lru_cache(maxsize=2)
-def _decoder(bench: Bench, most: int, seed: int) -> Decoder:
+def public_decoder(bench: Bench, most: int, seed: int) -> Decoder:
     """From raw features to images, fitted on public ones."""
     public = bench.corpus.public[:most]
     return Decoder.fit(bench.features(public), bench.corpus.read(public, SIZE), seed)
@@ -39,7 +39,7 @@ def shuffled(values: Array, seed: int) -> Array:
 )
 def _split_features(bench: Bench, threat: Threat, seed: int) -> Found:
     own = bench.features(bench.corpus.private)
-    decoder, at = _decoder(bench, threat.knows.public_images, seed), np.arange(len(own))
+    decoder, at = public_decoder(bench, threat.knows.public_images, seed), np.arange(len(own))
     view = View("server", {"activations": own}, {}, {})
     seen: Array = view.received["activations"]
     return Found(
@@ -75,7 +75,7 @@ def _head_trials(
     bench: Bench, threat: Threat, seed: int, batches: Sequence[NDArray[np.int64]], ordered: bool
 ) -> tuple[list[Trial], Array]:
     """A softmax head's gradient over each batch, read as features, decoded; and the features that were read."""
-    decoder, rng = _decoder(bench, threat.knows.public_images, seed), np.random.default_rng([seed, 29])
+    decoder, rng = public_decoder(bench, threat.knows.public_images, seed), np.random.default_rng([seed, 29])
     dim = bench.features(bench.corpus.private[:1]).shape[1]
     weights, bias = 0.01 * rng.standard_normal((bench.classes, dim)), np.zeros(bench.classes)
     read, trials = [], []
@@ -98,7 +98,7 @@ def head_of(size: int, name: str, title: str, threat: str, assumes: str, reprodu
         whole = order[: len(order) // size * size]
         batches, ordered = list(whole.reshape(-1, size)), size == 1
         trials, read = _head_trials(bench, threat, seed, batches, ordered)
-        decoder = _decoder(bench, threat.knows.public_images, seed)
+        decoder = public_decoder(bench, threat.knows.public_images, seed)
         noise, control, start = shuffled(read, seed), [], 0
         for trial in trials:
             n = len(trial.claims.images)
