@@ -104,9 +104,8 @@ class Bench:
         rows it is the run's, of public ones an attacker's stand-in."""
         raw, settings = self.features(rows), self.config.projection
         moments = pooled_moments(moment_values(raw, settings.bound, len(raw)), raw.shape[1], settings.bound, len(raw))
-        return whiten(
-            moments, features or settings.features, settings.bound, self.config.training.ridge, settings.floor
-        )
+        count, ridge = features or settings.features, self.config.training.ridge
+        return whiten(moments, count, settings.bound, ridge, settings.floor)
 
     @cached_property
     def everybody(self) -> NDArray[np.int64]:

@@ -248,11 +248,11 @@ def of_rows(scheme: Scheme, layout: Layout, columns: Array, targets: Array) -> l
     out = []
     for place in layout.chunks(0, len(columns)):
         block, what, g, h = place
-        if what == "data":
-            slots = layout.data_slots(layout.block_of(columns, 0, block), g, h)
-        else:
-            slots = layout.target_slots(layout.block_of(targets, 0, block), g)
-        out.append(Made(place, inputs.message(scheme, slots), chunk_limbs(layout, what)))
+        own = layout.block_of(columns if what == "data" else targets, 0, block)
+        message = inputs.message(
+            scheme, layout.data_slots(own, g, h) if what == "data" else layout.target_slots(own, g)
+        )
+        out.append(Made(place, message, chunk_limbs(layout, what)))
     return out
 
 

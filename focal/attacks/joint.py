@@ -79,14 +79,10 @@ class JointRead:
 
     def identity(self, name: str) -> Identity:
         """The private keys of a member whose folder is in the view."""
-        held = self.view.owned.get(f"{name}/identity.json", self.view.owned.get("identity.json"))
-        if held is None or name not in self.view.parties:
+        found = self.view.identity(name)
+        if found is None:
             raise FocalError(f"{self.view.party}: has no keys of '{name}'")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "identity.json"
-            path.touch(0o600)
-            path.write_bytes(held)
-            return Identity.load(path)
+        return found
 
     def rows(self, name: str, step: int) -> int:
         """How many it brought to a joint step."""
@@ -198,7 +194,7 @@ class Coalition:
     def heads(self) -> list[Array]:
         """W_t (R, C) before each step, from the activation gradients that were opened."""
         first = next(iter(self.own.values()))
-        out = [np.zeros((self.read.layout.features, first.derivatives[0].shape[1]))]
+        out: list[Array] = [np.zeros((self.read.layout.features, first.derivatives[0].shape[1]))]
         for t in range(1, self.read.steps):
             delta = np.concatenate([own.derivatives[t] for own in self.own.values()])
             dx = np.concatenate([own.gradients[t] for own in self.own.values()])

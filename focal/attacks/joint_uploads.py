@@ -34,7 +34,7 @@ What = Literal["activations", "derivatives"]
 def of_run(read: JointRead, owner: str, what: What) -> dict[Place, Chunk]:
     """All that is there of ``owner``'s rows, by step."""
     custodians = tuple(m.name for m in read.manifest.custodians)
-    epoch, out = Epoch(0, custodians, 0, read.run_id), {}
+    epoch, out = Epoch(0, custodians, 0, read.run_id), dict[Place, Chunk]()
     for step in range(read.steps):
         decided = {"activations": "present", "derivatives": "answered"}[what]
         owners = read.said[read.manifest.server.name, f"{decided}/{step}"].owners

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from focal.attacks import features
 from focal.attacks.bench import Bench
 from focal.attacks.features import Decoder
+from focal.attacks.hijack import Client, Hijack, Server, hijack
 from focal.attacks.scenarios.registry import SIZE, Array, Found, scenario
-from focal.attacks.scores import Trial, correlation, told_apart
+from focal.attacks.scores import Claims, Trial, correlation, told_apart
 from focal.attacks.threat import Threat
 from focal.attacks.view import View
 
@@ -47,6 +50,34 @@ def _split_features(bench: Bench, threat: Threat, seed: int) -> Found:
         [Trial(features.claims(decoder, shuffled(seen, seed), True), at)],
         correlation=correlation(seen, own),
     )
+
+
+HIJACKED = 32
+"""Pixels of the images whose lower segment is hijacked."""
+
+
+@scenario(
+    "split.hijack",
+    "plaintext split learning: lower segment hijacked (FSHA)",
+    "active-server",
+    f"{Hijack().steps} batches of {Hijack().batch} images of {HIJACKED} px, small lower segment that starts unknown, "
+    f"its rate {Hijack().victim_rate:g}",
+)
+def _split_hijack(bench: Bench, threat: Threat, seed: int) -> Found:
+    settings, at = Hijack(), np.arange(len(bench.corpus.private))
+    own, public = bench.corpus.read(bench.corpus.private, HIJACKED), bench.corpus.public[: threat.knows.public_images]
+    noise = torch.Generator().manual_seed(seed)
+
+    def random(told: Tensor) -> Tensor:
+        """A gradient of that size, and of nothing."""
+        return told.std() * torch.randn(told.shape, generator=noise)
+
+    read = []
+    for answer in (None, random):
+        client = Client(own, settings.width, settings.victim_rate, seed)
+        server = Server(bench.corpus.read(public, HIJACKED), settings, seed)
+        read.append([Trial(Claims(hijack(client, server, settings, answer), at), at)])
+    return Found(read[0], read[1], HIJACKED)
 
 
 @scenario(

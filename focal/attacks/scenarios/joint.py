@@ -187,7 +187,7 @@ def _batches(bench: Bench, found: Coalition) -> list[Batch]:
 
 def _images_of_gradients(bench: Bench, threat: Threat, seed: int, names: tuple[str, ...]) -> Found:
     found, public = _coalition(bench, names), bench.corpus.public[: threat.knows.public_images]
-    batches, trials, control = _batches(bench, found), [], []
+    batches, trials, control = _batches(bench, found), list[Trial](), list[Trial]()
     rows = np.unique(np.concatenate([batch.rows for batch in batches]))
     every, decoder = plan.settings(found.read.manifest).average_every, None
     for batch in batches:
@@ -245,7 +245,7 @@ def _images_of_averages(bench: Bench, threat: Threat, seed: int, names: tuple[st
     mean, spread = raw.mean(axis=0), float(np.linalg.norm(raw - raw.mean(axis=0), axis=1).mean())
     decoder, rounds = public_decoder(bench, most, seed), _rounds(bench, found)
     rows = np.unique(np.concatenate([own for _, _, own, _ in rounds]))
-    trials, control = [], []
+    trials, control = list[Trial](), list[Trial]()
     for _, matrix, own, _ in rounds:
         target = np.searchsorted(rows, np.unique(own))
         for out, moved in ((trials, matrix), (control, shuffled(matrix, seed))):
