@@ -35,7 +35,7 @@ from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.custody import release
 from focal.errors import FocalError
-from focal.heads.joint.twin import RATE_BITS, row_rate
+from focal.heads.joint.twin import RATE_BITS, Update, row_rate
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import Identity
@@ -192,22 +192,18 @@ class Coalition:
 
     @cached_property
     def heads(self) -> list[Array]:
-        """W_t (R, C) before each step, from the activation gradients that were opened."""
-        first = next(iter(self.own.values()))
-        out: list[Array] = [np.zeros((self.read.layout.features, first.derivatives[0].shape[1]))]
+        """W_t (R, C) before each step, from the activation gradients that were opened; the first is zero."""
+        out = [np.zeros((self.read.layout.features, self.read.manifest.outputs))]
         for t in range(1, self.read.steps):
-            delta = np.concatenate([own.derivatives[t] for own in self.own.values()])
-            dx = np.concatenate([own.gradients[t] for own in self.own.values()])
-            out.append(np.linalg.lstsq(delta, dx, rcond=1e-6)[0].T)
+            parts = [(own.derivatives[t], own.gradients[t]) for own in self.own.values()]
+            out.append(head_of(*(np.concatenate(part) for part in zip(*parts, strict=True))))
         return out
 
     def gradient(self, step: int) -> Array:
         """(R, C) sum of x delta' over the others' rows of a step, but the last one, whose head is not opened."""
-        update, w = plan.update(self.read.manifest), self.heads
         n = sum(self.read.rows(name, step) for name in self.read.names)
-        moved = w[step + 1] - w[step] - (update.momentum * (w[step] - w[step - 1]) if step else 0.0)
         own = sum(o.activations[step].T @ o.derivatives[step] for o in self.own.values())
-        return np.asarray(-moved * 2**RATE_BITS / row_rate(update, n) - own)
+        return np.asarray(summed_gradient(plan.update(self.read.manifest), self.heads, step, n) - own)
 
     def change(self, round: int) -> Array:
         """(count,) how the others' parameters, weighted by rows, moved up to averaging ``round`` = 1, 2, ..."""
@@ -219,6 +215,17 @@ class Coalition:
         every = plan.settings(self.read.manifest).average_every
         before = next(iter(self.own.values())).segments[(round - 1) * every]
         return np.asarray((average - own) * total / theirs - before)
+
+
+def head_of(derivatives: Array, gradients: Array) -> Array:
+    """W (R, C) from rows' derivatives (n, C) and what was opened of dX = delta W' (n, R), with its noise."""
+    return np.asarray(np.linalg.lstsq(derivatives, gradients, rcond=1e-6)[0].T)
+
+
+def summed_gradient(update: Update, heads: Sequence[Array], step: int, rows: int) -> Array:
+    """(R, C) sum of x delta' over all ``rows`` of a step, from the heads around it."""
+    moved = heads[step + 1] - heads[step] - (update.momentum * (heads[step] - heads[step - 1]) if step else 0.0)
+    return np.asarray(-moved * 2**RATE_BITS / row_rate(update, rows))
 
 
 def coalition(view: View, table: Table, rows: Mapping[str, NDArray[np.int64]], lower: LowerSegment) -> Coalition:

@@ -12,6 +12,7 @@ from torch import nn
 
 from focal.attacks import april, clients, coalition, features, imprint, inversion
 from focal.attacks.clients import Batch, Update
+from focal.attacks.generator import Generator
 from focal.attacks.membership import membership
 from focal.attacks.scores import Claims, Private, judge
 from focal.attacks.view import View
@@ -135,6 +136,14 @@ def test_a_heads_gradient_of_one_row_is_its_features_and_of_many_a_mixture(image
     many = features.from_head(View("server", features.head_gradient(own, labels, weights, bias), {}, {}), 8)
     assert 1 <= len(many) <= CLASSES
     assert np.abs(many[:, None] - own[None]).max(axis=2).min() > 1e-3
+
+
+def test_a_convolutional_decoder_reads_signals_and_nothing_in_noise(images: torch.Tensor) -> None:
+    known, noise = signals(images), np.random.default_rng(1).standard_normal((160, 60))
+    for seen, least, most in ((known, 20, 80), (noise, 0, 8)):
+        decoder = Generator.fit(seen[80:], images[80:], 0, steps=300)
+        found = leaks(features.claims(decoder, seen[:80], True), images, 80)
+        assert least <= found <= most, found
 
 
 def rows(n: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
