@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from focal.attacks.published import OWNERS as OWNERS
-from focal.attacks.published import Published, of_run
+from focal.attacks.published import Published as Published
+from focal.attacks.published import of_run as of_run
 from focal.attacks.scan import scan as scan
 from focal.attacks.scan import under_one_mask as under_one_mask
 from focal.attacks.scan import unmasked as unmasked
