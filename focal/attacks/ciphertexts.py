@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import functools
 import secrets as system
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ from focal.custody import inputs, keys
 from focal.custody.inputs import Words
 from focal.errors import FocalError
 from focal.heads.linear.engine import chunk_limbs
-from focal.heads.linear.layout import Layout
+from focal.heads.linear.layout import TARGET_SCALE, Layout
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.protocols import of
@@ -55,7 +56,7 @@ LIMBS = 2
 
 @dataclass
 class Chunk:
-    """One data chunk of one institution."""
+    """One message of one institution."""
 
     words: Words
     """y: integers of 128 bits."""
@@ -75,7 +76,7 @@ class Known:
 
 @dataclass
 class Uploaded:
-    """All data chunks of one institution, as they can be read from a view."""
+    """All chunks of one institution, as they can be read from a view."""
 
     scheme: Scheme
     layout: Layout
@@ -84,37 +85,45 @@ class Uploaded:
     rows: int
     chunks: dict[Place, Chunk]
 
-    def signals(self, known: Known | None = None) -> Array:
-        """(rows, d): what each polynomial holds in each row's slots."""
-        known = known or Known()
-        parts: list[Callable[[Place], Array]] = [functools.partial(self._words, known, i) for i in (0, 1)]
-        parts += [functools.partial(self._limb, known, i) for i in range(LIMBS)]
-        parts.append(lambda place: _centred(self.scheme, self.chunks[place].ciphertext[1][0], 0))
-        return np.hstack([self._by_rows(part) for part in parts])
+    def signals(self, known: Known | None = None, what: Literal["data", "target"] = "data") -> Array:
+        """(rows, d): what each polynomial holds in each row's slots, of its columns or of its targets."""
+        return np.hstack([self._by_rows(part, what) for part in polynomials(self.scheme, self.chunks, known)])
 
-    def _by_rows(self, polynomial: Callable[[Place], Array]) -> Array:
-        """(rows, R), from N coefficients for each chunk."""
+    def _by_rows(self, polynomial: Callable[[Place], Array], what: str) -> Array:
+        """(rows, R or C), from N coefficients for each chunk."""
         out = []
         for block in self.layout.touched(self.start, self.start + self.rows):
-            slots = {(g, h): ring.embed(polynomial((block, what, g, h))) for b, what, g, h in self.chunks if b == block}
-            out.append(read_rows(self.layout, slots))
+            own = [place for place in self.chunks if place[:2] == (block, what)]
+            slots = {place[2:]: ring.embed(polynomial(place)) for place in own}
+            out.append({"data": read_rows, "target": read_targets}[what](self.layout, slots))
         whole = np.concatenate(out)
         first = self.start - self.layout.touched(self.start, self.start + 1)[0] * self.layout.block_rows
         return whole[first : first + self.rows]
 
-    def _words(self, known: Known, which: int, place: Place) -> Array:
-        """Half of y, without the masks that are known: as signed numbers of 64 bits."""
-        return (
-            _without(self.chunks[place].words, known.masks.get(place, ()))[:, which].view(np.int64).astype(np.float64)
-        )
 
-    def _limb(self, known: Known, i: int, place: Place) -> Array:
+def polynomials(
+    scheme: Scheme, chunks: Mapping[Place, Chunk], known: Known | None = None
+) -> list[Callable[[Place], Array]]:
+    """What can be read of a chunk as if it were a message, by its place: N numbers each."""
+    has = known or Known()
+
+    def words(which: int, place: Place) -> Array:
+        """Half of y, without the masks that are known: as signed numbers of 64 bits."""
+        return _without(chunks[place].words, has.masks.get(place, ()))[:, which].view(np.int64).astype(np.float64)
+
+    def limb(i: int, place: Place) -> Array:
         """c0 plus c1 times the key shares that are known, modulo the i-th prime."""
-        q, (c0, c1) = self.scheme.moduli[i], self.chunks[place].ciphertext
+        q, (c0, c1) = scheme.moduli[i], chunks[place].ciphertext
         total = c0[i]
-        for secret in known.secrets:
+        for secret in has.secrets:
             total = ring.add(total, ring.multiply(secret[i], c1[i], q), q)
-        return _centred(self.scheme, total, i)
+        return _centred(scheme, total, i)
+
+    return [
+        *(functools.partial(words, i) for i in (0, 1)),
+        *(functools.partial(limb, i) for i in range(LIMBS)),
+        lambda place: _centred(scheme, chunks[place].ciphertext[1][0], 0),
+    ]
 
 
 def read_rows(layout: Layout, slots: Mapping[tuple[int, int], NDArray[np.complex128]]) -> Array:
@@ -128,6 +137,16 @@ def read_rows(layout: Layout, slots: Mapping[tuple[int, int], NDArray[np.complex
         xi[:, q, (j * p + q + g * layout.babies + h) % half] = skewed[..., 0]
     whole = xi.reshape(-1, half)
     return layout.divisor * np.hstack([whole.real, whole.imag])
+
+
+def read_targets(layout: Layout, slots: Mapping[tuple[int, int], NDArray[np.complex128]]) -> Array:
+    """(block_rows, C) of a block's target ciphertexts (class group, 0), likewise."""
+    p, k = layout.lane, layout.class_lanes
+    groups = [
+        slots[u, 0].real.reshape(layout.groups_of_rows, layout.feature_lanes, p * k)[:, 0].reshape(-1, k)
+        for u in range(layout.class_groups)
+    ]
+    return np.hstack(groups)[:, : layout.outputs] / TARGET_SCALE
 
 
 def _without(words: Words, masks: Sequence[Words]) -> Words:
@@ -180,7 +199,7 @@ class Read:
         names = [m.name for m in self.manifest.custodians]
         chunks = {}
         for i, one in enumerate(placed):
-            if one.owner == owner and one.place[1] == "data":
+            if one.owner == owner:
                 chunks[one.place] = self._chunk(i, one, names)
         return Uploaded(self.scheme, self.layout, self.lists[owner].first_row, self.lists[owner].rows, chunks)
 
@@ -194,42 +213,60 @@ class Read:
 
     def encryption_key(self) -> tuple[list[Limb], list[Limb]]:
         """(a', h1 = a' s + e'), one ring-LWE sample under the joint key."""
-        parts = [
-            codec.unpack(self.scheme, codec.SWITCHING_B, self.view.blob(body.blobs[H1]), sender)[0]
-            for (sender, _), body in self._said.items()
-            if isinstance(body, msg.KeyReveal) and body.round == 1
-        ]
-        h1 = ring.total(parts, self.scheme.extended)
-        a = keys.public_random(self.scheme, bytes.fromhex(self.run_id), "relinearisation", DIGITS)[0]
-        return list(a), list(h1)
+        return encryption_key(self.view, self.scheme, self.run_id, self._said)
+
+
+def encryption_key(
+    view: View, scheme: Scheme, run_id: str, said: Mapping[tuple[str, str], object]
+) -> tuple[list[Limb], list[Limb]]:
+    """Of any run, from what was said in round 1 of its key ceremony."""
+    parts = [
+        codec.unpack(scheme, codec.SWITCHING_B, view.blob(body.blobs[H1]), sender)[0]
+        for (sender, _), body in said.items()
+        if isinstance(body, msg.KeyReveal) and body.round == 1
+    ]
+    h1 = ring.total(parts, scheme.extended)
+    a = keys.public_random(scheme, bytes.fromhex(run_id), "relinearisation", DIGITS)[0]
+    return list(a), list(h1)
 
 
 # --------------------------------------------------------------------------- the attacker's own
 
 
-def own_uploads(
-    scheme: Scheme, layout: Layout, columns: Array, key: tuple[Sequence[Limb], Sequence[Limb]], custodians: int
-) -> Uploaded:
-    """``columns`` (p, R) of the attacker's own images, masked by masks of its own, and encrypted under the joint
-    ``key`` that :meth:`Read.encryption_key` found."""
+class Made(NamedTuple):
+    """One message on its way to be encrypted."""
+
+    place: Place
+    message: inputs.Message
+    limbs: int
+    factor: int = 1
+
+
+def of_rows(scheme: Scheme, layout: Layout, columns: Array, targets: Array) -> list[Made]:
+    """The messages that an institution uploads of ``columns`` (p, R) and ``targets`` (p, C), from a block's beginning
+    on."""
+    out = []
+    for place in layout.chunks(0, len(columns)):
+        block, what, g, h = place
+        own = layout.block_of(columns if what == "data" else targets, 0, block)
+        message = inputs.message(
+            scheme, layout.data_slots(own, g, h) if what == "data" else layout.target_slots(own, g)
+        )
+        out.append(Made(place, message, chunk_limbs(layout, what)))
+    return out
+
+
+def own_chunks(
+    scheme: Scheme, made: Iterable[Made], key: tuple[Sequence[Limb], Sequence[Limb]], custodians: int
+) -> dict[Place, Chunk]:
+    """The attacker's own messages, under masks of its own, and encrypted under the joint ``key`` that
+    :meth:`Read.encryption_key` found."""
     chunks = {}
-    for place in data_places(layout, len(columns)):
-        message = message_of(scheme, layout, columns, place)
+    for place, message, limbs, factor in made:
         masks = [random_mask(scheme.n) for _ in range(custodians)]
         words = codec.unpack_masked(scheme, inputs.masked(scheme, message, masks), "own")
-        chunks[place] = Chunk(words, encrypt(scheme, key, message, chunk_limbs(layout, "data")))
-    return Uploaded(scheme, layout, 0, len(columns), chunks)
-
-
-def data_places(layout: Layout, rows: int) -> Iterator[Place]:
-    """Data chunks of ``rows`` rows from a block's beginning on."""
-    return (place for place in layout.chunks(0, rows) if place[1] == "data")
-
-
-def message_of(scheme: Scheme, layout: Layout, columns: Array, place: Place) -> inputs.Message:
-    """The message that an institution uploads for one data chunk."""
-    block, _, g, h = place
-    return inputs.message(scheme, layout.data_slots(layout.block_of(columns, 0, block), g, h))
+        chunks[place] = Chunk(words, encrypt(scheme, key, message, limbs, factor))
+    return chunks
 
 
 def random_mask(n: int) -> Words:
@@ -240,15 +277,16 @@ def random_mask(n: int) -> Words:
 
 
 def encrypt(
-    scheme: Scheme, key: tuple[Sequence[Limb], Sequence[Limb]], message: inputs.Message, limbs: int
+    scheme: Scheme, key: tuple[Sequence[Limb], Sequence[Limb]], message: inputs.Message, limbs: int, factor: int = 1
 ) -> Ciphertext:
-    """``message`` under a ring-LWE sample (a, a s + e)."""
+    """``factor`` times ``message`` under a ring-LWE sample (a, a s + e)."""
     (a, b), (v, e0, e1) = key, (sampling.ternary(scheme.n), sampling.errors(scheme.n), sampling.errors(scheme.n))
     c0, c1 = [], []
     for i, q in enumerate(scheme.moduli[:limbs]):
         to = functools.partial(ring.ntt_signed, q=q, root=scheme.roots[q])
         small = to(v)
-        plus = ring.add(to(message), to(e0), q)
+        large = ring.multiply(to(message), np.full(scheme.n, factor % q, np.uint64), q)
+        plus = ring.add(large, to(e0), q)
         c0.append(ring.subtract(plus, ring.multiply(small, b[i], q), q))
         c1.append(ring.add(ring.multiply(small, a[i], q), to(e1), q))
     return [c0, c1]
@@ -263,41 +301,31 @@ class Stage:
     Runs erase keys and masks at their end, so what a coalition could have kept is made here, by the roles' own
     functions."""
 
-    uploaded: Uploaded
-    key: tuple[list[Limb], list[Limb]]
+    chunks: dict[Place, Chunk]
     masks: list[dict[Place, Words]]
     secrets: list[Sequence[Limb]]
 
     @classmethod
-    def make(cls, scheme: Scheme, layout: Layout, columns: Array, custodians: int) -> Stage:
-        run_id = bytes.fromhex(scheme.tag)
+    def make(cls, scheme: Scheme, made: Iterable[Made], custodians: int) -> Stage:
+        run_id, lists = bytes.fromhex(scheme.tag), system.token_hex(32)
         shares = [keys.SecretShare.draw(scheme, run_id) for _ in range(custodians)]
         masks: list[dict[Place, Words]] = [{} for _ in shares]
-        chunks, limbs = {}, chunk_limbs(layout, "data")
-        lists = system.token_hex(32)
-        for place in data_places(layout, len(columns)):
+        chunks = {}
+        for place, message, limbs, factor in made:
             item = "/".join(map(str, place))
             for own in masks:
                 own[place] = random_mask(scheme.n)
             a = inputs.public_random(scheme, run_id, lists, item, limbs)
-            y = inputs.masked(scheme, message_of(scheme, layout, columns, place), [own[place] for own in masks])
+            y = inputs.masked(scheme, message, [own[place] for own in masks])
             given = [
-                (str(i), inputs.contribution(scheme, share.limbs, a, [masks[i][place]]))
+                (str(i), inputs.contribution(scheme, share.limbs, a, [masks[i][place]], factor))
                 for i, share in enumerate(shares)
             ]
-            chunks[place] = Chunk(
-                codec.unpack_masked(scheme, y, "upload"), inputs.combine(scheme, a, [("upload", y)], given)
-            )
-        a_key = [ring.expand(b"focal/attacks" + run_id, [q], scheme.n)[0] for q in scheme.moduli]
-        noise = sampling.errors(scheme.n)
-        b_key = []
-        for i, q in enumerate(scheme.moduli):
-            total = ring.total([[share.limbs[i]] for share in shares], [q])[0]
-            b_key.append(ring.add(ring.multiply(a_key[i], total, q), ring.ntt_signed(noise, q, scheme.roots[q]), q))
-        secrets: list[Sequence[Limb]] = [list(share.limbs) for share in shares]
-        return cls(Uploaded(scheme, layout, 0, len(columns), chunks), (a_key, b_key), masks, secrets)
+            whole = inputs.combine(scheme, a, [("upload", y)], given, factor)
+            chunks[place] = Chunk(codec.unpack_masked(scheme, y, "upload"), whole)
+        return cls(chunks, masks, [list(share.limbs) for share in shares])
 
     def known_to(self, custodians: int) -> Known:
         """What the first so many custodians have."""
-        masks = {place: [own[place] for own in self.masks[:custodians]] for place in self.uploaded.chunks}
+        masks = {place: [own[place] for own in self.masks[:custodians]] for place in self.chunks}
         return Known(masks, self.secrets[:custodians])

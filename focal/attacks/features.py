@@ -17,6 +17,7 @@ frozen foundation model; its image prior is here the decoder). Of a batch, each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +135,6 @@ def from_head(view: View, most: int) -> Array:
     return weight[there] / bias[there, None]
 
 
-def claims(decoder: Decoder, signals: Array, ordered: bool) -> Claims:
+def claims(decoder: Callable[[Array], Tensor], signals: Array, ordered: bool) -> Claims:
     """An image for each row of ``signals``."""
     return Claims(decoder(signals), np.arange(len(signals)) if ordered else None)

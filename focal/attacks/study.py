@@ -11,6 +11,7 @@ First seed 0 of everything, then further seeds of what takes the least time, whi
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import time
@@ -24,10 +25,11 @@ from numpy.typing import NDArray
 
 from focal.attacks import threat as threats
 from focal.attacks.bench import PRIVATE, Bench
+from focal.attacks.corpus import Corpus
 from focal.attacks.scenarios import SCENARIOS, Found, Scenario
 from focal.attacks.scores import Total, baselines, judge_all
 from focal.attacks.threat import Knowledge, Threat
-from focal.config import BlindRunConfig, RunConfig
+from focal.config import RunConfig
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.measure.leaks import FILE, FOLDER, Counted, Leak, Leaks, Separated
@@ -98,7 +100,7 @@ class Study:
         fields: dict[str, Any] = {}
         total = None
         if found.trials:
-            private = self.bench.corpus.scored(found.trials[0].target, found.size)
+            private = self._corpus(found).scored(found.trials[0].target, found.size)
             total = judge_all(found.trials, private)
             public = self.bench.public_images(found.size, threat.knows.public_images)
             without = baselines(found.trials, private, public, seed)
@@ -124,14 +126,21 @@ class Study:
             teeth=scenario.teeth,
             reproduced=scenario.reproduced,
             correlation=found.correlation,
+            relations=found.relations,
             seconds=time.perf_counter() - started,
             **fields,
         )
         return leak, total
 
+    def _corpus(self, found: Found) -> Corpus:
+        """The images that claims are judged among."""
+        corpus = self.bench.corpus
+        return corpus if found.rows is None else dataclasses.replace(corpus, private=found.rows)
+
     def _keep_pairs(self, scenario: Scenario, seed: int, found: Found, total: Total) -> None:
         best = total.best[:SHOWN]
-        images = self.bench.corpus.read(self.bench.corpus.private, found.size)
+        corpus = self._corpus(found)
+        images = corpus.read(corpus.private, found.size)
         claimed = [found.trials[t].claims.images[i].clamp(0, 1).numpy() for t, i, _ in best]
         buffer = io.BytesIO()
         shape = (0, 3, found.size, found.size)
@@ -204,12 +213,11 @@ def attack(
     :class:`FocalError` when the data are not there, when ``out`` holds cells of another configuration, and, with
     everything else written, when an attack failed.
     """
-    if of(config).joint:
+    if run is None and of(config).joint:
         raise FocalError(
-            f"'{config.name}' is an interactive run; attacks are made on a blind one's data and uploads",
-            hint="give a configuration of protocol blind: rows named focal-interactive are among its attacks",
+            f"'{config.name}' is an interactive run's configuration; attacks begin with a blind one's",
+            hint="give a finished interactive run, or a blind configuration: the benchmark makes both runs of it",
         )
-    assert isinstance(config, BlindRunConfig)
     started = time.monotonic()
     bench = Bench(config, out / "runs" if run is None else run.parent, run)
     study = Study(bench, out, knows, show)
@@ -247,6 +255,8 @@ def attack(
 
 def verdict(leak: Leak) -> str:
     """One line of what was found."""
+    if leak.relations is not None:
+        return leak.relations.text
     if leak.images is not None:
         return f"{leak.images.text}; mean image {leak.mean.k if leak.mean else 0}"
     assert leak.separated is not None
@@ -287,6 +297,11 @@ def roles(parties: Sequence[str], config: RunConfig) -> tuple[str, ...]:
 def config_of(run: Path) -> RunConfig:
     """What a local run was made from."""
     return read(RunConfig, run / "config.json")
+
+
+def method_of(config: RunConfig) -> str:
+    """What a run of ``config`` is called among the methods."""
+    return f"focal-{config.protocol}"
 
 
 def default_out(run: Path | None) -> Path:

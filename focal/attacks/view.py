@@ -15,19 +15,24 @@ answer to it is what was received. Who colludes pools views (:meth:`View.pooled`
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from focal.errors import FocalError
+from focal.files import private_write
 from focal.manifest import Manifest
 from focal.net.audiences import AUDIENCES, recorded_audiences
+from focal.net.identity import Identity
 from focal.protocols.common.audit import board_records
 from focal.reading import read
 
 BOARD, BLOB = "record", "blob"
 """How names of what was received begin: ``record/17``, ``blob/<digest>``."""
+IDENTITY = "identity.json"
+"""A member's private keys, in its own folder."""
 MANIFEST = "manifest"
 """The signed manifest among what was received: all have it, and so have outsiders."""
 OUTSIDER = "outsider"
@@ -106,6 +111,16 @@ class View:
     @property
     def parties(self) -> tuple[str, ...]:
         return tuple(self.party.split("+"))
+
+    def identity(self, name: str) -> Identity | None:
+        """The private keys of a member whose folder is in the view; None of any other."""
+        held = self.owned.get(f"{name}/{IDENTITY}", self.owned.get(IDENTITY) if name == self.party else None)
+        if held is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / IDENTITY
+            private_write(path, held)
+            return Identity.load(path)
 
     def records(self) -> list[bytes]:
         """The board, in order."""

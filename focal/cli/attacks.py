@@ -41,10 +41,10 @@ def attack(
     if len(runs) > 1:
         raise FocalError("one run at a time", hint=f"give {runs[0]} alone, then {runs[1]}")
     run = runs[0] if runs else None
-    if run is not None and not methods:
-        methods = ["focal"]
     known = None if threat is None else threats.find(threat)
     settings = study.config_of(run) if run is not None else read(RunConfig, configs.find(config))
+    if run is not None and not methods:
+        methods = [study.method_of(settings)]
     named = study.roles(tuple(filter(None, parties.split(","))), settings) or (known.who if known is not None else ())
     active = None if known is None else known.active
     chosen = study.choose(methods, named, tuple(filter(None, attacks.split(","))), active)

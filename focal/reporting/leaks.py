@@ -57,6 +57,8 @@ def lines(found: Leaks) -> list[Line]:
         if told:
             auc, tpr = np.mean([t.auc for t in told]), np.mean([t.tpr for t in told])
             separated = f"AUC {auc:.3f} / {np.mean(control):.3f}, TPR at 1 % FPR {100 * tpr:.1f} %"
+        if first.relations is not None:
+            separated = first.relations.text
         quality = [] if first.psnr is None or first.ssim is None else [f"{first.psnr:.1f} dB, {first.ssim:.2f}"]
         if why := found.evidence(first):
             text = f"{text} ({why})"

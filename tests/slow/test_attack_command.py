@@ -21,12 +21,20 @@ QUICK = (
     "focal-blind.server",
     "focal-blind.all-keys",
     "focal-blind.membership",
+    "focal-blind.server-labels",
+    "focal-blind.all-keys-labels",
+    "focal-blind.scan",
+    "focal-blind.scan-planted",
+    "focal-interactive.server",
+    "focal-interactive.coalition",
+    "focal-interactive.coalition-membership",
+    "focal-interactive.averages-membership",
 )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of six attacks on 400 generated images, two of them on a FOCAL run that the command trains."""
+    """Results of some attacks on 400 generated images, most of them on two FOCAL runs that the command trains."""
     out = tmp_path_factory.mktemp("attacks")
     settings = {
         "name": "tiny",
@@ -53,13 +61,16 @@ def test_the_table_has_every_attack_with_its_baselines(folder: Path) -> None:
     assert found is not None and {leak.name for leak in found.leaks} == set(QUICK)
     by_name = {leak.name: leak for leak in found.leaks}
     for leak in found.leaks:
-        assert (leak.images is None) == (leak.separated is not None)
+        assert [leak.images, leak.separated, leak.relations].count(None) == 2
         assert leak.images is None or (leak.mean is not None and leak.random is not None and leak.control is not None)
     assert by_name["fedavg.imprint"].beats and by_name["split.features"].beats and by_name["focal-blind.all-keys"].beats
     assert not by_name["focal-blind.server"].beats
     assert (
         abs(by_name["focal-blind.server"].correlation or 0) < 0.1 < (by_name["focal-blind.all-keys"].correlation or 0)
     )
+    assert by_name["focal-blind.all-keys-labels"].succeeds and not by_name["focal-blind.server-labels"].succeeds
+    assert by_name["focal-blind.scan-planted"].succeeds and not by_name["focal-blind.scan"].succeeds
+    assert by_name["focal-interactive.coalition-membership"].succeeds and not by_name["focal-interactive.server"].beats
     assert "| FOCAL, blind: decoder on ciphertexts |" in (folder / "found" / "leaks.md").read_text()
     assert (folder / "found" / "leaks.png").exists()
 
@@ -92,10 +103,17 @@ def test_pictures_are_drawn_when_they_are_asked_for(folder: Path) -> None:
 
 
 def test_a_finished_run_is_attacked_in_its_own_folder_and_its_page_says_so(folder: Path) -> None:
-    (manifest,) = (folder / "found" / "runs").glob("*/manifest.json")
+    manifest = folder / "found" / "runs" / "tiny" / "manifest.json"
     told = said(cli("attack", manifest.parent, "--attacks", "server,membership", "--seeds", "1"))
     assert "focal-blind.server 0" in told, told
     found = read_leaks(manifest.parent / FOLDER)
     assert found is not None and {leak.method for leak in found.leaks} == {"focal-blind"}
     page = write_report(manifest.parent, images=False, repeats=20, slow_repeats=20).read_text()
     assert "What attacks recovered" in page and "decoder on ciphertexts" in page
+
+
+def test_a_finished_interactive_run_is_attacked_too(folder: Path) -> None:
+    run = folder / "found" / "runs" / "tiny-joint"
+    told = said(cli("attack", run, "--attacks", "coalition-membership", "--seeds", "1"))
+    assert "focal-interactive.coalition-membership 0" in told, told
+    assert "is an interactive run" in said(cli("attack", run, "focal-blind.server", "--seeds", "1"))

@@ -7,7 +7,9 @@ that finds nothing there is no evidence for anybody.
 
 from focal.attacks.scenarios import activations as activations
 from focal.attacks.scenarios import gradients as gradients
+from focal.attacks.scenarios import joint as joint
 from focal.attacks.scenarios import released as released
+from focal.attacks.scenarios import ring as ring
 from focal.attacks.scenarios import uploads as uploads
 from focal.attacks.scenarios.registry import SCENARIOS as SCENARIOS
 from focal.attacks.scenarios.registry import Found as Found

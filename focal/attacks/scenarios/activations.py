@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from focal.attacks import features
 from focal.attacks.bench import Bench
 from focal.attacks.features import Decoder
+from focal.attacks.hijack import Client, Hijack, Server, hijack
 from focal.attacks.scenarios.registry import SIZE, Array, Found, scenario
-from focal.attacks.scores import Trial, correlation, told_apart
+from focal.attacks.scores import Claims, Trial, correlation, told_apart
 from focal.attacks.threat import Threat
 from focal.attacks.view import View
 
 
 @lru_cache(maxsize=2)
-def _decoder(bench: Bench, most: int, seed: int) -> Decoder:
+def public_decoder(bench: Bench, most: int, seed: int) -> Decoder:
     """From raw features to images, fitted on public ones."""
     public = bench.corpus.public[:most]
     return Decoder.fit(bench.features(public), bench.corpus.read(public, SIZE), seed)
@@ -39,7 +42,7 @@ def shuffled(values: Array, seed: int) -> Array:
 )
 def _split_features(bench: Bench, threat: Threat, seed: int) -> Found:
     own = bench.features(bench.corpus.private)
-    decoder, at = _decoder(bench, threat.knows.public_images, seed), np.arange(len(own))
+    decoder, at = public_decoder(bench, threat.knows.public_images, seed), np.arange(len(own))
     view = View("server", {"activations": own}, {}, {})
     seen: Array = view.received["activations"]
     return Found(
@@ -47,6 +50,34 @@ def _split_features(bench: Bench, threat: Threat, seed: int) -> Found:
         [Trial(features.claims(decoder, shuffled(seen, seed), True), at)],
         correlation=correlation(seen, own),
     )
+
+
+HIJACKED = 32
+"""Pixels of the images whose lower segment is hijacked."""
+
+
+@scenario(
+    "split.hijack",
+    "plaintext split learning: lower segment hijacked (FSHA)",
+    "active-server",
+    f"{Hijack().steps} batches of {Hijack().batch} images of {HIJACKED} px, small lower segment that starts unknown, "
+    f"its rate {Hijack().victim_rate:g}",
+)
+def _split_hijack(bench: Bench, threat: Threat, seed: int) -> Found:
+    settings, at = Hijack(), np.arange(len(bench.corpus.private))
+    own, public = bench.corpus.read(bench.corpus.private, HIJACKED), bench.corpus.public[: threat.knows.public_images]
+    noise = torch.Generator().manual_seed(seed)
+
+    def random(told: Tensor) -> Tensor:
+        """A gradient of that size, and of nothing."""
+        return told.std() * torch.randn(told.shape, generator=noise)
+
+    read = []
+    for answer in (None, random):
+        client = Client(own, settings.width, settings.victim_rate, seed)
+        server = Server(bench.corpus.read(public, HIJACKED), settings, seed)
+        read.append([Trial(Claims(hijack(client, server, settings, answer), at), at)])
+    return Found(read[0], read[1], HIJACKED)
 
 
 @scenario(
@@ -75,7 +106,7 @@ def _head_trials(
     bench: Bench, threat: Threat, seed: int, batches: Sequence[NDArray[np.int64]], ordered: bool
 ) -> tuple[list[Trial], Array]:
     """A softmax head's gradient over each batch, read as features, decoded; and the features that were read."""
-    decoder, rng = _decoder(bench, threat.knows.public_images, seed), np.random.default_rng([seed, 29])
+    decoder, rng = public_decoder(bench, threat.knows.public_images, seed), np.random.default_rng([seed, 29])
     dim = bench.features(bench.corpus.private[:1]).shape[1]
     weights, bias = 0.01 * rng.standard_normal((bench.classes, dim)), np.zeros(bench.classes)
     read, trials = [], []
@@ -98,7 +129,7 @@ def head_of(size: int, name: str, title: str, threat: str, assumes: str, reprodu
         whole = order[: len(order) // size * size]
         batches, ordered = list(whole.reshape(-1, size)), size == 1
         trials, read = _head_trials(bench, threat, seed, batches, ordered)
-        decoder = _decoder(bench, threat.knows.public_images, seed)
+        decoder = public_decoder(bench, threat.knows.public_images, seed)
         noise, control, start = shuffled(read, seed), [], 0
         for trial in trials:
             n = len(trial.claims.images)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from focal.attacks.bench import Bench
 from focal.attacks.scores import Told, Trial
 from focal.attacks.threat import Threat
+from focal.measure.leaks import Relations
 
 Array = NDArray[np.float64]
 
@@ -29,6 +30,9 @@ class Found:
     told: Told | None = None
     control_told: Told | None = None
     correlation: float | None = None
+    rows: NDArray[np.int64] | None = None
+    """Rows of the table among which claims are judged; by default the bench's private ones."""
+    relations: Relations | None = None
 
 
 Run = Callable[[Bench, Threat, int], Found]
