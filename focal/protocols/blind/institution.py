@@ -157,10 +157,12 @@ class BlindInstitution(Institution):
         """Which custodians gave wrong shares of the checks of our proofs, in words; said once, remembered, and empty
         where nobody asks."""
         custodians, topic = self.active(roster.UNPROVEN), self.spelled(roster.UNPROVEN)
-        asking = [name for name in custodians if self.run_id and self.said(name, roster.UNPROVEN)]
-        asked = any(self.me.name in self.heard.get(self.scope, name, topic, msg.Unproven).names for name in asking)
-        there = (self.said(name, what) for name in custodians for what in (roster.ACCEPTED, roster.COMMIT))
-        if not asked or not all(there) or self.me.name not in self._accepted().present:
+        said = [name for name in custodians if self.run_id and self.said(name, roster.UNPROVEN)]
+        named = self.heard.get_all(self.scope, said, topic, msg.Unproven)
+        asking = [name for name, body in named.items() if self.me.name in body.names]
+        there = [(name, what) for name in custodians for what in (inputs_of.KEY, roster.ACCEPTED, roster.COMMIT)]
+        there += [(self.manifest.server.name, roster.CLOSED), (self.me.name, roster.UPLOAD)]
+        if not asking or not all(self.said(*one) for one in there) or self.me.name not in self._accepted().present:
             return ""
         if not MaskKeys(self).file.exists() and self.journal.get(f"{self.session}/{topic}/fault") is None:
             return ""  # all were satisfied, and the key is gone

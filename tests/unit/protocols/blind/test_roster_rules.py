@@ -325,3 +325,14 @@ def test_a_roc_curve_over_all_sites_needs_sites_that_stay() -> None:
     plan.check_members(M)
     with pytest.raises(ConfigError, match="clinics come once"):
         plan.check_members(M.model_copy(update={"pooled_roc": True}))
+
+
+@pytest.mark.parametrize("reason", ["unknown-blob", "audience"])
+def test_shares_that_are_not_there_have_a_name(reason: str) -> None:
+    """Whose they are: the server's word for a blob says it of nobody."""
+
+    def fetch(digest: str) -> bytes:
+        raise Refused(reason, "no such blob")
+
+    commit = msg.InputCommit(lists=NOTHING, commitment=NOTHING, shares=NOTHING)
+    assert "of 'south-keys'" in refused(lambda: inputs.shares_of("south-keys", commit, fetch), reason)
