@@ -193,7 +193,7 @@ class Coalition:
     @cached_property
     def heads(self) -> list[Array]:
         """W_t (R, C) before each step, from the activation gradients that were opened; the first is zero."""
-        out = [np.zeros((self.read.layout.features, self.read.manifest.outputs))]
+        out: list[Array] = [np.zeros((self.read.layout.features, self.read.manifest.outputs))]
         for t in range(1, self.read.steps):
             parts = [(own.derivatives[t], own.gradients[t]) for own in self.own.values()]
             out.append(head_of(*(np.concatenate(part) for part in zip(*parts, strict=True))))
