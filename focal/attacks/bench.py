@@ -49,11 +49,11 @@ class Bench:
 
     def __init__(self, config: RunConfig, runs: Path, run: Path | None = None) -> None:
         self.given, self.runs = run, runs
-        self.interactive: InteractiveRunConfig | None = None
+        self.joint_given: InteractiveRunConfig | None = None
         """Of a given run that is interactive."""
         if of(config).joint:
             assert isinstance(config, InteractiveRunConfig)
-            self.interactive, config = config, _blind(config)
+            self.joint_given, config = config, _blind(config)
         assert isinstance(config, BlindRunConfig)
         self.config = config
         self.table = load(config.dataset, config.seed)
@@ -121,7 +121,7 @@ class Bench:
     def run(self) -> Path:
         """A finished FOCAL run on these rows; it is trained here when there is none. Raises :class:`FocalError` when
         what its parties hold was cleaned away."""
-        if self.interactive:
+        if self.joint_given:
             raise FocalError(f"{self.given} is an interactive run", hint="attack a blind one, or no given run")
         return self._finished(self.config)
 
@@ -129,9 +129,9 @@ class Bench:
     def joint_run(self) -> Path:
         """A finished interactive run on these rows; a small one is trained here when there is none: the bottleneck
         trains, every image of :data:`PRIVATE` is in one step, and nothing is augmented, which is best for attackers."""
-        if self.given is not None and not self.interactive:
+        if self.given is not None and not self.joint_given:
             raise FocalError(f"{self.given} is a blind run", hint="attack an interactive one, or no given run")
-        return self._finished(self.interactive or self.joint_config)
+        return self._finished(self.joint_given or self.joint_config)
 
     @property
     def joint_config(self) -> InteractiveRunConfig:

@@ -6,7 +6,7 @@ kept, which a run erases, also what the owners of inputs see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def of_view(view: View) -> Published:
     for data in view.records():
         heard.add(data)
     identities = {m.name: found for m in manifest.members if (found := view.identity(m.name)) is not None}
-    return _read(manifest, list(heard), view.blob, identities, {})
+    return _read(manifest, list(heard.since(0)), view.blob, identities, {})
 
 
 def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None = None) -> Published:
@@ -124,12 +124,12 @@ def of_run(parties: Path, manifest: Manifest, kept: Mapping[str, bytes] | None =
 
 def _read(
     manifest: Manifest,
-    board: Sequence[msg.Record],
+    board: Iterable[msg.Record],
     blob: Callable[[str], bytes],
     identities: Mapping[str, Identity],
     kept: Mapping[str, bytes],
 ) -> Published:
-    bodies = [(r.sender, *unspelled(r.topic), r.body) for r in board]
+    bodies: list[tuple[str, str, str, Any]] = [(r.sender, *unspelled(r.topic), r.body) for r in board]
     run_id = next(b.run_id for _, _, _, b in bodies if isinstance(b, msg.RunStart))
     epochs = Epochs(manifest, of(manifest).plan, bytes.fromhex(run_id))
     list(map(epochs.take, board))

@@ -23,7 +23,9 @@ class Run:
         rng = np.random.default_rng(seed)
         self.x = [np.hstack([rng.standard_normal((3 * ROWS, R - 1)), np.ones((3 * ROWS, 1))]) for _ in range(STEPS)]
         self.labels = [rng.integers(0, C, 3 * ROWS) for _ in range(STEPS)]
-        self.heads, self.read, self.delta = [np.zeros((R, C))], [np.zeros((R, C))], []
+        self.heads: list[np.ndarray] = [np.zeros((R, C))]
+        self.read: list[np.ndarray] = [np.zeros((R, C))]
+        self.delta: list[np.ndarray] = []
         before = self.heads[0]
         for x, labels in zip(self.x, self.labels, strict=True):
             now = self.heads[-1]
@@ -60,7 +62,7 @@ def test_its_bias_says_which_classes_were_there(run: Run) -> None:
 
 @pytest.mark.parametrize("theirs", [True, False])
 def test_members_of_a_batch_are_told_from_others_and_only_by_their_own_batch(run: Run, theirs: bool) -> None:
-    rng, members, strangers = np.random.default_rng(1), [], []
+    rng, members, strangers = np.random.default_rng(1), list[np.ndarray](), list[np.ndarray]()
     for step in range(STEPS - 1):
 
         def of(x: np.ndarray, labels: np.ndarray, step: int = step) -> np.ndarray:
