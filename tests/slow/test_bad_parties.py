@@ -94,7 +94,7 @@ def test_rows_of_another_length_are_none(stage: Stages, spoil: str) -> None:
                 break
             assert time.monotonic() < deadline, c.processes["server"].stands()
             time.sleep(0.1)
-        assert "2 institutions that are no clinics have come" in stopped(c)
+        assert "2 of 3 institutions that are no clinics are left" in stopped(c)
 
 
 @pytest.mark.parametrize(
