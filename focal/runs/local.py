@@ -295,19 +295,22 @@ class Processes:
         return None
 
     def _failed(self, name: str, code: int) -> None:
-        deadline = time.monotonic() + 1.0  # the others' errors may name the cause better than the first one to stop
-        while time.monotonic() < deadline:
+        # The others' errors may name the cause better than the first one to stop: it may only have heard of it.
+        started = time.monotonic()
+        while time.monotonic() - started < (10.0 if self.errors and not self._own_errors() else 1.0):
             event = self._next()
             if event is not None and event["event"] == "error":
                 self.errors[event["party"]] = event["text"]
-        causes = [(n, text) for n, text in self.errors.items() if "ended the run:" not in text] or list(
-            self.errors.items()
-        )
+        causes = self._own_errors() or list(self.errors.items())
         if causes:
             raise PartyFailed(*causes[0])
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         hint = "give the same command again: the run continues from the last finished step"
         raise FocalError(f"'{name}' {how} (its log: {self.run.party(name) / 'log.txt'})", hint=hint)
+
+    def _own_errors(self) -> list[tuple[str, str]]:
+        """Errors of parties that found them, not of those that were told that another one ended the run."""
+        return [(name, text) for name, text in self.errors.items() if "ended the run:" not in text]
 
     def _measure(self) -> None:
         start, total = time.monotonic(), 0

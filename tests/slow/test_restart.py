@@ -3,7 +3,6 @@ and nothing that was said or made is made twice."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import time
@@ -12,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from consortium import Process, dataset, focal, said, write_config
+from consortium import Process, config, dataset, focal, said, write_config
 from patience import PATIENCE
 from stages import Stages, stages
+
+from focal.config import RunConfig
+from focal.runs import local
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +101,7 @@ def _until(test: Any, process: Process) -> None:
 def test_another_configuration_under_the_name_of_an_unfinished_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"  # its own: whole runs of other files may have any name among the worker's
     folder = runs / "other"
-    folder.mkdir(parents=True)
-    config = write_config(tmp_path, "other")
-    (folder / "config.json").write_text(json.dumps({"name": "other", "dataset": {"kind": "synthetic"}}))
-    result = focal("train", "--config", config, "--runs", runs)
+    local.prepare(local.open_run(RunConfig.model_validate(config("other", seed=7)), runs), lambda text: None)
+    result = focal("train", "--config", write_config(tmp_path, "other"), "--runs", runs)
     assert result.returncode == 1 and "another configuration" in said(result) and str(folder) in said(result)
     assert dataset().images.exists()
