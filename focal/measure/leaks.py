@@ -5,6 +5,7 @@ One :class:`Leak` is one attack on one view with one seed: counts, never an imag
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,6 +48,12 @@ class Separated(Model):
     """Where 1 % of the others are taken for positive."""
     n: int = Field(ge=2)
     """Rows of both kinds together."""
+
+    @property
+    def error(self) -> float:
+        """Standard error of the AUC of a score that tells nothing, of as many rows of one kind as of the other
+        (Bamber, Journal of Mathematical Psychology 12 (1975))."""
+        return math.sqrt((self.n + 1) / (3 * self.n**2))
 
 
 class Relations(Model):
@@ -112,7 +119,9 @@ class Leak(Model):
             return self.relations.found > 0
         if self.separated is None or self.control_separated is None:
             return self.beats
-        return self.beats or self.separated.auc > self.control_separated.auc + MARGIN
+        seen, control = self.separated, self.control_separated
+        told = seen.auc > 0.5 + 3 * seen.error and seen.auc > control.auc + MARGIN
+        return self.beats or told
 
 
 class Leaks(Model):
