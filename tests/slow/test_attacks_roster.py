@@ -300,6 +300,13 @@ def test_a_key_share_goes_although_its_custodian_was_away_when_the_run_was_ended
         assert not list(folder.glob("*.key"))
 
 
+def spite(run: Consortium, name: str, scope: str) -> None:
+    """An abort on the server's board that ``name`` has signed under ``scope``."""
+    server, me = run.parties["server"], Identity.load(run.files[name].keys)
+    assert isinstance(server, Server)
+    server.board.append(me.sign_record(scope, "abort", msg.Abort(reason="out of spite")), name)
+
+
 def test_a_founder_that_was_left_out_ends_nothing_in_a_later_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,10 +326,7 @@ def test_a_founder_that_was_left_out_ends_nothing_in_a_later_epoch(
         run.start()
         with pytest.raises(LeftOut):
             run.finish("d")
-        server = run.parties["server"]
-        assert isinstance(server, Server)
-        d = Identity.load(run.files["d"].keys)
-        server.board.append(d.sign_record(run.parties["a"].scope, "abort", msg.Abort(reason="out of spite")), "d")
+        spite(run, "d", run.parties["a"].scope)
         until(run, lambda: warned(run, "'d' wants to end the run"))
         approval.declare_lost(tmp_path / "server", ["custodian-4"])
         until(run, lambda: run.parties["custodian-2"].epochs.now.number == 1)
@@ -352,10 +356,7 @@ def test_a_founder_that_was_left_out_ends_nothing(tmp_path: Path) -> None:
         run.start()
         with pytest.raises(LeftOut):
             run.finish("d")
-        server = run.parties["server"]
-        assert isinstance(server, Server)
-        d = Identity.load(run.files["d"].keys)
-        server.board.append(d.sign_record(run.parties["d"].session, "abort", msg.Abort(reason="out of spite")), "d")
+        spite(run, "d", run.parties["d"].session)
         run.stop("custodian-2")
         run.start("custodian-2")
         run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")

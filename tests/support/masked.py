@@ -13,6 +13,7 @@ from focal.ckks import ring
 from focal.ckks.scheme import LIMBS
 from focal.custody import inputs
 from focal.custody.inputs import Input
+from focal.net import messages as msg
 
 LABEL, LISTS = "1a" * 32, "2b" * 32
 
@@ -53,3 +54,19 @@ def encrypt_any(run: Any, slots: np.ndarray, limbs: int = LIMBS, factor: int = 1
         for limb, q in zip(message, primes, strict=True)
     ]
     return ev.add(run.encrypt(np.zeros(1), limbs), ev.load([large, run.scheme.zero(limbs)]))
+
+
+def upload_list(start: int, stop: int, chunks: tuple[str, ...]) -> msg.Upload:
+    """A list of the rows ``start`` to ``stop``; what it repeats of others' words is nothing."""
+    nothing = "0" * 64
+    return msg.Upload(
+        joint_keys=nothing,
+        projection=nothing,
+        eta_hex=(2.0).hex(),
+        rows=stop - start,
+        first_row=start,
+        mask_keys=nothing,
+        label=LABEL,
+        proofs=(nothing, nothing),
+        chunks=chunks,
+    )

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import Opened
 from manifests import manifest
-from masked import LABEL, LISTS, Masking, encrypt_any
+from masked import LISTS, Masking, encrypt_any, upload_list
 from polynomials import rms
 
 from focal.ckks import codec
@@ -293,21 +293,7 @@ def test_a_release_is_zero_where_no_class_is(shared: Shared, size: float) -> Non
 
 def lists_of(table: Mapping[str, tuple[int, int]], chunks: Mapping[str, tuple[str, ...]]) -> dict[str, msg.Upload]:
     """An upload list of each institution of a row table."""
-    nothing = "0" * 64
-    return {
-        name: msg.Upload(
-            joint_keys=nothing,
-            projection=nothing,
-            eta_hex=(2.0).hex(),
-            rows=stop - start,
-            first_row=start,
-            mask_keys=nothing,
-            label=LABEL,
-            proofs=(nothing, nothing),
-            chunks=chunks[name],
-        )
-        for name, (start, stop) in table.items()
-    }
+    return {name: upload_list(start, stop, chunks[name]) for name, (start, stop) in table.items()}
 
 
 def test_blocks_of_ones_own_hold_no_row_of_another() -> None:

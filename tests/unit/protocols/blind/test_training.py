@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from manifests import manifest
-from masked import LABEL, LISTS, Masking
+from masked import LABEL, LISTS, Masking, upload_list
 
 from focal.ckks import codec
 from focal.custody import refresh
@@ -81,18 +81,7 @@ class Uploaded:
             slots = LAYOUT.data_slots(rows, g, h) if what == "data" else LAYOUT.target_slots(rows, g)
             item = uploads.item(LAYOUT, (block, what, g, h), name)
             chunks.append(self.blobs.put(self.masking.upload(name, item, slots)))
-        nothing = "0" * 64
-        return msg.Upload(
-            joint_keys=nothing,
-            projection=nothing,
-            eta_hex=(2.0).hex(),
-            rows=stop - start,
-            first_row=start,
-            mask_keys=nothing,
-            label=LABEL,
-            proofs=(nothing, nothing),
-            chunks=tuple(chunks),
-        )
+        return upload_list(start, stop, tuple(chunks))
 
     def _digest(self, ciphertext: Any) -> str:
         return codec.digest(refresh.request(self.rehearsal.scheme, ciphertext))
