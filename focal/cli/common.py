@@ -42,8 +42,10 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A line that must be read."""
-    console.print(f"[bold yellow]{text}[/]")
+    """A line that must be read, like :func:`say`: names of files may look like markup."""
+    from focal.config import printable
+
+    console.print(printable(text, keep="\n\t"), markup=False, soft_wrap=True, style="bold yellow")
 
 
 @contextlib.contextmanager

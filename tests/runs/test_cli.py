@@ -261,6 +261,16 @@ def test_data_check_says_what_there_is_and_names_every_bad_image(tmp_path: Path)
     assert "--rows 88" in cli("data", "check", "--config", write_config(tmp_path, "eyes")).stdout
     bad = refused("data", "check", dataset().table, torn(tmp_path / "images"))
     assert "2 of 120 images cannot be used" in bad and bad.count("cannot be decoded") == 2 and "bad_images" in bad
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "[bold]a[.png").write_bytes(b"cut")
+    (odd / "b.png").write_bytes((tmp_path / f"images/{Dataset.NAME}119.png").read_bytes())
+    head = "filename,label,patient,split"
+    (tmp_path / "odd.csv").write_text(f"{head}\n[bold]a[.png,x,1,train\nb.png,x,2,train\nb.png,y,3,test\n")
+    settings = {"kind": "table", "table": str(tmp_path / "odd.csv"), "images": str(odd), "bad_images": "skip"}
+    skipping = write_config(tmp_path, "odd", dataset={**settings, "classes": ["x", "y"]})
+    told = cli("data", "check", "--config", skipping)
+    assert told.returncode == 0 and "'[bold]a[.png'" in told.stdout, "names are no markup"
     assert "nothing to look at" in refused("data", "check", dataset().table)
 
 
