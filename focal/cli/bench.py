@@ -38,7 +38,7 @@ def bench_head(
     as_json: JsonOption = False,
 ) -> None:
     """Time the encrypted training step, all custodians in one process."""
-    from focal.bench import head
+    from focal.bench.head import head
 
     result = head(rows, features, classes, threads, steps, class_lanes, feature_lanes, degree, reference)
     say(result.text)
@@ -60,7 +60,7 @@ def bench_interactive(
     as_json: JsonOption = False,
 ) -> None:
     """Time the encrypted joint step of interactive training, owners and custodians in one process."""
-    from focal.bench import interactive
+    from focal.bench.joint import interactive
 
     result = interactive(features, classes, owners, threads, steps, reference)
     say(result.text)
@@ -75,7 +75,7 @@ def bench_refresh(
     as_json: JsonOption = False,
 ) -> None:
     """CPU of server and custodians in a collective refresh beside its arithmetic, as processes over sockets."""
-    from focal.bench_refresh import refreshes
+    from focal.bench.refresh import refreshes
 
     result = refreshes(items, custodians)
     say(result.text)
@@ -101,7 +101,7 @@ def bench_scale(
     as_json: JsonOption = False,
 ) -> None:
     """Unit costs measured here, and a model of 10^5 and 10^6 rows on 1 to 8 machines; or a step over --rows."""
-    from focal import bench_scale as bench
+    from focal.bench import scale as bench
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: temporary files go
     wish = bench.Wish(features, classes, custodians, cores, link_mbyte_s, inner_mbyte_s, memory_gb)
@@ -136,7 +136,7 @@ def bench_split(
     """Time interactive training over sockets, encrypted and in plaintext."""
     require("site", "focal bench split")
     from focal import configs
-    from focal.bench import split
+    from focal.bench.sockets import split
 
     result = split(configs.find(config), runs, steps)
     say(result.text)
@@ -151,7 +151,7 @@ def bench_gpu(
 ) -> None:
     """Features, throughput, a demo and fine-tuning on the GPU of this machine; without one nothing is done."""
     require("site", "focal bench gpu")
-    from focal.bench_gpu import check, missing, parts
+    from focal.bench.gpu import check, missing, parts
 
     if (why := missing()) is not None:
         say(f"GPU check: skipped, {why}. Nothing was measured, and {page} is as it was")
@@ -172,7 +172,7 @@ def bench_all(
     """Every layout of the head, the joint step, then whole runs on the data here; targets beside what was measured."""
     require("site", "focal bench all")
     from focal import configs
-    from focal.bench import everything
+    from focal.bench.everything import everything
 
     started = time.monotonic()
     everything(reference, interactive_reference, runs, configs.FOLDER, say, run_and_show)

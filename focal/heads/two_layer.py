@@ -34,7 +34,7 @@ for from W1 to G1 are nine levels and a span has three.
 
 **Scale.** Weights are carried 32 times larger (SCALE), as is delta for the gradients: what opening adds,
 fixed in size, then weighs 32 times less. It costs nothing, since the plaintext factors undo it. What is
-refreshed stays below 2^8 (refresh.py), the slots that are not right included: :func:`reach` says how near a
+refreshed stays below 2^8 (custody.refresh), the slots that are not right included: :func:`reach` says how near a
 step comes, and whoever trains must look.
 
 **What leaves an institution** is a function of public ciphertexts and of its rows, and could be solved for them. So

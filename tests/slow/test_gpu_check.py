@@ -8,7 +8,7 @@ from pathlib import Path
 
 import consortium
 
-from focal.bench_gpu import demo, fine_tuning
+from focal.bench.gpu import demo, fine_tuning
 from focal.config import InteractiveRunConfig, RunConfig
 
 JOINT = {

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from focal.bench import Result
+from focal.bench.result import Result
 from focal.ckks import codec, native, ring
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, LocalConfig, ProjectionConfig, TrainingConfig

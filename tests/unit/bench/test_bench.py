@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from focal import bench, configs
+from focal import configs
+from focal.bench import everything, sockets
+from focal.bench.result import Result
 from focal.errors import ConfigError, FocalError
 
 
@@ -17,11 +19,11 @@ def test_only_what_a_person_can_mend_is_skipped(tmp_path: Path, monkeypatch: pyt
         def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(bench, "split", fail)
-        bench.everything(None, None, tmp_path, tmp_path, said.append, fail)
+        monkeypatch.setattr(everything, "split", fail)
+        everything.everything(None, None, tmp_path, tmp_path, said.append, fail)
 
     for name in ("head", "interactive"):
-        monkeypatch.setattr(bench, name, lambda *_: bench.Result("measured", {}))
+        monkeypatch.setattr(everything, name, lambda *_: Result("measured", {}))
     for error in (FocalError("no images"), ConfigError("uses ${FOCAL_DATA}, which is not set")):
         said.clear()
         raising(error)
@@ -34,5 +36,5 @@ def test_only_what_a_person_can_mend_is_skipped(tmp_path: Path, monkeypatch: pyt
 
 def test_joint_steps_are_those_of_an_interactive_configuration(tmp_path: Path) -> None:
     with pytest.raises(FocalError, match="demo.yaml is of protocol blind"):
-        bench.split(configs.find("demo"), tmp_path, steps=2)
+        sockets.split(configs.find("demo"), tmp_path, steps=2)
     assert not list(tmp_path.iterdir())

@@ -17,8 +17,8 @@ import torch
 from places import ROOT
 from typer.testing import CliRunner
 
-from focal import bench_gpu
-from focal.bench_gpu import Part, Work, check, features, missing, parts, throughput, tuned, written
+from focal.bench import gpu
+from focal.bench.gpu import Part, Work, check, features, missing, parts, throughput, tuned, written
 from focal.cli import app
 from focal.config import LowerConfig
 from focal.errors import FocalError
@@ -37,7 +37,7 @@ def test_the_same_device_gives_the_same_features_and_another_arithmetic_is_notic
         return np.full((8, 4), 0.5 + (by if device == "cuda" else 0), np.float32)
 
     for by, wanted in ((0.9 * FEATURE_TOLERANCE, True), (1.1 * FEATURE_TOLERANCE, False), (float("nan"), False)):
-        monkeypatch.setattr(bench_gpu, "compute_features", partial(off, by))
+        monkeypatch.setattr(gpu, "compute_features", partial(off, by))
         assert features(SMALL, "cuda", images=8)[1] == wanted
 
 
@@ -46,9 +46,9 @@ def test_images_per_second_are_counted_in_bfloat16(monkeypatch: pytest.MonkeyPat
     seen: list[tuple[int, torch.dtype]] = []
     segment, source = build_lower(SMALL, "random:0")
     segment.backbone.blocks[0].attn.qkv.register_forward_hook(lambda _m, _i, y: seen.append((len(y), y.dtype)))
-    monkeypatch.setattr(bench_gpu, "build_lower", lambda *_: (segment, source))
+    monkeypatch.setattr(gpu, "build_lower", lambda *_: (segment, source))
     ticks: Iterator[int] = iter(range(100))
-    monkeypatch.setattr(bench_gpu, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     text, good = throughput(SMALL, "cpu", 5, seconds=2.0)
     assert good and text == "5 images/s in bfloat16, 5 at a time"
     assert seen == [(5, torch.bfloat16)] * 3  # the first one is not timed
@@ -80,7 +80,7 @@ def test_the_page_names_the_card_and_the_day() -> None:
 def test_everything_that_was_asked_for_is_a_part() -> None:
     named = [name for name, _ in parts("cuda", Path("runs"))]
     assert named[-2:] == ["demo", "fine-tuning"] and {"vit_base_patch16_224", "vit_large_patch16_224"} <= set(named)
-    joint = tuned(SMALL, bench_gpu.read(bench_gpu.RunConfig, bench_gpu.configs.find("demo")).dataset)
+    joint = tuned(SMALL, gpu.read(gpu.RunConfig, gpu.configs.find("demo")).dataset)
     assert (joint.interactive.steps, joint.precision) == (20, "bf16-mixed")
 
 

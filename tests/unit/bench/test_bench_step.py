@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from focal import bench_scale, bench_step
-from focal.bench_step import Measured, Problem, Step, folder_for, measure
+from focal.bench import scale, step
+from focal.bench.step import Measured, Problem, Step, folder_for, measure
 from focal.errors import FocalError
 from focal.heads.linear.demand import Prices
 from focal.net.store import DiskError
@@ -22,13 +22,13 @@ def test_weights_are_the_twins_and_all_files_are_read(
     problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    get = bench_step.Blobs.get
+    get = step.Blobs.get
 
-    def noted(self: bench_step.Blobs, digest: str) -> bytes:
+    def noted(self: step.Blobs, digest: str) -> bytes:
         read.append(digest)
         return get(self, digest)
 
-    monkeypatch.setattr(bench_step.Blobs, "get", noted)
+    monkeypatch.setattr(step.Blobs, "get", noted)
     counted: list[tuple[int, int]] = []
     found = measure(problem, tmp_path, 0, 2, lambda *at: counted.append(at))
     assert found.error < 1e-3
@@ -44,13 +44,13 @@ def test_weights_are_the_twins_and_all_files_are_read(
 def test_a_file_that_is_gone_ends_it_and_nothing_is_left(
     problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = bench_step._steps
+    steps = step._steps
 
     def without_one(*given: object) -> object:
         next(p for p in tmp_path.glob("*/??/*") if p.is_file()).unlink()
         return steps(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bench_step, "_steps", without_one)
+    monkeypatch.setattr(step, "_steps", without_one)
     with pytest.raises(DiskError):
         measure(problem, tmp_path, 0, 2, lambda done, total: None)
     assert not list(tmp_path.iterdir())
@@ -94,7 +94,7 @@ def measured(problem: Problem, group: float, pair: float) -> tuple[Problem, Meas
 def prices() -> Prices:
     few, many = (Problem(blocks * 8192, 64, 8, 2, babies=32) for blocks in (2, 6))
     beside = {role: {"encryption_cpu_ms": 1.0, "rest_cpu_ms": ms} for role, ms in (("server", 2.0), ("guard", 3.0))}
-    return bench_scale.prices_of([measured(few, 0.07, 0.02), measured(many, 0.07, 0.02)], beside)
+    return scale.prices_of([measured(few, 0.07, 0.02), measured(many, 0.07, 0.02)], beside)
 
 
 def test_prices_are_told_from_few_and_many_blocks(prices: Prices) -> None:
@@ -107,12 +107,12 @@ def test_the_model_says_what_is_measured_and_what_is_not(
     prices: Prices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = {"disk_bytes_per_second": 4e8, "refresh": {}, "largest_weight_error": 1e-4}
-    monkeypatch.setattr(bench_scale, "unit_costs", lambda *_: (prices, facts))
-    result, found = bench_scale.scale(bench_scale.Wish(), tmp_path, print, lambda done, total: None)
+    monkeypatch.setattr(scale, "unit_costs", lambda *_: (prices, facts))
+    result, found = scale.scale(scale.Wish(), tmp_path, print, lambda done, total: None)
     assert [(one.rows, one.machines) for one in found] == [(r, m) for r in (100_000, 1_000_000) for m in (1, 2, 4, 8)]
     words = [line.split()[0] for line in result.text.splitlines()]
     assert {"measured", "exact", "model"} <= set(words)
     assert [one["step_seconds"] for one in result.numbers["model"]] == [one.seconds for one in found]
     seconds = [one.parts["compute"] for one in found]
     assert seconds[:4] == sorted(seconds[:4], reverse=True) and seconds[4:] == sorted(seconds[4:], reverse=True)
-    assert bench_scale.disk_speed(tmp_path) > 0
+    assert scale.disk_speed(tmp_path) > 0

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.bench_refresh import CpuClock, consortium
+from focal.bench.refresh import CpuClock, consortium
 from focal.ckks import codec
 from focal.custody import inputs, refresh
 from focal.errors import FocalError

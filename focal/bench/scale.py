@@ -2,8 +2,8 @@
 
 ::
 
-    measured   steps over few blocks, streamed from disk, by a server's code (bench_step)    CPU seconds of a thing
-               refreshes by real processes over sockets (bench_refresh)                      what is beside arithmetic
+    measured   steps over few blocks, streamed from disk, by a server's code (step.py)     CPU seconds of a thing
+               refreshes by real processes over sockets (refresh.py)                  what is beside arithmetic
                this disk
     exact      bytes of every message, from the format
     model      all of it for 10^5 and 10^6 rows, on 1, 2, 4 and 8 machines (focal.heads.linear.demand)
@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from focal.bench import Result
-from focal.bench_refresh import refreshes
-from focal.bench_step import Measured, Problem, Progress, Step, measure
+from focal.bench.refresh import refreshes
+from focal.bench.result import Result
+from focal.bench.step import Measured, Problem, Progress, Step, measure
 from focal.ckks import native
 from focal.heads.linear.demand import PASSES, Demand, Machine, Prices, demand
 
