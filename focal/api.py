@@ -23,6 +23,7 @@ from focal.extras import require
 from focal.manifest import Manifest
 from focal.reading import read
 from focal.runs.folder import Run as Run
+from focal.telling import Progress, Say, Show
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from focal.segments.upper import ReleasedModel
 
 StrPath = str | os.PathLike[str]
-Say = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 def train(
@@ -42,7 +41,7 @@ def train(
     *,
     runs: StrPath = "runs",
     say: Say = lambda text: None,
-    show: Callable[[dict[str, Any]], None] = lambda event: None,
+    show: Show = lambda event: None,
     done: Callable[[Run], None] = lambda run: None,
 ) -> Run:
     """Start (or continue) a whole consortium on this machine and wait for its result.
@@ -103,7 +102,7 @@ def simulate(
     degree: Literal[3, 5, 7] = 3,
     projection: Literal["whiten", "random"] = "whiten",
     verify: Literal["first", "all", "none"] = "first",
-    show: Callable[[dict[str, Any]], None] = lambda event: None,
+    show: Show = lambda event: None,
 ) -> Simulated:
     """Train one head on the encrypted rows of several institutions, all parties in this process:
     arrays in, weights out.

@@ -15,7 +15,7 @@ import dataclasses
 import io
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -36,8 +36,7 @@ from focal.measure.leaks import FILE, FOLDER, Counted, Leak, Leaks, Separated
 from focal.protocols import of
 from focal.reading import read, write
 from focal.reproduce.cells import digest, read_finished
-
-Say = Callable[[str], None]
+from focal.telling import Say
 
 SEEDS = 5
 SHOWN = 8

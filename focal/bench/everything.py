@@ -11,6 +11,7 @@ from focal.bench.joint import interactive
 from focal.bench.sockets import split
 from focal.errors import FocalError
 from focal.measure.summary import read_summary
+from focal.telling import Say
 
 
 def everything(
@@ -18,7 +19,7 @@ def everything(
     joint_reference: Path | None,
     runs: Path,
     configs: Path,
-    say: Callable[[str], None],
+    say: Say,
     train: Callable[[Path, Path], None],
 ) -> None:
     """Head layouts, the joint step, then runs on real images where they are here."""

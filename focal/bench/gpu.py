@@ -38,9 +38,9 @@ from focal.measure.summary import read_summary
 from focal.reading import read
 from focal.runs import local
 from focal.segments.lower import FEATURE_TOLERANCE, build_lower, preprocess
+from focal.telling import Say
 from focal.training.features import compute_features
 
-Say = Callable[[str], None]
 Work = Callable[[], tuple[str, bool]]
 """A part: what was found, in words, and whether it is as it should be."""
 

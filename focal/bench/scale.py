@@ -16,16 +16,16 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from focal.bench.refresh import refreshes
 from focal.bench.result import Result
-from focal.bench.step import Measured, Problem, Progress, Step, measure
+from focal.bench.step import Measured, Problem, Step, measure
 from focal.ckks import native
 from focal.heads.linear.demand import PASSES, Demand, Machine, Prices, demand
+from focal.telling import Progress, Say
 
 ROWS = (100_000, 1_000_000)
 MACHINES = (1, 2, 4, 8)
@@ -35,7 +35,6 @@ BASE = 65_536
 """Rows of the step that a larger one is compared with."""
 ITEMS = 64
 DISK_BYTES = 256 << 20
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from focal.protocols.blind import plan, uploads
 from focal.protocols.blind.compute import BlindCompute
 from focal.protocols.common import refreshing
 from focal.protocols.common.voice import Given
+from focal.telling import Progress
 
 LABEL, LISTS, NOTHING = "1a" * 32, "2b" * 32, "0" * 64
 ETA = 2.0
@@ -54,7 +55,6 @@ PREPARED, COMBINED, ENGINE = 0.045, 0.012, 0.035
 For the estimate before a run only."""
 BESIDE = 300e6
 """Bytes of this process beside what the engine needs: rows in plaintext, twin, custodians."""
-Progress = Callable[[int, int], None]
 Array = NDArray[np.float64]
 
 

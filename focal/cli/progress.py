@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.progress import (
 from rich.text import Text
 
 import focal
+from focal import telling
 from focal.cli import common
 
 
@@ -135,7 +135,7 @@ class Bar:
             console=Console(stderr=True),
         )
 
-    def __enter__(self) -> Callable[[int, int], None]:
+    def __enter__(self) -> telling.Progress:
         task = self.bars.add_task("")
 
         def show(done: int, total: int) -> None:

@@ -35,6 +35,7 @@ from focal.cluster.nodes import Cluster, Node, on_node
 from focal.errors import FocalError
 from focal.heads.linear.engine import Shard
 from focal.heads.linear.layout import Layout
+from focal.telling import Say
 
 REPEATS = 5
 """How often workers may be lost within one call before it is given up."""
@@ -173,7 +174,7 @@ class RayShards:
         layout: Layout,
         scheme: Scheme,
         need: Callable[[int], int],
-        warn: Callable[[str], None],
+        warn: Say,
         per_node: int = 1,
     ) -> None:
         self.cluster, self.layout, self.scheme = cluster, layout, scheme

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -34,13 +34,12 @@ from focal.data.synthetic import SyntheticImages
 from focal.data.table import SPLITS, Table
 from focal.errors import FocalError
 from focal.task import scored_classes
+from focal.telling import Progress
 
 TOLD = 50
 """Problems that are named; the others are counted."""
 BATCH = 256
 """Rows after which what was found is kept."""
-
-Progress = Callable[[int, int], None]
 
 
 class Facts(NamedTuple):

@@ -10,7 +10,7 @@ import concurrent.futures
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from focal.config import Model
@@ -19,6 +19,7 @@ from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.frames import MAX_BLOB, PIECE
 from focal.net.wire import Audience, Directions, Meter
+from focal.telling import Progress
 
 Future = concurrent.futures.Future[tuple[Any, bytes]]
 """A reply's header and payload."""
@@ -92,7 +93,7 @@ class Requests(abc.ABC):
         self,
         blobs: list[bytes] | dict[str, bytes],
         audience: Audience = "all",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[str]:
         """Store blobs at the server, or digest -> blob where the caller has hashed them; returns their digests.
         When it returns they are complete and on its disk.

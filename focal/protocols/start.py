@@ -20,8 +20,9 @@ from focal.net.local import LocalLink
 from focal.net.transport import Link
 from focal.protocols import of
 from focal.protocols.common.party import Party
-from focal.protocols.common.progress import Reporter, Sink
+from focal.protocols.common.progress import Reporter
 from focal.reading import read
+from focal.telling import Show
 
 CONNECT_SECONDS = 60.0
 """How long a party looks for the server before it says what may be wrong."""
@@ -35,7 +36,7 @@ def run_role(
     role: str,
     manifest_file: Path,
     local_file: Path,
-    sink: Sink,
+    sink: Show,
     *,
     wait: float = CONNECT_SECONDS,
     launched: bool = False,

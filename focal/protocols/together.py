@@ -21,8 +21,9 @@ from focal.manifest import Manifest
 from focal.net.local import LocalLink, LocalNetwork
 from focal.protocols import of, start
 from focal.protocols.common.party import Party
-from focal.protocols.common.progress import Reporter, Sink
+from focal.protocols.common.progress import Reporter
 from focal.protocols.common.server import Server
+from focal.telling import Show
 
 Make = Callable[[LocalConfig, Reporter], Party]
 """Makes a party that is no server from its local file."""
@@ -41,7 +42,7 @@ class Together:
     """
 
     def __init__(
-        self, manifest: Manifest, files: Mapping[str, LocalConfig], show: Sink, make: Mapping[str, Make] | None = None
+        self, manifest: Manifest, files: Mapping[str, LocalConfig], show: Show, make: Mapping[str, Make] | None = None
     ) -> None:
         self.manifest, self.files, self.show, self.make = manifest, files, show, make or {}
         self.network = LocalNetwork()

@@ -43,10 +43,10 @@ from focal.files import private_write
 from focal.segments.lower import LowerSegment, preprocess
 from focal.segments.upper import ReleasedModel, UpperHead
 from focal.task import scored_classes
+from focal.telling import Progress
 
 Floats = NDArray[np.float64]
 Method = Literal["attention rollout", "Grad-CAM"]
-Progress = Callable[[int, int], None]
 
 FOLDER = "explanations"
 """Inside a run's folder; it holds patients' images."""

@@ -56,13 +56,13 @@ from focal.reporting.leaks import lines as leak_lines
 from focal.reporting.losses import plot_losses
 from focal.reporting.table import model_rows
 from focal.task import scored_classes
+from focal.telling import Say
 
 if TYPE_CHECKING:
     from focal.reporting.explain import Explained, SanityStep, Verdict
     from focal.segments.lower import LowerSegment
     from focal.segments.upper import ModelMeta, UpperHead
 
-Say = Callable[[str], None]
 
 FILE = "report.html"
 REPEATS = 1000

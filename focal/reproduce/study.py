@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from focal.reproduce.cases import TABLES, Case, Dealing, PaperTable, Source
 from focal.reproduce.cells import Arrays, Cell, Key, Store, digest, measure
 from focal.reproduce.methods import METHODS, Method
 from focal.reproduce.tables import Part, write_results
-
-Say = Callable[[str], None]
+from focal.telling import Say
 
 SEEDS = 5
 """Repeats at most: more would narrow what seeds change, and the test patients stay the same."""

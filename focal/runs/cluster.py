@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from focal.config import CkksConfig, LocalConfig
@@ -12,9 +11,10 @@ from focal.errors import FocalError
 from focal.extras import require
 from focal.manifest import Manifest
 from focal.net.store import Blobs
+from focal.telling import Say
 
 
-def check_cluster(mine: LocalConfig, local: Path, m: Manifest | None, say: Callable[[str], None]) -> None:
+def check_cluster(mine: LocalConfig, local: Path, m: Manifest | None, say: Say) -> None:
     """Print the nodes of the cluster that the local file names, and check each. ``m``: whose layout they must have the
     memory for.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from focal.runs.compare import LocalScores, score_local_run
 from focal.runs.folder import Run
 from focal.segments.projection import Projection
 from focal.task import outcomes
+from focal.telling import Say
 
 
-def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
+def compare(run: Run, manifest: Manifest, say: Say) -> tuple[LocalScores, dict[str, Any]]:
     """Scores of the released head beside its twin and the baselines; and on how many rows, and without whom."""
     names = [m.name for m in manifest.institutions if has_kept(run.party(m.name))]
     kept = {name: read_kept(run.party(name)) for name in names}

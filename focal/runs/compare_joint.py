@@ -39,6 +39,7 @@ from focal.segments.lower import LowerSegment, build_lower
 from focal.segments.projection import Projection
 from focal.segments.upper import UpperHead, lower_segment
 from focal.segments.upper import load as load_model
+from focal.telling import Say
 from focal.training.features import compute_features
 from focal.training.joint import Site, Trained, train_jointly
 from focal.training.joint import scores as twin_scores
@@ -55,7 +56,7 @@ class Premises:
     folder: Path
 
 
-def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[LocalScores, dict[str, Any]]:
+def compare(run: Run, manifest: Manifest, say: Say) -> tuple[LocalScores, dict[str, Any]]:
     """Scores of the released model beside twin and baselines; and what else the summary should say."""
     return _Comparison(run, manifest, say).found()
 
@@ -63,7 +64,7 @@ def compare(run: Run, manifest: Manifest, say: Callable[[str], None]) -> tuple[L
 class _Comparison:
     """All rows of all institutions, twice: with the features before training, and with those after it."""
 
-    def __init__(self, run: Run, manifest: Manifest, say: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, manifest: Manifest, say: Say) -> None:
         assert isinstance(run.config, InteractiveRunConfig)
         self.run, self.config, self.manifest, self.say = run, run.config, manifest, say
         self.schedule = plan.schedule(manifest)

@@ -42,10 +42,11 @@ from focal.protocols.common import approval
 from focal.protocols.common.audit import board_records, recorded
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.party import Audience
-from focal.protocols.common.progress import Reporter, Sink, timeline
+from focal.protocols.common.progress import Reporter, timeline
 from focal.protocols.common.server import Server
 from focal.protocols.together import Together
 from focal.runs.simulate import ArrayInstitution, _agreed
+from focal.telling import Say, Show
 
 T = TypeVar("T")
 FOUNDER_ROWS = 400
@@ -133,7 +134,7 @@ class Interrupted(Visitor):
 class _Simulation:
     """One run of a crowd."""
 
-    def __init__(self, crowd: Crowd, folder: Path, show: Sink, say: Callable[[str], None]) -> None:
+    def __init__(self, crowd: Crowd, folder: Path, show: Show, say: Say) -> None:
         self.crowd, self.folder, self.say = crowd, folder, say
         deal = random.Random(crowd.seed)
         low, high = crowd.rows
@@ -340,7 +341,7 @@ class _Simulation:
         return twin.train(columns, targets, own, self.manifest.training.steps)[0], len(columns)
 
 
-def simulate_crowd(crowd: Crowd, folder: Path, show: Sink, say: Callable[[str], None]) -> dict[str, Any]:
+def simulate_crowd(crowd: Crowd, folder: Path, show: Show, say: Say) -> dict[str, Any]:
     """Run a crowd's whole protocol; write ``summary.json``, ``crowd.json`` and ``timeline.png`` into ``folder``, which
     also keeps every party's files. Returns what is told of it, by name.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,11 @@ from focal.files import private_write
 from focal.measure.metrics import Floats, measure_all
 from focal.measure.subgroups import Split, score_subgroup, subgroups
 from focal.task import scored_classes
+from focal.telling import Progress
 
 if TYPE_CHECKING:
     from focal.data.table import Table
     from focal.segments.upper import ModelMeta, UpperHead
-
-Progress = Callable[[int, int], None]
 
 
 class LabelMap(Model):

@@ -18,9 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,14 +37,12 @@ from focal.reading import read, write
 from focal.runs.folder import Run
 from focal.runs.provision import draft, half_of_memory, members
 from focal.task import scored_classes
+from focal.telling import Event, Say, Show
 
 MEASURE_SECONDS = 3.0
 """Between two looks at the processes' memory, at least: the kernel walks all their pages for each."""
 MEASURE_SHARE = 0.01
 """Of the time, for such looks."""
-Event = dict[str, Any]
-Show = Callable[[Event], None]
-"""Receives every event of every party."""
 
 
 def open_run(config: RunConfig, runs: Path) -> Run:
@@ -88,7 +84,7 @@ def newest_finished(config: RunConfig, runs: Path) -> Path | None:
 # --------------------------------------------------------------------------- setting up
 
 
-def prepare(run: Run, say: Callable[[str], None], show: Show = lambda event: None) -> Manifest:
+def prepare(run: Run, say: Say, show: Show = lambda event: None) -> Manifest:
     """Manifest and local files, written once; a second call reads them. ``say`` gets what was found and the planner's
     choice, ``show`` how far looking at the images is."""
     if not run.manifest_file.exists():
@@ -115,7 +111,7 @@ def _identities(run: Run) -> dict[str, Identity]:
     return out
 
 
-def _draft(run: Run, say: Callable[[str], None], show: Show) -> Manifest:
+def _draft(run: Run, say: Say, show: Show) -> Manifest:
     from focal.data import load
     from focal.data.examine import examine
     from focal.data.partition import partition
@@ -342,7 +338,7 @@ class PartyFailed(FocalError):
         super().__init__(f"{party}: {message}" if party not in message else message, hint=hint)
 
 
-def train(run: Run, show: Show, say: Callable[[str], None]) -> Path:
+def train(run: Run, show: Show, say: Say) -> Path:
     """Run (or continue) the whole consortium; returns the folder with the result."""
     started = time.monotonic()
     before = _spent(run)
@@ -372,7 +368,7 @@ def _spent(run: Run) -> float:
 # --------------------------------------------------------------------------- the result
 
 
-def finish(run: Run, manifest: Manifest, memory: int, say: Callable[[str], None]) -> None:
+def finish(run: Run, manifest: Manifest, memory: int, say: Say) -> None:
     """Compare with the twin and the baselines, write summary, plots and model."""
     from focal.measure.summary import build_summary, write_summary
     from focal.reporting import plots

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,13 +43,11 @@ from focal.protocols.common import epochs
 from focal.reading import explain, read, write
 from focal.segments.projection import check_features
 from focal.task import Task
+from focal.telling import Progress, Say
 
 if TYPE_CHECKING:
     from focal.data.examine import Examined
     from focal.segments.lower import WeightsSource
-
-Say = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 
 def new_identity(name: str, out: Path) -> tuple[Path, Path]:

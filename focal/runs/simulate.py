@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from focal.protocols.together import Make, Together
 from focal.runs.provision import half_of_memory, members
 from focal.segments.projection import Projection
 from focal.task import Task, infer, outcomes
+from focal.telling import Show
 
 Array = NDArray[np.float64]
 WIDTHS: tuple[int, ...] = get_args(ProjectionConfig.model_fields["features"].annotation)
@@ -83,7 +84,7 @@ def simulate(
     projection: Literal["whiten", "random"] = "whiten",
     verify: Literal["first", "all", "none"] = "first",
     folder: Path | None = None,
-    show: Callable[[dict[str, Any]], None] = lambda event: None,
+    show: Show = lambda event: None,
 ) -> Simulated:
     """Train one head on the encrypted rows of several institutions, all parties in this process (blind protocol).
 

@@ -16,7 +16,7 @@ re-ordered tables hit, other weights never do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,7 @@ from focal.errors import FocalError
 from focal.files import canonical_json
 from focal.manifest import LowerSpec
 from focal.segments.lower import LowerSegment
-
-Progress = Callable[[int, int], None]
+from focal.telling import Progress
 
 
 def compute_features(

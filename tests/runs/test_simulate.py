@@ -19,9 +19,9 @@ from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.heads.released import MAX_ERROR
 from focal.protocols.common import server
-from focal.protocols.common.progress import Sink
 from focal.protocols.together import Together
 from focal.runs.simulate import ArrayInstitution, _agreed, simulate
+from focal.telling import Show
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(30, 31)).astype(np.float32)
@@ -86,7 +86,7 @@ def test_settings_that_are_not_allowed() -> None:
 
 
 def consortium(
-    folder: Path, labels: np.ndarray[Any, Any] = LABELS, show: Sink = lambda event: None, steps: int = 2
+    folder: Path, labels: np.ndarray[Any, Any] = LABELS, show: Show = lambda event: None, steps: int = 2
 ) -> Together:
     """Three institutions, two custodians, three classes, as :func:`simulate` makes them."""
     manifest, files = _agreed(

@@ -44,6 +44,7 @@ from focal.protocols.blind.uploads import Place, Placed, inputs, live, span
 from focal.protocols.common import ceremony
 from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Given, Voice
+from focal.telling import Say
 
 
 class BlindCompute:
@@ -252,7 +253,7 @@ class Elsewhere:
     address: str | None
     blobs: Path
     joint: msg.JointKeys
-    warn: Callable[[str], None]
+    warn: Say
 
     def shards(self, job: Job, scheme: Scheme, threads: int) -> Shards:
         """Workers on all nodes, checked. Raises :class:`FocalError` naming a node that may not compute."""
@@ -272,6 +273,6 @@ class Elsewhere:
             raise
 
 
-def elsewhere(local: LocalConfig, blobs: Path, joint: msg.JointKeys, warn: Callable[[str], None]) -> Elsewhere | None:
+def elsewhere(local: LocalConfig, blobs: Path, joint: msg.JointKeys, warn: Say) -> Elsewhere | None:
     """What the local file says; None: threads of this process."""
     return Elsewhere(local.ray_address, blobs.absolute(), joint, warn) if local.compute == "ray" else None

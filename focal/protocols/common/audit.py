@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import os
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from focal.protocols.common.hearing import B, Heard, check_opens, derive_run_id
 from focal.protocols.common.inputs import Claim
 from focal.protocols.common.keyholder import DEALING
 from focal.protocols.common.voice import Compute, Given
+from focal.telling import Say
 
 
 class Audit(abc.ABC):
@@ -48,7 +49,7 @@ class Audit(abc.ABC):
         self,
         manifest: Manifest,
         store: Path,
-        say: Callable[[str], None],
+        say: Say,
         threads: int | None = None,
         ray: str | None = None,
     ) -> None:
@@ -252,7 +253,7 @@ def board_records(store: Path) -> list[bytes]:
 def audit(
     manifest: Manifest,
     store: Path,
-    say: Callable[[str], None],
+    say: Say,
     threads: int | None = None,
     ray: str | None = None,
 ) -> str:

@@ -39,6 +39,7 @@ from focal.protocols import check_complete, of
 from focal.protocols.common.epochs import EpochChanged, Epochs
 from focal.protocols.common.hearing import Heard, derive_run_id
 from focal.protocols.common.progress import Reporter
+from focal.telling import Progress
 
 B = TypeVar("B", bound=Model)
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class Network(Protocol):
         self,
         blobs: list[bytes] | dict[str, bytes],
         audience: Audience = "all",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[str]: ...
     def get(self, digest: str) -> bytes: ...
     @property

@@ -11,19 +11,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from focal.config import printable
-
-Sink = Callable[[dict[str, Any]], None]
+from focal.telling import Show
 
 
 class Reporter:
     """Progress of one party. ``events`` is its timeline on disk: one JSON line per finished phase."""
 
-    def __init__(self, party: str, events: Path, sink: Sink) -> None:
+    def __init__(self, party: str, events: Path, sink: Show) -> None:
         self.party, self.events, self.sink = party, events, sink
         self.current = ""
         events.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

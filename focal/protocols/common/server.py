@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,6 +39,7 @@ from focal.protocols.common.inputs import Claim
 from focal.protocols.common.party import Audience, Party
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.voice import Compute, Given
+from focal.telling import Progress
 
 FAREWELL_SECONDS = 60.0
 """How long the board stays at most after a run was ended, so that everybody hears of it and nobody waits
@@ -68,7 +69,7 @@ class _OwnBoard:
         self,
         blobs: list[bytes] | dict[str, bytes],
         audience: Audience = "all",
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[str]:
         return self.hub.publish_all(blobs, audience)
 
