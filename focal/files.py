@@ -28,11 +28,7 @@ def private_write(path: Path, data: bytes) -> None:
     except OSError:
         tmp.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def forget(*files: Path) -> None:
@@ -40,11 +36,24 @@ def forget(*files: Path) -> None:
     for file in files:
         file.unlink(missing_ok=True)
     for parent in {file.parent for file in files}:
-        folder = os.open(parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(parent)
+
+
+def sync_folder(folder: Path | str) -> None:
+    """Wait until the names in a folder are on disk: a file is not safe before its name is."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    """Write all of ``data`` at ``offset`` (bytes): the system may take less at a time."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
 
 
 def canonical_json(value: Any) -> bytes:

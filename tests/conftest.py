@@ -21,15 +21,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import shutil  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import shared  # noqa: E402
+from opened import Opened  # noqa: E402
 from places import DATA  # noqa: E402
 
-from focal.ckks import integers, ring  # noqa: E402
 from focal.heads.linear.layout import Layout  # noqa: E402
 from focal.heads.linear.rehearsal import Rehearsal  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
+
+    from focal.data.table import Table
+    from focal.segments.lower import LowerSegment
 
 SLOW, UNIT = (Path(__file__).parent / name for name in ("slow", "unit"))
 FIRST = ("test_network.py", "test_lost_custodians.py", "test_wheel.py", "test_split.py", "test_features.py")
@@ -65,66 +71,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         torch.set_num_threads = lambda count: None  # type: ignore[attr-defined]
 
 
-class Opened:
-    """Exact decryption without smudging: what nobody in the protocol can do, because nobody holds all shares."""
-
-    def __init__(self, run: Rehearsal) -> None:
-        self.run, self.scheme = run, run.scheme
-        self.q = self.scheme.moduli[0]
-        self.whole = ring.total([s.limbs for s in run.secrets], self.scheme.extended)
-
-    @property
-    def secret(self) -> ring.Limb:
-        """The joint secret modulo q_0."""
-        return self.whole[0]
-
-    def coefficients(self, ciphertext: object) -> np.ndarray:
-        """c0 + c1 s modulo q_0 as N signed integers: scale times the message, plus the noise."""
-        c0, c1 = (element[0] for element in self.scheme.evaluator.limbs(ciphertext))
-        phase = ring.add(c0, ring.multiply(c1, self.secret, self.q), self.q)
-        return ring.centred(ring.inverse_ntt(phase, self.q, self.scheme.roots[self.q]), self.q)
-
-    @property
-    def fresh_error(self) -> float:
-        """Bound on a slot of an input's noise: 3.19 a coefficient and custodian, 1/12 for the encoding's rounding;
-        eight deviations."""
-        m, n = len(self.run.secrets), self.scheme.n
-        return 8 * (3.19**2 * m + 1 / 12) ** 0.5 * (n / 2) ** 0.5 / self.scheme.scale
-
-    @property
-    def public_error(self) -> float:
-        """Bound on a slot of the noise v e + e_0 + e_1 s of an encryption under a joint public key.
-
-        Per coefficient 3.19 sqrt(1 + N (m + m) 2/3) with m shares (v is ternary, e and s are sums of m). In
-        a slot that is a sum of products of two Gaussians, whose tail is exp(-2 t): twelve standard
-        deviations, 10^-6 over all slots.
-        """
-        m, n = len(self.run.secrets), self.scheme.n
-        return 12 * 3.19 * (1 + n * 2 * m * 2 / 3) ** 0.5 * (n / 2) ** 0.5 / self.scheme.scale
-
-    @property
-    def switching_bias(self) -> float:
-        """Bound on what one key switch adds to the slots nearest 1, zeta and its neighbours.
-
-        Division by P is one too low, on average, on every coefficient of c1 (docs/openfhe.md, section 5). At zeta =
-        exp(i pi / N) these add up to 2 N / pi, times s(zeta), a complex Gaussian of variance 2 N m / 3. One key in 10^7
-        passes four deviations.
-        """
-        m, n = len(self.run.secrets), self.scheme.n
-        return 2 * n / np.pi * 4 * (2 * n * m / 3) ** 0.5 / self.scheme.scale
-
-    def slots(self, ciphertext: object) -> np.ndarray:
-        return self.complex_slots(ciphertext).real
-
-    def complex_slots(self, ciphertext: object) -> np.ndarray:
-        """By all of its limbs: a message need not fit the first."""
-        c0, c1 = self.scheme.evaluator.limbs(ciphertext)
-        primes, phase = self.scheme.moduli[: len(c0)], []
-        for x, y, s, q in zip(c0, c1, self.whole, primes, strict=False):
-            phase.append(ring.inverse_ntt(ring.add(x, ring.multiply(y, s, q), q), q, self.scheme.roots[q]))
-        return ring.embed(integers.Centred(phase, primes).rounded / self.scheme.scale)
-
-
 @pytest.fixture(scope="session")
 def small() -> Layout:
     """One block, one class group, 16 features, 8 outputs."""
@@ -140,6 +86,32 @@ def rehearsal(small: Layout) -> Rehearsal:
 @pytest.fixture(scope="session")
 def opened(rehearsal: Rehearsal) -> Opened:
     return Opened(rehearsal)
+
+
+@pytest.fixture(scope="module")
+def lower() -> LowerSegment:
+    """A small ResNet for small images."""
+    from splitting import LOWER
+
+    from focal.segments.lower import build_lower
+
+    return build_lower(LOWER, "random:0")[0]
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    """90 generated images, about a quarter of them to test on."""
+    from focal.data.synthetic import generate
+
+    return generate(90, 0)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """(160, 3, s, s) generated fundus images."""
+    from leaking import fundus
+
+    return fundus()
 
 
 @pytest.fixture(scope="session")

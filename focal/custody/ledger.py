@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from focal.errors import FocalError, Refused
+from focal.files import sync_folder, write_at
 
 _SAID = "number NOT IN (SELECT number FROM unsaid)"
 _RESTORE = "restore the newest copy of this folder; what was given once is never made anew"
@@ -188,20 +189,14 @@ class Ledger:
                     row = b""
                     for part in share:
                         row += _PLACE.pack(bytes.fromhex(part.digest), at, len(part.data))
-                        left = memoryview(part.data)
-                        while left:
-                            done = os.pwrite(fd, left, at)
-                            left, at = left[done:], at + done
+                        write_at(fd, part.data, at)
+                        at += len(part.data)
                     rows.append(row)
                 os.fsync(fd)
             finally:
                 os.close(fd)
             if first == 0:  # the file's name too
-                folder = os.open(self.file.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                sync_folder(self.file.parent)
         except OSError as e:
             raise FocalError(
                 f"{self.file}: the ledger cannot be written ({e.strerror})",

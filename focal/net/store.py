@@ -27,6 +27,7 @@ from pathlib import Path
 
 from focal.config import ANEW, VERSION, earlier
 from focal.errors import FocalError, ProtocolError, Refused
+from focal.files import sync_folder, write_at
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import open_record
@@ -99,7 +100,7 @@ class Blobs:
         with on_disk(self.folder):
             fd, name = tempfile.mkstemp(dir=self.folder / "partial")
             try:
-                _write_all(fd, data, 0)
+                write_at(fd, data, 0)
                 os.fsync(fd)
                 self._publish(name, digest)
             except BaseException:
@@ -215,7 +216,7 @@ class Blobs:
             raise Refused("offset", f"a piece of blob {digest[:12]} starts at {offset}, only {stored} bytes are stored")
         new = data[stored - offset :]
         try:
-            _write_all(fd, new, stored)
+            write_at(fd, new, stored)
         except OSError:
             os.ftruncate(fd, stored)
             raise
@@ -234,24 +235,9 @@ class Blobs:
         with self._making:  # who comes second must not go on before the first one's folder is on disk
             if not os.path.exists(folder):
                 os.mkdir(folder, mode=0o700)
-                _sync_folder(self._root)
+                sync_folder(self._root)
         os.replace(written, path)
-        _sync_folder(folder)
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
-
-
-def _sync_folder(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        sync_folder(folder)
 
 
 def _sha256(path: str) -> str:

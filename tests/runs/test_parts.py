@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from consortium import rows
+from three import three
 
-from focal.config import ConsortiumConfig, ProjectionConfig, TrainingConfig
 from focal.custody import refresh
 from focal.errors import Refused
 from focal.heads.linear import twin
@@ -21,7 +21,7 @@ from focal.protocols.common import refreshing
 from focal.protocols.common.answering import Answering
 from focal.protocols.common.audit import audit
 from focal.protocols.together import Together
-from focal.runs.simulate import ArrayInstitution, _agreed
+from focal.runs.simulate import ArrayInstitution
 
 RNG = np.random.default_rng(1)
 ROWS = RNG.normal(size=(20, 31)).astype(np.float32)
@@ -38,14 +38,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(refreshing, "MOST", 2)
     monkeypatch.setattr(refreshing, "PART", 2)
     monkeypatch.setattr(plan, "settled", lambda manifest, *_: (manifest, ""))  # one class lane, as it was drafted
-    manifest, files = _agreed(
-        tmp_path, dict.fromkeys("abc", len(ROWS)), ROWS.shape[1], ("x", "y", "z"), "multiclass",
-        ConsortiumConfig(institutions=("a", "b", "c"), custodians=2),
-        ProjectionConfig(features=32), TrainingConfig(steps=STEPS),
-    )  # fmt: skip
-    given = np.eye(3, dtype=np.uint8)[LABELS]
-    make = {n: lambda local, report: ArrayInstitution(manifest, ROWS, given, local, report) for n in "abc"}
-    with Together(manifest, files, lambda event: None, make) as run:
+    with three(tmp_path, ROWS, LABELS, STEPS) as run:
         yield run
 
 

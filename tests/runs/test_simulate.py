@@ -13,15 +13,13 @@ import numpy as np
 import pytest
 from consortium import rows
 from patience import PATIENCE
+from three import three
 
-from focal.config import ConsortiumConfig, ProjectionConfig, TrainingConfig
 from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.heads.released import MAX_ERROR
 from focal.protocols.common import server
-from focal.protocols.together import Together
-from focal.runs.simulate import ArrayInstitution, _agreed, simulate
-from focal.telling import Show
+from focal.runs.simulate import ArrayInstitution, simulate
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(30, 31)).astype(np.float32)
@@ -85,25 +83,11 @@ def test_settings_that_are_not_allowed() -> None:
         simulate({n: (ROWS, LABELS) for n in "abc"}, features=48)
 
 
-def consortium(
-    folder: Path, labels: np.ndarray[Any, Any] = LABELS, show: Show = lambda event: None, steps: int = 2
-) -> Together:
-    """Three institutions, two custodians, three classes, as :func:`simulate` makes them."""
-    manifest, files = _agreed(
-        folder, dict.fromkeys("abc", len(ROWS)), ROWS.shape[1], ("x", "y", "z"), "multiclass",
-        ConsortiumConfig(institutions=("a", "b", "c"), custodians=2),
-        ProjectionConfig(features=32), TrainingConfig(steps=steps),
-    )  # fmt: skip
-    given = np.eye(3, dtype=np.uint8)[labels]
-    make = {n: lambda local, report: ArrayInstitution(manifest, ROWS, given, local, report) for n in "abc"}
-    return Together(manifest, files, show, make)
-
-
 def test_who_cannot_go_on_tells_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels of one class over all institutions: they say so, the others end with it, and nobody goes on afterwards."""
     # members that are there stay so as long as their links are open; no need to look for those who left
     monkeypatch.setattr(server, "ALIVE_SECONDS", 0.5)
-    with consortium(tmp_path, np.zeros_like(LABELS)) as run:
+    with three(tmp_path, ROWS, np.zeros_like(LABELS)) as run:
         run.start()
         with pytest.raises(FocalError, match="same label") as e:
             run.finish()
@@ -130,7 +114,7 @@ def test_parties_that_stop_in_training_go_on_where_they_stood(tmp_path: Path) ->
             ending.wait(PATIENCE)
 
     steps = 4
-    with consortium(tmp_path, show=show, steps=steps) as run:
+    with three(tmp_path, ROWS, LABELS, steps, show) as run:
         run.start()
         assert stepped.wait(PATIENCE), run.errors
         ending.set()

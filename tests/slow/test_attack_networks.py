@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
+from leaking import SIDE, leaks
 
 from focal.attacks import features
 from focal.attacks.generator import Generator
 from focal.attacks.hijack import Client, Hijack, Server, hijack
-from focal.attacks.scores import Claims, Private, judge
-from focal.data.synthetic import generate
-
-SIDE, CLASSES = 24, 4
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    """(160, 3, s, s) generated fundus images."""
-    table = generate(160, 0)
-    pixels = [np.asarray(table.images.read(i).resize((SIDE, SIDE))) for i in range(160)]
-    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255
-
-
-def leaks(claims: Claims, images: torch.Tensor, n: int) -> int:
-    return judge(claims, Private(images[:80], np.arange(80) % CLASSES, np.arange(n))).leaked.k
 
 
 def signals(images: torch.Tensor) -> np.ndarray:

@@ -10,32 +10,20 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from splitting import CONFIG, LOWER, Array, Fixed, institution, sites
+from splitting import CONFIG, Array, Fixed, institution, sites
 from torch import nn
 
 from focal.config import InteractiveConfig
-from focal.data.synthetic import generate
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.heads.joint.twin import RATE_BITS, Update, row_rate
 from focal.measure.metrics import macro_auroc
-from focal.segments.lower import LowerSegment, build_lower, preprocess
+from focal.segments.lower import LowerSegment, preprocess
 from focal.segments.projection import moment_values, pooled_moments, whiten
 from focal.segments.trainable import TrainableSegment
 from focal.training import split
 from focal.training.joint import Site, scores, train_jointly
 from focal.training.split import Base, Based, Batches, Loss, augmented, fit, rate_factor
-
-
-@pytest.fixture(scope="module")
-def lower() -> LowerSegment:
-    return build_lower(LOWER, "random:0")[0]
-
-
-@pytest.fixture(scope="module")
-def table() -> Table:
-    return generate(90, 0)
-
 
 # --------------------------------------------------------------------------- exactness
 

@@ -11,26 +11,14 @@ from typing import Any
 import lightning
 import numpy as np
 import pytest
-from splitting import CONFIG, LOWER, Array, Fixed, institution, sites
+from splitting import CONFIG, Array, Fixed, institution, sites
 
-from focal.data.synthetic import generate
 from focal.data.table import Table
 from focal.errors import FocalError
-from focal.segments.lower import LowerSegment, build_lower
+from focal.segments.lower import LowerSegment
 from focal.segments.trainable import TrainableSegment
 from focal.training.joint import PlainUpper, train_jointly
 from focal.training.split import Batches, Loss, Skipped, SplitSegment, Upper, fit, rate_factor
-
-
-@pytest.fixture(scope="module")
-def lower() -> LowerSegment:
-    return build_lower(LOWER, "random:0")[0]
-
-
-@pytest.fixture(scope="module")
-def table() -> Table:
-    return generate(90, 0)
-
 
 # --------------------------------------------------------------------------- away, late, back again
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from conftest import Opened
+from opened import Opened
 
 from focal.ckks import ring
 from focal.custody import release

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from conftest import Opened
 from masked import encrypt_any
+from opened import Opened
 
 from focal.heads import released
 from focal.heads.joint.engine import InteractiveEngine, Weights

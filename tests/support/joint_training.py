@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import Opened
 from joint import derivative, engine, exact_weights, opened_step
+from opened import Opened
 
 from focal.custody import opening, release
 from focal.heads import released

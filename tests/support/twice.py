@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from conftest import Opened
 from joint import SLOTS, answers, derivative, engine, uploads
+from opened import Opened
 from polynomials import rms
 
 from focal.ckks import ring

@@ -21,6 +21,7 @@ from focal.ckks import codec
 from focal.ckks.codec import Kind
 from focal.ckks.scheme import Scheme
 from focal.errors import FocalError
+from focal.files import write_at
 
 
 class Scratch:
@@ -45,9 +46,7 @@ class Scratch:
         with self._lock:
             slot, self._used = self._used, self._used + 1
         try:
-            done = 0
-            while done < len(data):
-                done += os.pwrite(self._file.fileno(), memoryview(data)[done:], slot * self._size + done)
+            write_at(self._file.fileno(), data, slot * self._size)
         except OSError as e:
             raise FocalError(
                 f"{self.folder}: blocks that do not fit the memory cannot be kept here ({e.strerror})",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from leaking import CLASSES, SIDE, leaks
 from torch import nn
 
 from focal.attacks import april, clients, coalition, features, imprint, inversion
@@ -16,17 +17,6 @@ from focal.attacks.hijack import Client
 from focal.attacks.membership import membership
 from focal.attacks.scores import Claims, Private, judge
 from focal.attacks.view import View
-from focal.data.synthetic import generate
-
-SIDE, CLASSES = 24, 4
-
-
-@pytest.fixture(scope="module")
-def images() -> torch.Tensor:
-    """(160, 3, s, s) generated fundus images."""
-    table = generate(160, 0)
-    pixels = [np.asarray(table.images.read(i).resize((SIDE, SIDE))) for i in range(160)]
-    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255
 
 
 def small(seed: int = 0) -> nn.Module:
@@ -36,10 +26,6 @@ def small(seed: int = 0) -> nn.Module:
 
 def batch(images: torch.Tensor, n: int) -> Batch:
     return Batch(images[:n], torch.arange(n) % CLASSES)
-
-
-def leaks(claims: Claims, images: torch.Tensor, n: int) -> int:
-    return judge(claims, Private(images[:80], np.arange(80) % CLASSES, np.arange(n))).leaked.k
 
 
 def control(sent: Update) -> View:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Opened
+from opened import Opened
 from PIL import Image
 from pixels import OUTPUTS, ROWS, institution, site
 from polynomials import coefficients, rms

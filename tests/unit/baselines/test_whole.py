@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
 from focal.baselines.whole import OwnHeads, federate_whole
-from focal.config import InteractiveConfig, LowerConfig
-from focal.data.synthetic import generate
+from focal.config import InteractiveConfig
 from focal.data.table import Table
 from focal.heads.joint.twin import Update, twin_step
-from focal.segments.lower import LowerSegment, build_lower
+from focal.segments.lower import LowerSegment
 from focal.segments.trainable import TrainableSegment
 from focal.training.joint import Site, Trained, train_jointly
 from focal.training.split import Base, Batches, Loss
@@ -24,16 +22,6 @@ from focal.training.split import Base, Batches, Loss
 CONFIG = InteractiveConfig(
     steps=6, batch=8, features=32, trainable="norm", average_every=2, head_rate=0.3, rate=1e-3, momentum=0.8
 )
-
-
-@pytest.fixture(scope="module")
-def lower() -> LowerSegment:
-    return build_lower(LowerConfig(model="resnet10t", image_size=32), "random:0")[0]
-
-
-@pytest.fixture(scope="module")
-def table() -> Table:
-    return generate(90, 0)
 
 
 def sites(table: Table, *sizes: int) -> dict[str, Site]:

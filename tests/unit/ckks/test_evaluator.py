@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Opened
+from opened import Opened
 
 from focal.ckks import native, ring
 from focal.ckks.evaluator import Ciphertext, Evaluator

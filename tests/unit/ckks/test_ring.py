@@ -7,9 +7,9 @@ import random
 
 import numpy as np
 import pytest
-from conftest import Opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opened import Opened
 
 from focal.ckks import ring
 from focal.heads.linear.rehearsal import Rehearsal

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import openfhe
 import pytest
-from conftest import Opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opened import Opened
 
 from focal.ckks import codec, ring
 from focal.ckks import scheme as context

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Opened
+from opened import Opened
 from patience import PATIENCE
 
 from focal.ckks import codec, ring

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Opened
+from opened import Opened
 from recover import composed
 
 from focal.ckks import codec, ring

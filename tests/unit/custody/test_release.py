@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from carried import assert_carried_noise
-from conftest import Opened
+from opened import Opened
 from polynomials import coefficients, rms
 
 from focal.ckks import codec, ring, sampling

@@ -8,7 +8,6 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,6 @@ from focal.errors import FocalError, Refused
 from focal.net import frames, hub
 from focal.net.encoding import encode
 from focal.net.store import Blobs, DiskError
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def raw(server: Server) -> Iterator[Raw]:
-    raw = Raw(server, "north")
-    yield raw
-    raw.close()
-
 
 # --------------------------------------------------------------------------- hostile bytes
 

@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ from focal.net import frames
 from focal.net.frames import PIECE
 from focal.net.store import Blobs
 from focal.net.transport import Link
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    yield server
-    server.stop()
 
 
 class Stalling(Blobs):

@@ -9,7 +9,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,21 +26,6 @@ from focal.net.frames import PIECE
 from focal.net.identity import Identity
 from focal.net.store import Blobs, Board
 from focal.net.transport import Hub, Link
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def raw(server: Server) -> Iterator[Raw]:
-    raw = Raw(server, "north")
-    yield raw
-    raw.close()
-
 
 # --------------------------------------------------------------------------- who may speak
 

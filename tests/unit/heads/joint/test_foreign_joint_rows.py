@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from conftest import Opened
 from joint import SLOTS, answers, encrypted, engine, moved_weights, problem, rehearsal, uploads
 from masked import encrypt_any
+from opened import Opened
 from polynomials import polynomial
 
 from focal.ckks import codec, precise, ring

@@ -25,7 +25,6 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from conftest import Opened
 from hypothesis import given
 from hypothesis import strategies as st
 from joint import (
@@ -41,6 +40,7 @@ from joint import (
     uploads,
 )
 from joint_training import Training, noisy_batches, release_of
+from opened import Opened
 from polynomials import rms, slot_errors
 
 from focal.ckks import codec, integers, ring

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Opened
+from opened import Opened
 
 from focal.ckks import codec, ring
 from focal.custody import refresh

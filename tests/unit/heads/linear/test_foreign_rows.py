@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Opened
 from manifests import manifest
 from masked import LISTS, Masking, encrypt_any, upload_list
+from opened import Opened
 from polynomials import rms
 
 from focal.ckks import codec
