@@ -30,11 +30,11 @@ from focal.measure.metrics import (
     outcome_columns,
     probabilities,
 )
-from focal.measure.traffic import human_bytes
+from focal.measure.traffic import human_bytes, merge
 from focal.task import Task, scored_classes
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#8C8C8C",
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY, WINE = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#8C8C8C", "#882255",
 )  # fmt: skip
 INK = "#333333"
 DPI = 150
@@ -50,8 +50,9 @@ PHASE_COLOURS = {
     "release": PURPLE,
     "openings": YELLOW,
     "average": RED,
+    "score": WINE,
 }
-"""Training's seconds and the refreshes' bytes are one activity seen twice: one colour."""
+"""Training's seconds and the refreshes' bytes are one activity seen twice: one colour, one entry of the legend."""
 
 PhaseBytes = Mapping[str, Mapping[str, Mapping[str, int]]]
 """Party -> phase -> ``{"up", "down"}``, bytes; :attr:`focal.measure.summary.Summary.phase_bytes` has it."""
@@ -237,6 +238,7 @@ def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic
     ``spans``: (party, phase, start, end) in seconds; ``traffic``: party -> phase -> ``{"up", "down"}`` in bytes.
     """
     busy = [Span(*span) for span in spans]
+    traffic = {party: _known(phases) for party, phases in traffic.items()}
     parties = list(dict.fromkeys([*traffic, *(span.party for span in busy)]))
     row = {party: len(parties) - 1 - i for i, party in enumerate(parties)}
     figure = Figure(figsize=(10, 1.9 + 0.42 * len(parties)), dpi=DPI, layout="constrained")
@@ -275,6 +277,11 @@ def plot_timeline(spans: Sequence[Span | tuple[str, str, float, float]], traffic
     save(figure, path)
 
 
+def _known(phases: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Bytes by phase, those before a party has named one with the keys', as in ``summary.json``."""
+    return merge(*({phase if phase in PHASE_COLOURS else "keys": ways} for phase, ways in phases.items()))
+
+
 def _stack(axes: Axes, y: float, phases: Mapping[str, Mapping[str, int]], direction: str, *, alpha: float) -> None:
     """One stacked bar of a party's bytes in one direction, its total written at the end."""
     left = 0.0
@@ -296,9 +303,9 @@ def _stack(axes: Axes, y: float, phases: Mapping[str, Mapping[str, int]], direct
 def _phase_legend(used: set[str]) -> list[tuple[str, str]]:
     """(label, colour), phases of one colour joined."""
     by_colour: dict[str, list[str]] = {}
-    for phase, colour in PHASE_COLOURS.items():
+    for phase in (*PHASE_COLOURS, *sorted(used - set(PHASE_COLOURS))):
         if phase in used:
-            by_colour.setdefault(colour, []).append(phase)
+            by_colour.setdefault(PHASE_COLOURS.get(phase, INK), []).append(phase)
     return [(" / ".join(phases), colour) for colour, phases in by_colour.items()]
 
 

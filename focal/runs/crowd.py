@@ -289,6 +289,7 @@ class _Simulation:
             (name, e["phase"], e["start"], e["start"] + e["seconds"])
             for name in ("clinics", *openers)
             for e in timeline(self.folder / name)
+            if e["phase"] != "gather"  # they wait for others
         ]
         begin = min(start for _, _, start, _ in spans)
         together = merge(*(traffic[name] for name in self.visits))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+from places import PACKAGE
 
 from focal.errors import FocalError
 from focal.measure import histogram
 from focal.measure.metrics import auroc_per_class, calibration_error_per_class, macro_auroc, probabilities
+from focal.measure.summary import Phase
 from focal.reporting import plots
 from focal.reporting.plots import Span, plot_per_class, plot_reliability, plot_roc, plot_timeline
 from focal.reporting.pooled import plot_pooled
@@ -139,6 +143,47 @@ def test_timeline(tmp_path: Path, drawn: list[Figure]) -> None:
     )  # 30 of 40 MB; the server's view of the same bytes is not counted again
     assert [tick.get_text() for tick in clock.get_yticklabels()] == list(traffic)
     assert [text.get_text() for text in wire.texts] == ["0 B", "30.0 MB", "30.0 MB", "0 B", "5.0 MB", "5.0 MB"]
+
+
+def named_phases() -> set[str]:
+    """Phases of bytes that a summary has; and what the code calls those of seconds (``report.phase``, ``spent``) and of
+    bytes (``enter``, ``.phase =``)."""
+    found: set[str] = set(get_args(Phase))
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("phase", "spent", "enter"):
+                values = node.args[:1]
+            elif isinstance(node, ast.Assign) and any(getattr(at, "attr", "") == "phase" for at in node.targets):
+                values = [node.value]
+            else:
+                continue
+            found |= {v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)}
+    return found
+
+
+def test_every_phase_has_its_colour_and_its_entry_in_the_legend(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Of seconds and of bytes. The refreshes' bytes are training's."""
+    phases = sorted(named_phases() - {"gather", "setup"})  # waiting, which is not drawn; and what counts as keys
+    assert {"score", "average", "train", "keys"} < set(phases)
+    spans = [Span("server", phase, i, i + 1) for i, phase in enumerate(phases)]
+    plot_timeline(spans, {"server": {p: {"up": 10**6, "down": 0} for p in phases}}, tmp_path / "timeline.png")
+    legend = drawn[0].legends[0]
+    lines, labels = legend.get_lines(), [text.get_text() for text in legend.get_texts()]
+    colours = {label: to_hex(line.get_color()) for label, line in zip(labels, lines, strict=True)}
+    assert sorted(phase for label in labels for phase in label.split(" / ")) == phases
+    assert [label for label in labels if "/" in label] == ["train / refresh"]
+    assert len(set(colours.values())) == len(labels)
+    by_phase = {phase: colour for label, colour in colours.items() for phase in label.split(" / ")}
+    clock, wire = drawn[0].axes
+    assert [to_hex(bar.get_facecolor()) for bar in clock.patches] == [by_phase[p] for p in phases]
+    sent = {to_hex(bar.get_facecolor()) for bar in wire.patches if bar.get_width() > 0}
+    assert sent == set(colours.values())
+
+
+def test_bytes_before_the_first_phase_count_as_keys(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot_timeline([], {"server": {"setup": {"up": 10**6, "down": 0}}}, tmp_path / "timeline.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["keys"]
+    assert [text.get_text() for text in drawn[0].axes[1].texts] == ["1.0 MB", "0 B"]
 
 
 def test_timeline_of_nothing(tmp_path: Path, drawn: list[Figure]) -> None:
