@@ -36,7 +36,6 @@ from focal.ckks.scheme import DIGITS, Scheme
 from focal.custody import inputs, keys
 from focal.custody.inputs import Words
 from focal.errors import FocalError
-from focal.heads.linear.engine import chunk_limbs
 from focal.heads.linear.layout import TARGET_SCALE, Layout
 from focal.manifest import Manifest
 from focal.net import messages as msg
@@ -252,7 +251,7 @@ def of_rows(scheme: Scheme, layout: Layout, columns: Array, targets: Array) -> l
         message = inputs.message(
             scheme, layout.data_slots(own, g, h) if what == "data" else layout.target_slots(own, g)
         )
-        out.append(Made(place, message, chunk_limbs(layout, what)))
+        out.append(Made(place, message, layout.chunk_limbs(what)))
     return out
 
 

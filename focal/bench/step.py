@@ -35,7 +35,6 @@ from focal.errors import FocalError
 from focal.heads.linear import twin
 from focal.heads.linear.cost import blob_bytes, masked_bytes
 from focal.heads.linear.demand import worker_bytes
-from focal.heads.linear.engine import chunk_limbs
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.linear.rehearsal import Rehearsal
 from focal.manifest import Manifest
@@ -124,7 +123,7 @@ class Problem:
     def contribution_bytes(self) -> int:
         """What one custodian gives for it."""
         n, layout = self.manifest.ckks.ring, self.layout
-        data, target = (blob_bytes(n, chunk_limbs(layout, what), 1) for what in ("data", "target"))
+        data, target = (blob_bytes(n, layout.chunk_limbs(what), 1) for what in ("data", "target"))
         return layout.blocks * (layout.lane * data + layout.class_groups * target)
 
     @property
@@ -258,7 +257,7 @@ def _inputs(
         item = uploads.item(layout, place, name)
         keys = {own: hashlib.sha256(f"{name}/{own}".encode()).digest() for own in secrets}
         masks = {own: inputs.mask(key, LABEL, item, scheme.n) for own, key in keys.items()}
-        a = inputs.public_random(scheme, run.run_id, LISTS, item, chunk_limbs(layout, what))
+        a = inputs.public_random(scheme, run.run_id, LISTS, item, layout.chunk_limbs(what))
         up = inputs.masked(scheme, inputs.message(scheme, slots), list(masks.values()))
         parts = [inputs.contribution(scheme, secret, a, [masks[own]]) for own, secret in secrets.items()]
         return keep(up), [keep(part) for part in parts], len(up) + sum(map(len, parts))

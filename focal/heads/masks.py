@@ -48,13 +48,11 @@ from typing import Any
 
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
-from focal.heads.linear.layout import DATA_LIMBS, TARGET_SCALE, Layout
+from focal.heads.linear.layout import DATA_LIMBS, TARGET_SCALE, UPLOADED_LIMBS, Layout
 from focal.heads.moves import Ciphertext, HeadLayout
 
 TARGET_LIMBS = DATA_LIMBS
 """Of a target when it is added to the residual."""
-UPLOADED_LIMBS = DATA_LIMBS + 2
-"""Targets, and data of shared blocks, come with two more, for their owner's mask."""
 DATA_MASKS = 64
 """Encoded masks of data that are kept, 0.8 MB each at N = 2^14. Those of one g serve all h: more owners than this in
 one block cost an encoding for each product, 3 ms, and nothing else."""

@@ -8,10 +8,8 @@ import numpy as np
 
 from focal.data.rows import InstitutionRows, has_kept, read_kept
 from focal.errors import FocalError
-from focal.heads.linear import twin
 from focal.manifest import Manifest
-from focal.protocols.blind import roster
-from focal.protocols.blind.plan import scalars
+from focal.protocols.blind import plan, roster
 from focal.protocols.common.audit import recorded
 from focal.protocols.common.institution import PROJECTION
 from focal.runs.compare import LocalScores, score_local_run
@@ -44,10 +42,9 @@ def compare(run: Run, manifest: Manifest, say: Say) -> tuple[LocalScores, dict[s
 
 def _twin(manifest: Manifest, projection: Projection, rows: dict[str, InstitutionRows]) -> np.ndarray[Any, Any]:
     """The encrypted algorithm on all rows in plaintext."""
-    columns, targets = [], []
+    columns, labels = [], []
     for own in rows.values():
         train = own.split == "train"
         columns.append(projection.apply(own.features[train]))
-        targets.append(0.5 - outcomes(own.labels[train], manifest.task))
-    derived = scalars(manifest, projection.eta, sum(map(len, columns)))
-    return twin.train(np.concatenate(columns), np.concatenate(targets), derived, manifest.training.steps)[0]
+        labels.append(outcomes(own.labels[train], manifest.task))
+    return plan.trained_in_clear(manifest, projection.eta, np.concatenate(columns), np.concatenate(labels))

@@ -30,14 +30,13 @@ from numpy.typing import NDArray
 from focal.config import ConsortiumConfig, LayoutConfig, LocalConfig, ProjectionConfig, TrainingConfig
 from focal.errors import FocalError
 from focal.files import private_write
-from focal.heads.linear import twin
 from focal.manifest import Manifest
 from focal.measure.metrics import bootstrap_ci, macro_auroc
 from focal.measure.summary import Auroc, AurocInterval, build_summary, write_summary
 from focal.measure.traffic import merge
 from focal.protocols import of
 from focal.protocols.blind import roster
-from focal.protocols.blind.plan import scalars
+from focal.protocols.blind.plan import trained_in_clear
 from focal.protocols.common import approval
 from focal.protocols.common.audit import board_records, recorded
 from focal.protocols.common.facts import phase_seconds
@@ -337,9 +336,8 @@ class _Simulation:
         """The weights of the same training in plaintext on the rows of all who came, and how many rows these are."""
         parts = [self._columns(name, self.counts[name]) for name in self.attending]
         columns = np.concatenate([x for x, _ in parts])
-        targets = 0.5 - np.concatenate([y for _, y in parts])
-        own = scalars(self.manifest, self.projection.eta, len(columns))
-        return twin.train(columns, targets, own, self.manifest.training.steps)[0], len(columns)
+        labels = np.concatenate([y for _, y in parts])
+        return trained_in_clear(self.manifest, self.projection.eta, columns, labels), len(columns)
 
 
 def simulate_crowd(crowd: Crowd, folder: Path, show: Show, say: Say) -> dict[str, Any]:

@@ -28,12 +28,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from focal.config import CkksConfig, ConsortiumConfig, LayoutConfig, LocalConfig, ProjectionConfig, TrainingConfig
 from focal.errors import FocalError
-from focal.heads.linear import twin
 from focal.manifest import LayoutSpec, LowerSpec, Manifest
 from focal.net.identity import Identity, sign_manifest
 from focal.protocols import of
+from focal.protocols.blind import plan
 from focal.protocols.blind.institution import BlindInstitution
-from focal.protocols.blind.plan import scalars
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.progress import Reporter
 from focal.protocols.common.server import Server
@@ -284,11 +283,10 @@ def _result(manifest: Manifest, parties: Together, home: Path, width: int, secon
     first = institutions[0]
     if not all(np.array_equal(first.weights, other.weights) for other in institutions):
         raise FocalError("the institutions decoded different weights from the same shares", hint="report this")
-    own = scalars(manifest, first.projection.eta, manifest.rows)
     ordered = [parties.parties[m.name] for m in manifest.institutions]
     columns = np.concatenate([first.projection.apply(p.raw) for p in ordered if isinstance(p, ArrayInstitution)])
-    targets = 0.5 - np.concatenate([p.labels for p in ordered if isinstance(p, ArrayInstitution)])
-    exact = twin.train(columns, targets, own, manifest.training.steps)[0]
+    labels = np.concatenate([p.labels for p in ordered if isinstance(p, ArrayInstitution)])
+    exact = plan.trained_in_clear(manifest, first.projection.eta, columns, labels)
     facts = of(manifest).plan.facts(manifest, first.scheme)
     facts["params"].pop("lower")  # there is none
     facts |= {

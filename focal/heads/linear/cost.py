@@ -17,7 +17,6 @@ from focal.ckks.codec import HEADER, MASKED_BYTES
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS, Scheme
 from focal.config import CkksConfig, LayoutConfig
 from focal.errors import FocalError
-from focal.heads.linear.engine import chunk_limbs
 from focal.heads.linear.layout import DATA_LIMBS, Layout, power_of_two
 from focal.heads.masks import TARGET_LIMBS
 from focal.heads.released import MAX_ERROR, expected_error
@@ -138,7 +137,7 @@ def cost(
     step = (switching / threads + len(items) * (REFRESH_SERVER + custodians * REFRESH_CUSTODIAN / threads) * unit) / 1e3
     touched = {name: len(layout.touched(*owned)) for name, owned in layout.row_table(rows).items()}
     upload = {name: count * (layout.lane + groups) * masked_bytes(n) for name, count in touched.items()}
-    given = {what: blob_bytes(n, chunk_limbs(layout, what), 1) for what in ("data", "target")}
+    given = {what: blob_bytes(n, layout.chunk_limbs(what), 1) for what in ("data", "target")}
     filled = sum(touched.values())
     inputs = filled * (layout.lane * given["data"] + groups * given["target"])
     masking = filled * layout.lane * MASKED * unit / threads / 1e3 if layout.shared else 0.0

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from focal.ckks.scheme import DIGITS, LIMBS, REFRESH_LIMBS
 from focal.config import CkksConfig
 from focal.heads.linear import cost
-from focal.heads.linear.engine import WINDOW, chunk_limbs
+from focal.heads.linear.engine import WINDOW
 from focal.heads.linear.layout import DATA_LIMBS, Layout
 from focal.heads.masks import TARGET_LIMBS
 
@@ -155,7 +155,7 @@ class Sizes:
     def of(cls, layout: Layout, params: CkksConfig, rows: Mapping[str, int], degree: int) -> Sizes:
         n, blob = params.ring, cost.blob_bytes
         touched = sum(len(layout.touched(*owned)) for owned in layout.row_table(rows).values())
-        data, target = (blob(n, chunk_limbs(layout, what), 1) for what in ("data", "target"))
+        data, target = (blob(n, layout.chunk_limbs(what), 1) for what in ("data", "target"))
         items = [item for kind in cost.KINDS[degree] for item in layout.items(1, kind)]
         half = sum(blob(n, REFRESH_LIMBS, 1) + blob(n, layout.refresh_map(item).limbs, 1) for item in items)
         return cls(

@@ -71,11 +71,6 @@ def zero_weights(scheme: Scheme, layout: Layout) -> list[Ciphertext]:
     return [scheme.evaluator.zero(DATA_LIMBS) for _ in range(layout.class_groups)]
 
 
-def chunk_limbs(layout: Layout, name: str) -> int:
-    """What is uploaded becomes ciphertexts with so many limbs: targets with 6, data with 4, of shared blocks with 6."""
-    return DATA_LIMBS if name == "data" and not layout.shared else masks.UPLOADED_LIMBS
-
-
 def rate(layout: Layout, scalars: Scalars) -> float:
     """What the residual is multiplied by: 16 divisor eta / n, so that X / divisor times it is 16 (eta / n) X' delta."""
     return WEIGHT_SCALE * layout.divisor * scalars.rate
@@ -133,6 +128,9 @@ class Engine:
     """Runs training steps. ``block(b)`` yields block b; it may keep blocks in memory or read them
     from disk each time. ``shards``: who computes with the blocks, where this process does not."""
 
+    kind = WEIGHTS
+    """What its weights are between two steps."""
+
     def __init__(
         self,
         scheme: Scheme,
@@ -142,11 +140,20 @@ class Engine:
         threads: int,
         shards: Shards | None = None,
     ) -> None:
-        self.layout, self.scalars, self.ev = layout, scalars, scheme.evaluator
+        self.scheme, self.layout, self.scalars, self.ev = scheme, layout, scalars, scheme.evaluator
         self.shards = shards or Shard(scheme, layout, scalars, block, threads)
 
     def close(self) -> None:
         self.shards.close()
+
+    @property
+    def rate(self) -> float:
+        """See :func:`rate`: targets come to a step times this."""
+        return rate(self.layout, self.scalars)
+
+    def start(self) -> list[Ciphertext]:
+        """Weights before the first step."""
+        return zero_weights(self.scheme, self.layout)
 
     def step(self, step: int, weights: list[Ciphertext], refresh: Refresh) -> list[Ciphertext]:
         """One full-batch step: weights (one ciphertext per class group, 4 limbs) -> new weights, refreshed."""

@@ -65,6 +65,8 @@ and no power of u amplifies a rounding."""
 DATA_LIMBS = 4
 """Limbs of data, weights and residual when they are multiplied: one more than a refresh takes,
 for the rescaling before it."""
+UPLOADED_LIMBS = DATA_LIMBS + 2
+"""Targets, and data of shared blocks, come with two more, for their owner's mask."""
 
 
 def power_of_two(n: int) -> int:
@@ -281,6 +283,16 @@ class Layout:
         if first < last:
             out[first - block * m : last - block * m] = values[first - start : last - start]
         return out
+
+    def chunk_limbs(self, what: str) -> int:
+        """What is uploaded becomes ciphertexts with so many limbs: ``target`` with 6, ``data`` with 4, of shared blocks
+        with 6."""
+        return DATA_LIMBS if what == "data" and not self.shared else UPLOADED_LIMBS
+
+    def size_of(self, what: str, rms: float) -> float:
+        """Root mean square of the slots that rows fill: of ``data`` whose columns have ``rms`` at most, two of them to
+        a slot, or of a ``target``, 1/2 or -1/2."""
+        return 2**0.5 * rms / self.divisor if what == "data" else TARGET_SCALE / 2
 
     def data_slots(self, rows: Array, g: int, h: int) -> Slots:
         """Slots of data ciphertext s = g B + h of a block, divided by :attr:`divisor`; ``rows`` is (block_rows, R)."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focal.ckks.evaluator import RealOrComplex
-from focal.heads.linear.engine import Block, Engine, chunk_limbs, rate
+from focal.heads.linear.engine import Block, Engine, rate
 from focal.heads.linear.layout import Layout
 from focal.heads.linear.twin import Scalars
 from focal.heads.masks import OwnerMasks
@@ -43,7 +43,7 @@ class Rehearsal(AnyRehearsal[Layout]):
                 if b in layout.touched(*owned):
                     own = values[first[name] : first[name] + counts[name]]
                     message = slots(layout.block_of(own, owned[0], b))
-                    yield name, self.encrypt(message, chunk_limbs(layout, what))
+                    yield name, self.encrypt(message, layout.chunk_limbs(what))
 
         def data(g: int, h: int) -> Ciphertext:
             return masks.data(uploaded("data", x, lambda rows: layout.data_slots(rows, g, h)), table, b, g)

@@ -26,21 +26,22 @@ from typing import Any
 
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
-from focal.config import CkksConfig, LocalConfig
+from focal.config import CkksConfig
 from focal.extras import require
 from focal.heads.linear.cost import BLOCK_MEMORY
 from focal.heads.linear.demand import kept_blocks, worker_bytes
-from focal.heads.linear.engine import WEIGHTS, Block, Engine, Shard, Shards, rate, zero_weights
-from focal.heads.linear.layout import DATA_LIMBS, Layout
+from focal.heads.linear.engine import Block, Shard, Shards
+from focal.heads.linear.layout import DATA_LIMBS
 from focal.heads.masks import OwnerMasks
 from focal.heads.moves import Refresh
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.net.store import Blobs
-from focal.protocols.blind.plan import scalars_of
+from focal.protocols.blind.gathering import Gathering
+from focal.protocols.blind.plan import Layout, engine, scalars_of
 from focal.protocols.blind.scratch import Scratch
-from focal.protocols.blind.uploads import Place, Placed, inputs, live, span
+from focal.protocols.blind.uploads import ROUND, Place, Placed, inputs, live, span
 from focal.protocols.common import ceremony
 from focal.protocols.common.inputs import combined
 from focal.protocols.common.voice import Fetch, Given, Voice
@@ -93,7 +94,6 @@ class BlindCompute:
         self._blocks: dict[int, Block | None] = {}
         """Those that were read; None for one that streams."""
         scalars = scalars_of(manifest, self.lists)
-        self.masks = OwnerMasks(scheme, layout, rate(layout, scalars))
         shards = None
         if elsewhere is not None:
             again = functools.partial(
@@ -101,7 +101,8 @@ class BlindCompute:
             )
             job = Job(again, layout, memory, manifest.ckks, elsewhere.joint, scheme.tag, elsewhere.blobs)
             shards = elsewhere.shards(job, scheme, threads)
-        self.engine = Engine(scheme, layout, scalars, self.block, threads, shards)
+        self.engine = engine(scheme, layout, scalars, self.block, threads, shards)
+        self.masks = OwnerMasks(scheme, layout, self.engine.rate)
 
     def close(self) -> None:
         self.engine.close()
@@ -126,7 +127,7 @@ class BlindCompute:
     def start(self) -> tuple[list[Any], str]:
         """Weights before the first step, and the chain's beginning."""
         chain = hashlib.sha256(b"focal/chain/v1" + b"".join(encode(u) for u in self.lists.values())).hexdigest()
-        return zero_weights(self.scheme, self.layout), chain
+        return self.engine.start(), chain
 
     def step(
         self, step: int, weights: list[Any], chain: str, ask: Refresh
@@ -144,13 +145,12 @@ class BlindCompute:
 
     def dump(self, weights: list[Any]) -> list[bytes]:
         """Canonical bytes of weight ciphertexts."""
-        return [codec.pack(self.scheme, WEIGHTS, self.scheme.evaluator.limbs(w)) for w in weights]
+        return [codec.pack(self.scheme, self.engine.kind, self.scheme.evaluator.limbs(w)) for w in weights]
 
     def load(self, digests: tuple[str, ...], fetch: Fetch) -> list[Any]:
         """Weight ciphertexts from bytes that this party wrote itself."""
-        return [
-            self.scheme.evaluator.load(codec.unpack(self.scheme, WEIGHTS, fetch(d), "the own disk")) for d in digests
-        ]
+        kind = self.engine.kind
+        return [self.scheme.evaluator.load(codec.unpack(self.scheme, kind, fetch(d), "the own disk")) for d in digests]
 
     # ----------------------------------------------------------------- blocks
 
@@ -273,6 +273,24 @@ class Elsewhere:
             raise
 
 
-def elsewhere(local: LocalConfig, blobs: Path, joint: msg.JointKeys, warn: Say) -> Elsewhere | None:
-    """What the local file says; None: threads of this process."""
-    return Elsewhere(local.ray_address, blobs.absolute(), joint, warn) if local.compute == "ray" else None
+def computing(
+    party: Gathering, joint: msg.JointKeys, lists: dict[str, msg.Upload], digest: str, given: Given, fetch: Fetch
+) -> BlindCompute:
+    """As a server or a custodian computes: with the memory, threads and nodes that its local file names."""
+    local, elsewhere = party.local, None
+    if local.compute == "ray":
+        elsewhere = Elsewhere(local.ray_address, party.blobs.folder.absolute(), joint, party.report.warn)
+    return BlindCompute(
+        party.manifest,
+        party.scheme,
+        party.layout,
+        party.seed(ROUND),
+        lists,
+        digest,
+        given,
+        fetch,
+        party.threads,
+        int(local.memory_gb * 1e9),
+        party.folder,
+        elsewhere,
+    )

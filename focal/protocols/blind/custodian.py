@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from focal.errors import Refused
 from focal.net import messages as msg
 from focal.protocols.blind import plan, roster, uploads
-from focal.protocols.blind.compute import BlindCompute, elsewhere
+from focal.protocols.blind.compute import computing
 from focal.protocols.blind.gathering import Gathering
 from focal.protocols.common import inputs
 from focal.protocols.common.custodian import Custodian
@@ -39,22 +39,7 @@ class BlindCustodian(Gathering, Custodian):
         with self.report.phase("train"):
             self.enter("refresh")
             if self.verifies:
-                memory = int(self.local.memory_gb * 1e9)
-                compute = BlindCompute(
-                    self.manifest,
-                    self.scheme,
-                    self.layout,
-                    self.seed(uploads.ROUND),
-                    lists,
-                    digest,
-                    given,
-                    self.fetch,
-                    self.threads,
-                    memory,
-                    self.folder,
-                    elsewhere(self.local, self.blobs.folder, self.joint, self.report.warn),
-                )
-                self.verify(compute)
+                self.verify(computing(self, self.joint, lists, digest, given, self.fetch))
             else:
                 self._answer_plan()
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 
 from focal.ckks.scheme import Scheme
-from focal.heads.linear.layout import Layout
 from focal.net import messages as msg
 from focal.protocols.blind import roster, uploads
+from focal.protocols.blind.plan import Layout
 from focal.protocols.blind.roster import Came
 from focal.protocols.blind.uploads import Agreed
 from focal.protocols.common import approval
@@ -28,6 +28,7 @@ class Gathering(Party):
     """A server or custodian as far as it waits for institutions that come, or do not."""
 
     layout: Layout
+    threads: int
     scheme: Scheme
     _waits_since: float | None = None
     _waiting_told = 0.0

@@ -263,7 +263,7 @@ class BlindInstitution(Institution):
         layout, active, seed = plan.layout(self.manifest), self.active("upload"), self.seed("upload")
         start, _ = plan.row_table(self.manifest, layout)[self.me.name]
         stop = start + len(self.raw)
-        columns, targets = self.projection.apply(self.raw), 0.5 - self.labels.astype(np.float64)
+        columns, targets = self.projection.apply(self.raw), plan.targets(self.labels)
         uploads.check_size(self.me.name, columns)
         places, label = layout.chunks(start, stop), keys.label("rows", columns.tobytes(), targets.tobytes())
 
@@ -310,9 +310,7 @@ class BlindInstitution(Institution):
         self._save_model()
 
     def _save_model(self) -> None:
-        from focal.segments.upper import UpperHead
-
-        self.save_head(UpperHead.from_projection(self.projection, self.weights, self.manifest.task))
+        self.save_head(plan.model(self.manifest, self.projection, self.weights))
         private_write(self.folder / PROJECTION, self.projection.to_bytes())
         write_kept(self.folder, self.rows, self.weights)
 

@@ -1,16 +1,25 @@
-"""What follows from the manifest of a blind run alone, so that every party derives the same."""
+"""What follows from the manifest of a blind run alone, so that every party derives the same; and which head it has.
+
+Layout, step scalars, engine, plaintext twin and released model are asked for here and named nowhere else in the
+protocol, its comparisons and simulations.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from focal.ckks.scheme import Scheme
 from focal.config import BlindRunConfig, LayoutConfig
 from focal.custody import release
 from focal.errors import ConfigError
-from focal.heads.linear import cost, demand
+from focal.heads.linear import cost, demand, twin
 from focal.heads.linear.cost import check_sharing, layout_for
+from focal.heads.linear.engine import Block, Engine, Shards, mask_digest
 from focal.heads.linear.layout import Layout
 from focal.heads.linear.twin import Scalars
 from focal.manifest import LayoutSpec, Manifest
@@ -18,6 +27,12 @@ from focal.net import messages as msg
 from focal.protocols import Released
 from focal.protocols.common import refreshing
 from focal.protocols.common.facts import common_facts
+
+if TYPE_CHECKING:
+    from focal.segments.projection import Projection
+    from focal.segments.upper import UpperHead
+
+Array = NDArray[np.float64]
 
 CARRIED_NOISE = release.CARRIED_NOISE
 OWN_PHASES: tuple[str, ...] = ("features",)
@@ -87,6 +102,48 @@ def step_size(manifest: Manifest, eta: float, rows: int) -> float:
     """The step size where so many rows have come. ``eta`` is of the founders' pooled second moment, whose largest
     eigenvalue may be n / m times as large on m of their n rows: a step that is smaller by as much is as stable."""
     return eta * min(1.0, rows / manifest.founder_rows)
+
+
+def targets(labels: ArrayLike) -> Array:
+    """(n, C) what institutions upload beside their columns, from outcomes (n, C) of 0 and 1."""
+    return 0.5 - np.asarray(labels, dtype=np.float64)
+
+
+def engine(
+    scheme: Scheme,
+    shape: Layout,
+    scalars: Scalars,
+    block: Callable[[int], Block],
+    threads: int,
+    shards: Shards | None = None,
+) -> Engine:
+    """What takes the steps (:class:`focal.heads.linear.engine.Engine`)."""
+    return Engine(scheme, shape, scalars, block, threads, shards)
+
+
+def encoded(
+    manifest: Manifest,
+    scheme: Scheme,
+    shape: Layout,
+    lists: dict[str, msg.Upload],
+    rows: Mapping[str, tuple[int, int]],
+) -> str:
+    """A digest of all that goes through floating point before a step: whoever computes must have the same bits."""
+    return mask_digest(scheme, shape, scalars_of(manifest, lists), rows)
+
+
+def trained_in_clear(manifest: Manifest, eta: float, columns: Array, labels: ArrayLike) -> Array:
+    """The weights (R, C) that the same training gives in plaintext, on the projected rows (n, R) of all who came and
+    their outcomes (n, C); ``eta``: the agreed projection's."""
+    own = scalars(manifest, eta, len(columns))
+    return twin.train(columns, targets(labels), own, manifest.training.steps)[0]
+
+
+def model(manifest: Manifest, projection: Projection, weights: Array) -> UpperHead:
+    """The released model."""
+    from focal.segments.upper import UpperHead  # torch: only institutions have it
+
+    return UpperHead.from_projection(projection, weights, manifest.task)
 
 
 def batches(manifest: Manifest, shape: Layout) -> list[tuple[str, tuple[str, ...]]]:

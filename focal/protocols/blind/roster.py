@@ -31,10 +31,10 @@ from dataclasses import dataclass, field
 
 from focal.errors import Refused
 from focal.exchange import usable
-from focal.heads.linear.layout import Layout
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.protocols.blind import plan
+from focal.protocols.blind.plan import Layout
 from focal.protocols.blind.uploads import ROUND, Agreed, check_list
 from focal.protocols.common import ceremony, inputs
 from focal.protocols.common.approval import ABSENT

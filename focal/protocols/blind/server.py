@@ -6,7 +6,7 @@ from focal.ckks import codec
 from focal.custody import projections
 from focal.net import messages as msg
 from focal.protocols.blind import roster, uploads
-from focal.protocols.blind.compute import BlindCompute, elsewhere
+from focal.protocols.blind.compute import computing
 from focal.protocols.blind.gathering import Gathering
 from focal.protocols.blind.roster import Came
 from focal.protocols.blind.uploads import Agreed
@@ -23,22 +23,7 @@ class BlindServer(Gathering, Server):
             given = self.contributions(uploads.ROUND, digest, wanted, ())
             self.attending = [name for name in lists if name not in given.left_out]
         with self.report.phase("train"):
-            memory = int(self.local.memory_gb * 1e9)
-            compute = BlindCompute(
-                self.manifest,
-                self.scheme,
-                self.layout,
-                self.seed(uploads.ROUND),
-                lists,
-                digest,
-                given,
-                self.blobs.get,
-                self.threads,
-                memory,
-                self.folder,
-                elsewhere(self.local, self.blobs.folder, joint, self.report.warn),
-            )
-            return self.train(compute)
+            return self.train(computing(self, joint, lists, digest, given, self.blobs.get))
 
     def check_record(self, record: msg.Record) -> None:
         super().check_record(record)

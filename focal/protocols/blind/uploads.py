@@ -15,12 +15,10 @@ from focal.custody import projections
 from focal.custody.inputs import Input
 from focal.custody.projections import Statement
 from focal.errors import FocalError, Refused
-from focal.heads.linear.engine import chunk_limbs, mask_digest
-from focal.heads.linear.layout import TARGET_SCALE, Layout
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
-from focal.protocols.blind.plan import row_table, scalars_of
+from focal.protocols.blind.plan import Layout, encoded, row_table
 from focal.protocols.common.inputs import Claim
 
 
@@ -105,7 +103,7 @@ def inputs(shape: Layout, lists: dict[str, msg.Upload]) -> list[Placed]:
     """
     return [
         Placed(
-            place, name, Input(item(shape, place, name), chunk_limbs(shape, place[1]), ((name, upload.label),)), digest
+            place, name, Input(item(shape, place, name), shape.chunk_limbs(place[1]), ((name, upload.label),)), digest
         )
         for name, upload in lists.items()
         for place, digest in zip(shape.chunks(*span(upload)), upload.chunks, strict=True)
@@ -156,9 +154,9 @@ def statement_of(
     or targets of 1/2, at most, over its own global ``rows``: a bound on all their slots together."""
     start, stop = rows
     filled = (stop - start) / (len(shape.touched(start, stop)) * shape.block_rows)
-    largest = 2**0.5 * MAX_RMS / shape.divisor if what == "data" else TARGET_SCALE / 2
     n, scale = manifest.ckks.ring, 2.0**manifest.ckks.scale_bits
-    return Statement(seed, name, what, digests, projections.norm_bound(scale, n, len(digests), largest * filled**0.5))
+    rms = shape.size_of(what, MAX_RMS) * filled**0.5
+    return Statement(seed, name, what, digests, projections.norm_bound(scale, n, len(digests), rms))
 
 
 def check_size(name: str, columns: NDArray[np.float64]) -> None:
@@ -205,6 +203,6 @@ def check_accepted(own: msg.UploadsAccepted, answers: dict[str, msg.UploadsAccep
 def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dict[str, msg.Upload]) -> str:
     """One digest over all that training starts from: the lists of all who have come, and the encoded masks."""
     spans = {name: span(upload) for name, upload in lists.items()}
-    encoded = mask_digest(scheme, layout, scalars_of(manifest, lists), spans)
+    masks = encoded(manifest, scheme, layout, lists, spans)
     listed = lists_digest(lists)
-    return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(listed) + bytes.fromhex(encoded)).hexdigest()
+    return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(listed) + bytes.fromhex(masks)).hexdigest()

@@ -13,7 +13,6 @@ from focal.custody import keys
 from focal.errors import FocalError
 from focal.heads.linear import cost as planner
 from focal.heads.linear.cost import Cost, choose, cost, layout_for
-from focal.heads.linear.engine import chunk_limbs
 from focal.heads.linear.layout import DATA_LIMBS
 from focal.heads.linear.rehearsal import Rehearsal
 
@@ -179,9 +178,9 @@ def test_predicted_bytes_are_those_on_the_wire(
     for name, owned in layout.row_table(ODIR).items():
         assert predicted.upload_bytes[name] == codec.size(scheme, codec.MASKED) * len(layout.chunks(*owned))
     touched = [layout.touched(*owned) for owned in layout.row_table(ODIR).values()]
-    assert chunk_limbs(layout, "data") == (4 if owners else 6)
-    inputs = [codec.input_b(chunk_limbs(layout, "data"))] * (layout.lane * sum(map(len, touched)))
-    inputs += [codec.input_b(chunk_limbs(layout, "target"))] * (layout.class_groups * sum(map(len, touched)))
+    assert layout.chunk_limbs("data") == (4 if owners else 6)
+    inputs = [codec.input_b(layout.chunk_limbs("data"))] * (layout.lane * sum(map(len, touched)))
+    inputs += [codec.input_b(layout.chunk_limbs("target"))] * (layout.class_groups * sum(map(len, touched)))
     assert predicted.input_bytes == sum(codec.size(scheme, kind) for kind in inputs)
     assert predicted.key_bytes == keys.contribution_bytes(scheme, len(layout.rotations))
     kinds = ["logits", "weights"] if degree == 3 else ["logits", "residual", "weights"]
