@@ -41,6 +41,7 @@ from focal.settings import VERSION as VERSION
 from focal.settings import WHITEN_FLOOR as WHITEN_FLOOR
 from focal.settings import DatasetConfig as DatasetConfig
 from focal.settings import Device as Device
+from focal.settings import Family as Family
 from focal.settings import Hex32 as Hex32
 from focal.settings import LowerConfig as LowerConfig
 from focal.settings import Model as Model
@@ -48,7 +49,6 @@ from focal.settings import ModelArg as ModelArg
 from focal.settings import Name as Name
 from focal.settings import Positive as Positive
 from focal.settings import Precision as Precision
-from focal.settings import Protocol as Protocol
 from focal.settings import Seed as Seed
 from focal.settings import SegmentOptions as SegmentOptions
 from focal.settings import SlidesConfig as SlidesConfig
@@ -229,6 +229,10 @@ class ConsortiumConfig(Model):
 
     def custodian_names(self) -> tuple[str, ...]:
         return tuple(f"custodian-{i + 1}" for i in range(self.custodians))
+
+
+Protocol = Literal["blind", "interactive"]
+"""Of each there is one of :data:`RUN_CONFIGS`."""
 
 
 class _Said(BaseModel):

@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from focal.config import (
     WHITEN_FLOOR,
     CkksConfig,
+    Family,
     Hex32,
     InteractiveConfig,
     Model,
@@ -92,7 +93,7 @@ def _dialled(endpoint: str) -> bool:
 class LowerSpec(SegmentOptions):
     """The lower segment as the consortium pins it: nothing in it is left to a model's own settings."""
 
-    family: Literal["timm", "torchvision"]
+    family: Family
     model: Text
     cut: Text | tuple[Text, ...]
     image_size: int

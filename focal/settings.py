@@ -64,7 +64,8 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 ModelArg = bool | int | float | Text
 WHITEN_FLOOR = 0.1
 """Of a whitening, where nothing else is said (:class:`AnyProjectionConfig`)."""
-Protocol = Literal["blind", "interactive"]
+Family = Literal["timm", "torchvision"]
+"""Where a lower segment's model is from (:mod:`focal.segments.backbone`)."""
 
 
 class Model(BaseModel):
@@ -192,7 +193,7 @@ class LowerConfig(SegmentOptions):
     What is not set of image size, interpolation, mean and std is the model's own, as it was published.
     """
 
-    family: Literal["timm", "torchvision"] = "timm"
+    family: Family = "timm"
     model: str = "vit_tiny_patch16_224"
     """A model of timm, ``hf-hub:OWNER/NAME[@REVISION]`` or ``local-dir:FOLDER``; of torchvision: squeezenet1_1."""
     cut: str | Annotated[tuple[str, ...], Field(min_length=2)] = "pooled"

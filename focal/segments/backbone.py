@@ -80,6 +80,11 @@ def own_input(backbone: nn.Module, family: str) -> dict[str, Any]:
     return {"image_size": int(size), "interpolation": interpolation, **dict(zip(("mean", "std"), scaled, strict=True))}
 
 
+def pooled_cut(family: str) -> str:
+    """The module whose output is pooled where ``cut`` is ``pooled``; the empty name: the whole model."""
+    return "features" if family == "torchvision" else ""
+
+
 def without_folder(config: LowerConfig) -> LowerConfig:
     """``config`` with a ``local-dir:`` model said by what its folder's ``config.json`` says."""
     if not config.model.startswith(FOLDER):

@@ -31,7 +31,7 @@ from focal.config import LowerConfig, SegmentOptions, weights_file
 from focal.errors import FocalError
 from focal.manifest import LowerSpec
 from focal.segments import weights as files
-from focal.segments.backbone import FOLDER, create, first_line, own_input, without_folder
+from focal.segments.backbone import FOLDER, create, first_line, own_input, pooled_cut, without_folder
 from focal.segments.pooling import pooled
 
 FEATURE_TOLERANCE = 1e-3
@@ -76,8 +76,7 @@ class LowerSegment(nn.Module):
         super().__init__()
         # channels last: one to three times faster on CPUs, the same weights
         self.backbone = backbone.requires_grad_(False).eval().to(memory_format=torch.channels_last)
-        inner = "features" if spec.family == "torchvision" else ""
-        names = [inner if cut == "pooled" else cut for cut in spec.cuts]
+        names = [pooled_cut(spec.family) if cut == "pooled" else cut for cut in spec.cuts]
         self._cuts = [(name, _submodule(backbone, name)) for name in names]
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
