@@ -2,10 +2,12 @@
 # Print the path of a Python that OpenFHE has a working wheel for; else say in one sentence what to install, and exit 1.
 #
 #   PYTHON=/path/to/python   only this one is considered
-#   otherwise                3.10 before 3.12, each of them in:  PATH > pyenv > uv > FOCAL_PYTHON_DIRS (/usr/local/bin:/usr/bin)
+#   otherwise                3.10 before 3.12, each of them in:
+#                            PATH > pyenv > uv > FOCAL_PYTHON_DIRS (/usr/local/bin:/usr/bin)
 #
-# Every candidate is run (probe_python.py): a pyenv shim exists for each version that was ever installed and fails for all but the
-# active one, so being found means nothing. The whole PATH is walked, because such a shim may stand in front of a good interpreter.
+# Every candidate is run (probe_python.py): a pyenv shim exists for each version that was ever installed and fails for
+# all but the active one, so being found means nothing. The whole PATH is walked, because such a shim may stand in front
+# of a good interpreter.
 set -uo pipefail
 
 probe=${BASH_SOURCE[0]%/*}/probe_python.py
@@ -29,7 +31,8 @@ candidates() { # version -> paths, best first
     printf '%s\n' "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1".*/bin/"python$1"
     for uv in uv "${HOME:-}/.local/bin/uv" "${HOME:-}/.cargo/bin/uv"; do
         if command -v "$uv" >/dev/null; then
-            UV_PYTHON_DOWNLOADS=never UV_PYTHON_PREFERENCE=only-managed "$uv" python find --system "$1" 2>/dev/null </dev/null
+            UV_PYTHON_DOWNLOADS=never UV_PYTHON_PREFERENCE=only-managed \
+                "$uv" python find --system "$1" 2>/dev/null </dev/null
         fi
     done
     IFS=: read -ra dirs <<<"${FOCAL_PYTHON_DIRS-/usr/local/bin:/usr/bin}"
@@ -58,5 +61,6 @@ for version in 3.10 3.12; do
         esac
     done < <(candidates "$version")
 done
-stop "${almost:-"no Python found that OpenFHE has a wheel for: install Python 3.10 (with 'uv python install 3.10', 'pyenv install 3.10' or \
-'apt install python3.10 python3.10-venv'; 3.12 does on Ubuntu 24.04 and later), or name one with PYTHON=/path/to/python3.10"}"
+stop "${almost:-"no Python found that OpenFHE has a wheel for: install Python 3.10 (with 'uv python install 3.10', \
+'pyenv install 3.10' or 'apt install python3.10 python3.10-venv'; 3.12 does on Ubuntu 24.04 and later), \
+or name one with PYTHON=/path/to/python3.10"}"

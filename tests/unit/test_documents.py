@@ -225,6 +225,13 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert lost(page.read_text(), page) == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_on_a_page_is_no_wider_than_code(page: Path) -> None:
+    """120 columns: what is written between fences does not wrap. Prose does."""
+    blocks = "".join(page.read_text().split("```")[1::2])
+    assert [line for line in blocks.splitlines() if len(line) > 120] == []
+
+
 def test_what_a_source_file_names_exists() -> None:
     """Its docstrings and comments; imports are dotted names as well, and pass."""
     others = [p for p in SOURCES if p != Path(__file__)]
