@@ -10,12 +10,12 @@ reads must be empty, so that nobody signs what nobody keeps to.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, model_validator
 
+from focal import framing
 from focal.config import (
     WHITEN_FLOOR,
     CkksConfig,
@@ -332,4 +332,4 @@ class Manifest(Model):
     @property
     def hash(self) -> bytes:
         """SHA-256 of :meth:`canonical`."""
-        return hashlib.sha256(b"focal/manifest/v2" + self.canonical()).digest()
+        return framing.digest(b"focal/manifest/v2", self.canonical())

@@ -43,7 +43,7 @@ from focal.protocols import of
 from focal.protocols.common.hearing import Heard
 from focal.protocols.interactive import plan
 from focal.sums import fixed
-from focal.sums.masked import MaskedSum, participants_digest
+from focal.sums.masked import MaskedSum, group_key_context
 
 if TYPE_CHECKING:
     from focal.data.table import Table
@@ -109,7 +109,7 @@ class JointRead:
         own = self.identity(name)
         given = {m: self.said[m, f"sum/{label}/contribution"] for m in self.names}
         first = self.manifest.member(self.names[0])
-        context = b"focal/sum/group-key" + self.run_id + label.encode() + participants_digest(self.names)
+        context = group_key_context(self.run_id, label, self.names)
         key = own.unseal(first, self.said[first.name, f"sum/{label}/group-key"].sealed[name], context)
         publics = {m.name: bytes.fromhex(m.seal) for m in self.manifest.institutions}
         masked = MaskedSum(self.run_id, label, name, self.names, own.seal_secret, publics, key)

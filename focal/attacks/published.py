@@ -16,7 +16,7 @@ import numpy as np
 from focal.attacks.view import MANIFEST, View
 from focal.ckks import codec, ring
 from focal.ckks.scheme import DIGITS, Scheme
-from focal.custody import inputs, keys, refresh
+from focal.custody import inputs, keys, refresh, release
 from focal.custody.inputs import Input, Words
 from focal.manifest import Manifest
 from focal.net import messages as msg
@@ -172,7 +172,7 @@ def _read(
             reader = next((m.name for m in manifest.institutions if m.name in identities), None)
             if reader is None:
                 continue
-            data = unsealed(sender, reader, body.sealed[reader], f"release/{reader}".encode() + epoch.seed)
+            data = unsealed(sender, reader, body.sealed[reader], release.sealed_context(reader, epoch.seed))
             size = codec.size(scheme, codec.DECRYPTION)
             for i, item in enumerate(body.items):
                 out.add(sender, item + suffix, codec.DECRYPTION, data[i * size : (i + 1) * size])

@@ -25,7 +25,6 @@ References
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
@@ -37,6 +36,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
+from focal import framing
 from focal.data.rows import InstitutionRows
 from focal.errors import FocalError
 from focal.measure.metrics import macro_auroc
@@ -179,7 +179,7 @@ class MaskedSums(Sum):
         members = [identity.member("institution", rows=1) for identity in identities]
         self._secrets = {identity.name: identity.seal_secret for identity in identities}
         self._publics = {member.name: bytes.fromhex(member.seal) for member in members}
-        self._run_id = hashlib.sha256(b"".join(self._publics.values())).digest()
+        self._run_id = framing.digest(b"focal/average/v1", *self._publics.values())
         self._key = new_group_key()
         boxes = {member.name: len(identities[0].seal(member, self._key, self._run_id)) for member in members[1:]}
         self.setup = moved(up={names[0]: sum(boxes.values())}, down=boxes)

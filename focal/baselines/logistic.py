@@ -14,7 +14,6 @@ softmax, which ranks patients better than its linear outputs do.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
+from focal import framing
 from focal.data.rows import InstitutionRows
 from focal.measure.metrics import Bools, Floats, auroc_per_class
 from focal.task import Task, outcomes
@@ -75,9 +75,8 @@ def fit_logistic(
         warnings.warn(
             f"{name}: its training rows hold one class only; its model scores constant 0 (AUROC 0.5)", stacklevel=2
         )
-    key = hashlib.sha256(
-        repr((x.shape, y.shape, task, seed)).encode() + x.tobytes() + y.tobytes() + who.tobytes()
-    ).digest()
+    said = repr((x.shape, y.shape, task, seed)).encode()
+    key = framing.digest(b"focal/logistic/v1", said, x.tobytes(), y.tobytes(), who.tobytes())
     if key not in _fitted:
         _fitted[key] = _fit_best(x, y, who, task, seed)
     return _fitted[key]

@@ -15,7 +15,6 @@ temporary and goes with the command, also when that is interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import time
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.bench.refresh import CpuClock, consortium
 from focal.ckks import codec
 from focal.custody import inputs, refresh
@@ -255,7 +255,7 @@ def _inputs(
         values = kept[block][0 if what == "data" else 1]
         slots = layout.data_slots(values, g, h) if what == "data" else layout.target_slots(values, g)
         item = uploads.item(layout, place, name)
-        keys = {own: hashlib.sha256(f"{name}/{own}".encode()).digest() for own in secrets}
+        keys = {own: framing.digest(b"focal/bench/v1", name.encode(), own.encode()) for own in secrets}
         masks = {own: inputs.mask(key, LABEL, item, scheme.n) for own, key in keys.items()}
         a = inputs.public_random(scheme, run.run_id, LISTS, item, layout.chunk_limbs(what))
         up = inputs.masked(scheme, inputs.message(scheme, slots), list(masks.values()))

@@ -11,6 +11,7 @@ import hashlib
 
 import numpy as np
 
+from focal import framing
 from focal.ckks import codec, ring
 from focal.ckks.scheme import DIGITS, Scheme
 from focal.config import CkksConfig
@@ -35,8 +36,8 @@ def limbs_digest(params: CkksConfig) -> str:
     x, y = (ev.load(drawn(name, 2, scheme.moduli[:4])) for name in ("x", "y"))
     plain = ev.encode(np.arange(scheme.slots) % 7 / 7, 4)
     made = [ev.rescale(ev.relinearise(ev.products([x], [y]))), ev.rotate(x, 1), ev.times(x, plain)]
-    found = hashlib.sha256(scheme.hash)
+    found = framing.Digest(b"focal/probe/v1", scheme.hash)
     for ct in made:
-        found.update(codec.pack(scheme, codec.ciphertext(ev.count(ct)), ev.limbs(ct)))
+        found.add(codec.pack(scheme, codec.ciphertext(ev.count(ct)), ev.limbs(ct)))
     scheme.forget()
     return found.hexdigest()

@@ -11,7 +11,6 @@ is deserialised. Foreign bytes never reach the deserializer: it can crash the pr
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 import struct
@@ -24,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import openfhe
 
+from focal import framing
 from focal.ckks import native, ring
 from focal.ckks.evaluator import Evaluator
 from focal.ckks.native.evaluator import NativeEvaluator
@@ -138,12 +138,8 @@ class Scheme:
                 f"standard (128 bits, ring {self.n})",
                 hint="use a larger ring or a smaller scale",
             )
-        self.hash = hashlib.sha256(
-            b"focal/ckks/v1"
-            + canonical_json(
-                {"ring": self.n, "moduli": self.extended, "scale_bits": params.scale_bits, "digits": DIGITS}
-            )
-        ).digest()
+        said = {"ring": self.n, "moduli": self.extended, "scale_bits": params.scale_bits, "digits": DIGITS}
+        self.hash = framing.digest(b"focal/ckks/v1", canonical_json(said))
         """Parameter hash: what must be equal for limbs to mean the same."""
         self._templates: dict[Any, Template] = {}
         self._lock = threading.Lock()

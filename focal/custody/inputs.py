@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import hmac
 import math
 import secrets as system
 from collections.abc import Mapping, Sequence
@@ -52,12 +51,12 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.ckks import codec, ring, sampling
 from focal.ckks.evaluator import RealOrComplex
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 from focal.errors import FocalError, ProtocolError
-from focal.framing import framed
 
 Message = NDArray[np.int64]
 """N coefficients of encoded slots."""
@@ -116,19 +115,19 @@ def pair_key(private: bytes, public: str, run_id: bytes, institution: str, custo
         raise ProtocolError(
             f"the key for masks between '{institution}' and '{custodian}' is not a usable X25519 key"
         ) from None
-    info = framed(b"focal/input-key/v1", run_id, institution.encode(), custodian.encode())
+    info = framing.framed(b"focal/input-key/v1", run_id, institution.encode(), custodian.encode())
     return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(shared)
 
 
 def label(private: bytes, item: str, *rows: bytes) -> str:
     """What an institution's masks are told apart by: another one for other ``rows``,
     and nobody else can relate it to them."""
-    return hmac.digest(private, framed(b"focal/input-label/v1", item.encode(), *rows), "sha256").hex()
+    return framing.keyed(private, b"focal/input-label/v1", item.encode(), *rows).hex()
 
 
 def mask(key: bytes, label: str, item: str, n: int) -> Words:
     """r: ``n`` integers uniform in [0, 2^124), the stream of this pair, these rows and this input."""
-    own = hmac.digest(key, framed(b"focal/input-mask/v1", bytes.fromhex(label), item.encode()), "sha256")
+    own = framing.keyed(key, b"focal/input-mask/v1", bytes.fromhex(label), item.encode())
     stream = bytearray(16 * n)
     Cipher(ChaCha20(own, bytes(16)), mode=None).encryptor().update_into(bytes(16 * n), stream)
     words: Words = np.frombuffer(stream, "<u8").reshape(n, 2)
@@ -171,7 +170,7 @@ def masked(scheme: Scheme, message: Message, masks: Sequence[Words]) -> bytes:
 def public_random(scheme: Scheme, run_id: bytes, lists: str, item: str, limbs: int) -> list[Limb]:
     """``a`` of one input, its first ``limbs`` limbs, in evaluation form; ``lists``: digest of all that is put in."""
     return ring.expand(
-        framed(b"focal/input/v1", run_id, bytes.fromhex(lists), item.encode()), scheme.moduli[:limbs], scheme.n
+        framing.framed(b"focal/input/v1", run_id, bytes.fromhex(lists), item.encode()), scheme.moduli[:limbs], scheme.n
     )
 
 

@@ -27,7 +27,6 @@ committed before they are revealed, and round 2 is answered only after all signe
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.ckks import codec, ring, sampling
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import DIGITS, LIMBS, Scheme
@@ -48,11 +48,15 @@ Ternary = NDArray[np.int64]
 
 
 def public_random(scheme: Scheme, run_id: bytes, label: str, polynomials: int, extended: bool = True) -> Polynomials:
-    """The ``a`` polynomials of one key, expanded from the run id:
-    SHAKE-256('focal/keys/v2' || run id || label || index)."""
+    (
+        """The ``a`` polynomials of one key, expanded from the run id:
+    SHAKE-256 of ``focal/keys/v2``, run id, label and index."""
+        ""
+    )
     primes = scheme.extended if extended else scheme.moduli
     return [
-        ring.expand(b"focal/keys/v2" + run_id + f"{label}/{i}/".encode(), primes, scheme.n) for i in range(polynomials)
+        ring.expand(framing.framed(b"focal/keys/v2", run_id, f"{label}/{i}".encode()), primes, scheme.n)
+        for i in range(polynomials)
     ]
 
 
@@ -189,8 +193,8 @@ def install(
     Once in a process: a second party of the same run finds them there. Raises :class:`Refused` (``joint-keys``)
     when its sums are others.
     """
-    wanted = b"".join(bytes.fromhex(d) for d in (h1, b, *(rotations[r] for r in sorted(rotations))))
-    found = hashlib.sha256(b"focal/installed/v1" + repr(sorted(rotations)).encode() + wanted).digest()
+    wanted = (bytes.fromhex(d) for d in (h1, b, *(rotations[r] for r in sorted(rotations))))
+    found = framing.digest(b"focal/installed/v1", repr(sorted(rotations)).encode(), *wanted)
     with Scheme.process:
         if scheme.tag in Scheme.installed:
             if Scheme.installed[scheme.tag] != found:

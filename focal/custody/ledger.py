@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from focal import framing
 from focal.errors import FocalError, Refused
 from focal.files import sync_folder, write_at
 
@@ -296,7 +297,7 @@ def _check_distinct(asked: Sequence[tuple[str, str]]) -> None:
 
 def ledger_digest(shares: Iterable[tuple[str, str, str]]) -> str:
     """Digest over (protocol, plan item, ciphertext digest) of shares in the order in which they were given."""
-    running = hashlib.sha256(b"focal/ledger/v1")
+    running = framing.Digest(b"focal/ledger/v1")
     for row in shares:
-        running.update("\0".join(row).encode() + b"\n")
+        running.add(*(field.encode() for field in row))
     return running.hexdigest()

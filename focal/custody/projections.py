@@ -73,8 +73,6 @@ has its key (:meth:`focal.protocols.common.inputs.MaskKeys.wrong_shares`).
 from __future__ import annotations
 
 import functools
-import hashlib
-import hmac
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,6 +85,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.ckks import native
 from focal.custody.inputs import OFFSET_BITS
 from focal.custody.integer_gaussian import Below, SystemBelow, integer_gaussian
@@ -153,7 +152,7 @@ class Statement:
     def hash(self) -> bytes:
         """SHA-256 over all of it."""
         said = [self.run_id.hex(), self.institution, self.name, self.norm, *self.digests]
-        return hashlib.sha256(b"focal/range/v1" + canonical_json(said)).digest()
+        return framing.digest(b"focal/range/v1", canonical_json(said))
 
     @property
     def sigma(self) -> int:
@@ -224,7 +223,7 @@ def upload_lanes(y: NDArray[np.uint64]) -> Lanes:
 
 def challenge(statement: Statement, number: int, masked: bytes) -> bytes:
     """The key that Pi is expanded from, for attempt ``number`` with these masked mu, all candidates'."""
-    return hashlib.sha256(b"focal/range/challenge/v1" + statement.hash + number.to_bytes(8, "little") + masked).digest()
+    return framing.digest(b"focal/range/challenge/v1", statement.hash, number.to_bytes(8, "little"), masked)
 
 
 def project(statement: Statement, key: bytes, places: Iterable[Sequence[Lanes]]) -> list[list[int]]:
@@ -456,7 +455,7 @@ def check(statement: Statement, proof: Proof, projected: Sequence[int], shares: 
 
 def _rho(statement: Statement, key: bytes, number: int) -> bytes:
     """rho_i of all candidates, as residues: bound to everything that Pi depends on but mu."""
-    own = hmac.digest(key, b"focal/range/mask/v1" + statement.hash + number.to_bytes(8, "little"), "sha256")
+    own = framing.keyed(key, b"focal/range/mask/v1", statement.hash, number.to_bytes(8, "little"))
     return _stream(own, 0, CANDIDATES * ROWS * _WIDTH)
 
 

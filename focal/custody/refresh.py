@@ -46,6 +46,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.ckks import codec, integers, ring, sampling
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
@@ -190,7 +191,7 @@ def guard(scheme: Scheme, custodians: int, how: Map = IDENTITY) -> Guard:
 
 def common_random(scheme: Scheme, run_id: bytes, item: str, digest: str, limbs: int = LIMBS) -> list[Limb]:
     """``a``, the first ``limbs`` limbs, for the refresh of the ciphertext ``digest`` under plan item ``item``."""
-    seed = b"focal/refresh/v2" + run_id + len(item).to_bytes(2, "little") + item.encode() + bytes.fromhex(digest)
+    seed = framing.framed(b"focal/refresh/v2", run_id, item.encode(), bytes.fromhex(digest))
     return _expanded(seed, scheme.moduli[:limbs], scheme.n)
 
 

@@ -26,6 +26,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from focal import framing
 from focal.ckks import codec, integers, ring, sampling
 from focal.ckks.evaluator import Slots
 from focal.ckks.ring import Limb
@@ -54,6 +55,11 @@ def share(scheme: Scheme, secret: Sequence[Limb], ciphertext: Any, lead: bool, n
     of focal/heads/joint/limits.py).
     """
     return smudged(scheme, secret, one_limb(scheme, ciphertext), lead, sigma(noise), codec.DECRYPTION)
+
+
+def sealed_context(reader: str, seed: bytes) -> bytes:
+    """What shares are sealed under to the institution ``reader``; ``seed``: the epoch's."""
+    return framing.framed(b"focal/release/sealed/v1", reader.encode(), seed)
 
 
 def one_limb(scheme: Scheme, ciphertext: Any) -> Any:

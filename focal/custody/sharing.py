@@ -51,7 +51,6 @@ Cramer, Damgard and Ishai, TCC 2005.
 
 from __future__ import annotations
 
-import hmac
 import math
 import secrets
 from collections.abc import Sequence
@@ -60,12 +59,12 @@ from fractions import Fraction
 
 import numpy as np
 
+from focal import framing
 from focal.ckks import codec, integers, ring, sampling
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 from focal.custody.keys import public_random
 from focal.errors import FocalError, Refused
-from focal.framing import framed
 
 DENOMINATOR = 40320
 """D = 8!: times a coefficient of Lagrange for points 0 ... 8 it is whole."""
@@ -88,7 +87,7 @@ def pieces(scheme: Scheme, secret: Sequence[Limb], seed: bytes, threshold: int, 
     """
     primes = scheme.moduli
     random = [
-        ring.expand(framed(b"focal/threshold/polynomial/v1", seed, bytes([k])), primes, scheme.n)
+        ring.expand(framing.framed(b"focal/threshold/polynomial/v1", seed, bytes([k])), primes, scheme.n)
         for k in range(1, threshold)
     ]
     out = []
@@ -126,7 +125,7 @@ class Share:
         out = [ring.scaled(limb, _residue(weight, q), q) for limb, q in zip(self.limbs, primes, strict=True)]
         for other in active:
             if other != self.point:
-                zero = ring.expand(framed(b"focal/threshold/zero/v1", self.keys[other], seed), primes, scheme.n)
+                zero = ring.expand(framing.framed(b"focal/threshold/zero/v1", self.keys[other], seed), primes, scheme.n)
                 move = ring.add if self.point < other else ring.subtract
                 out = [move(x, z, q) for x, z, q in zip(out, zero, primes, strict=True)]
         return out
@@ -146,7 +145,7 @@ class Share:
 
 def zero_key(pair: bytes) -> bytes:
     """The key of two custodians' zero-shares, from the one under which the first seals a piece to the second."""
-    return hmac.digest(pair, b"focal/threshold/zero-key/v1", "sha256")
+    return framing.keyed(pair, b"focal/threshold/zero-key/v1")
 
 
 def part(known: Sequence[int], point: int) -> Fraction:
@@ -181,7 +180,7 @@ def unpack(scheme: Scheme, data: bytes, source: str) -> list[Limb]:
 
 def challenge(scheme: Scheme, run_id: bytes, transcript: bytes) -> list[Limb]:
     """a_v; ``transcript``: digest of all sealed pieces, as everybody has signed it."""
-    return ring.expand(framed(b"focal/threshold/check/v1", run_id, transcript), scheme.moduli, scheme.n)
+    return ring.expand(framing.framed(b"focal/threshold/check/v1", run_id, transcript), scheme.moduli, scheme.n)
 
 
 def check_values(

@@ -10,7 +10,6 @@ The file stays at the institution. Whoever has an image can tell from it whether
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -18,10 +17,11 @@ from typing import Final
 import numpy as np
 from pydantic import ValidationError
 
+from focal import framing
 from focal.config import Hex32, Model
 from focal.data.table import Table
 from focal.errors import FocalError
-from focal.files import private_write
+from focal.files import canonical_json, private_write
 
 FILE: Final = "data.json"
 """In an institution's folder."""
@@ -55,11 +55,9 @@ def check_unchanged(folder: Path, table: Table) -> None:
 
 def _begun(table: Table) -> Begun:
     images = [table.images.sha256(i) for i in range(len(table))]
-    whole = hashlib.sha256(repr((table.classes, table.task)).encode())
-    for cells in (table.groups, table.split, images):
-        whole.update("\0".join(cells).encode() + b"\0\0")
-    whole.update(np.ascontiguousarray(table.labels).tobytes())
-    return Begun(digest=whole.hexdigest(), trained=tuple(images[i] for i in table.train_rows))
+    said = canonical_json([table.classes, table.task, table.groups.tolist(), table.split.tolist(), images])
+    whole = framing.digest(b"focal/begun/v2", said, np.ascontiguousarray(table.labels).tobytes())
+    return Begun(digest=whole.hex(), trained=tuple(images[i] for i in table.train_rows))
 
 
 def seen(run: Path, table: Table, rows: Iterable[int]) -> int:

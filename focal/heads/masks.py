@@ -42,10 +42,10 @@ step.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.heads.linear.layout import DATA_LIMBS, TARGET_SCALE, UPLOADED_LIMBS, Layout
@@ -103,12 +103,12 @@ class OwnerMasks:
         pairs = [(owned, b) for owned in row_table.values() for b in layout.touched(*owned)]
         keys = dict.fromkeys(self._key(*pair, u) for pair in pairs for u in range(layout.class_groups))
         rows = dict.fromkeys(self._rows(*pair) for pair in pairs) if layout.shared else {}
-        found = hashlib.sha256()
+        found = framing.Digest(b"focal/owner-masks/v1")
         for plain in (plain for key in keys for plain in self._encoded(*key)):
-            found.update(plain_bytes(self.scheme, plain, UPLOADED_LIMBS))
+            found.add(plain_bytes(self.scheme, plain, UPLOADED_LIMBS))
         for first, last in rows:
             for g in range(layout.giants):
-                found.update(plain_bytes(self.scheme, self._encoded_data(first, last, g)[0], UPLOADED_LIMBS))
+                found.add(plain_bytes(self.scheme, self._encoded_data(first, last, g)[0], UPLOADED_LIMBS))
         return found.digest()
 
     def _rows(self, owned: tuple[int, int], block: int) -> tuple[int, int]:

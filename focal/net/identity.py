@@ -12,7 +12,6 @@ its owner can read. Every use has its own domain: a signature or box made for on
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import json
 import os
@@ -28,6 +27,7 @@ from nacl.secret import SecretBox
 from nacl.signing import SigningKey, VerifyKey
 from pydantic import Field, ValidationError
 
+from focal import framing
 from focal.config import Hex32, Model, Name
 from focal.errors import FocalError, ProtocolError
 from focal.files import private_write
@@ -190,13 +190,13 @@ class Identity:
 
 def seal_for_group(key: bytes, data: bytes, context: bytes) -> bytes:
     """Encrypt ``data`` under a key that a group shares (NaCl secretbox, random nonce), bound to ``context``."""
-    return bytes(SecretBox(bound_hash(GROUP_DOMAIN, key, context)).encrypt(data))
+    return bytes(SecretBox(framing.digest(GROUP_DOMAIN, key, context)).encrypt(data))
 
 
 def open_for_group(key: bytes, data: bytes, context: bytes, sender: str) -> bytes:
     """Open what was sealed for the group under ``context``; :class:`ProtocolError` names ``sender``."""
     try:
-        return SecretBox(bound_hash(GROUP_DOMAIN, key, context)).decrypt(data)
+        return SecretBox(framing.digest(GROUP_DOMAIN, key, context)).decrypt(data)
     except (CryptoError, ValueError):
         raise ProtocolError(
             f"what '{sender}' sealed for the group does not open: it was altered or is of another run"
@@ -253,7 +253,7 @@ def commitment(scope: bytes, round: str, sender: str, salt: bytes, digest: bytes
     """
     if len(salt) != SALT_BYTES:
         raise ValueError(f"a commitment's salt has {SALT_BYTES} bytes, not {len(salt)}")
-    return bound_hash(COMMIT_DOMAIN, scope, round.encode(), sender.encode(), salt, digest)
+    return framing.digest(COMMIT_DOMAIN, scope, round.encode(), sender.encode(), salt, digest)
 
 
 def sign_manifest(manifest: Manifest, identity: Identity) -> Manifest:
@@ -296,11 +296,5 @@ def _names(names: list[str]) -> str:
     return ", ".join(f"'{n}'" for n in names)
 
 
-def bound_hash(domain: bytes, *parts: bytes) -> bytes:
-    """SHA-256 of a use's own domain and of ``parts``, each after its length:
-    no two lists of parts give the same bytes."""
-    return hashlib.sha256(domain + b"".join(len(p).to_bytes(8, "big") + p for p in parts)).digest()
-
-
 def _binding(sender: bytes, recipient: bytes, context: bytes) -> bytes:
-    return bound_hash(SEAL_DOMAIN, sender, recipient, context)
+    return framing.digest(SEAL_DOMAIN, sender, recipient, context)

@@ -11,7 +11,6 @@ The JSON is written last: it marks a cell as finished. The arrays are 0600, as e
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from focal import framing
 from focal.config import Hex32, Model
 from focal.errors import FocalError
 from focal.files import canonical_json, private_write
@@ -104,7 +104,7 @@ class Arrays:
 
 def digest(configuration: Any) -> str:
     """SHA-256 of anything that JSON can spell."""
-    return hashlib.sha256(b"focal/cell/v1" + canonical_json(configuration)).hexdigest()
+    return framing.digest(b"focal/cell/v2", canonical_json(configuration)).hex()
 
 
 def measure(

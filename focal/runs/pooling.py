@@ -28,18 +28,19 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+from focal import framing
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import private_write
 from focal.manifest import Member
 from focal.measure import histogram
-from focal.net.identity import Identity, bound_hash, read_public, verify
+from focal.net.identity import Identity, read_public, verify
 from focal.reporting.pooled import plot_pooled
 from focal.segments.upper import ModelMeta
 from focal.sums import fixed
 from focal.sums.masked import MaskedSum
 from focal.task import scored_classes
 
-DOMAIN: Final = b"focal/pooled-evaluation/v1"
+DOMAIN: Final = b"focal/pooled-evaluation/v2"
 LEAST: Final = 3
 """With two sites each would read the other's counts."""
 PUBLIC, COUNTS = ".public.json", ".counts"
@@ -65,7 +66,9 @@ class Pool:
         self.exchange = self._exchange(meta)
         self._memory = key.with_name(f"{self.me}.pooled-{self.fingerprint}{COUNTS}")
         publics = {name: bytes.fromhex(site.seal) for name, site in self.sites.items()}
-        group = bound_hash(DOMAIN + b"/group", self.exchange)  # public: nothing is hidden from who holds all files
+        group = framing.digest(
+            b"focal/pooled-group/v1", self.exchange
+        )  # public: nothing is hidden from who holds all files
         self._sum = MaskedSum(
             self.exchange, "evaluation", self.me, tuple(self.sites), self.identity.seal_secret, publics, group
         )
@@ -137,10 +140,10 @@ class Pool:
             f"{histogram.BINS} {histogram.LIMIT}",
         ]
         fields += [f"{s.name} {s.sign} {s.seal}" for s in self.sites.values()]
-        return bound_hash(DOMAIN, *(f.encode() for f in fields))
+        return framing.digest(DOMAIN, *(f.encode() for f in fields))
 
     def _signed(self, name: str, masked: bytes) -> bytes:
-        return DOMAIN + self.exchange + name.encode().ljust(32) + masked
+        return framing.framed(DOMAIN, self.exchange, name.encode(), masked)
 
 
 def _sites(folder: Path) -> dict[str, Member]:

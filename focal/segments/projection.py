@@ -37,6 +37,7 @@ from typing import Final, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.config import WHITEN_FLOOR
 from focal.errors import FocalError, ProtocolError, Refused
 
@@ -325,16 +326,16 @@ def check_whiten(
 
 
 def random_directions(run_id: bytes, features: int, dim: int) -> Real:
-    """(R-1, dim) Gaussians from SHAKE-256('focal/projection/v1' || run id), by Box and Muller.
+    """(R-1, dim) Gaussians from SHAKE-256 of ``focal/projection/v1`` and the run id, framed, by Box and Muller.
 
     Rounded to multiples of 2^-16, so that the last bit of a platform's logarithm almost never shows (and then
     as 2^-16), that they are exact in float32, and that sums of their magnitudes are exact in float64.
     """
     count = (features - 1) * dim
     pairs = (count + 1) // 2
-    words = np.frombuffer(hashlib.shake_256(b"focal/projection/v1" + run_id).digest(16 * pairs), "<u8").reshape(
-        2, pairs
-    )
+    words = np.frombuffer(
+        hashlib.shake_256(framing.framed(b"focal/projection/v1", run_id)).digest(16 * pairs), "<u8"
+    ).reshape(2, pairs)
     uniform = ((words >> np.uint64(12)) + 0.5) * 2.0**-52  # in (0, 1), exact
     radius, angle = np.sqrt(-2 * np.log(uniform[0])), 2 * np.pi * uniform[1]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]

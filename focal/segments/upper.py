@@ -13,7 +13,6 @@ or the user's own, and a SHA-256 says whether the right ones were given. The fil
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import pickle
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from focal import framing
 from focal.config import Hex32, InteractiveConfig, Model
 from focal.errors import FocalError
 from focal.files import private_write
@@ -244,7 +244,7 @@ def lower_segment(
 def released_digest(run: Path | str) -> str:
     """SHA-256 (hex) of a released head's numbers: the same at every institution, whatever its file says beside them."""
     head, _ = load(run)
-    found = hashlib.sha256(b"focal/released/v1")
+    found = framing.Digest(b"focal/released/v1")
     named = {
         "matrix": head.matrix,
         "offset": head.offset,
@@ -254,7 +254,7 @@ def released_digest(run: Path | str) -> str:
     }
     for name, value in named.items():
         array = value.numpy()
-        found.update(
-            f"{name} {array.dtype.name} {array.shape}".encode() + array.astype(array.dtype.newbyteorder("<")).tobytes()
+        found.add(
+            f"{name} {array.dtype.name} {array.shape}".encode(), array.astype(array.dtype.newbyteorder("<")).tobytes()
         )
     return found.hexdigest()

@@ -27,7 +27,6 @@ seen all: to stop, and so to prevent a sum that it does not like.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
 from collections.abc import Mapping
 from typing import Final
@@ -40,8 +39,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.errors import FocalError, ProtocolError, Refused
-from focal.framing import framed
 from focal.sums.fixed import MEMBERS
 
 Integers = NDArray[np.uint64]
@@ -56,15 +55,18 @@ def new_group_key() -> bytes:
 
 def participants_digest(participants: tuple[str, ...]) -> bytes:
     """SHA-256 of the list of names, in order: part of every mask's key and of what is signed."""
-    return hashlib.sha256(framed(b"focal/sum/participants/v1", *(name.encode() for name in participants))).digest()
+    return framing.digest(b"focal/sum/participants/v1", *(name.encode() for name in participants))
+
+
+def group_key_context(run_id: bytes, label: str, participants: tuple[str, ...]) -> bytes:
+    """What a group key is sealed under."""
+    return framing.framed(b"focal/sum/group-key/v1", run_id, label.encode(), participants_digest(participants))
 
 
 def contribution_digest(participants: tuple[str, ...], blob: str) -> bytes:
     """What a member commits to before anybody shows a contribution: the sum's participants and ``blob``,
     its contribution's SHA-256."""
-    return hashlib.sha256(
-        framed(b"focal/sum/committed/v1", participants_digest(participants), bytes.fromhex(blob))
-    ).digest()
+    return framing.digest(b"focal/sum/committed/v1", participants_digest(participants), bytes.fromhex(blob))
 
 
 class MaskedSum:
@@ -139,8 +141,8 @@ class MaskedSum:
         Under a key of the group's, for it is read by all: a plain hash would confirm a guess of counts
         to whoever has none of the sum.
         """
-        data = framed(b"focal/sum/opened/v2", *self._context, opened.astype("<u8", copy=False).tobytes())
-        return hmac.digest(self._seal, data, "sha256")
+        data = opened.astype("<u8", copy=False).tobytes()
+        return framing.keyed(self._seal, b"focal/sum/opened/v2", *self._context, data)
 
     def _check(self, contributions: Mapping[str, bytes]) -> None:
         missing = [name for name in self.participants if name not in contributions]
@@ -166,7 +168,7 @@ class MaskedSum:
 
     def _key(self, secret: bytes, purpose: bytes, *names: str) -> bytes:
         """HKDF-SHA256 of ``secret``, for one stream of one sum."""
-        info = framed(purpose, *self._context, *(name.encode() for name in names))
+        info = framing.framed(purpose, *self._context, *(name.encode() for name in names))
         return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
 
     def _pair_keys(self, seal_secret: bytes, seal_publics: Mapping[str, bytes]) -> tuple[list[bytes], list[bytes]]:

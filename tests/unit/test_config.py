@@ -17,7 +17,7 @@ from manifests import MEMBERS, key, manifest, member
 from patience import PATIENCE
 from pydantic import ValidationError
 
-from focal import configs
+from focal import configs, framing
 from focal.config import (
     BlindRunConfig,
     ConsortiumConfig,
@@ -356,7 +356,7 @@ class TestCanonical:
             hashlib.sha256(m.canonical()).hexdigest()
             == "3025f691ca78fec98e44bee0b2138c0d5adeae4a39d73acc35facf3d54216c1e"
         )
-        assert m.hash == hashlib.sha256(b"focal/manifest/v2" + m.canonical()).digest()
+        assert m.hash == framing.digest(b"focal/manifest/v2", m.canonical())
 
     def test_is_plain_sorted_json(self) -> None:
         text = manifest().canonical()

@@ -73,13 +73,13 @@ Momentum needs no refresh of its own: with a constant rate, SGD with momentum b 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from focal import framing
 from focal.ckks import precise
 from focal.ckks.evaluator import Ciphertext, Each, Plaintext
 from focal.ckks.scheme import LIMBS, Scheme
@@ -197,7 +197,7 @@ class InteractiveEngine(Moves):
     def mask_digest(self) -> str:
         """SHA-256 over all encoded masks, which went through a floating-point FFT:
         whoever recomputes steps must get the same bits."""
-        found = hashlib.sha256(b"focal/interactive-masks/v3")
+        found = framing.Digest(b"focal/interactive-masks/v3")
         masks = [(TURNED, plain) for plain in self.low.values()]
         masks += [
             (LIMBS, plain)
@@ -208,8 +208,8 @@ class InteractiveEngine(Moves):
             (MULTIPLIED - 1, plain) for owned in (self.logit_masks, self.gradient_masks) for plain in owned.values()
         ]
         for limbs, plain in masks:
-            found.update(plain_bytes(self.scheme, plain, limbs))
-        found.update(class_mask_bytes(self.scheme, self.layout, 0, LIMBS - 1))  # what the release keeps
+            found.add(plain_bytes(self.scheme, plain, limbs))
+        found.add(class_mask_bytes(self.scheme, self.layout, 0, LIMBS - 1))  # what the release keeps
         return found.hexdigest()
 
     # ----------------------------------------------------------------- one step

@@ -33,7 +33,6 @@ A key switch costs ten times a bare product: key switches are what is counted.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +41,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from focal import framing
 from focal.ckks import codec, ring
 from focal.ckks.scheme import LIMBS, REFRESH_LIMBS, Scheme
 from focal.heads import masks
@@ -87,11 +87,11 @@ def mask_digest(scheme: Scheme, layout: Layout, scalars: Scalars, row_table: Map
     """SHA-256 over every scalar of a step and all encoded masks, which went through a floating-point FFT:
     all must get the same bits."""
     numbers = (*scalars.coefficients, scalars.rate, scalars.decay)
-    found = hashlib.sha256(b"focal/mask/v3" + struct.pack(f"<{len(numbers)}d", *numbers))
-    found.update(masks.OwnerMasks(scheme, layout, rate(layout, scalars)).digest(row_table))
-    found.update(masks.class_mask_bytes(scheme, layout, layout.class_groups - 1, DATA_LIMBS))
+    found = framing.Digest(b"focal/mask/v3", struct.pack(f"<{len(numbers)}d", *numbers))
+    found.add(masks.OwnerMasks(scheme, layout, rate(layout, scalars)).digest(row_table))
+    found.add(masks.class_mask_bytes(scheme, layout, layout.class_groups - 1, DATA_LIMBS))
     for factor in factors(scheme, layout, scalars) if layout.feature_lanes > 1 else []:
-        found.update(masks.plain_bytes(scheme, factor, LIMBS))
+        found.add(masks.plain_bytes(scheme, factor, LIMBS))
     return found.hexdigest()
 
 

@@ -16,7 +16,6 @@ a cache of the most recent ones would never hold the next one, so the first bloc
 from __future__ import annotations
 
 import functools
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.config import CkksConfig
@@ -126,7 +126,7 @@ class BlindCompute:
 
     def start(self) -> tuple[list[Any], str]:
         """Weights before the first step, and the chain's beginning."""
-        chain = hashlib.sha256(b"focal/chain/v1" + b"".join(encode(u) for u in self.lists.values())).hexdigest()
+        chain = framing.digest(b"focal/chain/v1", *map(encode, self.lists.values())).hex()
         return self.engine.start(), chain
 
     def step(
@@ -138,9 +138,7 @@ class BlindCompute:
         weights = self.engine.step(step, weights, ask)
         dumped = self.dump(weights)
         after = tuple(codec.digest(b) for b in dumped)
-        link = hashlib.sha256(
-            b"focal/chain/v1" + bytes.fromhex(chain) + "".join((*before, *after)).encode()
-        ).hexdigest()
+        link = framing.digest(b"focal/link/v1", *map(bytes.fromhex, (chain, *before, *after))).hex()
         return weights, msg.StepDone(step=step, inputs=before, outputs=after, chain=link), dumped
 
     def dump(self, weights: list[Any]) -> list[bytes]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.ckks.scheme import Scheme
 from focal.custody import projections
 from focal.custody.inputs import Input
@@ -68,10 +68,7 @@ def check_length(manifest: Manifest, shape: Layout, name: str, upload: msg.Uploa
 
 def lists_digest(lists: Mapping[str, msg.Upload]) -> str:
     """One digest over the lists of all institutions that have come, in manifest order."""
-    running = hashlib.sha256(b"focal/uploads/v1")
-    for upload in lists.values():
-        running.update(encode(upload))
-    return running.hexdigest()
+    return framing.digest(b"focal/uploads/v1", *map(encode, lists.values())).hex()
 
 
 MAX_RMS = 4.0
@@ -205,4 +202,4 @@ def inputs_digest(manifest: Manifest, scheme: Scheme, layout: Layout, lists: dic
     spans = {name: span(upload) for name, upload in lists.items()}
     masks = encoded(manifest, scheme, layout, lists, spans)
     listed = lists_digest(lists)
-    return hashlib.sha256(b"focal/inputs/v1" + bytes.fromhex(listed) + bytes.fromhex(masks)).hexdigest()
+    return framing.digest(b"focal/inputs/v1", bytes.fromhex(listed), bytes.fromhex(masks)).hex()

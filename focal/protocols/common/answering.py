@@ -13,7 +13,6 @@ leaves (:mod:`focal.custody.ledger`).
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
@@ -162,8 +162,8 @@ class Answering(Party):
         as when they were weighed."""
         others = self.hear_all([p for p in self.active(topic) if p != self.me.name], topic, msg.RefreshShares)
         refreshing.check_answers(asked, others)
-        weighed = hashlib.sha256(b"focal/guard/v1" + b"".join(map(encode, (asked, *others.values()))))
-        self.ledger.pin(self.spelled(topic), weighed.hexdigest())
+        weighed = framing.digest(b"focal/guard/v1", encode(asked), *map(encode, others.values()))
+        self.ledger.pin(self.spelled(topic), weighed.hex())
         return others
 
     def _weigh(self, topic: str, asked: msg.RefreshRequest, others: dict[str, msg.RefreshShares]) -> None:

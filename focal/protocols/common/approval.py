@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from focal import framing
 from focal.config import Hex32, Model, Name
 from focal.errors import FocalError
 from focal.files import canonical_json, private_write
@@ -36,7 +36,7 @@ class Release(Model):
     @classmethod
     def of(cls, run_id: str, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> Release:
         asked = canonical_json({"run": run_id, "items": items, "ciphertexts": ciphertexts})
-        return cls(run_id=run_id, digest=hashlib.sha256(b"focal/approval/v1" + asked).hexdigest())
+        return cls(run_id=run_id, digest=framing.digest(b"focal/approval/v1", asked).hex())
 
     @property
     def short(self) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
 from focal.custody import keys, sharing
 from focal.errors import ProtocolError, Refused
-from focal.framing import framed
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.protocols.common.hearing import Heard
@@ -18,7 +17,7 @@ from focal.protocols.common.hearing import Heard
 
 def blobs_digest(digests: Sequence[str]) -> bytes:
     """What a custodian commits to: the digests of its contributions, in order."""
-    return hashlib.sha256(b"focal/contributions/v1" + b"".join(bytes.fromhex(d) for d in digests)).digest()
+    return framing.digest(b"focal/contributions/v1", *map(bytes.fromhex, digests))
 
 
 def check_shape(name: str, reveal: msg.KeyReveal, kinds: Sequence[tuple[str, codec.Kind]]) -> None:
@@ -31,14 +30,14 @@ def check_shape(name: str, reveal: msg.KeyReveal, kinds: Sequence[tuple[str, cod
 
 def transcript(heard: Heard, custodians: Sequence[str], number: int) -> str:
     """Digest of all that custodians committed to and revealed in a key round."""
-    seen = "".join(heard.digest(p, f"keys/{number}/{part}") for part in ("commit", "reveal") for p in custodians)
-    return hashlib.sha256(b"focal/transcript/v1" + seen.encode()).hexdigest()
+    seen = (heard.digest(p, f"keys/{number}/{part}") for part in ("commit", "reveal") for p in custodians)
+    return framing.digest(b"focal/transcript/v1", *map(bytes.fromhex, seen)).hex()
 
 
 def checks_digest(checks: Mapping[str, msg.ShareCheck]) -> str:
     """Over what every custodian shows of the pieces that it dealt."""
     fields = [field for name, check in checks.items() for field in (name.encode(), bytes.fromhex(check.blob))]
-    return hashlib.sha256(framed(b"focal/share-checks/v1", *fields)).hexdigest()
+    return framing.digest(b"focal/share-checks/v1", *fields).hex()
 
 
 def check_dealing(
@@ -74,8 +73,8 @@ def sums(
         return codec.digest(total)
 
     out: dict[str, str] = {}
-    for (name, _), digest in zip(kinds, pool.map(one, range(len(kinds))), strict=True):
-        out[name] = digest
+    for (name, _), total in zip(kinds, pool.map(one, range(len(kinds))), strict=True):
+        out[name] = total
         progress(len(out), len(kinds))
     return out
 
@@ -92,13 +91,13 @@ def joint(first: dict[str, str], second: dict[str, str]) -> msg.JointKeys:
 
 def install(scheme: Scheme, run_id: bytes, keys_: msg.JointKeys, fetch: Callable[[str], bytes]) -> None:
     """Give the evaluator the evaluation keys of ``keys_``, whose sums this party has made itself."""
-    rotations = {int(r): digest for r, digest in keys_.rotations.items()}
+    rotations = {int(r): total for r, total in keys_.rotations.items()}
     keys.install(scheme, run_id, keys_.relinearisation_h1, keys_.relinearisation_b, rotations, fetch)
 
 
 def joint_digest(keys_: msg.JointKeys) -> str:
     """One digest over all joint keys."""
-    return hashlib.sha256(b"focal/joint-keys/v1" + encode(keys_)).hexdigest()
+    return framing.digest(b"focal/joint-keys/v1", encode(keys_)).hex()
 
 
 def disagreement(name: str) -> Refused:

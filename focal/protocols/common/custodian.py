@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import abc
 import functools
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from focal import framing
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig
 from focal.custody import release
@@ -198,8 +198,8 @@ class Custodian(Answering):
         def weighed() -> list[tuple[bytes, Weighed | Refused]]:
             meet()
             for claim in claims:  # one proof gets a share; two of them would show the masks
-                digest = hashlib.sha256(claim.statement.hash + bytes.fromhex(claim.proof)).hexdigest()
-                self.ledger.pin(claim.topic + epoch.suffix, digest)
+                claimed = framing.digest(b"focal/claim/v1", claim.statement.hash, bytes.fromhex(claim.proof))
+                self.ledger.pin(claim.topic + epoch.suffix, claimed.hex())
             return list(self.pool.map(functools.partial(self.masks.weighed, self.scheme, fetch=self.fetch), claims))
 
         def shares() -> bytes:
@@ -318,7 +318,7 @@ class Custodian(Answering):
     def _sealed(self, institution: Member, shares: bytes) -> str:
         """The shares of all class groups in one box that only ``institution`` opens; the box's digest."""
         epoch = self.epochs.at("release/shares")
-        context = f"release/{institution.name}".encode() + epoch.seed
+        context = release.sealed_context(institution.name, epoch.seed)
         box = self.journal.once(
             f"{self.session}/sealed/{institution.name}{epoch.suffix}",
             lambda: self.identity.seal(institution, shares, context),

@@ -27,14 +27,13 @@ Quorums as in Castro and Liskov, "Practical Byzantine Fault Tolerance", OSDI 199
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from focal import framing
 from focal.errors import FocalError, Refused
-from focal.framing import framed
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
@@ -225,7 +224,7 @@ class Epochs:
 
 def digest(run_id: bytes, epoch: msg.Epoch) -> bytes:
     """Of a proposal, in this run."""
-    return hashlib.sha256(framed(b"focal/epoch/v1", run_id, encode(epoch))).digest()
+    return framing.digest(b"focal/epoch/v1", run_id, encode(epoch))
 
 
 def guard(manifest: Manifest, active: Sequence[str]) -> str | None:

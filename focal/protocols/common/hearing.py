@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
+from focal import framing
 from focal.config import Model
 from focal.errors import ProtocolError, Refused
 from focal.manifest import Manifest
@@ -84,9 +85,9 @@ def check_opens(scope: str, round: str, name: str, committed: Any, salt: str, di
 def derive_run_id(
     manifest: Manifest, session: str, commits: dict[str, msg.NonceCommit], reveals: dict[str, msg.NonceReveal]
 ) -> bytes:
-    """H('focal/run/v2' || manifest hash || nonces of custodians and founders in manifest order),
+    """Digest of ``focal/run/v2``, manifest hash and nonces of custodians and founders in manifest order,
     after every nonce was found to open its commitment."""
-    nonces = b""
+    nonces = list[bytes]()
     for member in manifest.openers:
         nonce = bytes.fromhex(reveals[member.name].nonce)
         check_opens(
@@ -97,5 +98,5 @@ def derive_run_id(
             reveals[member.name].salt,
             hashlib.sha256(nonce).digest(),
         )
-        nonces += nonce
-    return hashlib.sha256(b"focal/run/v2" + manifest.hash + nonces).digest()
+        nonces.append(nonce)
+    return framing.digest(b"focal/run/v2", manifest.hash, *nonces)

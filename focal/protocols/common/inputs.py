@@ -16,13 +16,12 @@ A round is ``inputs`` in a blind run, ``inputs/STEP/activations`` and ``inputs/S
 from __future__ import annotations
 
 import functools
-import hashlib
-import hmac
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
@@ -32,7 +31,6 @@ from focal.custody.integer_gaussian import SystemBelow
 from focal.custody.projections import Attempt, Lanes, Proof, Statement
 from focal.errors import FocalError, ProtocolError, Refused
 from focal.files import forget, private_write
-from focal.framing import framed
 from focal.net import messages as msg
 from focal.net.encoding import encode
 from focal.protocols.common.hearing import check_opens
@@ -133,7 +131,7 @@ class MaskKeys:
 
         def attempt(item: str) -> Attempt:
             # drawn from the key and the statement: even a folder that was restored from a copy makes no second one
-            secret = hmac.digest(self.private, framed(b"focal/range/attempt/v1", item.encode()), "sha256")
+            secret = framing.keyed(self.private, b"focal/range/attempt/v1", item.encode())
             return Attempt.draw(statement.sigma, SystemBelow(projections.derived(secret)))
 
         return projections.prove(statement, [self._shared[name] for name in custodians], messages, attempt).dump()
@@ -200,7 +198,7 @@ def keys_digest(institution: str, custodians: Sequence[str], keys: Mapping[str, 
     fields = [
         field for name in (institution, *custodians) for field in (name.encode(), bytes.fromhex(keys[name].public))
     ]
-    return hashlib.sha256(framed(b"focal/mask-keys/v1", *fields)).hexdigest()
+    return framing.digest(b"focal/mask-keys/v1", *fields).hex()
 
 
 def check_keys(said: Mapping[str, str], custodians: Sequence[str], keys: Mapping[str, msg.InputKey]) -> None:
@@ -217,7 +215,7 @@ def check_keys(said: Mapping[str, str], custodians: Sequence[str], keys: Mapping
 def commits_digest(commits: Mapping[str, msg.InputCommit]) -> str:
     """One digest over what every custodian committed to in a round, and its shares of range checks."""
     fields = [field for name, commit in commits.items() for field in (name.encode(), encode(commit))]
-    return hashlib.sha256(framed(b"focal/input-commits/v1", *fields)).hexdigest()
+    return framing.digest(b"focal/input-commits/v1", *fields).hex()
 
 
 def check_lists(round: str, lists: str, commits: Mapping[str, msg.InputCommit]) -> None:
@@ -235,9 +233,7 @@ def shown(wanted: Sequence[Input], blobs: Sequence[str], left_out: Iterable[str]
 
 def committed(lists: str, blobs: Sequence[str]) -> bytes:
     """What a custodian commits to before anybody shows a contribution."""
-    return hashlib.sha256(
-        framed(b"focal/input-contributions/v1", bytes.fromhex(lists), *map(bytes.fromhex, blobs))
-    ).digest()
+    return framing.digest(b"focal/input-contributions/v1", bytes.fromhex(lists), *map(bytes.fromhex, blobs))
 
 
 def check(

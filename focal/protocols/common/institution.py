@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
@@ -31,7 +32,7 @@ from focal.files import forget, private_write
 from focal.manifest import Manifest
 from focal.measure.traffic import merge
 from focal.net import messages as msg
-from focal.net.identity import bound_hash, open_for_group, seal_for_group
+from focal.net.identity import open_for_group, seal_for_group
 from focal.protocols.common import approval, ceremony
 from focal.protocols.common.facts import phase_seconds
 from focal.protocols.common.hearing import check_opens
@@ -41,7 +42,7 @@ from focal.protocols.common.progress import Reporter, timeline
 from focal.segments import projection as proj
 from focal.segments.projection import Projection
 from focal.sums import fixed
-from focal.sums.masked import MaskedSum, contribution_digest, new_group_key, participants_digest
+from focal.sums.masked import MaskedSum, contribution_digest, group_key_context, new_group_key
 from focal.task import scored_classes
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ class Institution(Party):
 
     @property
     def _projection_context(self) -> bytes:
-        return b"projection" + self.run_id
+        return framing.framed(b"focal/projection/sealed/v1", self.run_id)
 
     def _projection_key(self) -> bytes:
         """What the projection is sealed with, for institutions' eyes only: the key of the group that has its moments.
@@ -257,7 +258,7 @@ class Institution(Party):
     def _accepts(self, projection: Projection, key: bytes) -> msg.ProjectionAccepted:
         """What whoever accepts this projection says, and what uploads repeat."""
         # under the group's key: everybody reads this, and a plain hash would confirm a guess
-        self.projection_digest = bound_hash(b"focal/projection/v2", key, projection.to_bytes()).hex()
+        self.projection_digest = framing.digest(b"focal/projection/v2", key, projection.to_bytes()).hex()
         return msg.ProjectionAccepted(digest=self.projection_digest, eta_hex=projection.eta_hex)
 
     def _check_accepted(self, mine: msg.ProjectionAccepted) -> None:
@@ -321,7 +322,7 @@ class Institution(Party):
         """The group mask's key: drawn by the first participant, sealed to each of the others;
         the server never has it."""
         topic = f"sum/{label}/group-key"
-        context = b"focal/sum/group-key" + self.run_id + label.encode() + participants_digest(names)
+        context = group_key_context(self.run_id, label, names)
         first = self.manifest.member(names[0])
         if self.me.name == first.name:
             key = self.journal.once(f"{self.session}/{topic}", new_group_key)
@@ -375,7 +376,7 @@ class Institution(Party):
                 raise ProtocolError(f"'{name}' released another ciphertext than '{lead}'")
             if self.me.name not in answer.sealed:
                 raise ProtocolError(f"'{name}' sealed no share for us")
-            context = f"release/{self.me.name}".encode() + epoch.seed
+            context = release.sealed_context(self.me.name, epoch.seed)
             opened[name] = self.identity.unseal(
                 self.manifest.member(name), self.net.get(answer.sealed[self.me.name]), context
             )

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
@@ -262,4 +263,4 @@ class KeyHolder:
         )
 
     def _context(self, dealer: str, receiver: str) -> bytes:
-        return f"threshold/{dealer}/{receiver}".encode() + self.party.run_id
+        return framing.framed(b"focal/threshold/sealed/v1", self.party.run_id, dealer.encode(), receiver.encode())

@@ -8,11 +8,11 @@ and of the recorded refresh answers. Each link of the chain is::
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.heads.joint.engine import Backward, Forward, InteractiveEngine, Weights, zero_weights
@@ -66,8 +66,7 @@ class JointCompute:
             min_rows_of_others=plan.settings(manifest).min_rows_of_others,
         )
         masks = bytes.fromhex(self.engine.mask_digest)
-        begin = b"focal/joint-chain/v1" + manifest.hash + bytes.fromhex(joint_keys) + masks
-        self.chain = hashlib.sha256(begin).hexdigest()
+        self.chain = framing.digest(b"focal/joint-chain/v1", manifest.hash, bytes.fromhex(joint_keys), masks).hex()
         """The chain's beginning."""
 
     def close(self) -> None:
@@ -124,8 +123,7 @@ class JointCompute:
         before = self.engine.finish(step, weights, run, ask)
         data = self.dump(before.now)
         headers: list[Header] = [*present.values(), *answered.values()]
-        said = hashlib.sha256(b"".join(map(encode, headers))).digest()
-        link = hashlib.sha256(b"focal/joint-chain/v1" + bytes.fromhex(chain) + said + data).hexdigest()
+        link = framing.digest(b"focal/joint-link/v1", bytes.fromhex(chain), data, *map(encode, headers)).hex()
         inputs = tuple(h.chunk for h in headers)
         return before, msg.StepDone(step=step, inputs=inputs, outputs=(codec.digest(data),), chain=link), data
 

@@ -10,7 +10,6 @@ with: encrypted training costs so many times the seconds of this. Custodians hav
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.config import LocalConfig
 from focal.heads.joint.twin import twin_step
 from focal.manifest import Manifest
@@ -90,7 +90,7 @@ class PlainInstitution(JointInstitution):
 
 
 def _agree(party: PlainServer | PlainInstitution) -> None:
-    party.run_id = hashlib.sha256(b"focal/plain-split/v1" + party.session.encode()).digest()
+    party.run_id = framing.digest(b"focal/plain-split/v1", party.session.encode())
     party.scope = party.run_id.hex()
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from focal import framing
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.config import InteractiveConfig, InteractiveRunConfig, LayoutConfig
 from focal.custody import projections
 from focal.custody.inputs import Input
 from focal.custody.projections import Statement
 from focal.errors import ConfigError, Refused
-from focal.framing import framed
 from focal.heads.joint.layout import FACTOR, MOVED_LIMBS, OPENING, InteractiveLayout, row_table
 from focal.heads.joint.limits import HEAD_NOISE, MAX_ACTIVATION, MAX_DERIVATIVE, check_steps, request_size
 from focal.heads.joint.limits import check_contributors as check
@@ -130,13 +129,8 @@ def inputs(
     """The round in which custodians contribute to ``activations`` or ``derivatives`` of a step, the
     digest of all that is put in, the inputs, and what is claimed of them: one for each owner, whose rows
     are kept apart until they are masked."""
-    lists = hashlib.sha256(
-        framed(
-            b"focal/joint-inputs/v1",
-            what.encode(),
-            *(f for n, h in headers.items() for f in (n.encode(), encode(h))),
-        )
-    ).hexdigest()
+    fields = (f for n, h in headers.items() for f in (n.encode(), encode(h)))
+    lists = framing.digest(b"focal/joint-inputs/v1", what.encode(), *fields).hex()
     wanted = [
         Input(input_item(epoch, step, what, name), LIMBS, ((name, header.label),), FACTOR)
         for name, header in headers.items()
@@ -155,7 +149,7 @@ def inputs(
 
 def opening_context(item: str, seed: bytes) -> bytes:
     """What a sealed opening share is bound to."""
-    return f"open/{item}".encode() + seed
+    return framing.framed(b"focal/open/sealed/v1", item.encode(), seed)
 
 
 def total(manifest: Manifest) -> int:

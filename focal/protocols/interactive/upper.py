@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from focal import framing
 from focal.ckks import codec
 from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
@@ -274,4 +275,4 @@ class EncryptedUpper:
         return self.party.hear(self.server, f"present/{step}", msg.Present).owners
 
     def _context(self, round: int) -> bytes:
-        return f"average/{round}".encode() + self.party.run_id
+        return framing.framed(b"focal/average/sealed/v1", self.party.run_id, str(round).encode())

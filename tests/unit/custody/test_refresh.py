@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import struct
 from typing import Any
 
 import numpy as np
@@ -208,8 +209,9 @@ def test_a_depends_on_run_item_and_digest(rehearsal: Rehearsal) -> None:
 
 
 def test_a_is_its_definition(rehearsal: Rehearsal) -> None:
-    """SHAKE-256('focal/refresh/v2' || run id || item with its length || digest), every limb below its prime."""
-    seed = b"focal/refresh/v2" + bytes(32) + b"\6\0item/1" + bytes(range(32))
+    """SHAKE-256 of 'focal/refresh/v2', run id, item and digest, each after its length, every limb below its prime."""
+    fields = (b"focal/refresh/v2", bytes(32), b"item/1", bytes(range(32)))
+    seed = b"".join(struct.pack("<Q", len(field)) + field for field in fields)
     made = refresh.common_random(rehearsal.scheme, bytes(32), "item/1", bytes(range(32)).hex())
     assert len(made) == LIMBS
     for i, (limb, q) in enumerate(zip(made, rehearsal.scheme.moduli, strict=True)):

@@ -10,6 +10,7 @@ import msgpack
 import pytest
 from parties import SCOPE, identities, manifest_of
 
+from focal import framing
 from focal.errors import FocalError, ProtocolError
 from focal.manifest import Manifest
 from focal.net import messages as msg
@@ -185,7 +186,7 @@ def test_a_manifests_signature_is_good_for_nothing_else() -> None:
         )
         is None
     )
-    domains = [MANIFEST_DOMAIN, RECORD_DOMAIN, POOLED_DOMAIN]
+    domains = [MANIFEST_DOMAIN, RECORD_DOMAIN, framing.framed(POOLED_DOMAIN)]
     assert not any(a.startswith(b) for a in domains for b in domains if a is not b)
 
 

@@ -47,7 +47,7 @@ def summed(values: np.ndarray) -> tuple[list[MaskedSum], dict[str, bytes]]:
 
 
 def framed(*fields: bytes) -> bytes:
-    return b"".join(struct.pack("<I", len(field)) + field for field in fields)
+    return b"".join(struct.pack("<Q", len(field)) + field for field in fields)
 
 
 def stream(secret: bytes, purpose: bytes, members: int, *names: str) -> np.ndarray:
