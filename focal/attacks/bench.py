@@ -163,9 +163,11 @@ class Bench:
         return Path(folder)
 
     def public_images(self, size: int, most: int) -> Tensor:
+        """(k, 3, size, size) in [0, 1] of other patients, ``most`` at most."""
         return self.corpus.read(self.corpus.public[:most], size)
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(k,) class numbers."""
         return self.corpus.labels(rows)
 
 

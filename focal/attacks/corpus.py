@@ -67,8 +67,3 @@ class Corpus:
                 f"{len(self.private)}"
             )
         return np.sort(np.random.default_rng([seed, 21]).choice(len(self.private), count, replace=False))
-
-
-def corpus_of(table: Table, private: NDArray[np.int64], most: int, public: int) -> Corpus:
-    """The first ``most`` of the rows ``private``, and ``public`` of the table's test rows."""
-    return Corpus(table, private[:most], table.test_rows[:public])

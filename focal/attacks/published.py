@@ -184,14 +184,28 @@ def _read(
                 data = unsealed(sender, reader, body.sealed[reader], opening_context(item, epoch.seed))
                 out.add(sender, item + suffix, codec.OPENING_SHARE, data)
     said: dict[tuple[str, str, str], Any] = {(sender, topic, suffix): body for sender, topic, suffix, body in bodies}
-    for epoch, round, wanted, chunks in rounds(manifest, said, epochs):
+    _add_inputs(out, said, epochs, rounds(manifest, said, epochs), blob, kept)
+    return out
+
+
+def _add_inputs(
+    out: Published,
+    said: Mapping[tuple[str, str, str], Any],
+    epochs: Epochs,
+    found: Iterable[tuple[Epoch, str, Sequence[Input], Sequence[Sequence[str]]]],
+    blob: Callable[[str], bytes],
+    kept: Mapping[str, bytes],
+) -> None:
+    """Owners' masked rows and custodians' contributions of every round (:func:`rounds`); with ``kept``, the masks."""
+    scheme, run_id = out.scheme, bytes.fromhex(out.scheme.tag)
+    for epoch, round, wanted, chunks in found:
         for i, one in enumerate(wanted):
             named = one.item if one.item.endswith(epoch.suffix) else one.item + epoch.suffix
             for (name, label), digest in zip(one.owners, chunks[i], strict=True):
                 out.add_rows(name, named, blob(digest), one.limbs, one.factor)
                 for custodian, private in kept.items():
                     public = said[name, KEY, epochs.at(KEY).suffix].public
-                    key = inputs.pair_key(private, public, bytes.fromhex(run_id), name, custodian)
+                    key = inputs.pair_key(private, public, run_id, name, custodian)
                     out.masks[custodian, name, named] = inputs.mask(key, label, one.item, scheme.n)
             for custodian in epoch.active:
                 revealed: msg.InputReveal = said[custodian, f"{round}/reveal", epoch.suffix]
@@ -201,7 +215,6 @@ def _read(
                     [out.masks[custodian, name, named] for name, _ in one.owners] if kept and custodian in kept else []
                 )
                 out.add_input(custodian, named, a, blob(revealed.blobs[i]), masks, one.factor)
-    return out
 
 
 def rounds(

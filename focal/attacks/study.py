@@ -242,7 +242,7 @@ def attack(
                 say(f"  {one.name + ' ' + str(seed):<34} {verdict(leak):<44} {leak.seconds:6.1f} s")
             scenarios = [one for one in scenarios if (one.name, 0) in leaks]
     finally:  # after an interruption too
-        every = _all_cells(out, leaks)
+        every = _in_order(leaks)
         made = f"{os.cpu_count()} cores, {sum(leak.seconds for leak in every) / 60:.1f} min spent"
         found = Leaks(made=made, data=f"{bench.table.name}, {len(bench.corpus.private)} images", leaks=tuple(every))
         _write(found, study, out)
@@ -262,10 +262,10 @@ def verdict(leak: Leak) -> str:
     return f"AUC {leak.separated.auc:.3f}, TPR at 1 % FPR {100 * leak.separated.tpr:.1f} %"
 
 
-def _all_cells(out: Path, fresh: dict[tuple[str, int], Leak]) -> list[Leak]:
+def _in_order(leaks: dict[tuple[str, int], Leak]) -> list[Leak]:
     """What was made now or found, in the order of the table."""
     order = {name: i for i, name in enumerate(SCENARIOS)}
-    return sorted(fresh.values(), key=lambda leak: (order[leak.name], leak.seed))
+    return sorted(leaks.values(), key=lambda leak: (order[leak.name], leak.seed))
 
 
 def _write(found: Leaks, study: Study, out: Path) -> None:

@@ -100,7 +100,6 @@ class Scratch:
     """Between both's weights."""
     seconds: float
     """Keys, training and opening."""
-    seconds_per_step: float
     traffic: dict[str, Traffic]
     """Of institutions, and of ``custodian-1`` and so on."""
 
@@ -181,19 +180,16 @@ def train_from_scratch(
         started = time.perf_counter()
         run = EncryptedRun(tuple(own), outputs, settings.custodians, params, threads)
         try:
-            ready = time.perf_counter()
             weights = run.net.start(start)
             for s in range(settings.steps):
                 weights = run.step(s, weights, own, settings.rate)
-            trained = time.perf_counter()
             opened = run.open(weights)
             seconds = time.perf_counter() - started
         finally:
             run.close()
     x = test.features.astype(np.float64)
     error = max(np.abs(opened.first - expected.first).max(), np.abs(opened.second - expected.second).max())
-    each = (trained - ready) / settings.steps
-    return Scratch(opened, opened.scores(x), expected.scores(x), float(error), seconds, each, run.traffic)
+    return Scratch(opened, opened.scores(x), expected.scores(x), float(error), seconds, run.traffic)
 
 
 def train_twin(weights: Weights, own: Sequence[Site], settings: Settings) -> Weights:

@@ -159,6 +159,7 @@ class Modelled:
 
 
 def model(wish: Wish, prices: Prices, disk: float) -> list[Modelled]:
+    """A step of every size in :data:`ROWS` on as many machines as :data:`MACHINES` says; ``disk``: bytes a second."""
     machine = Machine(wish.cores, int(wish.memory_gb * 1e9), disk, wish.link_mbyte_s * 1e6, wish.inner_mbyte_s * 1e6)
     out = []
     for rows in ROWS:

@@ -157,7 +157,7 @@ class Problem:
         )
 
     def rows_of(self, block: int) -> tuple[Array, Array]:
-        """Features and targets of the rows in one block, the same at every call."""
+        """Features (n, R) and targets (n, C) of the rows in one block, the same at every call."""
         shape, x, t = self.layout, [], []
         for owned in plan.row_table(self.manifest, shape).values():
             first, last = max(owned[0], block * shape.block_rows), min(owned[1], (block + 1) * shape.block_rows)

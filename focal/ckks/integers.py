@@ -35,7 +35,7 @@ def digits(residues: Sequence[Limb], primes: Sequence[int]) -> list[Limb]:
 
 
 def less(found: Sequence[Limb], primes: Sequence[int], bound: int) -> NDArray[np.bool_]:
-    """Whether each number with these digits is below ``bound``."""
+    """(N,) whether each number with these digits, (N,) each, is below ``bound``."""
     below: NDArray[np.bool_] = np.zeros(len(found[0]), bool)
     for digit, q in zip(found, primes, strict=True):  # from the least digit on: a larger one decides anew
         wanted = np.uint64(bound % q)

@@ -269,7 +269,7 @@ def exponent(n: int, rotation: int) -> int:
 
 @functools.lru_cache(maxsize=256)
 def automorphism(n: int, k: int) -> NDArray[np.int64]:
-    """Where a polynomial's evaluation form has the values of the same at X^k, for odd k:
+    """(N,) where a polynomial's evaluation form has the values of the same at X^k, for odd k:
     entry j is that at root^(2 rev(j) + 1)."""
     reverse = bit_reversal(n)
     places = reverse[((2 * reverse + 1) * k % (2 * n) - 1) // 2]
@@ -278,7 +278,7 @@ def automorphism(n: int, k: int) -> NDArray[np.int64]:
 
 
 def centred(coefficients: Limb, q: int) -> NDArray[np.int64]:
-    """Residues as signed integers in (-q/2, q/2]."""
+    """(N,) residues as signed integers in (-q/2, q/2]."""
     return np.where(coefficients > np.uint64(q // 2), coefficients.astype(np.int64) - q, coefficients.astype(np.int64))
 
 

@@ -40,20 +40,20 @@ def _cumulative() -> NDArray[np.uint64]:
 
 
 def ternary(n: int) -> NDArray[np.int64]:
-    """``n`` uniform draws from -1, 0, 1: bytes below 243 = 3^5 modulo 3."""
+    """(n,) uniform draws from -1, 0, 1: bytes below 243 = 3^5 modulo 3."""
     raw = np.frombuffer(secrets.token_bytes(n + n // 8 + 256), np.uint8)  # 5 % are thrown away
     kept = raw[raw < 243]
     return kept[:n].astype(np.int64) % 3 - 1 if len(kept) >= n else ternary(n)
 
 
 def errors(n: int) -> NDArray[np.int64]:
-    """``n`` discrete Gaussians of deviation :data:`ERROR`, by inversion of their distribution function (to 2^-52)."""
+    """(n,) discrete Gaussians of deviation :data:`ERROR`, by inversion of their distribution function (to 2^-52)."""
     words = np.frombuffer(secrets.token_bytes(8 * n), "<u8") >> np.uint64(1)
     return np.searchsorted(_cumulative(), words, side="right").astype(np.int64) - _TAIL
 
 
 def uniform(n: int, bits: int) -> list[NDArray[np.uint64]]:
-    """``n`` integers uniform in [0, 2^bits) as words of 56 bits, least first."""
+    """``n`` integers uniform in [0, 2^bits) as words of 56 bits, (n,) each, the least first."""
     words = []
     for start in range(0, bits, _WORD):
         raw = np.frombuffer(secrets.token_bytes(8 * n), "<u8")
@@ -62,7 +62,7 @@ def uniform(n: int, bits: int) -> list[NDArray[np.uint64]]:
 
 
 def residues(words: Sequence[NDArray[np.uint64]], offset: int, q: int) -> Limb:
-    """(sum of words[i] 2^(56 i) + offset) mod q for q < 2^61."""
+    """(n,) sums of words[i] 2^(56 i), plus ``offset``, modulo q < 2^61."""
     if native.library:
         return native.library.residues(words, _WORD, offset, q)
     n = len(words[0])
@@ -75,7 +75,7 @@ def residues(words: Sequence[NDArray[np.uint64]], offset: int, q: int) -> Limb:
 
 
 def low_words(words: Sequence[NDArray[np.uint64]], offset: int) -> NDArray[np.uint64]:
-    """(sum of words[i] 2^(56 i) + offset) mod 2^64."""
+    """(n,) sums of words[i] 2^(56 i), plus ``offset``, modulo 2^64."""
     total: NDArray[np.uint64] = np.full(len(words[0]), offset % 2**64, np.uint64)
     for i, word in enumerate(words[:2]):
         total += word << np.uint64(_WORD * i)

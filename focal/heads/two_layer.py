@@ -104,7 +104,7 @@ def gradients(weights: Weights, x: Array, targets: Array) -> Weights:
 
 
 def step(weights: Weights, x: Array, targets: Array, rate: float) -> Weights:
-    """One step on all rows of all institutions."""
+    """One step on all rows x (n, 64) of all institutions, with targets (n, C) = 1/2 - y."""
     found = gradients(weights, x, targets)
     return Weights(weights.first - rate / len(x) * found.first, weights.second - rate / len(x) * found.second)
 

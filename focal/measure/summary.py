@@ -191,11 +191,6 @@ class Summary(Model):
         ]
 
     @property
-    def phase_bytes(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Party -> phase -> ``{"up", "down"}``, as plain dictionaries."""
-        return {party: traffic.model_dump()["by_phase"] for party, traffic in self.bytes.items()}
-
-    @property
     def unverified(self) -> bool:
         """Whether the server is trusted to follow the protocol, because no custodian re-runs its steps."""
         return set(self.verify.values()) == {"off"}

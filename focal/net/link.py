@@ -208,11 +208,6 @@ class Link(Requests):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def silence(self) -> float:
-        """Seconds since the server's last sign of life."""
-        return time.monotonic() - self._heard
-
     # ---- from the caller's threads to the I/O thread
 
     def _submit(self, message: Model, expect: type[Model], payload: bytes = b"", *, bulk: bool = False) -> Future:

@@ -55,7 +55,7 @@ PHASE_COLOURS = {
 """Training's seconds and the refreshes' bytes are one activity seen twice: one colour, one entry of the legend."""
 
 PhaseBytes = Mapping[str, Mapping[str, Mapping[str, int]]]
-"""Party -> phase -> ``{"up", "down"}``, bytes; :attr:`focal.measure.summary.Summary.phase_bytes` has it."""
+"""Party -> phase -> ``{"up", "down"}``, bytes, as each party's journal has counted them."""
 
 
 class Span(NamedTuple):

@@ -27,7 +27,7 @@ from focal.data.sheet import Sheet
 from focal.data.table import open_sheet
 from focal.errors import FocalError
 from focal.files import private_write
-from focal.measure.metrics import Floats, measure_all
+from focal.measure.metrics import Floats, Measured, measure_all
 from focal.measure.subgroups import Split, score_subgroup, subgroups
 from focal.task import scored_classes
 from focal.telling import Progress
@@ -95,13 +95,7 @@ def evaluate(
         exchange = Pool(pool, key, meta)
     whole, left_out = _labelled_table(meta, Path(table_csv), Path(images), group, labels)
     table = whole.take(whole.test_rows)
-    trained_on = seen(Path(run), table, range(len(table)))
-    if trained_on and not allow_seen:
-        raise FocalError(
-            f"{table_csv}: {trained_on} of the {len(table)} scored images trained this model: its scores would be "
-            "too good",
-            hint="mark these rows 'train' in a 'split' column, remove them, or say --allow-seen",
-        )
+    trained_on = _trained_on(Path(run), table, Path(table_csv), allow_seen)
     splits = {
         text: subgroups(split, _cells(table, split.column, Path(table_csv)))
         for text in by
@@ -115,21 +109,17 @@ def evaluate(
 
         exchange.add(score_histogram(table.labels, scores, meta.task))
 
-    def by_name(values: Floats) -> dict[str, float | None]:
-        return {name: None if np.isnan(v) else float(v) for name, v in zip(names, values, strict=True)}
-
+    measures = {name: _told(m, names) for name, m in measured.items()}
+    auroc = measures["auroc"]
     return {
-        "auroc": measured["auroc"].macro,
-        "auroc_per_class": by_name(measured["auroc"].per_class),
-        "auroc_ci95": list(measured["auroc"].ci95),
+        "auroc": auroc["macro"],
+        "auroc_per_class": auroc["per_class"],
+        "auroc_ci95": auroc["ci95"],
         "n": len(table),
         "left_out": left_out,
         "trained_on": trained_on,
         "dataset": table.name,
-        "measures": {
-            name: {"macro": m.macro, "ci95": list(m.ci95), "per_class": by_name(m.per_class)}
-            for name, m in measured.items()
-        },
+        "measures": measures,
         "subgroups": {
             text: {
                 name: score_subgroup(table.labels[at], scores[at], table.groups[at], meta.task, names, repeats)
@@ -139,6 +129,24 @@ def evaluate(
         },
         "pooled": None if exchange is None else exchange.result(),
     }
+
+
+def _trained_on(run: Path, table: Table, csv: Path, allow: bool) -> int:
+    """How many images of the table trained the model. Raises :class:`FocalError` for any, unless ``allow``."""
+    count = seen(run, table, range(len(table)))
+    if count and not allow:
+        raise FocalError(
+            f"{csv}: {count} of the {len(table)} scored images trained this model: its scores would be too good",
+            hint="mark these rows 'train' in a 'split' column, remove them, or say --allow-seen",
+        )
+    return count
+
+
+def _told(measure: Measured, names: Sequence[str]) -> dict[str, Any]:
+    """A measure as JSON has it; ``None`` for a class that cannot be scored."""
+    values = zip(names, measure.per_class, strict=True)
+    per_class = {name: None if np.isnan(v) else float(v) for name, v in values}
+    return {"macro": measure.macro, "ci95": list(measure.ci95), "per_class": per_class}
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class LowerSegment(nn.Module):
         return [module for _, module in self._cuts]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, 3, s, s) on the 0..255 scale -> (b, dim) float32; with ``flip`` the mean of both ways round."""
         x = x.float()
         features = self._one_way(x)
         return (features + self._one_way(x.flip(3))) / 2 if self.spec.flip else features

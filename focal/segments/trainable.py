@@ -92,6 +92,7 @@ class TrainableSegment(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, s, s) -> activations (b, R) float64."""
         return self.bottleneck(self.lower(images))
 
     # ----------------------------------------------------------------- what trains, as one vector
@@ -182,6 +183,7 @@ class Bottleneck(nn.Module):
         return made
 
     def forward(self, raw: Tensor) -> Tensor:
+        """(b, dim) -> (b, R) float64, the last column 1."""
         # float64 as in UpperHead.project, where the reason is
         components = raw.double().clamp(-self.bound, self.bound) @ self.matrix.double().T + self.offset.double()
         limit = 2.0 * math.sqrt(components.shape[1] + 1)

@@ -120,7 +120,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Based:
-    """An :class:`Upper` on top of a :class:`Base`."""
+    """An :class:`Upper` on top of a :class:`Base`: what the base's weights (R, C) add is added here, in the clear."""
 
     upper: Upper
     base: Base

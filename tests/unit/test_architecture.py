@@ -8,10 +8,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from patience import PATIENCE
 from places import PACKAGE, ROOT
+
+from focal.config import RUN_CONFIGS, Protocol
+from focal.manifest import OWN_FIELDS
+from focal.protocols import PROTOCOLS
 
 
 def python(program: str) -> str:
@@ -56,6 +61,17 @@ def test_every_part_of_the_package_imports_from_the_layers_below_it_only() -> No
     for path, names in IMPORTS:
         upward = parts_of(names) - {part(path)} - below[part(path)]
         assert not upward, f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(upward))} from above or beside it"
+
+
+def test_no_file_is_too_long_to_be_one_idea() -> None:
+    long = {
+        str(path.relative_to(PACKAGE)): lines
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.suffix in (".py", ".h", ".c", ".html", ".css", ".js", ".sql", ".yaml")
+        if path.name != "_kernels.c"  # written by cffi
+        if (lines := len(path.read_text().splitlines())) > 500
+    }
+    assert not long
 
 
 def test_an_import_is_seen_wherever_it_stands() -> None:
@@ -144,6 +160,20 @@ def test_nobody_outside_the_protocols_asks_for_one_by_name() -> None:
     assert [where.split(":")[0] for where in found] == ["manifest.py"] * 2, found
     pages = [page.name for page in PACKAGE.rglob("*.html") if re.search(r"protocol\s*[!=]=", page.read_text())]
     assert not pages
+
+
+def test_a_protocol_is_registered_everywhere_or_nowhere() -> None:
+    names = set(get_args(Protocol))
+    configs = {kind.model_fields["protocol"].default for kind in RUN_CONFIGS}
+    assert names == configs == set(OWN_FIELDS) == set(PROTOCOLS)
+
+
+def test_only_the_blind_plan_says_which_head_a_run_has() -> None:
+    """Its layout, engine and twin: roles, comparisons and simulations ask the plan."""
+    head = {"twin", "layout.Layout", "cost.layout_for", "engine.Engine", "engine.zero_weights", "engine.mask_digest"}
+    named = {f"focal.heads.linear.{name}" for name in head}
+    found = {path.relative_to(PACKAGE) for path, names in IMPORTS if names & named}
+    assert {str(p) for p in found if p.parts[0] in ("protocols", "runs")} == {"protocols/blind/plan.py"}
 
 
 @pytest.mark.parametrize(

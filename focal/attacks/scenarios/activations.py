@@ -123,6 +123,8 @@ def _head_trials(
 
 
 def head_of(size: int, name: str, title: str, threat: str, assumes: str, reproduced: str | None = None) -> None:
+    """A scenario of gradients of the head, of batches of ``size`` images each."""
+
     @scenario(name, title, threat, assumes, "head-1.gradient", reproduced)
     def run(bench: Bench, threat: Threat, seed: int) -> Found:
         order = np.random.default_rng([seed, 30]).permutation(len(bench.corpus.private))

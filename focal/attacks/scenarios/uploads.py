@@ -26,10 +26,6 @@ from focal.ckks.scheme import Scheme
 from focal.heads.linear.layout import Layout
 
 
-def _victims(bench: Bench) -> NDArray[np.int64]:
-    return np.arange(len(bench.corpus.private))
-
-
 def _own_columns(bench: Bench, most: int) -> tuple[Array, NDArray[np.int64]]:
     """Columns of the attacker's own images, by the run's projection: institutions alone have it, and may tell."""
     public = bench.corpus.public[:most]

@@ -153,6 +153,7 @@ class Sizes:
 
     @classmethod
     def of(cls, layout: Layout, params: CkksConfig, rows: Mapping[str, int], degree: int) -> Sizes:
+        """Of a run in which all come; ``rows``: how many each institution has."""
         n, blob = params.ring, cost.blob_bytes
         touched = sum(len(layout.touched(*owned)) for owned in layout.row_table(rows).values())
         data, target = (blob(n, layout.chunk_limbs(what), 1) for what in ("data", "target"))

@@ -315,12 +315,12 @@ class Layout:
         return lanes.reshape(-1)
 
     def target_mask(self, start: int, stop: int, block: int, group: int) -> Array:
-        """1 where targets of the global rows [start, stop) stand in ``block`` and one class group; else 0."""
+        """(S,) 1 where targets of the global rows [start, stop) stand in ``block`` and one class group; else 0."""
         own = self.block_of(np.ones((stop - start, self.outputs)), start, block)
         return self.target_slots(own, group) / TARGET_SCALE
 
     def data_mask(self, start: int, stop: int, block: int, g: int) -> Array:
-        """1 where data of the global rows [start, stop) stand in ``block``, real and imaginary part, else 0.
+        """(S,) 1 where data of the global rows [start, stop) stand in ``block``, real and imaginary part, else 0.
 
         It is the same for every h: another diagonal has other features of a row in the same slots. By g they are
         rotated.
@@ -329,20 +329,20 @@ class Layout:
         return self.data_slots(own, g, 0).real * self.divisor
 
     def class_mask(self, group: int) -> Array | None:
-        """1 on lanes of a weight ciphertext that hold a class, 0 on those that pad C to whole groups;
+        """(S,) 1 on lanes of a weight ciphertext that hold a class, 0 on those that pad C to whole groups;
         None where every lane holds one."""
         if (group + 1) * self.class_lanes <= self.outputs:
             return None
         return self.weight_slots(np.ones((self.features, self.outputs)), group).real
 
     def first_lane(self) -> Array:
-        """1 in lane j = 0, else 0."""
+        """(S,) 1 in lane j = 0, else 0."""
         mask = np.zeros((self.groups_of_rows, self.feature_lanes, self.lane * self.class_lanes))
         mask[:, 0] = 1.0
         return mask.reshape(-1)
 
     def weight_slots(self, weights: Array, group: int) -> Slots:
-        """Slots of one class group's weights; ``weights`` is (R, C)."""
+        """(S,) slots of one class group's weights; ``weights`` is (R, C)."""
         k = self.class_lanes
         w = np.zeros((self.features, k))
         part = weights[:, group * k : (group + 1) * k]

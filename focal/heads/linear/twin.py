@@ -51,7 +51,7 @@ class Scalars:
 
 
 def polynomial(z: Array, coefficients: tuple[float, ...]) -> Array:
-    """sigmoid(z) - 1/2 as the encrypted pass computes it."""
+    """sigmoid(z) - 1/2 of every entry, as the encrypted pass computes it: z c_0 + z^3 c_1 + ..."""
     square = z * z
     out = np.zeros_like(z)
     for c in reversed(coefficients):

@@ -15,6 +15,7 @@ class BlindAudit(Audit):
     """The re-execution of one finished blind run."""
 
     def compute(self, joint: msg.JointKeys) -> BlindCompute:
+        """What takes the steps again, once all that came before them was found as the protocol has it."""
         layout, active, seed = plan.layout(self.manifest), self.active("upload"), self.seed("upload")
         founders, spelled = [m.name for m in self.manifest.founders], self.epochs.spelled
         agreed = roster.agreed(self.recall_all(founders, "projection/accepted", msg.ProjectionAccepted), joint)

@@ -19,6 +19,7 @@ class BlindCustodian(Gathering, Custodian):
     """``run()`` takes part in one blind run from the nonces to the release; interrupted, the same call continues it."""
 
     def answer(self) -> None:
+        """Contribute to the inputs of all who came, then answer every refresh: computing along, or as asked."""
         with self.report.phase("upload"):
             self.enter("upload")
             if self.epochs.at(inputs.KEY).number:  # rows are masked anew, with other keys

@@ -388,6 +388,7 @@ class Institution(Party):
         ]
 
     def save_head(self, head: UpperHead) -> None:
+        """Write ``model.pt``: the head, and which run, classes and lower segment it belongs to."""
         from focal.segments.upper import ModelMeta, save
 
         m = self.manifest
