@@ -241,7 +241,7 @@ class InteractiveEngine(Moves):
         turning += [partial(self._rows, activations, masks) for masks in self.activation_masks]
         w, *rows = self._all(turning)
         diagonals = self._diagonals(w)
-        x = [self._sum(ev.drop(ct, MULTIPLIED) for ct in cts) for cts in zip(*rows, strict=True)]
+        x = self._map(lambda *cts: self._sum(ev.drop(ct, MULTIPLIED) for ct in cts), *rows)
         inner = self._map(
             lambda g: self._inner([(x[h], diagonals[s]) for h, s in layout.diagonals(g).items()]), layout.giants
         )
@@ -269,7 +269,8 @@ class InteractiveEngine(Moves):
             )
         layout, ev = self.layout, self.ev
         d = self._all([partial(self._derivatives, derivatives, masks) for masks in self.derivative_masks])
-        whole = {g: self._sum(ev.drop(turned[g], MULTIPLIED) for turned in d) for g in layout.giants}
+        sums = self._map(lambda g: self._sum(ev.drop(turned[g], MULTIPLIED) for turned in d), layout.giants)
+        whole = dict(zip(layout.giants, sums, strict=True))
         met = [
             [self._sum(turned[g] for g in (half, half - layout.halves) if g in turned) for turned in d]
             for half in range(layout.halves)
@@ -280,20 +281,18 @@ class InteractiveEngine(Moves):
             return self._lowered([(rows[h], turned) for rows, turned in zip(run.rows, met[half], strict=True)])
 
         def column(h: int) -> Ciphertext:
-            met = {s: g for g in layout.giants for i, s in layout.diagonals(g).items() if i == h}
-            return self._inner([(run.diagonals[s], whole[g]) for s, g in met.items()])
+            giants = {g: layout.diagonals(g) for g in layout.giants}
+            return self._inner([(run.diagonals[own[h]], whole[g]) for g, own in giants.items() if h in own])
 
         babies = range(layout.babies)
         made = self._all([*(partial(lane, e) for e in range(layout.lanes)), *(partial(column, h) for h in babies)])
         lanes, columns = made[: layout.lanes], made[layout.lanes :]
-        starts = range(0, layout.lanes, layout.babies)
-        *sides, gradient = self._all(
-            [
-                *(partial(self._horner, lanes[i : i + layout.babies], -layout.row_and_lane) for i in starts),
-                partial(self._horner, columns, -layout.lane),
-            ]
-        )
-        g = sides[0] if len(sides) == 1 else ev.add(sides[0], ev.rotate(sides[1], layout.half))
+        halves = [lanes[i : i + layout.babies] for i in range(0, layout.lanes, layout.babies)]
+        chains = [lambda: self._horner(halves[0], -layout.row_and_lane)]
+        if layout.halves > 1:
+            chains.append(lambda: ev.rotate(self._horner(halves[1], -layout.row_and_lane), layout.half))
+        *sides, gradient = self._all([*chains, lambda: self._horner(columns, -layout.lane)])
+        g = self._sum(sides)
         moved = self._updated(weights, g, n)
         return Backward(self._masked(gradient, self.gradient_masks, derivatives), moved)
 
