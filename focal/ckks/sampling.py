@@ -158,7 +158,9 @@ def wide_gaussian(n: int, deviation: float, moduli: Sequence[int]) -> list[Limb]
     *powers, last = _steps(deviation)
     for start in (*range(0, len(powers), _TOGETHER), len(powers)):
         steps = powers[start : start + _TOGETHER] or [last]
-        digits = sum(_digits(n, _words) * (step // steps[0]) for step in steps)
+        digits = np.zeros(n, np.int64)
+        for step in steps:
+            digits += _digits(n, _words) * (step // steps[0])
         for i, q in enumerate(moduli):
             place = np.full(n, steps[0] % q, np.uint64)
             out[i] = ring.add(out[i], ring.multiply((digits % q).astype(np.uint64), place, q), q)
