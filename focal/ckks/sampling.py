@@ -85,6 +85,10 @@ def low_words(words: Sequence[NDArray[np.uint64]], offset: int) -> NDArray[np.ui
 _DIGIT = 128
 """Deviation of one digit of a wide Gaussian."""
 _RADIX = 64
+_TOGETHER = 8
+"""Digits whose sum fits a word: 64^7 x 13 x 128 < 2^53."""
+_BUCKETS = 14
+"""Bits of a draw that say where in the table it is, but for one place, in 99 % of all draws."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -101,14 +105,29 @@ def _digit_table() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     return np.array([v >> 63 for v in out], np.uint64), np.array([v & (1 << 63) - 1 for v in out], np.uint64)
 
 
+@functools.lru_cache(maxsize=1)
+def _digit_buckets() -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.bool_]]:
+    """For the first 14 bits of a draw: where in the table a search for it begins, what stands there, and whether it may
+    end more than one place further on."""
+    starts = np.arange(1 << _BUCKETS, dtype=np.uint64) << np.uint64(63 - _BUCKETS)
+    ends = starts + np.uint64((1 << 63 - _BUCKETS) - 1)
+    upper = _digit_table()[0]
+    first, last = (np.searchsorted(upper, edge, side="right") for edge in (starts, ends))
+    return first, np.append(upper, np.uint64(1 << 63))[first], last - first > 1
+
+
 def _digits(n: int, words: Callable[[int], NDArray[np.uint64]]) -> NDArray[np.int64]:
     """``n`` discrete Gaussians of deviation :data:`_DIGIT`, by inversion; ``words(n)``: uniform over 63 bits."""
     upper, lower = _digit_table()
+    first, there, several = _digit_buckets()
     drawn = words(n)
-    found = np.searchsorted(upper, drawn, side="right")
+    bucket = drawn >> np.uint64(63 - _BUCKETS)
+    found = first[bucket] + (there[bucket] <= drawn)
+    rare = np.flatnonzero(several[bucket])
+    found[rare] = np.searchsorted(upper, drawn[rare], side="right")
     for i in np.flatnonzero((found > 0) & (upper[found - 1] == drawn)):  # once in 2^51: the lower bits decide
         found[i] -= int(words(1)[0] < lower[found[i] - 1])
-    return found.astype(np.int64) - 13 * _DIGIT
+    return found - 13 * _DIGIT
 
 
 def _words(n: int) -> NDArray[np.uint64]:
@@ -136,12 +155,15 @@ def wide_gaussian(n: int, deviation: float, moduli: Sequence[int]) -> list[Limb]
     if deviation < 1 << 10:
         raise ValueError(f"a wide Gaussian has a deviation of 1024 at least, not {deviation:g}")
     out: list[Limb] = [np.zeros(n, np.uint64) for _ in moduli]
-    for step in _steps(deviation):
-        digit = _digits(n, _words)
+    *powers, last = _steps(deviation)
+    for start in (*range(0, len(powers), _TOGETHER), len(powers)):
+        steps = powers[start : start + _TOGETHER] or [last]
+        digits = np.zeros(n, np.int64)
+        for step in steps:
+            digits += _digits(n, _words) * (step // steps[0])
         for i, q in enumerate(moduli):
-            out[i] = ring.add(
-                out[i], ring.multiply((digit % q).astype(np.uint64), np.full(n, step % q, np.uint64), q), q
-            )
+            place = np.full(n, steps[0] % q, np.uint64)
+            out[i] = ring.add(out[i], ring.multiply((digits % q).astype(np.uint64), place, q), q)
     return out
 
 

@@ -45,9 +45,9 @@ so their noise cannot be averaged away.
 The noise inside over 2^31, measured with independent keys on the same plaintexts (test_opening.py, 3 custodians;
 it grows as sqrt(m))::
 
-    logits                 2^7.8                         what the rotations of the head leave
-    activation gradients   2^10.6 sqrt(1 + 3 w^2)        what rotations of the head and of derivatives leave;
+    logits                 2^9.3 sqrt(1 + 5 w^2)         what rotations of the head and of activations leave;
                                                          w: the head's root mean square
+    activation gradients   2^10.6 sqrt(1 + 3 w^2)        what rotations of the head and of derivatives leave
     both, besides          about 2^0.5 times the noise of the head itself: 2^10.3 after 50 steps of momentum 0.9 and
                            rate 0.5, 2^11.4 after 190, 2^12.2 after 512 (focal.heads.joint.limits.head_noise), for
                            activations of root mean square 1

@@ -75,6 +75,6 @@ def noise_over_steps(pair: tuple[Rehearsal, Rehearsal], steps: int) -> None:
         f"2^{math.log2(expected):.1f}), of opened logits 2^{math.log2(z):.1f}, of gradients 2^{math.log2(dx):.1f}"
     )
     assert expected / 4 < head < 2 * expected  # it depends on the keys drawn
-    assert z < 2 * (2**0.8 * expected + 2**7.8)
+    assert z < 2 * (2**0.8 * expected + 2**9.3 * math.sqrt(1 + 5 * rms(w) ** 2))
     assert dx < 2 * (2**0.8 * expected + 2**10.6 * math.sqrt(1 + 3 * rms(w) ** 2))
     assert rms(np.array(openings)) < CARRIED_NOISE

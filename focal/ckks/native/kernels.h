@@ -5,7 +5,7 @@
  *     avx2_narrow.c   arith_double.h       q < 2^46     doubles and FMA
  *     avx2_wide.c     arith_montgomery.h   q < 2^60     32-bit products
  *     ifma_narrow.c   arith_ifma.h         q < 2^50     52-bit products
- *     ifma_wide.c     arith_montgomery.h   q < 2^60     32-bit products, eight at a time
+ *     ifma_wide.c     arith_ifma_wide.h    q < 2^60     64-bit products, quotients by 52-bit ones
  *
  * n is a multiple of 64 where nothing else is said.
  */
@@ -16,7 +16,7 @@ enum { MOST_SOURCES = 4 };
 
 struct kernels {
     uint64_t limit; /* q is below */
-    size_t lanes;
+    size_t lanes, words; /* of a vector; of a factor */
     /* The factor w < q of modulus m. */
     struct factor (*factor)(uint64_t w, const struct modulus *m);
     /* Both transforms; the inverse multiplies by w as well. In place or not. */

@@ -313,6 +313,7 @@ static void inner(const struct modulus *m, size_t n, size_t count, const uint64_
     const struct kernels name = {       \
         .limit = LIMIT,                 \
         .lanes = LANES,                 \
+        .words = WORDS,                 \
         .factor = factor_of,            \
         .forward = forward,             \
         .inverse = inverse,             \

@@ -55,16 +55,15 @@ uint64_t inverse_mod(uint64_t x, const struct modulus *m) {
     return power_mod(x, m->q - 2, m);
 }
 
-static int allocate(struct factors *table, size_t count) {
-    for (int k = 0; k < 2; k++)
+static int allocate(struct factors *table, size_t words, size_t count) {
+    for (size_t k = 0; k < words; k++)
         if (!(table->word[k] = focal_words_new(count))) return 0;
     return 1;
 }
 
 static void put_factor(struct factors *table, size_t i, uint64_t w, const struct modulus *m) {
-    struct factor both = m->kernels->factor(w, m);
-    table->word[0][i] = both.word[0];
-    table->word[1][i] = both.word[1];
+    struct factor all = m->kernels->factor(w, m);
+    for (size_t k = 0; k < m->kernels->words; k++) table->word[k][i] = all.word[k];
 }
 
 static size_t reversed(size_t i, size_t n) {
@@ -75,9 +74,9 @@ static size_t reversed(size_t i, size_t n) {
 
 /* Powers of `root` into `table`; those of the last stages once more into `leaf`, in the order of use. */
 static int fill(const struct focal_prime *p, uint64_t root, int upwards, struct factors *table, struct factors *leaf) {
-    size_t lanes = p->m.kernels->lanes, n = p->n, at = 0;
+    size_t lanes = p->m.kernels->lanes, words = p->m.kernels->words, n = p->n, at = 0;
     uint64_t *powers = malloc(n * sizeof *powers);
-    if (!powers || !allocate(table, n) || !allocate(leaf, n)) {
+    if (!powers || !allocate(table, words, n) || !allocate(leaf, words, n)) {
         free(powers);
         return 0;
     }
@@ -116,7 +115,7 @@ void focal_prime_free(focal_prime *p) {
     if (!p) return;
     struct factors *tables[] = {&p->forward, &p->inverse, &p->forward_leaf, &p->inverse_leaf};
     for (int t = 0; t < 4; t++)
-        for (int k = 0; k < 2; k++) focal_words_free(tables[t]->word[k]);
+        for (int k = 0; k < MOST_WORDS; k++) focal_words_free(tables[t]->word[k]);
     free(p);
 }
 

@@ -25,14 +25,16 @@ struct modulus {
     const struct kernels *kernels;
 };
 
-/* A known factor w with what makes products by it cheap: two words that mean what the modulus's kernels want. */
+enum { MOST_WORDS = 4 };
+
+/* A known factor w with what makes products by it cheap: words that mean what the modulus's kernels want. */
 struct factor {
-    uint64_t word[2];
+    uint64_t word[MOST_WORDS];
 };
 
-/* Factors as two arrays, one per word. */
+/* Factors as arrays, one per word; NULL for words that the kernels do not have. */
 struct factors {
-    uint64_t *word[2];
+    uint64_t *word[MOST_WORDS];
 };
 
 struct focal_prime {

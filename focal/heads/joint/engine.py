@@ -16,28 +16,44 @@ is missing is to bring lane r to lane r - e *within* a row: a rotation by e Q do
 (e - K) Q for r < e. Everything is therefore written in the 2K - 1 diagonals s = e and s = e - K, where a mask
 keeps the lanes that stay within their row::
 
-    W_s = mask_s W_e          X_s = mask_s X           D_s = rot(D, -s Q)           e = s mod K
+    W_s = mask_s W_e              D_s = rot(D, -s Q)              e = s mod K
 
-    logits             Z  = fold_q  sum_s rot(X . W_s, s Q)                       Horner over s, both ways from 0
-    input gradient     dX = sum_s W_s . D_s                                       one relinearisation
-    weight gradient    G  = fold_i  sum_e rot(sum_(s = e mod K) X_s . D_s, -e R)  Horner over e, both ways from 0
+    logits             Z  = fold_q  sum_s rot(X . W_s, s Q)
+    input gradient     dX = sum_s W_s . D_s
+    weight gradient    G  = fold_i  sum_e rot(sum_(s = e mod K) mask_s X . D_s, -e R)
+
+In baby steps and giant steps, s = g B + h with 0 <= h < B = K / 2. Whatever has one h is rotated by h Q before it is
+multiplied, so that products are added up, relinearised and turned together; e and e - K have one h, so one rotation
+of W is good for both::
+
+    W'_s = rot(W_s, h Q)     rot(W_e, h Q) by one rotation of W, e R + h Q          X'_h = rot(X, h Q)
+    D'_g = rot(D, -g B Q)
+
+    logits             Z  = fold_q  sum_g rot( sum_h X'_h . W'_s,  g B Q )           Horner over g, both ways from 0
+    input gradient     dX =         sum_h rot( sum_g W'_s . D'_g,  -h Q )            Horner over h
+    weight gradient    G  = fold_i  sum_e rot( T_e,  -(e R + h Q) )                  Horner over h, twice, and once B R
+
+For T_e = rot(sum_(s = e mod K) mask_s X . D_s, h Q) there is no limb left for mask_s: the masks of uploads (below) come
+before the rotations, and mask_s would come after. So even and odd rows are summed apart, X = X_0 + X_1 and D = D_0 +
+D_1, which costs these masks nothing. What a rotation brings over from the next row then meets zeros::
+
+    T_e = sum_p rot(X_p, h Q) . (rot(D_p, -g B Q) + rot(D_p, -(g - K / B) B Q))      g B + h = e
 
 The row axis is the slowest, so fold_i and the rotations by e R are cyclic: G comes out complete in every copy, and
 needs neither mask nor broadcast. It is merged over e, added to W and folded last of all, by the map of W's refresh
 (:meth:`InteractiveLayout.refresh_map`), which costs no key switch: the fold of m / copies is the mean of the copies, of
 which each has ``copies`` times the gradient of its own rows, and W besides.
 
-Key switches (R = 64, K = 8): 17 with 3 limbs, 16 with 4, 29 with 4 and 5, 7 of these with 4. The 14 rotations of D and
-the 7 of W take steps of one and three Q or R, those of one ciphertext share its digits (:func:`walk`). Keys in all: 11;
-one for each rotation would be 24, for a twentieth of a step.
+Key switches (R = 64, K = 8): 9 with 3 limbs, 23 with 4, 19 with 5, of which 18 rotations share six ciphertexts' digits.
+15 rotation keys.
 
 Level schedule. Every branch begins as low as it can, because a key switch with 2 limbs costs a quarter of one with 6::
 
     limbs   6            5                 4                         3                  2
     W       -----------> W_e ---mask_s---> W_s
-    X       ----------own rows-----------> X . W_s ----------------> Z ----mask-------> opened
-    D       -own rows--> D_s ------------> W_s . D_s --------------> dX ---mask-------> opened
-    X       -own rows x mask_s--> X_s . D_s -----> G
+    X       ----own rows, p--> X_p ------> X . W_s ----------------> Z ----mask-------> opened
+    D       ----own rows, p--> D_p ------> W_s . D_s --------------> dX ---mask-------> opened
+                               X_p . D_p - G
     W, W-   -----------------------------> 2^38 / copies (W + b (W - W-)) - 2^18 rate / n G --- refresh:
                                                                                fold_i, / 2^38 --> W with 6 limbs
 
@@ -77,11 +93,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
+
+import numpy as np
 
 from focal import framing
 from focal.ckks import precise
-from focal.ckks.evaluator import Ciphertext, Each, Plaintext
+from focal.ckks.evaluator import Ciphertext, Plaintext
 from focal.ckks.scheme import LIMBS, Scheme
 from focal.errors import FocalError, Refused
 from focal.heads.joint.layout import (
@@ -93,7 +112,6 @@ from focal.heads.joint.layout import (
     OPENING,
     Array,
     InteractiveLayout,
-    walk,
 )
 from focal.heads.joint.limits import check_contributors
 from focal.heads.joint.twin import Update, row_rate
@@ -133,12 +151,10 @@ class Forward:
 
     logits: dict[str, Ciphertext]
     """Owner -> 2^51 z on its own rows, zero elsewhere; two limbs, to be opened to that owner only."""
-    activations: Mapping[str, Ciphertext]
-    """Owner -> what it uploaded, 6 limbs."""
-    owned: Ciphertext
-    """X: the sum of these, each on its owner's rows; 6 limbs, not rescaled yet."""
+    rows: list[list[Ciphertext]]
+    """[p][h]: X_p rotated by h Q, 5 limbs"""
     diagonals: dict[int, Ciphertext]
-    """s -> 8 W_s, 4 limbs"""
+    """s -> 8 W_s rotated by h Q, 4 limbs"""
 
 
 @dataclass
@@ -179,14 +195,15 @@ class InteractiveEngine(Moves):
                 hint=f"use ckks.first_bits {math.log2(GRADIENT_OPENED * RANGE) + 1:.0f}, as the defaults are",
             )
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="interactive")
-        lows = {e: layout.low_lanes(e) for e in range(1, layout.lanes)}
+        lows = {e: np.roll(layout.low_lanes(e), -layout.baby(e)) for e in range(1, layout.lanes)}
         self.low = {e: ev.encode(low * 2.0**LANE_BITS, TURNED) for e, low in lows.items()}
-        # e -> owner -> its own rows, for e > 0 those of mask_(e - K) among them
         own = {name: layout.gradient_mask(rows) for name, rows in self.owners.items()}
-        self.activation_masks = {
-            e: {name: ev.encode(mask * lows.get(e, 1.0)) for name, mask in own.items()} for e in range(layout.lanes)
-        }
-        self.derivative_masks = {name: ev.encode(layout.derivative_mask(rows)) for name, rows in self.owners.items()}
+        lanes = {name: layout.derivative_mask(rows) for name, rows in self.owners.items()}
+        # an owner's own rows, every second of them apart: [p][owner]
+        self.activation_masks, self.derivative_masks = (
+            [{name: ev.encode(mask * rows) for name, mask in masks.items()} for rows in layout.row_sets]
+            for masks in (own, lanes)
+        )
         self.logit_masks = {n: self._precise(layout.logit_mask(rows), MASK_BITS) for n, rows in self.owners.items()}
         self.gradient_masks = {n: self._precise(mask, GRADIENT_MASK_BITS) for n, mask in own.items()}
 
@@ -197,12 +214,10 @@ class InteractiveEngine(Moves):
     def mask_digest(self) -> str:
         """SHA-256 over all encoded masks, which went through a floating-point FFT:
         whoever recomputes steps must get the same bits."""
-        found = framing.Digest(b"focal/interactive-masks/v3")
+        found = framing.Digest(b"focal/interactive-masks/v4")
         masks = [(TURNED, plain) for plain in self.low.values()]
         masks += [
-            (LIMBS, plain)
-            for owned in (*self.activation_masks.values(), self.derivative_masks)
-            for plain in owned.values()
+            (LIMBS, plain) for owned in (*self.activation_masks, *self.derivative_masks) for plain in owned.values()
         ]
         masks += [
             (MULTIPLIED - 1, plain) for owned in (self.logit_masks, self.gradient_masks) for plain in owned.values()
@@ -221,22 +236,21 @@ class InteractiveEngine(Moves):
         Raises :class:`Refused` as :func:`check_contributors` does if all bring full batches.
         """
         self._check({name: self.batches.get(name, 0) for name in activations})
-        x = self._owned(activations, self.activation_masks[0])
-        diagonals = self._diagonals(self.ev.drop(weights.now, TURNED))
-        low = self.ev.rescale(self.ev.drop(x, MULTIPLIED + 1))
-        products = dict(zip(diagonals, self._map(lambda s: self._inner([(low, diagonals[s])]), diagonals), strict=True))
-        q, k = self.layout.lane, self.layout.lanes
-        sides = [
-            lambda: self._horner([products[s] for s in range(1, k)], q),
-            lambda: self._horner([products[-s] for s in range(1, k)], -q),
-        ]
-        z = self._sum([products[0], *self._all(sides)] if k > 1 else [products[0]])
-        return Forward(
-            self._masked(self._fold(z, self.layout.lane_folds), self.logit_masks, activations),
-            dict(activations),
-            x,
-            diagonals,
+        layout, ev = self.layout, self.ev
+        turning: list[Callable[[], list[Ciphertext]]] = [lambda: self._weights(ev.drop(weights.now, TURNED))]
+        turning += [partial(self._rows, activations, masks) for masks in self.activation_masks]
+        w, *rows = self._all(turning)
+        diagonals = self._diagonals(w)
+        x = self._map(lambda *cts: self._sum(ev.drop(ct, MULTIPLIED) for ct in cts), *rows)
+        inner = self._map(
+            lambda g: self._inner([(x[h], diagonals[s]) for h, s in layout.diagonals(g).items()]), layout.giants
         )
+        below = -layout.giants.start
+        sides = [lambda: self._horner(inner[below::-1], -layout.giant)]
+        if layout.giants.stop > 1:
+            sides.append(lambda: ev.rotate(self._horner(inner[below + 1 :], layout.giant), layout.giant))
+        z = self._fold(self._sum(self._all(sides)), layout.lane_folds)
+        return Forward(self._masked(z, self.logit_masks, activations), rows, diagonals)
 
     def backward(
         self, weights: Weights, run: Forward, derivatives: Mapping[str, Ciphertext], rows: Mapping[str, int]
@@ -253,20 +267,33 @@ class InteractiveEngine(Moves):
             raise Refused(
                 "owner", f"{late[0]} sent derivatives without activations", hint="it can join at the next step"
             )
-        k = self.layout.lanes
-        d = self._derivatives(self.ev.rescale(self._owned(derivatives, self.derivative_masks)))
-        x = self._activations(run)
+        layout, ev = self.layout, self.ev
+        d = self._all([partial(self._derivatives, derivatives, masks) for masks in self.derivative_masks])
+        sums = self._map(lambda g: self._sum(ev.drop(turned[g], MULTIPLIED) for turned in d), layout.giants)
+        whole = dict(zip(layout.giants, sums, strict=True))
+        met = [
+            [self._sum(turned[g] for g in (half, half - layout.halves) if g in turned) for turned in d]
+            for half in range(layout.halves)
+        ]
 
-        lanes = self._map(lambda e: self._inner([(x[s], d[s]) for s in ([e, e - k] if e else [0])]), range(k))
-        half = k // 2
-        gradient, *sides = self._all(
-            [
-                lambda: self._inner([(run.diagonals[s], self.ev.drop(d[s], MULTIPLIED)) for s in d]),
-                *([lambda: self._horner(lanes[1 : half + 1], -self.layout.features)] if k > 1 else []),
-                *([lambda: self._horner(lanes[:half:-1], self.layout.features)] if k > 2 else []),
-            ]
-        )
-        moved = self._updated(weights, self._sum([lanes[0], *sides]), n)
+        def lane(e: int) -> Ciphertext:
+            half, h = divmod(e, layout.babies)
+            return self._lowered([(rows[h], turned) for rows, turned in zip(run.rows, met[half], strict=True)])
+
+        def column(h: int) -> Ciphertext:
+            giants = {g: layout.diagonals(g) for g in layout.giants}
+            return self._inner([(run.diagonals[own[h]], whole[g]) for g, own in giants.items() if h in own])
+
+        babies = range(layout.babies)
+        made = self._all([*(partial(lane, e) for e in range(layout.lanes)), *(partial(column, h) for h in babies)])
+        lanes, columns = made[: layout.lanes], made[layout.lanes :]
+        halves = [lanes[i : i + layout.babies] for i in range(0, layout.lanes, layout.babies)]
+        chains = [lambda: self._horner(halves[0], -layout.row_and_lane)]
+        if layout.halves > 1:
+            chains.append(lambda: ev.rotate(self._horner(halves[1], -layout.row_and_lane), layout.half))
+        *sides, gradient = self._all([*chains, lambda: self._horner(columns, -layout.lane)])
+        g = self._sum(sides)
+        moved = self._updated(weights, g, n)
         return Backward(self._masked(gradient, self.gradient_masks, derivatives), moved)
 
     def finish(self, step: int, weights: Weights, run: Backward, refresh: Refresh) -> Weights:
@@ -279,29 +306,36 @@ class InteractiveEngine(Moves):
 
     # ----------------------------------------------------------------- parts of a step
 
-    def _diagonals(self, w: Ciphertext) -> dict[int, Ciphertext]:
-        """s -> 8 W_s = 8 mask_s W_(s mod K), one limb less."""
-        found, k = self._turned(w, self.layout.features, self.layout.turned_weights), self.layout.lanes
-        turned = {e % k: ct for e, ct in found.items()}
-        # both are rescaled: a difference to one that is not would leave 2^-25 of W in its zeros,
-        # as primes differ from 2^45
-        return self._pairs(
-            lambda e: self._times(turned[e], 2.0**LANE_BITS), lambda e: self._times(turned[e], self.low[e])
-        )
+    def _weights(self, w: Ciphertext) -> list[Ciphertext]:
+        """[e]: W_e rotated by h Q."""
+        halves = [w] if self.layout.halves == 1 else [w, self.ev.rotate(w, self.layout.half)]
+        return [ct for half in halves for ct in self._babies(half, self.layout.row_and_lane)]
 
-    def _activations(self, run: Forward) -> dict[int, Ciphertext]:
-        """s -> X_s, each owner's activations on its own rows only; 5 limbs."""
-        whole, masks = self.ev.rescale(run.owned), self.activation_masks
-        return self._pairs(lambda e: whole, lambda e: self.ev.rescale(self._owned(run.activations, masks[e])))
+    def _rows(self, uploads: Mapping[str, Ciphertext], masks: Mapping[str, Plaintext]) -> list[Ciphertext]:
+        """[h]: X_p rotated by h Q; 5 limbs."""
+        return self._babies(self.ev.rescale(self._owned(uploads, masks)), self.layout.lane)
 
-    def _pairs(self, whole: Callable[[int], Ciphertext], part: Callable[[int], Ciphertext]) -> dict[int, Ciphertext]:
-        """s -> mask_s of something. The masks of e and e - K add up to one, so ``part``, that of e - K, gives both."""
+    def _derivatives(self, uploads: Mapping[str, Ciphertext], masks: Mapping[str, Plaintext]) -> dict[int, Ciphertext]:
+        """g -> D_p rotated by -g B Q; 5 limbs."""
+        d, giants = self.ev.rescale(self._owned(uploads, masks)), [g for g in self.layout.giants if g]
+        turned = self.ev.rotations(d, [-g * self.layout.giant for g in giants])
+        return {0: d, **dict(zip(giants, turned, strict=True))}
+
+    def _babies(self, ct: Ciphertext, rotation: int) -> list[Ciphertext]:
+        """ct rotated h times, for every baby step h."""
+        return [ct, *self.ev.rotations(ct, [h * rotation for h in range(1, self.layout.babies)])]
+
+    def _diagonals(self, w: Sequence[Ciphertext]) -> dict[int, Ciphertext]:
+        """s -> 8 W_s = 8 mask_s W_(s mod K), rotated by h Q; one limb less. The masks of e and e - K add up to one."""
 
         def split(e: int) -> list[Ciphertext]:
+            # both are rescaled: a difference to one that is not would leave 2^-25 of W in its zeros,
+            # as primes differ from 2^45
+            whole = self._times(w[e], 2.0**LANE_BITS)
             if e == 0:
-                return [whole(0)]
-            low = part(e)
-            return [self.ev.subtract(whole(e), low), low]
+                return [whole]
+            low = self._times(w[e], self.low[e])
+            return [self.ev.subtract(whole, low), low]
 
         k = self.layout.lanes
         return {
@@ -311,11 +345,6 @@ class InteractiveEngine(Moves):
     def _owned(self, uploads: Mapping[str, Ciphertext], masks: Mapping[str, Plaintext]) -> Ciphertext:
         """The sum of all uploads, each times its owner's mask; not rescaled."""
         return self._sum(self.ev.times(uploads[name], masks[name]) for name in self.owners if name in uploads)
-
-    def _derivatives(self, d: Ciphertext) -> dict[int, Ciphertext]:
-        """s -> rot(D, -s Q)"""
-        k = self.layout.lanes
-        return self._turned(d, -self.layout.lane, range(1 - k, k))
 
     def _updated(self, weights: Weights, g: Ciphertext, n: int) -> Ciphertext:
         """2^38 / copies (W + b (W - W-)) - 2^18 rate / n G with 4 limbs, exactly; ``g``: in each copy,
@@ -341,33 +370,22 @@ class InteractiveEngine(Moves):
 
     # ----------------------------------------------------------------- small moves
 
-    def _turned(self, ct: Ciphertext, unit: int, reached: range) -> dict[int, Ciphertext]:
-        """e -> ct rotated by e ``unit``, for every e of ``reached``; 0 is one of them."""
-        found, steps = {0: ct}, walk(reached)
-        ways: dict[int, list[int]] = {}
-        for e, last in steps.items():
-            ways.setdefault(e - last, []).append(e)
-
-        def go(starts: Iterable[int], each: Each = map) -> None:
-            for start in starts:
-                rotations = [steps[e] * unit for e in ways[start]]
-                found.update(zip(ways[start], self.ev.rotations(found[start], rotations, each), strict=True))
-
-        go([start for start in ways if start == 0], self.pool.map)
-        self._map(go, [[start for start in ways if start > 0], [start for start in ways if start < 0]])
-        return found
-
     def _horner(self, cts: Sequence[Ciphertext], rotation: int) -> Ciphertext:
-        """The sum over t >= 1 of cts[t - 1] rotated t times."""
-        total = self.ev.rotate(cts[-1], rotation)
+        """The sum over t of cts[t] rotated t times."""
+        total = cts[-1]
         for ct in reversed(cts[:-1]):
-            total = self.ev.rotate(self.ev.add(ct, total), rotation)
+            total = self.ev.add(ct, self.ev.rotate(total, rotation))
         return total
 
     def _inner(self, pairs: Sequence[tuple[Ciphertext, Ciphertext]]) -> Ciphertext:
         """Sum of x . y, one relinearisation for all."""
         # in this order rescaling shrinks the noise of the joint key, which the smudging of the openings has to cover
         return self.ev.rescale(self.ev.relinearise(self.ev.products(*zip(*pairs, strict=True))))
+
+    def _lowered(self, pairs: Sequence[tuple[Ciphertext, Ciphertext]]) -> Ciphertext:
+        """The same, rescaled before it is relinearised: one limb less to switch. The joint key's noise is not divided,
+        which a gradient 2^20 times larger than the head can bear."""
+        return self.ev.relinearise(self.ev.rescale(self.ev.products(*zip(*pairs, strict=True))))
 
     def _sum(self, cts: Iterable[Ciphertext]) -> Ciphertext:
         first, *rest = cts

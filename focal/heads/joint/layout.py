@@ -53,25 +53,6 @@ MOVED_LIMBS = 4
 """Limbs of a head on its way to the refresh: 195 bits, for masks of 193."""
 
 
-def walk(reached: range) -> dict[int, int]:
-    """e -> the last step, 1 or 3 up or down, of a walk from 0 to e within ``reached``, which holds 0;
-    nearer multiples of 3 first.
-
-    Rotations of one ciphertext are half the price, and steps need keys. So a few of them have rotations to all sides::
-
-        -7 <- -6 -> -5    -4 <- -3 -> -2    -1 <- 0 -> 1    2 <- 3 -> 4    5 <- 6 -> 7
-        and 0 -> 3 -> 6, 0 -> -3 -> -6
-    """
-    out = {}
-    for e in sorted(reached, key=lambda e: (e % 3 != 0, abs(e))):
-        near = 3 * round(e / 3)
-        if e and near == e:
-            out[e] = 3 if e > 0 else -3
-        elif e:
-            out[e] = e - near if near in reached else (1 if e > 0 else -1)
-    return out
-
-
 @dataclass(frozen=True)
 class InteractiveLayout:
     """Where rows, features and classes of a joint batch sit. Raises :class:`FocalError` when they
@@ -126,14 +107,51 @@ class InteractiveLayout:
         return [1 << x for x in range(self.lane.bit_length() - 1)]
 
     @property
+    def babies(self) -> int:
+        """B: a diagonal is s = g B + h, with baby steps 0 <= h < B and giant steps g."""
+        return max(1, self.lanes // 2)
+
+    @property
+    def giants(self) -> range:
+        """g of the diagonals -K < s < K."""
+        return range((1 - self.lanes) // self.babies, (self.lanes - 1) // self.babies + 1)
+
+    def diagonals(self, g: int) -> dict[int, int]:
+        """h -> s of the giant step g."""
+        return {h: s for h in range(self.babies) if -self.lanes < (s := g * self.babies + h) < self.lanes}
+
+    @property
+    def halves(self) -> int:
+        """Giant steps that make K lanes: 2, or 1 for one lane. What is K lanes apart is so many giant steps apart."""
+        return self.lanes // self.babies
+
+    @property
+    def giant(self) -> int:
+        """Slots of a giant step over lanes, B Q."""
+        return self.babies * self.lane
+
+    @property
+    def half(self) -> int:
+        """Slots of B rows. Weights repeat after K rows, which are twice as many: forwards is as good as backwards."""
+        return self.babies * self.features
+
+    @property
+    def row_and_lane(self) -> int:
+        """Slots of one row and one lane, R + Q: W_(e + 1) rotated by h + 1 lanes stands that much behind W_e by h."""
+        return self.features + self.lane
+
+    def baby(self, e: int) -> int:
+        """h Q of the diagonals e and e - K, which is the same: slots by which they are rotated."""
+        return e % self.babies * self.lane
+
+    @property
     def rotations(self) -> list[int]:
         """Every rotation that needs a key, ascending."""
-        k, turned = self.lanes, self.turned_weights
-        steps = {s * self.lane for s in walk(range(1 - k, k)).values()}
-        steps |= {s * self.features for s in walk(turned).values()}
-        if k > 2:
-            steps.add(self.features)  # Horner over the weight gradient goes both ways
-        return sorted({*steps, *self.lane_folds})
+        babies = {h * step for h in range(1, self.babies) for step in (self.lane, self.row_and_lane)}
+        back = {-self.lane, -self.row_and_lane} if self.babies > 1 else set()
+        giants = {-g * self.giant for g in self.giants if g}
+        halves = {self.half} if self.halves > 1 else set()
+        return sorted({*babies, *back, *giants, *halves, *self.lane_folds})
 
     def refresh_map(self, item: str) -> Map:
         """A head is refreshed to all limbs, and to the sum over its copies, each of which has the gradient
@@ -152,11 +170,6 @@ class InteractiveLayout:
     def release_factor(self) -> float:
         """What a head is multiplied by before its release: carried larger, it would not fit one limb."""
         return RELEASED / SCALE
-
-    @property
-    def turned_weights(self) -> range:
-        """e of the W_e that a step computes, in [-K / 2, K / 2): W repeats after K rows."""
-        return range(-(self.lanes // 2), self.lanes - self.lanes // 2)
 
     # ----------------------------------------------------------------- values <-> slots
 
@@ -210,6 +223,12 @@ class InteractiveLayout:
         )
 
     # ----------------------------------------------------------------- masks
+
+    @property
+    def row_sets(self) -> list[Array]:
+        """1 on every second row: those that are even, those that are odd. All of them where there is one lane."""
+        odd = np.repeat(np.arange(self.rows) % 2, self.features).astype(float)
+        return [1 - odd, odd] if self.lanes > 1 else [np.ones(self.slots)]
 
     def low_lanes(self, e: int) -> Array:
         """1 on lanes r < e, which belong to the diagonal e - K; the others belong to e."""

@@ -109,6 +109,18 @@ def test_a_digit_is_a_discrete_gaussian() -> None:
     assert np.abs(counts - n * weights / weights.sum()).max() < 1.01
 
 
+def test_the_digits_are_those_of_a_search_in_the_whole_table() -> None:
+    """At every place of the table, just before and after it, and at both ends of every bucket."""
+    upper, bucket = sampling._digit_table()[0].astype(object), 1 << 63 - sampling._BUCKETS
+    ends = range(0, 1 << 63, bucket)
+    drawn = sorted({0, (1 << 63) - 1, *upper, *(upper - 1), *(upper + 1), *ends, *(e + bucket - 1 for e in ends)})
+    known = np.array([v for v in drawn if 0 <= v < 1 << 63], np.uint64)
+    given = iter([known])
+    found = sampling._digits(len(known), lambda n: next(given, np.full(n, (1 << 63) - 1, np.uint64)))
+    assert (found == np.searchsorted(sampling._digit_table()[0], known, side="right") - 13 * sampling._DIGIT).all()
+    assert 0 < sampling._digit_buckets()[2].mean() < 0.01
+
+
 def test_a_digit_on_the_edge_of_two_is_decided_by_lower_bits() -> None:
     (upper, lower), at = sampling._digit_table(), 13 * 128 + 5
     for below in (True, False):

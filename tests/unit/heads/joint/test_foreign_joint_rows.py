@@ -84,9 +84,9 @@ def test_what_an_owner_writes_into_others_rows_moves_nothing(base: Rehearsal, si
 
 def test_without_the_masks_it_would(base: Rehearsal) -> None:
     run = engine(base, LAYOUT, UPDATE)
-    for e, masks in run.activation_masks.items():
-        masks["d"] = base.scheme.evaluator.encode(LAYOUT.low_lanes(e) if e else np.ones(SLOTS), LIMBS)
-    run.derivative_masks["d"] = base.scheme.evaluator.encode(np.ones(SLOTS), LIMBS)
+    for masks in (run.activation_masks, run.derivative_masks):
+        for own, rows in zip(masks, LAYOUT.row_sets, strict=True):
+            own["d"] = base.scheme.evaluator.encode(rows, LIMBS)
     found = step(base, run, 10.0)
     print(
         f"without masks 10 in a's rows: a's logits err by {found.logits:.1e}, "
