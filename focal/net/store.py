@@ -314,7 +314,13 @@ class Database:
             self._db.close()
 
 
-CLINICS = {"inputs/key": msg.InputKey, "upload": msg.Upload, "finished": msg.Finished, "abort": msg.Abort}
+CLINICS = {
+    "inputs/key": msg.InputKey,
+    "upload": msg.Upload,
+    "results/handed": msg.ResultsHanded,
+    "finished": msg.Finished,
+    "abort": msg.Abort,
+}
 """What a clinic says, once in each epoch: all others keep it in memory."""
 EPOCH = re.compile(r"(?<=key|oad)/e[1-8]$")
 

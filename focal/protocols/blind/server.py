@@ -5,7 +5,7 @@ from __future__ import annotations
 from focal.ckks import codec
 from focal.custody import projections
 from focal.net import messages as msg
-from focal.protocols.blind import roster, uploads
+from focal.protocols.blind import results, roster, uploads
 from focal.protocols.blind.compute import BlindCompute, elsewhere
 from focal.protocols.blind.gathering import Gathering
 from focal.protocols.blind.roster import Came
@@ -40,6 +40,10 @@ class BlindServer(Gathering, Server):
             )
             return self.train(compute)
 
+    def after_release(self) -> None:
+        if results.wanted(self.manifest):
+            results.close(self)
+
     def check_record(self, record: msg.Record) -> None:
         super().check_record(record)
         if isinstance(record.body, msg.Upload):
@@ -71,14 +75,15 @@ class BlindServer(Gathering, Server):
                 continue
             lists = found.complete(incomplete)
             roster.check_enough(self.manifest, lists, found.refused)
-            self._say_as_read(roster.CLOSED, msg.Roster(present=tuple(lists), incomplete=incomplete))
+            self.say_as_read(roster.CLOSED, msg.Roster(present=tuple(lists), incomplete=incomplete))
             self.read_all()
 
     def _all_here(self, found: Came, incomplete: tuple[str, ...]) -> bool:
         """Have all come, or may those who have not be left out?"""
         absent = found.absent(self.manifest, incomplete)
         self.report.progress(len(self.names) - len(absent), len(self.names))
-        return not absent or self.may_close(absent, roster.enough(self.manifest, found.complete(incomplete)))
+        words, lists = {name: roster.WHY[why] for name, why in absent.items()}, found.complete(incomplete)
+        return not absent or self.may_close(words, roster.enough(self.manifest, lists))
 
     def _complete(self, upload: msg.Upload) -> bool:
         """Was the server given all that a list names, in the size that it has, for custodians to fetch?"""

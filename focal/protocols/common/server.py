@@ -273,11 +273,11 @@ class Server(Party):
         except FocalError as e:
             self._warn_once(f"{e.message}; {e.hint}")
             return
-        if self._say_as_read(f"epoch/{proposal.number}", proposal):
+        if self.say_as_read(f"epoch/{proposal.number}", proposal):
             self.report.warn(f"{', '.join(lost)} given up: epoch {proposal.number} with {', '.join(proposal.active)}")
             self.read_all()
 
-    def _say_as_read(self, topic: str, body: Any) -> bool:
+    def say_as_read(self, topic: str, body: Any) -> bool:
         """Say what follows from the board as we have read it; False where it has grown since, and nothing was said."""
         topic = self.spelled(topic)
         signed = self.identity.sign_record(self.scope, topic, body)
@@ -325,6 +325,9 @@ class Server(Party):
 
     # ----------------------------------------------------------------- release
 
+    def after_release(self) -> None:
+        """What a protocol does when all shares are given."""
+
     def _release(self, done: list[msg.StepDone]) -> None:
         """Ask for the release and stay until every member has what it needs."""
         released = self.plan.released(self.manifest)
@@ -340,6 +343,7 @@ class Server(Party):
                 "traffic",
                 msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}),
             )
+        self.after_release()
         everybody = [*self.active("release/shares"), *self.attending]
         while missing := [n for n in everybody if not self.said(n, "finished")]:
             self.read_board(seconds=2.0)
