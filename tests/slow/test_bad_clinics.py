@@ -4,6 +4,7 @@ the others lose nothing."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rosters import consortium, given
@@ -15,6 +16,7 @@ from focal.net.local import LocalLink
 from focal.protocols import start
 from focal.protocols.blind import roster
 from focal.protocols.blind.custodian import BlindCustodian
+from focal.protocols.blind.server import BlindServer
 from focal.protocols.common.progress import Reporter
 from focal.runs.simulate import ArrayInstitution
 
@@ -81,6 +83,47 @@ def test_clinics_that_come_late_twice_with_more_rows_or_another_manifest(tmp_pat
         assert any(
             "'more' has another rows than was agreed (14, not 12)" in e["text"] for e in run.events if "text" in e
         )
+
+
+class Floods(ArrayInstitution):
+    """Sends more than its rows need, before its list, and says more than it has to."""
+
+    def send_stored(self, digests: list[str], audience: Any) -> None:
+        super().send_stored(digests, audience)
+        self.net.put_many([bytes([i]) * (1 << 20) for i in range(1, 64)], audience)
+
+
+class Talks(ArrayInstitution):
+    """A founder that says a thousand things when it has its model."""
+
+    refused: Refused | None = None
+
+    def score(self) -> None:
+        with pytest.raises(Refused) as caught:
+            for i in range(1000):
+                self.say(f"talk/{i}", msg.Finished())
+        type(self).refused = caught.value
+
+
+def test_who_floods_disk_or_board_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
+    """Honest members stay within what the manifest gives them; all runs of these tests have these quotas."""
+    with consortium(tmp_path, {"clinic": 10, "other": 15}, ("clinic", "other"), share_blocks=True) as run:
+        run.play("clinic", Floods)
+        run.play("a", Talks)
+        run.start()
+        with pytest.raises(Refused, match=r"refused \(quota\): 'clinic' sends .* bytes of blobs, this run needs"):
+            run.finish("clinic")
+        server = run.parties["server"]
+        assert isinstance(server, BlindServer)
+        own = sum(size for name, _, size in server.hub._audiences.sent() if name == "clinic")
+        assert 0 < own <= server.quotas()["clinic"].blobs
+        del run.errors["clinic"]
+        run.close_uploads("clinic")
+        run.finish("a", "b", "c", "other", "custodian-1", "custodian-2")
+        assert Talks.refused is not None and "'a' says" in str(Talks.refused) and Talks.refused.reason == "quota"
+        run.start("other")
+        run.finish("other", "server")
+        run.check("a", "b", "c", "other")
 
 
 def test_two_custodians_that_are_shown_different_rosters_train_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from focal.ckks import codec
 from focal.custody import projections
 from focal.net import messages as msg
+from focal.net.quotas import Quota
 from focal.protocols.blind import results, roster, uploads
 from focal.protocols.blind.compute import BlindCompute, elsewhere
 from focal.protocols.blind.gathering import Gathering
@@ -39,6 +40,9 @@ class BlindServer(Gathering, Server):
                 elsewhere(self.local, self.blobs.folder, joint, self.report.warn),
             )
             return self.train(compute)
+
+    def quotas(self) -> dict[str, Quota]:
+        return uploads.quotas(self.manifest, self.layout)
 
     def after_release(self) -> None:
         if results.wanted(self.manifest):

@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg
 from focal.net.answers import Answers
 from focal.net.local import LocalHub, LocalNetwork
+from focal.net.quotas import Quota
 from focal.net.store import Board
 from focal.net.transport import Hub
 from focal.protocols.common import ceremony, inputs, refreshing
@@ -102,12 +103,13 @@ class Server(Party):
         self.layout = self.plan.layout(manifest)
         self.custodians = [m.name for m in manifest.custodians]
         self.session = self.scope = self.journal.once("session", lambda: secrets.token_hex(32).encode()).decode()
-        self.board = Board(self.folder / "board.sqlite", manifest, self.check_record)
+        quotas = self.quotas()
+        self.board = Board(self.folder / "board.sqlite", manifest, self.check_record, quotas)
         self.hub: Hub | LocalHub
         if network is None:
-            self.hub = Hub(manifest, self.identity, self.board, self.blobs, self.session, local.bind)
+            self.hub = Hub(manifest, self.identity, self.board, self.blobs, self.session, local.bind, quotas=quotas)
         else:
-            self.hub = LocalHub(network, manifest, self.board, self.blobs, self.session)
+            self.hub = LocalHub(network, manifest, self.board, self.blobs, self.session, quotas)
         self.net = _OwnBoard(self.hub)
         self._told: set[str] = set()
         """What was warned of."""
@@ -158,6 +160,10 @@ class Server(Party):
         ):
             time.sleep(0.1)
         time.sleep(self.hub.FAREWELL)
+
+    def quotas(self) -> Mapping[str, Quota]:
+        """How much of the disk and of the board members may fill: by default none has a limit."""
+        return {}
 
     def check_record(self, record: msg.Record) -> None:
         """Raise :class:`focal.errors.Refused` for what no member may put on the board: a commitment beside shares of

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from parties import ROLES, manifest_of
 
+from focal.ckks import codec
+from focal.ckks.scheme import Scheme
 from focal.custody import inputs as masks
+from focal.custody import projections
 from focal.errors import ConfigError, FocalError, Refused
 from focal.heads.linear.layout import Layout
-from focal.manifest import LayoutSpec, Manifest
+from focal.manifest import LayoutSpec, Manifest, Member
+from focal.measure import declared
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, sign_manifest
 from focal.protocols.blind import plan, roster, uploads
@@ -166,6 +170,29 @@ def test_a_list_is_as_long_as_its_senders_rows_need_at_most() -> None:
         long = short.model_copy(update=longer)
         refused(lambda long=long: uploads.check_length(M, SHAPE, "clinic-2", long), "upload")
     refused(lambda: uploads.check_length(M, SHAPE, "custodian-1", short), "upload")
+
+
+def test_a_quota_is_what_the_rows_of_the_manifest_need() -> None:
+    """A clinic's: all chunks and proofs once, where no custodian may be lost; not one chunk more. A t-of-N key's rows
+    may be masked anew."""
+    found, scheme = uploads.quotas(M, SHAPE), Scheme(M.ckks, RUN)
+    chunks = len(SHAPE.chunks(*TABLE["clinic-2"]))
+    exact = chunks * codec.size(scheme, codec.MASKED) + 2 * projections.PROOF_BYTES
+    assert found["clinic-2"].blobs == exact < exact + codec.size(scheme, codec.MASKED)
+    assert found.keys() == {m.name for m in M.institutions}, "custodians follow the protocol"
+    assert found["north"].blobs > uploads.quotas(M, SHAPE)["clinic-1"].blobs
+    anew = uploads.quotas(M.model_copy(update={"threshold": 2, "members": (*M.members, another_custodian())}), SHAPE)
+    assert anew["clinic-2"].blobs == 2 * exact
+    with_results = uploads.quotas(M.model_copy(update={"pooled_roc": True, "pooled_by": ("sex:f,m",)}), SHAPE)
+    assert with_results["clinic-2"].blobs - exact == 8 * 3 * M.outputs * 2 * declared.BINS
+    longest = founders()
+    longest.upload("clinic-2", label="f" * 64)
+    record = PEOPLE["clinic-2"].sign_record(RUN, UPLOAD, longest.heard.get(RUN, "clinic-2", UPLOAD, msg.Upload))
+    assert len(record) + 30 * 300 < found["clinic-2"].board < len(record) + 2 * uploads.SPOKEN
+
+
+def another_custodian() -> Member:
+    return Identity.new("custodian-3").member("custodian", verify="off")
 
 
 def test_a_founder_brings_what_the_manifest_says() -> None:
