@@ -206,8 +206,19 @@ def describe(manifest: Manifest) -> str:
             f"release: {manifest.approve}",
             costs.describe(training.steps),
             f"blocks       {cost.whose(shape, rows)}",
+            *([pooled(manifest)] if manifest.pooled_roc and manifest.clinics else []),
             verifying(manifest),
         )
+    )
+
+
+def pooled(manifest: Manifest) -> str:
+    """What is added up of test results, in a line that a person can check."""
+    until = f"until {manifest.pooled_until:%Y-%m-%d %H:%M} UTC" if manifest.pooled_until else "until all have come back"
+    by = f"; also by {', '.join(manifest.pooled_by)}" if manifest.pooled_by else ""
+    return (
+        f"results      test scores of founders and clinics are counted and added up through the custodians, once, "
+        f"{until} or people close: of {manifest.pooled_least} clinics at least{by}"
     )
 
 

@@ -88,6 +88,15 @@ def test_manifests_that_cannot_be(changes: dict[str, Any], why: str) -> None:
         plan.check_members(manifest(**{"pooled_roc": True, "pooled_least": 2} | changes))
 
 
+def test_who_signs_is_told_what_is_added_up() -> None:
+    date = datetime.datetime(2027, 1, 1, 12, tzinfo=datetime.timezone.utc)
+    (told,) = (line for line in plan.describe(M).splitlines() if line.startswith("results"))
+    assert "until all have come back or people close: of 2 clinics at least" in told and "also by" not in told
+    told = plan.describe(manifest(pooled_roc=True, pooled_until=date, pooled_by=("age:50",)))
+    assert "until 2027-01-01 12:00 UTC" in told and "also by age:50" in told
+    assert "results " not in plan.describe(manifest())
+
+
 def test_what_is_not_used_is_not_in_what_is_signed() -> None:
     """A manifest of before has the bytes that it had."""
     assert b"pooled_by" not in manifest().canonical() and b"pooled_least" not in manifest().canonical()
