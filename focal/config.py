@@ -210,6 +210,12 @@ class ConsortiumConfig(Model):
     pooled_roc: bool = False
     """A ROC curve over all institutions' test rows, from histograms that they add up by secure sum
     (:attr:`Manifest.pooled_roc`)."""
+    pooled_by: tuple[str, ...] = ()
+    """Also by subgroup, in a blind run: ``age:50,65``, ``sex:female,male`` (:attr:`Manifest.pooled_by`)."""
+    pooled_until: AwareDatetime | None = None
+    """Until when clinics may hand in their test results (:attr:`Manifest.pooled_until`)."""
+    pooled_least: int = Field(3, ge=2)
+    """Of fewer clinics none are added up (:attr:`Manifest.pooled_least`)."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> ConsortiumConfig:
@@ -332,7 +338,7 @@ class InteractiveRunConfig(RunConfig):
     def _takes_every_step_with_all(self) -> InteractiveRunConfig:
         if self.dataset.kind == "slides":
             raise ValueError("dataset kind 'slides' belongs to protocol blind")
-        for field in ("share_blocks", "clinics", "closing"):
+        for field in ("share_blocks", "clinics", "closing", "pooled_by", "pooled_until"):
             if getattr(self.consortium, field):
                 raise ValueError(f"'consortium.{field}' belongs to protocol blind")
         return self

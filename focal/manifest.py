@@ -37,7 +37,7 @@ from focal.files import canonical_json
 from focal.task import Task, fits, output_count
 
 OWN_FIELDS: dict[Protocol, tuple[str, ...]] = {
-    "blind": ("layout", "share_blocks", "closing"),
+    "blind": ("layout", "share_blocks", "closing", "pooled_by", "pooled_until"),
     "interactive": ("interactive", "start"),
 }
 """The fields that only a manifest of this protocol has. It needs the first."""
@@ -170,7 +170,16 @@ class Manifest(Model):
     people close (``focal close``)."""
     pooled_roc: bool = False
     """After the release all institutions add up histograms of their test rows' scores: a ROC curve over all sites,
-    and no site's scores shown. Every institution has to come back for it."""
+    and no site's scores shown. Every institution has to come back for it; where there are clinics, each comes when it
+    likes, and the sum is made through the custodians (:mod:`focal.protocols.blind.results`)."""
+    pooled_by: Annotated[tuple[Text, ...], Field(max_length=16)] = ()
+    """Blind, with ``pooled_roc``: also by subgroup, bands or values of a column that all count alike: ``age:50,65``,
+    ``sex:female,male``. Another one tells more of small groups."""
+    pooled_until: AwareDatetime | None = None
+    """Blind, with ``pooled_roc`` and clinics: until when test results may be handed in. None: until all that have the
+    model have, or people close (``focal close``)."""
+    pooled_least: int = Field(3, ge=2)
+    """With ``pooled_roc`` and clinics: of fewer clinics no test results are added up."""
     signatures: dict[Name, Text] = {}
     """Member name -> Ed25519 signature (hex), :func:`focal.net.identity.sign_manifest`."""
 
@@ -193,7 +202,7 @@ class Manifest(Model):
             raise ValueError(f"protocol '{self.protocol}' needs '{needed}'")
         for protocol, fields in OWN_FIELDS.items():
             for field in fields:
-                if protocol != self.protocol and getattr(self, field) not in (None, False):
+                if protocol != self.protocol and getattr(self, field) not in (None, False, ()):
                     raise ValueError(f"'{field}' belongs to protocol {protocol}")
         return self
 
@@ -318,8 +327,8 @@ class Manifest(Model):
         """The bytes that are signed and hashed: JSON, sorted keys, no spaces, without the signatures."""
         said = self.model_dump(mode="json", exclude={"signatures"})
         # what is not used is spelled as it was before it could be
-        for field in ("threshold", "closing"):
-            if said[field] is None:
+        for field in ("threshold", "closing", "pooled_by", "pooled_until", "pooled_least"):
+            if getattr(self, field) == type(self).model_fields[field].default:
                 del said[field]
         said["lower"] = self.lower.said()
         if self.projection.floor == WHITEN_FLOOR:

@@ -111,8 +111,8 @@ def close(
         ),
     ] = None,
 ) -> None:
-    """Let this party go on without the institutions whose uploads it waits for, or whose proofs do not hold; shows who
-    they are, founders first, and why.
+    """Let this party go on without the institutions whose uploads it waits for, whose proofs do not hold, or, after
+    the release, whose test results are missing; shows who they are, founders first, and why.
 
     The server and every custodian must let it, unless the manifest's closing date is over; where a proof does not
     hold, every custodian must. Ask the institution first: its log says whether a custodian's share was wrong.
@@ -126,7 +126,8 @@ def close(
         names = waiting.nameless()
         typer.confirm(f"Let run {waiting.run_id[:16]} go on without {len(names)}?", abort=True)
     closed = approval.close_uploads(folder, names)
-    say(f"closed: run {closed.run_id[:16]} goes on without {', '.join(closed.missing)}")
+    what = "adds up test results" if closed.what == "results" else "goes on"
+    say(f"closed: run {closed.run_id[:16]} {what} without {', '.join(closed.missing)}")
 
 
 @keys_app.command("new")

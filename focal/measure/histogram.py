@@ -6,10 +6,8 @@
     site B  scores -> counts                         ---> secure sum (focal.sums) -> pooled counts: ROC, AUROC +- bound
     site C  scores -> counts                         -/
 
-    logit   <= -8          -8 + 1/256                 8 -            8 <=
-    bin        0     |     1     |     2     |  ...  |  BINS - 2  |  BINS - 1
-
-The bins are the same at every site, chosen before any score is seen.
+The bins are the same at every site, chosen before any score is seen (:mod:`focal.measure.declared`), and so are the
+subgroups whose rows are counted besides.
 
 Within a bin positives and negatives count as tied, one half each. Whatever their true order, the exact AUROC of the
 pooled rows lies within
@@ -17,8 +15,8 @@ pooled rows lies within
     bound = sum over bins of positives x negatives / (2 P N)
 
 of what the histogram gives. The sum is exact: counts travel as integers (:mod:`focal.sums.fixed`, no fraction bits),
-C x 2 x BINS of them. :meth:`focal.protocols.common.institution.Institution.run` makes it after the release, where
-the manifest says ``pooled_roc``.
+C x 2 x BINS of them, and as many of each subgroup. :meth:`focal.protocols.common.institution.Institution.run` makes it
+after the release, where the manifest says ``pooled_roc``; with clinics :mod:`focal.protocols.blind.results` does.
 
 What it shows: the pooled counts, to every site, which can subtract its own. With two sites each gets the other's
 histogram, as with pooled moments: a manifest refuses fewer than three institutions unless ``accept_leak`` is set. A bin
@@ -28,9 +26,9 @@ with one row in it is that patient's score, without a name.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +36,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from focal.errors import ProtocolError
 from focal.files import private_write
+from focal.measure.declared import BINS, LIMIT, WIDTH
 from focal.measure.metrics import Floats, outcome_columns
 from focal.task import Task
 
@@ -45,13 +44,6 @@ Counts = NDArray[np.int64]
 
 FILE = "pooled_roc.json"
 """In every site's folder: the curves, their AUROC and its bound."""
-
-LIMIT = 8.0
-"""Logits beyond it share the outermost bins; probabilities there are within 0.04 % of 0 or 1."""
-WIDTH = 1 / 256
-"""ODIR-5K, 8 classes, 1275 test rows at three sites: the bound is 0.0021,
-the error in truth 0.0001, for 0.5 MB a site."""
-BINS = int(2 * LIMIT / WIDTH) + 2
 
 
 class PooledRoc(NamedTuple):
@@ -77,6 +69,25 @@ def score_histogram(labels: ArrayLike, scores: ArrayLike, task: Task) -> Counts:
     for c in range(len(counts)):
         np.add.at(counts[c], (outcome[:, c].astype(np.int64), place[:, c]), 1)
     return counts
+
+
+def with_subgroups(labels: ArrayLike, scores: ArrayLike, task: Task, subgroups: NDArray[np.bool_]) -> Counts:
+    """Counts (1 + S, C, 2, BINS) of all rows and of those of each of S subgroups, (S, n)."""
+    given, outputs = np.asarray(labels), np.asarray(scores)
+    everybody = np.ones((1, len(given)), bool)
+    return np.stack([score_histogram(given[at], outputs[at], task) for at in np.concatenate([everybody, subgroups])])
+
+
+def parts_of_sum(total: Floats, outputs: int, subgroups: int) -> list[Counts]:
+    """Pooled counts (C, 2, BINS) of all rows, then of each subgroup, from the sum of all sites'. Raises as
+    :func:`from_sum` does, and for a subgroup with more rows than there are."""
+    parts = [from_sum(part, outputs) for part in np.array_split(total, 1 + subgroups)]
+    if any((part > parts[0]).any() for part in parts):
+        raise ProtocolError(
+            "a subgroup of the pooled histogram has more rows than all of it",
+            hint="a site's contribution was malformed; the released model is not touched",
+        )
+    return parts
 
 
 def from_sum(total: Floats, outputs: int) -> Counts:
@@ -107,16 +118,53 @@ def pooled_macro(curves: list[PooledRoc]) -> tuple[float, float]:
     return float(mean[0]), float(mean[1])
 
 
-def write_pooled(curves: list[PooledRoc], classes: Sequence[str], sites: int, folder: Path) -> str:
-    """Write :data:`FILE`, which :mod:`focal.reporting.pooled` draws; returns one line for a person.
+def write_pooled(
+    curves: list[PooledRoc],
+    classes: Sequence[str],
+    sites: int,
+    folder: Path,
+    clinics: int = 0,
+    subgroups: Mapping[str, list[PooledRoc]] | None = None,
+) -> str:
+    """Write :data:`FILE`, which :mod:`focal.reporting.pooled` draws; returns a line for a person, and one more where
+    there are ``subgroups``.
 
-    ``classes``: the scored ones.
+    ``classes``: the scored ones; ``clinics``: how many of the ``sites`` are.
     """
     macro, bound = pooled_macro(curves)
-    rows = curves[0].positives + curves[0].negatives
     content = {
         "sites": sites,
-        "rows": rows,
+        **({"clinics": clinics} if clinics else {}),
+        **_figures(curves, classes),
+        **({"subgroups": {name: _figures(own, classes) for name, own in subgroups.items()}} if subgroups else {}),
+    }
+    for name, c in zip(classes, curves, strict=True):
+        content["classes"][name] |= {
+            "false_positive": c.false_positive.tolist(),
+            "true_positive": c.true_positive.tolist(),
+        }
+    private_write(folder / FILE, json.dumps(content, allow_nan=False).encode())
+    among = f"all {sites} sites" if not clinics else f"{sites} sites, {clinics} clinics among them"
+    rows = content["rows"]
+    if np.isnan(macro):
+        return f"test rows of {among} ({rows}): every class has one outcome only, so there is no ROC curve"
+    lines = [f"macro AUROC over the test rows of {among} ({rows}): {macro:.4f} +- {bound:.4f}, from summed histograms"]
+    if subgroups:
+        lines.append("by subgroup: " + "; ".join(f"{name} {_told(own)}" for name, own in subgroups.items()))
+    return "\n".join(lines)
+
+
+def _told(curves: list[PooledRoc]) -> str:
+    macro, bound = pooled_macro(curves)
+    rows = curves[0].positives + curves[0].negatives
+    return f"none ({rows} rows)" if np.isnan(macro) else f"{macro:.4f} +- {bound:.4f} ({rows} rows)"
+
+
+def _figures(curves: list[PooledRoc], classes: Sequence[str]) -> dict[str, Any]:
+    """What is written of pooled rows, without the curves."""
+    macro, bound = pooled_macro(curves)
+    return {
+        "rows": curves[0].positives + curves[0].negatives,
         "auroc": None if np.isnan(macro) else macro,
         "bound": None if np.isnan(macro) else bound,
         "classes": {
@@ -125,19 +173,10 @@ def write_pooled(curves: list[PooledRoc], classes: Sequence[str], sites: int, fo
                 "bound": None if np.isnan(c.auroc) else c.bound,
                 "positives": c.positives,
                 "negatives": c.negatives,
-                "false_positive": c.false_positive.tolist(),
-                "true_positive": c.true_positive.tolist(),
             }
             for name, c in zip(classes, curves, strict=True)
         },
     }
-    private_write(folder / FILE, json.dumps(content, allow_nan=False).encode())
-    if np.isnan(macro):
-        return f"test rows of all {sites} sites ({rows}): every class has one outcome only, so there is no ROC curve"
-    return (
-        f"macro AUROC over the test rows of all {sites} sites ({rows}): "
-        f"{macro:.4f} +- {bound:.4f}, from summed histograms"
-    )
 
 
 def _curve(negatives: Counts, positives: Counts) -> PooledRoc:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.audiences import FILE, Audiences
 from focal.net.frames import PIECE
+from focal.net.quotas import Quota, Sent
 from focal.net.store import Blobs, Board, DiskError
 from focal.net.wire import Audience, Directions, Meter
 
@@ -52,7 +53,10 @@ class Answers:
     """Blobs that are on their way to the disk at a time: syncs that run together wait for one write
     of the file system's journal."""
 
-    def __init__(self, manifest: Manifest, board: Board, blobs: Blobs, session: str) -> None:
+    def __init__(
+        self, manifest: Manifest, board: Board, blobs: Blobs, session: str, quotas: Mapping[str, Quota] | None = None
+    ) -> None:
+        self._quotas = quotas or {}
         self.manifest, self.board, self.blobs, self.session = manifest, board, blobs, session
         self.seen: dict[str, float] = {}
         self.told: dict[str, int] = {}
@@ -61,6 +65,7 @@ class Answers:
         self._members = {m.name: m for m in manifest.members}
         self._meters = {m.name: Meter() for m in manifest.members}
         self._audiences: Audiences
+        self._sent: Sent
         self._writers: ThreadPoolExecutor
         self._handlers: dict[type[Model], Callable[[Asker, Any, bytes], tuple[Model, bytes]]] = {
             frames.Hello: self._hello,
@@ -79,6 +84,7 @@ class Answers:
     def _open(self) -> None:
         self._began = time.monotonic()
         self._audiences = Audiences(self.blobs.folder / FILE)
+        self._sent = Sent(self._quotas, [*self._audiences.sent(), *self.blobs.begun()])
         self._writers = ThreadPoolExecutor(self.WRITERS, thread_name_prefix="focal-disk")
 
     def _close(self) -> None:
@@ -177,8 +183,11 @@ class Answers:
         if not 0 < len(payload) <= PIECE:
             raise Refused("size", f"a piece has 1 to {PIECE} bytes, not {len(payload)}")
 
+        if put.digest not in self.blobs:
+            self._sent.take(asker.name, put.digest, put.size)
+
         def allow() -> None:  # only who has sent the whole blob says who may fetch it, and before anybody can
-            self._audiences.widen([put.digest], put.audience)
+            self._audiences.widen([put.digest], put.audience, asker.name, put.size)
 
         return frames.PutOk(
             stored=self.blobs.write_piece(put.digest, put.size, put.offset, payload, owner=asker.name, before=allow)

@@ -12,7 +12,7 @@ import queue
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import zmq
@@ -25,6 +25,7 @@ from focal.net import frames
 from focal.net.answers import Answers, Asker, fault
 from focal.net.encoding import decode, encode
 from focal.net.identity import Identity
+from focal.net.quotas import Quota
 from focal.net.store import Blobs, Board
 from focal.net.wire import PHASE, Recorder, Wake, secure
 
@@ -83,9 +84,10 @@ class Hub(Answers):
         session: str,
         bind: str | None = None,
         record: Path | None = None,
+        quotas: Mapping[str, Quota] | None = None,
     ) -> None:
         server = identity.entry(manifest)
-        super().__init__(manifest, board, blobs, session)
+        super().__init__(manifest, board, blobs, session, quotas)
         self.endpoint = bind or server.endpoint or ""
         self.malformed = 0
         """Frames that were no request."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from focal.config import VERSION, Model
@@ -25,6 +26,7 @@ from focal.net import frames
 from focal.net.answers import Answers, Asker
 from focal.net.encoding import encode
 from focal.net.identity import Identity
+from focal.net.quotas import Quota
 from focal.net.requests import Future, Requests
 from focal.net.store import Blobs, Board
 
@@ -52,8 +54,16 @@ class LocalHub(Answers):
     LAST_WORD = FAREWELL = 0.0
     endpoint = ENDPOINT
 
-    def __init__(self, network: LocalNetwork, manifest: Manifest, board: Board, blobs: Blobs, session: str) -> None:
-        super().__init__(manifest, board, blobs, session)
+    def __init__(
+        self,
+        network: LocalNetwork,
+        manifest: Manifest,
+        board: Board,
+        blobs: Blobs,
+        session: str,
+        quotas: Mapping[str, Quota] | None = None,
+    ) -> None:
+        super().__init__(manifest, board, blobs, session, quotas)
         self._network = network
         self._turns = {m.name: threading.Lock() for m in manifest.members}
         self._under_way = 0

@@ -206,7 +206,7 @@ class Upload(Model):
 
 class Roster(Model):
     """The server's word that the uploads are closed, and whose rows training starts from, in manifest order: those
-    whose lists stand on the board before it, agreed and complete. Everybody can check it."""
+    whose lists stand on the board before it, agreed and complete. Everybody can check it. The same of test results."""
 
     kind: Literal["roster"] = "roster"
     present: tuple[Name, ...]
@@ -390,6 +390,25 @@ class ReleaseShares(Model):
     sealed: dict[Name, Digest]
 
 
+class ResultsHanded(Model):
+    """With clinics: an institution's histogram of its test rows' scores, under masks (:mod:`focal.sums.entrusted`)."""
+
+    kind: Literal["results-handed"] = "results-handed"
+    public: Hex32 | None = None
+    """Its X25519 key, drawn for this vector alone; None: it has no test rows."""
+    counts: Digest | None = None
+
+
+class ResultsAdded(Model):
+    """A custodian's word on the one list of histograms: their sum, and that of its masks of them."""
+
+    kind: Literal["results-added"] = "results-added"
+    roster: Digest
+    """Of the server's signed list, as this custodian heard it."""
+    total: Digest
+    masks: Digest
+
+
 class Traffic(Model):
     """How many bytes every member sent and received by phase, as the server counted them until now."""
 
@@ -428,50 +447,15 @@ class Abort(Model):
 
 Body = Annotated[
     Union[  # noqa: UP007 - a discriminated union reads best as a list
-        NonceCommit,
-        NonceReveal,
-        RunStart,
-        TestFeatures,
-        SumGroupKey,
-        SumCommit,
-        SumContribution,
-        SumOpened,
-        ProjectionProposed,
-        ProjectionAccepted,
-        KeyCommit,
-        KeyReveal,
-        KeyTranscript,
-        ShareCheck,
-        Epoch,
-        JointKeys,
-        InputKey,
-        Upload,
-        Roster,
-        UploadsAccepted,
-        InputCommit,
-        Unproven,
-        InputReveal,
-        RefreshRequest,
-        RefreshShares,
-        StepDone,
-        Activations,
-        Derivatives,
-        Present,
-        OpeningRequest,
-        OpeningShares,
-        AverageList,
-        AverageClosed,
-        AverageSealed,
-        ReleaseRequest,
-        ReleaseShares,
-        Traffic,
-        ResumeNonce,
-        ResumeAnswer,
-        Finished,
-        Abort,
+        NonceCommit, NonceReveal, RunStart, TestFeatures, SumGroupKey, SumCommit, SumContribution, SumOpened,
+        ProjectionProposed, ProjectionAccepted, KeyCommit, KeyReveal, KeyTranscript, ShareCheck, Epoch,
+        JointKeys, InputKey, Upload, Roster, UploadsAccepted, InputCommit, Unproven, InputReveal,
+        RefreshRequest, RefreshShares, StepDone, Activations, Derivatives, Present, OpeningRequest,
+        OpeningShares, AverageList, AverageClosed, AverageSealed, ReleaseRequest, ReleaseShares, ResultsHanded,
+        ResultsAdded, Traffic, ResumeNonce, ResumeAnswer, Finished, Abort,
     ],
     Field(discriminator="kind"),
-]
+]  # fmt: skip
 
 
 class Record(Model):

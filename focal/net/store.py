@@ -22,7 +22,7 @@ import re
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from focal.config import ANEW, VERSION, earlier
@@ -31,6 +31,7 @@ from focal.files import sync_folder, write_at
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import open_record
+from focal.net.quotas import CLINICS, EPOCH, Quota, Said
 from focal.net.recent import Recent
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -152,6 +153,14 @@ class Blobs:
             return os.stat(self._partial(digest, owner)).st_size
         except FileNotFoundError:
             return 0
+
+    def begun(self) -> list[tuple[str, str, int]]:
+        """(owner, digest, bytes) of all that has arrived in part."""
+        found = []
+        for owner in self._owners - {"self"}:
+            with contextlib.suppress(FileNotFoundError), os.scandir(f"{self._root}/partial/{owner}") as entries:
+                found += [(owner, entry.name, entry.stat().st_size) for entry in entries]
+        return found
 
     def write_piece(
         self,
@@ -300,11 +309,6 @@ class Database:
             self._db.close()
 
 
-CLINICS = {"inputs/key": msg.InputKey, "upload": msg.Upload, "finished": msg.Finished, "abort": msg.Abort}
-"""What a clinic says, once in each epoch: all others keep it in memory."""
-EPOCH = re.compile(r"(?<=key|oad)/e[1-8]$")
-
-
 class Board(Database):
     """The consortium's records in the order in which the server stored them: 1, 2, 3, ..., none ever changed.
 
@@ -318,11 +322,15 @@ class Board(Database):
     )
 
     def __init__(
-        self, path: Path, manifest: Manifest, check: Callable[[msg.Record], None] = lambda record: None
+        self,
+        path: Path,
+        manifest: Manifest,
+        check: Callable[[msg.Record], None] = lambda record: None,
+        quotas: Mapping[str, Quota] | None = None,
     ) -> None:
-        """``check`` raises :class:`Refused` for what no member may say."""
+        """``check`` raises :class:`Refused` for what no member may say; ``quotas``: how much of it."""
         super().__init__(path)
-        self._manifest, self._check = manifest, check
+        self._manifest, self._check, self._said = manifest, check, Said(quotas or {})
         self._grown = threading.Condition(self._lock)
         self._listeners: list[Callable[[], None]] = []
         self._clinics = {m.name for m in manifest.clinics}
@@ -330,8 +338,8 @@ class Board(Database):
         """Numbers of all records that are no clinic's."""
         self._own: dict[str, list[int]] = {name: [] for name in self._clinics}
         self._length = 0
-        for _, sender in self._run("SELECT seq, sender FROM record ORDER BY seq"):
-            self._count(str(sender))
+        for sender, size in self._run("SELECT sender, length(data) FROM record ORDER BY seq"):
+            self._count(str(sender), int(str(size)))
 
     def __len__(self) -> int:
         return self._length
@@ -340,9 +348,10 @@ class Board(Database):
         """How many records there are for this member."""
         return len(self._common) + len(self._own[reader]) if reader in self._clinics else self._length
 
-    def _count(self, sender: str) -> int:
+    def _count(self, sender: str, size: int) -> int:
         """Take one more record into account; returns its number."""
         self._length += 1
+        self._said.count(sender, size)
         self._own.get(sender, self._common).append(self._length)
         return self._length
 
@@ -379,8 +388,9 @@ class Board(Database):
                 return int(seq)  # type: ignore[call-overload]
             if after is not None and after != self._length:
                 return 0
+            self._said.check(record, len(data))
             self._run("INSERT INTO record VALUES (?, ?, ?, ?)", self._length + 1, record.sender, record.topic, data)
-            seq = self._count(record.sender)
+            seq = self._count(record.sender, len(data))
             self._grown.notify_all()
             listeners = tuple(self._listeners)
         for listener in listeners:

@@ -29,5 +29,6 @@ def plot_pooled(folder: Path) -> None:
         )
         for name, c in found["classes"].items()
     ]
-    below = f"{found['rows']} test rows of {found['sites']} sites, from summed histograms (+- {found['bound']:.4f})"
+    sites = f"{found['sites']} sites" + (f", {found['clinics']} clinics among them" if "clinics" in found else "")
+    below = f"{found['rows']} test rows of {sites}, from summed histograms (+- {found['bound']:.4f})"
     plot_curves(curves, found["auroc"], below, path.with_suffix(".png"))

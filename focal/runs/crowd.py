@@ -6,7 +6,7 @@
     clinic 1, 2, ... 500           one visit after the other: mask, upload, leave
         some are interrupted in the middle of it: a part comes back before the uploads close, the others never do
     (uploads close: people say so)
-    clinic 1, 2, ... 500           come for the model
+    clinic 1, 2, ... 500           come for the model, and hand in the counts of their test rows
 
 What a visit costs is measured in its own thread: everything of the protocol, the answers of the in-process network
 included, but no backbone, as features are there. Seconds on a link are not measured: bytes over a stated speed.
@@ -14,7 +14,9 @@ included, but no backbone, as features are there. Seconds on a link are not meas
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import random
 import time
@@ -31,6 +33,7 @@ from focal.config import ConsortiumConfig, LayoutConfig, LocalConfig, Projection
 from focal.errors import FocalError
 from focal.files import private_write
 from focal.manifest import Manifest
+from focal.measure import histogram
 from focal.measure.metrics import bootstrap_ci, macro_auroc
 from focal.measure.summary import Auroc, AurocInterval, build_summary, write_summary
 from focal.measure.traffic import merge
@@ -52,6 +55,8 @@ FOUNDER_ROWS = 400
 TEST_ROWS = 4000
 SETTLING = 300.0
 """Seconds that a party may take until it waits for the uploads to close."""
+POOLED = 3
+"""Test results are added up where so many clinics have the model."""
 Outcome = Literal["once", "came back", "lost"]
 
 
@@ -92,6 +97,8 @@ class Visit:
     outcome: Outcome
     seconds: float = 0.0
     """CPU of its complete visit, without a backbone."""
+    back: float = 0.0
+    """CPU of its coming back for the model."""
     up: int = 0
     down: int = 0
 
@@ -154,6 +161,8 @@ class _Simulation:
             clinics=tuple(clinics),
             custodians=crowd.custodians,
             share_blocks=True,
+            pooled_roc=len(clinics) - lost >= POOLED,
+            pooled_least=POOLED,
         )
         names = tuple(str(c) for c in range(crowd.classes))
         manifest, files = _agreed(
@@ -189,7 +198,13 @@ class _Simulation:
     def _made(self, local: LocalConfig, report: Reporter) -> ArrayInstitution:
         name = local.name
         kind = self.kinds.get(name, Visitor if name in self.visits else ArrayInstitution)
-        return kind(self.manifest, *self.given(name, self.counts[name]), local, report)
+        made = kind(self.manifest, *self.given(name, self.counts[name]), local, report)
+        made.tested = self.tested(name)
+        return made
+
+    def tested(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Test rows of a site: a quarter as many."""
+        return self.given(f"{name}/test", max(1, self.counts[name] // 4))
 
     # ----------------------------------------------------------------- the run
 
@@ -204,13 +219,13 @@ class _Simulation:
                 self._visit([name for name in self.visits if name in self.late], "visits that were interrupted")
                 self._close([name for name in self.visits if name in self.lost])
             with self.report.phase("train"):
-                custodians = [m.name for m in self.manifest.custodians]
-                founders = [m.name for m in self.manifest.founders]
-                parties.finish(*custodians, *founders)
+                first = self.manifest.founders[0].name
+                self._wait(lambda: "weights" in parties.parties[first].__dict__, math.inf)
             self.attending = [n for n in self.counts if n not in self.lost]
-            self.weights = self._weights(founders[0])
+            self.weights = self._weights(first)
             with self.report.phase("release"):
                 self._visit([n for n in self.attending if n in self.visits], "models fetched", fetch=True)
+                parties.finish(*(name for name in openers if name != self.manifest.server.name))
             parties.finish(self.manifest.server.name)
 
     def _visit(self, names: Iterable[str], what: str, fetch: bool = False) -> None:
@@ -232,22 +247,33 @@ class _Simulation:
         assert isinstance(party, Visitor)
         if fetch and not np.array_equal(party.weights, self.weights):
             raise FocalError(f"'{name}' decoded other weights than the others from the same shares", hint="report this")
-        if not fetch:
+        if fetch:
+            self.visits[name].back = party.spent
+        else:
             self.visits[name].seconds = party.spent
 
     def _close(self, missing: Sequence[str]) -> None:
         """``focal close`` at the server and at all custodians, once they wait for these."""
         for party in (self.manifest.server, *self.manifest.custodians) if missing else ():
-            folder, deadline = self.folder / party.name, time.monotonic() + SETTLING
-            while True:
-                try:
-                    approval.close_uploads(folder, missing)
-                    break
-                except FocalError:
-                    if self.parties.errors.keys() - set(self.visits) or time.monotonic() > deadline:
-                        self.parties.finish()  # raises what has gone wrong
-                        raise
-                    time.sleep(0.1)
+            self._wait(functools.partial(self._let_go, self.folder / party.name, missing), SETTLING)
+
+    @staticmethod
+    def _let_go(folder: Path, missing: Sequence[str]) -> bool:
+        try:
+            approval.close_uploads(folder, missing)
+        except FocalError:
+            return False
+        return True
+
+    def _wait(self, there: Callable[[], bool], seconds: float) -> None:
+        """Until something is so; raises what has gone wrong."""
+        deadline = time.monotonic() + seconds
+        while not there():
+            if self.parties.errors.keys() - set(self.visits):
+                self.parties.finish()
+            if time.monotonic() > deadline:
+                raise FocalError("a party of the simulation does not go on", hint="report this")
+            time.sleep(0.1)
 
     def _weights(self, name: str) -> NDArray[np.float64]:
         party = self.parties.parties[name]
@@ -295,7 +321,7 @@ class _Simulation:
         shown = {"clinics": together, **{n: traffic[n] for n in openers if n != server.me.name}}
         plot_timeline([(n, p, s - begin, e - begin) for n, p, s, e in spans], shown, self.folder / "timeline.png")
         board = sum(map(len, board_records(server.folder)))
-        told = self._told(traffic, error, present, board, auroc, phases)
+        told = self._told(traffic, error, present, board, auroc, phases) | self._pooled()
         private_write(self.folder / "crowd.json", json.dumps({**told, "visits": visits}, indent=1).encode())
         return told
 
@@ -327,6 +353,18 @@ class _Simulation:
             "auroc_twin": auroc[1],
             "seconds": phases,
         }
+
+    def _pooled(self) -> dict[str, Any]:
+        """What a founder has of everybody's test rows, and the same without histograms."""
+        path = self.folder / self.manifest.founders[0].name / histogram.FILE
+        if not path.exists():
+            return {}
+        found = json.loads(path.read_text())
+        rows = [self.tested(name) for name in self.attending]
+        outputs = self.projection.apply(np.concatenate([x for x, _ in rows])) @ self.weights
+        exact = macro_auroc(np.concatenate([y for _, y in rows]), outputs, self.manifest.task)
+        figures = {key: found[key] for key in ("sites", "clinics", "rows", "auroc", "bound")}
+        return {"pooled": {**figures, "exact": exact, "back_cpu_s": max(v.back for v in self.visits.values())}}
 
     def _columns(self, name: str, count: int) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
         features, labels = self.given(name, count)
@@ -362,12 +400,21 @@ def simulate_crowd(crowd: Crowd, folder: Path, show: Show, say: Say) -> dict[str
 
 def describe(found: dict[str, Any]) -> str:
     """What a simulated crowd took, in lines that say which figure is measured."""
-    seconds = found["seconds"]
+    seconds, pooled = found["seconds"], found.get("pooled")
+    curve = (
+        f"pooled    AUROC {pooled['auroc']:.4f} +- {pooled['bound']:.4f} over the {pooled['rows']} test rows of "
+        f"{pooled['sites']} sites, {pooled['clinics']} clinics among them, from counts that nobody saw; "
+        f"{pooled['exact']:.4f} from all scores in one place; a clinic that comes back: at most "
+        f"{pooled['back_cpu_s']:.1f} s of CPU"
+        if pooled
+        else "pooled    too few clinics for a curve over all test rows"
+    )
     return "\n".join(
         (
             f"came      {found['came']} clinics, {found['lost']} were lost; {found['rows']} rows in the model",
             f"result    weights within {found['error']:.1e} of the plaintext twin of these rows; AUROC "
             f"{found['auroc']:.4f}, the twin's {found['auroc_twin']:.4f}",
+            curve,
             f"measured  a clinic: at most {found['visit_cpu_s']:.1f} s of CPU and {found['visit_mb']:.1f} MB, the "
             f"smallest sends {found['smallest_up_mb']:.1f} MB; server: {found['server_out_gb']:.2f} GB out, "
             f"{found['server_in_gb']:.2f} GB in, board {found['board_mb']:.1f} MB",

@@ -158,6 +158,8 @@ class ArrayInstitution(BlindInstitution):
     ) -> None:
         super().__init__(manifest, local, report)
         self.raw, self._given = features, labels
+        self.tested = features[:0], labels[:0]
+        """Features and labels (n, K) of own test rows; ``columns`` are theirs."""
 
     def check_source(self) -> None:
         """The rows were given."""
@@ -173,7 +175,14 @@ class ArrayInstitution(BlindInstitution):
         """The weights stay in memory."""
 
     def score(self) -> None:
-        """There are no test rows."""
+        """Test rows are for the curve over all sites."""
+        if self.manifest.pooled_roc:
+            labels, outputs, _ = self.test_outputs()
+            self._pool_scores(labels, outputs)
+
+    def test_outputs(self) -> tuple[NDArray[np.uint8], Array, NDArray[np.str_]]:
+        features, labels = self.tested
+        return labels, self.projection.apply(features) @ self.weights, np.arange(len(labels)).astype(str)
 
 
 # --------------------------------------------------------------------------- before the run
@@ -265,6 +274,10 @@ def _agreed(
         layout=LayoutSpec(class_lanes=1, feature_lanes=1),
         share_blocks=consortium.share_blocks,
         closing=consortium.closing,
+        pooled_roc=consortium.pooled_roc,
+        pooled_by=consortium.pooled_by,
+        pooled_until=consortium.pooled_until,
+        pooled_least=consortium.pooled_least,
     )
     # making, adding up and installing a key costs about what sending it on a slow link does
     manifest, _ = of(manifest).plan.settled(manifest, LayoutConfig(), half_of_memory())

@@ -108,11 +108,11 @@ class MaskedSum:
         """
         if values.dtype != np.uint64 or values.ndim != 1 or not values.size:
             raise TypeError(f"a contribution is a non-empty uint64 vector, not {values.dtype} {values.shape}")
-        masked = values + _stream(self._group[self.me], values.size)
+        masked = values + stream(self._group[self.me], values.size)
         for key in self._added:
-            masked += _stream(key, values.size)
+            masked += stream(key, values.size)
         for key in self._subtracted:
-            masked -= _stream(key, values.size)
+            masked -= stream(key, values.size)
         data = masked.astype("<u8", copy=False).tobytes()
         made = hashlib.sha256(data).digest()
         if self._made not in (None, made):
@@ -131,7 +131,7 @@ class MaskedSum:
         total = np.zeros(len(contributions[self.me]) // 8, np.uint64)
         for name in self.participants:
             total += np.frombuffer(contributions[name], "<u8")
-            total -= _stream(self._group[name], total.size)
+            total -= stream(self._group[name], total.size)
         return total
 
     def digest(self, opened: Integers) -> bytes:
@@ -208,7 +208,7 @@ def _check_participants(label: str, me: str, participants: tuple[str, ...]) -> N
         raise FocalError(f"sum '{label}': {me} is not one of its participants ({', '.join(participants)})")
 
 
-def _stream(key: bytes, count: int) -> Integers:
+def stream(key: bytes, count: int) -> Integers:
     """``count`` words of the ChaCha20 keystream. The nonce may be constant: every key is used for one stream only."""
     zeros = bytes(8 * count)
     return np.frombuffer(Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(zeros), "<u8")

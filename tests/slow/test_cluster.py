@@ -136,13 +136,26 @@ def test_a_worker_killed_in_the_middle_of_a_step_changes_no_limb(
     shards.dismiss()
 
 
-def test_a_node_lost_in_the_middle_of_a_step_changes_no_limb() -> None:
-    """The other node takes its blocks."""
-    command = [sys.executable, str(ROOT / "tests/support/losing_node.py")]
+def test_two_nodes_give_the_limbs_of_threads() -> None:
+    """Each has a worker with a part of the blocks. What that costs is printed too (docs/scale.md)."""
+    lines = support("spread_cost.py", "--rows", "3000", "--features", "32", "--class-lanes", "8", "--nodes", "2")
+    assert lines[1] == {"nodes": 2, "blocks of each worker": [2, 1]}
+    assert lines[-1] == {"same_limbs": True} and [line["step"] for line in lines[2:-1]] == [0, 1, 2]
+    assert all(line["ray"]["workers"] > 0 for line in lines[2:-1])
+
+
+def support(script: str, *words: str) -> list[Any]:
+    """The lines of JSON that one of tests/support prints; a process of its own, for Ray is one a process."""
+    command = [sys.executable, str(ROOT / "tests/support" / script), *words]
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=env, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    happened = json.loads(result.stdout.splitlines()[-1])
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+
+
+def test_a_node_lost_in_the_middle_of_a_step_changes_no_limb() -> None:
+    """The other node takes its blocks."""
+    happened = support("losing_node.py")[-1]
     assert happened["same"] and happened["told"], happened
     assert happened["before"] == [[0, 2], [1]] and happened["after"] == [[0, 1, 2]]
 

@@ -32,6 +32,11 @@ def test_a_crowd_ends_with_the_twins_weights(tmp_path: Path) -> None:
     assert summary.params["clinics"] == 8 and summary.left_out == {lost: "it has not come"}
     assert (tmp_path / "crowd" / "timeline.png").stat().st_size > 10_000
     assert "measured" in describe(found) and "model" in describe(found)
+    pooled = found["pooled"]
+    assert (pooled["sites"], pooled["clinics"]) == (10, 7) and pooled["back_cpu_s"] > 0
+    assert abs(pooled["auroc"] - pooled["exact"]) <= pooled["bound"] < 0.01 and "7 clinics among them" in describe(
+        found
+    )
     with pytest.raises(FocalError, match="holds something already"):
         simulate_crowd(crowd, tmp_path / "crowd", lambda event: None, lines.append)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from agreement import train
-from consortium import LOWER, Dataset, Process, cli, config, dataset, runs, said
+from consortium import LOWER, Dataset, Process, cli, config, dataset, runs, said, write_csv
 
 from focal.manifest import Manifest
 from focal.reading import read
@@ -45,6 +45,22 @@ def test_multilabel_four_institutions_share_a_block_degree_5(tmp_path: Path) -> 
     assert manifest.task == "multilabel" and manifest.classes == ("A", "B", "C")
     site = [m.rows for m in manifest.institutions]
     assert site == [sum(r["split"] == "train" and r["institution"] == f"site-{i}" for r in rows) for i in range(4)]
+
+
+def test_clinics_and_their_test_results_by_subgroup(tmp_path: Path) -> None:
+    """Every party a process, rows and subgroups from a table: one curve over all test rows, wherever they are."""
+    rows = [{**row, "Sex": "FM"[i % 2] if i % 5 else ""} for i, row in enumerate(dataset().rows(dataset().binary))]
+    clinics = ("clinic-1", "clinic-2", "clinic-3")
+    own = {"institutions": 3, "clinics": list(clinics), "share_blocks": True, "pooled_by": ["sex:f,m"]}
+    table = str(write_csv(tmp_path / "sexes.csv", rows))
+    train(tmp_path, "crowd", dataset={"table": table, "classes": ["well", "sick"]}, consortium=own)
+    tested = [row["Sex"] for row in rows if row["split"] == "test"]
+    found = [json.loads(path.read_text()) for path in runs().glob("crowd/parties/*/pooled_roc.json")]
+    assert len(found) == 6 and all(one == found[0] for one in found), "the clinics have stayed"
+    assert (found[0]["sites"], found[0]["clinics"], found[0]["rows"]) == (6, 3, len(tested))
+    groups = {name: group["rows"] for name, group in found[0]["subgroups"].items()}
+    assert groups == {"sex f": tested.count("F"), "sex m": tested.count("M")} and "" in tested
+    assert len(list(runs().glob("crowd/parties/*/pooled_roc.png"))) == 6
 
 
 def test_binary_with_a_random_projection(tmp_path: Path) -> None:

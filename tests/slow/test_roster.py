@@ -60,7 +60,7 @@ class SendsOtherSizes(ArrayInstitution):
 
     def _masked_rows(self, scheme: Any, keys: Any, joint: msg.JointKeys) -> msg.Upload:
         body = super()._masked_rows(scheme, keys, joint)
-        return body.model_copy(update={"chunks": (self.blobs.put(bytes(1 << 20)), *body.chunks[1:])})
+        return body.model_copy(update={"chunks": (self.blobs.put(bytes(1 << 10)), *body.chunks[1:])})
 
 
 class SendsNoProof(ArrayInstitution):

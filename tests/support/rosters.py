@@ -68,11 +68,17 @@ class Consortium(Together):
         )  # fmt: skip
         self.rows = {name: given(name, count) for name, count in counts.items()}
         self.kinds: dict[str, type[ArrayInstitution]] = {}
+        self.tested: dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
+        """Test rows, of those that have any, and the columns that subgroups are told apart by."""
+        self.columns: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
         super().__init__(manifest, files, self.events.append, dict.fromkeys(counts, self._institution))
 
     def _institution(self, local: LocalConfig, report: Reporter) -> ArrayInstitution:
         kind = self.kinds.get(local.name, ArrayInstitution)
-        return kind(self.manifest, *self.rows[local.name], local, report)
+        made = kind(self.manifest, *self.rows[local.name], local, report)
+        made.tested = self.tested.get(local.name, made.tested)
+        made.columns = self.columns.get(local.name, {})
+        return made
 
     def list_first(self, name: str) -> None:
         """Before anybody starts: this member comes first in the manifest, which all sign again."""

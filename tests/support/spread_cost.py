@@ -1,31 +1,37 @@
 """Processor seconds of a training step on Ray workers over those of threads, in one run: the machine may be busy.
 
-    PYTHONPATH=tests/support python tests/support/spread_cost.py --rows 8192 --features 64 --class-lanes 8 --workers 2
+    PYTHONPATH=.:tests/support python tests/support/spread_cost.py --rows 16384 --features 64 --class-lanes 8 --nodes 2
 
-The workers' own seconds and all of them, the driver's included (it combines refreshes in both cases: that is taken off
-what threads are charged for, and off the driver's). The first step has no forward pass.
+With ``--nodes`` each worker is on a Ray node of its own, all of them on this machine; else all are on one. The workers'
+own seconds and all of them, the driver's included (it combines refreshes in both cases: that is taken off what threads
+are charged for, and off the driver's). The first step has no forward pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import focal.cluster  # noqa: F401  (before ray)
+os.environ.setdefault("RAY_AUTH_TOKEN", "ab" * 32)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import focal.cluster  # noqa: E402, F401  (before ray)
 
 # isort: split
-import ray
-from spread import Recorded
+import ray  # noqa: E402
+from ray.cluster_utils import Cluster as Nodes  # noqa: E402
+from spread import Recorded  # noqa: E402
 
-from focal.cluster.nodes import Cluster
-from focal.cluster.shards import RayShards
-from focal.config import CkksConfig
-from focal.heads.linear.cost import layout_for
-from focal.heads.linear.engine import Engine, Shards
+from focal.cluster.nodes import Cluster  # noqa: E402
+from focal.cluster.shards import RayShards  # noqa: E402
+from focal.config import CkksConfig  # noqa: E402
+from focal.heads.linear.cost import layout_for  # noqa: E402
+from focal.heads.linear.engine import Engine, Shards  # noqa: E402
 
 
 def main() -> None:
@@ -33,6 +39,7 @@ def main() -> None:
     for name, default in (("rows", 8192), ("features", 64), ("classes", 8), ("class-lanes", 8), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--nodes", type=int, default=0)
     a = parser.parse_args()
     layout = layout_for(8192, a.features, a.classes, a.rows, a.class_lanes, 1, (a.rows,))
     print(json.dumps({"blocks": layout.blocks, "groups": layout.class_groups, "B": layout.babies, "G": layout.giants}))
@@ -41,23 +48,36 @@ def main() -> None:
         own = recorded.job.shard(1, layout.blocks)
         list(map(own.block, range(layout.blocks)))
         expected, alone = steps(recorded, own, lambda: 0.0, a.steps)
-        cluster = Cluster(None, a.workers)
-        shards = RayShards(
-            cluster, cluster.nodes(CkksConfig()), recorded.job, layout, own.scheme, lambda n: 0, print, a.workers
-        )
+        there = nodes(a.nodes) if a.nodes else None
+        cluster = Cluster(there.address, 1) if there else Cluster(None, a.workers)
+        found = cluster.checked(cluster.nodes(CkksConfig()), CkksConfig(), None)
+        per_node = 1 if there else a.workers
+        shards = RayShards(cluster, found, recorded.job, layout, own.scheme, lambda n: 0, print, per_node)
+        print(json.dumps({"nodes": len(found), "blocks of each worker": [len(seat.blocks) for seat in shards.seats]}))
 
         def theirs() -> float:
             return sum(ray.get([seat.actor.seconds.remote() for seat in shards.seats]))
 
         steps(recorded, shards, theirs, 1)  # blocks are read
-        found, spread = steps(recorded, shards, theirs, a.steps)
+        digests, spread = steps(recorded, shards, theirs, a.steps)
         for i, (one, many) in enumerate(zip(alone, spread, strict=True)):
             said: dict[str, Any] = {"step": i, "threads": one, "ray": many}
             said["workers_ratio"] = round(many["workers"] / one["driver"], 2)
             said["all_ratio"] = round((many["workers"] + many["driver"]) / one["driver"], 2)
             print(json.dumps(said))
-        print(json.dumps({"same_limbs": found == expected}))
+        print(json.dumps({"same_limbs": digests == expected}))
         shards.close()
+        if there:
+            there.shutdown()
+
+
+def nodes(count: int) -> Any:
+    """So many Ray nodes of one processor on this machine."""
+    own = {"num_cpus": 1, "object_store_memory": 1 << 28}
+    there = Nodes(initialize_head=True, head_node_args={**own, "include_dashboard": False})
+    for _ in range(count - 1):
+        there.add_node(**own)
+    return there
 
 
 def steps(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from focal.errors import Refused
 from focal.net import messages as msg
-from focal.protocols.blind import plan, roster, uploads
+from focal.protocols.blind import plan, results, roster, uploads
 from focal.protocols.blind.compute import computing
 from focal.protocols.blind.gathering import Gathering
 from focal.protocols.common import inputs
@@ -52,8 +52,9 @@ class BlindCustodian(Gathering, Custodian):
         lists = roster.read(self.manifest, found, closed)
         absent = found.absent(self.manifest, closed.incomplete)
         heard = self.remembered(f"{self.spelled(roster.CLOSED)}/heard", time.time)
-        in_time = not roster.early(self.manifest, heard)  # else its date is no reason
-        while absent and not self.has_said(roster.ACCEPTED) and not self.may_close(absent, in_time):
+        in_time = not roster.early(self.manifest.closing, heard)  # else its date is no reason
+        words = {name: roster.WHY[why] for name, why in absent.items()}
+        while absent and not self.has_said(roster.ACCEPTED) and not self.may_close(words, in_time):
             self.read_board(seconds=2.0)
         self.say_left_out(found, closed)
         own = self.accepted(found, closed, lists)
@@ -61,6 +62,15 @@ class BlindCustodian(Gathering, Custodian):
         active = self.active(roster.ACCEPTED)
         uploads.check_accepted(own, self.hear_all(active, roster.ACCEPTED, msg.UploadsAccepted))
         return lists, own.digest
+
+    def after_release(self) -> None:
+        if results.wanted(self.manifest):
+            results.add_up(self)
+
+    @property
+    def gave_all(self) -> bool:
+        masks = results.wanted(self.manifest) and not results.gave(self)
+        return super().gave_all and not masks
 
     def leave_out(self, failed: Mapping[str, Refused]) -> dict[str, int]:
         """A malformed proof is its sender's fault, and everybody sees it. One that does not fit may be a custodian's,
@@ -76,7 +86,7 @@ class BlindCustodian(Gathering, Custodian):
                 f"ask '{name}', which is told whose. To go on without it, every custodian: "
                 f"focal close {self.folder} {' '.join(disputed)}"
             )
-        while disputed and not self.people_let(dict.fromkeys(disputed, roster.DISPUTED), unproven=True):
+        while disputed and not self.people_let(dict.fromkeys(disputed, roster.DISPUTED), "proofs"):
             self.read_board(seconds=2.0)
         for name, fault in failed.items():
             self.report.warn(f"{self.me.name}: the run goes on without '{name}': {fault.message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from focal.protocols.blind.plan import Layout
 from focal.protocols.blind.roster import Came
 from focal.protocols.blind.uploads import Agreed
 from focal.protocols.common import approval
-from focal.protocols.common.approval import Closing
+from focal.protocols.common.approval import Awaited, Closing
 from focal.protocols.common.party import Party
 
 WAITING_SECONDS = 5.0
@@ -22,6 +23,8 @@ SHOWN = 10
 """So many names stand in one line; ``focal close`` shows all of them."""
 PATIENT_SECONDS = 60.0
 """After this time it is said, once, what a person can do."""
+NAMES: dict[Awaited, str] = {"uploads": "uploads", "proofs": "word of people", "results": "test results"}
+"""What is awaited, in words."""
 
 
 class Gathering(Party):
@@ -30,8 +33,12 @@ class Gathering(Party):
     layout: Layout
     threads: int
     scheme: Scheme
-    _waits_since: float | None = None
     _waiting_told = 0.0
+
+    @functools.cached_property
+    def _waits_since(self) -> dict[str, float]:
+        """By what is awaited."""
+        return {}
 
     def left_out(self) -> dict[str, str]:
         return roster.left_out(self.heard, self.scope, self.active, self.spelled)
@@ -46,42 +53,42 @@ class Gathering(Party):
         active = tuple(self.active(roster.UPLOAD))
         return roster.came(self.manifest, self.layout, agreed, self.heard, self.scope, self.spelled, active)
 
-    def may_close(self, missing: Mapping[str, msg.WhyAbsent], enough: bool = True) -> bool:
-        """May the run go on without these? Where a person here has said so, or at the closing date if ``enough`` have
-        come; asks for the word of one.
+    def may_close(self, missing: Mapping[str, str], enough: bool = True, what: Awaited = "uploads") -> bool:
+        """May the run go on without these? Where a person here has said so, or at the date if ``enough`` have come;
+        asks for the word of one. ``missing``: who, and why, founders first.
 
         In a later epoch rows are masked anew, after the date: then people say so.
         """
-        if enough and roster.due(self.manifest) and self.epochs.at(roster.UPLOAD).number == 0:
+        date = self.manifest.closing if what == "uploads" else self.manifest.pooled_until
+        over = roster.due(self.manifest) if what == "uploads" else roster.past(date)
+        if enough and over and (what == "results" or self.epochs.at(roster.UPLOAD).number == 0):
             return True
-        if self.people_let({name: roster.WHY[why] for name, why in missing.items()}):
+        if self.people_let(missing, what):
             return True
         now = time.monotonic()
-        if self._waits_since is None:
-            self._waits_since = now
-        if now - self._waits_since > PATIENT_SECONDS:
-            self._waits_since = math.inf  # said once
-            when = f"until {self.manifest.closing:%Y-%m-%d %H:%M} UTC; " if self.manifest.closing else ""
+        if now - self._waits_since.setdefault(what, now) > PATIENT_SECONDS:
+            self._waits_since[what] = math.inf  # said once
+            when = f"until {date:%Y-%m-%d %H:%M} UTC; " if date else ""
             named, more = list(missing)[:SHOWN], len(missing) - SHOWN
             self.report.say(
-                f"{self.me.name}: waits for the uploads of {', '.join(named)}"
+                f"{self.me.name}: waits for the {NAMES[what]} of {', '.join(named)}"
                 f"{f' and {more} others' if more > 0 else ''}, {when}to go on without them: "
                 f"focal close {self.folder}{'' if more > 0 else f' {chr(32).join(named)}'}"
             )
         return False
 
-    def people_let(self, missing: Mapping[str, str], unproven: bool = False) -> bool:
+    def people_let(self, missing: Mapping[str, str], what: Awaited = "uploads") -> bool:
         """Has a person here said that the run may go on without these? Asks for the word of one. ``missing``: who, and
         why, founders first."""
         epoch = self.epochs.at(roster.UPLOAD).number
-        wanted = Closing(run_id=self.scope, epoch=epoch, unproven=unproven, missing=dict(missing))
+        wanted = Closing(run_id=self.scope, epoch=epoch, what=what, missing=dict(missing))
         if approval.may_close(self.folder, wanted):
             return True
         approval.await_closing(self.folder, wanted)
         now = time.monotonic()
         if now - self._waiting_told > WAITING_SECONDS:
             self._waiting_told = now
-            self.report.waiting(list(missing), roster.UNPROVEN if unproven else roster.UPLOAD)
+            self.report.waiting(list(missing), NAMES[what])
         return False
 
     def accepted(self, found: Came, closed: msg.Roster, lists: dict[str, msg.Upload]) -> msg.UploadsAccepted:

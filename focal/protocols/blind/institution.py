@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -28,8 +29,9 @@ from focal.data.rows import InstitutionRows, write_kept
 from focal.errors import FocalError, LeftOut, Refused
 from focal.files import private_write
 from focal.heads import released
+from focal.measure import declared
 from focal.net import messages as msg
-from focal.protocols.blind import plan, roster, uploads
+from focal.protocols.blind import plan, results, roster, uploads
 from focal.protocols.common import ceremony
 from focal.protocols.common import inputs as inputs_of
 from focal.protocols.common.inputs import MaskKeys
@@ -46,6 +48,8 @@ FAULT_SECONDS = 10.0
 class BlindInstitution(Institution):
     """``run()`` takes part in one blind run from the features to the model; interrupted, the same call continues it."""
 
+    columns: Mapping[str, NDArray[np.str_]] = {}
+    """Of own test rows, by name, (n,) each: what subgroups are told apart by."""
     _told_fault = ""
 
     # ----------------------------------------------------------------- the script
@@ -228,6 +232,7 @@ class BlindInstitution(Institution):
             segment, table, wanted, device=self.local.device, cache=self.cache, progress=self.report.progress
         )
         rows = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
+        self.columns = table.take(wanted[table.split[wanted] == "test"]).columns
         return rows, features_of_test_image(segment)
 
     # ----------------------------------------------------------------- upload
@@ -313,6 +318,20 @@ class BlindInstitution(Institution):
         self.save_head(plan.model(self.manifest, self.projection, self.weights))
         private_write(self.folder / PROJECTION, self.projection.to_bytes())
         write_kept(self.folder, self.rows, self.weights)
+
+    def test_subgroups(self, rows: int) -> NDArray[np.bool_]:
+        found, missing = declared.members(self.manifest.pooled_by, self.columns, rows)
+        if missing:
+            self.report.warn(f"{self.me.name}: no column '{', '.join(missing)}': no row counts in subgroups by it")
+        return found
+
+    def add_counts(self, counts: NDArray[np.int64]) -> None:
+        if not results.wanted(self.manifest):
+            super().add_counts(counts)
+            return
+        results.hand_in(self, counts)
+        if not self.me.clinic or self.local.stay or results.there(self):
+            results.receive(self)
 
     def test_outputs(self) -> tuple[NDArray[np.uint8], Array, NDArray[np.str_]]:
         """Own test rows: labels (n, K), the released model's linear outputs (n, C), patients (n,)."""

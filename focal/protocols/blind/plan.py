@@ -23,6 +23,7 @@ from focal.heads.linear.engine import Block, Engine, Shards, mask_digest
 from focal.heads.linear.layout import Layout
 from focal.heads.linear.twin import Scalars
 from focal.manifest import LayoutSpec, Manifest
+from focal.measure import declared
 from focal.net import messages as msg
 from focal.protocols import Released
 from focal.protocols.common import refreshing
@@ -56,10 +57,14 @@ ANYBODY_LEFT_OUT = (
 
 def check_members(manifest: Manifest) -> None:
     """Raise where not all members could do their part."""
-    if manifest.clinics and manifest.pooled_roc:
+    if (manifest.pooled_by or manifest.pooled_until) and not manifest.pooled_roc:
+        raise ConfigError("'pooled_by' and 'pooled_until' are about pooled_roc: set it too, or leave them out")
+    declared.subgroups(manifest.pooled_by)
+    if manifest.pooled_roc and manifest.clinics and manifest.pooled_least > len(manifest.clinics):
         raise ConfigError(
-            "pooled_roc: a ROC curve over all sites needs all of them at one time, and clinics come once "
-            "(leave pooled_roc out, or add these members without --clinic)"
+            f"pooled_least: test results of {manifest.pooled_least} clinics are needed, this manifest has "
+            f"{len(manifest.clinics)}",
+            hint="leave pooled_roc out, or name more clinics: of fewer than three, the others know too much of each",
         )
 
 
@@ -198,7 +203,14 @@ def released(manifest: Manifest) -> Released:
 def own_fields(config: BlindRunConfig) -> dict[str, Any]:
     """What a manifest of this protocol has beside what all have: a layout, any, until :func:`settled`."""
     own, lanes = config.consortium, LayoutSpec(class_lanes=1, feature_lanes=1)
-    return {"layout": lanes, "share_blocks": own.share_blocks, "closing": own.closing}
+    return {
+        "layout": lanes,
+        "share_blocks": own.share_blocks,
+        "closing": own.closing,
+        "pooled_by": own.pooled_by,
+        "pooled_until": own.pooled_until,
+        "pooled_least": own.pooled_least,
+    }
 
 
 def own_local_fields(config: BlindRunConfig) -> dict[str, Any]:
@@ -251,8 +263,19 @@ def describe(manifest: Manifest) -> str:
             f"release: {manifest.approve}",
             costs.describe(training.steps),
             f"blocks       {cost.whose(shape, rows)}",
+            *([pooled(manifest)] if manifest.pooled_roc and manifest.clinics else []),
             verifying(manifest),
         )
+    )
+
+
+def pooled(manifest: Manifest) -> str:
+    """What is added up of test results, in a line that a person can check."""
+    until = f"until {manifest.pooled_until:%Y-%m-%d %H:%M} UTC" if manifest.pooled_until else "until all have come back"
+    by = f"; also by {', '.join(manifest.pooled_by)}" if manifest.pooled_by else ""
+    return (
+        f"results      test scores of founders and clinics are counted and added up through the custodians, once, "
+        f"{until} or people close: of {manifest.pooled_least} clinics at least{by}"
     )
 
 

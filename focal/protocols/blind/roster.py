@@ -240,11 +240,16 @@ def _weight(manifest: Manifest, lists: Mapping[str, msg.Upload]) -> tuple[int, i
     return sum(m.name in lists for m in manifest.founders), sum(upload.rows for upload in lists.values())
 
 
-def early(manifest: Manifest, heard: float) -> bool:
+def early(closing: datetime.datetime | None, heard: float) -> bool:
     """Did a server that closed at ``heard`` (seconds since 1970) do so before the date, by more than clocks differ?"""
-    return manifest.closing is not None and heard < manifest.closing.timestamp() - SKEW
+    return closing is not None and heard < closing.timestamp() - SKEW
 
 
 def due(manifest: Manifest) -> bool:
     """Is the closing date over, by our own clock?"""
-    return manifest.closing is not None and datetime.datetime.now(datetime.timezone.utc) >= manifest.closing
+    return past(manifest.closing)
+
+
+def past(date: datetime.datetime | None) -> bool:
+    """Is there a date, and is it over?"""
+    return date is not None and datetime.datetime.now(datetime.timezone.utc) >= date

@@ -5,7 +5,8 @@ from __future__ import annotations
 from focal.ckks import codec
 from focal.custody import projections
 from focal.net import messages as msg
-from focal.protocols.blind import roster, uploads
+from focal.net.quotas import Quota
+from focal.protocols.blind import results, roster, uploads
 from focal.protocols.blind.compute import computing
 from focal.protocols.blind.gathering import Gathering
 from focal.protocols.blind.roster import Came
@@ -24,6 +25,13 @@ class BlindServer(Gathering, Server):
             self.attending = [name for name in lists if name not in given.left_out]
         with self.report.phase("train"):
             return self.train(computing(self, joint, lists, digest, given, self.blobs.get))
+
+    def quotas(self) -> dict[str, Quota]:
+        return uploads.quotas(self.manifest, self.layout)
+
+    def after_release(self) -> None:
+        if results.wanted(self.manifest):
+            results.close(self)
 
     def check_record(self, record: msg.Record) -> None:
         super().check_record(record)
@@ -56,14 +64,15 @@ class BlindServer(Gathering, Server):
                 continue
             lists = found.complete(incomplete)
             roster.check_enough(self.manifest, lists, found.refused)
-            self._say_as_read(roster.CLOSED, msg.Roster(present=tuple(lists), incomplete=incomplete))
+            self.say_as_read(roster.CLOSED, msg.Roster(present=tuple(lists), incomplete=incomplete))
             self.read_all()
 
     def _all_here(self, found: Came, incomplete: tuple[str, ...]) -> bool:
         """Have all come, or may those who have not be left out?"""
         absent = found.absent(self.manifest, incomplete)
         self.report.progress(len(self.names) - len(absent), len(self.names))
-        return not absent or self.may_close(absent, roster.enough(self.manifest, found.complete(incomplete)))
+        words, lists = {name: roster.WHY[why] for name, why in absent.items()}, found.complete(incomplete)
+        return not absent or self.may_close(words, roster.enough(self.manifest, lists))
 
     def _complete(self, upload: msg.Upload) -> bool:
         """Was the server given all that a list names, in the size that it has, for custodians to fetch?"""

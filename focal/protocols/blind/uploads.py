@@ -15,9 +15,12 @@ from focal.custody import projections
 from focal.custody.inputs import Input
 from focal.custody.projections import Statement
 from focal.errors import FocalError, Refused
+from focal.heads.linear.cost import masked_bytes
 from focal.manifest import Manifest
+from focal.measure import declared
 from focal.net import messages as msg
 from focal.net.encoding import encode
+from focal.net.quotas import Quota
 from focal.protocols.blind.plan import Layout, encoded, row_table
 from focal.protocols.common.inputs import Claim
 
@@ -64,6 +67,32 @@ def check_length(manifest: Manifest, shape: Layout, name: str, upload: msg.Uploa
             f"the list of '{name}' names {len(upload.chunks)} chunks and {len(upload.proofs)} proofs, where its rows "
             f"need {most} and {len(PROVEN)} at most",
         )
+
+
+SPOKEN = 64 << 10
+"""Bytes of all short records of an institution, some thirty, and then some."""
+SEALED, DIGEST = 256, 68
+"""Bytes of a name with a sealed key, and of a digest, in a record."""
+
+
+def quotas(manifest: Manifest, shape: Layout) -> dict[str, Quota]:
+    """Institution -> how much of the server's disk and board a run needs of it, at most: its masked rows and proofs,
+    once in each epoch that there can be, its part of pooled moments and histograms, the projection."""
+    epochs = 1 + len(manifest.custodians) - manifest.needed
+    dim, size = manifest.lower.dim, masked_bytes(manifest.ckks.ring)
+    counts = 8 * declared.counted(manifest.outputs, manifest.pooled_by) if manifest.pooled_roc else 0
+    moments = 8 * ((dim + 1) * (dim + 2) // 2 + manifest.outputs)
+    projection = 4 * manifest.projection.features * (dim + 2) + 1024
+    table, found = row_table(manifest, shape), {}
+    for member in manifest.institutions:
+        chunks = len(shape.chunks(*table[member.name]))
+        blobs = counts + epochs * (chunks * size + len(PROVEN) * projections.PROOF_BYTES)
+        board = SPOKEN + epochs * DIGEST * (chunks + len(PROVEN))
+        if not member.clinic:
+            blobs += moments + projection
+            board += 4 * dim + 3 * SEALED * len(manifest.institutions)
+        found[member.name] = Quota(blobs, board)
+    return found
 
 
 def lists_digest(lists: Mapping[str, msg.Upload]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -102,6 +102,13 @@ CLOSING_AWAITED, CLOSING_SIGNED = "awaits-closing.json", "closed.json"
 """In a server's or custodian's folder: for whom it waits, and without whom a person lets it go on."""
 
 
+Awaited = Literal["uploads", "proofs", "results"]
+MISSING: dict[Awaited, str] = {
+    "uploads": "uploads are missing",
+    "proofs": "proofs do not hold",
+    "results": "test results are missing",
+}
+"""What a closing is about, in words."""
 ABSENT = "it has not come"
 """Why, of one of whom nothing is known."""
 
@@ -111,15 +118,15 @@ class Closing(Model):
 
     run_id: Hex32
     epoch: int
-    unproven: bool = False
-    """Have they come, and their proofs do not hold? Else they have not come: who may go on without them for the one
-    reason may not for the other."""
+    what: Awaited = "uploads"
+    """What is awaited of them: that they come, that their proofs hold, or their test results. Who may go on without
+    them for one reason may not for another."""
     missing: dict[Name, str]
     """Who, founders first, and why."""
 
     def allows(self, wanted: Closing) -> bool:
         """Are those of ``wanted`` among these, for the same kind of reason, in the same epoch?"""
-        same = (self.run_id, self.epoch, self.unproven) == (wanted.run_id, wanted.epoch, wanted.unproven)
+        same = (self.run_id, self.epoch, self.what) == (wanted.run_id, wanted.epoch, wanted.what)
         return same and wanted.missing.keys() <= self.missing.keys()
 
     def nameless(self) -> list[str]:
@@ -160,7 +167,7 @@ def awaited_closing(folder: Path) -> Closing:
     wanted = _read(Closing, folder / CLOSING_AWAITED)
     if wanted is None:
         raise FocalError(
-            f"{folder}: nobody waits there for uploads",
+            f"{folder}: nobody waits there for uploads, nor for test results",
             hint="a server does until all have come, a custodian when the server goes on without somebody, or when a "
             "proof does not hold",
         )
@@ -175,8 +182,7 @@ def close_uploads(folder: Path, names: Sequence[str]) -> Closing:
     wanted = awaited_closing(folder)
     if set(names) != set(wanted.missing):
         raise FocalError(
-            f"{folder}: {'proofs do not hold' if wanted.unproven else 'uploads are missing'} of "
-            f"{', '.join(wanted.missing)}",
+            f"{folder}: {MISSING[wanted.what]} of {', '.join(wanted.missing)}",
             hint="name all of these, once you have asked each",
         )
     said = Closings(words=(*(word for word in _words(folder) if word != wanted), wanted))

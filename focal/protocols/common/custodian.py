@@ -143,7 +143,7 @@ class Custodian(Answering):
 
     def turn(self) -> None:
         """Agree to what is proposed, first of all on disk, and wait until it is in force."""
-        if self._released:
+        if self.has_said("release/shares"):
             self.read_all()  # it may be asked for again
         while True:
             self.catch_up()
@@ -274,14 +274,17 @@ class Custodian(Answering):
     def catch_up(self) -> None:
         """Give nothing, and agree to nothing, before the peers have said that this folder is no old copy. Where every
         share was given, only stored bytes leave, and the peers may be gone."""
-        if not self._caught_up and (self.epochs.pending or not self._released):
+        if not self._caught_up and (self.epochs.pending or not self.gave_all):
             resuming.check_ledger(self, self.ledger)
             self._caught_up = True
 
     @property
-    def _released(self) -> bool:
-        """Were the shares of the release given, as far as epochs are known?"""
+    def gave_all(self) -> bool:
+        """Was all given that ever will be, as far as epochs are known?"""
         return self.has_said("release/shares")
+
+    def after_release(self) -> None:
+        """What a protocol does when all shares are given, and the key share is gone."""
 
     def idle(self) -> None:
         new, self._looked_at = self.heard.since(self._looked_at), len(self.heard)
@@ -306,6 +309,7 @@ class Custodian(Answering):
         self._forget(*key_files(self))
         self.report.say("the key share was used for the last time and is deleted")
         self.hear_all(self.active(topic), topic, msg.ReleaseShares)  # stay until then: a peer may restart and ask
+        self.after_release()
         self.finish()
 
     def _release_share(self, item: str, digest: str, weights: object) -> bytes:

@@ -75,32 +75,39 @@ def _its_own(fault: Refused) -> Refused:
     return fault
 
 
-class MaskKeys:
-    """``party``'s own key for masks, drawn for this run, and the keys that it shares
-    with institutions or custodians."""
+class RunKey:
+    """``party``'s own X25519 key for one use in this run: its public half is told to everybody under ``topic``."""
 
-    def __init__(self, party: Party) -> None:
-        self.party = party
-        self.file = party.folder / f"masks-{party.scope[:16]}{party.epochs.at(KEY).suffix.replace('/', '-')}.key"
-        self._shared: dict[str, bytes] = {}
+    def __init__(self, party: Party, topic: str, name: str) -> None:
+        self.party, self.topic = party, topic
+        self.file = party.folder / f"{name}.key"
 
     def say(self) -> None:
         """Tell everybody the public key; again after a restart, when the private one may have been erased."""
-        if not self.party.repeat(KEY):
-            self.party.say(KEY, msg.InputKey(public=inputs.public_key(self.private)))
+        if not self.party.repeat(self.topic):
+            self.party.say(self.topic, msg.InputKey(public=inputs.public_key(self.private)))
 
     @functools.cached_property
     def private(self) -> bytes:
         """Drawn once; the file (0600) is the only copy. Raises :class:`FocalError` when the public key was told
         and the file is gone."""
         if not self.file.exists():
-            if self.party.journal.get(f"{self.party.session}/said/{self.party.spelled(KEY)}") is not None:
+            if self.party.journal.get(f"{self.party.session}/said/{self.party.spelled(self.topic)}") is not None:
                 raise FocalError(
                     f"'{self.party.me.name}': the key {self.file} is gone",
                     hint="the masks of this run need it: start a new run",
                 )
             private_write(self.file, inputs.new_key())
         return self.file.read_bytes()
+
+
+class MaskKeys(RunKey):
+    """``party``'s own key for masks, drawn for this run, and the keys that it shares
+    with institutions or custodians."""
+
+    def __init__(self, party: Party) -> None:
+        super().__init__(party, KEY, f"masks-{party.scope[:16]}{party.epochs.at(KEY).suffix.replace('/', '-')}")
+        self._shared: dict[str, bytes] = {}
 
     def digest(self, custodians: Sequence[str]) -> str:
         """Over an institution's own public key and the custodians', which it has heard."""

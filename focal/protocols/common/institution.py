@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,7 +204,7 @@ class Institution(Party):
             moments = proj.random_pooled_moments(opened, self.run_id, size, dim, bound, rows)
         self.check_classes(counts, rows)
 
-        key, first, context = self._projection_key(), self.names[0], self._projection_context
+        key, first, context = self.projection_key(), self.names[0], self._projection_context
         if self.me.name == first:
             made = (
                 proj.whiten(moments, size, bound, ridge, m.projection.floor)
@@ -230,7 +231,7 @@ class Institution(Party):
         which it has no part: it trusts that one of the founders did."""
         m = self.manifest
         proj.check_features(size, m.lower.dim)
-        key = self._projection_key()
+        key = self.projection_key()
         projection = self._proposed_projection(key)
         proj.check_frame(projection, m.projection.kind, size, m.lower.dim, m.projection.bound)
         self._check_accepted(self._accepts(projection, key))
@@ -240,7 +241,7 @@ class Institution(Party):
     def _projection_context(self) -> bytes:
         return framing.framed(b"focal/projection/sealed/v1", self.run_id)
 
-    def _projection_key(self) -> bytes:
+    def projection_key(self) -> bytes:
         """What the projection is sealed with, for institutions' eyes only: the key of the group that has its moments.
         Clinics must not have that; where there are any, all have another one."""
         everybody = tuple(m.name for m in (*self.manifest.founders, *self.manifest.clinics))  # the first one draws it
@@ -415,16 +416,30 @@ class Institution(Party):
         """One ROC curve over everybody's test rows: each adds its histogram, nobody shows a score."""
         from focal.measure import histogram
 
-        m = self.manifest
         self.enter("release")
-        counts = histogram.score_histogram(labels, outputs, m.task)
-        together = tuple(self.attending)
+        self.add_counts(histogram.with_subgroups(labels, outputs, self.manifest.task, self.test_subgroups(len(labels))))
+
+    def add_counts(self, counts: NDArray[np.int64]) -> None:
+        """Add the own counts (1 + S, C, 2, BINS) to everybody's, who are there at one time."""
         self.report.waiting(self.attending, "histograms of everybody's test rows, for the ROC curve over all of them")
-        pooled = histogram.from_sum(self.secure_sum(HISTOGRAM, together, counts.ravel().astype(float), 0), len(counts))
-        names = scored_classes(m.classes, m.task)
-        told = histogram.write_pooled(histogram.pooled_roc(pooled), names, len(together), self.folder)
-        if self.me.name == together[0]:  # the others have the same
+        total = self.secure_sum(HISTOGRAM, tuple(self.attending), counts.ravel().astype(float), 0)
+        told = self.write_pooled(total, self.attending)
+        if self.me.name == self.attending[0]:  # the others have the same
             self.report.say(told)
+
+    def write_pooled(self, total: Array, present: Sequence[str]) -> str:
+        """Write the curves over the rows of these institutions, from the sum of their counts; returns what to tell."""
+        from focal.measure import declared, histogram
+
+        m, names = self.manifest, scored_classes(self.manifest.classes, self.manifest.task)
+        groups = [one.name for one in declared.subgroups(m.pooled_by)]
+        everybody, *others = map(histogram.pooled_roc, histogram.parts_of_sum(total, len(names), len(groups)))
+        clinics, by_name = sum(x.name in present for x in m.clinics), dict(zip(groups, others, strict=True))
+        return histogram.write_pooled(everybody, names, len(present), self.folder, clinics, by_name)
+
+    def test_subgroups(self, rows: int) -> NDArray[np.bool_]:
+        """(S, n): is each of the ``rows`` own test rows in each subgroup that the manifest declares?"""
+        return np.zeros((0, rows), bool)
 
     def _score(self, labels: NDArray[np.uint8], outputs: Array, groups: NDArray[np.str_]) -> None:
         """This site's own summary."""

@@ -42,20 +42,20 @@ DEALING = "keys/3"
 """Topics of the round in which shares of a t-of-N key are dealt."""
 
 
-SECRETS = ("secret", "ephemeral", "dealing", "share", "masks")
-"""What files with something secret are called."""
+KEY, MASKS = ("secret", "ephemeral", "dealing", "share"), ("masks", "results")
+"""What files with something secret are called: of the key, and of masks."""
 
 
 def key_files(party: Party) -> list[Path]:
     """All files of this run with something secret of the key, there or not, and those with keys for masks."""
     run = party.scope[:16]
-    return [*(party.folder / f"{what}-{run}.key" for what in SECRETS[:-1]), *mask_files(party)]
+    return [*(party.folder / f"{what}-{run}.key" for what in KEY), *mask_files(party)]
 
 
 def every_key(folder: Path) -> list[Path]:
     """Those of whatever run, for a folder whose run was ended: nothing in it may be used again, and its run id need not
     be known (:meth:`Party.forget_secrets`)."""
-    return [file for what in SECRETS for file in folder.glob(f"{what}-*.key")]
+    return [file for what in (*KEY, *MASKS) for file in folder.glob(f"{what}-*.key")]
 
 
 class KeyHolder:

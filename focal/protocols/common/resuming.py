@@ -100,6 +100,8 @@ def shares_seen(party: Party, peer: str) -> list[tuple[str, str, str]]:
             seen.append(("input", topic.removesuffix("/commit") + suffix, body.lists))
         if isinstance(body, msg.Epoch):
             seen.append(("epoch", str(body.number), epochs.digest(party.run_id, body).hex()))
+        if isinstance(body, msg.ResultsAdded):
+            seen.append(("results", topic, body.roster))
         if isinstance(body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares):
             seen += [(*entry(type(body), i, suffix), d) for i, d in zip(body.items, body.ciphertexts, strict=True)]
     return seen

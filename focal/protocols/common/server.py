@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,7 @@ from focal.measure.traffic import merge, mirrored
 from focal.net import messages as msg
 from focal.net.answers import Answers
 from focal.net.local import LocalHub, LocalNetwork
+from focal.net.quotas import Quota
 from focal.net.store import Board
 from focal.net.transport import Hub
 from focal.protocols.common import ceremony, inputs, refreshing
@@ -103,12 +104,13 @@ class Server(Party):
         self.layout = self.plan.layout(manifest)
         self.custodians = [m.name for m in manifest.custodians]
         self.session = self.scope = self.journal.once("session", lambda: secrets.token_hex(32).encode()).decode()
-        self.board = Board(self.folder / "board.sqlite", manifest, self.check_record)
+        quotas = self.quotas()
+        self.board = Board(self.folder / "board.sqlite", manifest, self.check_record, quotas)
         self.hub: Hub | LocalHub
         if network is None:
-            self.hub = Hub(manifest, self.identity, self.board, self.blobs, self.session, local.bind)
+            self.hub = Hub(manifest, self.identity, self.board, self.blobs, self.session, local.bind, quotas=quotas)
         else:
-            self.hub = LocalHub(network, manifest, self.board, self.blobs, self.session)
+            self.hub = LocalHub(network, manifest, self.board, self.blobs, self.session, quotas)
         self.net = _OwnBoard(self.hub)
         self._told: set[str] = set()
         """What was warned of."""
@@ -159,6 +161,10 @@ class Server(Party):
         ):
             time.sleep(0.1)
         time.sleep(self.hub.FAREWELL)
+
+    def quotas(self) -> Mapping[str, Quota]:
+        """How much of the disk and of the board members may fill: by default none has a limit."""
+        return {}
 
     def check_record(self, record: msg.Record) -> None:
         """Raise :class:`focal.errors.Refused` for what no member may put on the board: a commitment beside shares of
@@ -274,11 +280,11 @@ class Server(Party):
         except FocalError as e:
             self._warn_once(f"{e.message}; {e.hint}")
             return
-        if self._say_as_read(f"epoch/{proposal.number}", proposal):
+        if self.say_as_read(f"epoch/{proposal.number}", proposal):
             self.report.warn(f"{', '.join(lost)} given up: epoch {proposal.number} with {', '.join(proposal.active)}")
             self.read_all()
 
-    def _say_as_read(self, topic: str, body: Any) -> bool:
+    def say_as_read(self, topic: str, body: Any) -> bool:
         """Say what follows from the board as we have read it; False where it has grown since, and nothing was said."""
         topic = self.spelled(topic)
         signed = self.identity.sign_record(self.scope, topic, body)
@@ -326,6 +332,9 @@ class Server(Party):
 
     # ----------------------------------------------------------------- release
 
+    def after_release(self) -> None:
+        """What a protocol does when all shares are given."""
+
     def _release(self, done: list[msg.StepDone]) -> None:
         """Ask for the release and stay until every member has what it needs."""
         released = self.plan.released(self.manifest)
@@ -341,6 +350,7 @@ class Server(Party):
                 "traffic",
                 msg.Traffic(bytes={**self.members_traffic(), self.me.name: merge(self._before, self.net.traffic)}),
             )
+        self.after_release()
         everybody = [*self.active("release/shares"), *self.attending]
         while missing := [n for n in everybody if not self.said(n, "finished")]:
             self.read_board(seconds=2.0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from patience import PATIENCE
 
 from focal.errors import FocalError, Refused
 from focal.manifest import Manifest
+from focal.net import frames
 from focal.net import messages as msg
 from focal.net.frames import PIECE
 from focal.net.identity import Identity
 from focal.net.local import LocalHub, LocalLink, LocalNetwork
+from focal.net.quotas import Quota
 from focal.net.store import Blobs, Board
 
 SESSION = "ab" * 32
@@ -178,19 +181,84 @@ def test_who_is_behind_is_who_is_there_and_was_not_told(place: Place) -> None:
     assert place.hub.behind(0) == []
 
 
-def test_a_clinic_may_send_blobs_that_nobody_named(tmp_path: Path) -> None:
-    """There is no quota of what a member may fill the server's disk with: SECURITY.md says so."""
-    place = Place(tmp_path)
-    clinic = Identity.new("clinic-1")
-    members = (*place.manifest.members, clinic.member("institution", rows=1, clinic=True))
-    manifest = place.manifest.model_copy(update={"members": members})
-    place.stop()
-    place.manifest = manifest
-    place.serve()
+class Limited(Place):
+    """A server that has room for three pieces of south, and for two of its records."""
+
+    quotas: ClassVar[dict[str, Quota]] = {"south": Quota(3 * PIECE, 700)}
+
+    def serve(self, session: str = SESSION) -> LocalHub:
+        self.blobs = Blobs(self.folder / "blobs")
+        self.board = Board(self.folder / "board.sqlite", self.manifest, quotas=self.quotas)
+        self.hub = LocalHub(self.network, self.manifest, self.board, self.blobs, session, self.quotas)
+        self.hub.start()
+        return self.hub
+
+
+def pieces(count: int, first: int = 1) -> list[bytes]:
+    return [bytes([i]) * PIECE for i in range(first, first + count)]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_who_floods_the_disk_is_refused_by_name(tmp_path: Path, restarted: bool) -> None:
+    """Whatever it has sent is sent again for nothing; others are as they were; a server that was started again
+    remembers."""
+    place = Limited(tmp_path)
     try:
-        link = LocalLink(place.network, manifest, clinic)
-        link.open(1)
-        sent = link.put_many([bytes([i]) * PIECE for i in range(1, 4)], "custodians")
-        assert all(place.hub.holds(digest, PIECE) for digest in sent) and len(place.board) == 0
+        south, north = place.link("south"), place.link("north")
+        sent = south.put_many(pieces(3), "custodians")
+        if restarted:
+            place.stop()
+            place.serve()
+        assert south.put_many(pieces(3), "custodians") == sent
+        with pytest.raises(
+            Refused, match=f"'south' sends {3 * PIECE + 1} bytes of blobs, this run needs {3 * PIECE}"
+        ) as e:
+            south.put(b"x")
+        assert e.value.reason == "quota" and hashlib.sha256(b"x").hexdigest() not in place.blobs
+        north.put_many(pieces(5, first=10), "all")
+        assert south.put_many(pieces(1, first=10), "all"), "what is there costs nothing"
+    finally:
+        place.stop()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_is_begun_and_never_ended_counts(tmp_path: Path, restarted: bool) -> None:
+    """By the size that was announced, and by what has arrived where the server was started again."""
+    place = Limited(tmp_path)
+    try:
+        south = place.link("south")
+        for i in (1, 2):
+            south._ask(
+                frames.Put(digest=f"{i}" * 64, size=3 * PIECE // 2, offset=0, audience="all"),
+                frames.PutOk,
+                pieces(1)[0],
+            )
+        if restarted:
+            place.stop()
+            place.serve()
+        with pytest.raises(Refused, match="quota"):
+            south._ask(frames.Put(digest="3" * 64, size=2 * PIECE, offset=0, audience="all"), frames.PutOk, b"x")
+        assert sum(size for _, _, size in place.blobs.begun()) == 2 * PIECE
+    finally:
+        place.stop()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_who_floods_the_board_is_refused_by_name_and_may_still_end(tmp_path: Path, restarted: bool) -> None:
+    place = Limited(tmp_path)
+    try:
+        said = [place.said("south", f"nonce/{i}") for i in range(3)]
+        assert len(said[0]) * 2 < 700 < len(said[0]) * 3
+        south, north = place.link("south"), place.link("north")
+        assert [south.post(record) for record in said[:2]] == [1, 2]
+        if restarted:
+            place.stop()
+            place.serve()
+        assert south.post(said[0]) == 1, "the same again"
+        with pytest.raises(Refused, match="'south' says .* bytes in all, this run needs 700 of it") as e:
+            south.post(said[2])
+        assert e.value.reason == "quota" and len(place.board) == 2
+        assert south.post(place.people["south"].sign_record(SCOPE, "abort", msg.Abort(reason="too much"))) == 3
+        assert [north.post(place.said("north", f"nonce/{i}")) for i in range(4)] == [4, 5, 6, 7]
     finally:
         place.stop()

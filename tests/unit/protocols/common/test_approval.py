@@ -79,12 +79,18 @@ def test_one_word_takes_back_no_other(tmp_path: Path) -> None:
     """A restarted party asks for what was said first again. A word for one reason or epoch is none for another."""
     absent = waiting(tmp_path, {"e": ABSENT, "f": ABSENT})
     close_uploads(tmp_path, ["f", "e"])
-    disputed = waiting(tmp_path, {"d": "its proof"}, unproven=True)
+    disputed = waiting(tmp_path, {"d": "its proof"}, what="proofs")
     assert may_close(tmp_path, absent) and not may_close(tmp_path, disputed)
     close_uploads(tmp_path, ["d"])
     assert may_close(tmp_path, absent) and may_close(tmp_path, disputed)
     assert may_close(tmp_path, absent.model_copy(update={"missing": {"e": "another reason of its kind"}}))
-    for other in ({"run_id": ANOTHER}, {"epoch": 1}, {"unproven": True}, {"missing": {"e": ABSENT, "g": ABSENT}}):
+    for other in (
+        {"run_id": ANOTHER},
+        {"epoch": 1},
+        {"what": "proofs"},
+        {"what": "results"},
+        {"missing": {"e": ABSENT, "g": ABSENT}},
+    ):
         assert not may_close(tmp_path, absent.model_copy(update=other))
     (tmp_path / CLOSING_SIGNED).write_text(absent.model_dump_json())  # an earlier version's
     assert not may_close(tmp_path, absent)
@@ -107,11 +113,12 @@ def test_whom_a_person_lets_go_is_shown_and_named(tmp_path: Path, monkeypatch: p
     assert may_close(tmp_path, absent)
 
 
-@pytest.mark.parametrize("unproven", [False, True])
-def test_what_takes_more_than_silence_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unproven: bool) -> None:
+@pytest.mark.parametrize("what", ["uploads", "proofs", "results"])
+def test_what_takes_more_than_silence_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """The server's word, or a dispute: a nameless yes is none for it."""
-    wanted = waiting(tmp_path, {"north": "somebody may be wrong"}, unproven=unproven)
+    wanted = waiting(tmp_path, {"north": "somebody may be wrong"}, what=what)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     text = said(cli("close", tmp_path))
     assert "north: somebody may be wrong" in text and "more to decide" in text and not may_close(tmp_path, wanted)
-    assert "goes on without north" in said(cli("close", tmp_path, "north")) and may_close(tmp_path, wanted)
+    told = "adds up test results without north" if what == "results" else "goes on without north"
+    assert told in said(cli("close", tmp_path, "north")) and may_close(tmp_path, wanted)
