@@ -93,8 +93,18 @@ class SlidesConfig(Model):
     """Micrometres a pixel of the slides' largest picture; default: as the scanner wrote it into each file."""
 
 
+OF_TABLES = {"table", "images", "columns", "unlabelled_is_negative", "group", "test_fraction", "bad_images"}
+OF_KINDS = {
+    "table": {*OF_TABLES, "classes", "task", "window", "page"},
+    "slides": {*OF_TABLES, "classes", "task", "slides"},
+    "medmnist": {"file", "classes", "task"},
+    "synthetic": {"samples"},
+}
+"""Kind of a data set -> the settings of :class:`DatasetConfig` that it reads, beside ``kind`` and ``rows``."""
+
+
 class DatasetConfig(Model):
-    """Where images and labels come from."""
+    """Where images and labels come from. A setting of another kind is an error."""
 
     kind: Literal["table", "slides", "medmnist", "synthetic"]
     """``table``: a CSV beside images; ``slides``: a CSV beside whole slides; ``medmnist``: an ``.npz`` of MedMNIST;
@@ -144,6 +154,10 @@ class DatasetConfig(Model):
         for field in need:
             if getattr(self, field) is None:
                 raise ValueError(f"dataset kind '{self.kind}' needs '{field}'")
+        for field, info in type(self).model_fields.items():
+            if field not in OF_KINDS[self.kind] | {"kind", "rows"} and getattr(self, field) != info.default:
+                of = " and ".join(f"'{kind}'" for kind, fields in OF_KINDS.items() if field in fields)
+                raise ValueError(f"'{field}' is a setting of kind {of}, and this data set is of kind '{self.kind}'")
         for ours, theirs in self.columns.items():
             if isinstance(theirs, tuple) and (ours != "label" or len(set(theirs)) < max(len(theirs), 2)):
                 raise ValueError("columns: only 'label' may have several columns, two or more, each once")

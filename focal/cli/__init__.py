@@ -16,8 +16,13 @@ Nothing that a command needs is imported before it is given: ``focal --help`` is
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import sys
+import tempfile
 import warnings
+from pathlib import Path
 from typing import NoReturn
 
 from focal.cli import attacks, bench, data, manifest, parties, runs  # noqa: F401  their commands
@@ -25,8 +30,19 @@ from focal.cli.common import app, resumable
 from focal.errors import FocalError
 
 
+def _give_a_home() -> None:
+    """In containers a user may have neither HOME nor an entry in passwd: libraries that look for their settings at home
+    (matplotlib) end with a traceback there. They and this command's children get an empty folder until its end."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="focal-home-")
+        atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+
+
 def main() -> NoReturn:
     """Entry point. Errors that a person can act on are one or two lines, never a traceback."""
+    _give_a_home()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         with resumable():

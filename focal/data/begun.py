@@ -39,8 +39,7 @@ class Begun(Model):
 def check_unchanged(folder: Path, table: Table) -> None:
     """Remember ``table`` in ``folder`` the first time; raise :class:`FocalError` when it is another one later.
 
-    Every image is read once. A label that changed between interruption and resume would be trained and scored as if it
-    had always been there.
+    A label that changed between interruption and resume would be trained and scored as if it had always been there.
     """
     path, now = folder / FILE, _begun(table)
     if not path.exists():
@@ -54,7 +53,7 @@ def check_unchanged(folder: Path, table: Table) -> None:
 
 
 def _begun(table: Table) -> Begun:
-    images = [table.images.sha256(i) for i in range(len(table))]
+    images = [table.key(i) for i in range(len(table))]
     said = canonical_json([table.classes, table.task, table.groups.tolist(), table.split.tolist(), images])
     whole = framing.digest(b"focal/begun/v2", said, np.ascontiguousarray(table.labels).tobytes())
     return Begun(digest=whole.hex(), trained=tuple(images[i] for i in table.train_rows))
@@ -64,7 +63,7 @@ def seen(run: Path, table: Table, rows: Iterable[int]) -> int:
     """How many of ``rows`` show an image that trained the model in ``run``, as far as the folder still says."""
     files = [path for path in (run / FILE, *run.glob(f"parties/*/{FILE}")) if path.exists()]
     trained = {image for path in files for image in _read(path).trained}
-    return sum(table.images.sha256(int(i)) in trained for i in rows) if trained else 0
+    return sum(table.key(int(i)) in trained for i in rows) if trained else 0
 
 
 def _read(path: Path) -> Begun:

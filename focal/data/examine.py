@@ -5,7 +5,8 @@
     rows --bytes, sha256 (threads)--> known: what it was --------------------------+--> what people should know
                         |                                                          |    rows, patients, classes, sizes
                         +-----------> new: decoded --> format, bits, size, kept ---+    one image under two labels ...
-                                         |
+                                         |  |
+                                         |  +--> its picture, to whoever computes features of it (Taker)
                                          +--> cannot be: the file and why, of all of them
 
 What was decoded once is kept by its content beside the features (:mod:`focal.data.kept`): the next look is as fast as
@@ -20,12 +21,13 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from focal.data.kept import Kept
 from focal.data.pictures import ImageError
@@ -38,8 +40,24 @@ from focal.telling import Progress
 
 TOLD = 50
 """Problems that are named; the others are counted."""
-BATCH = 256
+BATCH = 64
 """Rows after which what was found is kept."""
+
+
+class Taker(Protocol):
+    """Has a use for the pictures that a look decodes, so that it need not decode them again."""
+
+    def wants(self, row: int, key: str) -> bool:
+        """Whether it does for this one. Called in threads, as :meth:`take` is."""
+        ...
+
+    def take(self, key: str, image: Image.Image) -> None:
+        """The decoded image with hash ``key``."""
+        ...
+
+    def rest(self) -> None:
+        """Called where no thread is at work, every :data:`BATCH` rows."""
+        ...
 
 
 class Facts(NamedTuple):
@@ -50,6 +68,8 @@ class Facts(NamedTuple):
     bits: int
     width: int
     height: int
+    plain: bool
+    """One colour throughout, as of an export that failed."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +98,13 @@ class Examined:
                 hints["or leave such images out with 'dataset.bad_images: skip'"] = None
             raise FocalError("\n".join(told), hint="; ".join(hints))
         return np.array([row for row in range(len(self.table)) if row not in self.problems], dtype=np.int64)
+
+    def usable_table(self, bad_images: Literal["refuse", "skip"]) -> Table:
+        """The table of the :meth:`usable` rows, with the hashes of their images: nobody reads them for that again."""
+        rows = self.usable(bad_images)
+        keys, table = np.array(self.keys)[rows], self.table
+        table = table if len(rows) == len(table) else table.take(rows)
+        return replace(table, keys=keys) if (keys != "").all() else table
 
     def lines(self) -> list[str]:
         """What there is, for people to compare with what they think they have."""
@@ -127,6 +154,11 @@ class Examined:
             told.append(f"{patients} images stand under several patients")
         if labels:
             told.append(f"{labels} images have different labels in different rows")
+        if plain := sum(key in self.facts and self.facts[key].plain for key in self.keys):
+            told.append(f"{plain} images are of one colour throughout: was their export cut short?")
+        for what, at in {"learned": t.train_rows, "scored": t.test_rows}.items():
+            if none := [name for name, count in zip(t.classes, t.labels[at].sum(0), strict=True) if not count]:
+                told.append(f"no row here from which these classes could be {what}: {', '.join(none)}")
         if unnamed := _unnamed(t):
             kinds = Counter(Path(name).suffix.lower() or "without a suffix" for name in unnamed)
             told.append(
@@ -136,23 +168,28 @@ class Examined:
         return told
 
 
-def examine(table: Table, cache: Path | None = None, progress: Progress | None = None) -> Examined:
-    """Decode every image of ``table`` that ``cache`` does not know, on all cores.
+def examine(
+    table: Table, cache: Path | None = None, progress: Progress | None = None, taker: Taker | None = None
+) -> Examined:
+    """Decode every image of ``table`` that ``cache`` does not know or ``taker`` wants, on all cores: each file is read
+    once.
 
-    ``progress(done, total)`` counts rows.
-    Generated images are taken as they are. Nothing is raised for an image that cannot be had: it is in
+    ``progress(done, total)`` counts rows. Generated images that nobody wants are taken as they are.
+    Nothing is raised for an image that cannot be had: it is in
     :attr:`Examined.problems`.
     """
     keys, facts, problems = [""] * len(table), dict[str, Facts](), dict[int, FocalError]()
-    if isinstance(table.images, SyntheticImages):
+    if isinstance(table.images, SyntheticImages) and taker is None:
         return Examined(table, tuple(keys), facts, problems)
-    kept = nullcontext() if cache is None else Kept(cache / "decoded-v1.sqlite")
+    kept = nullcontext() if cache is None else Kept(cache / "decoded-v2.sqlite")
     with kept as store, ThreadPoolExecutor(os.cpu_count()) as pool:
         known = {} if store is None else {key: Facts(*json.loads(value)) for key, value in store.values().items()}
         for start in range(0, len(table), BATCH):
             at = range(start, min(start + BATCH, len(table)))
             new = []
-            for row, (key, found) in zip(at, pool.map(lambda row: _look(table.images, row, known), at), strict=True):
+            for row, (key, found) in zip(
+                at, pool.map(lambda row: _look(table.images, row, known, taker), at), strict=True
+            ):
                 keys[row] = key
                 if isinstance(found, FocalError):
                     problems[row] = found
@@ -164,19 +201,32 @@ def examine(table: Table, cache: Path | None = None, progress: Progress | None =
                 store.keep(new)
             if progress is not None:
                 progress(at.stop, len(table))
+            if taker is not None:
+                taker.rest()
     return Examined(table, tuple(keys), facts, problems)
 
 
-def _look(images: ImageSource, row: int, known: Mapping[str, Facts]) -> tuple[str, Facts | FocalError]:
+def _look(
+    images: ImageSource, row: int, known: Mapping[str, Facts], taker: Taker | None
+) -> tuple[str, Facts | FocalError]:
     key = ""
     try:
         key, decode = images.keyed(row)
-        if key in known:
+        wanted = taker is not None and taker.wants(row, key)
+        if key in known and not wanted:
             return key, known[key]
         picture = decode()
+        if taker is not None and wanted:
+            taker.take(key, picture.image)
     except FocalError as e:
         return key, e
-    return key, Facts(picture.format, picture.mode, picture.bits, *picture.image.size)
+    return key, Facts(picture.format, picture.mode, picture.bits, *picture.image.size, _plain(picture.image))
+
+
+def _plain(image: Image.Image) -> bool:
+    """Whether an RGB image is of one colour throughout."""
+    extrema: Any = image.getextrema()
+    return all(low == high for low, high in extrema)
 
 
 def _unnamed(table: Table) -> list[str]:

@@ -56,6 +56,9 @@ class Kept:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._db.close()
 
     def values(self) -> dict[str, bytes]:

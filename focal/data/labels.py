@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from focal.config import DatasetConfig
+from focal.config import DatasetConfig, printable
 from focal.data.sheet import Sheet, alike, look
 from focal.errors import FocalError
 from focal.task import Task, fits, infer, scored_classes
@@ -66,6 +66,10 @@ def _cells(sheet: Sheet, config: DatasetConfig) -> Labels:
     column = sheet.column("label")
     parts = [[p.strip() for p in cell.split(";") if p.strip()] for cell in column]
     found = {p for row in parts for p in row}
+    if odd := sorted(label for label in found if printable(label) != label):
+        raise FocalError(
+            f"{sheet.path}: the label '{printable(odd[0])}' holds control characters", hint="correct the lines with it"
+        )
     if config.classes is None:
         _check_meant(sheet, found)
     classes = config.classes or _sorted(found)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,17 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
 OLD_EXCEL = b"\xd0\xcf\x11\xe0"
+
+ERRORS = ("#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!")
+"""What spreadsheets write where a formula has no result."""
+LATIN = str.maketrans(
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0430\u0435\u043e\u0440\u0441\u0445"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf",
+    "ABEKMHOPCTXaeopcx" + "ABEZHIKMNOPTYXo",
+)
+"""Cyrillic and Greek letters that look like Latin ones."""
+EXACT = 1e15
+"""Spreadsheets round longer numbers."""
 
 Lines = Iterator[tuple[int, list[str]]]
 """Line number and cells of every line that is not blank."""
@@ -67,6 +79,17 @@ class Sheet:
         at = self.header.index(name)
         return np.array([row[at] for row in self.rows], dtype=np.str_)
 
+    def check_results(self, names: Collection[str]) -> None:
+        """Raise :class:`FocalError` for a cell of these columns in which a spreadsheet's formula failed."""
+        for at, name in enumerate(self.header):
+            for line, row in zip(self.lines, self.rows, strict=True) if name in names else ():
+                if row[at].upper() in ERRORS:
+                    raise FocalError(
+                        f"{self.path}: line {line}: '{name}' is {row[at]}, which a spreadsheet writes where a formula "
+                        "has no result",
+                        hint="mend the formula, or remove the line",
+                    )
+
     def renamed(self, columns: Mapping[str, str]) -> Sheet:
         """The same with the column ``theirs`` called ``ours``, for every ``ours: theirs`` of ``columns``."""
         header = list(self.header)
@@ -91,7 +114,7 @@ def read_sheet(path: Path) -> Sheet:
     except OSError as e:
         raise FocalError(f"{path}: cannot be read ({e.strerror})", hint="is the path of the table right?") from None
     notes: list[str] = []
-    found = _workbook(path, data) if data[:4] == b"PK\x03\x04" else _text(path, data, notes)
+    found = _workbook(path, data, notes) if data[:4] == b"PK\x03\x04" else _text(path, data, notes)
     _, first = next(found, (0, []))
     header = [cell.lower() for cell in first]
     while header and not header[-1]:
@@ -172,12 +195,14 @@ def _separator(text: str) -> str:
     return max(SEPARATORS, key=lambda s: len(next(csv.reader([header], delimiter=s), [])))
 
 
-def _workbook(path: Path, data: bytes) -> Lines:
+def _workbook(path: Path, data: bytes, notes: list[str]) -> Lines:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as z:
-            is_workbook = "xl/workbook.xml" in z.namelist()
-        if not is_workbook:
+            names = z.namelist()
+            parts = [z.read(name) for name in names if name.startswith("xl/worksheets/") and name.endswith(".xml")]
+        if "xl/workbook.xml" not in names:
             raise _no_table(path, "it is a zip archive")
+        _check_layout(path, parts, notes)
         import openpyxl
 
         book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
@@ -195,10 +220,28 @@ def _workbook(path: Path, data: bytes) -> Lines:
             yield line, cells
 
 
+def _check_layout(path: Path, sheets: Sequence[bytes], notes: list[str]) -> None:
+    """What a person sees in a workbook and its cells do not say: of cells that are merged only the first has a value,
+    and rows that a filter hides are there."""
+    for sheet in sheets:
+        for first, top, last, bottom in re.findall(rb'<mergeCell ref="([A-Z]+)([0-9]+):([A-Z]+)([0-9]+)"', sheet):
+            if top != bottom:
+                where = f"{first.decode()}{top.decode()}:{last.decode()}{bottom.decode()}"
+                raise FocalError(
+                    f"{path}: the cells {where} are merged: only the first of them has a value",
+                    hint="unmerge them, and write the value into every row that it is meant for",
+                )
+    if hidden := sum(len(re.findall(rb'<row [^>]*hidden="(?:1|true)"', sheet)) for sheet in sheets):
+        notes.append(f"{hidden} rows that are hidden in the workbook are read like the others")
+
+
 def _cell(value: object) -> str:
-    """As text: whole numbers without a point, days without a time."""
+    """As text: whole numbers without a point, days without a time, numbers with more digits than a workbook keeps with
+    an exponent."""
     if value is None:
         return ""
+    if isinstance(value, (int, float)) and abs(value) >= EXACT:
+        return f"{value:.14E}"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).removesuffix(" 00:00:00").strip()
@@ -206,7 +249,7 @@ def _cell(value: object) -> str:
 
 def alike(values: Sequence[str]) -> list[tuple[str, ...]]:
     """Groups of different ``values`` that a reader would take for one: they differ by case, blanks, ``.0``,
-    leading zeros, or how accents are composed."""
+    leading zeros, how accents are composed, or the alphabet of a letter."""
     groups: dict[str, list[str]] = {}
     for value in sorted(set(values)):
         groups.setdefault(look(value), []).append(value)
@@ -216,7 +259,7 @@ def alike(values: Sequence[str]) -> list[tuple[str, ...]]:
 def look(value: str) -> str:
     """What a reader sees of ``value``."""
     shown = "".join(c for c in unicodedata.normalize("NFKC", value) if unicodedata.category(c) != "Cf")
-    shown = " ".join(shown.casefold().split())
+    shown = " ".join(shown.translate(LATIN).casefold().split())
     head, point, tail = shown.partition(".")
     if head.isdecimal() and (not point or (tail and not tail.strip("0"))):
         return head.lstrip("0") or "0"

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from focal.config import NO_GROUP, DatasetConfig
 from focal.data.labels import Labels, read_labels
-from focal.data.sheet import Sheet, alike, read_sheet
+from focal.data.sheet import Sheet, alike, look, read_sheet
 from focal.data.sources import Archive, Folder, ImageSource, image_source, reason
 from focal.errors import FocalError
 from focal.task import Task
@@ -63,9 +64,15 @@ class Table:
     images: ImageSource
     notes: tuple[str, ...] = ()
     """What people should read before they train on it."""
+    keys: NDArray[np.str_] | None = None
+    """(n,) hashes of the images, once somebody has read them (:func:`focal.data.examine.examine`)."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def key(self, i: int) -> str:
+        """The hash of row ``i``'s image. Reads the file where that is not known yet."""
+        return self.images.sha256(i) if self.keys is None else str(self.keys[i])
 
     @property
     def train_rows(self) -> NDArray[np.int64]:
@@ -89,6 +96,7 @@ class Table:
             filenames=self.filenames[at],
             columns={name: values[at] for name, values in self.columns.items()},
             images=self.images.take(at),
+            keys=None if self.keys is None else self.keys[at],
         )
 
     def check_trainable(self) -> Table:
@@ -164,6 +172,9 @@ LIKELY = {
 """Names that hospitals give to the column that we know under another one."""
 PATIENT = re.compile(r"patient|subject|person|^(mrn|pid|case|study|participant)([ _-]?(id|no|number))?$")
 
+ROUNDED = re.compile(r"^[0-9]([.,][0-9]+)?E\+[0-9]+$", re.IGNORECASE)
+"""How a spreadsheet shows a number that is too long for it. (A pseudonym such as 7e10 has no plus.)"""
+
 
 def read_table(config: DatasetConfig, seed: int) -> Table:
     """The table that ``config`` describes, every row of it. Raises :class:`FocalError` naming
@@ -195,6 +206,7 @@ def open_sheet(config: DatasetConfig) -> Sheet:
     one = {ours: theirs for ours, theirs in config.columns.items() if isinstance(theirs, str)}
     sheet = read_sheet(_given(config.table)).renamed(one)
     sheet.column("filename")
+    sheet.check_results({*ROLES, config.group})
     return sheet
 
 
@@ -260,6 +272,13 @@ def _groups(sheet: Sheet, column: str) -> tuple[NDArray[np.str_], list[str]]:
             + f"'group: {NO_GROUP}' if no patient has two images",
         )
     values, notes = sheet.column(column), []
+    for line, value in zip(sheet.lines, values.tolist(), strict=True):
+        if ROUNDED.match(value):
+            raise FocalError(
+                f"{sheet.path}: line {line}: {column} '{value}' is a number that a spreadsheet has rounded: "
+                f"several {column}s may have become one",
+                hint="export the column again as text",
+            )
     if empty := int((values == "").sum()):
         notes.append(f"{empty} rows have no {column}: each counts as a {column} of its own")
     for same in alike([v for v in values.tolist() if v]):
@@ -289,6 +308,28 @@ def _open_store(config: DatasetConfig, names: list[str], table: Path) -> Folder 
             f"{path}: {len(missing)} of {len(names)} images of {table.name} are missing: "
             + ", ".join(f"'{name}'" for name in missing[:MISSING])
             + (", ..." if len(missing) > MISSING else ""),
-            hint="file names in the table are relative to the folder (or to the top of the zip)",
+            hint=_elsewhere(missing, store.files())
+            or "file names in the table are relative to the folder (or to the top of the zip)",
         )
     return store
+
+
+def _elsewhere(missing: list[str], files: list[str]) -> str:
+    """How ``missing`` names differ from those of ``files`` that may be meant, or nothing."""
+    differences: dict[str, Callable[[str], str]] = {
+        "in capitals, accents or the slashes between folders": lambda name: look(name.replace("\\", "/")),
+        "in their folder": lambda name: look(PureWindowsPath(name).name),
+        "in their ending": lambda name: look(PureWindowsPath(name).stem),
+    }
+    for difference, shown in differences.items():
+        there: dict[str, list[str]] = {}
+        for file in files:
+            there.setdefault(shown(file), []).append(file)
+        found = {name: there[shown(name)][0] for name in missing if len(there.get(shown(name), ())) == 1}
+        if found:
+            name, file = next(iter(found.items()))
+            return (
+                f"{len(found)} of them are there under names that differ {difference}: '{name}' is '{file}'; "
+                "names are relative to 'dataset.images' and are written as the files are called"
+            )
+    return ""

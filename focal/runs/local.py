@@ -37,7 +37,7 @@ from focal.reading import read, write
 from focal.runs.folder import Run
 from focal.runs.provision import draft, half_of_memory, members
 from focal.task import scored_classes
-from focal.telling import Event, Say, Show
+from focal.telling import Event, Progress, Say, Show
 
 MEASURE_SECONDS = 3.0
 """Between two looks at the processes' memory, at least: the kernel walks all their pages for each."""
@@ -115,47 +115,56 @@ def _draft(run: Run, say: Say, show: Show) -> Manifest:
     from focal.data import load
     from focal.data.examine import examine
     from focal.data.partition import partition
+    from focal.data.synthetic import SyntheticImages
     from focal.segments.lower import build_lower, input_text
-    from focal.training.features import accelerator
+    from focal.training.features import Learner, accelerator
+
+    def progress(phase: str) -> Progress:
+        return lambda done, total: show(
+            {"event": "progress", "party": "all", "phase": phase, "done": done, "total": total}
+        )
 
     config = run.config
     consortium = config.consortium
     accelerator(config.device)
     table = load(config.dataset, config.seed).check_scorable()
     names = consortium.site_names()
-
-    def looked(done: int, total: int) -> None:
-        show({"event": "progress", "party": "all", "phase": "data", "done": done, "total": total})
-
-    found = examine(table, run.folder.absolute().parent / "cache", looked)
-    usable = found.usable(config.dataset.bad_images)
-    parts = {
-        name: at[np.isin(at, usable)] for name, at in partition(table, consortium.partition, names, config.seed).items()
-    }
-    rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
     segment, source = build_lower(config.lower, config.lower.weights)
-    spec = segment.spec
-    dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
-    patients = len(set(table.groups[usable].tolist()))
-    say(
-        f"data:   {len(usable)} images of {patients} patients or groups, {sum(rows.values())} training rows ({dealt}), "
-        f"{len(table.classes)} classes"
-    )
-    for note in found.warnings():
-        say(f"note:   {note}")
-    if found.problems:
-        say(f"note:   {len(found.problems)} images cannot be read and are left out (bad_images: skip)")
-    say(f"lower:  {spec}, {spec.dim} features, {source}")
-    say(f"input:  {input_text(config.lower, spec)}")
-    say(f"native: {native.description}")
+    spec, cache = segment.spec, run.folder.absolute().parent / "cache"
+    # what is decoded here needs not be decoded again; generated images each institution makes for itself
+    generated = isinstance(table.images, SyntheticImages)
+    learned = np.flatnonzero(np.isin(table.split, () if generated else ("train", "test")))
+    with Learner(segment, table, learned, device=config.device, cache=cache, progress=progress("features")) as learner:
+        found = examine(table, cache, progress("data"), None if generated else learner)
+        usable = found.usable(config.dataset.bad_images)
+        parts = {
+            name: at[np.isin(at, usable)]
+            for name, at in partition(table, consortium.partition, names, config.seed).items()
+        }
+        rows = {name: int((table.split[parts[name]] == "train").sum()) for name in names}
+        dealt = ", ".join(f"{n} {r}" for n, r in rows.items())
+        patients = len(set(table.groups[usable].tolist()))
+        say(
+            f"data:   {len(usable)} images of {patients} patients or groups, {sum(rows.values())} training rows "
+            f"({dealt}), {len(table.classes)} classes"
+        )
+        for note in found.warnings():
+            say(f"note:   {note}")
+        if found.problems:
+            say(f"note:   {len(found.problems)} images cannot be read and are left out (bad_images: skip)")
+        say(f"lower:  {spec}, {spec.dim} features, {source}")
+        say(f"input:  {input_text(config.lower, spec)}")
+        say(f"native: {native.description}")
 
-    everybody = members(consortium, _identities(run), rows, f"tcp://127.0.0.1:{_free_port()}")
-    manifest = draft(config, everybody, table.classes, table.task, spec)
-    check_complete(manifest)
-    computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
-    plan = of(config).plan
-    manifest, cost = plan.settled(manifest, plan.wish(config), half_of_memory(), computing)
-    say(cost)
+        everybody = members(consortium, _identities(run), rows, f"tcp://127.0.0.1:{_free_port()}")
+        manifest = draft(config, everybody, table.classes, table.task, spec)
+        check_complete(manifest)
+        computing = 1 + sum(m.verify == "lockstep" for m in manifest.custodians)
+        plan = of(config).plan
+        manifest, cost = plan.settled(manifest, plan.wish(config), half_of_memory(), computing)
+        say(cost)
+        learner.finish()
+        private_write(run.folder / "learned", str(_kept(run, "learned") + learner.seconds).encode())
     for name, at in parts.items():
         private_write(run.party(name) / "rows.txt", "".join(f"{i}\n" for i in at).encode())
     for member in manifest.members:
@@ -341,7 +350,7 @@ class PartyFailed(FocalError):
 def train(run: Run, show: Show, say: Say) -> Path:
     """Run (or continue) the whole consortium; returns the folder with the result."""
     started = time.monotonic()
-    before = _spent(run)
+    before = _kept(run, "spent")
     manifest = prepare(run, say, show)
     try:
         with Processes(run, manifest) as processes:
@@ -360,8 +369,9 @@ def train(run: Run, show: Show, say: Say) -> Path:
     return run.folder
 
 
-def _spent(run: Run) -> float:
-    path = run.folder / "spent"
+def _kept(run: Run, file: str) -> float:
+    """Seconds so far: ``spent`` by the whole run, ``learned`` by the launcher on features."""
+    path = run.folder / file
     return float(path.read_text()) if path.exists() else 0.0
 
 
@@ -391,7 +401,7 @@ def finish(run: Run, manifest: Manifest, memory: int, say: Say) -> None:
             auroc_ci95=scores.auroc_ci95,
             encrypted_minus=scores.encrypted_minus,
             max_abs_weight_error=scores.max_abs_weight_error,
-            seconds={**_seconds(run, manifest), "total": _spent(run)},
+            seconds={**_seconds(run, manifest), "total": _kept(run, "spent")},
             traffic=traffic,
             **facts,
         ),
@@ -450,7 +460,8 @@ def journal_traffic(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
-    """The server's clock for what happens together, the slowest institution's for what each does for itself."""
+    """The server's clock for what happens together, the slowest institution's for what each does for itself; features
+    are the launcher's too."""
     seconds = dict.fromkeys(("keys", "features", "upload", "train", "release"), 0.0)
     for event in timeline(run.party(manifest.server.name)):
         if event["phase"] in seconds:
@@ -459,6 +470,7 @@ def _seconds(run: Run, manifest: Manifest) -> dict[str, float]:
         for member in manifest.institutions:
             spent = sum(e["seconds"] for e in timeline(run.party(member.name)) if e["phase"] == phase)
             seconds[phase] = max(seconds[phase], spent)
+    seconds["features"] += _kept(run, "learned")
     return seconds
 
 

@@ -2,9 +2,11 @@
 
 ::
 
-    row --bytes--> sha256 --known--> nothing to do
-                     |
-                   new: decode, preprocess --batches--> Trainer.predict --> keep(keys, vectors), batch by batch
+    Unread: row --bytes--> sha256 --known--> nothing to do
+                             |
+                           new: decode, preprocess --batches--> Trainer.predict --> keep(keys, vectors), batch by batch
+                                                      |
+    (key, image), ready in the memory  ---------------+
 
 A file is read once: its hash and its picture are of the same bytes. Beside a GPU processes of their own read, hash and
 decode (:data:`READERS`); beside a CPU that would only take its time.
@@ -17,7 +19,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import lightning
 import torch
@@ -35,6 +37,18 @@ READERS = 4
 """Processes that read and decode images while a GPU computes."""
 
 
+Item = tuple[str, Tensor | None]
+"""The hash of an image, and the image (3, s, s) uint8 where its features are to be computed."""
+
+
+class Items(Protocol):
+    """What a DataLoader asks for, one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, j: int, /) -> Item: ...
+
+
 class Batch(NamedTuple):
     """Some rows in their order."""
 
@@ -48,24 +62,23 @@ class Batch(NamedTuple):
 
 def extract(
     segment: LowerSegment,
-    images: ImageSource,
-    rows: Sequence[int],
-    known: frozenset[str],
+    items: Items,
     keep: Keep,
     accelerator: str,
     report: Callable[[int], None],
     readers: int | None = None,
 ) -> list[str]:
-    """The keys of ``rows``, in their order; the vectors of those that are not ``known`` were given to ``keep``.
+    """The keys of ``items``, in their order; the vectors of those that have an image were given to ``keep``.
 
     ``accelerator``: ``cpu`` or ``gpu``; ``readers``: processes that read and decode, 0 for none (default:
-    :data:`READERS` beside a GPU). Raises :class:`FocalError` for images that cannot be read, and features that
-    are not finite.
+    :data:`READERS` of :class:`Unread` beside a GPU). Raises :class:`FocalError` for images that cannot be read, and
+    features that are not finite.
     """
-    items = _Images(images, rows, segment.spec, known)
     if readers is None:
-        readers = READERS if accelerator == "gpu" else 0
-    loader = DataLoader(items, batch_size=BATCH, collate_fn=_together, num_workers=readers)
+        readers = READERS if accelerator == "gpu" and isinstance(items, Unread) else 0
+    loader: DataLoader[Item] = DataLoader(
+        cast(Dataset[Item], items), batch_size=BATCH, collate_fn=_together, num_workers=readers
+    )
     kept = _Keep(keep, report)
     with quiet(), interruptible(), full_precision():
         trainer = lightning.Trainer(
@@ -83,7 +96,7 @@ def extract(
     return kept.keys
 
 
-class _Images(Dataset[tuple[str, Tensor | None]]):
+class Unread(Dataset[Item]):
     """Item ``j``: the hash of row ``rows[j]``, and its preprocessed image where the hash is not known."""
 
     def __init__(self, images: ImageSource, rows: Sequence[int], spec: LowerSpec, known: frozenset[str]) -> None:
@@ -92,12 +105,12 @@ class _Images(Dataset[tuple[str, Tensor | None]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, j: int) -> tuple[str, Tensor | None]:
+    def __getitem__(self, j: int, /) -> Item:
         key, decode = self.images.keyed(self.rows[j])
         return key, None if key in self.known else preprocess(decode().image, self.spec)
 
 
-def _together(items: list[tuple[str, Tensor | None]]) -> Batch:
+def _together(items: list[Item]) -> Batch:
     new = {key: image for key, image in items if image is not None}  # the same image in several rows counts once
     return Batch([key for key, _ in items], list(new), torch.stack(list(new.values())) if new else torch.empty(0))
 

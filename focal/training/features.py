@@ -5,7 +5,11 @@
     rows --bytes, sha256--> cache (SQLite, one file per lower segment) --hit-----------------------> (n, dim) float32
                                 |                                                                  ^
                                miss --decode the same bytes--> focal.training.extraction ----------+ stored batch by
-                                                                       batch, so a killed process keeps what it finished
+                                                                  ^    batch, so a killed process keeps what it finished
+    examine (all images, before a run) --decoded--> Learner ------+
+
+Who looks at all images before a run hands over what it has decoded (:class:`Learner`). At the segment's size the images
+wait in the memory until it is known that every one is good.
 
 Lightning, which does the computing, takes seconds to import: whoever finds everything in the cache does without.
 
@@ -16,12 +20,16 @@ re-ordered tables hit, other weights never do.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
 
 from focal.data.kept import Kept
 from focal.data.slides import SlideImages
@@ -29,17 +37,92 @@ from focal.data.table import Table
 from focal.errors import FocalError
 from focal.files import canonical_json
 from focal.manifest import LowerSpec
-from focal.segments.lower import LowerSegment
+from focal.segments.lower import LowerSegment, preprocess
 from focal.telling import Progress
+from focal.training.vectors import computing
+
+ROOM: Final = 1 << 30
+"""Bytes of images that wait for their features: 7000 of 224 x 224. What is more is computed while the look goes on."""
+
+
+class Learner:
+    """Computes the features of the table's ``rows`` from what :func:`focal.data.examine.examine` decodes.
+
+    A context manager. ``threads`` compute (default: as many as there are cores), ``progress(done, total)`` counts.
+    Raises as :func:`compute_features` does.
+    """
+
+    def __init__(
+        self,
+        segment: LowerSegment,
+        table: Table,
+        rows: ArrayLike,
+        *,
+        device: str,
+        cache: Path,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.segment, self.threads = segment, threads
+        self.seconds = 0.0
+        """Spent on features so far."""
+        self._accelerator = accelerator(device)
+        # a slide is many pictures, read when they are computed: what a look shows of it is none of them
+        slides = isinstance(table.images, SlideImages)
+        self._rows = frozenset[int]() if slides else frozenset(np.asarray(rows, dtype=np.int64).tolist())
+        self._report = progress or (lambda done, total: None)
+        self._waiting: dict[str, Tensor] = {}
+        self._store = FeatureCache(cache, segment.spec)
+        self._known = self._store.keys()
+
+    def __enter__(self) -> Learner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._store.close()
+
+    def wants(self, row: int, key: str) -> bool:
+        return row in self._rows and key not in self._known and key not in self._waiting
+
+    def take(self, key: str, image: Image.Image) -> None:
+        self._waiting[key] = preprocess(image, self.segment.spec)
+
+    def rest(self) -> None:
+        if len(self._waiting) * 3 * self.segment.spec.image_size**2 > ROOM:
+            self._compute(lambda done: None)
+
+    def finish(self) -> None:
+        """Compute what waits, and keep it in the cache. Nothing waits any more."""
+        total = len(self._waiting)
+        if total:
+            self._compute(lambda done: self._report(done, total))
+
+    def _compute(self, report: Callable[[int], None]) -> None:
+        from focal.training import extraction
+
+        started, items = time.monotonic(), list(self._waiting.items())
+        with computing(self.threads):
+            extraction.extract(self.segment, items, self._store.put, self._accelerator, report)
+        self.seconds += time.monotonic() - started
+        self._known |= self._waiting.keys()
+        self._waiting.clear()
 
 
 def compute_features(
-    segment: LowerSegment, table: Table, rows: ArrayLike, *, device: str, cache: Path, progress: Progress | None = None
+    segment: LowerSegment,
+    table: Table,
+    rows: ArrayLike,
+    *,
+    device: str,
+    cache: Path,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """(len(rows), dim) float32 features of the table's ``rows``, from ``cache`` where it has them.
 
-    ``device`` is ``auto``, ``cpu`` or ``cuda``; ``progress(done, total)`` counts rows. Raises :class:`FocalError` for
-    an image that cannot be read, a feature that is not finite, a missing GPU, and a cache that cannot be written.
+    ``device`` is ``auto``, ``cpu`` or ``cuda``; ``threads`` as in :class:`Learner`; ``progress(done, total)`` counts
+    rows. Raises :class:`FocalError` for an image that cannot be read, a feature that is not finite, a missing GPU,
+    and a cache that cannot be written.
     """
     wanted = [int(row) for row in np.asarray(rows, dtype=np.int64)]
     report = progress or (lambda done, total: None)
@@ -47,24 +130,26 @@ def compute_features(
     with FeatureCache(cache, segment.spec) as store:
         known, keys = store.keys(), []
         for row in wanted:
-            if (key := table.images.sha256(row)) not in known:
+            if (key := table.key(row)) not in known:
                 break
             keys.append(key)
         report(len(keys), len(wanted))
         if len(keys) < len(wanted):
-            found, images, left = len(keys), table.images, wanted[len(keys) :]
+            found, left = len(keys), wanted[len(keys) :]
 
             def show(done: int) -> None:
                 report(found + done, len(wanted))
 
-            if isinstance(images, SlideImages):
-                from focal.training import slides
+            with computing(threads):
+                if isinstance(table.images, SlideImages):
+                    from focal.training import slides
 
-                keys += slides.extract(segment, images, left, known, store.put, chosen, show)
-            else:
-                from focal.training import extraction
+                    keys += slides.extract(segment, table, left, known, store.put, chosen, show)
+                else:
+                    from focal.training import extraction
 
-                keys += extraction.extract(segment, images, left, known, store.put, chosen, show)
+                    unread = extraction.Unread(table.images, left, segment.spec, known)
+                    keys += extraction.extract(segment, unread, store.put, chosen, show)
         return store.get(keys)
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from focal.data.slides import SlideImages
+from focal.data.table import Table
 from focal.segments.lower import LowerSegment, preprocess
 from focal.training.vectors import Keep, finite, full_precision
 
@@ -23,20 +24,23 @@ BATCH = 32
 
 def extract(
     segment: LowerSegment,
-    slides: SlideImages,
+    table: Table,
     rows: Sequence[int],
     known: frozenset[str],
     keep: Keep,
     accelerator: str,
     report: Callable[[int], None],
 ) -> list[str]:
-    """As :func:`focal.training.extraction.extract`, of whole slides: each mean is kept as soon as it is there."""
+    """The keys of ``rows``, whole slides, in their order; the features of those that are not ``known`` were given to
+    ``keep``, each mean as soon as it was there."""
+    slides = table.images
+    assert isinstance(slides, SlideImages)
     device = "cuda" if accelerator == "gpu" else "cpu"
     segment.to(device)
     keys: list[str] = []
     with full_precision():
         for row in rows:
-            key = slides.sha256(row)
+            key = table.key(row)
             if key not in known and key not in keys:
                 keep([key], finite(_mean(segment, slides, row, device))[None])
             keys.append(key)

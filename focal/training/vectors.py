@@ -1,7 +1,9 @@
-"""What every way of computing features keeps to: full precision, and only finite numbers are kept."""
+"""What every way of computing features keeps to: full precision, only finite numbers are kept; and by how
+many threads."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,6 +26,18 @@ def finite(vectors: Vectors) -> Vectors:
             hint="check its weights and 'lower.mean' and 'lower.std'; half-precision weights may be damaged",
         )
     return vectors
+
+
+@contextmanager
+def computing(threads: int | None) -> Iterator[None]:
+    """torch has so many threads (None: as many as there are cores). focal.ckks limits OpenMP, and with it torch, to
+    one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

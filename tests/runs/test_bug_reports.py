@@ -6,7 +6,9 @@ Tables: tests/unit/data/test_tables.py; images: tests/unit/data/test_images.py; 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from focal.manifest import Member
 from focal.reading import read, write
 from focal.runs import local
 from focal.runs.evaluate import LabelMap
+from focal.runs.folder import Run
 
 
 def refused(*arguments: object) -> str:
@@ -55,11 +58,46 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_computed(tmp_path:
     assert local.open_run(corrected, tmp_path / "runs").config == corrected, "no run had begun"
 
 
+def test_scoring_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    """Every party is done and the summary is not there: Ctrl-C at "scoring", or a crash there. The server leaves while
+    institutions still start; they need none."""
+    shutil.copytree(finished().folder, tmp_path / "eyes")
+    run = Run.open(tmp_path / "eyes")
+    before = run.summary
+    for file in ("summary.json", "model.pt", "roc.png"):
+        (run.folder / file).unlink()
+    assert local.train(local.open_run(run.config, tmp_path), lambda event: None, lambda text: None) == run.folder
+    assert run.summary.auroc == before.auroc and (run.folder / "model.pt").exists()
+
+
 def test_modules_in_the_working_directory_are_not_run(tmp_path: Path) -> None:
     (tmp_path / "statistics").with_suffix(".py").write_text("raise SystemExit('another program')")
     command = [*local.program("focal"), "--version"]
     result = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0 and result.stdout.startswith("focal "), result.stderr
+
+
+HOMELESS = """
+import os, pwd, sys
+def nobody(*_): raise KeyError("uid not found")
+pwd.getpwuid = nobody
+os.environ.pop("HOME", None)
+sys.argv = ["focal", "--version"]
+from focal.cli import main
+try:
+    main()
+except SystemExit:
+    import focal.reporting.plots
+    print(os.environ["HOME"])
+"""
+
+
+def test_a_user_without_a_home_and_an_entry_in_passwd_can_draw(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", HOMELESS], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert result.returncode == 0, result.stderr
+    assert "focal-home-" in result.stdout and not Path(result.stdout.split()[-1]).exists()
 
 
 def test_folders_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import stat
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,11 +19,14 @@ from consortium import ENV, Dataset, Finished, cli, config, dataset, finished, f
 from manifests import MEMBERS, manifest, member
 from patience import PATIENCE
 
-from focal.config import LayoutConfig, RunConfig
-from focal.data import load
+from focal.config import LayoutConfig, LocalConfig, RunConfig
+from focal.data import load, pictures
+from focal.data.sources import EncodedImages
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.manifest import LayoutSpec, Manifest
+from focal.protocols.blind.institution import BlindInstitution
+from focal.protocols.common.progress import Reporter
 from focal.reading import read, write
 from focal.runs import local
 
@@ -285,6 +290,38 @@ def test_images_that_are_skipped_are_nobodys(tmp_path: Path) -> None:
     assert manifest.rows == 87 and any("2 images cannot be read and are left out" in line for line in said)
     dealt = [int(n) for name in "abc" for n in (run.party(f"hospital-{name}") / "rows.txt").read_text().split()]
     assert len(dealt) == len(set(dealt)) == 118
+
+
+def test_a_run_decodes_every_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher, which looks at all images, computes their features; an institution reads its own once, to know
+    them by their content, and one that has a cache of its own decodes them once, whatever it does with them."""
+    reads, decoded = Counter[str](), Counter[str]()
+    honest, honest_bytes = pictures.decode, EncodedImages._bytes
+
+    def counted(data: bytes, where: str, *rest: Any) -> pictures.Picture:
+        decoded[where] += 1
+        return honest(data, where, *rest)
+
+    def counted_bytes(images: EncodedImages, i: int) -> bytes:
+        reads[str(images.names[i])] += 1
+        return honest_bytes(images, i)
+
+    monkeypatch.setattr("focal.data.sources.decode", counted)
+    monkeypatch.setattr(EncodedImages, "_bytes", counted_bytes)
+    run = local.open_run(RunConfig.model_validate(config("once")), tmp_path)
+    manifest = local.prepare(run, lambda text: None)
+    assert (len(reads), set(reads.values())) == (120, {1}) == (len(decoded), set(decoded.values()))
+    for name, cache in {"hospital-a": tmp_path / "cache", "hospital-b": tmp_path / "own"}.items():
+        reads.clear(), decoded.clear()
+        mine = read(LocalConfig, run.party(name) / "local.json").model_copy(update={"cache": cache})
+        party = BlindInstitution(manifest, mine, Reporter(name, tmp_path / f"{name}.jsonl", lambda event: None))
+        try:
+            rows, _ = party._features()
+        finally:
+            party.close()
+        count = len((run.party(name) / "rows.txt").read_text().split())
+        assert len(rows.features) == count == len(reads) and set(reads.values()) == {1}
+        assert list(decoded.values()) == [1] * (count if cache == tmp_path / "own" else 0)
 
 
 def test_a_members_rows_are_counted_where_its_data_are(tmp_path: Path) -> None:

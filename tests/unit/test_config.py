@@ -91,6 +91,18 @@ class TestReading:
             ("name: a\ndataset: {kind: table, table: x.csv}\n", "dataset: dataset kind 'table' needs 'images'"),
             ("name: a\ndataset: {kind: medmnist}\n", "dataset: dataset kind 'medmnist' needs 'file'"),
             (
+                "name: a\ndataset: {kind: synthetic, window: [0, 9]}\n",
+                "dataset: 'window' is a setting of kind 'table', and this data set is of kind 'synthetic'",
+            ),
+            (
+                "name: a\ndataset: {kind: table, table: a.csv, images: b, slides: {mpp: 1}}\n",
+                "dataset: 'slides' is a setting of kind 'slides', and this data set is of kind 'table'",
+            ),
+            (
+                "name: a\ndataset: {kind: medmnist, file: a.npz, bad_images: skip}\n",
+                "dataset: 'bad_images' is a setting of kind 'table' and 'slides', and this data set is of kind",
+            ),
+            (
                 "name: a\ndataset: {kind: synthetic, samples: 3}\n",
                 "dataset.samples: Input should be greater than or equal to 60 (got 3)",
             ),

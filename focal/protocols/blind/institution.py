@@ -224,12 +224,19 @@ class BlindInstitution(Institution):
         from focal.training.features import compute_features
 
         assert self.local.weights is not None
-        spec, table = self.manifest.lower, self.load_data()
+        spec = self.manifest.lower
         segment, source = build_lower(spec, self.local.weights)
         self.report.say(f"{self.me.name}: lower segment {spec.model}, {source}")
+        table = self.load_data(segment, "train", "test")
         wanted = np.flatnonzero(np.isin(table.split, ("train", "test")))
         features = compute_features(
-            segment, table, wanted, device=self.local.device, cache=self.cache, progress=self.report.progress
+            segment,
+            table,
+            wanted,
+            device=self.local.device,
+            cache=self.cache,
+            threads=self.local.threads,
+            progress=self.report.progress,
         )
         rows = InstitutionRows(features, table.labels[wanted], table.groups[wanted], table.split[wanted])
         self.columns = table.take(wanted[table.split[wanted] == "test"]).columns

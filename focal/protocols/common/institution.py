@@ -16,6 +16,7 @@ import abc
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ from focal.task import scored_classes
 
 if TYPE_CHECKING:
     from focal.data.table import Table
+    from focal.segments.lower import LowerSegment
     from focal.segments.upper import UpperHead
 
 Array = NDArray[np.float64]
@@ -144,22 +146,44 @@ class Institution(Party):
 
     # ----------------------------------------------------------------- features
 
-    def load_data(self) -> Table:
-        """The own table: the one with which the run began. Raises :class:`FocalError` when it was changed since."""
+    def load_data(self, segment: LowerSegment | None, *splits: str) -> Table:
+        """The own table, and in the cache the features that ``segment`` gives of the rows of these ``splits``.
+
+        Every file is read once for all this. Raises :class:`FocalError` that names every bad image, or when the table
+        is not the one with which the run began.
+        """
         from focal.data import load
         from focal.data.begun import check_unchanged
+        from focal.data.examine import examine
+        from focal.training.features import Learner
 
-        assert self.local.data is not None
+        data = self.local.data
+        assert data is not None
         agreed = {"classes": self.manifest.classes, "task": self.manifest.task}
-        table = load(self.local.data.model_copy(update=agreed), self.local.seed)
-        if self.local.data.bad_images == "skip" and self.local.data.rows is None:
-            from focal.data.examine import examine
-
-            found = examine(table, self.cache)
+        table = load(data.model_copy(update=agreed), self.local.seed)
+        with ExitStack() as ends:
+            learner = None
+            if segment is not None:
+                rows = np.flatnonzero(np.isin(table.split, splits))
+                learner = ends.enter_context(
+                    Learner(
+                        segment,
+                        table,
+                        rows,
+                        device=self.local.device,
+                        cache=self.cache,
+                        threads=self.local.threads,
+                        progress=self.report.progress,
+                    )
+                )
+            found = examine(table, self.cache, taker=learner)
+            # rows that were dealt (data.rows) had their images when they were
+            table = found.usable_table(data.bad_images if data.rows is None else "refuse")
             if found.problems:
                 self.report.warn(f"{self.me.name}: {len(found.problems)} images cannot be read and are left out")
-                table = table.take(found.usable("skip"))
-        check_unchanged(self.folder, table)
+            check_unchanged(self.folder, table)
+            if learner is not None:
+                learner.finish()
         return table
 
     @property

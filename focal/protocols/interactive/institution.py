@@ -58,18 +58,23 @@ class JointInstitution(Institution):
         if self.local.logger == "tensorboard":
             require("study", "logger: tensorboard")
         with self.report.phase("features"):
-            self.table = self.load_data()
+            lower, source = build_lower(m.lower, self.local.weights)
+            begun = self._start() if m.start is not None else None
+            self.table = self.load_data(lower if begun is None else None, "train")
             self.train_rows = np.flatnonzero(self.table.split == "train")
             self.check_rows(len(self.train_rows))
             self.labels = outcomes(self.table.labels[self.train_rows], m.task)
-            lower, source = build_lower(m.lower, self.local.weights)
             self.test_features = features_of_test_image(lower)
-            begun = self._start() if m.start is not None else None
             self.base = begun.base if begun else None
             self.segment = TrainableSegment(lower, config, begun.projection if begun else None, seed=config.seed)
             if begun is None:
                 self.raw = compute_features(
-                    lower, self.table, self.train_rows, device=self.local.device, cache=self.cache
+                    lower,
+                    self.table,
+                    self.train_rows,
+                    device=self.local.device,
+                    cache=self.cache,
+                    threads=self.local.threads,
                 )
             elif begun.trained:
                 self.segment.load_trained(begun.trained)
@@ -243,5 +248,12 @@ class JointInstitution(Institution):
 
         head, meta = load(self.folder)
         lower = lower_segment(meta, self.local.weights, head.trained)
-        raw = compute_features(lower, self.table, rows, device=self.local.device, cache=self.folder / "features")
+        raw = compute_features(
+            lower,
+            self.table,
+            rows,
+            device=self.local.device,
+            cache=self.folder / "features",
+            threads=self.local.threads,
+        )
         return head(torch.from_numpy(raw)).double().numpy()

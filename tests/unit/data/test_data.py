@@ -204,6 +204,35 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
             table.images.read(row)
 
 
+@pytest.mark.parametrize(
+    ("called", "there", "says"),
+    [
+        ("{i}.PNG", "{i}.png", "differ in capitals, accents or the slashes between folders: '0.PNG' is '0.png'"),
+        ("left\\{i}.png", "left/{i}.png", "slashes between folders: 'left\\0.png' is 'left/0.png'"),
+        ("\u00e9{i}.png", "e\u0301{i}.png", "in capitals, accents"),
+        ("{i}.png", "export/images/{i}.png", "differ in their folder: '0.png' is 'export/images/0.png'"),
+        ("C:\\scans\\{i}.png", "{i}.png", "differ in their folder"),
+        ("{i}", "{i}.png", "differ in their ending: '0' is '0.png'"),
+        ("{i}", "00{i}.png", "differ in their ending: '0' is '000.png'"),
+        ("x{i}.png", "y{i}.png", ""),
+    ],
+)
+def test_names_under_which_missing_images_are_there_are_said(
+    tmp_path: Path, called: str, there: str, says: str
+) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as z:
+        for i in range(3):
+            z.writestr(there.format(i=i), png(i))
+    (tmp_path / "a.csv").write_text(
+        "filename,label,patient\n" + "".join(f"{called.format(i=i)},{'ab'[i % 2]},{i}\n" for i in range(3))
+    )
+    with pytest.raises(FocalError, match="3 of 3 images of a.csv are missing") as e:
+        load(DatasetConfig(kind="table", table=tmp_path / "a.csv", images=path), 0)
+    assert (f"3 of them are there under names that {says}" if says[:6] == "differ" else says) in e.value.hint
+    assert ("are there" in e.value.hint) == bool(says)
+
+
 def test_a_damaged_zip_member_is_named(tmp_path: Path) -> None:
     config = hospital(tmp_path, GOOD, zipped=True)
     raw = bytearray((tmp_path / "images.zip").read_bytes())

@@ -113,6 +113,21 @@ def test_one_image_in_several_rows(tmp_path: Path) -> None:
     ]
 
 
+def test_what_no_export_should_have_left(tmp_path: Path) -> None:
+    black, line = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (9, 9), (3, 3, 4)).save(black, "PNG")
+    Image.fromarray(np.eye(9, dtype=np.uint8)).save(line, "PNG")
+    plain = {"4.png": black.getvalue(), "5.png": line.getvalue()}
+    made = config(tmp_path, plain).model_copy(update={"classes": ("well", "sick", "worse")})
+    cache, found = tmp_path / "cache", looked(made.model_copy(update={"task": "multilabel"}), tmp_path / "cache")
+    assert found.warnings() == looked(made, cache).warnings(), "and remembered"
+    assert found.warnings() == [
+        "1 images are of one colour throughout: was their export cut short?",
+        "no row here from which these classes could be learned: worse",
+        "no row here from which these classes could be scored: worse",
+    ]
+
+
 def test_what_is_known_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, cache = config(tmp_path, {"3.png": b"cut"}), tmp_path / "state" / "cache"
     first = looked(made, cache)

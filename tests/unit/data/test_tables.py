@@ -38,10 +38,15 @@ def loaded(folder: Path, data: bytes | str, name: str = "eyes.csv", **options: A
     return load(DatasetConfig(kind="table", table=path, images=images, **options), 0)
 
 
-def workbook(rows: list[tuple[Any, ...]], **others: list[tuple[Any, ...]]) -> bytes:
+def workbook(rows: list[tuple[Any, ...]], merged: str = "", hidden: int = 0, **others: list[tuple[Any, ...]]) -> bytes:
+    """``merged`` cells, and so many ``hidden`` rows below the header."""
     book, out = openpyxl.Workbook(), io.BytesIO()
     for row in rows:
         book.active.append(row)
+    if merged:
+        book.active.merge_cells(merged)
+    for line in range(2, 2 + hidden):
+        book.active.row_dimensions[line].hidden = True
     for name, extra in others.items():
         sheet = book.create_sheet(name)
         for row in extra:
@@ -97,6 +102,10 @@ def test_a_workbook_is_read_whatever_its_name(tmp_path: Path) -> None:
     other.write_bytes(workbook(rows, notes=[("look here",)]))
     with pytest.raises(FocalError, match="has 2 sheets: Sheet, notes"):
         read_sheet(other)
+    other.write_bytes(workbook(rows, merged="A1:B1"))
+    assert len(read_sheet(other)) == 24, "merged across, in a line of titles"
+    other.write_bytes(workbook(rows, hidden=3))
+    assert read_sheet(other).notes == ("3 rows that are hidden in the workbook are read like the others",)
 
 
 def relabelled(rename: dict[str, str], every: int = 1) -> str:
@@ -134,6 +143,37 @@ REFUSED: dict[str, tuple[bytes | str, dict[str, Any], str]] = {
     ),
     "by a blank of no width": (relabelled({"N": "N\u200b"}, 8), {}, "labels that look alike"),
     "NA": (relabelled({"N": "NA"}, 8), {}, "the label 'NA' reads like 'not known'"),
+    "by a letter of another alphabet": (
+        relabelled({"N": "\u041d", "D": "H"}),
+        {},
+        "labels that look alike: 'H' and '\u041d'",
+    ),
+    "what could rewrite a screen": (relabelled({"N": "N\x1b[2J"}, 8), {}, "the label 'N?[2J' holds control characters"),
+    "a formula without a result": (
+        relabelled({"N": "#N/A"}, 8),
+        {},
+        "line 2: 'label' is #N/A, which a spreadsheet writes",
+    ),
+    "patients of such a formula": (
+        text([(f, c, "#REF!" if i == 4 else p) for i, (f, c, p) in enumerate(ROWS)]),
+        {},
+        "line 6: 'patient' is #REF!",
+    ),
+    "patients that a spreadsheet has rounded": (
+        text([(f, c, f"{p[1]}.23457E+11") for f, c, p in ROWS]),
+        {},
+        "line 2: patient '0.23457E+11' is a number that a spreadsheet has rounded",
+    ),
+    "longer numbers than a workbook keeps": (
+        workbook([HEAD, *((f, c, 2024000000000000 + i) for i, (f, c, _) in enumerate(ROWS))]),
+        {},
+        "is a number that a spreadsheet has rounded",
+    ),
+    "merged cells": (
+        workbook([HEAD, *ROWS], merged="C2:C3"),
+        {},
+        "the cells C2:C3 are merged: only the first of them has a value",
+    ),
     "a question mark": (relabelled({"N": "?"}, 8), {}, "the label '?' reads like"),
     "A|B": (relabelled({"N": "N|D"}, 8), {}, "the label 'N|D' reads like several"),
     "A,B": (relabelled({"N": '"N,D"'}, 8), {}, "the label 'N,D' reads like several"),

@@ -25,14 +25,15 @@ from PIL import Image
 from places import ROOT
 
 from focal.config import LowerConfig
+from focal.data import examine as examination
 from focal.data.sources import ArrayImages, EncodedImages, Folder
 from focal.data.synthetic import generate
 from focal.data.table import Table
 from focal.errors import FocalError
 from focal.manifest import LowerSpec
 from focal.segments.lower import LowerSegment, build_lower, preprocess
-from focal.training import extraction
-from focal.training.features import FeatureCache, compute_features
+from focal.training import extraction, features
+from focal.training.features import FeatureCache, Learner, compute_features
 
 LOWER = LowerConfig(model="resnet10t", image_size=32)
 
@@ -252,6 +253,81 @@ def test_a_file_is_read_once(segment: LowerSegment, table: Table, tmp_path: Path
     assert set(images.reads.values()) == {1}
 
 
+def filed(table: Table, folder: Path, broken: Sequence[int] = ()) -> tuple[Table, Any]:
+    """The images in a folder, some of them torn, and the source that counts how often they are read."""
+    folder.mkdir()
+    for i in range(len(table)):
+        path = folder / f"{i}.png"
+        table.images.read(i).save(path)
+        if i in broken:
+            path.write_bytes(path.read_bytes()[:100])
+    images: Any = Counted(EncodedImages(Folder(folder), np.array([f"{i}.png" for i in range(len(table))])))
+    return replace(table, images=images), images
+
+
+@pytest.mark.parametrize("room", [1 << 30, 0])
+def test_what_a_look_decodes_is_computed_of_the_same_bytes(
+    room: int, segment: LowerSegment, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the memory has no room for more, while the look goes on."""
+    monkeypatch.setattr(features, "ROOM", room)
+    monkeypatch.setattr(examination, "BATCH", 8)
+    own, images = filed(table.take(np.arange(20)), tmp_path / "images")
+    rows, told, computed = [*range(3, 18)], list[tuple[int, int]](), list[int]()
+    honest = extraction.extract
+
+    def noted(segment: LowerSegment, items: Any, *rest: Any) -> list[str]:
+        computed.append(len(items))
+        return honest(segment, items, *rest)
+
+    monkeypatch.setattr(extraction, "extract", noted)
+    where: Any = {"device": "cpu", "cache": tmp_path / "c"}
+    with Learner(segment, own, rows, **where, progress=lambda done, total: told.append((done, total))) as learner:
+        found = examination.examine(own, tmp_path / "c", taker=learner)
+        assert computed == ([] if room else [5, 8, 2]), "three rows of the first eight are not asked for"
+        learner.finish()
+    assert images.reads == dict.fromkeys(range(20), 1) and told == ([(15, 15)] if room else [])
+    looked = found.usable_table("refuse")
+    got = compute_features(segment, looked, rows, **where)
+    assert images.reads == dict.fromkeys(range(20), 1), "hashes are known, features are there"
+    fresh = compute_features(segment, own, rows, device="cpu", cache=tmp_path / "fresh")
+    np.testing.assert_allclose(got, fresh, atol=1e-5)
+    assert looked.key(4) == looked.take([4]).key(0) == own.images.sha256(4)
+
+
+def test_of_images_that_are_refused_nothing_is_computed(
+    segment: LowerSegment, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, _ = filed(table.take(np.arange(12)), tmp_path / "images", broken=(2, 9))
+    monkeypatch.setattr(extraction, "extract", lambda *_: pytest.fail("computed"))
+    with Learner(segment, own, range(12), device="cpu", cache=tmp_path / "c") as learner:
+        found = examination.examine(own, tmp_path / "c", taker=learner)
+    with pytest.raises(FocalError, match="2 of 12 images cannot be used\n.*'2.png'.*\n.*'9.png'"):
+        found.usable_table("refuse")
+    left = found.usable_table("skip")
+    assert left.keys is not None and left.keys.tolist() == [own.images.sha256(i) for i in range(12) if i not in (2, 9)]
+
+
+def test_who_says_how_many_threads_compute_is_heard(
+    segment: LowerSegment, table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """focal.ckks leaves torch one, which is right beside other parties and a waste of a machine of one's own."""
+    told: list[object] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    for row, threads in enumerate((3, None)):
+        compute_features(
+            segment,
+            table,
+            [row],
+            device="cpu",
+            cache=tmp_path,
+            threads=threads,
+            progress=lambda done, total: told.append("done") if done else None,
+        )
+    before = torch.get_num_threads()
+    assert told == [3, "done", before, os.cpu_count(), "done", before]
+
+
 def test_readers_beside_a_gpu_give_the_same_features(segment: LowerSegment, table: Table, tmp_path: Path) -> None:
     """Processes that read and decode, here beside a CPU."""
     kept: dict[str, np.ndarray[Any, Any]] = {}
@@ -259,7 +335,8 @@ def test_readers_beside_a_gpu_give_the_same_features(segment: LowerSegment, tabl
     def keep(keys: Sequence[str], vectors: np.ndarray[Any, Any]) -> None:
         kept.update(zip(keys, vectors, strict=True))
 
-    keys = extraction.extract(segment, table.images, range(40), frozenset(), keep, "cpu", lambda done: None, readers=2)
+    unread = extraction.Unread(table.images, range(40), segment.spec, frozenset())
+    keys = extraction.extract(segment, unread, keep, "cpu", lambda done: None, readers=2)
     found = compute_features(segment, table, np.arange(40), device="cpu", cache=tmp_path)
     np.testing.assert_allclose(np.stack([kept[key] for key in keys]), found, atol=1e-5)
 
