@@ -92,7 +92,7 @@ def shares_seen(party: Party, peer: str) -> list[tuple[str, str, str]]:
     order."""
     seen = []
     for record in party.heard:
-        if record.sender != peer:
+        if record.sender != peer or record.scope != party.scope:
             continue
         topic, suffix = unspelled(record.topic)
         body = record.body
@@ -101,5 +101,6 @@ def shares_seen(party: Party, peer: str) -> list[tuple[str, str, str]]:
         if isinstance(body, msg.Epoch):
             seen.append(("epoch", str(body.number), epochs.digest(party.run_id, body).hex()))
         if isinstance(body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares):
-            seen += [(*entry(type(body), i, suffix), d) for i, d in zip(body.items, body.ciphertexts, strict=True)]
+            # as many as there are pairs of: whoever says more items than ciphertexts has given no share of these
+            seen += [(*entry(type(body), i, suffix), d) for i, d in zip(body.items, body.ciphertexts, strict=False)]
     return seen
