@@ -45,6 +45,13 @@ class Refused(ProtocolError):
         self.reason = reason
 
 
+class Told(Refused):
+    """A refusal in the server's words: nobody here has looked at what they say, of whomever."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, f"the server says: {message}")
+
+
 def _again(kind: type[FocalError], args: tuple[Any, ...], state: dict[str, Any]) -> FocalError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)

@@ -19,7 +19,7 @@ from pathlib import Path
 import zmq
 
 from focal.config import ANEW, VERSION, Model, earlier
-from focal.errors import FocalError, ProtocolError, Refused
+from focal.errors import FocalError, ProtocolError, Refused, Told
 from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.encoding import decode, encode
@@ -298,7 +298,7 @@ class Link(Requests):
                 call.fail(self._broke(f"sent a malformed answer: {e.message}"))
                 continue
             if isinstance(reply, frames.Fault):
-                call.fail(Refused(reply.reason, reply.message))
+                call.fail(Told(reply.reason, reply.message))
             elif not isinstance(reply, call.expect):
                 call.fail(self._broke(f"answered with '{type(reply).__name__}' where '{call.expect.__name__}' belongs"))
             else:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from focal.config import VERSION, Model
-from focal.errors import FocalError, ProtocolError, Refused
+from focal.errors import FocalError, ProtocolError, Told
 from focal.manifest import Manifest
 from focal.net import frames
 from focal.net.answers import Answers, Asker
@@ -184,7 +184,7 @@ class LocalLink(Requests):
         reply, data, answered = answer
         self._meter.count(self.phase, "down", answered)
         if isinstance(reply, frames.Fault):
-            raise Refused(reply.reason, reply.message)
+            raise Told(reply.reason, reply.message)
         if not isinstance(reply, expect):
             raise ProtocolError(f"the server answered with '{type(reply).__name__}' where '{expect.__name__}' belongs")
         return reply, data

@@ -59,6 +59,8 @@ def run_role(
         _go(party, wait)
         return 0
     except FocalError as e:
+        for interruption in (signal.SIGTERM, signal.SIGINT):  # or secrets might stay of a run that was ended
+            signal.signal(interruption, signal.SIG_IGN)
         told = printable(str(e), keep="\n")  # it may quote another member
         sink({"party": name, "event": "error", "phase": "", "text": told})
         print(f"{name}: {told}", file=sys.stderr)

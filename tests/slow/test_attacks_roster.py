@@ -9,13 +9,13 @@ import datetime
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from disputes import LIAR, ends_before_any_refresh, lies_about, until, warned
 from patience import PATIENCE
 from rosters import CLASSES, Consortium, LiesAboutSizes, OtherStepSize, consortium
 
@@ -31,16 +31,6 @@ from focal.protocols.blind.custodian import BlindCustodian
 from focal.protocols.common import approval
 from focal.protocols.common.inputs import MaskKeys
 from focal.protocols.common.server import Server
-
-LIAR = "custodian-2"
-
-
-def ends_before_any_refresh(run: Consortium, reason: str) -> None:
-    run.start()
-    with pytest.raises(FocalError):
-        run.finish()
-    assert any(f"({reason})" in str(error) for error in run.errors.values()), run.errors
-    assert not [r for r in run.board() if open_record(run.manifest, r).topic.startswith("refresh")]
 
 
 def test_a_custodian_that_leaves_out_somebody_whose_proof_holds_ends_the_run(
@@ -70,30 +60,6 @@ def test_a_custodian_that_says_of_the_same_lists_that_they_are_others_ends_the_r
 
 
 PAST = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
-
-
-def lies_about(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """A custodian gives wrong shares of the range checks of these institutions."""
-    honest = MaskKeys.weighed
-
-    def weighed(self: MaskKeys, scheme: Any, claim: Any, fetch: Any) -> Any:
-        share, found = honest(self, scheme, claim, fetch)
-        lies = self.party.me.name == LIAR and claim.statement.institution in names
-        return (bytes(len(share)) if lies else share), found
-
-    monkeypatch.setattr(MaskKeys, "weighed", weighed)
-
-
-def warned(run: Consortium, *words: str) -> bool:
-    return any(e["event"] == "warn" and all(word in e["text"] for word in words) for e in list(run.events))
-
-
-def until(run: Consortium, happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        unexpected = {name: e for name, e in run.errors.items() if not isinstance(e, LeftOut)}
-        assert time.monotonic() < deadline and not unexpected, unexpected
-        time.sleep(0.05)
 
 
 def test_a_custodian_alone_leaves_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,10 +186,10 @@ def test_a_custodian_whose_shares_not_everybody_can_have_commits_to_nothing(
 
 
 @pytest.mark.parametrize("clinics", [(), ("d",)])
-def test_a_share_that_an_institution_cannot_have_counts_as_wrong(
+def test_a_share_that_an_institution_cannot_have_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clinics: tuple[str, ...]
 ) -> None:
-    """The server helps the custodian: the institution still says whose share is wrong, and ends nothing."""
+    """The server helps the custodian: the institution says whose share it has not, and ends nothing."""
     lies_about(monkeypatch, "d")
     for_custodians_only(monkeypatch)
     monkeypatch.setattr(Server, "check_record", lambda self, record: None)
@@ -234,11 +200,11 @@ def test_a_share_that_an_institution_cannot_have_counts_as_wrong(
             until(run, lambda: len(run.said(msg.Unproven)) == 2)
             run.start("d")
             run.finish("d")
-        until(run, lambda: warned(run, "d: custodian-2 gave wrong shares of the check of its proofs, or none"))
+        until(run, lambda: warned(run, "d: the server has no shares of custodian-2 for it: ask there"))
         run.close_uploads("d", parties=("custodian-1", LIAR))
         run.finish("a", "b", "c", "server", "custodian-1", "custodian-2")
         if not clinics:
-            with pytest.raises(LeftOut, match="custodian-2 gave wrong shares"):
+            with pytest.raises(LeftOut, match="the server has no shares of custodian-2"):
                 run.finish("d")
         run.check("a", "b", "c")
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from patience import PATIENCE
-from rosters import STEPS, LiesAboutSizes, OtherStepSize, consortium, given
+from rosters import STEPS, LiesAboutSizes, OtherStepSize, Stops, consortium, given
 
 from focal.errors import FocalError, LeftOut
 from focal.heads.linear import twin
@@ -24,13 +24,6 @@ from focal.protocols.blind.custodian import BlindCustodian
 from focal.protocols.blind.server import BlindServer
 from focal.protocols.common import approval
 from focal.runs.simulate import ArrayInstitution
-
-
-class Stops(ArrayInstitution):
-    """Goes away before it uploads anything."""
-
-    def _upload(self, joint: msg.JointKeys) -> None:
-        raise FocalError("the power is out")
 
 
 class DiesInUpload(ArrayInstitution):

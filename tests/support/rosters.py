@@ -36,6 +36,13 @@ def given(name: str, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     return features.astype(np.float32), labels
 
 
+class Stops(ArrayInstitution):
+    """Goes away before it uploads anything."""
+
+    def _upload(self, joint: msg.JointKeys) -> None:
+        raise FocalError("the power is out")
+
+
 class LiesAboutSizes(ArrayInstitution):
     """Its proof is about other rows than it uploads."""
 

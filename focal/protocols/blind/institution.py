@@ -132,12 +132,12 @@ class BlindInstitution(Institution):
         if self.me.name not in accepted.present:
             self._leave(self.left_out().get(self.me.name, "by the word of all custodians"))
         reveals = self.hear_all(self.active(roster.REVEAL), roster.REVEAL, msg.InputReveal)
-        without = next(iter(reveals.values())).left_out
-        for name, reveal in reveals.items():
-            inputs_of.check_left_out(roster.REVEAL, name, reveal, without)
+        without = inputs_of.same_left_out(roster.REVEAL, reveals)
         self.without = self.left_out()
         if self.me.name in without:
-            whose = self._whose_fault()
+            whose = ""
+            with contextlib.suppress(FocalError):  # of a proof that is none there is nothing to compute
+                whose = self._whose_fault()
             self._leave(f"{self.without[self.me.name]}{whose and f'; {whose}'}")
         MaskKeys(self).forget()
         for name, why in self.without.items():
@@ -154,27 +154,31 @@ class BlindInstitution(Institution):
             self._whose_fault()
 
     def forget_secrets(self) -> None:
-        self._within(FAULT_SECONDS, self._whose_fault)  # afterwards it cannot be told
+        # afterwards it cannot be told; the server may have kept from us that somebody asks
+        self._within(FAULT_SECONDS, lambda: self._whose_fault(asked=False))
         super().forget_secrets()
 
-    def _whose_fault(self) -> str:
+    def _whose_fault(self, asked: bool = True) -> str:
         """Which custodians gave wrong shares of the checks of our proofs, in words; said once, remembered, and empty
-        where nobody asks."""
+        where nobody asks, or leaves us out. Not ``asked``: also then, where there is a share that is wrong."""
         custodians, topic = self.active(roster.UNPROVEN), self.spelled(roster.UNPROVEN)
-        said = [name for name in custodians if self.run_id and self.said(name, roster.UNPROVEN)]
-        named = self.heard.get_all(self.scope, said, topic, msg.Unproven)
-        asking = [name for name, body in named.items() if self.me.name in body.names]
+        asking = [name for name in custodians if self.run_id and self._accused_by(name)]
         there = [(name, what) for name in custodians for what in (inputs_of.KEY, roster.ACCEPTED, roster.COMMIT)]
         there += [(self.manifest.server.name, roster.CLOSED), (self.me.name, roster.UPLOAD)]
-        if not asking or not all(self.said(*one) for one in there) or self.me.name not in self._accepted().present:
+        if asked and not asking or not self.run_id or not all(self.said(*one) for one in there):
             return ""
-        if not MaskKeys(self).file.exists() and self.journal.get(f"{self.session}/{topic}/fault") is None:
+        if self.me.name not in self._accepted().present:
+            return ""
+        if not MaskKeys(self).file.exists() and self.journal.get(f"{self.session}/{topic}/whose") is None:
             return ""  # all were satisfied, and the key is gone
-        wrong, holds = self.remembered(f"{topic}/fault", lambda: self._weigh_shares(custodians))
+        wrong, withheld, holds = self.remembered(f"{topic}/whose", lambda: self._weigh_shares(custodians))
+        if not (asking or wrong or withheld):
+            return ""
         told = "all custodians gave the right shares of the check of its proofs: the fault is its own"
-        if wrong:
-            told = f"{', '.join(wrong)} gave wrong shares of the check of its proofs, or none: "
-            told += "ask there, and tell the other custodians"
+        if wrong or withheld:
+            gave = [f"{', '.join(wrong)} gave wrong shares of the check of its proofs"] if wrong else []
+            none = [f"the server has no shares of {', '.join(withheld)} for it"] if withheld else []
+            told = f"{', and '.join(gave + none)}: ask there, and tell the other custodians"
         elif holds:
             told = f"its proofs hold, with the shares of all custodians: {', '.join(asking)} said otherwise without a "
             told += "reason: ask there, and tell the other custodians"
@@ -183,31 +187,44 @@ class BlindInstitution(Institution):
             self.report.warn(f"{self.me.name}: {told}")
         return told
 
-    def _weigh_shares(self, custodians: list[str]) -> tuple[list[str], bool]:
-        """Which custodians gave wrong shares of the checks of our proofs, or none that we can have; and whether our
-        proofs hold, by the check that every custodian makes."""
+    def _accused_by(self, custodian: str) -> bool:
+        """Has it said that our proofs do not hold, and waits for people, or goes on without us?"""
+        for topic, kind, field in (
+            (roster.UNPROVEN, msg.Unproven, "names"),
+            (roster.REVEAL, msg.InputReveal, "left_out"),
+        ):
+            if self.said(custodian, topic):
+                body = self.heard.get(self.scope, custodian, self.spelled(topic), kind)
+                if self.me.name in getattr(body, field):
+                    return True
+        return False
+
+    def _weigh_shares(self, custodians: list[str]) -> tuple[list[str], list[str], bool]:
+        """Which custodians gave wrong shares of the checks of our proofs; those whose shares the server does not give
+        us; and whether our proofs hold, by the check that every custodian makes."""
         layout, scheme, size = plan.layout(self.manifest), Scheme(self.manifest.ckks, self.scope), SHARE_BYTES
         present = self._accepted().present
         upload = self.hear(self.me.name, roster.UPLOAD, msg.Upload)
         own = uploads.claims(self.manifest, layout, self.seed(uploads.ROUND), {self.me.name: upload})
         first = present.index(self.me.name) * len(own)
-        given = {}
+        given, withheld = dict[str, list[bytes]](), list[str]()
         for name, commit in self.hear_all(custodians, roster.COMMIT, msg.InputCommit).items():
             try:
                 data = inputs_of.shares_of(name, commit, self.net.get)
             except Refused as e:
                 if e.reason not in inputs_of.NOT_GIVEN:
                     raise
-                data = b""
+                withheld.append(name)
+                continue
             if len(data) != size * len(own) * len(present):
                 data = b""
             given[name] = [data[i * size : (i + 1) * size] for i in range(first, first + len(own))]
         keys = MaskKeys(self)
         keys.meet(custodians)
-        if wrong := keys.wrong_shares(scheme, own, given, self.blobs.get):
-            return wrong, False
+        if (wrong := keys.wrong_shares(scheme, own, given, self.blobs.get)) or withheld:
+            return wrong, withheld, False
         weighed = [inputs_of.weigh(scheme, claim, self.blobs.get) for claim in own]
-        return [], not inputs_of.unproven(own, weighed, {name: b"".join(shares) for name, shares in given.items()})
+        return [], [], not inputs_of.unproven(own, weighed, {name: b"".join(shares) for name, shares in given.items()})
 
     def _leave(self, why: str) -> NoReturn:
         MaskKeys(self).forget()

@@ -235,6 +235,8 @@ class Custodian(Answering):
         self.contribute(round, lists, wanted, claims)
         commits = self.hear_all(self.active(round), f"{round}/commit", msg.InputCommit)
         reveals = self.hear_all(self.active(round), f"{round}/reveal", msg.InputReveal)
+        for name, reveal in reveals.items():
+            inputs.check_left_out(round, name, reveal, reveals[self.me.name].left_out)
         return inputs.check(self.scope, self.spelled(round), lists, len(wanted), commits, reveals)
 
     # ----------------------------------------------------------------- steps

@@ -29,7 +29,7 @@ from focal.custody import inputs, projections
 from focal.custody.inputs import Input, Message
 from focal.custody.integer_gaussian import SystemBelow
 from focal.custody.projections import Attempt, Lanes, Proof, Statement
-from focal.errors import FocalError, ProtocolError, Refused
+from focal.errors import FocalError, ProtocolError, Refused, Told
 from focal.files import forget, private_write
 from focal.net import messages as msg
 from focal.net.encoding import encode
@@ -69,8 +69,8 @@ NOT_GIVEN = ("unknown-blob", "audience")
 
 
 def _its_own(fault: Refused) -> Refused:
-    """``fault`` if it is that of the institution whose blobs these are; else raised."""
-    if fault.reason not in MALFORMED:
+    """``fault`` if it is that of the institution whose blobs these are; else raised: the server's word for it too."""
+    if isinstance(fault, Told) or fault.reason not in MALFORMED:
         raise fault
     return fault
 
@@ -258,9 +258,8 @@ def check(
     """
     seen = commits_digest(commits)
     check_lists(round, lists, commits)
-    left_out = next(iter(reveals.values())).left_out
+    left_out = same_left_out(round, reveals)
     for name, reveal in reveals.items():
-        check_left_out(round, name, reveal, left_out)
         if reveal.commits != seen:
             raise Refused("commitment", f"'{name}' was shown other commitments to the inputs of '{round}' than we were")
         if len(reveal.blobs) != count:
@@ -269,11 +268,30 @@ def check(
     return Given({name: reveal.blobs for name, reveal in reveals.items()}, tuple(left_out))
 
 
+def same_left_out(round: str, reveals: Mapping[str, msg.InputReveal]) -> Mapping[str, int]:
+    """Whom all custodians leave out. Raises :class:`Refused` (``inputs``) naming two that do not agree: one of them is
+    wrong, and only whoever makes the range checks can tell which."""
+    first, *_ = reveals
+    for name, reveal in reveals.items():
+        if reveal.left_out != reveals[first].left_out:
+            theirs, others = (_listed(reveals[one].left_out) for one in (name, first))
+            raise Refused(
+                "inputs",
+                f"'{first}' leaves out {others} of '{round}', '{name}' {theirs}: one of the two is wrong",
+                hint="'focal audit' makes the range checks again, and says which",
+            )
+    return reveals[first].left_out
+
+
 def check_left_out(round: str, name: str, reveal: msg.InputReveal, left_out: Mapping[str, int]) -> None:
-    """Raise :class:`Refused` (``inputs``) unless a custodian leaves out whom others leave out."""
+    """Raise :class:`Refused` (``inputs``) unless a custodian leaves out whom our own range checks say."""
     if reveal.left_out != left_out:
-        theirs, ours = (", ".join(found) or "nobody" for found in (reveal.left_out, left_out))
+        theirs, ours = _listed(reveal.left_out), _listed(left_out)
         raise Refused("inputs", f"'{name}' leaves out {theirs} of '{round}', where its range checks say {ours}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nobody"
 
 
 def weigh(scheme: Scheme, claim: Claim, fetch: Fetch) -> Weighed | Refused:

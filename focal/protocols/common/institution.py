@@ -13,10 +13,10 @@ the released slots, its own score.
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,17 @@ PROJECTION = "projection.bin"
 """In an institution's folder: the agreed projection."""
 HISTOGRAM = "histogram"
 """Label of the secure sum of all test rows' score histograms, after the release."""
+
+
+@contextlib.contextmanager
+def _for_all(reason: str) -> Iterator[None]:
+    """What is wrong with what others gave is no plain error of our own: nobody must wait for this member."""
+    try:
+        yield
+    except ProtocolError:
+        raise
+    except FocalError as e:
+        raise Refused(reason, e.message, hint=e.hint) from None
 
 
 class Institution(Party):
@@ -161,7 +172,7 @@ class Institution(Party):
         assert data is not None
         agreed = {"classes": self.manifest.classes, "task": self.manifest.task}
         table = load(data.model_copy(update=agreed), self.local.seed)
-        with ExitStack() as ends:
+        with contextlib.ExitStack() as ends:
             learner = None
             if segment is not None:
                 rows = np.flatnonzero(np.isin(table.split, splits))
@@ -198,10 +209,9 @@ class Institution(Party):
         if not self.me.clinic:
             self.say("test-features", msg.TestFeatures(features=self.test_features.astype("<f4").tobytes()))
         for name, theirs in self.hear_all(self.names, "test-features", msg.TestFeatures).items():
-            try:
-                check_test_features(self.test_features, np.frombuffer(theirs.features, "<f4"), name)
-            except FocalError as e:  # the others must not wait for this member
-                raise Refused("test-features", e.message, hint=e.hint) from None
+            whole = theirs.features if len(theirs.features) % 4 == 0 else b""
+            with _for_all("test-features"):
+                check_test_features(self.test_features, np.frombuffer(whole, "<f4"), name)
 
     # ----------------------------------------------------------------- secure sum and projection
 
@@ -230,21 +240,23 @@ class Institution(Party):
 
         key, first, context = self.projection_key(), self.names[0], self._projection_context
         if self.me.name == first:
-            made = (
-                proj.whiten(moments, size, bound, ridge, m.projection.floor)
-                if whiten
-                else proj.random_projection(moments, self.run_id, size, dim, bound, ridge)
-            )
+            with _for_all("moments"):
+                made = (
+                    proj.whiten(moments, size, bound, ridge, m.projection.floor)
+                    if whiten
+                    else proj.random_projection(moments, self.run_id, size, dim, bound, ridge)
+                )
             sealed = self.journal.once(
                 f"{self.session}/projection", lambda: seal_for_group(key, made.to_bytes(), context)
             )
             (blob,) = self.share_blobs([sealed], "all")
             self.say("projection/proposed", msg.ProjectionProposed(blob=blob, eta_hex=made.eta_hex))
         projection = self._proposed_projection(key)
-        if whiten:
-            proj.check_whiten(projection, moments, size, bound, ridge, m.projection.floor)
-        else:
-            proj.check_random(projection, moments, self.run_id, size, dim, bound, ridge)
+        with _for_all("moments"):
+            if whiten:
+                proj.check_whiten(projection, moments, size, bound, ridge, m.projection.floor)
+            else:
+                proj.check_random(projection, moments, self.run_id, size, dim, bound, ridge)
         mine = self._accepts(projection, key)
         self.say(ACCEPTED, mine)
         self._check_accepted(mine)

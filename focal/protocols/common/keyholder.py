@@ -148,7 +148,7 @@ class KeyHolder:
         sums = self._sums(1, first_kinds, revealed)
         joint = ceremony.joint(sums, self._sums(2, keys.SECOND_ROUND, self._round(2, second)))
         if self.shared:
-            if not self._file("share").exists():
+            if party.journal.get(f"{party.session}/share") is None:  # its file goes with the release
                 self._deal({name: reveal.blobs[1] for name, reveal in revealed.items()})
             forget(*(self._file(what) for what in ("secret", "dealing")))
         party.say("keys/joint", joint)

@@ -92,7 +92,7 @@ def shares_seen(party: Party, peer: str) -> list[tuple[str, str, str]]:
     order."""
     seen = []
     for record in party.heard:
-        if record.sender != peer:
+        if record.sender != peer or record.scope != party.scope:
             continue
         topic, suffix = unspelled(record.topic)
         body = record.body
@@ -103,5 +103,6 @@ def shares_seen(party: Party, peer: str) -> list[tuple[str, str, str]]:
         if isinstance(body, msg.ResultsAdded):
             seen.append(("results", topic, body.roster))
         if isinstance(body, msg.RefreshShares | msg.OpeningShares | msg.ReleaseShares):
-            seen += [(*entry(type(body), i, suffix), d) for i, d in zip(body.items, body.ciphertexts, strict=True)]
+            # as many as there are pairs of: whoever says more items than ciphertexts has given no share of these
+            seen += [(*entry(type(body), i, suffix), d) for i, d in zip(body.items, body.ciphertexts, strict=False)]
     return seen
