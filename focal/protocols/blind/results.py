@@ -205,7 +205,7 @@ def key_of(party: Party) -> RunKey:
 
 def gave(party: Party) -> bool:
     """Has this custodian given its masks, or found that none are to be given? The key is erased then."""
-    return party.has_said(KEY) and not key_of(party).file.exists()
+    return party.has_said(ADDED) or (party.has_said(KEY) and not key_of(party).file.exists())
 
 
 def add_up(party: BlindCustodian) -> None:
