@@ -58,10 +58,10 @@ class Published:
         for i, polynomial in enumerate(codec.unpack(self.scheme, kind, data, name)):
             self.families.setdefault(family, []).append((f"{name}[{i}]", polynomial))
 
-    def add_answer(self, family: str, item: str, h0: bytes, h1: bytes, how: refresh.Map) -> None:
-        """A refresh share, and the map that its mask went through."""
-        self.add(family, f"h0/{item}", codec.refresh_h0(how.request), h0)
-        self.add(family, f"h1/{item}", codec.refresh_h1(how.limbs), h1)
+    def add_answer(self, family: str, item: str, share: bytes, how: refresh.Map) -> None:
+        """A refresh share, as ``h0/ITEM[0]`` and ``h1/ITEM[0]``, and the map that its mask went through."""
+        halves = codec.unpack(self.scheme, refresh.kind(how), share, item)
+        self.families.setdefault(family, []).extend((f"h{i}/{item}[0]", half) for i, half in enumerate(halves))
         self.maps[item] = how
 
     def add_input(
@@ -166,8 +166,8 @@ def _read(
                     out.public[f"c1/{name}"] = out.requests[name][1]
                 asked.add(digest)
         elif isinstance(body, msg.RefreshShares):
-            for item, h0, h1 in zip(body.items, body.h0, body.h1, strict=True):
-                out.add_answer(sender, item + suffix, blob(h0), blob(h1), layout.refresh_map(item))
+            for item, share in zip(body.items, body.shares, strict=True):
+                out.add_answer(sender, item + suffix, blob(share), layout.refresh_map(item))
         elif isinstance(body, msg.ReleaseShares):
             reader = next((m.name for m in manifest.institutions if m.name in identities), None)
             if reader is None:

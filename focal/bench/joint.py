@@ -138,7 +138,7 @@ class _JointSteps:
         def size(*kinds: codec.Kind) -> int:
             return sum(codec.size(scheme, kind) for kind in kinds)
 
-        refreshed = size(codec.ciphertext(MOVED_LIMBS), codec.refresh_h0(MOVED_LIMBS), codec.refresh_h1(LIMBS))
+        refreshed = size(codec.ciphertext(MOVED_LIMBS), codec.refresh_share(MOVED_LIMBS, LIMBS))
         opened, given = size(OPENING, codec.OPENING_SHARE), size(codec.input_b(LIMBS))
         return {
             "rows": self.present,

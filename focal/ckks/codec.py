@@ -34,13 +34,16 @@ HEADER = struct.Struct("<4sHHHHIIId32s64s")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a blob holds: ``elements`` polynomials of ``limbs`` limbs (modulo QP when ``extended``)."""
+    """What a blob holds: ``elements`` polynomials of ``limbs`` limbs (modulo QP when ``extended``); the first may have
+    a number of its own."""
 
     code: int
     name: str
     elements: int
     limbs: int
     extended: bool = False
+    first: int | None = None
+    """Limbs of the first polynomial, where they are not ``limbs``."""
 
 
 def ciphertext(limbs: int) -> Kind:
@@ -48,14 +51,10 @@ def ciphertext(limbs: int) -> Kind:
     return Kind(1, f"ciphertext with {limbs} limbs", 2, limbs)
 
 
-def refresh_h1(limbs: int) -> Kind:
-    """The half of a refresh share that is added to the refreshed ciphertext, with as many limbs as that."""
-    return Kind(3, f"refresh share h1 with {limbs} limbs", 1, limbs)
-
-
-def refresh_h0(limbs: int) -> Kind:
-    """The half of a refresh share that opens the masked message, with as many limbs as the request."""
-    return Kind(2, f"refresh share h0 with {limbs} limbs", 1, limbs)
+def refresh_share(request: int, limbs: int) -> Kind:
+    """What a custodian gives for one refresh: a polynomial with the limbs of the request, and one with those of the
+    refreshed ciphertext (:mod:`focal.custody.refresh`)."""
+    return Kind(2, f"refresh share with {request} and {limbs} limbs", 2, limbs, first=request)
 
 
 DECRYPTION = Kind(4, "decryption share", 1, 1)
@@ -81,13 +80,20 @@ def input_b(limbs: int) -> Kind:
 
 
 def moduli(scheme: Scheme, kind: Kind) -> tuple[int, ...]:
-    """The primes of each polynomial of a blob of this kind, in order."""
+    """The primes of each polynomial of a blob of this kind, in order; of one whose first has others: of the last."""
     return scheme.extended if kind.extended else scheme.moduli[: kind.limbs]
 
 
+def shape(scheme: Scheme, kind: Kind) -> list[tuple[int, ...]]:
+    """The primes of every polynomial of a blob of this kind, one after the other."""
+    primes = [moduli(scheme, kind)] * kind.elements
+    return primes if kind.first is None else [scheme.moduli[: kind.first], *primes[1:]]
+
+
 def header(scheme: Scheme, kind: Kind) -> bytes:
-    """The only header that a blob of this kind may have."""
-    level = LIMBS - kind.limbs
+    """The only header that a blob of this kind may have. Its level is that of the first polynomial, its limbs are
+    those of the last."""
+    level = LIMBS - (kind.limbs if kind.first is None else kind.first)
     return HEADER.pack(
         b"FOCL",
         FORMAT,
@@ -105,17 +111,16 @@ def header(scheme: Scheme, kind: Kind) -> bytes:
 
 def size(scheme: Scheme, kind: Kind) -> int:
     """Bytes of a blob of this kind."""
-    width = MASKED_BYTES if kind is MASKED else sum(_width(q) for q in moduli(scheme, kind))
-    return HEADER.size + kind.elements * scheme.n * width
+    width = MASKED_BYTES if kind is MASKED else sum(_width(q) for primes in shape(scheme, kind) for q in primes)
+    return HEADER.size + scheme.n * width
 
 
 def pack(scheme: Scheme, kind: Kind, polynomials: Sequence[Sequence[Limb]]) -> bytes:
     """Canonical bytes of ``polynomials[element][limb]``; ValueError when the shape is not the kind's."""
-    primes = moduli(scheme, kind)
     parts: list[bytes | bytearray] = [header(scheme, kind)]
     if len(polynomials) != kind.elements:
         raise ValueError(f"a {kind.name} has {kind.elements} polynomials, not {len(polynomials)}")
-    for polynomial in polynomials:
+    for polynomial, primes in zip(polynomials, shape(scheme, kind), strict=True):
         for limb, q in zip(polynomial, primes, strict=True):
             if limb.shape != (scheme.n,):
                 raise ValueError(f"a limb has {scheme.n} residues, not {limb.shape}")
@@ -157,9 +162,9 @@ def unpack(scheme: Scheme, kind: Kind, data: bytes, source: str) -> list[list[Li
     _check_envelope(scheme, kind, data, source)
     offset = HEADER.size
     out: list[list[Limb]] = []
-    for _ in range(kind.elements):
+    for primes in shape(scheme, kind):
         element: list[Limb] = []
-        for q in moduli(scheme, kind):
+        for q in primes:
             width = _width(q)
             limb = _unpacked(data, offset, scheme.n, width, q)
             if limb is None:

@@ -4,7 +4,7 @@ Two shares for one ciphertext carry independent noise and publish an average; tw
 server pick what ``a`` is used with. So every row is unique twice over, by plan item and by digest: a request that
 matches both gets the stored bytes, one that matches only one is refused. The row is on disk before the share leaves.
 
-A refresh share has a megabyte. Its row has the SHA-256 of each half, its bytes lie in a file beside, which only grows::
+A refresh share has a megabyte. Its row has its SHA-256, its bytes lie in a file beside, which only grows::
 
     make --> ledger-RUN.shares, at its end, synced --> rows of a group, in one transaction --> the shares leave
                     a kill leaves bytes that no row knows ^        ^ from here on these bytes, or none
@@ -28,18 +28,18 @@ from focal.files import sync_folder, write_at
 _SAID = "number NOT IN (SELECT number FROM unsaid)"
 _RESTORE = "restore the newest copy of this folder; what was given once is never made anew"
 _PLACE = struct.Struct("<32sQQ")
-"""What a row has of each part of a large share: its SHA-256, where it begins in the file, how long it is."""
+"""What a row has of a large share: its SHA-256, where it begins in the file, how long it is."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of the blobs that make a large share."""
+class Large:
+    """A share whose bytes lie in the file."""
 
     digest: str
     data: bytes
 
     @classmethod
-    def of(cls, data: bytes) -> Part:
+    def of(cls, data: bytes) -> Large:
         return cls(hashlib.sha256(data).hexdigest(), data)
 
 
@@ -163,14 +163,14 @@ class Ledger:
         self,
         protocol: str,
         asked: Sequence[tuple[str, str]],
-        make: Callable[[list[int]], list[tuple[Part, ...]]],
+        make: Callable[[list[int]], list[Large]],
         epoch: int | None = None,
-    ) -> list[tuple[Part, ...]]:
-        """:meth:`answers` for shares in parts of hundreds of kilobytes, which are in the file before a row names them.
+    ) -> list[Large]:
+        """:meth:`answers` for shares of a megabyte, which are in the file before a row names them.
 
         Raises :class:`FocalError` besides when the file has lost what a row names: nothing is made in its place.
         """
-        made: dict[int, tuple[Part, ...]] = {}
+        made: dict[int, Large] = {}
 
         def write(missing: list[int]) -> list[bytes]:
             made.update(zip(missing, make(missing), strict=True))
@@ -179,7 +179,7 @@ class Ledger:
         rows = self.answers(protocol, asked, write, epoch=epoch)
         return [made[i] if i in made else self._read(row) for i, row in enumerate(rows)]
 
-    def _append(self, shares: Sequence[tuple[Part, ...]]) -> list[bytes]:
+    def _append(self, shares: Sequence[Large]) -> list[bytes]:
         """Put shares at the end of the file, on disk; returns their rows. Under the lock."""
         rows = []
         try:
@@ -187,12 +187,9 @@ class Ledger:
             try:
                 first = at = os.fstat(fd).st_size
                 for share in shares:
-                    row = b""
-                    for part in share:
-                        row += _PLACE.pack(bytes.fromhex(part.digest), at, len(part.data))
-                        write_at(fd, part.data, at)
-                        at += len(part.data)
-                    rows.append(row)
+                    rows.append(_PLACE.pack(bytes.fromhex(share.digest), at, len(share.data)))
+                    write_at(fd, share.data, at)
+                    at += len(share.data)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -205,19 +202,18 @@ class Ledger:
             ) from None
         return rows
 
-    def _read(self, row: bytes) -> tuple[Part, ...]:
+    def _read(self, row: bytes) -> Large:
         """A share that was given before."""
-        found = []
+        digest, start, length = _PLACE.unpack(row)
         try:
             with open(self.file, "rb") as file:
-                for digest, start, length in _PLACE.iter_unpack(row):
-                    file.seek(start)
-                    found.append((Part.of(file.read(length)), digest.hex()))
+                file.seek(start)
+                found = Large.of(file.read(length))
         except OSError as e:
             raise FocalError(f"{self.file}: cannot be read ({e.strerror})", hint=_RESTORE) from None
-        if any(part.digest != digest for part, digest in found):
+        if found.digest != digest.hex():
             raise FocalError(f"{self.file}: holds other bytes than were given", hint=_RESTORE)
-        return tuple(part for part, _ in found)
+        return found
 
     def check(self, protocol: str, asked: Sequence[tuple[str, str]]) -> None:
         """Raise as :meth:`answers` would for the whole of a batch that is to be answered in parts."""

@@ -217,6 +217,11 @@ def request(scheme: Scheme, ciphertext: Any, how: Map = IDENTITY) -> bytes:
     return codec.pack(scheme, codec.ciphertext(how.request), ev.limbs(ciphertext))
 
 
+def kind(how: Map) -> codec.Kind:
+    """A share (h0, h1) for ``how``, as one blob: nobody outside this module need know what is in it."""
+    return codec.refresh_share(how.request, how.limbs)
+
+
 def share(
     scheme: Scheme,
     secret: Sequence[Limb],
@@ -225,7 +230,7 @@ def share(
     bits: int,
     how: Map = IDENTITY,
     added: NDArray[np.float64] | None = None,
-) -> tuple[bytes, bytes]:
+) -> bytes:
     """One custodian's (h0, h1) as canonical bytes under its share ``secret`` (limbs),
     with a mask uniform over ``bits`` bits.
 
@@ -248,40 +253,43 @@ def share(
             upper = ring.add(upper, ring.ntt_signed(error, q, root), q)
             upper = ring.subtract(upper, ring.multiply(s, a[i], q), q)
             h1.append(upper if message is None else ring.add(upper, message[i], q))
-    return codec.pack(scheme, codec.refresh_h0(how.request), [h0]), codec.pack(
-        scheme, codec.refresh_h1(how.limbs), [h1]
-    )
+    return codec.pack(scheme, kind(how), [h0, h1])
 
 
 def small_enough(
-    scheme: Scheme, bounds: Guard, secret: Sequence[Limb], asked: bytes, others: Sequence[tuple[str, bytes]]
+    scheme: Scheme,
+    bounds: Guard,
+    secret: Sequence[Limb],
+    asked: bytes,
+    others: Sequence[tuple[str, bytes]],
+    how: Map = IDENTITY,
 ) -> bool:
     """The guard's question: is |c0 + sum of the others' h0 + s_V c1| < T in every coefficient?
-    ``others``: (name, h0) of each.
+    ``others``: (name, share) of each.
 
     Whoever makes that sum small with a c1 that would show s_V knows s_V c1 already, to within T. Exact:
     the mixed-radix digits of w + T - 1 (:mod:`focal.ckks.integers`) are compared with those of 2 T - 1.
+
+    Raises :class:`focal.errors.Refused` naming the custodian whose share, either half of it, is malformed.
     """
     primes = bounds.moduli
     c0, c1 = codec.unpack(scheme, codec.ciphertext(len(primes)), asked, "refresh request")
-    half = codec.refresh_h0(len(primes))
-    total = ring.total([c0, *(codec.unpack(scheme, half, data, name)[0] for name, data in others)], primes)
+    total = ring.total([c0, *(codec.unpack(scheme, kind(how), data, name)[0] for name, data in others)], primes)
     seen = [ring.add(t, ring.multiply(s, x, q), q) for t, s, x, q in zip(total, secret, c1, primes, strict=False)]
     values = [ring.inverse_ntt(limb, q, scheme.roots[q]) for limb, q in zip(seen, primes, strict=True)]
     return integers.within(values, primes, bounds.limit)
 
 
 def combine(
-    scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tuple[str, bytes, bytes]], how: Map = IDENTITY
+    scheme: Scheme, asked: bytes, a: Sequence[Limb], shares: Sequence[tuple[str, bytes]], how: Map = IDENTITY
 ) -> Any:
-    """The refreshed ciphertext from the request's bytes and every custodian's (name, h0, h1). Deterministic.
+    """The refreshed ciphertext from the request's bytes and every custodian's (name, share). Deterministic.
 
     Raises :class:`focal.errors.Refused` naming the custodian whose share is malformed.
     """
     primes, out = scheme.moduli[: how.request], scheme.moduli[: how.limbs]
     c0, _ = codec.unpack(scheme, codec.ciphertext(how.request), asked, "refresh request")
-    h0 = [codec.unpack(scheme, codec.refresh_h0(how.request), data, name)[0] for name, data, _ in shares]
-    h1 = [codec.unpack(scheme, codec.refresh_h1(how.limbs), data, name)[0] for name, _, data in shares]
+    h0, h1 = zip(*(codec.unpack(scheme, kind(how), data, name) for name, data in shares), strict=True)
     masked = [
         ring.inverse_ntt(limb, q, scheme.roots[q])
         for limb, q in zip(ring.total([c0, *h0], primes), primes, strict=True)
@@ -312,10 +320,9 @@ def together(
     c1 = codec.unpack(scheme, codec.ciphertext(how.request), asked, "refresh request")[1]
     own = dict(zip(secrets, added, strict=True)) if added is not None else {}
     made = {n: share(scheme, secrets[n], c1, a, bounds.others_bits, how, own.get(n)) for n in names}
-    if not small_enough(scheme, bounds, secrets[first], asked, [(n, h0) for n, (h0, _) in made.items()]):
+    if not small_enough(scheme, bounds, secrets[first], asked, list(made.items()), how):
         raise FocalError(
             f"'{item}': the guard refuses what is to be refreshed: values beyond what a training step gives"
         )
     made[first] = share(scheme, secrets[first], c1, a, bounds.guard_bits, how, own.get(first))
-    shares = [(n, *made[n]) for n in secrets]
-    return combine(scheme, asked, a, shares, how), {n: len(h0) + len(h1) for n, h0, h1 in shares}
+    return combine(scheme, asked, a, [(n, made[n]) for n in secrets], how), {n: len(made[n]) for n in secrets}

@@ -272,13 +272,12 @@ class RefreshRequest(Model):
 
 
 class RefreshShares(Model):
-    """A custodian's two share polynomials for each ciphertext of a request."""
+    """A custodian's share for each ciphertext of a request."""
 
     kind: Literal["refresh-shares"] = "refresh-shares"
     items: tuple[Item, ...]
     ciphertexts: Digests
-    h0: Digests
-    h1: Digests
+    shares: Digests
 
 
 class StepDone(Model):

@@ -18,7 +18,7 @@ from stages import VICTIMS, Stages, lying, prelude, reason, said, shares, stages
 
 from focal.ckks import codec, ring
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
-from focal.custody import keys
+from focal.custody import keys, refresh
 from focal.net import messages as msg
 from focal.net.store import Blobs
 from focal.protocols.blind import plan
@@ -74,17 +74,13 @@ def spelt_out(c: Consortium, name: str) -> tuple[NDArray[Any], list[NDArray[Any]
     secret = keys.SecretShare.load(scheme, bytes.fromhex(run_id), file.read_bytes()).secret
     primes = scheme.moduli[:REFRESH_LIMBS]
 
-    def half(digest: str, kind: codec.Kind) -> Any:
-        return codec.unpack(scheme, kind, blobs.get(digest), name)[0]
-
-    on_constant = half(share.h0[0], codec.refresh_h0(REFRESH_LIMBS))
-    how = plan.layout(c.manifest).refresh_map(share.items[1])
-    h0, h1 = (
-        half(share.h0[1], codec.refresh_h0(REFRESH_LIMBS)),
-        half(share.h1[1], codec.refresh_h1(how.limbs))[:REFRESH_LIMBS],
+    hows = [plan.layout(c.manifest).refresh_map(item) for item in share.items[:2]]
+    (on_constant, _), (h0, h1) = (
+        codec.unpack(scheme, refresh.kind(how), blobs.get(digest), name)
+        for how, digest in zip(hows, share.shares, strict=False)
     )
-    mapped = [how.linear(limb, q) for limb, q in zip(h0, primes, strict=True)]
-    seen = [(on_constant, CONSTANT), *((ring.total([x, h1], primes), SHIFT) for x in (h0, mapped))]
+    mapped = [hows[1].linear(limb, q) for limb, q in zip(h0, primes, strict=True)]
+    seen = [(on_constant, CONSTANT), *((ring.total([x, h1[:REFRESH_LIMBS]], primes), SHIFT) for x in (h0, mapped))]
     return secret, [(composed(scheme, limbs, primes) + step // 2) // step for limbs, step in seen]
 
 

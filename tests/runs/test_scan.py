@@ -151,7 +151,7 @@ def test_a_refresh_whose_a_is_missing_is_found(one: tuple[keys.SecretShare, Publ
     for a, found in ((scheme.zero(how.limbs), True), (ring.expand(b"a", scheme.moduli[: how.limbs], scheme.n), False)):
         out = Published(scheme, ROTATIONS)
         out.add_answer(
-            "custodian", "train/0/x/-/-", *refresh.share(scheme, share.limbs, scheme.zero(how.request), a, 98, how), how
+            "custodian", "train/0/x/-/-", refresh.share(scheme, share.limbs, scheme.zero(how.request), a, 98, how), how
         )
         assert bool(unmasked(out)) == found
 

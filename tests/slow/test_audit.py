@@ -87,7 +87,7 @@ def flip_contribution(store: Store) -> str:
 
 
 def flip_answer(store: Store) -> str:
-    digest = store.body("custodian-2", f"refresh/{last_step(store)}/weights").h1[0]
+    digest = store.body("custodian-2", f"refresh/{last_step(store)}/weights").shares[0]
     store.flip(digest)
     return digest[2:]
 
@@ -95,7 +95,7 @@ def flip_answer(store: Store) -> str:
 def swap_answers(store: Store) -> str:
     """custodian-2's answers of two batches change places: the logits of the second step are those of other weights."""
     ones, twos = (store.body("custodian-2", f"refresh/{step}/weights") for step in (0, 1))
-    store.say("custodian-2", "refresh/0/weights", h0=twos.h0[:1] + ones.h0[1:], h1=twos.h1[:1] + ones.h1[1:])
+    store.say("custodian-2", "refresh/0/weights", shares=twos.shares[:1] + ones.shares[1:])
     return "step 0"
 
 
@@ -103,7 +103,7 @@ def swap_items(store: Store) -> str:
     """custodian-2's answers of two items of one batch change places:
     the weights of that step are those of other residuals."""
     asked = store.body("custodian-2", "refresh/1/logits")
-    store.say("custodian-2", "refresh/1/logits", h0=asked.h0[1::-1] + asked.h0[2:], h1=asked.h1[1::-1] + asked.h1[2:])
+    store.say("custodian-2", "refresh/1/logits", shares=asked.shares[1::-1] + asked.shares[2:])
     return "'train/1/weights/"
 
 

@@ -250,8 +250,9 @@ def test_the_server_receives_nothing_but_records_ciphertexts_keys_and_boxes(run:
     there is nothing else."""
     known: set[str] = set()
     for _, b in records(run, msg.Model):
-        for field in ("chunks", "proofs", "blobs", "h0", "h1", "inputs", "outputs", "ciphertexts"):
+        for field in ("chunks", "proofs", "blobs", "inputs", "outputs", "ciphertexts"):
             known.update(getattr(b, field, ()))
+        known.update(b.shares if isinstance(b, msg.RefreshShares) else ())
         known.update(d for d in (getattr(b, "blob", None), b.shares if isinstance(b, msg.InputCommit) else None) if d)
         known.update(getattr(b, "sealed", {}).values() if isinstance(b, msg.ReleaseShares) else ())
         if isinstance(b, msg.JointKeys):
@@ -270,7 +271,7 @@ def test_an_institution_receives_nothing_that_is_for_custodians(run: Finished, h
         for name in INSTITUTIONS
     }
     keys = [d for kind in (msg.KeyReveal, msg.InputReveal) for _, body in records(run, kind) for d in body.blobs]
-    shares = [d for _, body in records(run, msg.RefreshShares) for d in (*body.h0, *body.h1)]
+    shares = [d for _, body in records(run, msg.RefreshShares) for d in body.shares]
     asked = [d for _, body in records(run, msg.RefreshRequest) for d in body.ciphertexts]
     assert len(keys) > 15 and len(shares) > 7 and len(asked) > 3
     for name in INSTITUTIONS:

@@ -13,7 +13,7 @@ from lying import CONSTANT, SHIFT, LyingServer, replace
 from focal.ckks import codec, ring
 from focal.ckks.scheme import REFRESH_LIMBS, Scheme
 from focal.custody import keys, refresh
-from focal.custody.ledger import Part
+from focal.custody.ledger import Large
 from focal.net import messages as msg
 from focal.protocols.blind import plan, uploads
 from focal.protocols.common import inputs as speaking
@@ -95,14 +95,14 @@ class AnsweredForgery(ForgedRefresh):
         (file,) = (self.server.folder.parent / "custodian-3").glob("secret-*.key")
         share = keys.SecretShare.load(self.scheme, bytes.fromhex(self.run_id), file.read_bytes())
         layout, bits = plan.layout(self.manifest), refresh.guard(self.scheme, 3).others_bits
-        h0, h1 = [], []
+        shares = []
         for item, digest in zip(asked.items, asked.ciphertexts, strict=True):
             c1 = codec.unpack(self.scheme, codec.ciphertext(REFRESH_LIMBS), self.hub.blobs.get(digest), "puppet")[1]
             how = layout.refresh_map(item)
             a = refresh.common_random(self.scheme, bytes.fromhex(self.run_id), item, digest, how.limbs)
-            for into, blob in zip((h0, h1), refresh.share(self.scheme, share.limbs, c1, a, bits, how), strict=True):
-                into.append(self.hub.publish(blob, "custodians"))
-        return msg.RefreshShares(items=asked.items, ciphertexts=asked.ciphertexts, h0=tuple(h0), h1=tuple(h1))
+            made = refresh.share(self.scheme, share.limbs, c1, a, bits, how)
+            shares.append(self.hub.publish(made, "custodians"))
+        return msg.RefreshShares(items=asked.items, ciphertexts=asked.ciphertexts, shares=tuple(shares))
 
 
 class TwoAnswers(AnsweredForgery):
@@ -153,19 +153,16 @@ def lies_in(half: str, bits: int, item: str) -> None:
     and a verifier takes both as input."""
     made = Custodian._made
 
-    def lying(self: Custodian, topic: str, about: str, digest: str) -> tuple[Part, ...]:
-        h0, h1 = made(self, topic, about, digest)
+    def lying(self: Custodian, topic: str, about: str, digest: str) -> Large:
+        honest = made(self, topic, about, digest)
         if about != item:
-            return h0, h1
-        scheme, how = self.scheme, self.layout.refresh_map(item)
-        kind, part = (codec.refresh_h0(how.request), h0) if half == "h0" else (codec.refresh_h1(how.limbs), h1)
-        (own,) = codec.unpack(scheme, kind, part.data, "itself")
-        lie = [
-            ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q)
-            for x, q in zip(own, scheme.moduli, strict=False)
-        ]
-        packed = Part.of(codec.pack(scheme, kind, [lie]))
-        return (packed, h1) if half == "h0" else (h0, packed)
+            return honest
+        scheme, kind = self.scheme, refresh.kind(self.layout.refresh_map(item))
+        halves = codec.unpack(scheme, kind, honest.data, "itself")
+        own = halves[int(half == "h1")]
+        for i, (x, q) in enumerate(zip(own, scheme.moduli, strict=False)):
+            own[i] = ring.add(x, np.full(scheme.n, (1 << bits) % q, np.uint64), q)
+        return Large.of(codec.pack(scheme, kind, halves))
 
     replace(Custodian, _made=lying)
 

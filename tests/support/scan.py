@@ -14,7 +14,7 @@ from focal.attacks.scan import scan as scan
 from focal.attacks.scan import under_one_mask as under_one_mask
 from focal.attacks.scan import unmasked as unmasked
 from focal.ckks import codec, ring
-from focal.ckks.scheme import LIMBS, Scheme
+from focal.ckks.scheme import Scheme
 from focal.custody import keys, refresh
 from focal.manifest import Manifest
 from focal.reading import read
@@ -49,13 +49,12 @@ def captured(
         given.append((who(self.limbs), "relinearisation/b", codec.SWITCHING_B, made[0]))
         return made
 
-    def shares(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> tuple[bytes, bytes]:
-        h0, h1 = refreshed(scheme, secret, *rest)
-        limbs = next(n for n in range(1, LIMBS + 1) if codec.size(scheme, codec.refresh_h0(n)) == len(h0))
-        given.append((who(secret), f"h0/{len(given)}", codec.refresh_h0(limbs), h0))
-        limbs = next(n for n in range(1, LIMBS + 1) if codec.size(scheme, codec.refresh_h1(n)) == len(h1))
-        given.append((who(secret), f"h1/{len(given)}", codec.refresh_h1(limbs), h1))
-        return h0, h1
+    def shares(
+        scheme: Scheme, secret: Sequence[ring.Limb], c1: Any, a: Any, bits: int, how: refresh.Map, *rest: Any
+    ) -> bytes:
+        share = refreshed(scheme, secret, c1, a, bits, how, *rest)
+        given.append((who(secret), f"share/{len(given)}", refresh.kind(how), share))
+        return share
 
     def opened(scheme: Scheme, secret: Sequence[ring.Limb], *rest: Any) -> bytes:
         data = smudged(scheme, secret, *rest)

@@ -84,7 +84,7 @@ class Recorded:
 
         digests = tuple(map(written, blocks))
         self.job = FileJob(folder, layout, self.scalars, self.run.scheme.tag, found[0], digests)
-        self._given: dict[str, tuple[str, list[tuple[str, bytes, bytes]]]] = {}
+        self._given: dict[str, tuple[str, list[tuple[str, bytes]]]] = {}
 
     def refresh(self, items: list[str], ciphertexts: list[Any]) -> list[Any]:
         scheme, out = self.run.scheme, []
@@ -96,7 +96,7 @@ class Recorded:
             if item not in self._given:
                 c1 = codec.unpack(scheme, codec.ciphertext(how.request), asked, "")[1]
                 shares = [
-                    (str(i), *refresh.share(scheme, s.limbs, c1, a, 98, how)) for i, s in enumerate(self.run.secrets)
+                    (str(i), refresh.share(scheme, s.limbs, c1, a, 98, how)) for i, s in enumerate(self.run.secrets)
                 ]
                 self._given[item] = digest, shares
             known, shares = self._given[item]

@@ -113,6 +113,11 @@ def blob_bytes(n: int, limbs: int, elements: int, extended: bool = False) -> int
     return HEADER.size + elements * n * (8 + 6 * (limbs - 1) + (16 if extended else 0))
 
 
+def share_bytes(n: int, request: int, limbs: int) -> int:
+    """A share of the refresh of a ciphertext with ``request`` limbs to one with ``limbs``."""
+    return blob_bytes(n, request, 1) + blob_bytes(n, limbs, 1) - HEADER.size
+
+
 def masked_bytes(n: int) -> int:
     """A masked message."""
     return HEADER.size + n * MASKED_BYTES
@@ -142,8 +147,8 @@ def cost(
     inputs = filled * (layout.lane * given["data"] + groups * given["target"])
     masking = filled * layout.lane * MASKED * unit / threads / 1e3 if layout.shared else 0.0
     keys = (3 + len(layout.rotations)) * blob_bytes(n, LIMBS, DIGITS, extended=True)
-    asked = blob_bytes(n, REFRESH_LIMBS, 2) + blob_bytes(n, REFRESH_LIMBS, 1)
-    refresh = sum(asked + blob_bytes(n, layout.refresh_map(item).limbs, 1) for item in items)
+    asked = blob_bytes(n, REFRESH_LIMBS, 2)
+    refresh = sum(asked + share_bytes(n, REFRESH_LIMBS, layout.refresh_map(item).limbs) for item in items)
     encrypted = (
         min(blocks * layout.lane * 2 * DATA_LIMBS * n * 8, BLOCK_MEMORY) + blocks * groups * 2 * TARGET_LIMBS * n * 8
     )

@@ -158,13 +158,12 @@ class Sizes:
         touched = sum(len(layout.touched(*owned)) for owned in layout.row_table(rows).values())
         data, target = (blob(n, layout.chunk_limbs(what), 1) for what in ("data", "target"))
         items = [item for kind in cost.KINDS[degree] for item in layout.items(1, kind)]
-        half = sum(blob(n, REFRESH_LIMBS, 1) + blob(n, layout.refresh_map(item).limbs, 1) for item in items)
         return cls(
             uploads=touched * (layout.lane + layout.class_groups) * cost.masked_bytes(n),
             contributions=touched * (layout.lane * data + layout.class_groups * target),
             keys=(3 + len(layout.rotations)) * blob(n, LIMBS, DIGITS, extended=True),
             request=len(items) * blob(n, REFRESH_LIMBS, 2),
-            share=half,
+            share=sum(cost.share_bytes(n, REFRESH_LIMBS, layout.refresh_map(item).limbs) for item in items),
             weights=layout.class_groups * blob(n, DATA_LIMBS, 2),
             items=len(items),
         )

@@ -26,7 +26,7 @@ from focal.ckks.ring import Limb
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig
 from focal.custody import refresh
-from focal.custody.ledger import Ledger, Part
+from focal.custody.ledger import Large, Ledger
 from focal.custody.refresh import Guard
 from focal.errors import Refused
 from focal.files import forget
@@ -116,29 +116,22 @@ class Answering(Party):
         guards = self.guards(topic)
         others = self._pinned(topic, asked) if guards else {}
         if not self.repeat(topic):
-            theirs = others.values()
-            halves = [*(answer.h0 for answer in theirs), *(answer.h1 for answer in theirs)]
-            self._fetch_ahead([*asked.ciphertexts, *(digest for half in halves for digest in half)])
+            self._fetch_ahead([*asked.ciphertexts, *(digest for theirs in others.values() for digest in theirs.shares)])
             if guards:
                 self._weigh(topic, asked, others)
             digests = self._answered(topic, items, asked.ciphertexts)
-            self.say(
-                topic,
-                msg.RefreshShares(
-                    items=items, ciphertexts=asked.ciphertexts, h0=tuple(digests[::2]), h1=tuple(digests[1::2])
-                ),
-            )
+            self.say(topic, msg.RefreshShares(items=items, ciphertexts=asked.ciphertexts, shares=tuple(digests)))
         return asked
 
     def _answered(self, topic: str, items: tuple[str, ...], ciphertexts: tuple[str, ...]) -> list[str]:
-        """Digests of h0, h1, h0, h1, ..., which the server has: some are made while those before them,
+        """Digests of the shares, which the server has: some are made while those before them,
         which are on disk, are sent."""
         # of a batch that is refused no share leaves
         self.ledger.check("refresh" + self.epochs.at(topic).suffix, list(zip(items, ciphertexts, strict=True)))
         digests, sent = list[str](), []
         for i in range(0, len(items), GROUP):
             shares = self._refresh_shares(topic, items[i : i + GROUP], ciphertexts[i : i + GROUP])
-            made = {half.digest: half.data for pair in shares for half in pair}
+            made = {share.digest: share.data for share in shares}
             digests += made
             sent.append(self.sending.submit(self.share_blobs, made, "custodians"))
             if self.verifies:  # it adds them up itself
@@ -176,9 +169,10 @@ class Answering(Party):
         """
 
         def small(i: int) -> bool:
-            h0 = [(name, self.fetch(theirs.h0[i])) for name, theirs in others.items()]
+            shares = [(name, self.fetch(theirs.shares[i])) for name, theirs in others.items()]
             bounds, data = self.bounds(topic, asked.items[i]), self.fetch(asked.ciphertexts[i])
-            return refresh.small_enough(self.scheme, bounds, self.limbs(topic), data, h0)
+            how = self.layout.refresh_map(asked.items[i])
+            return refresh.small_enough(self.scheme, bounds, self.limbs(topic), data, shares, how)
 
         if not all(list(self.pool.map(small, range(len(asked.items))))):
             self.journal.set(REFUSED, self.scope.encode())
@@ -194,25 +188,25 @@ class Answering(Party):
             hint="the key share is deleted, and this run is over; 'focal audit' tells whether it was the server",
         )
 
-    def _refresh_shares(self, topic: str, items: tuple[str, ...], digests: tuple[str, ...]) -> list[tuple[Part, ...]]:
-        """(h0, h1) for each plan item: made once, several at a time, the stored bytes ever after;
+    def _refresh_shares(self, topic: str, items: tuple[str, ...], digests: tuple[str, ...]) -> list[Large]:
+        """The share for each plan item: made once, several at a time, the stored bytes ever after;
         stored in the plan's order."""
         asked = list(zip(items, digests, strict=True))
 
-        def make(missing: list[int]) -> list[tuple[Part, ...]]:
+        def make(missing: list[int]) -> list[Large]:
             return list(self.pool.map(lambda i: self._made(topic, *asked[i]), missing))
 
         epoch = self.epochs.at(topic)
         return self.ledger.large("refresh" + epoch.suffix, asked, make, epoch.number)
 
-    def _made(self, topic: str, item: str, digest: str) -> tuple[Part, ...]:
+    def _made(self, topic: str, item: str, digest: str) -> Large:
         """A fresh share."""
         data = self.fetch(digest)
         how = self.layout.refresh_map(item)
         c1 = codec.unpack(self.scheme, codec.ciphertext(how.request), data, f"'{self.manifest.server.name}'")[1]
         a = refresh.common_random(self.scheme, self.seed(topic), item, digest, how.limbs)
         bits = self._mask_bits(topic, item)
-        return tuple(map(Part.of, refresh.share(self.scheme, self.limbs(topic), c1, a, bits, how, self.added())))
+        return Large.of(refresh.share(self.scheme, self.limbs(topic), c1, a, bits, how, self.added()))
 
     def bounds(self, topic: str, item: str) -> Guard:
         """Widths of masks and the guard's bound for a plan item."""

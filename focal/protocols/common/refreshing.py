@@ -82,7 +82,7 @@ def check_answers(asked: msg.RefreshRequest, answers: dict[str, msg.RefreshShare
     """Raise unless every custodian answered exactly what was asked."""
     for name, answer in answers.items():
         same = (answer.items, answer.ciphertexts) == (asked.items, asked.ciphertexts)
-        if not same or not len(answer.h0) == len(answer.h1) == len(asked.items):
+        if not same or len(answer.shares) != len(asked.items):
             raise ProtocolError(f"'{name}' answered another refresh than was asked for")
 
 
@@ -119,8 +119,6 @@ def combine(
     def one(i: int) -> Any:
         data, how = fetch(asked.ciphertexts[i]), layout.refresh_map(asked.items[i])
         a = refresh.common_random(scheme, seed, asked.items[i], asked.ciphertexts[i], how.limbs)
-        return refresh.combine(
-            scheme, data, a, [(name, fetch(s.h0[i]), fetch(s.h1[i])) for name, s in answers.items()], how
-        )
+        return refresh.combine(scheme, data, a, [(name, fetch(s.shares[i])) for name, s in answers.items()], how)
 
     return list(pool.map(one, range(len(asked.items))))

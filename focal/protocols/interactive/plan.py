@@ -18,7 +18,7 @@ from focal.heads.joint.layout import FACTOR, MOVED_LIMBS, OPENING, InteractiveLa
 from focal.heads.joint.limits import HEAD_NOISE, MAX_ACTIVATION, MAX_DERIVATIVE, check_steps, request_size
 from focal.heads.joint.limits import check_contributors as check
 from focal.heads.joint.twin import Update
-from focal.heads.linear.cost import blob_bytes, masked_bytes
+from focal.heads.linear.cost import blob_bytes, masked_bytes, share_bytes
 from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.encoding import encode
@@ -280,7 +280,7 @@ def costs(manifest: Manifest) -> str:
     custodians, mb, count = len(manifest.custodians), 1e6, total(manifest)
     up, given = 2 * masked_bytes(n), 2 * blob_bytes(n, LIMBS, 1)
     share, opened = blob_bytes(n, OPENING.limbs, 1), blob_bytes(n, OPENING.limbs, 2)
-    refreshed = blob_bytes(n, MOVED_LIMBS, 2) + blob_bytes(n, MOVED_LIMBS, 1) + blob_bytes(n, LIMBS, 1)
+    refreshed = blob_bytes(n, MOVED_LIMBS, 2) + share_bytes(n, MOVED_LIMBS, LIMBS)
     asked = 2 * len(owners) * (opened + share) + len(owners) * given + refreshed
     lines = [
         f"joint step: {sum(map(len, owners.values()))} "

@@ -290,7 +290,7 @@ def test_bytes_of_a_step_are_counted(run: EncryptedRun, stepped: Any) -> None:
     and two of the weights."""
     _, before, after = stepped
     three, six = (codec.size(run.scheme, codec.ciphertext(limbs)) for limbs in (3, LIMBS))
-    share = codec.size(run.scheme, codec.refresh_h0(REFRESH_LIMBS)) + codec.size(run.scheme, codec.refresh_h1(LIMBS))
+    share = codec.size(run.scheme, codec.refresh_share(REFRESH_LIMBS, LIMBS))
     wanted = {
         "a": Traffic(up=(4 + 2) * three, down=4 * six),
         "b": Traffic(up=(2 + 2) * three, down=2 * six),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from focal.heads.linear.layout import Layout
 from focal.heads.linear.rehearsal import Rehearsal
 
 KINDS = [codec.ciphertext(n) for n in (1, 3, LIMBS)] + [
-    codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(4), codec.refresh_h1(LIMBS),
+    codec.refresh_share(REFRESH_LIMBS, 4), codec.refresh_share(REFRESH_LIMBS, LIMBS), codec.refresh_share(4, 4),
     codec.DECRYPTION, codec.PUBLIC_B, codec.SWITCHING_B,
 ]  # fmt: skip
 
@@ -51,7 +52,7 @@ def small_scheme() -> Any:
 
 
 def polynomials(scheme: Any, kind: codec.Kind, seed: bytes = b"golden") -> list[list[ring.Limb]]:
-    return [ring.expand(seed + bytes([i]), codec.moduli(scheme, kind), scheme.n) for i in range(kind.elements)]
+    return [ring.expand(seed + bytes([i]), primes, scheme.n) for i, primes in enumerate(codec.shape(scheme, kind))]
 
 
 def same(x: list[list[ring.Limb]], y: list[list[ring.Limb]]) -> bool:
@@ -75,13 +76,49 @@ def test_a_ciphertext_costs_a_fifth_less_than_sixteen_bytes_a_coefficient(rehear
 
 
 def test_kinds_are_not_mistaken_for_each_other(rehearsal: Rehearsal) -> None:
-    """h1 and a public-key half have the same length and moduli."""
+    """A contribution to an input and a public-key half have the same length and moduli."""
     scheme = rehearsal.scheme
-    h1 = codec.refresh_h1(LIMBS)
-    data = codec.pack(scheme, h1, polynomials(scheme, h1))
+    given = codec.input_b(LIMBS)
+    data = codec.pack(scheme, given, polynomials(scheme, given))
     with pytest.raises(Refused, match="kind differs") as caught:
         codec.unpack(scheme, codec.PUBLIC_B, data, "custodian-2")
     assert caught.value.reason == "header" and "custodian-2" in str(caught.value)
+
+
+def test_shares_are_not_mistaken_for_those_of_another_refresh() -> None:
+    """Of a ciphertext with more limbs to one with fewer: the same length, where primes are as wide."""
+    scheme = small_scheme()
+    kinds = [codec.refresh_share(*limbs) for limbs in ((3, 5), (5, 3), (4, 4))]
+    assert len({codec.size(scheme, kind) for kind in kinds}) == 1
+    for kind, other in itertools.permutations(kinds, 2):
+        data = codec.pack(scheme, kind, polynomials(scheme, kind))
+        with pytest.raises(Refused, match="north.*(level|number of limbs) differs"):
+            codec.unpack(scheme, other, data, "north")
+
+
+@pytest.mark.parametrize(("element", "limb"), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 3)])
+@pytest.mark.parametrize("native", [True, False])
+def test_every_residue_of_a_share_is_checked(
+    monkeypatch: pytest.MonkeyPatch, native: bool, element: int, limb: int
+) -> None:
+    """The first value that is none, as the last residue of a limb of either half."""
+    if not native:
+        monkeypatch.setattr(codec.native, "library", None)
+    scheme, kind = small_scheme(), codec.refresh_share(3, 4)
+    limbs = polynomials(scheme, kind)
+    limbs[element][limb][-1] = scheme.moduli[limb] - 1
+    assert same(codec.unpack(scheme, kind, codec.pack(scheme, kind, limbs), "north"), limbs)
+    limbs[element][limb][-1] += 1
+    with pytest.raises(Refused, match="north: a refresh share.*modulus") as caught:
+        codec.unpack(scheme, kind, codec.pack(scheme, kind, limbs), "north")
+    assert caught.value.reason == "coefficient"
+
+
+def test_a_share_packs_with_its_own_limbs_only() -> None:
+    scheme, kind = small_scheme(), codec.refresh_share(3, 4)
+    for wrong in (codec.refresh_share(4, 4), codec.refresh_share(3, 5), codec.ciphertext(3)):
+        with pytest.raises(ValueError):
+            codec.pack(scheme, kind, polynomials(scheme, wrong))
 
 
 def test_shapes_are_checked_before_packing(rehearsal: Rehearsal) -> None:

@@ -102,11 +102,11 @@ def test_others_shares_and_the_own_secret_are_in_it(rehearsal: Rehearsal) -> Non
     c1 = codec.unpack(scheme, KIND, request, "")[1]
     a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request))
     first, *rest = rehearsal.secrets
-    others = [(str(i), refresh.share(scheme, s.limbs, c1, a, b.others_bits)[0]) for i, s in enumerate(rest)]
+    others = [(str(i), refresh.share(scheme, s.limbs, c1, a, b.others_bits)) for i, s in enumerate(rest)]
     assert refresh.small_enough(scheme, b, first.limbs, request, others)
     assert not refresh.small_enough(scheme, b, first.limbs, request, others[:1])
     assert not refresh.small_enough(scheme, b, rest[0].limbs, request, others)
-    wide = [others[0], ("1", refresh.share(scheme, rest[1].limbs, c1, a, b.others_bits + 6)[0])]
+    wide = [others[0], ("1", refresh.share(scheme, rest[1].limbs, c1, a, b.others_bits + 6))]
     assert not refresh.small_enough(scheme, b, first.limbs, request, wide), "a mask that is wider than was agreed"
 
 
@@ -127,8 +127,8 @@ def test_what_would_show_the_secret_is_refused(rehearsal: Rehearsal, how: refres
         request = codec.pack(scheme, kind, [c0, c1])
         a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request), how.limbs)
         first, *rest = rehearsal.secrets
-        others = [(str(i), refresh.share(scheme, s.limbs, c1, a, b.others_bits, how)[0]) for i, s in enumerate(rest)]
-        assert refresh.small_enough(scheme, b, first.limbs, request, others) is small
+        others = [(str(i), refresh.share(scheme, s.limbs, c1, a, b.others_bits, how)) for i, s in enumerate(rest)]
+        assert refresh.small_enough(scheme, b, first.limbs, request, others, how) is small
 
 
 # --------------------------------------------------------------------- what is drawn
@@ -161,10 +161,7 @@ def test_a_share_is_what_the_formula_says(rehearsal: Rehearsal) -> None:
     c1 = codec.unpack(scheme, KIND, request, "")[1]
     a = refresh.common_random(scheme, rehearsal.run_id, "item", codec.digest(request))
     made = refresh.share(scheme, share.limbs, c1, a, 98)
-    h0, h1 = (
-        codec.unpack(scheme, kind, data, "")[0]
-        for kind, data in zip((codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(LIMBS)), made, strict=True)
-    )
+    h0, h1 = codec.unpack(scheme, refresh.kind(refresh.IDENTITY), made, "")
     q, s = scheme.moduli[2], share.limbs[2]
     left = ring.subtract(ring.add(h0[2], h1[2], q), ring.multiply(s, ring.subtract(c1[2], a[2], q), q), q)
     error = ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q)

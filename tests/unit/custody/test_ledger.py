@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from focal.custody.ledger import Ledger, Part, ledger_digest
+from focal.custody.ledger import Large, Ledger, ledger_digest
 from focal.errors import FocalError, Refused
 from focal.net import messages as msg
 from focal.protocols.common.resuming import entry
@@ -243,22 +243,22 @@ def test_what_was_opened_is_opened_in_no_other_epoch(ledger: Ledger) -> None:
 # --------------------------------------------------------------------------- large shares
 
 
-def halves(*names: str) -> list[tuple[Part, ...]]:
-    return [(Part.of(f"{name} h0".encode()), Part.of(f"{name} h1".encode() * 1000)) for name in names]
+def large(*names: str) -> list[Large]:
+    return [Large.of(name.encode() * 1000) for name in names]
 
 
-def no_more(missing: list[int]) -> list[tuple[Part, ...]]:
+def no_more(missing: list[int]) -> list[Large]:
     raise AssertionError("a share was made a second time")
 
 
 def test_large_shares_are_the_same_after_a_restart(ledger: Ledger) -> None:
-    given = ledger.large("refresh", [("one", "aa"), ("two", "bb")], lambda missing: halves("one", "two"))
-    assert given == halves("one", "two")
+    given = ledger.large("refresh", [("one", "aa"), ("two", "bb")], lambda missing: large("one", "two"))
+    assert given == large("one", "two")
     again = Ledger(ledger.path)
-    assert again.large("refresh", [("two", "bb")], no_more) == halves("two")
+    assert again.large("refresh", [("two", "bb")], no_more) == large("two")
     later = [("three", "cc"), ("one", "aa"), ("four", "dd")]
-    assert again.large("refresh", later, lambda missing: halves("three", "four")) == halves("three", "one", "four")
-    assert again.large("refresh", later[::-1], no_more) == halves("four", "one", "three")
+    assert again.large("refresh", later, lambda missing: large("three", "four")) == large("three", "one", "four")
+    assert again.large("refresh", later[::-1], no_more) == large("four", "one", "three")
     with pytest.raises(Refused):
         again.large("refresh", [("one", "bb")], no_more)
     again.close()
@@ -273,11 +273,11 @@ def test_the_bytes_of_large_shares_are_on_disk_before_a_row_names_them(
     def sync(fd: int) -> None:
         synced.append((os.path.samestat(os.fstat(fd), ledger.file.stat()), ledger.file.stat().st_size, ledger.count))
 
-    ledger.large("refresh", [("one", "aa")], lambda missing: halves("one"))
+    ledger.large("refresh", [("one", "aa")], lambda missing: large("one"))
     size = ledger.file.stat().st_size
     lock, ledger._lock = ledger._lock, threading.RLock()  # type: ignore[assignment]  # the count is asked for within
     monkeypatch.setattr(os, "fsync", sync)
-    ledger.large("refresh", [("two", "bb")], lambda missing: halves("two"))
+    ledger.large("refresh", [("two", "bb")], lambda missing: large("two"))
     ledger._lock = lock
     assert synced == [(True, 2 * size, 1)] and ledger.count == 2
 
@@ -288,16 +288,16 @@ def test_what_a_kill_left_at_the_files_end_does_no_harm(ledger: Ledger, monkeypa
 
     monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(FocalError, match=r"ledger\.shares: the ledger cannot be written"):
-        ledger.large("refresh", [("one", "aa")], lambda missing: halves("lost"))
+        ledger.large("refresh", [("one", "aa")], lambda missing: large("lost"))
     monkeypatch.undo()
     assert ledger.count == 0 and ledger.file.stat().st_size
-    ledger.large("refresh", [("one", "aa")], lambda missing: halves("one"))
-    assert ledger.large("refresh", [("one", "aa")], no_more) == halves("one")
+    ledger.large("refresh", [("one", "aa")], lambda missing: large("one"))
+    assert ledger.large("refresh", [("one", "aa")], no_more) == large("one")
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "changed"])
 def test_a_share_whose_bytes_are_gone_is_not_made_anew(ledger: Ledger, damage: str) -> None:
-    ledger.large("refresh", [("one", "aa")], lambda missing: halves("one"))
+    ledger.large("refresh", [("one", "aa")], lambda missing: large("one"))
     data = ledger.file.read_bytes()
     ledger.file.unlink()
     if damage != "lost":

@@ -24,7 +24,6 @@ import numpy as np
 from recover import composed
 
 from focal.ckks import codec, ring
-from focal.ckks.scheme import REFRESH_LIMBS
 from focal.custody import refresh
 from focal.heads.linear.engine import Engine, zero_weights
 from focal.heads.linear.layout import Layout
@@ -52,22 +51,20 @@ def test_a_guard_that_lies_reads_the_joint_secret_and_takes_the_lie_back() -> No
 
     def one(item: str, ciphertext: Any) -> Any:
         asked, how = refresh.request(scheme, ciphertext), LAYOUT.refresh_map(item)
+        kind = refresh.kind(how)
         a = refresh.common_random(scheme, run.run_id, item, codec.digest(asked), how.limbs)
         c0, c1 = codec.unpack(scheme, codec.ciphertext(3), asked, "")
         made = {name: refresh.share(scheme, secrets[name], c1, a, bounds.others_bits, how) for name in others}
-        heard = [codec.unpack(scheme, codec.refresh_h0(REFRESH_LIMBS), made[name][0], "")[0] for name in others]
+        heard = [codec.unpack(scheme, kind, made[name], "")[0] for name in others]
         own = [ring.multiply(s, c, q) for s, c, q in zip(secrets[guard], c1, primes, strict=False)]
         seen[item] = rounded(ring.total([c0, *heard, own], primes))
-        h0, h1 = refresh.share(scheme, secrets[guard], c1, a, bounds.guard_bits, how)
-        (limbs,) = codec.unpack(scheme, codec.refresh_h0(REFRESH_LIMBS), h0, "")
-        limbs[2] = ring.subtract(limbs[2], seen[item], q2)
-        h0 = codec.pack(scheme, codec.refresh_h0(REFRESH_LIMBS), [limbs])
+        honest = refresh.share(scheme, secrets[guard], c1, a, bounds.guard_bits, how)
+        h0, h1 = codec.unpack(scheme, kind, honest, "")
+        h0[2] = ring.subtract(h0[2], seen[item], q2)
         if item == LIED:
-            (limbs,) = codec.unpack(scheme, codec.refresh_h1(how.limbs), h1, "")
-            limbs[2] = ring.add(limbs[2], np.ones(n, np.uint64), q2)
-            h1 = codec.pack(scheme, codec.refresh_h1(how.limbs), [limbs])
-        made[guard] = (h0, h1)
-        return refresh.combine(scheme, asked, a, [(name, *made[name]) for name in names], how)
+            h1[2] = ring.add(h1[2], np.ones(n, np.uint64), q2)
+        made[guard] = codec.pack(scheme, kind, [h0, h1])
+        return refresh.combine(scheme, asked, a, [(name, made[name]) for name in names], how)
 
     def rounded(limbs: Sequence[ring.Limb]) -> ring.Limb:
         """q_0 q_1 y modulo q_2, in evaluation form, of a phase + masks + q_0 q_1 y."""

@@ -25,7 +25,7 @@ KIND = codec.ciphertext(REFRESH_LIMBS)
 SIGMA = 3.19
 """Standard deviation of OpenFHE's fresh errors."""
 
-Shares = list[tuple[str, bytes, bytes]]
+Shares = list[tuple[str, bytes]]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def shares(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb]) -> Shares:
     bounds = refresh.guard(rehearsal.scheme, 3)
     widths = (bounds.guard_bits, bounds.others_bits, bounds.others_bits)
     made = (refresh.share(rehearsal.scheme, s.limbs, c1, a, w) for s, w in zip(rehearsal.secrets, widths, strict=True))
-    return [(f"custodian-{i}", *share) for i, share in enumerate(made)]
+    return [(f"custodian-{i}", share) for i, share in enumerate(made)]
 
 
 def digest_of(run: Rehearsal, ciphertext: Any) -> str:
@@ -99,8 +99,7 @@ def test_the_message_passes_the_map_of_its_item(rehearsal: Rehearsal, opened: Op
         scheme, rehearsal.run_id, rehearsal.consortium.limbs, item, refresh.request(scheme, ciphertext), how
     )
     assert scheme.evaluator.count(made) == how.limbs
-    sizes = [codec.size(scheme, kind) for kind in (codec.refresh_h0(REFRESH_LIMBS), codec.refresh_h1(how.limbs))]
-    assert set(sent.values()) == {sum(sizes)}
+    assert set(sent.values()) == {codec.size(scheme, codec.refresh_share(REFRESH_LIMBS, how.limbs))}
     found, exact = opened.complex_slots(made), mapped(how, opened.complex_slots(ciphertext), scheme.n)
     # four roundings of variance 1/12, each in 2^(number of automorphisms) places that add up;
     # a fresh error of 3.19 sqrt(3)
@@ -120,15 +119,14 @@ def test_the_fresh_error_is_outside_the_map(rehearsal: Rehearsal) -> None:
     asked = refresh.request(scheme, rehearsal.encrypt(np.ones(scheme.slots), REFRESH_LIMBS))
     a = refresh.common_random(scheme, rehearsal.run_id, ITEM, codec.digest(asked), how.limbs)
     c1 = codec.unpack(scheme, KIND, asked, "")[1]
-    h0, h1 = refresh.share(scheme, share.limbs, c1, a, 98, how)
+    h0, h1 = codec.unpack(scheme, refresh.kind(how), refresh.share(scheme, share.limbs, c1, a, 98, how), "")
     primes, q = scheme.moduli[:REFRESH_LIMBS], scheme.moduli[0]
-    kept = codec.unpack(scheme, codec.refresh_h0(REFRESH_LIMBS), h0, "")[0]
     mask = [
-        ring.subtract(ring.multiply(s, x, p), h, p) for s, x, h, p in zip(share.limbs, c1, kept, primes, strict=False)
+        ring.subtract(ring.multiply(s, x, p), h, p) for s, x, h, p in zip(share.limbs, c1, h0, primes, strict=False)
     ]
     small = [(m + 128 >> 8) % q for m in composed(scheme, mask, primes)]
     lifted = how.linear(ring.ntt(np.array(small, np.uint64), q, scheme.roots[q]), q)
-    left = ring.subtract(codec.unpack(scheme, codec.refresh_h1(4), h1, "")[0][0], lifted, q)
+    left = ring.subtract(h1[0], lifted, q)
     left = ring.add(left, ring.multiply(share.limbs[0], a[0], q), q)
     error = ring.centred(ring.inverse_ntt(left, q, scheme.roots[q]), q)
     assert 2.9 < error.std() < 3.5
@@ -184,8 +182,8 @@ def test_a_share_hides_the_secret_product(rehearsal: Rehearsal, a: list[ring.Lim
     the mask is drawn anew (and the ledger gives only one)."""
     scheme = rehearsal.scheme
     c1 = codec.unpack(scheme, KIND, asked, "server")[1]
-    made = (refresh.share(scheme, rehearsal.secrets[0].limbs, c1, a, 98)[0] for _ in range(2))
-    one, two = (codec.unpack(scheme, codec.refresh_h0(REFRESH_LIMBS), data, "")[0] for data in made)
+    made = (refresh.share(scheme, rehearsal.secrets[0].limbs, c1, a, 98) for _ in range(2))
+    one, two = (codec.unpack(scheme, refresh.kind(refresh.IDENTITY), data, "")[0] for data in made)
     assert (one[0] != two[0]).mean() > 0.999
 
 
@@ -256,17 +254,32 @@ def test_an_unrescaled_ciphertext_is_refused(rehearsal: Rehearsal, ciphertext: A
         refresh.request(rehearsal.scheme, rehearsal.scheme.evaluator.times(ciphertext, 0.5))
 
 
-@pytest.mark.parametrize("which", [1, 2])
+HALF = 128 + 16384 * (8 + 2 * 6)
+"""Bytes of a share up to the end of h0: a header and three limbs."""
+
+
 @pytest.mark.parametrize(
-    "spoil", [lambda d: d[:-1], lambda d: d[:64] + b"0" * 64 + d[128:], lambda d: d[:-1] + b"\xff", lambda d: b""]
+    "spoil",
+    [
+        lambda d: d[:-1],
+        lambda d: d[:64] + b"0" * 64 + d[128:],
+        lambda d: d[: HALF - 1] + b"\xff" + d[HALF:],
+        lambda d: d[:-1] + b"\xff",
+        lambda d: b"",
+    ],
+    ids=["short", "of another run", "residue of h0", "residue of h1", "nothing"],
 )
 def test_a_malformed_share_names_its_custodian(
-    rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb], shares: Shares, which: int, spoil: Any
+    rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb], shares: Shares, spoil: Any
 ) -> None:
-    name, h0, h1 = shares[1]
-    bad = (name, spoil(h0), h1) if which == 1 else (name, h0, spoil(h1))
+    """Whoever adds shares up, and the guard before it answers: h1, of which it needs nothing, as well as h0."""
+    scheme, (name, data) = rehearsal.scheme, shares[1]
+    bounds, own = refresh.guard(scheme, 3), rehearsal.secrets[0].limbs
+    assert refresh.small_enough(scheme, bounds, own, asked, shares[1:])
     with pytest.raises(Refused, match="custodian-1"):
-        refresh.combine(rehearsal.scheme, asked, a, [shares[0], bad, shares[2]])
+        refresh.combine(scheme, asked, a, [shares[0], (name, spoil(data)), shares[2]])
+    with pytest.raises(Refused, match="custodian-1"):
+        refresh.small_enough(scheme, bounds, own, asked, [(name, spoil(data)), shares[2]])
 
 
 def test_a_malformed_request_is_refused(rehearsal: Rehearsal, asked: bytes, a: list[ring.Limb], shares: Shares) -> None:

@@ -164,8 +164,8 @@ def test_without_zero_shares_more_than_t_show_a_combination_of_their_masks(few: 
         common = np.lcm.reduce([f.denominator for f in factors.values()])
         total = [np.zeros(scheme.n, np.uint64) for _ in few.primes]
         for j, factor in factors.items():
-            _, h1 = refresh.share(scheme, secrets[str(j)], asked[1], a, 98)
-            (own,) = codec.unpack(scheme, codec.refresh_h1(LIMBS), h1, "")
+            share = refresh.share(scheme, secrets[str(j)], asked[1], a, 98)
+            _, own = codec.unpack(scheme, refresh.kind(refresh.IDENTITY), share, "")
             known = sharing.coefficient(active, 0, j) * Fraction(j, liar)
             for i, q in enumerate(few.primes):
                 part = _times(few.shares[liar - 1].limbs[i], known, q)  # what the liar's share explains of s^_j

@@ -11,7 +11,6 @@ protected"). The day they are there, this test must fail.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,18 +61,14 @@ def test_a_small_lie_passes_the_guard_and_the_release_shows_eight_chosen_patient
         secrets = dict(zip([first, *others], (s.limbs for s in run.secrets), strict=True))
         made = {n: refresh.share(scheme, secrets[n], c1, a, bounds.others_bits, how) for n in others}
         if item == f"train/{STEPS - 1}/logits/0/0/-":
-            h0, h1 = made[LIAR]
-            made[LIAR] = (h0, with_lie(h1))
-        weighed.append(
-            refresh.small_enough(scheme, bounds, secrets[first], asked, [(n, h0) for n, (h0, _) in made.items()])
-        )
+            made[LIAR] = with_lie(made[LIAR], how)
+        weighed.append(refresh.small_enough(scheme, bounds, secrets[first], asked, list(made.items()), how))
         made[first] = refresh.share(scheme, secrets[first], c1, a, bounds.guard_bits, how)
-        return refresh.combine(scheme, asked, a, [(n, *made[n]) for n in (first, *others)], how)
+        return refresh.combine(scheme, asked, a, [(n, made[n]) for n in (first, *others)], how)
 
-    def with_lie(h1: bytes) -> bytes:
-        kind = codec.refresh_h1(LAYOUT.refresh_map("train/1/logits/0/0/-").limbs)
-        own: Sequence[Any] = codec.unpack(scheme, kind, h1, "")[0]
-        return codec.pack(scheme, kind, [ring.total([own, limbs], scheme.moduli)])
+    def with_lie(share: bytes, how: refresh.Map) -> bytes:
+        h0, h1 = codec.unpack(scheme, refresh.kind(how), share, "")
+        return codec.pack(scheme, refresh.kind(how), [h0, ring.total([h1, limbs], scheme.moduli)])
 
     block = run.block(x, 0.5 - rng.integers(0, 2, (ROWS, CLASSES)), 0, scalars)
     engine, weights = Engine(scheme, LAYOUT, scalars, lambda b: block, 2), zero_weights(scheme, LAYOUT)

@@ -37,11 +37,12 @@ def test_bytes_are_those_of_the_format() -> None:
     assert size.weights == layout.class_groups * kind(codec.ciphertext(DATA_LIMBS))
     planned = cost(layout, PARAMS, rows, 2, 3, 12.5, 2)
     assert size.contributions == planned.input_bytes and size.keys == planned.key_bytes
-    halves = [size.items * kind(codec.refresh_h0(REFRESH_LIMBS))]
-    halves += [
-        kind(codec.refresh_h1(layout.refresh_map(i).limbs)) for k in ("logits", "weights") for i in layout.items(1, k)
+    shares = [
+        kind(codec.refresh_share(REFRESH_LIMBS, layout.refresh_map(i).limbs))
+        for k in ("logits", "weights")
+        for i in layout.items(1, k)
     ]
-    assert size.share == sum(halves)
+    assert size.share == sum(shares)
     run.scheme.forget()
 
 

@@ -204,7 +204,7 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
     run = with_layout(base, case.layout)
     x, targets, _, scalars = problem(case, 1.0)
     blocks = [run.block(x, targets, b, scalars) for b in range(run.layout.blocks)]
-    given: dict[tuple[str, str], list[tuple[str, bytes, bytes]]] = {}
+    given: dict[tuple[str, str], list[tuple[str, bytes]]] = {}
 
     def recorded(items: list[str], ciphertexts: list[Any]) -> list[Any]:
         out = []
@@ -215,7 +215,7 @@ def test_the_same_ciphertexts_and_shares_give_the_same_limbs_on_any_number_of_th
             if key not in given:
                 c1 = codec.unpack(run.scheme, codec.ciphertext(3), asked, "")[1]
                 given[key] = [
-                    (str(i), *refresh.share(run.scheme, s.limbs, c1, a, 98, how)) for i, s in enumerate(run.secrets)
+                    (str(i), refresh.share(run.scheme, s.limbs, c1, a, 98, how)) for i, s in enumerate(run.secrets)
                 ]
             out.append(refresh.combine(run.scheme, asked, a, given[key], how))
         return out

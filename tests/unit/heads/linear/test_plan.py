@@ -185,10 +185,9 @@ def test_predicted_bytes_are_those_on_the_wire(
     assert predicted.key_bytes == keys.contribution_bytes(scheme, len(layout.rotations))
     kinds = ["logits", "weights"] if degree == 3 else ["logits", "residual", "weights"]
     items = [item for kind in kinds for item in layout.items(1, kind)]
-    asked = codec.size(scheme, codec.ciphertext(REFRESH_LIMBS)) + codec.size(scheme, codec.refresh_h0(REFRESH_LIMBS))
-    assert predicted.refresh_bytes == sum(
-        asked + codec.size(scheme, codec.refresh_h1(layout.refresh_map(i).limbs)) for i in items
-    )
+    asked = codec.size(scheme, codec.ciphertext(REFRESH_LIMBS))
+    shares = [codec.refresh_share(REFRESH_LIMBS, layout.refresh_map(item).limbs) for item in items]
+    assert predicted.refresh_bytes == sum(asked + codec.size(scheme, kind) for kind in shares)
     data = codec.size(scheme, codec.ciphertext(DATA_LIMBS))
     assert predicted.memory_bytes > layout.blocks * layout.lane * data, "the server holds at least the packed data"
 
