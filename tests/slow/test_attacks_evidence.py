@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from disputes import LIAR, ends_before_any_refresh, lies_about, until, warned
+from patience import PATIENCE
 from rosters import ROWS, WIDTH, Consortium, consortium
 
 from focal.ckks import codec, ring
@@ -16,8 +18,11 @@ from focal.net import messages as msg
 from focal.net.answers import Answers
 from focal.net.identity import open_record
 from focal.net.store import Board
+from focal.protocols import together
+from focal.protocols.blind import institution
 from focal.protocols.blind.custodian import BlindCustodian
 from focal.protocols.common.custodian import Custodian
+from focal.protocols.common.server import Server
 from focal.runs.simulate import ArrayInstitution
 
 
@@ -65,9 +70,19 @@ def test_an_institution_that_nobody_seems_to_ask_says_whose_share_is_wrong(
 def test_an_institution_that_nobody_seems_to_ask_says_it_when_the_run_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However long it takes here, and as long as the server still gives it the shares."""
     lies_about(monkeypatch, "c")
     keeps_back_that_somebody_asks(monkeypatch)
+    monkeypatch.setattr(institution, "FAULT_SECONDS", PATIENCE)
+    monkeypatch.setattr(together, "OTHERS_SECONDS", PATIENCE)
     with consortium(tmp_path, {}) as run:
+
+        def stays(self: Server) -> None:
+            end = time.monotonic() + PATIENCE
+            while run.alive("c") and time.monotonic() < end:
+                time.sleep(0.05)
+
+        monkeypatch.setattr(Server, "_farewell", stays)
         ends_before_any_refresh(run, "range-sum")
         assert warned(run, "c: custodian-2 gave wrong shares") and not warned(run, "a: ")
         assert not list(tmp_path.glob("?/masks-*.key"))
