@@ -181,6 +181,26 @@ def test_who_is_behind_is_who_is_there_and_was_not_told(place: Place) -> None:
     assert place.hub.behind(0) == []
 
 
+def test_two_members_may_send_the_same_blob_at_the_same_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes second finds it there, whatever the first is at."""
+    inside, waits, honest = threading.Lock(), threading.Event(), Blobs._publish
+
+    def slow(self: Blobs, written: str, digest: str) -> None:
+        assert inside.acquire(blocking=False), "two at a time"
+        waits.wait(0.2)
+        honest(self, written, digest)
+        inside.release()
+
+    monkeypatch.setattr(Blobs, "_publish", slow)
+    links, sent = [place.link("north"), place.link("south")], list[list[str]]()
+    threads = [threading.Thread(target=lambda x=x: sent.append(x.put_many(pieces(2), "all"))) for x in links]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(sent) == 2 and sent[0] == sent[1] and place.hub.failure is None
+
+
 class Limited(Place):
     """A server that has room for three pieces of south, and for two of its records."""
 
