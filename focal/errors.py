@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -50,6 +52,17 @@ class Told(Refused):
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, f"the server says: {message}")
+
+
+@contextlib.contextmanager
+def refusing(reason: str) -> Iterator[None]:
+    """What is wrong with what others gave is no plain error of one's own: nobody must wait for this member."""
+    try:
+        yield
+    except ProtocolError:
+        raise
+    except FocalError as e:
+        raise Refused(reason, e.message, hint=e.hint) from None
 
 
 def _again(kind: type[FocalError], args: tuple[Any, ...], state: dict[str, Any]) -> FocalError:

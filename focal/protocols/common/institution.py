@@ -15,7 +15,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from focal.ckks.evaluator import Slots
 from focal.ckks.scheme import Scheme
 from focal.config import LocalConfig
 from focal.custody import release
-from focal.errors import FocalError, ProtocolError, Refused
+from focal.errors import FocalError, ProtocolError, Refused, refusing
 from focal.files import forget, private_write
 from focal.manifest import Manifest
 from focal.measure.traffic import merge
@@ -62,17 +62,6 @@ PROJECTION = "projection.bin"
 """In an institution's folder: the agreed projection."""
 HISTOGRAM = "histogram"
 """Label of the secure sum of all test rows' score histograms, after the release."""
-
-
-@contextlib.contextmanager
-def _for_all(reason: str) -> Iterator[None]:
-    """What is wrong with what others gave is no plain error of our own: nobody must wait for this member."""
-    try:
-        yield
-    except ProtocolError:
-        raise
-    except FocalError as e:
-        raise Refused(reason, e.message, hint=e.hint) from None
 
 
 class Institution(Party):
@@ -210,7 +199,7 @@ class Institution(Party):
             self.say("test-features", msg.TestFeatures(features=self.test_features.astype("<f4").tobytes()))
         for name, theirs in self.hear_all(self.names, "test-features", msg.TestFeatures).items():
             whole = theirs.features if len(theirs.features) % 4 == 0 else b""
-            with _for_all("test-features"):
+            with refusing("test-features"):
                 check_test_features(self.test_features, np.frombuffer(whole, "<f4"), name)
 
     # ----------------------------------------------------------------- secure sum and projection
@@ -240,7 +229,7 @@ class Institution(Party):
 
         key, first, context = self.projection_key(), self.names[0], self._projection_context
         if self.me.name == first:
-            with _for_all("moments"):
+            with refusing("moments"):
                 made = (
                     proj.whiten(moments, size, bound, ridge, m.projection.floor)
                     if whiten
@@ -252,7 +241,7 @@ class Institution(Party):
             (blob,) = self.share_blobs([sealed], "all")
             self.say("projection/proposed", msg.ProjectionProposed(blob=blob, eta_hex=made.eta_hex))
         projection = self._proposed_projection(key)
-        with _for_all("moments"):
+        with refusing("moments"):
             if whiten:
                 proj.check_whiten(projection, moments, size, bound, ridge, m.projection.floor)
             else:
