@@ -54,8 +54,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 MOMENTS = "moments"
-"""Label of a run's first secure sum, over all institutions: class counts, and feature moments before them where
-a projection is made."""
+"""Label of a run's first secure sum, over all institutions: class counts, and before them what a projection needs."""
 ACCEPTED = "projection/accepted"
 """Topic of a founder's word that a projection follows from the pooled moments."""
 PROJECTION = "projection.bin"
