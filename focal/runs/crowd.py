@@ -19,6 +19,7 @@ import json
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -38,8 +39,7 @@ from focal.measure.metrics import bootstrap_ci, macro_auroc
 from focal.measure.summary import Auroc, AurocInterval, build_summary, write_summary
 from focal.measure.traffic import merge
 from focal.protocols import of
-from focal.protocols.blind import roster
-from focal.protocols.blind.plan import trained_in_clear
+from focal.protocols.blind import plan, roster
 from focal.protocols.common import approval
 from focal.protocols.common.audit import board_records, recorded
 from focal.protocols.common.facts import phase_seconds
@@ -269,8 +269,8 @@ class _Simulation:
         """Until something is so; raises what has gone wrong."""
         deadline = time.monotonic() + seconds
         while not there():
-            if self.parties.errors.keys() - set(self.visits):
-                self.parties.finish()
+            if wrong := self.parties.errors.keys() - set(self.visits):
+                self.parties.finish(*wrong)
             if time.monotonic() > deadline:
                 raise FocalError("a party of the simulation does not go on", hint="report this")
             time.sleep(0.1)
@@ -375,7 +375,7 @@ class _Simulation:
         parts = [self._columns(name, self.counts[name]) for name in self.attending]
         columns = np.concatenate([x for x, _ in parts])
         labels = np.concatenate([y for _, y in parts])
-        return trained_in_clear(self.manifest, self.projection.eta, columns, labels), len(columns)
+        return plan.trained_in_clear(self.manifest, self.projection.eta, columns, labels), len(columns)
 
 
 def simulate_crowd(crowd: Crowd, folder: Path, show: Show, say: Say) -> dict[str, Any]:
@@ -394,6 +394,13 @@ def simulate_crowd(crowd: Crowd, folder: Path, show: Show, say: Say) -> dict[str
         f"{crowd.founders} founders, {crowd.clinics} clinics with {rows} rows together; {len(simulation.lost)} will be "
         f"lost, {len(simulation.late)} interrupted"
     )
+    needed, free = plan.stored(simulation.manifest), shutil.disk_usage(folder).free
+    say(f"all parties' files take about {needed / 1e9:.1f} GB of disk; there are {free / 1e9:.1f}")
+    if needed > free:
+        raise FocalError(
+            f"{folder}: about {needed / 1e9:.0f} GB are needed there, and {free / 1e9:.0f} are free",
+            hint="fewer --clinics, --rows or --steps, or --out on a larger disk",
+        )
     simulation.run()
     return simulation.result(time.monotonic() - begun)
 

@@ -279,6 +279,19 @@ def pooled(manifest: Manifest) -> str:
     )
 
 
+def stored(manifest: Manifest) -> float:
+    """Bytes on disk after a run of which one machine is everybody: server, a custodian that verifies, the others."""
+    shape, rows, training = layout(manifest), manifest.row_counts, manifest.training
+    params, custodians, degree = manifest.ckks, len(manifest.custodians), training.degree
+    size = demand.Sizes.of(shape, params, rows, degree)
+    prices, machine = demand.Prices.of(shape, degree), demand.Machine(threads=1)
+    found = (custodians - 1) * (size.contributions + size.keys + training.steps * size.share)
+    for server in (True, False):
+        own = demand.demand(shape, params, rows, custodians, degree, prices, machine, server=server)
+        found += own.disk_bytes + training.steps * own.step_disk_bytes
+    return found
+
+
 def verifying(manifest: Manifest) -> str:
     """What a custodian needs to verify with this machine alone, in lockstep or by an audit of somebody's."""
     shape, rows, training = layout(manifest), manifest.row_counts, manifest.training
