@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from focal.measure.leaks import Counted, Leak, Leaks
 from focal.reporting.plots import BLUE, DPI, GREY, INK, ORANGE, literal, plain, save, title
 
+ALL_KEYS = "all-keys"
+"""The threat model of controls: whoever holds every key sees everything."""
+
 HEAD = """# What each party's view is worth to an attacker
 
 `focal attack` on {data}; {made}. An image **leaks** if the reconstruction's nearest neighbour among all the \
@@ -131,8 +134,11 @@ def plot_leaks(found: Leaks, path: Path) -> None:
     axes.set(yticks=range(len(shown))[::-1], yticklabels=names, xlim=(-0.02, 1.02), xlabel="share of images that leak")
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.spines["left"].set_visible(False)
-    leaking = sum(leak.beats for leak in shown)
-    title(axes, f"{leaking} of {len(shown)} attacks recover images", "grey: the better of mean image and random images")
+    attacks, controls = ([leak for leak in shown if (leak.threat == ALL_KEYS) == own] for own in (False, True))
+    counted = [f"{sum(leak.beats for leak in attacks)} of {len(attacks)} attacks recover images"]
+    counted += [f"with all keys {sum(leak.beats for leak in controls)} of {len(controls)}"] if controls else []
+    said = "; ".join(counted) + "\ngrey: the better of mean image and random images"
+    figure.suptitle(said, fontsize=11, color=INK, x=0.01, ha="left")
     save(figure, path)
 
 
