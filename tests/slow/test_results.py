@@ -344,3 +344,54 @@ def test_a_custodian_restored_from_a_copy_gives_no_second_masks(
             run.finish("custodian-1")
         assert caught.value.reason == "old-ledger" and not list(tmp_path.glob("custodian-1/results-*.key"))
         may_give.set()
+
+
+# --------------------------------------------------------------------------- what must not hang
+
+
+def test_a_custodian_that_was_away_when_nothing_was_added_up_ends_too(tmp_path: Path) -> None:
+    """Its peer, which it would ask about its ledger, has nothing more to give and is gone."""
+    with crowd(tmp_path) as run:
+        begin(run)
+        wait(run, lambda: released(run) and len(list(tmp_path.glob("custodian-*/results-*.key"))) == 2)
+        run.stop("custodian-1")
+        run.errors.clear()
+        come_back(run, "clinic-1", "clinic-2")
+        let_go(run, "server", "clinic-3")
+        run.finish("a", "b", "c", "custodian-2")
+        run.start("custodian-1")
+        wait(run, lambda: not run.alive("custodian-1"))
+        run.finish("custodian-1")
+        assert not list(tmp_path.glob("*/results-*.key"))
+
+
+class Withholds(ArrayInstitution):
+    """Names a histogram that it never sends."""
+
+    def add_counts(self, counts: Any) -> None:
+        self.say(results.HANDED, msg.ResultsHanded(public="11" * 32, counts="22" * 32))
+
+
+def test_whose_histogram_never_comes_is_waited_for_no_longer_than_to_the_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that closed without it, as all others are there, would be one that closes before the date, and its
+    date no reason."""
+    come, past = threading.Event(), datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    monkeypatch.setattr(roster, "past", lambda date: date == past and come.is_set())
+    monkeypatch.setattr(roster, "early", lambda date, heard: date == past and not come.is_set())
+    with crowd(tmp_path, pooled_until=past, pooled_least=2) as run:
+        begin(run)
+        wait(run, lambda: released(run))
+        run.play("clinic-2", Withholds)
+        come_back(run, *CLINICS)
+
+        def waits(party: str) -> bool:
+            folder = tmp_path / party
+            there = (folder / approval.CLOSING_AWAITED).exists()
+            return there and approval.awaited_closing(folder).missing == {"clinic-2": roster.WHY["incomplete"]}
+
+        wait(run, lambda: any(map(waits, ("server", "custodian-1", "custodian-2"))))
+        come.set()
+        run.finish()
+        check(run, read(run, "a"), *(name for name in TESTED if name != "clinic-2"))

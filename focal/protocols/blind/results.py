@@ -100,6 +100,12 @@ def _counted(found: Mapping[str, Handed | None], but: Collection[str]) -> dict[s
     return {name: theirs for name, theirs in found.items() if theirs is not None and name not in but}
 
 
+def _missing(attending: Sequence[str], found: Collection[str], incomplete: Sequence[str]) -> dict[str, str]:
+    """Who is waited for, and why."""
+    missing = {name: ABSENT for name in attending if name not in found}
+    return missing | dict.fromkeys(incomplete, roster.WHY["incomplete"])
+
+
 def _pair(private: bytes, public: str, run_id: bytes, site: str, custodian: str) -> bytes:
     return inputs.pair_key(private, public, run_id, site, custodian)
 
@@ -181,13 +187,13 @@ def close(party: BlindServer) -> None:
     party.read_all()
     while not party.said(party.me.name, CLOSED):
         found = handed(m, party.heard, party.scope, party.attending)
-        missing = {name: ABSENT for name in party.attending if name not in found}
+        there = _counted(found, ())
+        incomplete = tuple(name for name, theirs in there.items() if not party.hub.holds(theirs.counts, size))
+        missing = _missing(party.attending, found, incomplete)
         party.report.progress(len(found), len(party.attending))
         if missing and not party.may_close(missing, what="results"):
             party.read_board(seconds=2.0)
             continue
-        there = _counted(found, ())
-        incomplete = tuple(name for name, theirs in there.items() if not party.hub.holds(theirs.counts, size))
         present = listed(m, _counted(found, incomplete))
         party.say_as_read(CLOSED, msg.Roster(present=present, incomplete=incomplete))
         party.read_all()
@@ -204,7 +210,10 @@ def key_of(party: Party) -> RunKey:
 
 
 def gave(party: Party) -> bool:
-    """Has this custodian given its masks, or found that none are to be given? The key is erased then."""
+    """Has this custodian given its masks, or are none to be given? Then its peers may be gone."""
+    server = party.manifest.server.name
+    if party.said(server, CLOSED) and not party.hear(server, CLOSED, msg.Roster).present:
+        return True
     return party.has_said(ADDED) or (party.has_said(KEY) and not key_of(party).file.exists())
 
 
@@ -233,8 +242,7 @@ def _wait_for_all(party: BlindCustodian, found: Collection[str], closed: msg.Ros
     """Until nobody is missing, or those who are may be: by the date, where the server did not close before it, or by a
     person here. It may say of whom it likes that it was not given all."""
     in_time = not roster.early(party.manifest.pooled_until, party.remembered(f"{CLOSED}/heard", time.time))
-    missing = {name: ABSENT for name in party.attending if name not in found}
-    missing |= {name: roster.WHY["incomplete"] for name in closed.incomplete}
+    missing = _missing(party.attending, found, closed.incomplete)
     while missing and not party.may_close(missing, in_time, what="results"):
         party.read_board(seconds=2.0)
 

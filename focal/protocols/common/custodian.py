@@ -276,9 +276,12 @@ class Custodian(Answering):
     def catch_up(self) -> None:
         """Give nothing, and agree to nothing, before the peers have said that this folder is no old copy. Where every
         share was given, only stored bytes leave, and the peers may be gone."""
-        if not self._caught_up and (self.epochs.pending or not self.gave_all):
-            resuming.check_ledger(self, self.ledger)
-            self._caught_up = True
+
+        def needless() -> bool:
+            return self.gave_all and not self.epochs.pending
+
+        if not self._caught_up and not needless():
+            self._caught_up = resuming.check_ledger(self, self.ledger, needless)
 
     @property
     def gave_all(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from focal.custody.ledger import Ledger, ledger_digest
 from focal.errors import FocalError, Refused
@@ -40,16 +40,19 @@ def entry(kind: type, item: str, suffix: str) -> tuple[str, str]:
     return (protocol + suffix, item) if kind is msg.RefreshShares else (protocol, item + suffix)
 
 
-def check_ledger(party: Party, ledger: Ledger) -> None:
+def check_ledger(party: Party, ledger: Ledger, needless: Callable[[], bool]) -> bool:
     """Raise :class:`Refused` (``old-ledger``; :class:`FocalError` where the others can go on without us) when a peer
-    knows of shares that ``ledger`` does not. Waits for everybody's answer."""
+    knows of shares that ``ledger`` does not. Waits for everybody's answer; False where it is ``needless`` before all
+    have answered."""
     nonce, me = os.urandom(32).hex(), party.me.name
     topic, told = f"resume-answer/{me}/{nonce[:16]}", time.monotonic()
     party.say(f"resume/{nonce[:16]}", msg.ResumeNonce(nonce=nonce))
     while missing := [n for n in party.epochs.asked if n != me and not party.said(n, topic)]:
         party.read_board(seconds=2.0)
         if me not in party.epochs.now.active:  # given up: nothing is asked of it any more
-            return
+            return True
+        if needless():
+            return False
         if time.monotonic() - told > 5.0:
             told = time.monotonic()
             party.report.waiting(missing, topic)
@@ -70,6 +73,7 @@ def check_ledger(party: Party, ledger: Ledger) -> None:
                 "it is an old copy",
                 hint="restore the newest copy, or start a new run",
             )
+    return True
 
 
 def answer_peers(party: Party, peers: list[str], asked: Iterable[msg.Record]) -> None:
