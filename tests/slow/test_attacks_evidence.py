@@ -142,7 +142,7 @@ def test_a_custodian_that_says_more_items_than_ciphertexts_stops_nobody(
     honest = BlindCustodian._answer_plan
 
     def plays(self: BlindCustodian) -> None:
-        no_share = msg.RefreshShares(items=("a", "b"), ciphertexts=("0" * 64,), h0=(), h1=())
+        no_share = msg.RefreshShares(items=("a", "b"), ciphertexts=("0" * 64,), shares=())
         self.say("refresh/77/logits", no_share)
         self.say("resume/00", msg.ResumeNonce(nonce="00" * 32))
         self.hear("custodian-1", f"resume-answer/{self.me.name}/00", msg.ResumeAnswer)

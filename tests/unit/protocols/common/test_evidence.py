@@ -39,7 +39,7 @@ def test_shares_of_another_run_do_not_count() -> None:
     """A server that showed some to a peer would have a custodian refused as an old copy of itself."""
 
     def given(scope: str, topic: str, *ciphertexts: str) -> msg.Record:
-        body = msg.RefreshShares(items=("a", "b"), ciphertexts=ciphertexts, h0=(), h1=())
+        body = msg.RefreshShares(items=("a", "b"), ciphertexts=ciphertexts, shares=())
         return msg.Record(scope=scope, sender="custodian-2", topic=topic, body=body)
 
     heard = [given(RUN, "refresh/1/logits", "00" * 32, "11" * 32), given(OTHER, "refresh/99/logits", "33" * 32)]
