@@ -48,11 +48,8 @@ Ternary = NDArray[np.int64]
 
 
 def public_random(scheme: Scheme, run_id: bytes, label: str, polynomials: int, extended: bool = True) -> Polynomials:
-    (
-        """The ``a`` polynomials of one key, expanded from the run id:
+    """The ``a`` polynomials of one key, expanded from the run id:
     SHAKE-256 of ``focal/keys/v2``, run id, label and index."""
-        ""
-    )
     primes = scheme.extended if extended else scheme.moduli
     return [
         ring.expand(framing.framed(b"focal/keys/v2", run_id, f"{label}/{i}".encode()), primes, scheme.n)

@@ -66,6 +66,32 @@ def test_bounds_hold_what_the_conditions_ask(
     )
 
 
+@pytest.mark.parametrize(
+    ("how", "custodians", "widths", "limit", "leak", "alone"),
+    [
+        (refresh.IDENTITY, 3, (56, 98, 148), 98.0, -36.0, 146),
+        (refresh.IDENTITY, 8, (56, 98, 148), 99.8, -34.2, 145),
+        (JOINT, 3, (104, 146, 193), 146.0, -33.0, 191),
+        (JOINT, 8, (104, 146, 193), 147.8, -31.2, 190),
+    ],
+)
+def test_the_bounds_are_those_of_the_page(
+    scheme: Scheme,
+    how: refresh.Map,
+    custodians: int,
+    widths: tuple[int, int, int],
+    limit: float,
+    leak: float,
+    alone: int,
+) -> None:
+    """The table of SECURITY.md, "The guard", and the widths without one."""
+    b = refresh.guard(scheme, custodians, how)
+    assert (math.log2(b.phase), b.others_bits, b.guard_bits) == widths and b.alone_bits == alone
+    assert math.log2(b.limit) == pytest.approx(limit, abs=0.05) and b.leak == pytest.approx(leak, abs=0.05)
+    assert math.log2(b.q / (8 * b.n)) == pytest.approx({3: 133, 4: 178}[how.request], abs=0.01)
+    assert b.hiding == -42 and b.hiding + math.log2(b.n) == -28
+
+
 def test_moduli_that_are_too_small_for_both_bounds_are_refused() -> None:
     small = Scheme(CkksConfig(scale_bits=40, first_bits=55), "ab" * 32)
     with pytest.raises(

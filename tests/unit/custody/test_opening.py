@@ -68,6 +68,23 @@ def test_what_the_docstring_says_about_information() -> None:
     assert math.log2(opening.SIGMA * math.sqrt(3 * SLOTS) / 2**45 / OPENED) == pytest.approx(-11.2, abs=0.02)
 
 
+def test_what_the_page_says_about_openings() -> None:
+    """SECURITY.md, "The interactive protocol": what an opened value errs by, what a run carries, what larger values
+    do."""
+    n, eight = 2 * SLOTS, 6 * opening.SIGMA * math.sqrt(8 * SLOTS) / 2**45
+    assert eight / OPENED == pytest.approx(4.1e-3, rel=0.02)
+    assert eight / GRADIENT_OPENED == pytest.approx(1.0e-3, rel=0.05)
+    for custodians, expected in ((3, 12.4), (8, 13.1)):  # weights of root mean square 1; as many of either kind
+        heads = [limits.head_noise(Update(0.5, 0.9), step, 128, custodians) for step in range(1, 513)]
+        fresh = ((2**9.3) ** 2 * 6 + (2**10.6) ** 2 * 4) / 2 * custodians / 3
+        carried = math.log2(math.sqrt(fresh + 2 * np.mean(np.square(heads))))
+        assert expected - 0.1 < carried < expected
+    for noise, divergence in ((11, -58), (29, -22), (31, -18)):
+        assert math.log2(opening.information(1, n, 2.0 ** (noise + 31))) == pytest.approx(divergence)
+    wider = 2**-20.5 / 2**-30
+    assert wider == pytest.approx(700, rel=0.05) and wider * 2**-11.2 == pytest.approx(0.3, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("factor", "nats", "lost"), [(1, 2**-40, 2.6e-5), (4, 2**-36, 1.04e-4), (2**17.5, 2**-5, 4.76)]
 )

@@ -16,6 +16,7 @@ from focal.ckks.scheme import LIMBS, REFRESH_LIMBS
 from focal.custody import release
 from focal.errors import Refused
 from focal.heads import released
+from focal.heads.joint.limits import HEAD_NOISE
 from focal.heads.linear.cost import layout_for
 from focal.heads.linear.layout import WEIGHT_SCALE, Layout
 from focal.heads.linear.rehearsal import Rehearsal
@@ -74,6 +75,20 @@ def test_the_constants_are_those_of_thirty_bits() -> None:
     assert math.log2(release.SIGMA) == pytest.approx(30.79, abs=0.01)
     assert release.sigma(4 * release.CARRIED_NOISE) == 4 * release.SIGMA
     assert release.flooding_bits(4 * release.CARRIED_NOISE, 4 * release.CARRIED_NOISE) == pytest.approx(30)
+
+
+def test_what_the_smudging_gives_is_what_the_page_says() -> None:
+    """SECURITY.md, "Smudging of the release", and the head's in "The interactive protocol"."""
+    n, ratio = 1 << 14, release.CARRIED_NOISE / release.SIGMA
+    divergence = n * ratio**2 / 2
+    assert divergence == pytest.approx(n * 2**-release.KAPPA / 24)
+    assert math.log2(divergence) == pytest.approx(-20.6, abs=0.05)
+    assert math.log2(math.sqrt(divergence / 2)) == pytest.approx(-10.8, abs=0.05)
+    assert math.log2(ratio / math.sqrt(2 * math.pi)) == pytest.approx(-18, abs=0.2)
+    assert release.flooding_bits(release.CARRIED_NOISE / 4) == pytest.approx(34)
+    assert math.log2(release.sigma(HEAD_NOISE)) == pytest.approx(32.8, abs=0.05)
+    two = [release.flooding_bits(2**inside, HEAD_NOISE) - 1 for inside in (5.7, 6.4)]
+    assert two == pytest.approx([49.6, 48.2], abs=0.05)
 
 
 def test_gaussians_come_in_the_number_and_size_asked_for() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -245,7 +246,10 @@ def test_check_values_tell_nothing_of_the_errors_of_keys_to_whoever_knows_t_minu
             parts = [sharing.coefficient((0, *known), point, k) for k in (0, *known)]
             assert all((sharing.DENOMINATOR * c).denominator == 1 for c in parts), (count, known, point)
         assert sharing.information(known, count, 1 << 14) < 2.0**-59
-    assert any(sharing.part(known, j).denominator > 30 for n, known in coalitions() for j in range(1, n + 1))
+    known_modulo = [
+        math.lcm(*(sharing.part(known, j).denominator for j in range(1, n + 1))) for n, known in coalitions()
+    ]
+    assert max(known_modulo) == 448, "what they would know without D"
 
 
 def test_pieces_that_were_not_taken_d_times_would_give_the_share_away(monkeypatch: pytest.MonkeyPatch) -> None:

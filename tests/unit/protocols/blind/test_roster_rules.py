@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.blind.roster import CLOSED, UPLOAD
 from focal.protocols.common import inputs
 from focal.protocols.common.hearing import Heard
+from focal.protocols.common.server import Server
+from focal.protocols.interactive.server import JointServer
 
 RUN = "7e" * 32
 NOTHING = "0" * 64
@@ -180,6 +182,7 @@ def test_a_quota_is_what_the_rows_of_the_manifest_need() -> None:
     exact = chunks * codec.size(scheme, codec.MASKED) + 2 * projections.PROOF_BYTES
     assert found["clinic-2"].blobs == exact < exact + codec.size(scheme, codec.MASKED)
     assert found.keys() == {m.name for m in M.institutions}, "custodians follow the protocol"
+    assert JointServer.quotas is Server.quotas and Server.quotas(cast(Server, None)) == {}, "nobody's in other runs"
     assert found["north"].blobs > uploads.quotas(M, SHAPE)["clinic-1"].blobs
     anew = uploads.quotas(M.model_copy(update={"threshold": 2, "members": (*M.members, another_custodian())}), SHAPE)
     assert anew["clinic-2"].blobs == 2 * exact
