@@ -42,6 +42,8 @@ from focal.task import Task
 
 Counts = NDArray[np.int64]
 
+MOST = 1 << 40
+"""No bin has more rows: sums over all bins stay exact, so that none wraps round to what could be."""
 FILE = "pooled_roc.json"
 """In every site's folder: the curves, their AUROC and its bound."""
 
@@ -97,9 +99,9 @@ def from_sum(total: Floats, outputs: int) -> Counts:
         raise ProtocolError(f"the pooled histogram has {total.size} values, not {outputs * 2 * BINS}")
     counts = total.astype(np.int64).reshape(outputs, 2, BINS)
     rows = counts.sum(axis=(1, 2))
-    if (counts < 0).any() or (rows != rows[0]).any():
+    if (counts < 0).any() or (counts > MOST).any() or (rows != rows[0]).any():
         raise ProtocolError(
-            "the pooled histogram has negative counts, or classes with different numbers of rows",
+            "the pooled histogram has negative or enormous counts, or classes with different numbers of rows",
             hint="a site's contribution was malformed: no site's rows can be told from it, "
             "and the released model is not touched",
         )

@@ -1,6 +1,6 @@
 """What a member may say and send, and how much: as much of the server's disk and board as the run needs of it, which
-follows from the manifest. A blob is counted by its announced size when its first piece comes, whether or not the rest
-does."""
+follows from the manifest. A blob is counted by its announced size, and what a file takes besides, when its first piece
+comes, whether or not the rest does."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ CLINICS = {
 """What a clinic says, once in each epoch: all others keep it in memory."""
 LAST, LAST_BYTES = ("finished", "abort"), 2048
 """What anybody may say, whatever it has said before, and how long that is at most."""
+FILE = 4096
+"""Bytes that a blob takes besides its own: a block of the disk, rows, memory. Else a quota would be as many files, of
+one byte each."""
 EPOCH = re.compile(r"(?<=key|oad)/e[1-8]$")
 
 
@@ -30,7 +33,7 @@ class Quota(NamedTuple):
     """Bytes of one member."""
 
     blobs: int
-    """Of all its blobs together."""
+    """Of all its blobs together, and :data:`FILE` of each."""
     board: int
     """Of all its signed records together: each has some 250 at least."""
 
@@ -53,7 +56,7 @@ class Sent:
         if (quota := self._quotas.get(name)) is None:
             return
         with self._lock:
-            more = size - self._sizes[name].get(digest, 0)
+            more = self._more(name, digest, size)
             if more > 0 and self._total[name] + more > quota.blobs:
                 raise Refused(
                     "quota",
@@ -63,9 +66,13 @@ class Sent:
             self._count(name, digest, size)
 
     def _count(self, name: str, digest: str, size: int) -> None:
-        more = max(0, size - self._sizes[name].get(digest, 0))
+        more = self._more(name, digest, size)
         self._sizes[name][digest] = self._sizes[name].get(digest, 0) + more
         self._total[name] += more
+
+    def _more(self, name: str, digest: str, size: int) -> int:
+        """What this blob takes that was not counted yet."""
+        return max(0, FILE + size - self._sizes[name].get(digest, 0))
 
 
 class Said:

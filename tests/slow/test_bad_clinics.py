@@ -41,7 +41,7 @@ def test_clinics_that_come_late_twice_with_more_rows_or_another_manifest(tmp_pat
         local = run.files["other"]
         party = ArrayInstitution(elsewhere, *run.rows["other"], local, Reporter("other", tmp_path / "e", run.show))
         link = LocalLink(run.network, elsewhere, party.identity)
-        with pytest.raises(Refused, match=r"refused \(manifest\): 'other' holds another manifest") as refused:
+        with pytest.raises(Refused, match=r"refused \(manifest\): .*'other' holds another manifest") as refused:
             start.enter(party, link, 60)
         start.give_up(party, refused.value)
         party.close()
@@ -111,7 +111,7 @@ def test_who_floods_disk_or_board_is_refused_and_the_others_go_on(tmp_path: Path
         run.play("clinic", Floods)
         run.play("a", Talks)
         run.start()
-        with pytest.raises(Refused, match=r"refused \(quota\): 'clinic' sends .* bytes of blobs, this run needs"):
+        with pytest.raises(Refused, match=r"refused \(quota\): .*'clinic' sends .* bytes of blobs, this run needs"):
             run.finish("clinic")
         server = run.parties["server"]
         assert isinstance(server, BlindServer)

@@ -346,6 +346,22 @@ def test_a_custodian_restored_from_a_copy_gives_no_second_masks(
         may_give.set()
 
 
+def test_an_institution_restored_from_a_copy_hands_in_once(tmp_path: Path) -> None:
+    """What was handed in stays, and it ends as it did."""
+    with crowd(tmp_path) as run:
+        begin(run)
+        wait(run, lambda: released(run))
+        shutil.copytree(tmp_path / "clinic-1", tmp_path / "copy")
+        come_back(run, "clinic-1")
+        shutil.rmtree(tmp_path / "clinic-1")
+        (tmp_path / "copy").rename(tmp_path / "clinic-1")
+        come_back(run, "clinic-1")
+        assert any("a newer copy of its folder" in e["text"] for e in run.events if e["event"] == "warn")
+        come_back(run, "clinic-2", "clinic-3")
+        run.finish()
+        check(run, read(run, "a"), *TESTED)
+
+
 # --------------------------------------------------------------------------- what must not hang
 
 

@@ -17,7 +17,8 @@ so no two that differ by one.
 A list has ``pooled_least`` clinics at least, and more than two thirds of the founders (else what the others of a small
 rest know together says more of the last one). Of fewer nothing is ever added up.
 
-A clinic may hand in what it likes: counts that cannot be are found in the sum, and nobody knows whose they were.
+A site may hand in what it likes, and less than nothing: a sum that cannot be is found, and nobody knows whose fault it
+is.
 """
 
 from __future__ import annotations
@@ -118,6 +119,9 @@ def hand_in(party: BlindInstitution, counts: Counts) -> None:
     custodians, size = party.active(RELEASED), count(party.manifest)
     if not party.repeat(HANDED):
         party.read_all()
+        if party.said(party.me.name, HANDED):  # a second vector would be under the same veil
+            party.report.warn(f"{party.me.name}: its test results were handed in, as a newer copy of its folder knows")
+            return
         if party.said(party.manifest.server.name, CLOSED):
             party.report.warn(f"{party.me.name}: the list of test results was closed before its own were there")
             return

@@ -20,7 +20,7 @@ from focal.manifest import Manifest
 from focal.measure import declared
 from focal.net import messages as msg
 from focal.net.encoding import encode
-from focal.net.quotas import Quota
+from focal.net.quotas import FILE, Quota
 from focal.protocols.blind.plan import Layout, encoded, row_table
 from focal.protocols.common.inputs import Claim
 
@@ -80,13 +80,13 @@ def quotas(manifest: Manifest, shape: Layout) -> dict[str, Quota]:
     once in each epoch that there can be, its part of pooled moments and histograms, the projection."""
     epochs = 1 + len(manifest.custodians) - manifest.needed
     dim, size = manifest.lower.dim, masked_bytes(manifest.ckks.ring)
-    counts = 8 * declared.counted(manifest.outputs, manifest.pooled_by) if manifest.pooled_roc else 0
-    moments = 8 * ((dim + 1) * (dim + 2) // 2 + manifest.outputs)
-    projection = 4 * manifest.projection.features * (dim + 2) + 1024
+    counts = FILE + 8 * declared.counted(manifest.outputs, manifest.pooled_by) if manifest.pooled_roc else 0
+    moments = FILE + 8 * ((dim + 1) * (dim + 2) // 2 + manifest.outputs)
+    projection = FILE + 4 * manifest.projection.features * (dim + 2) + 1024
     table, found = row_table(manifest, shape), {}
     for member in manifest.institutions:
         chunks = len(shape.chunks(*table[member.name]))
-        blobs = counts + epochs * (chunks * size + len(PROVEN) * projections.PROOF_BYTES)
+        blobs = counts + epochs * (chunks * (FILE + size) + len(PROVEN) * (FILE + projections.PROOF_BYTES))
         board = SPOKEN + epochs * DIGEST * (chunks + len(PROVEN))
         if not member.clinic:
             blobs += moments + projection

@@ -115,8 +115,16 @@ def test_a_sum_that_is_no_histogram_is_refused() -> None:
     negative[5:7] += -7, 7
     uneven[0] += 1
     for bad in (negative, uneven):
-        with pytest.raises(ProtocolError, match="negative counts, or classes with different"):
+        with pytest.raises(ProtocolError, match="negative or enormous counts, or classes with different"):
             from_sum(bad, 3)
+
+
+def test_counts_that_wrap_round_are_no_histogram() -> None:
+    """Four times 2^62 rows would be none."""
+    good = score_histogram(*site(0), "multiclass")
+    good[:, 0, 7:11] += 1 << 62
+    with pytest.raises(ProtocolError, match="enormous"):
+        from_sum(good.ravel().astype(float), 3)
 
 
 def test_what_is_written_holds_the_curve_and_says_where_there_is_none(tmp_path: Path) -> None:

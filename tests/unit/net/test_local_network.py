@@ -21,7 +21,7 @@ from focal.net import messages as msg
 from focal.net.frames import PIECE
 from focal.net.identity import Identity
 from focal.net.local import LocalHub, LocalLink, LocalNetwork
-from focal.net.quotas import Quota
+from focal.net.quotas import FILE, Quota
 from focal.net.store import Blobs, Board
 
 SESSION = "ab" * 32
@@ -204,7 +204,7 @@ def test_two_members_may_send_the_same_blob_at_the_same_time(place: Place, monke
 class Limited(Place):
     """A server that has room for three pieces of south, and for two of its records."""
 
-    quotas: ClassVar[dict[str, Quota]] = {"south": Quota(3 * PIECE, 700)}
+    quotas: ClassVar[dict[str, Quota]] = {"south": Quota(3 * (FILE + PIECE), 700)}
 
     def serve(self, session: str = SESSION) -> LocalHub:
         self.blobs = Blobs(self.folder / "blobs")
@@ -231,7 +231,8 @@ def test_who_floods_the_disk_is_refused_by_name(tmp_path: Path, restarted: bool)
             place.serve()
         assert south.put_many(pieces(3), "custodians") == sent
         with pytest.raises(
-            Refused, match=f"'south' sends {3 * PIECE + 1} bytes of blobs, this run needs {3 * PIECE}"
+            Refused,
+            match=f"'south' sends {4 * FILE + 3 * PIECE + 1} bytes of blobs, this run needs {3 * (FILE + PIECE)}",
         ) as e:
             south.put(b"x")
         assert e.value.reason == "quota" and hashlib.sha256(b"x").hexdigest() not in place.blobs
@@ -259,6 +260,27 @@ def test_what_is_begun_and_never_ended_counts(tmp_path: Path, restarted: bool) -
         with pytest.raises(Refused, match="quota"):
             south._ask(frames.Put(digest="3" * 64, size=2 * PIECE, offset=0, audience="all"), frames.PutOk, b"x")
         assert sum(size for _, _, size in place.blobs.begun()) == 2 * PIECE
+    finally:
+        place.stop()
+
+
+class Small(Limited):
+    quotas: ClassVar[dict[str, Quota]] = {"south": Quota(5 * (FILE + 1), 700)}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_blobs_of_one_byte_are_as_few_as_the_room_they_take(tmp_path: Path, restarted: bool) -> None:
+    """Else a quota would be as many files, and as many entries of the server's memory."""
+    place = Small(tmp_path)
+    try:
+        south = place.link("south")
+        sent = south.put_many([b"1", b"2", b"3", b"4", b"5"], "custodians")
+        if restarted:
+            place.stop()
+            place.serve()
+        assert south.put_many([b"1", b"2", b"3", b"4", b"5"], "custodians") == sent
+        with pytest.raises(Refused, match="quota"):
+            south.put(b"6")
     finally:
         place.stop()
 

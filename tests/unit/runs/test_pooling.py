@@ -179,5 +179,5 @@ def test_a_malformed_sum_is_an_error(tmp_path: Path, keys: dict[str, Path]) -> N
     wrong = counts(2)
     wrong[0, 0, 0] -= 10_000
     Pool(tmp_path / "sites", keys["west"], META).add(wrong)
-    with pytest.raises(ProtocolError, match="negative counts"):
+    with pytest.raises(ProtocolError, match="negative or enormous counts"):
         pools["north"].result()

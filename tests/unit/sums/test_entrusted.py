@@ -7,6 +7,8 @@ import pytest
 
 from focal.custody import inputs
 from focal.errors import ProtocolError
+from focal.measure import histogram
+from focal.measure.declared import BINS
 from focal.sums import entrusted, fixed
 
 RUN, GROUP, COUNT = b"r" * 32, b"g" * 32, 4000
@@ -85,3 +87,15 @@ def test_vectors_of_another_length_are_their_senders() -> None:
     for bad in (b"", vector("north")[:-8], vector("north") + bytes(8), vector("north")[:-1]):
         with pytest.raises(ProtocolError, match="'clinic-1' gave"):
             entrusted.added([("north", vector("north")), ("clinic-1", bad)], COUNT)
+
+
+def test_a_site_may_take_from_the_others_unnoticed() -> None:
+    """Moved from where they have many rows to where they have none: the sum is one of histograms. Nobody proves what it
+    hands in, and only sums are seen."""
+    others = np.zeros((1, 2, BINS), np.int64)
+    others[0, 0, 10], others[0, 1, 4000] = 40, 30
+    takes = np.zeros_like(others)
+    takes[0, 1, 4000], takes[0, 1, 0] = -25, 25
+    opened = fixed.decode(sum(fixed.encode(one.ravel().astype(float), 0) for one in (others, takes)), 0)
+    found = histogram.from_sum(opened, 1)
+    assert histogram.pooled_roc(others)[0].auroc == 1 and histogram.pooled_roc(found)[0].auroc < 0.2

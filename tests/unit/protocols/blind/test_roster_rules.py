@@ -19,6 +19,7 @@ from focal.manifest import LayoutSpec, Manifest, Member
 from focal.measure import declared
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, sign_manifest
+from focal.net.quotas import FILE
 from focal.protocols.blind import plan, roster, uploads
 from focal.protocols.blind.roster import CLOSED, UPLOAD
 from focal.protocols.common import inputs
@@ -179,7 +180,7 @@ def test_a_quota_is_what_the_rows_of_the_manifest_need() -> None:
     may be masked anew."""
     found, scheme = uploads.quotas(M, SHAPE), Scheme(M.ckks, RUN)
     chunks = len(SHAPE.chunks(*TABLE["clinic-2"]))
-    exact = chunks * codec.size(scheme, codec.MASKED) + 2 * projections.PROOF_BYTES
+    exact = chunks * (FILE + codec.size(scheme, codec.MASKED)) + 2 * (FILE + projections.PROOF_BYTES)
     assert found["clinic-2"].blobs == exact < exact + codec.size(scheme, codec.MASKED)
     assert found.keys() == {m.name for m in M.institutions}, "custodians follow the protocol"
     assert JointServer.quotas is Server.quotas and Server.quotas(cast(Server, None)) == {}, "nobody's in other runs"
@@ -187,7 +188,7 @@ def test_a_quota_is_what_the_rows_of_the_manifest_need() -> None:
     anew = uploads.quotas(M.model_copy(update={"threshold": 2, "members": (*M.members, another_custodian())}), SHAPE)
     assert anew["clinic-2"].blobs == 2 * exact
     with_results = uploads.quotas(M.model_copy(update={"pooled_roc": True, "pooled_by": ("sex:f,m",)}), SHAPE)
-    assert with_results["clinic-2"].blobs - exact == 8 * 3 * M.outputs * 2 * declared.BINS
+    assert with_results["clinic-2"].blobs - exact == FILE + 8 * 3 * M.outputs * 2 * declared.BINS
     longest = founders()
     longest.upload("clinic-2", label="f" * 64)
     record = PEOPLE["clinic-2"].sign_record(RUN, UPLOAD, longest.heard.get(RUN, "clinic-2", UPLOAD, msg.Upload))
