@@ -77,8 +77,10 @@ SEALED, DIGEST = 256, 68
 
 def quotas(manifest: Manifest, shape: Layout) -> dict[str, Quota]:
     """Institution -> how much of the server's disk and board a run needs of it, at most: its masked rows and proofs,
-    once in each epoch that there can be, its part of pooled moments and histograms, the projection."""
+    once in each epoch that there can be and once more, as rows may be corrected before their list is signed; its part
+    of pooled moments and histograms; the projection."""
     epochs = 1 + len(manifest.custodians) - manifest.needed
+    times = 1 + epochs
     dim, size = manifest.lower.dim, masked_bytes(manifest.ckks.ring)
     counts = FILE + 8 * declared.counted(manifest.outputs, manifest.pooled_by) if manifest.pooled_roc else 0
     moments = FILE + 8 * ((dim + 1) * (dim + 2) // 2 + manifest.outputs)
@@ -86,7 +88,7 @@ def quotas(manifest: Manifest, shape: Layout) -> dict[str, Quota]:
     table, found = row_table(manifest, shape), {}
     for member in manifest.institutions:
         chunks = len(shape.chunks(*table[member.name]))
-        blobs = counts + epochs * (chunks * (FILE + size) + len(PROVEN) * (FILE + projections.PROOF_BYTES))
+        blobs = counts + times * (chunks * (FILE + size) + len(PROVEN) * (FILE + projections.PROOF_BYTES))
         board = SPOKEN + epochs * DIGEST * (chunks + len(PROVEN))
         if not member.clinic:
             blobs += moments + projection

@@ -176,19 +176,19 @@ def test_a_list_is_as_long_as_its_senders_rows_need_at_most() -> None:
 
 
 def test_a_quota_is_what_the_rows_of_the_manifest_need() -> None:
-    """A clinic's: all chunks and proofs once, where no custodian may be lost; not one chunk more. A t-of-N key's rows
-    may be masked anew."""
+    """A clinic's: all chunks and proofs, and once more for rows that were corrected, where no custodian may be lost;
+    not one chunk more. A t-of-N key's rows may be masked anew."""
     found, scheme = uploads.quotas(M, SHAPE), Scheme(M.ckks, RUN)
     chunks = len(SHAPE.chunks(*TABLE["clinic-2"]))
     exact = chunks * (FILE + codec.size(scheme, codec.MASKED)) + 2 * (FILE + projections.PROOF_BYTES)
-    assert found["clinic-2"].blobs == exact < exact + codec.size(scheme, codec.MASKED)
+    assert found["clinic-2"].blobs == 2 * exact
     assert found.keys() == {m.name for m in M.institutions}, "custodians follow the protocol"
     assert JointServer.quotas is Server.quotas and Server.quotas(cast(Server, None)) == {}, "nobody's in other runs"
     assert found["north"].blobs > uploads.quotas(M, SHAPE)["clinic-1"].blobs
     anew = uploads.quotas(M.model_copy(update={"threshold": 2, "members": (*M.members, another_custodian())}), SHAPE)
-    assert anew["clinic-2"].blobs == 2 * exact
+    assert anew["clinic-2"].blobs == 3 * exact
     with_results = uploads.quotas(M.model_copy(update={"pooled_roc": True, "pooled_by": ("sex:f,m",)}), SHAPE)
-    assert with_results["clinic-2"].blobs - exact == FILE + 8 * 3 * M.outputs * 2 * declared.BINS
+    assert with_results["clinic-2"].blobs - 2 * exact == FILE + 8 * 3 * M.outputs * 2 * declared.BINS
     longest = founders()
     longest.upload("clinic-2", label="f" * 64)
     record = PEOPLE["clinic-2"].sign_record(RUN, UPLOAD, longest.heard.get(RUN, "clinic-2", UPLOAD, msg.Upload))
