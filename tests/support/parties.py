@@ -14,6 +14,7 @@ ROLES = {
     "custodian-1": ("custodian", {"verify": "off"}),
     "custodian-2": ("custodian", {"verify": "off"}),
 }
+CLINICS = {"clinic-1": 10, "clinic-2": 20}
 SCOPE = "5e" * 32
 
 
@@ -39,3 +40,11 @@ def manifest_of(people: dict[str, Identity], **changes: object) -> Manifest:
         "layout": LayoutSpec(class_lanes=1, feature_lanes=1),
     }  # fmt: skip
     return Manifest(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def with_clinics(people: dict[str, Identity], **changes: object) -> Manifest:
+    """The same with clinics, all of whom share blocks. ``people``: :data:`CLINICS` are among them."""
+    members = [people[n].member(role, **own) for n, (role, own) in ROLES.items()]
+    members += [people[n].member("institution", rows=rows, clinic=True) for n, rows in CLINICS.items()]
+    lanes = LayoutSpec(class_lanes=4, feature_lanes=1)
+    return manifest_of(people, members=tuple(members), layout=lanes, share_blocks=True, **changes)

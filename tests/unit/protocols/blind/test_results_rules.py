@@ -6,26 +6,22 @@ import datetime
 from typing import Any
 
 import pytest
-from parties import ROLES, manifest_of
+from parties import CLINICS, ROLES, with_clinics
 
 from focal.custody import inputs
 from focal.errors import ConfigError
-from focal.manifest import LayoutSpec, Manifest
+from focal.manifest import Manifest
 from focal.net import messages as msg
 from focal.net.identity import Identity
 from focal.protocols.blind import plan, results
 from focal.protocols.common.hearing import Heard
 
 RUN = "7e" * 32
-CLINICS = {"clinic-1": 10, "clinic-2": 20}
 PEOPLE = {name: Identity.new(name) for name in [*ROLES, *CLINICS]}
 
 
 def manifest(**changes: Any) -> Manifest:
-    members = [PEOPLE[n].member(role, **own) for n, (role, own) in ROLES.items()]
-    members += [PEOPLE[n].member("institution", rows=rows, clinic=True) for n, rows in CLINICS.items()]
-    lanes = LayoutSpec(class_lanes=4, feature_lanes=1)
-    return manifest_of(PEOPLE, members=tuple(members), layout=lanes, share_blocks=True, **changes)
+    return with_clinics(PEOPLE, **changes)
 
 
 PUBLIC = inputs.public_key(b"k" * 32)

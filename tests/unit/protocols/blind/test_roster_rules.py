@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from parties import ROLES, manifest_of
+from parties import CLINICS, ROLES, manifest_of, with_clinics
 
 from focal.ckks import codec
 from focal.ckks.scheme import Scheme
@@ -15,7 +15,7 @@ from focal.custody import inputs as masks
 from focal.custody import projections
 from focal.errors import ConfigError, FocalError, Refused
 from focal.heads.linear.layout import Layout
-from focal.manifest import LayoutSpec, Manifest, Member
+from focal.manifest import Manifest, Member
 from focal.measure import declared
 from focal.net import messages as msg
 from focal.net.identity import Identity, check_signatures, sign_manifest
@@ -30,16 +30,12 @@ from focal.protocols.interactive.server import JointServer
 RUN = "7e" * 32
 NOTHING = "0" * 64
 AGREED = uploads.Agreed(joint_keys=NOTHING, projection=NOTHING, eta_hex=(2.0).hex())
-CLINICS = {"clinic-1": 10, "clinic-2": 20}
 CUSTODIANS = ("custodian-1", "custodian-2")
 PEOPLE = {name: Identity.new(name) for name in [*ROLES, *CLINICS]}
 
 
 def manifest(**changes: Any) -> Manifest:
-    members = [PEOPLE[n].member(role, **own) for n, (role, own) in ROLES.items()]
-    members += [PEOPLE[n].member("institution", rows=rows, clinic=True) for n, rows in CLINICS.items()]
-    lanes = LayoutSpec(class_lanes=4, feature_lanes=1)
-    return manifest_of(PEOPLE, members=tuple(members), layout=lanes, share_blocks=True, **changes)
+    return with_clinics(PEOPLE, **changes)
 
 
 M = manifest()
